@@ -1,0 +1,285 @@
+//! What an operator may choose, and every limit of the program.
+//!
+//! This file is a leaf: it knows no other file of the crate. Each limit is named with its unit and says why it
+//! has the value it has. What has a flag stands in [`Config`]; the rest are constants.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+// ---- One connection, before it speaks WebSocket ----
+
+/// The head of a request. Browsers send under 2 KiB, cookies included; 8 KiB is what nginx and Apache allow.
+pub const HEAD_BYTES_MAX: usize = 8 * KIB;
+/// From accept to the end of the head, one deadline for all of it, so that a byte a second buys nothing.
+pub const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
+
+// ---- One connection, as a WebSocket ----
+
+/// From the upgrade to the first well-formed message; then 1008.
+pub const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
+/// For a peer's Close after ours, and then for it to close TCP.
+pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
+/// What is read and thrown away after our last byte, so that no reset overtakes it (RFC 9112 section 9.6).
+pub const DRAIN_BYTES_MAX: usize = 256 * KIB;
+/// What waits to be sent to one peer, at least; see [`Config::queue_bytes_max`].
+pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
+/// Room beyond the queue for pongs and the Close frame, which must not fail when messages do.
+pub const QUEUE_BYTES_SPARE: usize = KIB;
+/// A peer whose queue is full and that takes no byte for this long is closed.
+pub const STALL_TIME_MAX: Duration = Duration::from_secs(10);
+/// Bytes that one read takes from a socket, which is also what one session may do in one turn of the loop.
+/// Three SDPs of a browser fit; two thousand of the smallest frames are a millisecond's work.
+pub const READ_BYTES_MAX: usize = 16 * KIB;
+/// The first read buffer of a WebSocket codec; it grows to the message and goes when the session rests.
+pub const CODEC_BYTES: usize = 4 * KIB;
+
+// ---- One peer ----
+
+/// An id, in bytes of UTF-8: a UUID three times over.
+pub const ID_BYTES_MAX: usize = 128;
+/// The name of a room, in bytes: a SHA-256 in hexadecimal.
+pub const ROOM_BYTES_MAX: usize = 64;
+/// Candidates in one `candidates` array, and stored for one peer. A browser gathers ten or twenty.
+pub const CANDIDATES_MAX: usize = 64;
+/// Bytes of the candidates stored for one peer: a KiB each, five times what a browser writes.
+pub const STORED_BYTES_MAX: usize = 64 * KIB;
+/// What a claimant of an id sends while the holder is probed, beside its first message.
+pub const KEPT_BYTES_MAX: usize = 64 * KIB;
+/// The same in messages, because an empty one costs memory too.
+pub const KEPT_MESSAGES_MAX: usize = 1024;
+/// How long the holder of a claimed id has to show life.
+pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long a room waits for an offer or an answer before it asks, or hands the offer to, the next in the line.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The burst of `--max-rate`, in seconds of it: a peer that has been quiet may send this much at once.
+pub const RATE_BURST_SECONDS: u32 = 10;
+/// A message counts once for every block of this size that it begins.
+pub const RATE_BLOCK_BYTES: usize = 4 * KIB;
+/// A sender is told `rate_limited` at most once in this time, and a pause of this length ends its offence.
+pub const RATE_TOLD_EVERY: Duration = Duration::from_secs(1);
+/// A sender that is over the limit for this long, without such a pause, is closed.
+pub const RATE_OFFENCE_MAX: Duration = Duration::from_secs(5);
+
+// ---- The process ----
+
+/// The listen backlog. mio's 128 makes a burst of a thousand connects wait for TCP's retransmission, a second.
+/// The kernel caps it at net.core.somaxconn.
+pub const BACKLOG: i32 = 4096;
+/// The kernel's send buffer of a connection. Unset, Linux hides 4 MB behind a peer that does not read.
+pub const SEND_BUFFER_BYTES: usize = 64 * KIB;
+/// Connections accepted in one turn of the loop: about a millisecond.
+pub const ACCEPTS_PER_TURN: usize = 256;
+/// Sessions whose deadlines are looked at, and that are pinged where due, in one turn of the loop.
+pub const SWEEP_PER_TURN: usize = 256;
+/// How often all deadlines are looked at, and so their precision.
+pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Readiness events taken from the kernel in one turn.
+pub const EVENTS_PER_TURN: usize = 1024;
+/// Connections over `--max-connections` that are taken in only to be told 503. Others wait in the backlog.
+pub const REFUSED_AT_ONCE: usize = 16;
+/// Connections of the `--metrics` listener, which has room even when the server is full.
+pub const METRICS_AT_ONCE: usize = 4;
+/// Descriptors beside the connections: standard streams, epoll, signals, listeners and what a library may open.
+pub const DESCRIPTORS_SPARE: usize = REFUSED_AT_ONCE + METRICS_AT_ONCE + 12;
+/// How long connections have to say goodbye when the server stops.
+pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen. Empty: `[::]:8080`, or `0.0.0.0:8080` where the kernel has no IPv6.
+    pub listen: Vec<SocketAddr>,
+    /// Origins that may connect besides the server's own; `*` allows all.
+    pub allow_origins: Vec<String>,
+    /// WebSocket connections at a time. Ten thousand idle ones are a few MB.
+    pub connections_max: usize,
+    /// Joined peers in one room. In a mesh everybody is connected to everybody: browsers give up before 64.
+    pub mesh_peers_max: usize,
+    /// Bytes of one incoming message. An offer with video is 5 to 10 KB.
+    pub message_bytes_max: usize,
+    /// Messages a second from one connection; 0 is no limit.
+    pub rate_max: u32,
+    /// Silence after which a peer is pinged; after two of them it is closed. Proxies cut idle connections at 55
+    /// to 60 s.
+    pub ping_interval: Duration,
+    /// Where to serve `GET /metrics`, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// How much to log.
+    pub log: LevelFilter,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: Vec::new(),
+            allow_origins: Vec::new(),
+            connections_max: 10_000,
+            mesh_peers_max: 64,
+            message_bytes_max: 64 * KIB,
+            rate_max: 100,
+            ping_interval: Duration::from_secs(25),
+            metrics: None,
+            log: LevelFilter::Info,
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve.
+    Run(Config),
+    /// Print the help and exit.
+    Help,
+    /// Print the version and exit.
+    Version,
+}
+
+impl Config {
+    /// Reads a command line, without the program's name.
+    ///
+    /// # Errors
+    /// One line that names the flag and what it wants.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+        Self::parse_flags(args).map_err(|error| error.to_string())
+    }
+
+    fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
+        use lexopt::prelude::*;
+
+        let mut config = Config::default();
+        let mut parser = lexopt::Parser::from_args(args);
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Short('l') | Long("listen") => {
+                    config.listen.push(parser.value()?.parse_with(address)?);
+                }
+                Long("allow-origin") => {
+                    config
+                        .allow_origins
+                        .push(parser.value()?.parse_with(origin)?);
+                }
+                Long("max-connections") => {
+                    config.connections_max =
+                        parser.value()?.parse_with(|s| within(s, 1, 1_000_000))?;
+                }
+                Long("max-mesh-peers") => {
+                    config.mesh_peers_max = parser.value()?.parse_with(|s| within(s, 1, 1000))?;
+                }
+                Long("max-message") => {
+                    config.message_bytes_max = parser.value()?.parse_with(size)?;
+                }
+                Long("max-rate") => {
+                    config.rate_max = parser.value()?.parse_with(|s| within(s, 0, 1_000_000))?;
+                }
+                Long("ping-interval") => {
+                    let seconds = parser.value()?.parse_with(|s| within(s, 1, 3600))?;
+                    config.ping_interval = Duration::from_secs(seconds);
+                }
+                Long("metrics") => config.metrics = Some(parser.value()?.parse_with(address)?),
+                Long("log") => config.log = parser.value()?.parse_with(level)?,
+                Short('h') | Long("help") => return Ok(Command::Help),
+                Short('V') | Long("version") => return Ok(Command::Version),
+                _ => return Err(arg.unexpected()),
+            }
+        }
+        Ok(Command::Run(config))
+    }
+
+    /// What `--help` prints. The defaults in it are the program's own.
+    pub fn help() -> String {
+        let d = Config::default();
+        format!(
+            "\
+noroshi {version}: a WebRTC signaling server
+
+usage: noroshi [flags]
+
+  -l, --listen ADDR          address and port to listen on; repeatable; port 0 picks a free one
+                             [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
+      --allow-origin ORIGIN  let pages of this origin connect too; repeatable; * allows all
+                             [default: same host only]
+      --max-connections N    WebSocket connections at a time [default: {connections}]
+      --max-mesh-peers N     joined peers in one room [default: {mesh}]
+      --max-message SIZE     bytes of one message; takes K and M [default: {message}K]
+      --max-rate N           messages a second from one connection; 0 = no limit [default: {rate}]
+      --ping-interval SECONDS
+                             silence before a ping; after two, the peer is closed [default: {ping}]
+      --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
+      --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
+  -h, --help                 print this
+  -V, --version              print the version
+",
+            version = env!("CARGO_PKG_VERSION"),
+            connections = d.connections_max,
+            mesh = d.mesh_peers_max,
+            message = d.message_bytes_max / KIB,
+            rate = d.rate_max,
+            ping = d.ping_interval.as_secs(),
+            log = d.log.as_str().to_ascii_lowercase(),
+        )
+    }
+
+    /// What may wait to be sent to one peer, in bytes. Whatever may come in must fit when it goes out: as a
+    /// string inside JSON a text grows to twice its size at most, and a `joined` names every peer of the mesh.
+    pub fn queue_bytes_max(&self) -> usize {
+        QUEUE_BYTES_MAX
+            .max(2 * self.message_bytes_max + 4 * KIB)
+            .max(self.mesh_peers_max * KIB)
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "not an address and port, such as 127.0.0.1:8080 or [::]:8080")
+}
+
+fn origin(text: &str) -> Result<String, &'static str> {
+    let host = text.split_once("://").map(|(_, host)| host);
+    if text == "*"
+        || text == "null"
+        || host.is_some_and(|host| !host.is_empty() && !host.contains('/'))
+    {
+        Ok(text.to_owned())
+    } else {
+        Err("an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or *")
+    }
+}
+
+fn within<N>(text: &str, min: N, max: N) -> Result<N, String>
+where
+    N: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    match text.parse() {
+        Ok(number) if (&min..=&max).contains(&&number) => Ok(number),
+        _ => Err(format!("not a whole number from {min} to {max}")),
+    }
+}
+
+fn size(text: &str) -> Result<usize, &'static str> {
+    let (digits, unit) = match text.strip_suffix(['K', 'k']) {
+        Some(digits) => (digits, KIB),
+        None => match text.strip_suffix(['M', 'm']) {
+            Some(digits) => (digits, MIB),
+            None => (text, 1),
+        },
+    };
+    digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .filter(|bytes| (KIB..=16 * MIB).contains(bytes))
+        .ok_or("not a size from 1K to 16M")
+}
+
+fn level(text: &str) -> Result<LevelFilter, &'static str> {
+    text.parse()
+        .map_err(|_| "not one of off, error, warn, info, debug, trace")
+}

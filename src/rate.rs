@@ -1,0 +1,155 @@
+//! How much one connection may send: a token bucket, and what becomes of those who ignore it.
+//!
+//! Pure, like the hub that uses it: time is an argument.
+
+use std::time::Duration;
+
+use crate::config::{RATE_BURST_SECONDS, RATE_OFFENCE_MAX, RATE_TOLD_EVERY};
+
+/// What `--max-rate` means: a token every so often, and how many there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    token: Duration,
+    burst: u32,
+}
+
+impl Rate {
+    /// So many tokens a second; 0 is no limit.
+    pub fn per_second(tokens: u32) -> Option<Rate> {
+        Some(Rate {
+            token: Duration::from_secs(1).checked_div(tokens)?,
+            burst: tokens.saturating_mul(RATE_BURST_SECONDS),
+        })
+    }
+}
+
+/// The tokens of one connection.
+///
+/// The bucket is kept as one number: the time when it will be full again. A message moves that time by its price,
+/// and is too much if it would come to lie further ahead than an empty bucket takes to fill.
+#[derive(Debug, Default)]
+pub struct Bucket {
+    full_at: Duration,
+    offence: Option<Box<Offence>>,
+}
+
+#[derive(Debug)]
+struct Offence {
+    began: Duration,
+    last: Duration,
+    told: Duration,
+}
+
+/// What to do with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Handle it.
+    Pass,
+    /// Drop it, and tell the sender or not.
+    Drop {
+        /// At most once a second.
+        tell: bool,
+    },
+    /// Drop it and close the connection: it went on for too long.
+    Close,
+}
+
+impl Bucket {
+    /// Pays for a message. What is dearer than a full bucket costs a full bucket, else it could never be said.
+    pub fn pay(&mut self, rate: Option<Rate>, tokens: usize, now: Duration) -> Verdict {
+        let Some(rate) = rate else {
+            return Verdict::Pass;
+        };
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX).min(rate.burst);
+        let full_at = self.full_at.max(now) + rate.token * tokens;
+        if full_at > now + rate.token * rate.burst {
+            return self.offend(now);
+        }
+        self.full_at = full_at;
+        Verdict::Pass
+    }
+
+    /// A message was too much, for whatever reason. An offence lasts until its sender pauses.
+    pub fn offend(&mut self, now: Duration) -> Verdict {
+        let offence = match &mut self.offence {
+            Some(offence) if now - offence.last <= RATE_TOLD_EVERY => offence,
+            _ => {
+                self.offence = Some(Box::new(Offence {
+                    began: now,
+                    last: now,
+                    told: now,
+                }));
+                return Verdict::Drop { tell: true };
+            }
+        };
+        offence.last = now;
+        if now - offence.began >= RATE_OFFENCE_MAX {
+            return Verdict::Close;
+        }
+        let tell = now - offence.told >= RATE_TOLD_EVERY;
+        if tell {
+            offence.told = now;
+        }
+        Verdict::Drop { tell }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TELL: Verdict = Verdict::Drop { tell: true };
+    const QUIET: Verdict = Verdict::Drop { tell: false };
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_burst_then_the_rate() {
+        let (rate, mut bucket) = (Rate::per_second(10), Bucket::default());
+        for _ in 0..100 {
+            assert_eq!(bucket.pay(rate, 1, ms(0)), Verdict::Pass);
+        }
+        assert_eq!(bucket.pay(rate, 1, ms(0)), TELL);
+        assert_eq!(bucket.pay(rate, 1, ms(99)), QUIET);
+        assert_eq!(bucket.pay(rate, 1, ms(100)), Verdict::Pass);
+        assert_eq!(bucket.pay(rate, 1, ms(100)), QUIET);
+        // Full again after ten seconds, and no fuller after a thousand.
+        for _ in 0..100 {
+            assert_eq!(bucket.pay(rate, 1, ms(1_000_000)), Verdict::Pass);
+        }
+        assert_eq!(bucket.pay(rate, 1, ms(1_000_000)), TELL);
+    }
+
+    #[test]
+    fn the_dearest_message_can_be_said() {
+        let (rate, mut bucket) = (Rate::per_second(1), Bucket::default());
+        assert_eq!(bucket.pay(rate, 64, ms(0)), Verdict::Pass);
+        assert_eq!(bucket.pay(rate, 1, ms(0)), TELL);
+        assert_eq!(bucket.pay(rate, 64, ms(10_000)), Verdict::Pass);
+    }
+
+    #[test]
+    fn told_once_a_second_and_closed_after_five() {
+        let (rate, mut bucket) = (Rate::per_second(1), Bucket::default());
+        assert_eq!(bucket.pay(rate, 10, ms(0)), Verdict::Pass);
+        let verdicts: Vec<_> = (0..11).map(|i| bucket.pay(rate, 10, ms(i * 500))).collect();
+        assert_eq!(verdicts[..4], [TELL, QUIET, TELL, QUIET]);
+        assert_eq!(verdicts[8..], [TELL, QUIET, Verdict::Close]);
+    }
+
+    #[test]
+    fn a_pause_ends_the_offence() {
+        let mut bucket = Bucket::default();
+        for i in 0..100 {
+            assert_eq!(bucket.offend(ms(i * 1001)), TELL);
+        }
+    }
+
+    #[test]
+    fn no_limit() {
+        let mut bucket = Bucket::default();
+        assert!((0..10_000).all(|_| bucket.pay(Rate::per_second(0), 64, ms(0)) == Verdict::Pass));
+    }
+}

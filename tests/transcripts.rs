@@ -1,0 +1,14 @@
+//! Every transcript, against the bare hub and against a running server.
+
+mod common;
+
+use common::memory::Memory;
+use common::transcript;
+
+#[test]
+fn on_memory() {
+    for transcript in transcript::all() {
+        println!("{}", transcript.name);
+        transcript.play(Box::new(Memory::new(&transcript.config)));
+    }
+}
