@@ -80,8 +80,11 @@ pub enum Effect<'a> {
     Close(Conn, Close),
     /// The connection has an id from now on. For the log.
     Registered {
+        /// The connection.
         conn: Conn,
+        /// Its room.
         room: &'a str,
+        /// Its id.
         id: &'a str,
     },
 }
@@ -99,7 +102,7 @@ pub enum Close {
 pub trait Outbox {
     /// Whether all of these can still be queued for the peer. Asked before an offer, an answer or candidates are
     /// forwarded; what the server itself has to say is sent in any case.
-    fn has_room(&self, to: Conn, texts: &[String]) -> bool;
+    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool;
     /// Takes an effect.
     fn push(&mut self, effect: Effect<'_>);
 }

@@ -1,5 +1,50 @@
+//! noroshi (狼煙, a signal fire): a WebRTC signaling server on one thread.
+//!
+//! Two browsers that want to talk to each other must first exchange offers, answers and candidates through
+//! somebody they both know. What is said is in the README; this is the map of how it is done.
+//!
+//! ```text
+//! main ─→ server ─→ session ─→ http ─→ metrics        config: the limits
+//!    │          └─→ hub ─→ message                    rate: how much one peer may send
+//!    └─→ logger       └──→ rate
+//! ```
+//!
+//! Imports point along the arrows, downward in the list of modules below; `config` may be used by all. A test
+//! holds the files to this, and to the following.
+//!
+//! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
+//!   `message` knows JSON, only `config` knows lexopt.
+//! - [`hub`], [`message`], [`rate`], [`http`] and [`metrics`] do no I/O, read no clock and write no log.
+//! - Time is an argument: the time since the start, looked up once a turn of the loop by `server`.
+//! - Everything that can grow has a limit, with a name, a unit and a reason, in [`config`].
+//! - Nothing a peer sends is an error of ours. Asserts and `expect` state what no input can change.
+//!
+//! The words: a *peer* is who speaks, under an id, in a *room*. A *connection* ([`hub::Conn`]) is how it is
+//! reached, and has a number that is never used again. A *session* is a connection as bytes. *Offer*, *answer*,
+//! *candidate* and *SDP* are WebRTC's (RFC 8829), and are never looked into. *Poll*, *token* and *interest* are
+//! mio's.
+//!
+//! To read it all, follow a message: [`server`] (`Server::turn`), [`session`] (`fill`, `next`), [`hub`]
+//! (`handle`), [`message`] (`parse`, `Reply`), and back out through `Outbox` and `Session::flush`.
+
 #![forbid(unsafe_code)]
-pub mod config;
+#![warn(missing_docs)]
+
+// In the order of imports, which the blank lines keep.
+pub mod server;
+
+pub mod session;
+
+pub mod http;
+
+pub mod metrics;
+
 pub mod hub;
+
 pub mod message;
+
 pub mod rate;
+
+pub mod logger;
+
+pub mod config;

@@ -351,6 +351,7 @@ fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
 
 /// What the server says. An SDP or candidate is a JSON text and goes out as a string that holds it.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the fields are those of the wire")]
 pub enum Reply<'a> {
     /// Send an offer.
     Ask,

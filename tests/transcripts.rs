@@ -3,6 +3,7 @@
 mod common;
 
 use common::memory::Memory;
+use common::sockets::Net;
 use common::transcript;
 
 #[test]
@@ -10,5 +11,13 @@ fn on_memory() {
     for transcript in transcript::all() {
         println!("{}", transcript.name);
         transcript.play(Box::new(Memory::new(&transcript.config)));
+    }
+}
+
+#[test]
+fn on_sockets() {
+    for transcript in transcript::all() {
+        println!("{}", transcript.name);
+        transcript.play(Box::new(Net::new(&transcript.config)));
     }
 }

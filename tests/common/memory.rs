@@ -35,7 +35,7 @@ pub enum Recorded {
 }
 
 impl Outbox for Recorder {
-    fn has_room(&self, to: Conn, _: &[String]) -> bool {
+    fn has_room(&mut self, to: Conn, _: &[String]) -> bool {
         !self.full.contains(&to)
     }
 
@@ -90,7 +90,10 @@ impl Memory {
 
     fn hear(&mut self, who: Conn, heard: Heard) {
         if !self.deaf.contains(&who) {
-            self.heard.get_mut(&who).expect("only who is connected hears").push_back(heard);
+            self.heard
+                .get_mut(&who)
+                .expect("only who is connected hears")
+                .push_back(heard);
         }
     }
 }
@@ -134,6 +137,9 @@ impl Wire for Memory {
         for conn in self.heard.keys().copied().collect::<Vec<_>>() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!((self.hub.peers(), self.hub.rooms(), self.hub.wake_at()), (0, 0, None));
+        assert_eq!(
+            (self.hub.peers(), self.hub.rooms(), self.hub.wake_at()),
+            (0, 0, None)
+        );
     }
 }

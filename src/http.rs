@@ -1,0 +1,510 @@
+//! The first request of a connection: an upgrade, or a question with a plain answer.
+//!
+//! No I/O in here: a head goes in, an [`Answer`] comes out. Every answer that is no upgrade is a complete
+//! HTTP/1.1 response after which the connection closes (RFC 9112); upgrades follow RFC 6455 section 4.2.
+
+use tungstenite::handshake::derive_accept_key;
+
+use crate::config::{Config, HEAD_BYTES_MAX, ROOM_BYTES_MAX};
+use crate::metrics::Metrics;
+
+/// Which listener a connection came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// WebSockets and `/healthz`.
+    Main,
+    /// `/metrics`.
+    Metrics,
+}
+
+/// What to do with a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Send this response and speak WebSocket, in this room.
+    Upgrade {
+        /// The bytes of the 101.
+        response: Vec<u8>,
+        /// The name of the room; empty: the default room.
+        room: String,
+    },
+    /// Send this response and close.
+    Plain {
+        /// The status code in it.
+        status: u16,
+        /// The bytes of the response.
+        response: Vec<u8>,
+    },
+}
+
+/// Where the head ends that these bytes begin with, if it does. `searched` bytes of them are known to hold no end.
+pub fn head_end(bytes: &[u8], searched: usize) -> Option<usize> {
+    const END: &[u8] = b"\r\n\r\n";
+    let from = searched.saturating_sub(END.len() - 1);
+    bytes[from..]
+        .windows(END.len())
+        .position(|window| window == END)
+        .map(|at| from + at + END.len())
+}
+
+/// The answer to a head that did not come in time.
+pub fn timeout() -> Answer {
+    plain(408, "the request did not come in time", &[], false)
+}
+
+/// The answer to a head that has no end within [`HEAD_BYTES_MAX`].
+pub fn head_too_large() -> Answer {
+    plain(
+        431,
+        &format!("the head of a request is at most {HEAD_BYTES_MAX} bytes"),
+        &[],
+        false,
+    )
+}
+
+/// The answer to a request. `full` is whether there is no place for another WebSocket.
+pub fn answer(head: &[u8], door: Door, config: &Config, full: bool, metrics: &Metrics) -> Answer {
+    let mut headers = [httparse::EMPTY_HEADER; 100];
+    let mut parsed = httparse::Request::new(&mut headers);
+    match parsed.parse(head) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Err(httparse::Error::TooManyHeaders) => return head_too_large(),
+        Ok(httparse::Status::Partial) | Err(_) => {
+            return plain(400, "that is no HTTP request", &[], false);
+        }
+    }
+    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version)
+    else {
+        return plain(400, "that is no HTTP request", &[], false);
+    };
+    let request = Request {
+        method,
+        version,
+        headers: parsed.headers,
+    };
+    if version == 1 && request.values("host").count() != 1 {
+        // RFC 9112 section 3.2.
+        return request.plain(400, "a request has one Host header", &[]);
+    }
+    match (door, path(target)) {
+        (Door::Metrics, "/metrics") => {
+            let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
+            request.page(&metrics.render(), kind)
+        }
+        (Door::Main, "/healthz") => request.page("ok", TEXT),
+        (Door::Main, "/ws") => request.upgrade(None, config, full),
+        (Door::Main, path) => match path.strip_prefix("/ws/") {
+            Some(room) => request.upgrade(Some(room), config, full),
+            None => request.plain(
+                404,
+                "nothing is here; WebSockets connect to /ws or /ws/ROOM",
+                &[],
+            ),
+        },
+        (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
+    }
+}
+
+const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
+const ALLOW: (&str, &str) = ("Allow", "GET, HEAD");
+
+struct Request<'a> {
+    method: &'a str,
+    /// The minor version: HTTP/1.0 or HTTP/1.1.
+    version: u8,
+    headers: &'a [httparse::Header<'a>],
+}
+
+impl<'a> Request<'a> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+            .map(|h| h.value)
+    }
+
+    /// The only value of a header, as text.
+    fn value(&self, name: &str) -> Option<&'a str> {
+        let mut values = self.values(name);
+        let value = values.next()?;
+        values
+            .next()
+            .is_none()
+            .then(|| std::str::from_utf8(value).ok())?
+    }
+
+    /// Whether a header that is a list has this element.
+    fn lists(&self, name: &str, element: &str) -> bool {
+        let is_it = |listed: &[u8]| listed.trim_ascii().eq_ignore_ascii_case(element.as_bytes());
+        self.values(name)
+            .any(|value| value.split(|byte| *byte == b',').any(is_it))
+    }
+
+    fn page(&self, body: &str, kind: (&str, &str)) -> Answer {
+        match self.method {
+            "GET" | "HEAD" => response(200, body.as_bytes(), &[kind], self.method == "HEAD"),
+            _ => self.plain(405, "only GET and HEAD are answered here", &[ALLOW]),
+        }
+    }
+
+    fn plain(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Answer {
+        plain(status, sentence, headers, self.method == "HEAD")
+    }
+
+    fn upgrade(&self, room: Option<&str>, config: &Config, full: bool) -> Answer {
+        if !matches!(self.method, "GET" | "HEAD") {
+            return self.plain(405, "a WebSocket begins with GET", &[ALLOW]);
+        }
+        if room.is_some_and(|room| !is_room(room)) {
+            return self.plain(
+                400,
+                "a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -",
+                &[],
+            );
+        }
+        let asks = self.method == "GET"
+            && self.version == 1
+            && self.lists("upgrade", "websocket")
+            && self.lists("connection", "upgrade");
+        if !asks || self.value("sec-websocket-version") != Some("13") {
+            let headers = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")];
+            return self.plain(426, "this address speaks WebSocket, version 13", &headers);
+        }
+        let Some(key) = self.value("sec-websocket-key").filter(|key| is_key(key)) else {
+            return self.plain(400, "Sec-WebSocket-Key is missing or malformed", &[]);
+        };
+        if !self.may_come_from_its_origin(config) {
+            return self.plain(
+                403,
+                "pages of this origin may not connect; see --allow-origin",
+                &[],
+            );
+        }
+        if full {
+            return self.plain(503, "the server is full", &[]);
+        }
+        let response = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {}\r\n\r\n",
+            derive_accept_key(key.as_bytes())
+        );
+        Answer::Upgrade {
+            response: response.into_bytes(),
+            room: room.unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// A browser says where the page comes from, so that no page can use the visitor's place in the network.
+    /// Other clients say nothing, and could say anything.
+    fn may_come_from_its_origin(&self, config: &Config) -> bool {
+        if self.values("origin").next().is_none() {
+            return true;
+        }
+        let Some(origin) = self.value("origin") else {
+            return false;
+        };
+        let allowed = |allow: &String| allow == "*" || allow.eq_ignore_ascii_case(origin);
+        if config.allow_origins.iter().any(allowed) {
+            return true;
+        }
+        match (origin.split_once("://"), self.value("host")) {
+            (Some((_, origin_host)), Some(host)) => origin_host.eq_ignore_ascii_case(host),
+            _ => false,
+        }
+    }
+}
+
+/// The path of a request target: without a query, and without scheme and host (RFC 9112 section 3.2.2).
+fn path(target: &str) -> &str {
+    let target = match target.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
+            &rest[rest.find('/').unwrap_or(rest.len())..]
+        }
+        _ => target,
+    };
+    target.split(['?', '#']).next().unwrap_or_default()
+}
+
+fn is_room(name: &str) -> bool {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
+    (1..=ROOM_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(is_fine)
+        && name != "."
+        && name != ".."
+}
+
+/// Whether this is the base64 of 16 bytes.
+fn is_key(key: &str) -> bool {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
+    key.strip_suffix("==")
+        .is_some_and(|digits| digits.len() == 22 && digits.bytes().all(is_fine))
+}
+
+fn plain(status: u16, sentence: &str, headers: &[(&str, &str)], head_only: bool) -> Answer {
+    let headers = [&[TEXT], headers].concat();
+    response(
+        status,
+        format!("{sentence}\n").as_bytes(),
+        &headers,
+        head_only,
+    )
+}
+
+fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool) -> Answer {
+    let reason = match status {
+        200 => "OK",
+        400 => "Bad Request",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        426 => "Upgrade Required",
+        431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
+        _ => unreachable!("these are all"),
+    };
+    // RFC 9110 section 7.8: who sends Upgrade lists it in Connection.
+    let connection = if status == 426 {
+        "Upgrade, close"
+    } else {
+        "close"
+    };
+    let mut head = format!("HTTP/1.1 {status} {reason}\r\nConnection: {connection}\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+    let mut response = head.into_bytes();
+    if !head_only {
+        response.extend_from_slice(body);
+    }
+    Answer::Plain { status, response }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    const ASKS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
+
+    fn ask(door: Door, config: &Config, full: bool, head: &str) -> (u16, String) {
+        let head = format!("{head}\r\n");
+        assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
+        match answer(head.as_bytes(), door, config, full, &Metrics::default()) {
+            Answer::Upgrade { response, room } => {
+                let response = String::from_utf8(response).unwrap();
+                assert!(response.starts_with("HTTP/1.1 101 "));
+                // The example of RFC 6455 section 1.3.
+                assert!(
+                    response.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n")
+                );
+                assert!(response.ends_with("\r\n\r\n"));
+                (101, room)
+            }
+            Answer::Plain { status, response } => {
+                let response = String::from_utf8(response).unwrap();
+                let (head_of_it, body) = response.split_once("\r\n\r\n").expect("a head");
+                assert!(head_of_it.starts_with(&format!("HTTP/1.1 {status} ")));
+                assert!(head_of_it.contains("close"), "{head_of_it}");
+                let length = head_of_it
+                    .split("Content-Length: ")
+                    .nth(1)
+                    .expect("a length");
+                let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+                assert_eq!(
+                    body.len(),
+                    if head.starts_with("HEAD ") { 0 } else { length }
+                );
+                assert!(length > 0);
+                (status, head_of_it.to_owned())
+            }
+        }
+    }
+
+    fn get(head: &str) -> (u16, String) {
+        ask(
+            Door::Main,
+            &Config::default(),
+            false,
+            &format!("{}\r\nHost: h:1\r\n", head.trim_end()),
+        )
+    }
+
+    fn upgrade(target: &str, more: &str) -> (u16, String) {
+        get(&format!("GET {target} HTTP/1.1\r\n{ASKS}{KEY}{more}"))
+    }
+
+    #[test]
+    fn upgrades() {
+        assert_eq!(upgrade("/ws", ""), (101, "".into()));
+        assert_eq!(upgrade("/ws?x=/y", ""), (101, "".into()));
+        assert_eq!(upgrade("/ws/tea", ""), (101, "tea".into()));
+        assert_eq!(
+            upgrade("/ws/A.b_c~d-9?token=1", ""),
+            (101, "A.b_c~d-9".into())
+        );
+        assert_eq!(upgrade("http://h:1/ws/tea", ""), (101, "tea".into()));
+        assert_eq!(upgrade(&format!("/ws/{}", "x".repeat(64)), "").0, 101);
+        let mixed = "upgrade: h2c, WebSocket\r\nconnection: keep-alive, UPGRADE\r\nsec-websocket-version: 13";
+        assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{mixed}")).0, 101);
+        let twice = "Upgrade: websocket\r\nConnection: keep-alive\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13";
+        assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{twice}")).0, 101);
+    }
+
+    #[test]
+    fn rooms_that_are_none() {
+        for room in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a%20b",
+            "%41",
+            "a b",
+            "日本",
+            "a:b",
+            &"x".repeat(65),
+        ] {
+            let (status, _) = upgrade(&format!("/ws/{room}"), "");
+            assert_eq!(status, 400, "{room}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_upgrade() {
+        let (status, head) = get("GET /ws HTTP/1.1");
+        assert_eq!(status, 426);
+        assert!(
+            head.contains("\r\nSec-WebSocket-Version: 13\r\n")
+                && head.contains("\r\nUpgrade: websocket")
+        );
+        assert_eq!(get("HEAD /ws/tea HTTP/1.1").0, 426);
+        let old = ASKS.replace("13", "8");
+        assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{old}")).0, 426);
+        assert_eq!(get(&format!("GET /ws HTTP/1.0\r\n{KEY}{ASKS}")).0, 426);
+        for key in [
+            "",
+            "Sec-WebSocket-Key: short\r\n",
+            &format!("{KEY}{KEY}"),
+            &KEY.replace('X', "*"),
+        ] {
+            assert_eq!(
+                get(&format!("GET /ws HTTP/1.1\r\n{key}{ASKS}")).0,
+                400,
+                "{key}"
+            );
+        }
+        let (status, head) = get("POST /ws HTTP/1.1");
+        assert_eq!(status, 405);
+        assert!(head.contains("\r\nAllow: GET, HEAD\r\n"));
+    }
+
+    #[test]
+    fn origins() {
+        assert_eq!(upgrade("/ws", "Origin: http://h:1").0, 101);
+        assert_eq!(upgrade("/ws", "Origin: HTTPS://H:1").0, 101);
+        for foreign in [
+            "http://h",
+            "http://h:2",
+            "http://evil.h:1",
+            "null",
+            "h:1",
+            "",
+            "http://h:1/",
+        ] {
+            assert_eq!(
+                upgrade("/ws", &format!("Origin: {foreign}")).0,
+                403,
+                "{foreign}"
+            );
+        }
+        assert_eq!(
+            upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0,
+            403
+        );
+        let from = |allowed: &str, origin: &str| {
+            let config = Config {
+                allow_origins: vec![allowed.into()],
+                ..Config::default()
+            };
+            let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{ASKS}");
+            ask(Door::Main, &config, false, &head).0
+        };
+        assert_eq!(from("https://a.example", "https://a.example"), 101);
+        assert_eq!(from("https://a.example", "https://A.example"), 101);
+        assert_eq!(from("https://a.example", "http://a.example"), 403);
+        assert_eq!(from("https://a.example", "https://h"), 101);
+        assert_eq!(from("*", "null"), 101);
+    }
+
+    #[test]
+    fn a_full_server_says_so_only_to_those_who_would_have_come_in() {
+        let full = |head: &str| ask(Door::Main, &Config::default(), true, head).0;
+        assert_eq!(
+            full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")),
+            503
+        );
+        assert_eq!(
+            full(&format!(
+                "GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\n{KEY}{ASKS}"
+            )),
+            403
+        );
+        assert_eq!(full("GET /healthz HTTP/1.1\r\nHost: h\r\n"), 200);
+    }
+
+    #[test]
+    fn pages() {
+        assert_eq!(get("GET /healthz HTTP/1.1").0, 200);
+        assert_eq!(get("HEAD /healthz?x HTTP/1.1").0, 200);
+        assert_eq!(get("GET /healthz HTTP/1.0").0, 200);
+        assert_eq!(get("DELETE /healthz HTTP/1.1").0, 405);
+        for target in ["/", "/metrics", "/wsx", "/healthz/", "*", "http://h:1"] {
+            assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
+        }
+        let metrics = |head: &str| ask(Door::Metrics, &Config::default(), false, head).0;
+        assert_eq!(metrics("GET /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
+        assert_eq!(metrics("HEAD /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
+        assert_eq!(metrics("PUT /metrics HTTP/1.1\r\nHost: h\r\n"), 405);
+        assert_eq!(
+            metrics(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")),
+            404
+        );
+    }
+
+    #[test]
+    fn malformed_requests() {
+        let main = |head: &str| ask(Door::Main, &Config::default(), false, head).0;
+        for head in [
+            "GET / HTTP/1.1\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n",
+        ] {
+            assert_eq!(main(head), 400, "{head}");
+        }
+        for head in [
+            "\r\n",
+            "GET\r\n",
+            "GET / HTTP/2.0\r\nHost: h\r\n",
+            "GET / HTTP/1.1\r\nHo st: h\r\n",
+            "\0\r\n",
+        ] {
+            assert_eq!(main(head), 400, "{head}");
+        }
+        assert_eq!(
+            main(&format!(
+                "GET / HTTP/1.1\r\nHost: h\r\n{}",
+                "a: b\r\n".repeat(200)
+            )),
+            431
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_found_wherever_the_bytes_were_cut() {
+        let head = b"GET / HTTP/1.1\r\n\r\n\r\n\r\n";
+        for searched in 0..=17 {
+            assert_eq!(head_end(&head[..17], searched), None);
+            assert_eq!(head_end(head, searched), Some(18));
+        }
+    }
+}

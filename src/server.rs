@@ -1,0 +1,640 @@
+//! The poll loop: the only file that knows mio, and the only one that knows all the others.
+//!
+//! Everything happens in turns, see [`Server::turn`]. Readiness is edge-triggered and registered once: a session
+//! reads until the kernel has no more, but only one scratch full of it in one turn; who may have more is in the
+//! ready queue, and the next poll does not wait. Whoever was touched is flushed once, at the end of the turn.
+//! Sessions are freed after that, and accepted last, so that no event of a turn can reach a newcomer in an old
+//! slot. The signaling rules are the hub's; this loop carries its effects out.
+
+use std::io::{self, ErrorKind};
+use std::mem;
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use mio::event::Event as Readiness;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+use slab::Slab;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::{
+    ACCEPTS_PER_TURN, BACKLOG, Config, EVENTS_PER_TURN, METRICS_AT_ONCE, REFUSED_AT_ONCE,
+    SEND_BUFFER_BYTES, STOP_TIME_MAX, SWEEP_EVERY, SWEEP_PER_TURN,
+};
+use crate::http::Door;
+use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
+use crate::message::{Code, Kind};
+use crate::session::{self, End, Event, Fill, Session, Shared};
+
+/// Sessions have the tokens of their slots.
+const SIGNALS: Token = Token(usize::MAX - 1);
+/// Listeners count down from this token.
+const LISTENERS: usize = usize::MAX - 2;
+
+/// A server that listens.
+pub struct Server {
+    poll: Poll,
+    events: Events,
+    clock: Clock,
+    listeners: Vec<Listener>,
+    connections: Connections,
+    hub: Hub,
+    /// Slots whose session may have more to read, though no event will say so.
+    ready: Vec<usize>,
+    /// Connections so far.
+    numbers: u64,
+    /// Sessions of the metrics listener.
+    metrics_sessions: usize,
+    /// When all deadlines are looked at next.
+    sweep_at: Duration,
+    /// The slot at which a sweep that has begun goes on.
+    sweep: Option<usize>,
+    /// When a stop that has begun ends at the latest.
+    stop_at: Option<Duration>,
+    /// Whether a signal has come.
+    signalled: bool,
+}
+
+/// What the effects of the hub reach.
+struct Connections {
+    entries: Slab<Entry>,
+    shared: Shared,
+    /// Slots that something happened to in this turn.
+    touched: Vec<usize>,
+    /// WebSockets, closing ones included.
+    upgraded: usize,
+}
+
+struct Entry {
+    session: Session<TcpStream>,
+    conn: Conn,
+    address: SocketAddr,
+    since: Duration,
+    door: Door,
+    /// Whether it was counted as a WebSocket.
+    upgraded: bool,
+    /// Whether the hub knows it.
+    in_hub: bool,
+    /// Whether it is in `touched`.
+    touched: bool,
+    /// Whether it is in `ready`.
+    ready: bool,
+    /// Whether an event said that the peer sends no more: then a short read proves nothing.
+    half_closed: bool,
+}
+
+struct Listener {
+    socket: TcpListener,
+    door: Door,
+    /// Whether somebody may be in the backlog.
+    pending: bool,
+    /// Whether accepting failed; tried again when a descriptor was freed, and at every sweep.
+    failed: bool,
+}
+
+/// The monotonic time since the start, which a test may move forward.
+struct Clock {
+    start: Instant,
+    ahead: Duration,
+}
+
+impl Clock {
+    fn now(&self) -> Duration {
+        self.start.elapsed() + self.ahead
+    }
+}
+
+impl Server {
+    /// Listens where the configuration says.
+    ///
+    /// # Errors
+    /// An address that cannot be bound, or a system call that the loop needs and that fails.
+    pub fn bind(config: Config) -> io::Result<Server> {
+        let poll = Poll::new()?;
+        let mut sockets = Vec::new();
+        for address in &config.listen {
+            sockets.push((
+                listen(*address).map_err(|error| named(error, *address))?,
+                Door::Main,
+            ));
+        }
+        if config.listen.is_empty() {
+            sockets.push((listen_by_default()?, Door::Main));
+        }
+        if let Some(address) = config.metrics {
+            sockets.push((
+                listen(address).map_err(|error| named(error, address))?,
+                Door::Metrics,
+            ));
+        }
+        let mut listeners = Vec::new();
+        for (mut socket, door) in sockets {
+            poll.registry().register(
+                &mut socket,
+                Token(LISTENERS - listeners.len()),
+                Interest::READABLE,
+            )?;
+            listeners.push(Listener {
+                socket,
+                door,
+                pending: false,
+                failed: false,
+            });
+        }
+        let hub = Hub::new(&config);
+        let mut shared = Shared::new(config);
+        shared.metrics.closings = End::ALL.iter().map(|end| (end.name(), 0)).collect();
+        Ok(Server {
+            poll,
+            events: Events::with_capacity(EVENTS_PER_TURN),
+            clock: Clock {
+                start: Instant::now(),
+                ahead: Duration::ZERO,
+            },
+            listeners,
+            connections: Connections {
+                entries: Slab::new(),
+                shared,
+                touched: Vec::new(),
+                upgraded: 0,
+            },
+            hub,
+            ready: Vec::new(),
+            numbers: 0,
+            metrics_sessions: 0,
+            sweep_at: Duration::ZERO,
+            sweep: None,
+            stop_at: None,
+            signalled: false,
+        })
+    }
+
+    /// Where it listens, with the real ports, in the order of the configuration.
+    pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> {
+        let doors = self
+            .listeners
+            .iter()
+            .filter(move |listener| listener.door == door);
+        doors.map(|listener| {
+            listener
+                .socket
+                .local_addr()
+                .expect("a listener has an address")
+        })
+    }
+
+    /// How many connections it has, of any kind.
+    pub fn sessions(&self) -> usize {
+        self.connections.entries.len()
+    }
+
+    /// The rooms and the peers.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Serves until SIGTERM or SIGINT, then says goodbye. A second signal ends it at once.
+    ///
+    /// # Errors
+    /// The poll fails, which no peer can bring about.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        self.poll
+            .registry()
+            .register(&mut signals, SIGNALS, Interest::READABLE)?;
+        while !self.is_stopped() {
+            self.turn(None)?;
+            if mem::take(&mut self.signalled) {
+                for _ in signals.pending() {
+                    if self.stop_at.is_some() {
+                        return Ok(());
+                    }
+                    self.stop();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops accepting and closes everybody with 1001. From now on the turns lead to [`Server::is_stopped`].
+    pub fn stop(&mut self) {
+        info!("stopping");
+        self.listeners.clear();
+        let now = self.clock.now();
+        self.connections.shared.now = now;
+        self.stop_at = Some(now + STOP_TIME_MAX);
+        let slots: Vec<usize> = self
+            .connections
+            .entries
+            .iter()
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in slots {
+            self.connections.reach(slot, |session, shared| {
+                session.close(End::GoingAway, shared)
+            });
+        }
+        self.settle();
+    }
+
+    /// Whether a stop has come to its end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop_at
+            .is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
+    }
+
+    /// Moves the clock forward. For tests, which have no time to wait.
+    pub fn advance(&mut self, by: Duration) {
+        self.clock.ahead += by;
+    }
+
+    /// Waits for something to do, at most for `longest`, and does it.
+    ///
+    /// # Errors
+    /// See [`Server::run`].
+    pub fn turn(&mut self, longest: Option<Duration>) -> io::Result<()> {
+        let timeout = self.timeout().into_iter().chain(longest).min();
+        let mut events = mem::replace(&mut self.events, Events::with_capacity(0));
+        let polled = self.poll.poll(&mut events, timeout);
+        let began = self.clock.now();
+        self.connections.shared.now = began;
+        match polled {
+            Ok(()) => {}
+            // SIGSTOP and SIGCONT, for one.
+            Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
+            Err(error) => return Err(error),
+        }
+
+        let ready = mem::take(&mut self.ready);
+        for event in &events {
+            self.notice(event);
+        }
+        for slot in ready {
+            if let Some(entry) = self
+                .connections
+                .entries
+                .get_mut(slot)
+                .filter(|entry| entry.ready)
+            {
+                entry.ready = false;
+                self.receive(slot);
+            }
+        }
+        self.events = events;
+        self.tick();
+        self.settle();
+        self.accept();
+
+        let metrics = &mut self.connections.shared.metrics;
+        metrics.turns += 1;
+        metrics.longest_turn = metrics.longest_turn.max(self.clock.now() - began);
+        Ok(())
+    }
+
+    /// How long there is nothing to do, if nothing happens.
+    fn timeout(&self) -> Option<Duration> {
+        let waited_for = |listener: &Listener| {
+            listener.pending && !listener.failed && self.has_place(listener.door)
+        };
+        if !self.ready.is_empty() || self.sweep.is_some() || self.listeners.iter().any(waited_for) {
+            return Some(Duration::ZERO);
+        }
+        let busy = !self.connections.entries.is_empty()
+            || self.listeners.iter().any(|listener| listener.failed);
+        let sweep = busy.then_some(self.sweep_at);
+        let next = [self.hub.wake_at(), sweep, self.stop_at]
+            .into_iter()
+            .flatten()
+            .min()?;
+        Some(next.saturating_sub(self.clock.now()))
+    }
+
+    // ---- Phases of a turn ----
+
+    fn notice(&mut self, event: &Readiness) {
+        let Token(slot) = event.token();
+        if let Some(entry) = self.connections.entries.get_mut(slot) {
+            entry.half_closed |= event.is_read_closed() || event.is_error();
+            if event.is_readable() || entry.half_closed {
+                self.receive(slot);
+            }
+            if event.is_writable() {
+                self.connections.reach(slot, |_, _| ());
+            }
+        } else if event.token() == SIGNALS {
+            self.signalled = true;
+        } else if let Some(listener) = self.listeners.get_mut(LISTENERS - slot) {
+            listener.pending = true;
+        }
+    }
+
+    /// Lets a session read once, and handles all that came.
+    fn receive(&mut self, slot: usize) {
+        let Some(entry) = self.connections.entries.get(slot) else {
+            return;
+        };
+        let (conn, door) = (entry.conn, entry.door);
+        if door == Door::Metrics {
+            self.collect();
+        }
+        self.connections.shared.full =
+            self.connections.upgraded >= self.connections.shared.config.connections_max;
+        let fill = self
+            .connections
+            .reach(slot, |session, shared| session.fill(shared));
+        if matches!(fill, Fill::More | Fill::Drained) {
+            self.tell(Input::Alive(conn));
+        }
+        while let Some(event) = self
+            .connections
+            .reach(slot, |session, shared| session.next(shared))
+        {
+            match event {
+                Event::Upgraded(room) => {
+                    self.connections.upgrade(slot);
+                    self.tell(Input::Connected(conn, &room));
+                }
+                Event::Message(text) => self.tell(Input::Text(conn, &text)),
+            }
+        }
+        let entry = &mut self.connections.entries[slot];
+        let more = fill == Fill::More || (fill == Fill::Drained && entry.half_closed);
+        if more && !mem::replace(&mut entry.ready, true) {
+            self.ready.push(slot);
+        }
+    }
+
+    /// What is due by the clock: the hub's alarms, and a slice of the sessions.
+    fn tick(&mut self) {
+        let now = self.connections.shared.now;
+        if self.hub.wake_at().is_some_and(|at| at <= now) {
+            self.tell(Input::Time);
+        }
+        if self.sweep.is_none() && self.sweep_at <= now {
+            self.sweep = Some(0);
+            self.sweep_at = now + SWEEP_EVERY;
+            self.retry();
+        }
+        if let Some(from) = self.sweep {
+            let until = from + SWEEP_PER_TURN;
+            for slot in from..until {
+                if self.connections.entries.contains(slot) {
+                    self.connections
+                        .reach(slot, |session, shared| session.tick(shared));
+                }
+            }
+            self.sweep = Some(until).filter(|until| *until < self.connections.entries.capacity());
+        }
+    }
+
+    /// Flushes whoever was touched, once each, and parts with those who have ended. Parting touches others.
+    fn settle(&mut self) {
+        let mut next = 0;
+        while let Some(&slot) = self.connections.touched.get(next) {
+            next += 1;
+            let entry = &mut self.connections.entries[slot];
+            entry.touched = false;
+            entry.session.flush(&mut self.connections.shared);
+            if entry.in_hub && !entry.session.is_open() {
+                self.part(slot);
+            }
+            if self.connections.entries[slot].session.is_over() {
+                self.free(slot);
+            }
+        }
+        self.connections.touched.clear();
+    }
+
+    /// A WebSocket is one no longer.
+    fn part(&mut self, slot: usize) {
+        let entry = &mut self.connections.entries[slot];
+        entry.in_hub = false;
+        let (conn, shared) = (entry.conn, &mut self.connections.shared);
+        let end = entry.session.end().map_or("", End::name);
+        *shared.metrics.closings.entry(end).or_default() += 1;
+        let (room, id) = self
+            .hub
+            .who(conn)
+            .expect("the hub forgets nobody before this");
+        info!(
+            "connection {} from {} ended after {:.1} s: {end}; room {room:?}, id {id:?}",
+            conn.number(),
+            entry.address,
+            (shared.now - entry.since).as_secs_f64(),
+        );
+        self.tell(Input::Disconnected(conn));
+    }
+
+    fn free(&mut self, slot: usize) {
+        let entry = self.connections.entries.remove(slot);
+        self.connections.upgraded -= usize::from(entry.upgraded);
+        self.metrics_sessions -= usize::from(entry.door == Door::Metrics);
+        debug!(
+            "connection {} from {} is gone",
+            entry.conn.number(),
+            entry.address
+        );
+        self.retry();
+    }
+
+    /// There may be a descriptor again.
+    fn retry(&mut self) {
+        for listener in &mut self.listeners {
+            listener.failed = false;
+        }
+    }
+
+    fn accept(&mut self) {
+        for i in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS_PER_TURN {
+                let Listener {
+                    door,
+                    pending: true,
+                    failed: false,
+                    ..
+                } = self.listeners[i]
+                else {
+                    break;
+                };
+                if !self.has_place(door) {
+                    break;
+                }
+                match self.listeners[i].socket.accept() {
+                    Ok((stream, address)) => self.welcome(stream, address, door),
+                    Err(error) => match error.kind() {
+                        ErrorKind::WouldBlock => self.listeners[i].pending = false,
+                        // It left while it was in the backlog, or a signal came.
+                        ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
+                        // No descriptors, most likely: the backlog stays, and no event will say when it is over.
+                        _ => {
+                            self.listeners[i].failed = true;
+                            warn!("cannot accept: {error}");
+                        }
+                    },
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, mut stream: TcpStream, address: SocketAddr, door: Door) {
+        let slot = self.connections.entries.vacant_key();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self
+            .poll
+            .registry()
+            .register(&mut stream, Token(slot), interest)
+        {
+            return warn!("cannot watch a connection: {error}");
+        }
+        self.numbers += 1;
+        let (conn, now) = (Conn::new(self.numbers, slot), self.connections.shared.now);
+        self.metrics_sessions += usize::from(door == Door::Metrics);
+        self.connections.entries.insert(Entry {
+            session: Session::new(stream, door, now),
+            conn,
+            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+            since: now,
+            door,
+            upgraded: false,
+            in_hub: false,
+            touched: false,
+            ready: false,
+            half_closed: false,
+        });
+    }
+
+    fn has_place(&self, door: Door) -> bool {
+        let main = self.connections.entries.len() - self.metrics_sessions;
+        match door {
+            Door::Main => main < self.connections.shared.config.connections_max + REFUSED_AT_ONCE,
+            Door::Metrics => self.metrics_sessions < METRICS_AT_ONCE,
+        }
+    }
+
+    // ---- The hub ----
+
+    fn tell(&mut self, input: Input) {
+        self.hub
+            .handle(self.connections.shared.now, input, &mut self.connections);
+    }
+
+    /// Brings the counts of the hub into the metrics.
+    fn collect(&mut self) {
+        let (metrics, tally) = (&mut self.connections.shared.metrics, self.hub.tally());
+        metrics.connections = self.connections.upgraded;
+        metrics.peers = self.hub.peers();
+        metrics.rooms = self.hub.rooms();
+        metrics.messages = Kind::ALL
+            .iter()
+            .map(|kind| kind.name())
+            .zip(tally.messages)
+            .collect();
+        metrics.errors = Code::ALL
+            .iter()
+            .map(|code| code.name())
+            .zip(tally.errors)
+            .collect();
+    }
+}
+
+impl Connections {
+    /// Does something with a session, which is flushed at the end of the turn, and parted with if it has ended.
+    fn reach<T>(
+        &mut self,
+        slot: usize,
+        work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T,
+    ) -> T {
+        let entry = &mut self.entries[slot];
+        if !mem::replace(&mut entry.touched, true) {
+            self.touched.push(slot);
+        }
+        work(&mut entry.session, &mut self.shared)
+    }
+
+    fn upgrade(&mut self, slot: usize) {
+        let entry = &mut self.entries[slot];
+        entry.upgraded = true;
+        entry.in_hub = true;
+        self.upgraded += 1;
+        self.shared.metrics.connections_total += 1;
+    }
+}
+
+impl Outbox for Connections {
+    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
+        self.entries[to.slot()]
+            .session
+            .has_room(texts, &self.shared)
+    }
+
+    fn push(&mut self, effect: Effect<'_>) {
+        match effect {
+            Effect::Send(to, text) => {
+                self.reach(to.slot(), |session, shared| session.send(text, shared))
+            }
+            Effect::Ping(to) => self.reach(to.slot(), |session, shared| session.ping(shared)),
+            Effect::Close(to, why) => self.reach(to.slot(), |session, shared| {
+                let end = match why {
+                    Close::Replaced => End::Replaced,
+                    Close::RateLimited => End::RateLimited,
+                };
+                session.close(end, shared);
+            }),
+            Effect::Registered { conn, room, id } => {
+                let entry = &mut self.entries[conn.slot()];
+                entry.session.registered();
+                info!(
+                    "connection {} from {} registered: room {room:?}, id {id:?}",
+                    conn.number(),
+                    entry.address
+                );
+            }
+        }
+    }
+}
+
+impl session::Stream for TcpStream {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
+
+/// Port 8080 of all addresses of the machine.
+fn listen_by_default() -> io::Result<TcpListener> {
+    let (all, all_v4) = (
+        (Ipv6Addr::UNSPECIFIED, 8080).into(),
+        (Ipv4Addr::UNSPECIFIED, 8080).into(),
+    );
+    match listen(all) {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Err(named(error, all)),
+        // The kernel has no IPv6, or it is switched off.
+        Err(_) => listen(all_v4).map_err(|error| named(error, all_v4)),
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // Restarting must not wait for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    // Both are inherited by what is accepted: no system call for each connection.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+fn named(error: io::Error, address: SocketAddr) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+}

@@ -1,0 +1,698 @@
+//! One connection, from its first byte to its last: the request, then WebSocket, then the end.
+//!
+//! A session owns its stream, which may be two buffers in a test. It reads only in [`Session::fill`] and writes
+//! only in [`Session::flush`]; all else is done in memory, so that a burst goes out in one write. What it read
+//! lies in the [`Shared`] scratch, and [`Session::next`] takes it from there to the last byte before anybody else
+//! reads. Time is an argument.
+//!
+//! A session at rest has no codec. The bytes that the codec took are counted against the shortest wire form of
+//! the messages it gave: while the two are equal no byte is left inside, be it half a frame, a fragment or a
+//! header; once `flush` has succeeded none waits to go out either. Such a codec is as good as a new one, so it is
+//! dropped, and made when it is needed. A peer that fragments its messages is never even and keeps its codec.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::ops::Range;
+use std::time::Duration;
+
+use tungstenite::error::{CapacityError, Error, ProtocolError};
+use tungstenite::protocol::frame::CloseFrame;
+use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use tungstenite::{Bytes, Message, Utf8Bytes};
+
+use crate::config::{
+    CLOSE_TIME_MAX, CODEC_BYTES, Config, DRAIN_BYTES_MAX, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX,
+    HEAD_TIME_MAX, QUEUE_BYTES_SPARE, READ_BYTES_MAX, STALL_TIME_MAX,
+};
+use crate::http::{self, Answer, Door};
+use crate::metrics::Metrics;
+
+/// A stream of bytes that can be ended in one direction.
+pub trait Stream: Read + Write {
+    /// Tells the peer that no more bytes will come.
+    fn shutdown_write(&mut self) -> io::Result<()>;
+}
+
+/// What all sessions share, because only one is at work at a time.
+pub struct Shared {
+    /// What the operator chose.
+    pub config: Config,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The time since the start, looked up once a turn.
+    pub now: Duration,
+    /// Whether there is no place for another WebSocket.
+    pub full: bool,
+    codec_config: WebSocketConfig,
+    scratch: Box<[u8]>,
+    /// The part of the scratch that was read and not yet taken.
+    unread: Range<usize>,
+}
+
+impl Shared {
+    /// For sessions under this configuration.
+    pub fn new(config: Config) -> Shared {
+        let queue = config.queue_bytes_max();
+        Shared {
+            codec_config: WebSocketConfig::default()
+                .read_buffer_size(CODEC_BYTES)
+                // Nothing is written before `flush`.
+                .write_buffer_size(queue)
+                .max_write_buffer_size(queue + QUEUE_BYTES_SPARE)
+                .max_message_size(Some(config.message_bytes_max))
+                .max_frame_size(Some(config.message_bytes_max)),
+            config,
+            metrics: Metrics::default(),
+            now: Duration::ZERO,
+            full: false,
+            scratch: vec![0; READ_BYTES_MAX].into_boxed_slice(),
+            unread: 0..0,
+        }
+    }
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was answered in plain HTTP, or went before that.
+    Http,
+    /// The peer closed.
+    Left,
+    /// The connection broke, or TCP was closed without a Close frame.
+    Lost,
+    /// The peer broke RFC 6455.
+    Protocol,
+    /// The peer sent text that is not UTF-8.
+    NotUtf8,
+    /// The peer sent a message larger than `--max-message`.
+    TooBig,
+    /// The peer sent too much for too long.
+    RateLimited,
+    /// The peer registered no id in time.
+    Unregistered,
+    /// The peer reads too slowly.
+    Slow,
+    /// The peer showed no life while another claimed its id.
+    Replaced,
+    /// The peer showed no life for two ping intervals.
+    Silent,
+    /// The server stops.
+    GoingAway,
+}
+
+impl End {
+    /// All ways a WebSocket may end.
+    pub const ALL: [End; 11] = [
+        End::Left,
+        End::Lost,
+        End::Protocol,
+        End::NotUtf8,
+        End::TooBig,
+        End::RateLimited,
+        End::Unregistered,
+        End::Slow,
+        End::Replaced,
+        End::Silent,
+        End::GoingAway,
+    ];
+
+    /// Its name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            End::Http => "http",
+            End::Left => "left",
+            End::Lost => "lost",
+            End::Protocol => "protocol_error",
+            End::NotUtf8 => "not_utf8",
+            End::TooBig => "too_big",
+            End::RateLimited => "rate_limited",
+            End::Unregistered => "unregistered",
+            End::Slow => "slow",
+            End::Replaced => "replaced",
+            End::Silent => "silent",
+            End::GoingAway => "going_away",
+        }
+    }
+
+    /// The Close frame that says it, where the server is the one to say it.
+    fn close_frame(self) -> Option<CloseFrame> {
+        let (code, reason) = match self {
+            End::Http | End::Left | End::Lost => return None,
+            End::Protocol => (1002, "protocol error"),
+            End::NotUtf8 => (1007, "text is not UTF-8"),
+            End::TooBig => (1009, "message too big"),
+            End::RateLimited => (1008, "rate limit"),
+            End::Unregistered => (1008, "nothing registered"),
+            End::Slow => (1013, "reads too slowly"),
+            End::Replaced => (4000, "replaced"),
+            End::Silent => (4001, "no sign of life"),
+            End::GoingAway => (1001, "server going away"),
+        };
+        Some(CloseFrame {
+            code: code.into(),
+            reason: Utf8Bytes::from_static(reason),
+        })
+    }
+
+    /// What an error of the codec means. The one place that knows.
+    fn of(error: &Error) -> End {
+        match error {
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Lost,
+            Error::Protocol(_) | Error::AttackAttempt => End::Protocol,
+            Error::Utf8(_) => End::NotUtf8,
+            Error::Capacity(CapacityError::MessageTooLong { .. }) => End::TooBig,
+            Error::WriteBufferFull(_) => End::Slow,
+            _ => End::Lost,
+        }
+    }
+}
+
+/// What a session has to say to the server.
+#[derive(Debug)]
+pub enum Event {
+    /// It speaks WebSocket from now on, in this room.
+    Upgraded(String),
+    /// A message came, text or binary.
+    Message(Bytes),
+}
+
+/// What a read found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// The scratch is full: there may be more, and no event will say so.
+    More,
+    /// A short read, which proves that the kernel has no more (epoll(7)).
+    Drained,
+    /// There is nothing now.
+    Empty,
+    /// Nothing will ever come again.
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The head of the request is coming in.
+    Head,
+    /// Messages go both ways.
+    Open,
+    /// Our Close is on its way; the peer's is awaited, and messages are dropped.
+    Closing,
+    /// What is queued goes out; nothing that comes in matters any more.
+    Ending,
+    /// All is said and the write side is shut; what still comes is thrown away, until the peer closes too.
+    Draining,
+    /// The stream can be dropped.
+    Over,
+}
+
+/// One connection.
+pub struct Session<S> {
+    stream: S,
+    door: Door,
+    phase: Phase,
+    /// Why it ends, once it does.
+    end: Option<End>,
+    /// When the phase ends by itself.
+    deadline: Option<Duration>,
+    /// HTTP: the head as far as it came, then the response as far as it is not sent.
+    http: Vec<u8>,
+    codec: Option<Box<WebSocketContext>>,
+    /// Bytes that the codec took and that no message accounts for.
+    unaccounted: usize,
+    /// Bytes that wait to be sent, at most: pongs that the codec left out are counted until all is sent.
+    queued: usize,
+    /// When the peer last took a byte, or the queue ceased to be empty.
+    progress: Duration,
+    /// Whether something found no room in the queue since the peer last took a byte.
+    full: bool,
+    /// When the last byte came.
+    heard: Duration,
+    /// When a ping was sent since then.
+    pinged: Option<Duration>,
+    /// Whether the last read left nothing in the kernel.
+    drained: bool,
+    /// Whether the peer will send nothing more.
+    ended: bool,
+    /// What was thrown away while draining.
+    thrown_away: usize,
+}
+
+impl<S: Stream> Session<S> {
+    /// A connection that was just accepted.
+    pub fn new(stream: S, door: Door, now: Duration) -> Session<S> {
+        Session {
+            stream,
+            door,
+            phase: Phase::Head,
+            end: None,
+            deadline: Some(now + HEAD_TIME_MAX),
+            http: Vec::new(),
+            codec: None,
+            unaccounted: 0,
+            queued: 0,
+            progress: now,
+            full: false,
+            heard: now,
+            pinged: None,
+            drained: false,
+            ended: false,
+            thrown_away: 0,
+        }
+    }
+
+    /// Whether messages can be exchanged.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Whether there is nothing left to do but to drop it.
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
+    /// Why it ended, if it did.
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// Whether the codec is there, for tests.
+    pub fn has_codec(&self) -> bool {
+        self.codec.is_some()
+    }
+
+    /// The stream, for tests.
+    pub fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    // ---- In ----
+
+    /// Reads once, as much as the scratch holds. [`Session::next`] is to be called until it has no more.
+    pub fn fill(&mut self, shared: &mut Shared) -> Fill {
+        let read = loop {
+            match self.stream.read(&mut shared.scratch) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        match read {
+            Ok(n) if n > 0 => {
+                shared.unread = 0..n;
+                shared.metrics.bytes_in += n as u64;
+                self.heard = shared.now;
+                self.pinged = None;
+                self.drained = n < shared.scratch.len();
+                if self.drained {
+                    Fill::Drained
+                } else {
+                    Fill::More
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.drained = true;
+                Fill::Empty
+            }
+            end => {
+                // Who shuts its write side may still read: what is under way to it is sent.
+                self.ended = true;
+                if end.is_err() || self.phase != Phase::Ending {
+                    self.over(End::Lost);
+                }
+                Fill::Ended
+            }
+        }
+    }
+
+    /// Takes the next event out of what was read. `None`: all of it is taken.
+    pub fn next(&mut self, shared: &mut Shared) -> Option<Event> {
+        // The codec may hold whole messages when the scratch is empty.
+        while !shared.unread.is_empty() || self.codec.is_some() {
+            let event = match self.phase {
+                Phase::Head => self.take_head(shared),
+                Phase::Open | Phase::Closing => match self.take_message(shared) {
+                    Ok(event) => event,
+                    Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return None,
+                    Err(error) => {
+                        self.fail(End::of(&error), shared);
+                        None
+                    }
+                },
+                Phase::Ending | Phase::Draining | Phase::Over => {
+                    self.thrown_away += shared.unread.len();
+                    shared.unread = 0..0;
+                    if self.thrown_away > DRAIN_BYTES_MAX {
+                        self.phase = Phase::Over;
+                    }
+                    return None;
+                }
+            };
+            if event.is_some() {
+                return event;
+            }
+        }
+        None
+    }
+
+    fn take_head(&mut self, shared: &mut Shared) -> Option<Event> {
+        let searched = self.http.len();
+        // A byte more than allowed is enough to know that the head is too large.
+        let room = HEAD_BYTES_MAX + 1 - searched;
+        let read = &shared.scratch[shared.unread.clone()];
+        self.http.extend_from_slice(&read[..read.len().min(room)]);
+        let answer = match http::head_end(&self.http, searched) {
+            Some(end) if end <= HEAD_BYTES_MAX => {
+                shared.unread.start += end - searched;
+                http::answer(
+                    &self.http[..end],
+                    self.door,
+                    &shared.config,
+                    shared.full,
+                    &shared.metrics,
+                )
+            }
+            None if self.http.len() <= HEAD_BYTES_MAX => {
+                shared.unread = 0..0;
+                return None;
+            }
+            _ => http::head_too_large(),
+        };
+        self.answer(answer, shared)
+    }
+
+    fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event> {
+        match answer {
+            Answer::Upgrade { response, room } => {
+                self.http = response;
+                self.phase = Phase::Open;
+                self.deadline = Some(shared.now + FIRST_MESSAGE_TIME_MAX);
+                Some(Event::Upgraded(room))
+            }
+            Answer::Plain { status, response } => {
+                if status >= 400 && self.door == Door::Main {
+                    *shared.metrics.refused_upgrades.entry(status).or_default() += 1;
+                }
+                self.http = response;
+                self.finish(End::Http, shared.now);
+                None
+            }
+        }
+    }
+
+    fn take_message(&mut self, shared: &mut Shared) -> Result<Option<Event>, Error> {
+        let codec = self.codec.get_or_insert_with(|| new_codec(shared));
+        let unread = &shared.scratch[shared.unread.clone()];
+        let mut wire = Wire {
+            unread,
+            stream: None::<&mut S>,
+            written: 0,
+        };
+        let read = codec.read(&mut wire);
+        let taken = unread.len() - wire.unread.len();
+        shared.unread.start += taken;
+        self.unaccounted += taken;
+        let message = read?;
+        self.unaccounted -= match &message {
+            Message::Text(text) => shortest_frame(text.len()) + MASK_BYTES,
+            Message::Binary(data) | Message::Ping(data) | Message::Pong(data) => {
+                shortest_frame(data.len()) + MASK_BYTES
+            }
+            Message::Close(_) | Message::Frame(_) => 0,
+        };
+        if let Message::Ping(data) = &message {
+            // The codec has a pong ready.
+            self.queue(data.len(), shared.now);
+        }
+        match message {
+            Message::Close(_) => {
+                // The codec has the reply ready, or this is the reply to ours.
+                self.finish(End::Left, shared.now);
+                Ok(None)
+            }
+            Message::Text(text) if self.is_open() => Ok(Some(Event::Message(text.into()))),
+            Message::Binary(data) if self.is_open() => Ok(Some(Event::Message(data))),
+            _ => Ok(None),
+        }
+    }
+
+    // ---- Out ----
+
+    /// Whether all of these find room in the queue. A session that is no longer open takes, and forgets, all.
+    pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
+        let bytes: usize = texts.iter().map(|text| shortest_frame(text.len())).sum();
+        let fits = !self.is_open() || self.queued + bytes <= shared.config.queue_bytes_max();
+        self.full |= !fits;
+        fits
+    }
+
+    /// Queues a message of the server's own. A peer that would miss it, because its queue is full, is closed.
+    pub fn send(&mut self, text: String, shared: &mut Shared) {
+        if !self.is_open() {
+            return;
+        }
+        if self.has_room(std::slice::from_ref(&text), shared) {
+            self.write(Message::text(text), shared);
+        } else {
+            self.close(End::Slow, shared);
+        }
+    }
+
+    /// Queues a ping.
+    pub fn ping(&mut self, shared: &mut Shared) {
+        if self.is_open() {
+            self.pinged = Some(shared.now);
+            self.write(Message::Ping(Bytes::new()), shared);
+        }
+    }
+
+    /// Notes that the peer has an id, so that it has said its first message in time.
+    pub fn registered(&mut self) {
+        if self.is_open() {
+            self.deadline = None;
+        }
+    }
+
+    /// Says goodbye, if there is somebody to say it to, and waits for the peer's.
+    pub fn close(&mut self, end: End, shared: &mut Shared) {
+        match self.phase {
+            Phase::Head => self.over(end),
+            Phase::Open => {
+                self.write_close(end, shared);
+                self.phase = Phase::Closing;
+                self.end = Some(end);
+                self.deadline = Some(shared.now + CLOSE_TIME_MAX);
+            }
+            Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => {}
+        }
+    }
+
+    /// The codec can read no further: says why, and nothing after that.
+    fn fail(&mut self, end: End, shared: &mut Shared) {
+        if end == End::Lost {
+            return self.over(end);
+        }
+        if self.phase == Phase::Open {
+            self.write_close(end, shared);
+        }
+        self.drained = false;
+        self.finish(end, shared.now);
+    }
+
+    fn write_close(&mut self, end: End, shared: &Shared) {
+        let frame = end.close_frame();
+        let codec = self.codec.get_or_insert_with(|| new_codec(shared));
+        // If the queue is so full that not even this fits, nobody is reading.
+        let _ = codec.close(&mut Wire::<S>::nowhere(), frame);
+    }
+
+    fn write(&mut self, message: Message, shared: &mut Shared) {
+        self.queue(message.len(), shared.now);
+        let codec = self.codec.get_or_insert_with(|| new_codec(shared));
+        match codec.write(&mut Wire::<S>::nowhere(), message) {
+            Ok(()) => {}
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => self.fail(End::of(&error), shared),
+        }
+    }
+
+    fn queue(&mut self, payload: usize, now: Duration) {
+        if self.queued == 0 {
+            self.progress = now;
+        }
+        self.queued += shortest_frame(payload);
+    }
+
+    /// Writes as much as the stream takes.
+    pub fn flush(&mut self, shared: &mut Shared) {
+        if matches!(self.phase, Phase::Head | Phase::Draining | Phase::Over) {
+            return;
+        }
+        let mut wire = Wire {
+            unread: &[],
+            stream: Some(&mut self.stream),
+            written: 0,
+        };
+        let mut flushed = flush_http(&mut self.http, &mut wire);
+        if flushed.is_ok()
+            && let Some(codec) = &mut self.codec
+        {
+            // Twice, because a pong that found no room is queued only after the first.
+            flushed = codec.flush(&mut wire).and_then(|()| codec.flush(&mut wire));
+        }
+        let written = wire.written;
+        if written > 0 {
+            shared.metrics.bytes_out += written as u64;
+            self.progress = shared.now;
+            self.full = false;
+            self.queued = self.queued.saturating_sub(written);
+        }
+        match flushed {
+            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => {
+                self.flushed(shared.now)
+            }
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => self.over(End::Lost),
+        }
+    }
+
+    fn flushed(&mut self, now: Duration) {
+        self.queued = 0;
+        match self.phase {
+            Phase::Open if self.unaccounted == 0 => self.codec = None,
+            // After both Closes the server closes TCP at once (RFC 6455 section 7.1.1), unless bytes lie unread
+            // in the kernel: it would answer with a reset, which may overtake what was just sent.
+            Phase::Ending if self.ended || self.end != Some(End::Http) && self.drained => {
+                self.phase = Phase::Over;
+            }
+            Phase::Ending => match self.stream.shutdown_write() {
+                Ok(()) => {
+                    self.phase = Phase::Draining;
+                    self.deadline = Some(now + CLOSE_TIME_MAX);
+                }
+                Err(_) => self.phase = Phase::Over,
+            },
+            _ => {}
+        }
+    }
+
+    // ---- The end, and the time ----
+
+    /// Nothing is to be said but what is queued.
+    fn finish(&mut self, end: End, now: Duration) {
+        self.end.get_or_insert(end);
+        self.phase = Phase::Ending;
+        self.deadline = Some(now + CLOSE_TIME_MAX);
+    }
+
+    fn over(&mut self, end: End) {
+        self.end.get_or_insert(if self.phase == Phase::Head {
+            End::Http
+        } else {
+            end
+        });
+        self.phase = Phase::Over;
+    }
+
+    /// Looks at the clock. Called about every second.
+    pub fn tick(&mut self, shared: &mut Shared) {
+        let now = shared.now;
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            match self.phase {
+                Phase::Head => {
+                    self.answer(http::timeout(), shared);
+                }
+                Phase::Open => self.close(End::Unregistered, shared),
+                Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => {
+                    self.phase = Phase::Over
+                }
+            }
+        }
+        if !self.is_open() {
+            return;
+        }
+        let (silence, interval) = (now - self.heard, shared.config.ping_interval);
+        let full = self.full || self.queued > shared.config.queue_bytes_max();
+        // A peer must have been asked: after a stop of the server itself, silence says nothing.
+        let asked_in_vain = self.pinged.is_some_and(|asked| now - asked >= interval);
+        if silence >= 2 * interval && asked_in_vain {
+            self.close(End::Silent, shared);
+        } else if full && now - self.progress >= STALL_TIME_MAX {
+            self.close(End::Slow, shared);
+        } else if silence >= interval && self.pinged.is_none() {
+            self.ping(shared);
+        }
+    }
+}
+
+/// The stream as the codec sees it: it reads from the scratch, and writes only where it is let.
+struct Wire<'a, S> {
+    unread: &'a [u8],
+    stream: Option<&'a mut S>,
+    written: usize,
+}
+
+impl<S> Wire<'_, S> {
+    /// For what is to be queued.
+    fn nowhere() -> Self {
+        Wire {
+            unread: &[],
+            stream: None,
+            written: 0,
+        }
+    }
+}
+
+impl<S> Read for Wire<'_, S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.unread.is_empty() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.unread.read(buffer)
+    }
+}
+
+impl<S: Write> Write for Wire<'_, S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stream = self.stream.as_mut().ok_or(ErrorKind::WouldBlock)?;
+        loop {
+            match stream.write(bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                written => {
+                    self.written += written.as_ref().copied().unwrap_or(0);
+                    return written;
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn new_codec(shared: &Shared) -> Box<WebSocketContext> {
+    Box::new(WebSocketContext::new(
+        Role::Server,
+        Some(shared.codec_config),
+    ))
+}
+
+fn flush_http(http: &mut Vec<u8>, wire: &mut impl Write) -> Result<(), Error> {
+    while !http.is_empty() {
+        let written = wire.write(http)?;
+        http.drain(..written);
+    }
+    *http = Vec::new();
+    Ok(())
+}
+
+/// What a frame from a client has besides (RFC 6455 section 5.3).
+const MASK_BYTES: usize = 4;
+
+/// The length of the shortest frame with this payload, unmasked (RFC 6455 section 5.2).
+fn shortest_frame(payload: usize) -> usize {
+    let header = match payload {
+        0..=125 => 2,
+        126..=0xffff => 4,
+        _ => 10,
+    };
+    header + payload
+}

@@ -1,0 +1,249 @@
+//! A running server and its clients, on real sockets, in one thread: whoever waits for the server lets it turn.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use noroshi::config::Config;
+use noroshi::http::Door;
+use noroshi::server::Server;
+use tungstenite::handshake::HandshakeError;
+use tungstenite::handshake::client::ClientHandshake;
+use tungstenite::protocol::frame::CloseFrame;
+use tungstenite::{Bytes, ClientRequestBuilder, Error, Message, WebSocket};
+
+use super::transcript::{Heard, Wire};
+
+/// After so long in the real world, what a test waits for will not come.
+const GIVE_UP: Duration = Duration::from_secs(20);
+
+pub struct Net {
+    pub server: Server,
+    address: SocketAddr,
+    clients: BTreeMap<String, Client>,
+    pings: u64,
+}
+
+struct Client {
+    /// `None` after the connection ended.
+    socket: Option<WebSocket<TcpStream>>,
+    heard: VecDeque<Heard>,
+    pongs: u64,
+    deaf: bool,
+}
+
+impl Net {
+    /// A server on a free port of loopback.
+    pub fn new(config: &Config) -> Net {
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let server = Server::bind(Config {
+            listen,
+            ..config.clone()
+        })
+        .unwrap();
+        let address = server.addresses(Door::Main).next().unwrap();
+        Net {
+            server,
+            address,
+            clients: BTreeMap::new(),
+            pings: 0,
+        }
+    }
+
+    /// Lets the server turn until something is so.
+    pub fn until<T>(&mut self, mut is_so: impl FnMut(&mut Net) -> Option<T>) -> T {
+        let began = Instant::now();
+        loop {
+            if let Some(it) = is_so(self) {
+                return it;
+            }
+            self.server.turn(Some(Duration::from_millis(1))).unwrap();
+            assert!(began.elapsed() < GIVE_UP, "waited in vain");
+        }
+    }
+
+    /// A connection without a protocol.
+    pub fn connect(&mut self, door: Door) -> TcpStream {
+        let address = self.server.addresses(door).next().unwrap();
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+
+    /// Everything that comes until the server closes.
+    pub fn read_to_end(&mut self, stream: &mut TcpStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        self.until(|_| match stream.read_to_end(&mut all) {
+            Ok(_) => Some(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("after {} bytes: {error}", all.len()),
+        });
+        all
+    }
+
+    /// Sends a request and returns the whole answer, as text.
+    pub fn ask(&mut self, door: Door, request: &str) -> String {
+        let mut stream = self.connect(door);
+        stream.write_all(request.as_bytes()).unwrap();
+        String::from_utf8(self.read_to_end(&mut stream)).unwrap()
+    }
+
+    pub fn websocket(&mut self, room: &str) -> WebSocket<TcpStream> {
+        let path = if room.is_empty() {
+            "/ws".to_owned()
+        } else {
+            format!("/ws/{room}")
+        };
+        let uri = format!("ws://{}{path}", self.address).parse().unwrap();
+        let stream = self.connect(Door::Main);
+        let request = ClientRequestBuilder::new(uri);
+        let request = tungstenite::client::IntoClientRequest::into_client_request(request).unwrap();
+        let mut round = ClientHandshake::start(stream, request, None)
+            .map(Some)
+            .unwrap();
+        self.until(|_| match round.take().unwrap().handshake() {
+            Ok((socket, _)) => Some(socket),
+            Err(HandshakeError::Interrupted(again)) => {
+                round = Some(again);
+                None
+            }
+            Err(HandshakeError::Failure(error)) => panic!("{error}"),
+        })
+    }
+
+    pub fn socket(&mut self, who: &str) -> &mut WebSocket<TcpStream> {
+        self.clients.get_mut(who).unwrap().socket.as_mut().unwrap()
+    }
+
+    pub fn say(&mut self, who: &str, message: Message) {
+        match self.socket(who).send(message) {
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
+                self.until(|net| net.socket(who).flush().is_ok().then_some(()));
+            }
+            sent => sent.unwrap(),
+        }
+        self.settle(who);
+    }
+
+    /// Waits until the server has handled what `who` sent, and then until all have heard what came of it.
+    pub fn settle(&mut self, who: &str) {
+        self.echo(&[who]);
+        let names: Vec<String> = self.clients.keys().cloned().collect();
+        self.echo(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// Each of these pings the server and hears all up to the pong, if it is still there.
+    fn echo(&mut self, who: &[&str]) {
+        self.pings += 1;
+        let ping = self.pings;
+        for who in who {
+            let client = self.clients.get_mut(*who).unwrap();
+            if let Some(socket) = client.socket.as_mut().filter(|_| !client.deaf) {
+                let _ = socket.send(Message::Ping(Bytes::copy_from_slice(&ping.to_be_bytes())));
+            }
+        }
+        for who in who {
+            self.until(|net| {
+                net.listen();
+                let client = &net.clients[*who];
+                (client.socket.is_none() || client.deaf || client.pongs == ping).then_some(())
+            });
+        }
+    }
+
+    /// Everybody who is not deaf hears what there is, and answers pings.
+    fn listen(&mut self) {
+        for client in self.clients.values_mut().filter(|client| !client.deaf) {
+            while let Some(socket) = &mut client.socket {
+                match socket.read() {
+                    Ok(Message::Text(text)) => {
+                        client.heard.push_back(Heard::Text(text.to_string()))
+                    }
+                    Ok(Message::Pong(data)) => {
+                        client.pongs = u64::from_be_bytes(data.as_ref().try_into().unwrap());
+                    }
+                    Ok(Message::Close(frame)) => {
+                        let code = frame.map_or(1005, |frame| frame.code.into());
+                        client.heard.push_back(Heard::Closed(code));
+                    }
+                    Ok(_) => {}
+                    Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(Error::ConnectionClosed) => client.socket = None,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
+}
+
+impl Wire for Net {
+    fn open(&mut self, who: &str, room: &str) {
+        let socket = Some(self.websocket(room));
+        let client = Client {
+            socket,
+            heard: VecDeque::new(),
+            pongs: 0,
+            deaf: false,
+        };
+        self.clients.insert(who.to_owned(), client);
+        self.settle(who);
+    }
+
+    fn say(&mut self, who: &str, text: &[u8], binary: bool) {
+        let message = match std::str::from_utf8(text) {
+            Ok(text) if !binary => Message::text(text),
+            _ => Message::binary(text.to_vec()),
+        };
+        Net::say(self, who, message);
+    }
+
+    fn deafen(&mut self, who: &str) {
+        self.clients.get_mut(who).unwrap().deaf = true;
+    }
+
+    fn leave(&mut self, who: &str) {
+        let client = self.clients.get_mut(who).unwrap();
+        if let Some(socket) = &mut client.socket {
+            let frame = CloseFrame {
+                code: 1000.into(),
+                reason: "".into(),
+            };
+            let _ = socket.close(Some(frame));
+        }
+        if client.deaf {
+            client.socket = None;
+        }
+        let left = client.heard.len();
+        self.until(|net| {
+            net.listen();
+            net.clients[who].socket.is_none().then_some(())
+        });
+        // Its own goodbye is nothing it hears.
+        self.clients.get_mut(who).unwrap().heard.truncate(left);
+        let names: Vec<String> = self.clients.keys().cloned().collect();
+        self.echo(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.server.advance(Duration::from_secs(1));
+            let names: Vec<String> = self.clients.keys().cloned().collect();
+            self.echo(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    }
+
+    fn next(&mut self, who: &str) -> Option<Heard> {
+        self.clients.get_mut(who).unwrap().heard.pop_front()
+    }
+
+    fn finish(mut self: Box<Self>) {
+        self.clients.clear();
+        self.until(|net| (net.server.sessions() == 0).then_some(()));
+        assert_eq!(
+            (self.server.hub().peers(), self.server.hub().rooms()),
+            (0, 0)
+        );
+    }
+}
