@@ -62,8 +62,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const RATE_BURST_SECONDS: u32 = 10;
 /// A message counts once for every block of this size that it begins.
 pub const RATE_BLOCK_BYTES: usize = 4 * KIB;
-/// A sender is told `rate_limited` at most once in this time, and a pause of this length ends its offence.
+/// A sender is told `rate_limited` at most once in this time.
 pub const RATE_TOLD_EVERY: Duration = Duration::from_secs(1);
+/// A sender that is not over the limit for this long has ended its offence.
+pub const RATE_PAUSE: Duration = Duration::from_secs(2);
 /// A sender that is over the limit for this long, without such a pause, is closed.
 pub const RATE_OFFENCE_MAX: Duration = Duration::from_secs(5);
 

@@ -218,17 +218,16 @@ pub fn parse(text: &[u8]) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)
         }
     };
     let target = fields.target_id();
-    match fields.request() {
-        Ok((id, body, true)) => match target {
-            Ok(target) => Ok(Request { id, target, body }),
-            Err(refusal) => Err((refusal, None)),
-        },
-        Ok((id, body, false)) => Ok(Request {
+    match (fields.request(), target) {
+        (Ok((id, body)), Ok(target)) => Ok(Request { id, target, body }),
+        // What has no target does not mind what is in its place.
+        (Ok((id, body @ (Body::Connect | Body::Join | Body::Leave))), Err(_)) => Ok(Request {
             id,
             target: None,
             body,
         }),
-        Err(refusal) => Err((refusal, target.ok().flatten())),
+        (Ok(_), Err(refusal)) => Err((refusal, None)),
+        (Err(refusal), target) => Err((refusal, target.ok().flatten())),
     }
 }
 
@@ -244,8 +243,8 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The sender, what it says, and whether a message of that type may name a target.
-    fn request(&self) -> Result<(Cow<'a, str>, Body<'a>, bool), Refusal> {
+    /// The sender and what it says.
+    fn request(&self) -> Result<(Cow<'a, str>, Body<'a>), Refusal> {
         let bad = |message| Refusal {
             code: Code::BadMessage,
             message,
@@ -263,14 +262,15 @@ impl<'a> Fields<'a> {
             .filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()))
             .ok_or(bad("id is not a string of 1 to 128 bytes of UTF-8"))?;
         let sdp = self.sdp.map_or("null", RawValue::get);
-        Ok(match kind {
-            Kind::Connect => (id, Body::Connect, false),
-            Kind::Offer => (id, Body::Offer(sdp), true),
-            Kind::Answer => (id, Body::Answer(sdp), true),
-            Kind::CandidateAdd => (id, Body::Candidates(self.candidates()?), true),
-            Kind::Join => (id, Body::Join, false),
-            Kind::Leave => (id, Body::Leave, false),
-        })
+        let body = match kind {
+            Kind::Connect => Body::Connect,
+            Kind::Offer => Body::Offer(sdp),
+            Kind::Answer => Body::Answer(sdp),
+            Kind::CandidateAdd => Body::Candidates(self.candidates()?),
+            Kind::Join => Body::Join,
+            Kind::Leave => Body::Leave,
+        };
+        Ok((id, body))
     }
 
     fn target_id(&self) -> Result<Option<Cow<'a, str>>, Refusal> {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::config::{RATE_BURST_SECONDS, RATE_OFFENCE_MAX, RATE_TOLD_EVERY};
+use crate::config::{RATE_BURST_SECONDS, RATE_OFFENCE_MAX, RATE_PAUSE, RATE_TOLD_EVERY};
 
 /// What `--max-rate` means: a token every so often, and how many there may be.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +72,7 @@ impl Bucket {
     /// A message was too much, for whatever reason. An offence lasts until its sender pauses.
     pub fn offend(&mut self, now: Duration) -> Verdict {
         let offence = match &mut self.offence {
-            Some(offence) if now - offence.last <= RATE_TOLD_EVERY => offence,
+            Some(offence) if now - offence.last < RATE_PAUSE => offence,
             _ => {
                 self.offence = Some(Box::new(Offence {
                     began: now,
@@ -143,7 +143,7 @@ mod tests {
     fn a_pause_ends_the_offence() {
         let mut bucket = Bucket::default();
         for i in 0..100 {
-            assert_eq!(bucket.offend(ms(i * 1001)), TELL);
+            assert_eq!(bucket.offend(ms(i * 2000)), TELL);
         }
     }
 

@@ -345,9 +345,6 @@ impl Server {
         let fill = self
             .connections
             .reach(slot, |session, shared| session.fill(shared));
-        if matches!(fill, Fill::More | Fill::Drained) {
-            self.tell(Input::Alive(conn));
-        }
         while let Some(event) = self
             .connections
             .reach(slot, |session, shared| session.next(shared))
@@ -364,6 +361,10 @@ impl Server {
         let more = fill == Fill::More || (fill == Fill::Drained && entry.half_closed);
         if more && !mem::replace(&mut entry.ready, true) {
             self.ready.push(slot);
+        }
+        // A goodbye is no sign of life.
+        if matches!(fill, Fill::More | Fill::Drained) && entry.session.is_open() {
+            self.tell(Input::Alive(conn));
         }
     }
 

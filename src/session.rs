@@ -228,6 +228,8 @@ pub struct Session<S> {
     heard: Duration,
     /// When a ping was sent since then.
     pinged: Option<Duration>,
+    /// Whether both have said Close.
+    closed: bool,
     /// Whether the last read left nothing in the kernel.
     drained: bool,
     /// Whether the peer will send nothing more.
@@ -253,6 +255,7 @@ impl<S: Stream> Session<S> {
             full: false,
             heard: now,
             pinged: None,
+            closed: false,
             drained: false,
             ended: false,
             thrown_away: 0,
@@ -424,6 +427,7 @@ impl<S: Stream> Session<S> {
         match message {
             Message::Close(_) => {
                 // The codec has the reply ready, or this is the reply to ours.
+                self.closed = true;
                 self.finish(End::Left, shared.now);
                 Ok(None)
             }
@@ -492,7 +496,6 @@ impl<S: Stream> Session<S> {
         if self.phase == Phase::Open {
             self.write_close(end, shared);
         }
-        self.drained = false;
         self.finish(end, shared.now);
     }
 
@@ -559,7 +562,7 @@ impl<S: Stream> Session<S> {
             Phase::Open if self.unaccounted == 0 => self.codec = None,
             // After both Closes the server closes TCP at once (RFC 6455 section 7.1.1), unless bytes lie unread
             // in the kernel: it would answer with a reset, which may overtake what was just sent.
-            Phase::Ending if self.ended || self.end != Some(End::Http) && self.drained => {
+            Phase::Ending if self.ended || self.closed && self.drained => {
                 self.phase = Phase::Over;
             }
             Phase::Ending => match self.stream.shutdown_write() {

@@ -6,5 +6,6 @@
 )]
 
 pub mod memory;
+pub mod pipe;
 pub mod sockets;
 pub mod transcript;

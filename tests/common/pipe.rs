@@ -1,0 +1,213 @@
+//! A stream of two buffers, a session on it, and frames in bytes.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::time::Duration;
+
+use noroshi::config::Config;
+use noroshi::http::Door;
+use noroshi::session::{Event, Fill, Session, Shared, Stream};
+
+/// What a request for an upgrade looks like.
+pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// The server's end of a connection.
+#[derive(Default)]
+pub struct Pipe {
+    /// What the peer sent.
+    pub input: VecDeque<u8>,
+    /// What it was sent.
+    pub output: Vec<u8>,
+    /// Whether the peer sends no more.
+    pub ended: bool,
+    /// Whether the connection is broken.
+    pub broken: bool,
+    /// How many bytes the peer will still take.
+    pub room: usize,
+    /// Whether we send no more.
+    pub shut: bool,
+    /// Calls so far.
+    pub reads: usize,
+    pub writes: usize,
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reads += 1;
+        if self.broken {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        match self.input.read(buffer)? {
+            0 if !self.ended => Err(ErrorKind::WouldBlock.into()),
+            n => Ok(n),
+        }
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writes += 1;
+        assert!(!self.shut && !bytes.is_empty());
+        if self.broken {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let n = bytes.len().min(self.room);
+        if n == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.room -= n;
+        self.output.extend_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for Pipe {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.shut = true;
+        Ok(())
+    }
+}
+
+/// A session as the server would drive it.
+pub struct Line {
+    pub session: Session<Pipe>,
+    pub shared: Shared,
+    /// Messages that came out, `+ROOM` for the upgrade among them.
+    pub events: Vec<String>,
+}
+
+impl Line {
+    pub fn new(door: Door, config: Config) -> Line {
+        let pipe = Pipe {
+            room: usize::MAX,
+            ..Pipe::default()
+        };
+        Line {
+            session: Session::new(pipe, door, Duration::ZERO),
+            shared: Shared::new(config),
+            events: Vec::new(),
+        }
+    }
+
+    /// A session that is open already, and whose response was read.
+    pub fn open(config: Config) -> Line {
+        let mut line = Line::new(Door::Main, config);
+        line.feed(REQUEST.as_bytes());
+        assert_eq!(line.events, ["+tea"]);
+        assert!(line.sent().starts_with(b"HTTP/1.1 101 "));
+        line.events.clear();
+        line
+    }
+
+    /// The peer sends this, and the session has its turn.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.pipe().input.extend(bytes);
+        self.turn();
+    }
+
+    pub fn turn(&mut self) {
+        while !self.session.is_over() {
+            let fill = self.session.fill(&mut self.shared);
+            while let Some(event) = self.session.next(&mut self.shared) {
+                self.events.push(match event {
+                    Event::Upgraded(room) => format!("+{room}"),
+                    Event::Message(data) => String::from_utf8_lossy(&data).into_owned(),
+                });
+            }
+            if matches!(fill, Fill::Empty | Fill::Ended) {
+                break;
+            }
+        }
+        self.session.flush(&mut self.shared);
+    }
+
+    /// Time passes, as long as the sweep of the server sees it: every second.
+    pub fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.shared.now += Duration::from_secs(1);
+            self.session.tick(&mut self.shared);
+            self.session.flush(&mut self.shared);
+        }
+    }
+
+    pub fn pipe(&mut self) -> &mut Pipe {
+        self.session.stream()
+    }
+
+    /// What was sent since the last time.
+    pub fn sent(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.pipe().output)
+    }
+
+    /// The same as frames.
+    pub fn frames(&mut self) -> Vec<(u8, Vec<u8>)> {
+        let sent = self.sent();
+        let (frames, rest) = frames(&sent);
+        assert!(rest.is_empty());
+        frames
+    }
+}
+
+/// A frame of a client.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match payload.len() {
+        n @ 0..=125 => bytes.push(0x80 | n as u8),
+        n @ 126..=0xffff => {
+            bytes.push(0x80 | 126);
+            bytes.extend((n as u16).to_be_bytes());
+        }
+        n => {
+            bytes.push(0x80 | 127);
+            bytes.extend((n as u64).to_be_bytes());
+        }
+    }
+    let mask = [1, 2, 3, 4];
+    bytes.extend(mask);
+    bytes.extend(
+        payload
+            .iter()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
+    bytes
+}
+
+pub const TEXT: u8 = 0x81;
+pub const PING: u8 = 0x89;
+pub const PONG: u8 = 0x8a;
+pub const CLOSE: u8 = 0x88;
+
+/// The payload of a Close frame.
+pub fn close(code: u16, reason: &str) -> Vec<u8> {
+    [&code.to_be_bytes(), reason.as_bytes()].concat()
+}
+
+/// The frames of a server that these bytes begin with, and what is left.
+pub fn frames(mut bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, &[u8]) {
+    let mut frames = Vec::new();
+    while bytes.len() >= 2 {
+        assert_eq!(bytes[1] & 0x80, 0, "a server does not mask");
+        let (header, length) = match bytes[1] {
+            126 if bytes.len() < 4 => break,
+            126 => (4, usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))),
+            127 if bytes.len() < 10 => break,
+            127 => (
+                10,
+                u64::from_be_bytes(bytes[2..10].try_into().unwrap()) as usize,
+            ),
+            n => (2, usize::from(n)),
+        };
+        if bytes.len() < header + length {
+            break;
+        }
+        frames.push((bytes[0], bytes[header..header + length].to_vec()));
+        bytes = &bytes[header + length..];
+    }
+    (frames, bytes)
+}

@@ -1,0 +1,598 @@
+//! One connection on memory: cut at every byte, stalled, broken, and late.
+
+mod common;
+
+use common::pipe::{CLOSE, Line, PING, PONG, REQUEST, TEXT, close, frame, frames};
+use noroshi::config::{Config, DRAIN_BYTES_MAX, HEAD_BYTES_MAX, READ_BYTES_MAX};
+use noroshi::http::Door;
+use noroshi::session::End;
+
+fn line() -> Line {
+    Line::open(Config::default())
+}
+
+/// A conversation with all that RFC 6455 section 5.4 allows: fragments, and control frames between them.
+fn conversation() -> Vec<u8> {
+    [
+        REQUEST.as_bytes(),
+        &frame(TEXT, b"one"),
+        &frame(0x01, "zw\u{f6}".as_bytes()),
+        &frame(PING, b"are you there"),
+        &frame(0x00, b""),
+        &frame(0x80, "lf \u{1f525}".as_bytes()),
+        &frame(0x82, "binary".repeat(30).as_bytes()),
+        &frame(PONG, b"unasked"),
+        &frame(CLOSE, &close(1000, "bye")),
+    ]
+    .concat()
+}
+
+fn check_conversation(line: &mut Line, at: &str) {
+    assert_eq!(
+        line.events,
+        ["+tea", "one", "zw\u{f6}lf \u{1f525}", &"binary".repeat(30)],
+        "{at}"
+    );
+    let sent = line.sent();
+    let end = sent
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .expect(at)
+        + 4;
+    let (frames, rest) = frames(&sent[end..]);
+    assert!(rest.is_empty(), "{at}");
+    assert_eq!(
+        frames,
+        [
+            (PONG, b"are you there".to_vec()),
+            (CLOSE, close(1000, "bye"))
+        ],
+        "{at}"
+    );
+    assert!(line.session.is_over(), "{at}");
+    assert_eq!(line.session.end(), Some(End::Left), "{at}");
+}
+
+#[test]
+fn cut_at_every_byte() {
+    let bytes = conversation();
+    for cut in 0..=bytes.len() {
+        let mut line = Line::new(Door::Main, Config::default());
+        line.feed(&bytes[..cut]);
+        line.feed(&bytes[cut..]);
+        check_conversation(&mut line, &format!("cut at {cut}"));
+    }
+}
+
+#[test]
+fn byte_by_byte() {
+    let mut line = Line::new(Door::Main, Config::default());
+    for byte in conversation() {
+        line.feed(&[byte]);
+    }
+    check_conversation(&mut line, "byte by byte");
+}
+
+#[test]
+fn with_one_byte_of_write_room() {
+    for cut in [0, 50, REQUEST.len(), REQUEST.len() + 20] {
+        let mut line = Line::new(Door::Main, Config::default());
+        line.pipe().room = 0;
+        let bytes = conversation();
+        line.feed(&bytes[..cut]);
+        line.feed(&bytes[cut..]);
+        for _ in 0..1000 {
+            line.pipe().room = 1;
+            line.turn();
+        }
+        check_conversation(&mut line, &format!("cut at {cut}"));
+    }
+}
+
+#[test]
+fn one_read_and_one_write_for_a_burst() {
+    let mut line = line();
+    line.pipe().reads = 0;
+    line.pipe().writes = 0;
+    let burst: Vec<u8> = (0..16)
+        .flat_map(|i| frame(TEXT, format!("{i}").as_bytes()))
+        .collect();
+    line.pipe().input.extend(burst);
+    // A short read needs no second one to know that there is no more.
+    assert_eq!(
+        line.session.fill(&mut line.shared),
+        noroshi::session::Fill::Drained
+    );
+    let mut heard = 0;
+    while line.session.next(&mut line.shared).is_some() {
+        heard += 1;
+        line.session.send("reply".into(), &mut line.shared);
+    }
+    line.session.flush(&mut line.shared);
+    assert_eq!((heard, line.pipe().reads, line.pipe().writes), (16, 1, 1));
+    assert_eq!(line.frames().len(), 16);
+}
+
+#[test]
+fn a_large_message_takes_several_turns_of_reading() {
+    let mut line = line();
+    let text = "x".repeat(3 * READ_BYTES_MAX);
+    line.feed(&frame(TEXT, text.as_bytes()));
+    assert_eq!(line.events, [text]);
+}
+
+// ---- The end, with a reason ----
+
+/// After these bytes the peer is told this code, then all that it still sends is read until it closes.
+fn fails(bytes: &[u8], code: u16, end: End) {
+    for cut in 0..bytes.len().min(64) {
+        let mut line = line();
+        line.feed(&bytes[..cut]);
+        line.feed(&bytes[cut..]);
+        let frames = line.frames();
+        assert_eq!(frames.len(), 1, "{code}: {frames:?}");
+        assert_eq!(
+            (frames[0].0, &frames[0].1[..2]),
+            (CLOSE, &code.to_be_bytes()[..])
+        );
+        assert_eq!(line.session.end(), Some(end));
+        assert!(line.pipe().shut && !line.session.is_open() && !line.session.is_over());
+        line.feed(&frame(TEXT, b"what else I had to say"));
+        assert!(line.events.is_empty() && line.pipe().input.is_empty());
+        line.pipe().ended = true;
+        line.turn();
+        assert!(line.session.is_over());
+    }
+}
+
+#[test]
+fn broken_frames_are_told_1002() {
+    for first in [0xc1, 0xa1, 0x91, 0xf1] {
+        fails(&frame(first, b"reserved bit"), 1002, End::Protocol);
+    }
+    for opcode in [0x3, 0x4, 0x5, 0x6, 0x7, 0xb, 0xc, 0xd, 0xe, 0xf] {
+        fails(&frame(0x80 | opcode, b"opcode"), 1002, End::Protocol);
+    }
+    fails(&[TEXT, 2, b'h', b'i'], 1002, End::Protocol);
+    fails(&frame(0x80, b"continues nothing"), 1002, End::Protocol);
+    fails(
+        &[frame(0x01, b"begun"), frame(TEXT, b"anew")].concat(),
+        1002,
+        End::Protocol,
+    );
+    fails(&frame(0x09, b"fragmented ping"), 1002, End::Protocol);
+    fails(&frame(0x08, b""), 1002, End::Protocol);
+    fails(&frame(PING, &[0; 126]), 1002, End::Protocol);
+    fails(&frame(CLOSE, &[3]), 1002, End::Protocol);
+}
+
+#[test]
+fn broken_text_is_told_1007() {
+    for text in [
+        &b"\xff"[..],
+        b"\xed\xa0\x80",
+        b"\xc0\x80",
+        b"\xf4\x90\x80\x80",
+        b"cut \xe7\x8b",
+    ] {
+        fails(&frame(TEXT, text), 1007, End::NotUtf8);
+        fails(
+            &[frame(0x01, b"in "), frame(0x80, text)].concat(),
+            1007,
+            End::NotUtf8,
+        );
+    }
+    fails(&frame(CLOSE, b"\x03\xe8\xff"), 1007, End::NotUtf8);
+}
+
+#[test]
+fn too_much_is_told_1009() {
+    let max = Config::default().message_bytes_max;
+    fails(&frame(TEXT, &vec![b'x'; max + 1]), 1009, End::TooBig);
+    fails(
+        &[frame(0x01, &vec![b'x'; max]), frame(0x80, b"x")].concat(),
+        1009,
+        End::TooBig,
+    );
+    // Known from the header, before anything of it came.
+    fails(
+        &[TEXT, 0xff, 0, 0, 1, 0, 0, 0, 0, 0, 1, 2, 3, 4],
+        1009,
+        End::TooBig,
+    );
+    let mut line = line();
+    line.feed(&frame(TEXT, &vec![b'x'; max]));
+    assert_eq!(line.events[0].len(), max);
+}
+
+#[test]
+fn the_peer_closes() {
+    for (said, answered) in [
+        (close(1000, "bye"), close(1000, "bye")),
+        (close(3999, ""), close(3999, "")),
+        (close(4999, ""), close(4999, "")),
+        (vec![], vec![]),
+        (close(1005, ""), close(1002, "Protocol violation")),
+        (close(999, ""), close(1002, "Protocol violation")),
+    ] {
+        let mut line = line();
+        line.feed(
+            &[
+                frame(TEXT, b"last words"),
+                frame(CLOSE, &said),
+                frame(TEXT, b"after"),
+            ]
+            .concat(),
+        );
+        assert_eq!(line.events, ["last words"]);
+        assert_eq!(line.frames(), [(CLOSE, answered)]);
+        // Nothing lies unread, so nothing stands against closing TCP at once.
+        assert!(line.session.is_over() && !line.pipe().shut);
+        assert_eq!(line.session.end(), Some(End::Left));
+    }
+}
+
+#[test]
+fn the_server_closes() {
+    for (end, code) in [
+        (End::GoingAway, 1001),
+        (End::RateLimited, 1008),
+        (End::Unregistered, 1008),
+        (End::Slow, 1013),
+        (End::Replaced, 4000),
+        (End::Silent, 4001),
+    ] {
+        let mut line = line();
+        line.session.close(end, &mut line.shared);
+        line.session.close(End::GoingAway, &mut line.shared);
+        line.session.send("too late".into(), &mut line.shared);
+        line.feed(&frame(TEXT, b"on its way"));
+        let frames = line.frames();
+        assert_eq!(
+            (frames.len(), frames[0].0, &frames[0].1[..2]),
+            (1, CLOSE, &u16::to_be_bytes(code)[..])
+        );
+        assert!(line.events.is_empty() && !line.session.is_open() && !line.session.is_over());
+        line.feed(&frame(CLOSE, &close(code, "")));
+        assert!(line.session.is_over());
+        assert_eq!(line.session.end(), Some(end));
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_answer_a_close_is_dropped() {
+    let mut line = line();
+    line.session.close(End::Replaced, &mut line.shared);
+    line.turn();
+    line.pass(1);
+    assert!(!line.session.is_over());
+    line.pass(1);
+    assert!(line.session.is_over());
+}
+
+#[test]
+fn a_broken_frame_after_our_close_ends_it() {
+    let mut line = line();
+    line.session.close(End::Replaced, &mut line.shared);
+    line.feed(&frame(0x83, b""));
+    assert_eq!(line.frames().len(), 1);
+    assert!(line.pipe().shut);
+    assert_eq!(line.session.end(), Some(End::Replaced));
+    line.pass(2);
+    assert!(line.session.is_over());
+}
+
+#[test]
+fn draining_is_bounded_in_bytes_and_time() {
+    let mut line = line();
+    line.feed(&frame(0x83, b""));
+    line.feed(&vec![0; DRAIN_BYTES_MAX]);
+    assert!(!line.session.is_over());
+    line.feed(&vec![0; READ_BYTES_MAX]);
+    assert!(line.session.is_over());
+
+    let mut line = self::line();
+    line.feed(&frame(0x83, b""));
+    line.pass(1);
+    assert!(!line.session.is_over());
+    line.pass(1);
+    assert!(line.session.is_over());
+}
+
+#[test]
+fn tcp_ends_without_a_goodbye() {
+    for broken in [false, true] {
+        for bytes in [
+            &b""[..],
+            b"GET",
+            REQUEST.as_bytes(),
+            &conversation()[..REQUEST.len() + 3],
+        ] {
+            let mut line = Line::new(Door::Main, Config::default());
+            line.feed(bytes);
+            line.pipe().broken = broken;
+            line.pipe().ended = true;
+            line.turn();
+            assert!(line.session.is_over());
+            let upgraded = line.events.len() == 1;
+            assert_eq!(
+                line.session.end(),
+                Some(if upgraded { End::Lost } else { End::Http })
+            );
+        }
+    }
+}
+
+#[test]
+fn a_write_that_fails_ends_it() {
+    let mut line = line();
+    line.session.send("x".into(), &mut line.shared);
+    line.pipe().broken = true;
+    line.session.flush(&mut line.shared);
+    assert!(line.session.is_over());
+    assert_eq!(line.session.end(), Some(End::Lost));
+}
+
+// ---- HTTP ----
+
+/// The status of a whole answer, after which the write side is shut and the peer is read until it closes.
+fn status(line: &mut Line) -> String {
+    let sent = String::from_utf8(line.sent()).unwrap();
+    let (head, body) = sent.split_once("\r\n\r\n").expect(&sent);
+    assert!(
+        head.contains("\r\nConnection: close") || head.contains(", close\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains(&format!("Content-Length: {}", body.len())),
+        "{head}"
+    );
+    assert!(line.pipe().shut && !line.session.is_over());
+    line.feed(b"more that nobody wants");
+    assert!(line.pipe().input.is_empty());
+    line.pipe().ended = true;
+    line.turn();
+    assert!(line.session.is_over());
+    assert_eq!(line.session.end(), Some(End::Http));
+    head[9..12].to_owned()
+}
+
+#[test]
+fn plain_answers() {
+    for (request, expected) in [
+        ("GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", "200"),
+        (
+            "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\nGET /pipelined HTTP/1.1\r\n\r\n",
+            "200",
+        ),
+        (
+            "POST /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody",
+            "405",
+        ),
+        ("GET /ws HTTP/1.1\r\nHost: h\r\n\r\n", "426"),
+        ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", "404"),
+        ("nonsense\r\n\r\n", "400"),
+    ] {
+        for cut in 0..request.len() {
+            let mut line = Line::new(Door::Main, Config::default());
+            line.feed(&request.as_bytes()[..cut]);
+            line.feed(&request.as_bytes()[cut..]);
+            assert_eq!(status(&mut line), expected, "{request}");
+        }
+    }
+}
+
+#[test]
+fn a_head_has_a_size_and_a_time() {
+    let mut line = Line::new(Door::Main, Config::default());
+    let head = format!(
+        "GET /healthz HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n",
+        "x".repeat(HEAD_BYTES_MAX)
+    );
+    line.feed(&head.as_bytes()[head.len() - HEAD_BYTES_MAX..]);
+    assert_eq!(status(&mut line), "400");
+    let mut line = Line::new(Door::Main, Config::default());
+    line.feed(&head.as_bytes()[..=HEAD_BYTES_MAX]);
+    assert_eq!(status(&mut line), "431");
+
+    // A byte a second does not help.
+    let mut line = Line::new(Door::Main, Config::default());
+    for byte in &REQUEST.as_bytes()[..4] {
+        line.pass(1);
+        line.feed(&[*byte]);
+    }
+    assert!(line.sent().is_empty());
+    line.pass(1);
+    assert_eq!(status(&mut line), "408");
+    assert_eq!(line.shared.metrics.refused_upgrades[&408], 1);
+}
+
+#[test]
+fn who_shuts_its_write_side_still_gets_its_answer() {
+    let mut line = Line::new(Door::Main, Config::default());
+    line.pipe().room = 0;
+    line.pipe().ended = true;
+    line.feed(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
+    line.turn();
+    assert!(!line.session.is_over());
+    line.pipe().room = 1000;
+    line.turn();
+    assert!(line.sent().ends_with(b"ok"));
+    assert!(line.session.is_over());
+}
+
+// ---- Time ----
+
+#[test]
+fn silence_is_met_with_a_ping_and_then_the_end() {
+    let mut line = line();
+    line.session.registered();
+    line.pass(24);
+    assert!(line.frames().is_empty());
+    line.pass(1);
+    assert_eq!(line.frames(), [(PING, vec![])]);
+    line.pass(24);
+    // Half a frame is life enough.
+    line.feed(&frame(PONG, b"")[..3]);
+    line.pass(25);
+    assert_eq!(line.frames(), [(PING, vec![])]);
+    line.pass(24);
+    assert!(line.session.is_open() && line.frames().is_empty());
+    line.pass(1);
+    assert_eq!(line.frames(), [(CLOSE, close(4001, "no sign of life"))]);
+    assert_eq!(line.session.end(), Some(End::Silent));
+    line.pass(2);
+    assert!(line.session.is_over());
+}
+
+#[test]
+fn nobody_is_cut_because_the_server_itself_stood_still() {
+    let mut line = line();
+    line.session.registered();
+    line.shared.now += std::time::Duration::from_secs(1000);
+    line.pass(1);
+    assert_eq!(line.frames(), [(PING, vec![])]);
+    line.pass(24);
+    assert!(line.session.is_open());
+    line.pass(1);
+    assert!(!line.session.is_open());
+}
+
+#[test]
+fn who_registers_nothing_has_thirty_seconds() {
+    let mut line = line();
+    line.pass(29);
+    line.feed(&frame(PONG, b""));
+    assert!(line.session.is_open());
+    line.pass(1);
+    assert_eq!(line.session.end(), Some(End::Unregistered));
+    let mut line = self::line();
+    line.session.registered();
+    line.pass(40);
+    assert!(line.session.is_open());
+}
+
+// ---- The queue ----
+
+#[test]
+fn a_full_queue_refuses_what_is_forwarded_and_ends_by_what_is_not() {
+    let mut line = line();
+    line.session.registered();
+    line.pipe().room = 0;
+    let text = "x".repeat(1000);
+    let texts = [text.clone()];
+    let mut queued = 0;
+    while line.session.has_room(&texts, &line.shared) {
+        line.session.send(text.clone(), &mut line.shared);
+        queued += 1;
+    }
+    assert_eq!(queued, 256 * 1024 / 1004);
+    assert!(line.session.is_open());
+    // A slow reader is a reader: each byte buys ten seconds.
+    for _ in 0..10 {
+        line.pass(9);
+        assert!(!line.session.has_room(&texts, &line.shared));
+        line.feed(&frame(PONG, b""));
+        line.pipe().room = 1;
+        line.turn();
+        assert!(line.session.is_open());
+    }
+    line.session.send(text, &mut line.shared);
+    assert_eq!(line.session.end(), Some(End::Slow));
+    // What was queued is still sent to who reads after all, and the reason after it.
+    line.pipe().room = usize::MAX;
+    line.turn();
+    let frames = line.frames();
+    assert_eq!(frames.len(), queued + 1);
+    assert_eq!(frames[queued], (CLOSE, close(1013, "reads too slowly")));
+}
+
+#[test]
+fn who_takes_nothing_from_a_full_queue_for_ten_seconds_is_cut() {
+    let mut line = line();
+    line.session.registered();
+    line.pipe().room = 0;
+    line.session.send("x".repeat(200 * 1024), &mut line.shared);
+    line.pass(15);
+    assert!(line.session.is_open(), "the queue is not full");
+    assert!(
+        !line
+            .session
+            .has_room(&["x".repeat(100 * 1024)], &line.shared)
+    );
+    line.pass(1);
+    assert_eq!(line.session.end(), Some(End::Slow));
+    line.pass(2);
+    assert!(line.session.is_over());
+}
+
+#[test]
+fn pings_from_a_peer_that_does_not_read_cost_no_more_than_the_queue() {
+    let mut line = line();
+    line.session.registered();
+    line.pipe().room = 0;
+    for _ in 0..20_000 {
+        line.feed(&frame(PING, &[7; 125]));
+    }
+    assert!(line.session.is_open());
+    line.pipe().room = usize::MAX;
+    line.turn();
+    assert!(line.sent().len() < 258 * 1024);
+    line.feed(&frame(PING, b"and now"));
+    assert_eq!(line.frames().last(), Some(&(PONG, b"and now".to_vec())));
+}
+
+// ---- Rest ----
+
+#[test]
+fn a_session_at_rest_has_no_codec() {
+    let mut line = line();
+    assert!(!line.session.has_codec());
+    for payload in [0, 1, 125, 126, 4096, 0xffff, 0x10000] {
+        for first in [TEXT, 0x82] {
+            line.feed(&frame(first, &vec![b'x'; payload]));
+            line.session.send("x".repeat(payload), &mut line.shared);
+            line.session.flush(&mut line.shared);
+            assert!(!line.session.has_codec(), "{payload}");
+        }
+    }
+    line.feed(
+        &[
+            frame(TEXT, b"a"),
+            frame(PING, b"b"),
+            frame(PONG, b"c"),
+            frame(TEXT, b"d"),
+        ]
+        .concat(),
+    );
+    assert!(!line.session.has_codec());
+}
+
+#[test]
+fn a_session_with_something_in_its_codec_keeps_it() {
+    let bytes = frame(TEXT, b"message");
+    for cut in 1..bytes.len() {
+        let mut line = line();
+        line.feed(&bytes[..cut]);
+        assert!(
+            line.session.has_codec(),
+            "{cut} bytes of a frame are inside"
+        );
+        line.feed(&bytes[cut..]);
+        assert_eq!(line.events, ["message"]);
+        assert!(!line.session.has_codec());
+    }
+    let mut line = line();
+    line.feed(&frame(0x01, b"mess"));
+    assert!(line.session.has_codec(), "a fragment is inside");
+    line.feed(&frame(0x80, b"age"));
+    assert_eq!(line.events, ["message"]);
+
+    let mut line = self::line();
+    line.pipe().room = 0;
+    line.feed(&frame(PING, b""));
+    assert!(line.session.has_codec(), "a pong waits to go out");
+    line.pipe().room = 100;
+    line.turn();
+    assert!(!line.session.has_codec());
+}
