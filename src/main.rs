@@ -51,20 +51,15 @@ fn raise_descriptor_limit(connections: usize) -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return connections;
     };
-    if soft >= needed {
+    // The hard limit is the operator's word, even to root.
+    let allowed = needed.min(hard).max(soft);
+    let limit = setrlimit(Resource::RLIMIT_NOFILE, allowed, hard).map_or(soft, |()| allowed);
+    if limit >= needed {
         return connections;
     }
-    // Only root may raise the hard limit.
-    let raised = setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed))
-        .map(|()| needed)
-        .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard))
-        .unwrap_or(soft);
-    if raised >= needed {
-        return connections;
-    }
-    let possible = (raised as usize).saturating_sub(DESCRIPTORS_SPARE).max(1);
+    let possible = (limit as usize).saturating_sub(DESCRIPTORS_SPARE).max(1);
     warn!(
-        "the limit of open files is {raised}: --max-connections is {possible} instead of {connections}"
+        "the limit of open files is {limit}: --max-connections is {possible} instead of {connections}"
     );
     possible
 }

@@ -421,10 +421,11 @@ impl Server {
             .who(conn)
             .expect("the hub forgets nobody before this");
         info!(
-            "connection {} from {} ended after {:.1} s: {end}; room {room:?}, id {id:?}",
+            "connection {} from {} ended after {:.1} s: {end}; room {room:?}, {}",
             conn.number(),
             entry.address,
             (shared.now - entry.since).as_secs_f64(),
+            id.map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
         self.tell(Input::Disconnected(conn));
     }

@@ -1,0 +1,388 @@
+//! The program as an operator meets it: flags, exit codes, signals, logs, descriptors.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use noroshi::config::Config;
+use tungstenite::{Error, Message, WebSocket};
+
+const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
+
+fn noroshi(args: &[&str]) -> Output {
+    Command::new(NOROSHI).args(args).output().unwrap()
+}
+
+/// A running server, killed with the test.
+struct Running {
+    child: Child,
+    address: SocketAddr,
+    metrics: SocketAddr,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a shell command, which ends in `exec "$0" …` and so becomes the server.
+fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
+    let script = format!("{script} -l 127.0.0.1:0 --metrics 127.0.0.1:0");
+    let mut command = Command::new("sh");
+    let mut child = command
+        .args(["-c", &script, NOROSHI])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut address = |prefix: &str, suffix: &str| loop {
+        let mut line = String::new();
+        assert!(
+            stderr.read_line(&mut line).unwrap() > 0,
+            "the server says where it listens"
+        );
+        if let Some(rest) = line.strip_prefix(prefix) {
+            break rest
+                .trim_end()
+                .strip_suffix(suffix)
+                .unwrap()
+                .parse()
+                .unwrap();
+        }
+    };
+    let (address, metrics) = (
+        address("listening on ws://", "/ws"),
+        address("metrics on http://", "/metrics"),
+    );
+    (
+        Running {
+            child,
+            address,
+            metrics,
+        },
+        stderr,
+    )
+}
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    fn ask(&self, address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.ask(self.address, "/healthz").ends_with("\r\n\r\nok")
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .unwrap()
+            .count()
+    }
+
+    fn websocket(&self, path: &str) -> WebSocket<TcpStream> {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        tungstenite::client(format!("ws://{}{path}", self.address), stream)
+            .unwrap()
+            .0
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+/// Something in another process is waited for, and there is no event for it.
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+fn say(socket: &mut WebSocket<TcpStream>, text: &str) {
+    socket.send(Message::text(text)).unwrap();
+}
+
+#[test]
+fn help_and_version() {
+    for flag in ["-h", "--help"] {
+        let output = noroshi(&[flag]);
+        assert!(output.status.success() && output.stderr.is_empty());
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), Config::help());
+    }
+    for flag in ["-V", "--version"] {
+        let output = noroshi(&[flag]);
+        assert!(output.status.success());
+        assert_eq!(
+            output.stdout,
+            format!("noroshi {}\n", env!("CARGO_PKG_VERSION")).as_bytes()
+        );
+    }
+}
+
+#[test]
+fn a_wrong_flag_is_named_in_one_line() {
+    for (args, named) in [
+        (&["--lsiten", "1"][..], "--lsiten"),
+        (&["extra"], "extra"),
+        (&["--listen"], "--listen"),
+        (&["-l", "8080"], "8080"),
+        (&["-l", "localhost:8080"], "localhost:8080"),
+        (&["--max-connections", "0"], "whole number"),
+        (&["--max-connections", "many"], "many"),
+        (&["--max-message", "64X"], "64X"),
+        (&["--max-message", "1"], "1K to 16M"),
+        (&["--max-message", "99999999999999999999M"], "1K to 16M"),
+        (&["--max-rate", "-1"], "-1"),
+        (&["--ping-interval", "0"], "whole number"),
+        (&["--ping-interval", "2.5"], "2.5"),
+        (&["--allow-origin", "example.com"], "SCHEME://HOST"),
+        (&["--allow-origin", "https://example.com/"], "SCHEME://HOST"),
+        (&["--metrics", "9090"], "9090"),
+        (&["--log", "loud"], "loud"),
+    ] {
+        let output = noroshi(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(
+            stderr.contains(named) && stderr.lines().count() == 1,
+            "{args:?}: {stderr}"
+        );
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn an_address_that_cannot_be_bound() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for args in [
+        ["-l", &address],
+        ["--metrics", &address],
+        ["-l", "192.0.2.1:1"],
+    ] {
+        let output = noroshi(&[&args[..], &["-l", "127.0.0.1:0"]].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(
+            stderr.contains(args[1]) && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (mut server, _stderr) = run(r#"exec "$0""#);
+        let mut sockets = [server.websocket("/ws"), server.websocket("/ws/tea")];
+        server.signal(signal);
+        for socket in &mut sockets {
+            let Message::Close(Some(frame)) = socket.read().unwrap() else {
+                panic!("a Close")
+            };
+            assert_eq!(u16::from(frame.code), 1001);
+            assert!(matches!(socket.read(), Err(Error::ConnectionClosed)));
+        }
+        assert_eq!(server.code(), Some(0));
+    }
+    let (mut server, _stderr) = run(r#"exec "$0""#);
+    let mut deaf = server.websocket("/ws");
+    server.signal(Signal::SIGTERM);
+    assert!(
+        matches!(deaf.get_mut().peek(&mut [0]), Ok(1)),
+        "the goodbye has come"
+    );
+    let began = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn sigstop_and_sigcont_are_nothing() {
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let mut socket = server.websocket("/ws");
+    server.signal(Signal::SIGSTOP);
+    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
+    server.signal(Signal::SIGCONT);
+    assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
+}
+
+#[test]
+fn the_log_says_who_came_and_went_and_cannot_be_forged() {
+    let (mut server, mut stderr) = run(r#"exec "$0" --log trace"#);
+    let mut socket = server.websocket("/ws/tea");
+    let secret = "a=candidate-that-is-nobodys-business";
+    for kind in ["connect", "offer", "candidateAdd", "hello"] {
+        let text = format!(
+            r#"{{"type":"{kind}","id":"\n\u001b[31mERROR forged","sdp":"{secret}","candidate":"{secret}"}}"#
+        );
+        say(&mut socket, &text);
+    }
+    while !socket
+        .read()
+        .unwrap()
+        .to_text()
+        .unwrap()
+        .contains("unknown_type")
+    {}
+    socket.close(None).unwrap();
+    while socket.read().is_ok() {}
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(!log.contains(secret) && !log.contains('\u{1b}'), "{log}");
+    for line in log.lines() {
+        assert!(
+            line.starts_with("20") && line.contains(" [noroshi::"),
+            "{line}"
+        );
+    }
+    let lines = |part: &str| {
+        log.lines()
+            .filter(|line| line.contains(part))
+            .collect::<Vec<_>>()
+    };
+    let id = r#"id "\n\u{1b}[31mERROR forged""#;
+    let registered = lines(" INFO ")
+        .into_iter()
+        .filter(|line| line.contains("registered"))
+        .collect::<Vec<_>>();
+    assert_eq!(registered.len(), 1, "{log}");
+    assert!(
+        registered[0].contains("connection 1 from 127.0.0.1:") && registered[0].contains(id),
+        "{log}"
+    );
+    let ended = lines("ended after");
+    assert_eq!(ended.len(), 1, "{log}");
+    for part in ["connection 1 from 127.0.0.1:", "left", r#"room "tea""#, id] {
+        assert!(ended[0].contains(part), "{log}");
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
+    let serves = |server: &Running| {
+        for i in 0..50 {
+            let mut socket = server.websocket("/ws");
+            say(
+                &mut socket,
+                &format!(r#"{{"type":"join","id":"{}{i}"}}"#, "x".repeat(100)),
+            );
+            assert!(socket.read().unwrap().to_text().unwrap().contains("joined"));
+            socket.close(None).unwrap();
+        }
+        assert!(server.is_healthy());
+    };
+    // A pipe that nobody holds.
+    let (server, stderr) = run(r#"exec "$0" --log debug"#);
+    drop(stderr);
+    serves(&server);
+    drop(server);
+    // A full disk, which also hides where it listens.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut child = Command::new(NOROSHI)
+        .args(["-l", "127.0.0.1:0"])
+        .stderr(full)
+        .spawn()
+        .unwrap();
+    sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it serves");
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    // A pipe that nobody reads fills up: 64 KiB, and the writer would wait.
+    let (server, stderr) = run(r#"exec "$0" --log debug"#);
+    for _ in 0..6 {
+        serves(&server);
+    }
+    drop(stderr);
+}
+
+#[test]
+fn few_descriptors_are_a_warning_and_no_end() {
+    let (server, mut stderr) = run(r#"ulimit -n 64; exec "$0""#);
+    let mut sockets: Vec<_> = (0..32).map(|_| server.websocket("/ws")).collect();
+    assert!(
+        server
+            .ask(server.address, "/ws")
+            .starts_with("HTTP/1.1 426 ")
+    );
+    let waiting: Vec<_> = (0..100)
+        .map(|_| TcpStream::connect(server.address).unwrap())
+        .collect();
+    assert!(
+        server
+            .ask(server.metrics, "/metrics")
+            .contains("\nnoroshi_connections 32\n")
+    );
+    drop(waiting);
+    sockets.truncate(10);
+    assert!(server.is_healthy());
+    server.websocket("/ws");
+    drop(server);
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(!log.contains("cannot accept"), "{log}");
+    let (server, _stderr) = run(r#"ulimit -S -n 64; exec "$0" --max-connections 100"#);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
+    assert_eq!(files.split_whitespace().nth(3), Some("132"), "{files}");
+}
+
+#[test]
+fn nothing_is_left_of_those_who_left() {
+    let (server, _stderr) = run(r#"exec "$0""#);
+    assert!(server.is_healthy());
+    let before = server.descriptors();
+    for round in 0..3 {
+        let mut sockets: Vec<_> = (0..50)
+            .map(|i| server.websocket(&format!("/ws/{i}")))
+            .collect();
+        for (i, socket) in sockets.iter_mut().enumerate() {
+            say(socket, &format!(r#"{{"type":"connect","id":"{i}"}}"#));
+            socket.read().unwrap();
+            if round == 0 {
+                socket.close(None).unwrap();
+                while socket.read().is_ok() {}
+            }
+        }
+        let plain: Vec<_> = (0..50)
+            .map(|_| TcpStream::connect(server.address).unwrap())
+            .collect();
+        drop((sockets, plain));
+        eventually("all descriptors are closed", || {
+            server.descriptors() <= before
+        });
+        let metrics = server.ask(server.metrics, "/metrics");
+        for name in ["connections", "peers", "rooms"] {
+            assert!(
+                metrics.contains(&format!("\nnoroshi_{name} 0\n")),
+                "{metrics}"
+            );
+        }
+    }
+}
