@@ -51,8 +51,9 @@ pub const CANDIDATES_MAX: usize = 64;
 pub const STORED_BYTES_MAX: usize = 64 * KIB;
 /// What a claimant of an id sends while the holder is probed, beside its first message.
 pub const KEPT_BYTES_MAX: usize = 64 * KIB;
-/// The same in messages, because an empty one costs memory too.
-pub const KEPT_MESSAGES_MAX: usize = 1024;
+/// The same in messages, because an empty one costs memory too. Well-formed ones fill the bytes before: the
+/// shortest has 23.
+pub const KEPT_MESSAGES_MAX: usize = KEPT_BYTES_MAX / 16;
 /// How long the holder of a claimed id has to show life.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a room waits for an offer or an answer before it asks, or hands the offer to, the next in the line.
@@ -164,13 +165,10 @@ impl Config {
                     config.listen.push(parser.value()?.parse_with(address)?);
                 }
                 Long("allow-origin") => {
-                    config
-                        .allow_origins
-                        .push(parser.value()?.parse_with(origin)?);
+                    config.allow_origins.push(parser.value()?.parse_with(origin)?);
                 }
                 Long("max-connections") => {
-                    config.connections_max =
-                        parser.value()?.parse_with(|s| within(s, 1, 1_000_000))?;
+                    config.connections_max = parser.value()?.parse_with(|s| within(s, 1, 1_000_000))?;
                 }
                 Long("max-mesh-peers") => {
                     config.mesh_peers_max = parser.value()?.parse_with(|s| within(s, 1, 1000))?;
@@ -230,25 +228,20 @@ usage: noroshi [flags]
     }
 
     /// What may wait to be sent to one peer, in bytes. Whatever may come in must fit when it goes out: as a
-    /// string inside JSON a text grows to twice its size at most, and a `joined` names every peer of the mesh.
+    /// string inside JSON a text grows to twice its size at most, each of its candidates becomes a message that
+    /// names the sender, and a `joined` names every peer of the mesh. An id takes less than a KiB.
     pub fn queue_bytes_max(&self) -> usize {
-        QUEUE_BYTES_MAX
-            .max(2 * self.message_bytes_max + 4 * KIB)
-            .max(self.mesh_peers_max * KIB)
+        QUEUE_BYTES_MAX.max(2 * self.message_bytes_max + CANDIDATES_MAX * KIB).max(self.mesh_peers_max * KIB)
     }
 }
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse()
-        .map_err(|_| "not an address and port, such as 127.0.0.1:8080 or [::]:8080")
+    text.parse().map_err(|_| "not an address and port, such as 127.0.0.1:8080 or [::]:8080")
 }
 
 fn origin(text: &str) -> Result<String, &'static str> {
     let host = text.split_once("://").map(|(_, host)| host);
-    if text == "*"
-        || text == "null"
-        || host.is_some_and(|host| !host.is_empty() && !host.contains('/'))
-    {
+    if text == "*" || text == "null" || host.is_some_and(|host| !host.is_empty() && !host.contains('/')) {
         Ok(text.to_owned())
     } else {
         Err("an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or *")
@@ -282,6 +275,5 @@ fn size(text: &str) -> Result<usize, &'static str> {
 }
 
 fn level(text: &str) -> Result<LevelFilter, &'static str> {
-    text.parse()
-        .map_err(|_| "not one of off, error, warn, info, debug, trace")
+    text.parse().map_err(|_| "not one of off, error, warn, info, debug, trace")
 }

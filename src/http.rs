@@ -40,10 +40,7 @@ pub enum Answer {
 pub fn head_end(bytes: &[u8], searched: usize) -> Option<usize> {
     const END: &[u8] = b"\r\n\r\n";
     let from = searched.saturating_sub(END.len() - 1);
-    bytes[from..]
-        .windows(END.len())
-        .position(|window| window == END)
-        .map(|at| from + at + END.len())
+    bytes[from..].windows(END.len()).position(|window| window == END).map(|at| from + at + END.len())
 }
 
 /// The answer to a head that did not come in time.
@@ -53,12 +50,7 @@ pub fn timeout() -> Answer {
 
 /// The answer to a head that has no end within [`HEAD_BYTES_MAX`].
 pub fn head_too_large() -> Answer {
-    plain(
-        431,
-        &format!("the head of a request is at most {HEAD_BYTES_MAX} bytes"),
-        &[],
-        false,
-    )
+    plain(431, &format!("the head of a request is at most {HEAD_BYTES_MAX} bytes"), &[], false)
 }
 
 /// The answer to a request. `full` is whether there is no place for another WebSocket.
@@ -72,15 +64,10 @@ pub fn answer(head: &[u8], door: Door, config: &Config, full: bool, metrics: &Me
             return plain(400, "that is no HTTP request", &[], false);
         }
     }
-    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version)
-    else {
+    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
         return plain(400, "that is no HTTP request", &[], false);
     };
-    let request = Request {
-        method,
-        version,
-        headers: parsed.headers,
-    };
+    let request = Request { method, version, headers: parsed.headers };
     if version == 1 && request.values("host").count() != 1 {
         // RFC 9112 section 3.2.
         return request.plain(400, "a request has one Host header", &[]);
@@ -94,11 +81,7 @@ pub fn answer(head: &[u8], door: Door, config: &Config, full: bool, metrics: &Me
         (Door::Main, "/ws") => request.upgrade(None, config, full),
         (Door::Main, path) => match path.strip_prefix("/ws/") {
             Some(room) => request.upgrade(Some(room), config, full),
-            None => request.plain(
-                404,
-                "nothing is here; WebSockets connect to /ws or /ws/ROOM",
-                &[],
-            ),
+            None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         },
         (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
     }
@@ -116,27 +99,20 @@ struct Request<'a> {
 
 impl<'a> Request<'a> {
     fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        self.headers
-            .iter()
-            .filter(move |header| header.name.eq_ignore_ascii_case(name))
-            .map(|h| h.value)
+        self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value)
     }
 
     /// The only value of a header, as text.
     fn value(&self, name: &str) -> Option<&'a str> {
         let mut values = self.values(name);
         let value = values.next()?;
-        values
-            .next()
-            .is_none()
-            .then(|| std::str::from_utf8(value).ok())?
+        values.next().is_none().then(|| std::str::from_utf8(value).ok())?
     }
 
     /// Whether a header that is a list has this element.
     fn lists(&self, name: &str, element: &str) -> bool {
         let is_it = |listed: &[u8]| listed.trim_ascii().eq_ignore_ascii_case(element.as_bytes());
-        self.values(name)
-            .any(|value| value.split(|byte| *byte == b',').any(is_it))
+        self.values(name).any(|value| value.split(|byte| *byte == b',').any(is_it))
     }
 
     fn page(&self, body: &str, kind: (&str, &str)) -> Answer {
@@ -155,11 +131,7 @@ impl<'a> Request<'a> {
             return self.plain(405, "a WebSocket begins with GET", &[ALLOW]);
         }
         if room.is_some_and(|room| !is_room(room)) {
-            return self.plain(
-                400,
-                "a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -",
-                &[],
-            );
+            return self.plain(400, "a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -", &[]);
         }
         let asks = self.method == "GET"
             && self.version == 1
@@ -173,11 +145,7 @@ impl<'a> Request<'a> {
             return self.plain(400, "Sec-WebSocket-Key is missing or malformed", &[]);
         };
         if !self.may_come_from_its_origin(config) {
-            return self.plain(
-                403,
-                "pages of this origin may not connect; see --allow-origin",
-                &[],
-            );
+            return self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
         }
         if full {
             return self.plain(503, "the server is full", &[]);
@@ -187,10 +155,7 @@ impl<'a> Request<'a> {
              Sec-WebSocket-Accept: {}\r\n\r\n",
             derive_accept_key(key.as_bytes())
         );
-        Answer::Upgrade {
-            response: response.into_bytes(),
-            room: room.unwrap_or_default().to_owned(),
-        }
+        Answer::Upgrade { response: response.into_bytes(), room: room.unwrap_or_default().to_owned() }
     }
 
     /// A browser says where the page comes from, so that no page can use the visitor's place in the network.
@@ -226,27 +191,18 @@ fn path(target: &str) -> &str {
 
 fn is_room(name: &str) -> bool {
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
-    (1..=ROOM_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(is_fine)
-        && name != "."
-        && name != ".."
+    (1..=ROOM_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_fine) && name != "." && name != ".."
 }
 
 /// Whether this is the base64 of 16 bytes.
 fn is_key(key: &str) -> bool {
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
-    key.strip_suffix("==")
-        .is_some_and(|digits| digits.len() == 22 && digits.bytes().all(is_fine))
+    key.strip_suffix("==").is_some_and(|digits| digits.len() == 22 && digits.bytes().all(is_fine))
 }
 
 fn plain(status: u16, sentence: &str, headers: &[(&str, &str)], head_only: bool) -> Answer {
     let headers = [&[TEXT], headers].concat();
-    response(
-        status,
-        format!("{sentence}\n").as_bytes(),
-        &headers,
-        head_only,
-    )
+    response(status, format!("{sentence}\n").as_bytes(), &headers, head_only)
 }
 
 fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool) -> Answer {
@@ -263,11 +219,7 @@ fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool)
         _ => unreachable!("these are all"),
     };
     // RFC 9110 section 7.8: who sends Upgrade lists it in Connection.
-    let connection = if status == 426 {
-        "Upgrade, close"
-    } else {
-        "close"
-    };
+    let connection = if status == 426 { "Upgrade, close" } else { "close" };
     let mut head = format!("HTTP/1.1 {status} {reason}\r\nConnection: {connection}\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -295,9 +247,7 @@ mod tests {
                 let response = String::from_utf8(response).unwrap();
                 assert!(response.starts_with("HTTP/1.1 101 "));
                 // The example of RFC 6455 section 1.3.
-                assert!(
-                    response.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n")
-                );
+                assert!(response.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
                 assert!(response.ends_with("\r\n\r\n"));
                 (101, room)
             }
@@ -306,15 +256,9 @@ mod tests {
                 let (head_of_it, body) = response.split_once("\r\n\r\n").expect("a head");
                 assert!(head_of_it.starts_with(&format!("HTTP/1.1 {status} ")));
                 assert!(head_of_it.contains("close"), "{head_of_it}");
-                let length = head_of_it
-                    .split("Content-Length: ")
-                    .nth(1)
-                    .expect("a length");
+                let length = head_of_it.split("Content-Length: ").nth(1).expect("a length");
                 let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
-                assert_eq!(
-                    body.len(),
-                    if head.starts_with("HEAD ") { 0 } else { length }
-                );
+                assert_eq!(body.len(), if head.starts_with("HEAD ") { 0 } else { length });
                 assert!(length > 0);
                 (status, head_of_it.to_owned())
             }
@@ -322,12 +266,7 @@ mod tests {
     }
 
     fn get(head: &str) -> (u16, String) {
-        ask(
-            Door::Main,
-            &Config::default(),
-            false,
-            &format!("{}\r\nHost: h:1\r\n", head.trim_end()),
-        )
+        ask(Door::Main, &Config::default(), false, &format!("{}\r\nHost: h:1\r\n", head.trim_end()))
     }
 
     fn upgrade(target: &str, more: &str) -> (u16, String) {
@@ -339,10 +278,7 @@ mod tests {
         assert_eq!(upgrade("/ws", ""), (101, "".into()));
         assert_eq!(upgrade("/ws?x=/y", ""), (101, "".into()));
         assert_eq!(upgrade("/ws/tea", ""), (101, "tea".into()));
-        assert_eq!(
-            upgrade("/ws/A.b_c~d-9?token=1", ""),
-            (101, "A.b_c~d-9".into())
-        );
+        assert_eq!(upgrade("/ws/A.b_c~d-9?token=1", ""), (101, "A.b_c~d-9".into()));
         assert_eq!(upgrade("http://h:1/ws/tea", ""), (101, "tea".into()));
         assert_eq!(upgrade(&format!("/ws/{}", "x".repeat(64)), "").0, 101);
         let mixed = "upgrade: h2c, WebSocket\r\nconnection: keep-alive, UPGRADE\r\nsec-websocket-version: 13";
@@ -353,18 +289,7 @@ mod tests {
 
     #[test]
     fn rooms_that_are_none() {
-        for room in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "a%20b",
-            "%41",
-            "a b",
-            "日本",
-            "a:b",
-            &"x".repeat(65),
-        ] {
+        for room in ["", ".", "..", "a/b", "a%20b", "%41", "a b", "日本", "a:b", &"x".repeat(65)] {
             let (status, _) = upgrade(&format!("/ws/{room}"), "");
             assert_eq!(status, 400, "{room}");
         }
@@ -375,24 +300,14 @@ mod tests {
         let (status, head) = get("GET /ws HTTP/1.1");
         assert_eq!(status, 426);
         assert!(
-            head.contains("\r\nSec-WebSocket-Version: 13\r\n")
-                && head.contains("\r\nUpgrade: websocket")
+            head.contains("\r\nSec-WebSocket-Version: 13\r\n") && head.contains("\r\nUpgrade: websocket")
         );
         assert_eq!(get("HEAD /ws/tea HTTP/1.1").0, 426);
         let old = ASKS.replace("13", "8");
         assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{old}")).0, 426);
         assert_eq!(get(&format!("GET /ws HTTP/1.0\r\n{KEY}{ASKS}")).0, 426);
-        for key in [
-            "",
-            "Sec-WebSocket-Key: short\r\n",
-            &format!("{KEY}{KEY}"),
-            &KEY.replace('X', "*"),
-        ] {
-            assert_eq!(
-                get(&format!("GET /ws HTTP/1.1\r\n{key}{ASKS}")).0,
-                400,
-                "{key}"
-            );
+        for key in ["", "Sec-WebSocket-Key: short\r\n", &format!("{KEY}{KEY}"), &KEY.replace('X', "*")] {
+            assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{key}{ASKS}")).0, 400, "{key}");
         }
         let (status, head) = get("POST /ws HTTP/1.1");
         assert_eq!(status, 405);
@@ -403,30 +318,12 @@ mod tests {
     fn origins() {
         assert_eq!(upgrade("/ws", "Origin: http://h:1").0, 101);
         assert_eq!(upgrade("/ws", "Origin: HTTPS://H:1").0, 101);
-        for foreign in [
-            "http://h",
-            "http://h:2",
-            "http://evil.h:1",
-            "null",
-            "h:1",
-            "",
-            "http://h:1/",
-        ] {
-            assert_eq!(
-                upgrade("/ws", &format!("Origin: {foreign}")).0,
-                403,
-                "{foreign}"
-            );
+        for foreign in ["http://h", "http://h:2", "http://evil.h:1", "null", "h:1", "", "http://h:1/"] {
+            assert_eq!(upgrade("/ws", &format!("Origin: {foreign}")).0, 403, "{foreign}");
         }
-        assert_eq!(
-            upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0,
-            403
-        );
+        assert_eq!(upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0, 403);
         let from = |allowed: &str, origin: &str| {
-            let config = Config {
-                allow_origins: vec![allowed.into()],
-                ..Config::default()
-            };
+            let config = Config { allow_origins: vec![allowed.into()], ..Config::default() };
             let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{ASKS}");
             ask(Door::Main, &config, false, &head).0
         };
@@ -440,16 +337,8 @@ mod tests {
     #[test]
     fn a_full_server_says_so_only_to_those_who_would_have_come_in() {
         let full = |head: &str| ask(Door::Main, &Config::default(), true, head).0;
-        assert_eq!(
-            full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")),
-            503
-        );
-        assert_eq!(
-            full(&format!(
-                "GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\n{KEY}{ASKS}"
-            )),
-            403
-        );
+        assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 503);
+        assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\n{KEY}{ASKS}")), 403);
         assert_eq!(full("GET /healthz HTTP/1.1\r\nHost: h\r\n"), 200);
     }
 
@@ -466,37 +355,21 @@ mod tests {
         assert_eq!(metrics("GET /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
         assert_eq!(metrics("HEAD /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
         assert_eq!(metrics("PUT /metrics HTTP/1.1\r\nHost: h\r\n"), 405);
-        assert_eq!(
-            metrics(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")),
-            404
-        );
+        assert_eq!(metrics(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 404);
     }
 
     #[test]
     fn malformed_requests() {
         let main = |head: &str| ask(Door::Main, &Config::default(), false, head).0;
-        for head in [
-            "GET / HTTP/1.1\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n",
-        ] {
+        for head in ["GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n"] {
             assert_eq!(main(head), 400, "{head}");
         }
-        for head in [
-            "\r\n",
-            "GET\r\n",
-            "GET / HTTP/2.0\r\nHost: h\r\n",
-            "GET / HTTP/1.1\r\nHo st: h\r\n",
-            "\0\r\n",
-        ] {
+        for head in
+            ["\r\n", "GET\r\n", "GET / HTTP/2.0\r\nHost: h\r\n", "GET / HTTP/1.1\r\nHo st: h\r\n", "\0\r\n"]
+        {
             assert_eq!(main(head), 400, "{head}");
         }
-        assert_eq!(
-            main(&format!(
-                "GET / HTTP/1.1\r\nHost: h\r\n{}",
-                "a: b\r\n".repeat(200)
-            )),
-            431
-        );
+        assert_eq!(main(&format!("GET / HTTP/1.1\r\nHost: h\r\n{}", "a: b\r\n".repeat(200))), 431);
     }
 
     #[test]

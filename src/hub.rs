@@ -20,8 +20,8 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::config::{
-    CANDIDATES_MAX, Config, KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PATIENCE, PROBE_TIME_MAX,
-    RATE_BLOCK_BYTES, STORED_BYTES_MAX,
+    CANDIDATES_MAX, Config, KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PATIENCE, PROBE_TIME_MAX, RATE_BLOCK_BYTES,
+    STORED_BYTES_MAX,
 };
 use crate::message::{self, Body, Candidates, Code, Kind, Refusal, Reply, Request};
 use crate::rate::{Bucket, Rate, Verdict};
@@ -161,7 +161,6 @@ struct Room {
 
 /// A probe of the holder of an id.
 struct Claim {
-    holder: Conn,
     until: Duration,
     claimants: Queue,
 }
@@ -206,10 +205,13 @@ struct Claimant {
     id: Rc<str>,
     /// Among the claimants.
     ticket: i64,
-    /// The claiming message, and what came after it.
+    /// The message that claims it.
+    first: Box<[u8]>,
+    /// What came after that.
     kept: VecDeque<Box<[u8]>>,
-    /// Of what came after it.
     kept_bytes: usize,
+    /// Ids that this connection claimed before, in vain.
+    taken: BTreeSet<Rc<str>>,
 }
 
 #[derive(Clone, Copy)]
@@ -235,8 +237,8 @@ struct Offering {
 
 struct Offer {
     number: u64,
-    /// The JSON text.
-    sdp: Box<str>,
+    /// The message that hands it out.
+    text: String,
     /// How many of the holders hold this one.
     held: usize,
     /// Whether anybody was ever handed it.
@@ -299,10 +301,7 @@ impl Turn<'_> {
         T: AsRef<[String]> + IntoIterator<Item = String>,
     {
         if !self.out.has_room(to, texts.as_ref()) {
-            return refused(
-                Code::PeerBusy,
-                "the queue of that peer is full; try again later",
-            );
+            return refused(Code::PeerBusy, "the queue of that peer is full; try again later");
         }
         for text in texts {
             self.out.push(Effect::Send(to, text));
@@ -403,6 +402,7 @@ impl Hub {
         if self.find(conn).is_none() {
             return;
         }
+        self.depart(conn, turn);
         self.retire(conn, turn);
         let room = self.peer(conn).room;
         self.peers[conn.slot()] = None;
@@ -419,19 +419,15 @@ impl Hub {
         self.retire(conn, turn);
     }
 
-    /// Ends all that a connection is in its room: its flow, its id, its claim. It stays a member.
+    /// Takes the id, or the claim of one, from a connection that has departed. It stays a member of its room.
     fn retire(&mut self, conn: Conn, turn: &mut Turn) {
-        self.depart(conn, turn);
         let peer = self.peer_mut(conn);
         let (room, id) = (peer.room, peer.id.clone());
         match mem::replace(&mut peer.state, State::Closed) {
             State::Nameless | State::Closed => {}
             State::Claimant(claimant) => {
                 let claim = self.rooms[room].claims.get_mut(&claimant.id);
-                claim
-                    .expect("a claimant has a claim")
-                    .claimants
-                    .remove(claimant.ticket);
+                claim.expect("a claimant has a claim").claimants.remove(claimant.ticket);
             }
             _ => {
                 let id = id.expect("a peer in a flow is registered");
@@ -451,7 +447,7 @@ impl Hub {
             match alarm {
                 Alarm::Patience(room) => self.lose_patience(room, turn),
                 Alarm::Probe(room, id) => {
-                    let holder = self.rooms[room].claims[&id].holder;
+                    let holder = self.rooms[room].ids[&id];
                     self.close(holder, Close::Replaced, turn);
                 }
             }
@@ -462,16 +458,14 @@ impl Hub {
 
     fn text(&mut self, conn: Conn, text: &[u8], turn: &mut Turn) {
         let Some(peer) = self.find(conn) else { return };
-        if matches!(peer.state, State::Closed) || !self.pay(conn, blocks(text), turn) {
+        if matches!(peer.state, State::Closed) || !self.pay(conn, blocks(text), 0, turn) {
             return;
         }
         let peer = self.peer_mut(conn);
         let State::Claimant(claimant) = &mut peer.state else {
-            return self.obey(conn, text, turn);
+            return self.obey(conn, text, &BTreeSet::new(), turn);
         };
-        if claimant.kept_bytes + text.len() > KEPT_BYTES_MAX
-            || claimant.kept.len() > KEPT_MESSAGES_MAX
-        {
+        if claimant.kept_bytes + text.len() > KEPT_BYTES_MAX || claimant.kept.len() >= KEPT_MESSAGES_MAX {
             let verdict = peer.bucket.offend(turn.now);
             self.sentence(conn, verdict, turn);
         } else {
@@ -480,19 +474,16 @@ impl Hub {
         }
     }
 
-    /// Takes tokens for a message. If there are too few, the message is to be dropped.
-    fn pay(&mut self, conn: Conn, tokens: usize, turn: &mut Turn) -> bool {
+    /// Takes tokens for a message, of which some are paid. If there are too few, the message is to be dropped.
+    fn pay(&mut self, conn: Conn, tokens: usize, paid: usize, turn: &mut Turn) -> bool {
         let rate = self.rate;
-        let verdict = self.peer_mut(conn).bucket.pay(rate, tokens, turn.now);
+        let verdict = self.peer_mut(conn).bucket.pay(rate, tokens, paid, turn.now);
         self.sentence(conn, verdict, turn);
         verdict == Verdict::Pass
     }
 
     fn sentence(&mut self, conn: Conn, verdict: Verdict, turn: &mut Turn) {
-        let refusal = Refusal {
-            code: Code::RateLimited,
-            message: "too many messages; this one was dropped",
-        };
+        let refusal = Refusal { code: Code::RateLimited, message: "too many messages; this one was dropped" };
         match verdict {
             Verdict::Pass => {}
             Verdict::Drop { tell: true } => self.refuse(conn, refusal, None, turn),
@@ -501,21 +492,27 @@ impl Hub {
         }
     }
 
-    /// Does what a message says, which is paid for but for its candidates.
-    fn obey(&mut self, conn: Conn, text: &[u8], turn: &mut Turn) {
+    /// Does what a message says, which is paid for but for its candidates. If it was kept while its sender claimed
+    /// ids, those that were `taken` are not claimed again.
+    fn obey(&mut self, conn: Conn, text: &[u8], taken: &BTreeSet<Rc<str>>, turn: &mut Turn) {
         let Request { id, target, body } = match message::parse(text) {
             Ok(request) => request,
             Err((refusal, target)) => return self.refuse(conn, refusal, target.as_deref(), turn),
         };
-        if let Body::Candidates(candidates) = &body {
-            let unpaid = candidates.len().saturating_sub(blocks(text));
-            if unpaid > 0 && !self.pay(conn, unpaid, turn) {
-                return;
-            }
+        let is_nameless = self.peer(conn).id.is_none();
+        if taken.contains(&*id) {
+            return;
+        }
+        if is_nameless && self.lookup(conn, &id).is_some() {
+            return self.claim(conn, &id, text, turn);
+        }
+        if let Body::Candidates(candidates) = &body
+            && !self.pay(conn, candidates.len(), blocks(text), turn)
+        {
+            return;
         }
         self.tally.messages[body.kind() as usize] += 1;
         let served = match &self.peer(conn).id {
-            None if self.lookup(conn, &id).is_some() => return self.claim(conn, &id, text, turn),
             None => {
                 self.register(conn, id.as_ref().into(), turn);
                 self.serve(conn, target.as_deref(), &body, turn)
@@ -559,11 +556,7 @@ impl Hub {
         peer.state = State::Idle;
         let room = peer.room;
         let room = &mut self.rooms[room];
-        turn.out.push(Effect::Registered {
-            conn,
-            room: &room.name,
-            id: &id,
-        });
+        turn.out.push(Effect::Registered { conn, room: &room.name, id: &id });
         room.ids.insert(id, conn);
         self.registered += 1;
     }
@@ -575,25 +568,20 @@ impl Hub {
         let peer = self.peer_mut(holder);
         let (room, id) = (peer.room, peer.id.clone().expect("a holder has the id"));
         if !mem::replace(&mut peer.probed, true) {
-            let claim = Claim {
-                holder,
-                until,
-                claimants: Queue::default(),
-            };
+            let claim = Claim { until, claimants: Queue::default() };
             self.rooms[room].claims.insert(id.clone(), claim);
             self.alarms.insert((until, Alarm::Probe(room, id.clone())));
             turn.out.push(Effect::Ping(holder));
         }
-        let claim = self.rooms[room]
-            .claims
-            .get_mut(&id)
-            .expect("a probed id has a claim");
+        let claim = self.rooms[room].claims.get_mut(&id).expect("a probed id has a claim");
         let ticket = claim.claimants.push_back(conn);
         let claimant = Claimant {
             id,
             ticket,
-            kept: VecDeque::from([text.into()]),
+            first: text.into(),
+            kept: VecDeque::new(),
             kept_bytes: 0,
+            taken: BTreeSet::new(),
         };
         self.peer_mut(conn).state = State::Claimant(Box::new(claimant));
     }
@@ -614,10 +602,7 @@ impl Hub {
             return None;
         }
         let (room, id) = (peer.room, peer.id.clone().expect("a holder has the id"));
-        let claim = self.rooms[room]
-            .claims
-            .remove(&id)
-            .expect("a probed id has a claim");
+        let claim = self.rooms[room].claims.remove(&id).expect("a probed id has a claim");
         self.alarms.remove(&(claim.until, Alarm::Probe(room, id)));
         Some(claim)
     }
@@ -628,7 +613,8 @@ impl Hub {
         if let Some(first) = claimants.next() {
             let claimant = self.end_waiting(first);
             self.register(first, id.clone(), turn);
-            self.replay(first, claimant.kept, turn);
+            self.obey(first, &claimant.first, &claimant.taken, turn);
+            self.replay(first, claimant, turn);
         }
         for claimant in claimants {
             self.reject(claimant, turn);
@@ -636,18 +622,13 @@ impl Hub {
     }
 
     fn reject(&mut self, conn: Conn, turn: &mut Turn) {
-        let Claimant { id, mut kept, .. } = self.end_waiting(conn);
-        let first = kept.pop_front().expect("a claim is a message");
-        let target = message::parse(&first)
-            .ok()
-            .and_then(|request| request.target);
-        let refusal = Refusal {
-            code: Code::IdTaken,
-            message: "the id belongs to a peer that is here",
-        };
-        self.refuse(conn, refusal, target.as_deref(), turn);
-        kept.retain(|text| message::parse(text).map_or(true, |request| *request.id != *id));
-        self.replay(conn, kept, turn);
+        let mut claimant = self.end_waiting(conn);
+        let request = message::parse(&claimant.first).expect("a claim is well-formed");
+        self.tally.messages[request.body.kind() as usize] += 1;
+        let refusal = Refusal { code: Code::IdTaken, message: "the id belongs to a peer that is here" };
+        self.refuse(conn, refusal, request.target.as_deref(), turn);
+        claimant.taken.insert(claimant.id.clone());
+        self.replay(conn, claimant, turn);
     }
 
     fn end_waiting(&mut self, conn: Conn) -> Claimant {
@@ -657,16 +638,22 @@ impl Hub {
         }
     }
 
-    /// Handles what was kept. One of these messages may claim another id; the rest is then kept again.
-    fn replay(&mut self, conn: Conn, kept: VecDeque<Box<[u8]>>, turn: &mut Turn) {
-        for text in kept {
+    /// Handles what was kept, up to a message that claims another id: what is behind it is kept on.
+    fn replay(&mut self, conn: Conn, mut claimant: Claimant, turn: &mut Turn) {
+        loop {
             match &mut self.peer_mut(conn).state {
                 State::Closed => return,
-                State::Claimant(claimant) => {
-                    claimant.kept_bytes += text.len();
-                    claimant.kept.push_back(text);
+                State::Claimant(next) => {
+                    next.kept = claimant.kept;
+                    next.kept_bytes = claimant.kept_bytes;
+                    next.taken = claimant.taken;
+                    return;
                 }
-                _ => self.obey(conn, &text, turn),
+                _ => {
+                    let Some(text) = claimant.kept.pop_front() else { return };
+                    claimant.kept_bytes -= text.len();
+                    self.obey(conn, &text, &claimant.taken, turn);
+                }
             }
         }
     }
@@ -687,13 +674,7 @@ impl Hub {
     }
 
     /// Idle peers connect, in this order: each is handed the offer that stands, or waits where `push` puts it.
-    fn line_up(
-        &mut self,
-        room: usize,
-        who: &[Conn],
-        push: fn(&mut Queue, Conn) -> i64,
-        turn: &mut Turn,
-    ) {
+    fn line_up(&mut self, room: usize, who: &[Conn], push: fn(&mut Queue, Conn) -> i64, turn: &mut Turn) {
         if self.standing(room).is_some() && self.rooms[room].line.is_empty() {
             for &conn in who {
                 self.hand(room, conn, turn);
@@ -729,12 +710,7 @@ impl Hub {
                 (Some(_), _) => break,
             }
         }
-        let Room {
-            line,
-            patience,
-            moved,
-            ..
-        } = &mut self.rooms[room];
+        let Room { line, patience, moved, .. } = &mut self.rooms[room];
         let due = match *patience {
             _ if line.is_empty() => None,
             Some(due) if !*moved => Some(due),
@@ -745,23 +721,16 @@ impl Hub {
             if let Some(due) = mem::replace(patience, due) {
                 self.alarms.remove(&(due, Alarm::Patience(room)));
             }
-            self.alarms
-                .extend(due.map(|due| (due, Alarm::Patience(room))));
+            self.alarms.extend(due.map(|due| (due, Alarm::Patience(room))));
         }
     }
 
     fn lose_patience(&mut self, room: usize, turn: &mut Turn) {
         if self.standing(room).is_some() {
-            let first = self.rooms[room]
-                .line
-                .pop_front()
-                .expect("patience is set while somebody waits");
+            let first = self.rooms[room].line.pop_front().expect("patience is set while somebody waits");
             self.hand(room, first, turn);
         } else {
-            let offerer = self.rooms[room]
-                .offerer
-                .take()
-                .expect("whoever waits, waits for an offerer");
+            let offerer = self.rooms[room].offerer.take().expect("whoever waits, waits for an offerer");
             let ticket = self.rooms[room].line.push_back(offerer);
             self.peer_mut(offerer).state = State::Waiting(ticket);
         }
@@ -770,33 +739,15 @@ impl Hub {
 
     /// Hands the offer that stands to a peer.
     fn hand(&mut self, room: usize, to: Conn, turn: &mut Turn) {
-        let owner = self.rooms[room]
-            .offerer
-            .expect("a standing offer has an owner");
+        let owner = self.rooms[room].offerer.expect("a standing offer has an owner");
         self.rooms[room].moved = true;
-        let owner_peer = self.peer_mut(owner);
-        let id = owner_peer.id.clone().expect("an offerer is registered");
-        let offering = owner_peer
-            .offering
-            .as_mut()
-            .expect("a standing offer is in an offering");
+        let offering = self.peer_mut(owner).offering.as_mut().expect("a standing offer is in an offering");
         let ticket = offering.holders.push_back(to);
         let offer = offering.offer.as_mut().expect("the offer stands");
         offer.held += 1;
         offer.handed = true;
-        let hold = Hold {
-            owner,
-            offer: offer.number,
-            ticket,
-        };
-        turn.tell(
-            to,
-            &Reply::Offer {
-                sdp: &offer.sdp,
-                target: &id,
-                id: None,
-            },
-        );
+        let hold = Hold { owner, offer: offer.number, ticket };
+        turn.out.push(Effect::Send(to, offer.text.clone()));
         self.peer_mut(to).state = State::Handed(hold);
     }
 
@@ -807,10 +758,7 @@ impl Hub {
             unreachable!("only a peer in this state holds an offer");
         };
         let owner = self.peer_mut(hold.owner);
-        let offering = owner
-            .offering
-            .as_mut()
-            .expect("an owner of holders has an offering");
+        let offering = owner.offering.as_mut().expect("an owner of holders has an offering");
         offering.holders.remove(hold.ticket);
         if let Some(offer) = &mut offering.offer
             && offer.number == hold.offer
@@ -820,13 +768,7 @@ impl Hub {
         owner.tidy();
     }
 
-    fn offer(
-        &mut self,
-        conn: Conn,
-        target: Option<Conn>,
-        sdp: &str,
-        turn: &mut Turn,
-    ) -> Result<(), Refusal> {
+    fn offer(&mut self, conn: Conn, target: Option<Conn>, sdp: &str, turn: &mut Turn) -> Result<(), Refusal> {
         let peer = self.peer(conn);
         let to = match (target, &peer.state) {
             (Some(target), _) => target,
@@ -837,15 +779,7 @@ impl Hub {
             (None, _) => return self.put_up(conn, sdp, turn),
         };
         let id = self.id(conn);
-        turn.forward(
-            to,
-            [Reply::Offer {
-                sdp,
-                target: id,
-                id: Some(id),
-            }
-            .text()],
-        )?;
+        turn.forward(to, [Reply::Offer { sdp, target: id, id: Some(id) }.text()])?;
         // What the target held of the sender's is overtaken by this.
         if matches!(self.peer(to).state, State::Handed(hold) if hold.owner == conn) {
             self.let_go(to);
@@ -862,31 +796,18 @@ impl Hub {
             let peer = self.peer_mut(conn);
             peer.refused = true;
             peer.drop_candidates();
-            return refused(
-                Code::NotOfferer,
-                "another peer is the offerer; connect and wait to be asked",
-            );
+            return refused(Code::NotOfferer, "another peer is the offerer; connect and wait to be asked");
         }
         if let State::Handed(_) = self.peer(conn).state {
             self.let_go(conn);
         }
         self.offers += 1;
-        let offer = Offer {
-            number: self.offers,
-            sdp: sdp.into(),
-            held: 0,
-            handed: false,
-        };
+        let text = Reply::Offer { sdp, target: self.id(conn), id: None }.text();
+        let offer = Offer { number: self.offers, text, held: 0, handed: false };
         let peer = self.peer_mut(conn);
         peer.state = State::Offerer;
         peer.refused = false;
-        if peer
-            .offering
-            .get_or_insert_default()
-            .offer
-            .replace(offer)
-            .is_some()
-        {
+        if peer.offering.get_or_insert_default().offer.replace(offer).is_some() {
             peer.drop_candidates();
         }
         self.rooms[room].offerer = Some(conn);
@@ -909,39 +830,21 @@ impl Hub {
             (None, State::Handed(hold)) => hold.owner,
             (None, State::Paired(partner)) => *partner,
             (None, _) => {
-                return refused(
-                    Code::BadMessage,
-                    "target_id is missing, and there is no offer to answer",
-                );
+                return refused(Code::BadMessage, "target_id is missing, and there is no offer to answer");
             }
         };
         let stands = self.rooms[room].offerer == Some(to) && self.standing(room).is_some();
         let pairs = match peer.state {
             State::Handed(hold) if hold.owner == to && !self.stands(hold) => {
-                let refusal = Refusal {
-                    code: Code::OfferTaken,
-                    message: "that offer was taken or replaced",
-                };
-                self.refuse(
-                    conn,
-                    refusal,
-                    target.map(|to| self.id(to).to_owned()).as_deref(),
-                    turn,
-                );
+                let refusal = Refusal { code: Code::OfferTaken, message: "that offer was taken or replaced" };
+                self.refuse(conn, refusal, target.map(|to| self.id(to).to_owned()).as_deref(), turn);
                 self.connect(conn, turn);
                 return Ok(());
             }
             State::Idle | State::Handed(_) => stands,
             _ => false,
         };
-        turn.forward(
-            to,
-            [Reply::Answer {
-                sdp,
-                id: self.id(conn),
-            }
-            .text()],
-        )?;
+        turn.forward(to, [Reply::Answer { sdp, id: self.id(conn) }.text()])?;
         if pairs {
             self.pair(to, conn, turn);
         }
@@ -956,21 +859,11 @@ impl Hub {
         let room = self.peer(a).room;
         self.rooms[room].offerer = None;
         self.rooms[room].moved = true;
-        let offering = self
-            .peer_mut(a)
-            .offering
-            .as_mut()
-            .expect("the offer stands");
+        let offering = self.peer_mut(a).offering.as_mut().expect("the offer stands");
         offering.offer = None;
         let candidates = mem::take(&mut offering.candidates);
         if !candidates.is_empty() {
-            turn.tell(
-                b,
-                &Reply::Candidate {
-                    candidate: &candidates,
-                    id: self.id(a),
-                },
-            );
+            turn.tell(b, &Reply::Candidate { candidate: &candidates, id: self.id(a) });
         }
         for (conn, partner) in [(a, b), (b, a)] {
             let peer = self.peer_mut(conn);
@@ -1011,17 +904,13 @@ impl Hub {
 
     /// Keeps candidates for the offer of their peer, standing or to come.
     fn store(&mut self, conn: Conn, candidates: &Candidates) -> Result<(), Refusal> {
-        let offering = self.peer_mut(conn).offering.get_or_insert_default();
-        let count = offering.candidate_count + candidates.len();
-        let separators = offering.candidate_count.saturating_sub(1);
-        let bytes =
-            offering.candidates.len() - separators + candidates.iter().map(str::len).sum::<usize>();
+        let (count, bytes) = self.peer(conn).stored();
+        let (count, bytes) =
+            (count + candidates.len(), bytes + candidates.iter().map(str::len).sum::<usize>());
         if count > CANDIDATES_MAX || bytes > STORED_BYTES_MAX {
-            return refused(
-                Code::TooMany,
-                "at most 64 candidates, and 64 KiB of them, are stored",
-            );
+            return refused(Code::TooMany, "at most 64 candidates, and 64 KiB of them, are stored");
         }
+        let offering = self.peer_mut(conn).offering.get_or_insert_default();
         for candidate in candidates.iter() {
             if !offering.candidates.is_empty() {
                 offering.candidates.push('|');
@@ -1035,9 +924,7 @@ impl Hub {
     // ---- The mesh ----
 
     fn join(&mut self, conn: Conn, turn: &mut Turn) -> Result<(), Refusal> {
-        let Peer {
-            room, ref state, ..
-        } = *self.peer(conn);
+        let Peer { room, ref state, .. } = *self.peer(conn);
         if !matches!(state, State::Joined(_)) {
             if self.rooms[room].mesh.len() >= self.mesh_peers_max {
                 return refused(Code::RoomFull, "as many peers have joined this room as may");
@@ -1051,13 +938,7 @@ impl Hub {
         }
         let others = self.rooms[room].mesh.iter().filter(|other| *other != conn);
         let peers = others.map(|other| self.id(other)).collect();
-        turn.tell(
-            conn,
-            &Reply::Joined {
-                id: self.id(conn),
-                peers,
-            },
-        );
+        turn.tell(conn, &Reply::Joined { id: self.id(conn), peers });
         Ok(())
     }
 
@@ -1072,7 +953,12 @@ impl Hub {
             State::Nameless | State::Claimant(_) | State::Closed => return,
             State::Idle => {}
             State::Offerer => self.rooms[room].offerer = None,
-            State::Waiting(ticket) => self.rooms[room].line.remove(ticket),
+            State::Waiting(ticket) => {
+                let room = &mut self.rooms[room];
+                room.line.remove(ticket);
+                // If this empties the line, and holders of its offers fill it again, that is another line.
+                room.moved |= room.line.is_empty();
+            }
             State::Handed(_) => self.let_go(conn),
             State::Paired(partner) => {
                 self.peer_mut(partner).state = State::Idle;
@@ -1107,36 +993,25 @@ impl Hub {
     // ---- Looking things up ----
 
     fn find(&self, conn: Conn) -> Option<&Peer> {
-        self.peers
-            .get(conn.slot())?
-            .as_ref()
-            .filter(|peer| peer.conn == conn)
+        self.peers.get(conn.slot())?.as_ref().filter(|peer| peer.conn == conn)
     }
 
     fn find_mut(&mut self, conn: Conn) -> Option<&mut Peer> {
-        self.peers
-            .get_mut(conn.slot())?
-            .as_mut()
-            .filter(|peer| peer.conn == conn)
+        self.peers.get_mut(conn.slot())?.as_mut().filter(|peer| peer.conn == conn)
     }
 
     /// A connection that another part of the hub refers to. Whatever refers to a connection is undone before
     /// the connection is forgotten; [`Hub::check`] says so.
     fn peer(&self, conn: Conn) -> &Peer {
-        self.find(conn)
-            .expect("the hub refers only to connections that it knows")
+        self.find(conn).expect("the hub refers only to connections that it knows")
     }
 
     fn peer_mut(&mut self, conn: Conn) -> &mut Peer {
-        self.find_mut(conn)
-            .expect("the hub refers only to connections that it knows")
+        self.find_mut(conn).expect("the hub refers only to connections that it knows")
     }
 
     fn id(&self, conn: Conn) -> &str {
-        self.peer(conn)
-            .id
-            .as_deref()
-            .expect("a peer in a flow is registered")
+        self.peer(conn).id.as_deref().expect("a peer in a flow is registered")
     }
 
     /// Who has this id in the room of this connection.
@@ -1149,29 +1024,18 @@ impl Hub {
         let Some(id) = target else { return Ok(None) };
         match self.lookup(conn, id) {
             Some(target) if target != conn => Ok(Some(target)),
-            _ => refused(
-                Code::UnknownPeer,
-                "target_id names nobody else in this room",
-            ),
+            _ => refused(Code::UnknownPeer, "target_id names nobody else in this room"),
         }
     }
 
     /// The offer that stands in a room.
     fn standing(&self, room: usize) -> Option<&Offer> {
-        self.peer(self.rooms[room].offerer?)
-            .offering
-            .as_ref()?
-            .offer
-            .as_ref()
+        self.peer(self.rooms[room].offerer?).offering.as_ref()?.offer.as_ref()
     }
 
     /// Whether the offer that somebody holds still stands.
     fn stands(&self, hold: Hold) -> bool {
-        let offer = self
-            .peer(hold.owner)
-            .offering
-            .as_ref()
-            .and_then(|offering| offering.offer.as_ref());
+        let offer = self.peer(hold.owner).offering.as_ref().and_then(|offering| offering.offer.as_ref());
         offer.is_some_and(|offer| offer.number == hold.offer)
     }
 
@@ -1180,12 +1044,7 @@ impl Hub {
     /// # Panics
     /// If it is not.
     pub fn check(&self) {
-        let in_room = |key: usize| {
-            self.peers
-                .iter()
-                .flatten()
-                .filter(move |peer| peer.room == key)
-        };
+        let in_room = |key: usize| self.peers.iter().flatten().filter(move |peer| peer.room == key);
         let mut alarms = 0;
         assert_eq!(self.room_names.len(), self.rooms.len());
         for (key, room) in &self.rooms {
@@ -1194,16 +1053,9 @@ impl Hub {
             assert_eq!(room.members, in_room(key).count());
             assert_eq!(
                 room.line.len(),
-                in_room(key)
-                    .filter(|p| matches!(p.state, State::Waiting(_)))
-                    .count()
+                in_room(key).filter(|p| matches!(p.state, State::Waiting(_))).count()
             );
-            assert_eq!(
-                room.mesh.len(),
-                in_room(key)
-                    .filter(|p| matches!(p.state, State::Joined(_)))
-                    .count()
-            );
+            assert_eq!(room.mesh.len(), in_room(key).filter(|p| matches!(p.state, State::Joined(_))).count());
             assert!(room.mesh.len() <= self.mesh_peers_max);
             assert_eq!(room.claims.len(), in_room(key).filter(|p| p.probed).count());
             match (room.offerer, self.standing(key)) {
@@ -1219,12 +1071,11 @@ impl Hub {
                 alarms += 1;
             }
             for (id, claim) in &room.claims {
-                assert!(self.peer(claim.holder).probed);
-                assert_eq!(room.ids[id], claim.holder);
-                assert!(
-                    self.alarms
-                        .contains(&(claim.until, Alarm::Probe(key, id.clone())))
-                );
+                assert!(self.peer(room.ids[id]).probed);
+                let claimants =
+                    in_room(key).filter(|p| matches!(&p.state, State::Claimant(c) if c.id == *id));
+                assert_eq!(claim.claimants.len(), claimants.count());
+                assert!(self.alarms.contains(&(claim.until, Alarm::Probe(key, id.clone()))));
                 alarms += 1;
             }
             assert!(!room.moved);
@@ -1233,19 +1084,14 @@ impl Hub {
         let mut registered = 0;
         for peer in self.peers.iter().flatten() {
             let room = &self.rooms[peer.room];
-            if matches!(
-                peer.state,
-                State::Nameless | State::Claimant(_) | State::Closed
-            ) {
+            if matches!(peer.state, State::Nameless | State::Claimant(_) | State::Closed) {
                 assert!(peer.offering.is_none() && !peer.probed);
+                assert!(peer.id.is_none() || matches!(peer.state, State::Closed));
             } else {
                 registered += 1;
                 assert_eq!(room.ids[peer.id.as_ref().expect("registered")], peer.conn);
             }
-            assert_eq!(
-                room.offerer == Some(peer.conn),
-                matches!(peer.state, State::Offerer)
-            );
+            assert_eq!(room.offerer == Some(peer.conn), matches!(peer.state, State::Offerer));
             match &peer.state {
                 State::Nameless | State::Idle | State::Offerer | State::Closed => {}
                 State::Claimant(c) => {
@@ -1254,16 +1100,10 @@ impl Hub {
                 State::Waiting(ticket) => assert_eq!(room.line.0[ticket], peer.conn),
                 State::Joined(ticket) => assert_eq!(room.mesh.0[ticket], peer.conn),
                 State::Paired(partner) => {
-                    assert!(
-                        matches!(self.peer(*partner).state, State::Paired(back) if back == peer.conn)
-                    );
+                    assert!(matches!(self.peer(*partner).state, State::Paired(back) if back == peer.conn));
                 }
                 State::Handed(hold) => {
-                    let offering = self
-                        .peer(hold.owner)
-                        .offering
-                        .as_ref()
-                        .expect("an owner has an offering");
+                    let offering = self.peer(hold.owner).offering.as_ref().expect("an owner has an offering");
                     assert_eq!(offering.holders.0[&hold.ticket], peer.conn);
                 }
             }
@@ -1277,30 +1117,17 @@ impl Hub {
             let numbers: Vec<u64> = offering.holders.iter().map(holds).collect();
             if let Some(offer) = &offering.offer {
                 assert!(matches!(peer.state, State::Offerer));
-                assert_eq!(
-                    offer.held,
-                    numbers
-                        .iter()
-                        .filter(|number| **number == offer.number)
-                        .count()
-                );
+                assert_eq!(offer.held, numbers.iter().filter(|number| **number == offer.number).count());
                 assert!(offer.handed || offer.held == 0);
             }
             assert!(offering.candidate_count <= CANDIDATES_MAX);
             assert!(offering.candidates.len() < STORED_BYTES_MAX + CANDIDATES_MAX);
             assert!(
-                !matches!(peer.state, State::Paired(_) | State::Joined(_))
-                    || offering.candidates.is_empty()
+                !matches!(peer.state, State::Paired(_) | State::Joined(_)) || offering.candidates.is_empty()
             );
         }
         assert_eq!(self.registered, registered);
-        assert_eq!(
-            self.rooms
-                .iter()
-                .map(|(_, room)| room.ids.len())
-                .sum::<usize>(),
-            registered
-        );
+        assert_eq!(self.rooms.iter().map(|(_, room)| room.ids.len()).sum::<usize>(), registered);
     }
 }
 
@@ -1336,11 +1163,16 @@ impl Peer {
 
     /// Whether its standing offer was handed to anybody.
     fn was_handed(&self) -> bool {
-        let offer = self
-            .offering
-            .as_ref()
-            .and_then(|offering| offering.offer.as_ref());
+        let offer = self.offering.as_ref().and_then(|offering| offering.offer.as_ref());
         offer.is_some_and(|offer| offer.handed)
+    }
+
+    /// How many candidates are stored, and their bytes without the separators.
+    fn stored(&self) -> (usize, usize) {
+        self.offering.as_ref().map_or((0, 0), |offering| {
+            let separators = offering.candidate_count.saturating_sub(1);
+            (offering.candidate_count, offering.candidates.len() - separators)
+        })
     }
 
     fn drop_candidates(&mut self) {
@@ -1354,9 +1186,7 @@ impl Peer {
     /// Most peers have nothing on offer, and shall not pay for it.
     fn tidy(&mut self) {
         self.offering = self.offering.take().filter(|offering| {
-            offering.offer.is_some()
-                || !offering.holders.is_empty()
-                || !offering.candidates.is_empty()
+            offering.offer.is_some() || !offering.holders.is_empty() || !offering.candidates.is_empty()
         });
     }
 }

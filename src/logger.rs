@@ -27,9 +27,7 @@ pub fn init(level: LevelFilter) {
     // These trace whole messages, SDPs and candidates included.
     let quiet = level.min(LevelFilter::Warn);
     let logger = SimpleLogger::new().with_level(level);
-    let logger = logger
-        .with_module_level("tungstenite", quiet)
-        .with_module_level("mio", quiet);
+    let logger = logger.with_module_level("tungstenite", quiet).with_module_level("mio", quiet);
     log::set_boxed_logger(Box::new(Careful(logger))).expect("this is the only logger");
     log::set_max_level(level);
     // The panic of a failed line is caught below, and nobody wants to read of it.

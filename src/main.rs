@@ -58,9 +58,7 @@ fn raise_descriptor_limit(connections: usize) -> usize {
         return connections;
     }
     let possible = (limit as usize).saturating_sub(DESCRIPTORS_SPARE).max(1);
-    warn!(
-        "the limit of open files is {limit}: --max-connections is {possible} instead of {connections}"
-    );
+    warn!("the limit of open files is {limit}: --max-connections is {possible} instead of {connections}");
     possible
 }
 

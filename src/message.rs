@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::config::{CANDIDATES_MAX, ID_BYTES_MAX};
@@ -87,14 +87,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Kind; 6] = [
-        Kind::Connect,
-        Kind::Offer,
-        Kind::Answer,
-        Kind::CandidateAdd,
-        Kind::Join,
-        Kind::Leave,
-    ];
+    pub const ALL: [Kind; 6] =
+        [Kind::Connect, Kind::Offer, Kind::Answer, Kind::CandidateAdd, Kind::Join, Kind::Leave];
 
     /// The `type` on the wire.
     pub fn name(self) -> &'static str {
@@ -202,30 +196,20 @@ pub struct Refusal {
 /// # Errors
 /// What is wrong with it, and the peer it names, if that much could be read.
 pub fn parse(text: &[u8]) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)> {
-    let fields: Fields = match std::str::from_utf8(text)
-        .ok()
-        .and_then(|text| serde_json::from_str(text).ok())
+    let fields: Fields = match std::str::from_utf8(text).ok().and_then(|text| serde_json::from_str(text).ok())
     {
         Some(fields) => fields,
         None => {
-            return Err((
-                Refusal {
-                    code: Code::BadJson,
-                    message: "the message is not a JSON object",
-                },
-                None,
-            ));
+            return Err((Refusal { code: Code::BadJson, message: "the message is not a JSON object" }, None));
         }
     };
     let target = fields.target_id();
     match (fields.request(), target) {
         (Ok((id, body)), Ok(target)) => Ok(Request { id, target, body }),
         // What has no target does not mind what is in its place.
-        (Ok((id, body @ (Body::Connect | Body::Join | Body::Leave))), Err(_)) => Ok(Request {
-            id,
-            target: None,
-            body,
-        }),
+        (Ok((id, body @ (Body::Connect | Body::Join | Body::Leave))), Err(_)) => {
+            Ok(Request { id, target: None, body })
+        }
         (Ok(_), Err(refusal)) => Err((refusal, None)),
         (Err(refusal), target) => Err((refusal, target.ok().flatten())),
     }
@@ -245,10 +229,7 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The sender and what it says.
     fn request(&self) -> Result<(Cow<'a, str>, Body<'a>), Refusal> {
-        let bad = |message| Refusal {
-            code: Code::BadMessage,
-            message,
-        };
+        let bad = |message| Refusal { code: Code::BadMessage, message };
         let kind = self.kind.ok_or(bad("type is missing"))?;
         let kind = string(kind).ok_or(bad("type is not a string"))?;
         let Some(kind) = Kind::ALL.into_iter().find(|known| known.name() == kind) else {
@@ -289,18 +270,13 @@ impl<'a> Fields<'a> {
 
     fn candidates(&self) -> Result<Candidates<'a>, Refusal> {
         let Some(raw) = self.candidates else {
-            return Ok(Candidates::One(
-                self.candidate.map_or("null", RawValue::get),
-            ));
+            return Ok(Candidates::One(self.candidate.map_or("null", RawValue::get)));
         };
-        serde_json::from_str(raw.get())
-            .ok()
-            .filter(|many: &Vec<_>| (1..=CANDIDATES_MAX).contains(&many.len()))
-            .map(Candidates::Many)
-            .ok_or(Refusal {
-                code: Code::BadMessage,
-                message: "candidates is not an array of 1 to 64",
-            })
+        let Array(many) = serde_json::from_str(raw.get()).map_err(|_| Refusal {
+            code: Code::BadMessage,
+            message: "candidates is not an array of 1 to 64",
+        })?;
+        Ok(Candidates::Many(many))
     }
 }
 
@@ -339,6 +315,39 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
+/// The elements of a `candidates` array. Reading stops at one too many.
+struct Array<'a>(Vec<&'a RawValue>);
+
+impl<'de> Deserialize<'de> for Array<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements;
+
+        impl<'de> Visitor<'de> for Elements {
+            type Value = Array<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "an array of 1 to {CANDIDATES_MAX}")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Array<'de>, A::Error> {
+                let mut elements = Vec::new();
+                while let Some(element) = seq.next_element()? {
+                    elements.push(element);
+                    if elements.len() > CANDIDATES_MAX {
+                        return Err(A::Error::invalid_length(elements.len(), &self));
+                    }
+                }
+                if elements.is_empty() {
+                    return Err(A::Error::invalid_length(0, &self));
+                }
+                Ok(Array(elements))
+            }
+        }
+
+        deserializer.deserialize_seq(Elements)
+    }
+}
+
 /// The string that a JSON text is, if it is one and is valid Unicode. Unescaped texts, the rule, are borrowed.
 fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
     let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
@@ -356,11 +365,7 @@ pub enum Reply<'a> {
     /// Send an offer.
     Ask,
     /// An offer, and whom to answer. With `id` where a peer addressed it, without where the room handed it.
-    Offer {
-        sdp: &'a str,
-        target: &'a str,
-        id: Option<&'a str>,
-    },
+    Offer { sdp: &'a str, target: &'a str, id: Option<&'a str> },
     /// An answer, and whose.
     Answer { sdp: &'a str, id: &'a str },
     /// A candidate, or several joined by `|`, and whose.
@@ -372,10 +377,7 @@ pub enum Reply<'a> {
     /// A peer is gone.
     PeerLeft { id: &'a str },
     /// Your message was refused.
-    Error {
-        refusal: Refusal,
-        target: Option<&'a str>,
-    },
+    Error { refusal: Refusal, target: Option<&'a str> },
 }
 
 impl Reply<'_> {
@@ -384,21 +386,17 @@ impl Reply<'_> {
         match *self {
             Reply::Ask => Object::new("offer"),
             Reply::Offer { sdp, target, id } => {
-                let object = Object::new("offer")
-                    .string("sdp", sdp)
-                    .string("target_id", target);
+                let object = Object::new("offer").string("sdp", sdp).string("target_id", target);
                 match id {
                     Some(id) => object.string("id", id),
                     None => object,
                 }
             }
             Reply::Answer { sdp, id } => Object::new("answer").string("sdp", sdp).string("id", id),
-            Reply::Candidate { candidate, id } => Object::new("candidate")
-                .string("candidate", candidate)
-                .string("id", id),
-            Reply::Joined { id, ref peers } => {
-                Object::new("joined").string("id", id).value("peers", peers)
+            Reply::Candidate { candidate, id } => {
+                Object::new("candidate").string("candidate", candidate).string("id", id)
             }
+            Reply::Joined { id, ref peers } => Object::new("joined").string("id", id).value("peers", peers),
             Reply::PeerJoined { id } => Object::new("peerJoined").string("id", id),
             Reply::PeerLeft { id } => Object::new("peerLeft").string("id", id),
             Reply::Error { refusal, target } => {
@@ -424,8 +422,7 @@ impl Object {
     }
 
     fn string(mut self, key: &str, value: &str) -> Object {
-        self.0
-            .reserve(key.len() + value.len() + value.len() / 8 + 8);
+        self.0.reserve(key.len() + value.len() + value.len() / 8 + 8);
         self.value(key, value)
     }
 
@@ -481,15 +478,9 @@ mod tests {
         ] {
             assert_eq!(refused(text).0, Code::BadJson, "{text:?}");
         }
-        assert_eq!(
-            parse(b"{\"id\":\"\xff\"}").unwrap_err().0.code,
-            Code::BadJson
-        );
+        assert_eq!(parse(b"{\"id\":\"\xff\"}").unwrap_err().0.code, Code::BadJson);
         // A raw control character in a string is no JSON (RFC 8259 section 7).
-        assert_eq!(
-            refused("{\"type\":\"connect\",\"id\":\"a\nb\"}").0,
-            Code::BadJson
-        );
+        assert_eq!(refused("{\"type\":\"connect\",\"id\":\"a\nb\"}").0, Code::BadJson);
     }
 
     #[test]
@@ -507,18 +498,9 @@ mod tests {
             (r#"{"type":"connect","id":1}"#, Code::BadMessage),
             (r#"{"type":"connect","id":["A"]}"#, Code::BadMessage),
             (r#"{"type":"connect","id":"\ud800"}"#, Code::BadMessage),
-            (
-                r#"{"type":"answer","id":"A","target_id":1}"#,
-                Code::BadMessage,
-            ),
-            (
-                r#"{"type":"candidateAdd","id":"A","candidates":{}}"#,
-                Code::BadMessage,
-            ),
-            (
-                r#"{"type":"candidateAdd","id":"A","candidates":[]}"#,
-                Code::BadMessage,
-            ),
+            (r#"{"type":"answer","id":"A","target_id":1}"#, Code::BadMessage),
+            (r#"{"type":"candidateAdd","id":"A","candidates":{}}"#, Code::BadMessage),
+            (r#"{"type":"candidateAdd","id":"A","candidates":[]}"#, Code::BadMessage),
         ] {
             assert_eq!(refused(text), (code, None), "{text}");
         }
@@ -526,23 +508,14 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_target_where_there_is_a_valid_one() {
-        assert_eq!(
-            refused(r#"{"type":"answer","target_id":"Z"}"#),
-            (Code::BadMessage, Some("Z".into()))
-        );
-        assert_eq!(
-            refused(r#"{"type":"hello","target_id":"Z"}"#),
-            (Code::UnknownType, Some("Z".into()))
-        );
+        assert_eq!(refused(r#"{"type":"answer","target_id":"Z"}"#), (Code::BadMessage, Some("Z".into())));
+        assert_eq!(refused(r#"{"type":"hello","target_id":"Z"}"#), (Code::UnknownType, Some("Z".into())));
     }
 
     #[test]
     fn ids_are_counted_in_bytes_after_unescaping() {
-        let id = |id: &str| {
-            parse(format!(r#"{{"type":"join","id":"{id}"}}"#).as_bytes())
-                .map(|r| r.id.len())
-                .ok()
-        };
+        let id =
+            |id: &str| parse(format!(r#"{{"type":"join","id":"{id}"}}"#).as_bytes()).map(|r| r.id.len()).ok();
         assert_eq!(id(&"x".repeat(128)), Some(128));
         assert_eq!(id(&"x".repeat(129)), None);
         assert_eq!(id(&"\\u0041".repeat(128)), Some(128));
@@ -554,22 +527,10 @@ mod tests {
     #[test]
     fn keys_may_be_escaped_repeated_and_unknown() {
         assert_eq!(offered(r#"{"\u0074ype":"offer","id":"A","sdp":1}"#), "1");
-        assert_eq!(
-            offered(r#"{"type":"hello","type":"offer","id":1,"id":"A","sdp":1,"sdp":2}"#),
-            "2"
-        );
-        assert_eq!(
-            offered(r#"{"type":"offer","id":"A","sdp":1,"sdp":null}"#),
-            "null"
-        );
-        assert_eq!(
-            offered(r#"{"type":"offer","id":"A","\ud800":"\udfff","x":1e999,"sdp":0}"#),
-            "0"
-        );
-        assert_eq!(
-            offered(r#"{"type":"offer","id":"A","target_id":null}"#),
-            "null"
-        );
+        assert_eq!(offered(r#"{"type":"hello","type":"offer","id":1,"id":"A","sdp":1,"sdp":2}"#), "2");
+        assert_eq!(offered(r#"{"type":"offer","id":"A","sdp":1,"sdp":null}"#), "null");
+        assert_eq!(offered(r#"{"type":"offer","id":"A","\ud800":"\udfff","x":1e999,"sdp":0}"#), "0");
+        assert_eq!(offered(r#"{"type":"offer","id":"A","target_id":null}"#), "null");
     }
 
     #[test]
@@ -591,12 +552,7 @@ mod tests {
     #[test]
     fn depth_is_no_limit() {
         let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
-        assert_eq!(
-            offered(&format!(
-                r#"{{"type":"offer","id":"A","x":{deep},"sdp":{deep}}}"#
-            )),
-            deep
-        );
+        assert_eq!(offered(&format!(r#"{{"type":"offer","id":"A","x":{deep},"sdp":{deep}}}"#)), deep);
         assert_eq!(refused(&"[".repeat(60_000)).0, Code::BadJson);
         assert_eq!(refused(&"{\"a\":".repeat(12_000)).0, Code::BadJson);
     }
@@ -611,19 +567,13 @@ mod tests {
             body => panic!("{body:?}"),
         };
         assert_eq!(texts(r#"{"type":"candidateAdd","id":"A"}"#), ["null"]);
-        assert_eq!(
-            texts(r#"{"type":"candidateAdd","id":"A","candidate":{"a": 1}}"#),
-            [r#"{"a": 1}"#]
-        );
+        assert_eq!(texts(r#"{"type":"candidateAdd","id":"A","candidate":{"a": 1}}"#), [r#"{"a": 1}"#]);
         assert_eq!(
             texts(r#"{"type":"candidateAdd","id":"A","candidates":[null, 1,"x"],"candidate":2}"#),
             ["null", "1", "\"x\""]
         );
         let many = |n: usize| {
-            format!(
-                r#"{{"type":"candidateAdd","id":"A","candidates":[0{}]}}"#,
-                ",0".repeat(n - 1)
-            )
+            format!(r#"{{"type":"candidateAdd","id":"A","candidates":[0{}]}}"#, ",0".repeat(n - 1))
         };
         assert_eq!(texts(&many(64)).len(), 64);
         assert_eq!(refused(&many(65)).0, Code::BadMessage);
@@ -631,69 +581,34 @@ mod tests {
 
     #[test]
     fn replies_as_they_are_sent() {
-        let refusal = Refusal {
-            code: Code::UnknownPeer,
-            message: "nobody",
-        };
+        let refusal = Refusal { code: Code::UnknownPeer, message: "nobody" };
         for (reply, text) in [
             (Reply::Ask, r#"{"type":"offer"}"#),
             (
-                Reply::Offer {
-                    sdp: "\"o\"",
-                    target: "A",
-                    id: None,
-                },
+                Reply::Offer { sdp: "\"o\"", target: "A", id: None },
                 r#"{"type":"offer","sdp":"\"o\"","target_id":"A"}"#,
             ),
             (
-                Reply::Offer {
-                    sdp: "1",
-                    target: "A",
-                    id: Some("A"),
-                },
+                Reply::Offer { sdp: "1", target: "A", id: Some("A") },
                 r#"{"type":"offer","sdp":"1","target_id":"A","id":"A"}"#,
             ),
+            (Reply::Answer { sdp: "null", id: "\n" }, r#"{"type":"answer","sdp":"null","id":"\n"}"#),
             (
-                Reply::Answer {
-                    sdp: "null",
-                    id: "\n",
-                },
-                r#"{"type":"answer","sdp":"null","id":"\n"}"#,
-            ),
-            (
-                Reply::Candidate {
-                    candidate: "1|2",
-                    id: "A",
-                },
+                Reply::Candidate { candidate: "1|2", id: "A" },
                 r#"{"type":"candidate","candidate":"1|2","id":"A"}"#,
             ),
             (
-                Reply::Joined {
-                    id: "A",
-                    peers: vec!["B", "\""],
-                },
+                Reply::Joined { id: "A", peers: vec!["B", "\""] },
                 r#"{"type":"joined","id":"A","peers":["B","\""]}"#,
             ),
+            (Reply::PeerJoined { id: "A" }, r#"{"type":"peerJoined","id":"A"}"#),
+            (Reply::PeerLeft { id: "A" }, r#"{"type":"peerLeft","id":"A"}"#),
             (
-                Reply::PeerJoined { id: "A" },
-                r#"{"type":"peerJoined","id":"A"}"#,
-            ),
-            (
-                Reply::PeerLeft { id: "A" },
-                r#"{"type":"peerLeft","id":"A"}"#,
-            ),
-            (
-                Reply::Error {
-                    refusal,
-                    target: Some("Z"),
-                },
+                Reply::Error { refusal, target: Some("Z") },
                 r#"{"type":"error","code":"unknown_peer","message":"nobody","target_id":"Z"}"#,
             ),
             (
-                Reply::Error {
-                    refusal,
-                    target: None,
-                },
+                Reply::Error { refusal, target: None },
                 r#"{"type":"error","code":"unknown_peer","message":"nobody"}"#,
             ),
         ] {

@@ -37,67 +37,22 @@ impl Metrics {
     /// The text for `GET /metrics`.
     pub fn render(&self) -> String {
         let mut page = Page(String::with_capacity(4096));
-        page.plain(
-            "connections",
-            "gauge",
-            "WebSocket connections now.",
-            self.connections,
-        );
+        page.plain("connections", "gauge", "WebSocket connections now.", self.connections);
         page.plain("peers", "gauge", "Connections with an id now.", self.peers);
-        page.plain(
-            "rooms",
-            "gauge",
-            "Rooms that somebody is in now.",
-            self.rooms,
-        );
-        page.plain(
-            "connections_total",
-            "counter",
-            "WebSocket connections opened.",
-            self.connections_total,
-        );
-        page.labelled(
-            "messages_total",
-            "Well-formed messages of clients, by type.",
-            "type",
-            &self.messages,
-        );
-        page.labelled(
-            "errors_total",
-            "Refused messages of clients, by code.",
-            "code",
-            &self.errors,
-        );
-        page.labelled(
-            "closings_total",
-            "Ended WebSocket connections, by reason.",
-            "reason",
-            &self.closings,
-        );
+        page.plain("rooms", "gauge", "Rooms that somebody is in now.", self.rooms);
+        page.plain("connections_total", "counter", "WebSocket connections opened.", self.connections_total);
+        page.labelled("messages_total", "Well-formed messages of clients, by type.", "type", &self.messages);
+        page.labelled("errors_total", "Refused messages of clients, by code.", "code", &self.errors);
+        page.labelled("closings_total", "Ended WebSocket connections, by reason.", "reason", &self.closings);
         page.labelled(
             "refused_upgrades_total",
             "Requests answered with an error instead of an upgrade, by status.",
             "status",
             &self.refused_upgrades,
         );
-        page.plain(
-            "received_bytes_total",
-            "counter",
-            "Bytes read from connections.",
-            self.bytes_in,
-        );
-        page.plain(
-            "sent_bytes_total",
-            "counter",
-            "Bytes written to connections.",
-            self.bytes_out,
-        );
-        page.plain(
-            "loop_turns_total",
-            "counter",
-            "Turns of the poll loop.",
-            self.turns,
-        );
+        page.plain("received_bytes_total", "counter", "Bytes read from connections.", self.bytes_in);
+        page.plain("sent_bytes_total", "counter", "Bytes written to connections.", self.bytes_out);
+        page.plain("loop_turns_total", "counter", "Turns of the poll loop.", self.turns);
         page.plain(
             "loop_turn_seconds_max",
             "gauge",
@@ -122,13 +77,7 @@ impl Page {
     }
 
     /// Labels are names of ours, in which nothing needs an escape.
-    fn labelled<L: Display>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: &BTreeMap<L, u64>,
-    ) {
+    fn labelled<L: Display>(&mut self, name: &str, help: &str, label: &str, values: &BTreeMap<L, u64>) {
         self.head(name, "counter", help);
         for (key, value) in values {
             self.line(format_args!("noroshi_{name}{{{label}=\"{key}\"}} {value}"));

@@ -55,12 +55,14 @@ pub enum Verdict {
 }
 
 impl Bucket {
-    /// Pays for a message. What is dearer than a full bucket costs a full bucket, else it could never be said.
-    pub fn pay(&mut self, rate: Option<Rate>, tokens: usize, now: Duration) -> Verdict {
+    /// Pays for a message of which so many tokens are paid already. What is dearer than a full bucket costs a
+    /// full bucket, else it could never be said.
+    pub fn pay(&mut self, rate: Option<Rate>, tokens: usize, paid: usize, now: Duration) -> Verdict {
         let Some(rate) = rate else {
             return Verdict::Pass;
         };
-        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX).min(rate.burst);
+        let cap = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX).min(rate.burst);
+        let tokens = cap(tokens).saturating_sub(cap(paid));
         let full_at = self.full_at.max(now) + rate.token * tokens;
         if full_at > now + rate.token * rate.burst {
             return self.offend(now);
@@ -74,11 +76,7 @@ impl Bucket {
         let offence = match &mut self.offence {
             Some(offence) if now - offence.last < RATE_PAUSE => offence,
             _ => {
-                self.offence = Some(Box::new(Offence {
-                    began: now,
-                    last: now,
-                    told: now,
-                }));
+                self.offence = Some(Box::new(Offence { began: now, last: now, told: now }));
                 return Verdict::Drop { tell: true };
             }
         };
@@ -109,32 +107,34 @@ mod tests {
     fn a_burst_then_the_rate() {
         let (rate, mut bucket) = (Rate::per_second(10), Bucket::default());
         for _ in 0..100 {
-            assert_eq!(bucket.pay(rate, 1, ms(0)), Verdict::Pass);
+            assert_eq!(bucket.pay(rate, 1, 0, ms(0)), Verdict::Pass);
         }
-        assert_eq!(bucket.pay(rate, 1, ms(0)), TELL);
-        assert_eq!(bucket.pay(rate, 1, ms(99)), QUIET);
-        assert_eq!(bucket.pay(rate, 1, ms(100)), Verdict::Pass);
-        assert_eq!(bucket.pay(rate, 1, ms(100)), QUIET);
+        assert_eq!(bucket.pay(rate, 1, 0, ms(0)), TELL);
+        assert_eq!(bucket.pay(rate, 1, 0, ms(99)), QUIET);
+        assert_eq!(bucket.pay(rate, 1, 0, ms(100)), Verdict::Pass);
+        assert_eq!(bucket.pay(rate, 1, 0, ms(100)), QUIET);
         // Full again after ten seconds, and no fuller after a thousand.
         for _ in 0..100 {
-            assert_eq!(bucket.pay(rate, 1, ms(1_000_000)), Verdict::Pass);
+            assert_eq!(bucket.pay(rate, 1, 0, ms(1_000_000)), Verdict::Pass);
         }
-        assert_eq!(bucket.pay(rate, 1, ms(1_000_000)), TELL);
+        assert_eq!(bucket.pay(rate, 1, 0, ms(1_000_000)), TELL);
     }
 
     #[test]
     fn the_dearest_message_can_be_said() {
         let (rate, mut bucket) = (Rate::per_second(1), Bucket::default());
-        assert_eq!(bucket.pay(rate, 64, ms(0)), Verdict::Pass);
-        assert_eq!(bucket.pay(rate, 1, ms(0)), TELL);
-        assert_eq!(bucket.pay(rate, 64, ms(10_000)), Verdict::Pass);
+        assert_eq!(bucket.pay(rate, 64, 0, ms(0)), Verdict::Pass);
+        assert_eq!(bucket.pay(rate, 1, 0, ms(0)), TELL);
+        assert_eq!(bucket.pay(rate, 4, 0, ms(10_000)), Verdict::Pass);
+        assert_eq!(bucket.pay(rate, 64, 4, ms(10_000)), Verdict::Pass);
+        assert_eq!(bucket.pay(rate, 1, 0, ms(10_000)), TELL);
     }
 
     #[test]
     fn told_once_a_second_and_closed_after_five() {
         let (rate, mut bucket) = (Rate::per_second(1), Bucket::default());
-        assert_eq!(bucket.pay(rate, 10, ms(0)), Verdict::Pass);
-        let verdicts: Vec<_> = (0..11).map(|i| bucket.pay(rate, 10, ms(i * 500))).collect();
+        assert_eq!(bucket.pay(rate, 10, 0, ms(0)), Verdict::Pass);
+        let verdicts: Vec<_> = (0..11).map(|i| bucket.pay(rate, 10, 0, ms(i * 500))).collect();
         assert_eq!(verdicts[..4], [TELL, QUIET, TELL, QUIET]);
         assert_eq!(verdicts[8..], [TELL, QUIET, Verdict::Close]);
     }
@@ -150,6 +150,6 @@ mod tests {
     #[test]
     fn no_limit() {
         let mut bucket = Bucket::default();
-        assert!((0..10_000).all(|_| bucket.pay(Rate::per_second(0), 64, ms(0)) == Verdict::Pass));
+        assert!((0..10_000).all(|_| bucket.pay(Rate::per_second(0), 64, 0, ms(0)) == Verdict::Pass));
     }
 }

@@ -21,8 +21,8 @@ use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{
-    ACCEPTS_PER_TURN, BACKLOG, Config, EVENTS_PER_TURN, METRICS_AT_ONCE, REFUSED_AT_ONCE,
-    SEND_BUFFER_BYTES, STOP_TIME_MAX, SWEEP_EVERY, SWEEP_PER_TURN,
+    ACCEPTS_PER_TURN, BACKLOG, Config, EVENTS_PER_TURN, METRICS_AT_ONCE, REFUSED_AT_ONCE, SEND_BUFFER_BYTES,
+    STOP_TIME_MAX, SWEEP_EVERY, SWEEP_PER_TURN,
 };
 use crate::http::Door;
 use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
@@ -116,33 +116,18 @@ impl Server {
         let poll = Poll::new()?;
         let mut sockets = Vec::new();
         for address in &config.listen {
-            sockets.push((
-                listen(*address).map_err(|error| named(error, *address))?,
-                Door::Main,
-            ));
+            sockets.push((listen(*address).map_err(|error| named(error, *address))?, Door::Main));
         }
         if config.listen.is_empty() {
             sockets.push((listen_by_default()?, Door::Main));
         }
         if let Some(address) = config.metrics {
-            sockets.push((
-                listen(address).map_err(|error| named(error, address))?,
-                Door::Metrics,
-            ));
+            sockets.push((listen(address).map_err(|error| named(error, address))?, Door::Metrics));
         }
         let mut listeners = Vec::new();
         for (mut socket, door) in sockets {
-            poll.registry().register(
-                &mut socket,
-                Token(LISTENERS - listeners.len()),
-                Interest::READABLE,
-            )?;
-            listeners.push(Listener {
-                socket,
-                door,
-                pending: false,
-                failed: false,
-            });
+            poll.registry().register(&mut socket, Token(LISTENERS - listeners.len()), Interest::READABLE)?;
+            listeners.push(Listener { socket, door, pending: false, failed: false });
         }
         let hub = Hub::new(&config);
         let mut shared = Shared::new(config);
@@ -150,17 +135,9 @@ impl Server {
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
-            clock: Clock {
-                start: Instant::now(),
-                ahead: Duration::ZERO,
-            },
+            clock: Clock { start: Instant::now(), ahead: Duration::ZERO },
             listeners,
-            connections: Connections {
-                entries: Slab::new(),
-                shared,
-                touched: Vec::new(),
-                upgraded: 0,
-            },
+            connections: Connections { entries: Slab::new(), shared, touched: Vec::new(), upgraded: 0 },
             hub,
             ready: Vec::new(),
             numbers: 0,
@@ -174,16 +151,8 @@ impl Server {
 
     /// Where it listens, with the real ports, in the order of the configuration.
     pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> {
-        let doors = self
-            .listeners
-            .iter()
-            .filter(move |listener| listener.door == door);
-        doors.map(|listener| {
-            listener
-                .socket
-                .local_addr()
-                .expect("a listener has an address")
-        })
+        let doors = self.listeners.iter().filter(move |listener| listener.door == door);
+        doors.map(|listener| listener.socket.local_addr().expect("a listener has an address"))
     }
 
     /// How many connections it has, of any kind.
@@ -202,9 +171,7 @@ impl Server {
     /// The poll fails, which no peer can bring about.
     pub fn run(&mut self) -> io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
-        self.poll
-            .registry()
-            .register(&mut signals, SIGNALS, Interest::READABLE)?;
+        self.poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         while !self.is_stopped() {
             self.turn(None)?;
             if mem::take(&mut self.signalled) {
@@ -226,24 +193,16 @@ impl Server {
         let now = self.clock.now();
         self.connections.shared.now = now;
         self.stop_at = Some(now + STOP_TIME_MAX);
-        let slots: Vec<usize> = self
-            .connections
-            .entries
-            .iter()
-            .map(|(slot, _)| slot)
-            .collect();
+        let slots: Vec<usize> = self.connections.entries.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.connections.reach(slot, |session, shared| {
-                session.close(End::GoingAway, shared)
-            });
+            self.connections.reach(slot, |session, shared| session.close(End::GoingAway, shared));
         }
         self.settle();
     }
 
     /// Whether a stop has come to its end.
     pub fn is_stopped(&self) -> bool {
-        self.stop_at
-            .is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
+        self.stop_at.is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
     }
 
     /// Moves the clock forward. For tests, which have no time to wait.
@@ -273,12 +232,7 @@ impl Server {
             self.notice(event);
         }
         for slot in ready {
-            if let Some(entry) = self
-                .connections
-                .entries
-                .get_mut(slot)
-                .filter(|entry| entry.ready)
-            {
+            if let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.ready) {
                 entry.ready = false;
                 self.receive(slot);
             }
@@ -296,19 +250,15 @@ impl Server {
 
     /// How long there is nothing to do, if nothing happens.
     fn timeout(&self) -> Option<Duration> {
-        let waited_for = |listener: &Listener| {
-            listener.pending && !listener.failed && self.has_place(listener.door)
-        };
+        let waited_for =
+            |listener: &Listener| listener.pending && !listener.failed && self.has_place(listener.door);
         if !self.ready.is_empty() || self.sweep.is_some() || self.listeners.iter().any(waited_for) {
             return Some(Duration::ZERO);
         }
-        let busy = !self.connections.entries.is_empty()
-            || self.listeners.iter().any(|listener| listener.failed);
+        let busy =
+            !self.connections.entries.is_empty() || self.listeners.iter().any(|listener| listener.failed);
         let sweep = busy.then_some(self.sweep_at);
-        let next = [self.hub.wake_at(), sweep, self.stop_at]
-            .into_iter()
-            .flatten()
-            .min()?;
+        let next = [self.hub.wake_at(), sweep, self.stop_at].into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
 
@@ -342,13 +292,8 @@ impl Server {
         }
         self.connections.shared.full =
             self.connections.upgraded >= self.connections.shared.config.connections_max;
-        let fill = self
-            .connections
-            .reach(slot, |session, shared| session.fill(shared));
-        while let Some(event) = self
-            .connections
-            .reach(slot, |session, shared| session.next(shared))
-        {
+        let fill = self.connections.reach(slot, |session, shared| session.fill(shared));
+        while let Some(event) = self.connections.reach(slot, |session, shared| session.next(shared)) {
             match event {
                 Event::Upgraded(room) => {
                     self.connections.upgrade(slot);
@@ -383,8 +328,7 @@ impl Server {
             let until = from + SWEEP_PER_TURN;
             for slot in from..until {
                 if self.connections.entries.contains(slot) {
-                    self.connections
-                        .reach(slot, |session, shared| session.tick(shared));
+                    self.connections.reach(slot, |session, shared| session.tick(shared));
                 }
             }
             self.sweep = Some(until).filter(|until| *until < self.connections.entries.capacity());
@@ -416,10 +360,7 @@ impl Server {
         let (conn, shared) = (entry.conn, &mut self.connections.shared);
         let end = entry.session.end().map_or("", End::name);
         *shared.metrics.closings.entry(end).or_default() += 1;
-        let (room, id) = self
-            .hub
-            .who(conn)
-            .expect("the hub forgets nobody before this");
+        let (room, id) = self.hub.who(conn).expect("the hub forgets nobody before this");
         info!(
             "connection {} from {} ended after {:.1} s: {end}; room {room:?}, {}",
             conn.number(),
@@ -434,11 +375,7 @@ impl Server {
         let entry = self.connections.entries.remove(slot);
         self.connections.upgraded -= usize::from(entry.upgraded);
         self.metrics_sessions -= usize::from(entry.door == Door::Metrics);
-        debug!(
-            "connection {} from {} is gone",
-            entry.conn.number(),
-            entry.address
-        );
+        debug!("connection {} from {} is gone", entry.conn.number(), entry.address);
         self.retry();
     }
 
@@ -452,13 +389,7 @@ impl Server {
     fn accept(&mut self) {
         for i in 0..self.listeners.len() {
             for _ in 0..ACCEPTS_PER_TURN {
-                let Listener {
-                    door,
-                    pending: true,
-                    failed: false,
-                    ..
-                } = self.listeners[i]
-                else {
+                let Listener { door, pending: true, failed: false, .. } = self.listeners[i] else {
                     break;
                 };
                 if !self.has_place(door) {
@@ -484,11 +415,7 @@ impl Server {
     fn welcome(&mut self, mut stream: TcpStream, address: SocketAddr, door: Door) {
         let slot = self.connections.entries.vacant_key();
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self
-            .poll
-            .registry()
-            .register(&mut stream, Token(slot), interest)
-        {
+        if let Err(error) = self.poll.registry().register(&mut stream, Token(slot), interest) {
             return warn!("cannot watch a connection: {error}");
         }
         self.numbers += 1;
@@ -519,8 +446,7 @@ impl Server {
     // ---- The hub ----
 
     fn tell(&mut self, input: Input) {
-        self.hub
-            .handle(self.connections.shared.now, input, &mut self.connections);
+        self.hub.handle(self.connections.shared.now, input, &mut self.connections);
     }
 
     /// Brings the counts of the hub into the metrics.
@@ -529,26 +455,14 @@ impl Server {
         metrics.connections = self.connections.upgraded;
         metrics.peers = self.hub.peers();
         metrics.rooms = self.hub.rooms();
-        metrics.messages = Kind::ALL
-            .iter()
-            .map(|kind| kind.name())
-            .zip(tally.messages)
-            .collect();
-        metrics.errors = Code::ALL
-            .iter()
-            .map(|code| code.name())
-            .zip(tally.errors)
-            .collect();
+        metrics.messages = Kind::ALL.iter().map(|kind| kind.name()).zip(tally.messages).collect();
+        metrics.errors = Code::ALL.iter().map(|code| code.name()).zip(tally.errors).collect();
     }
 }
 
 impl Connections {
     /// Does something with a session, which is flushed at the end of the turn, and parted with if it has ended.
-    fn reach<T>(
-        &mut self,
-        slot: usize,
-        work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T,
-    ) -> T {
+    fn reach<T>(&mut self, slot: usize, work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T) -> T {
         let entry = &mut self.entries[slot];
         if !mem::replace(&mut entry.touched, true) {
             self.touched.push(slot);
@@ -567,16 +481,12 @@ impl Connections {
 
 impl Outbox for Connections {
     fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
-        self.entries[to.slot()]
-            .session
-            .has_room(texts, &self.shared)
+        self.entries[to.slot()].session.has_room(texts, &self.shared)
     }
 
     fn push(&mut self, effect: Effect<'_>) {
         match effect {
-            Effect::Send(to, text) => {
-                self.reach(to.slot(), |session, shared| session.send(text, shared))
-            }
+            Effect::Send(to, text) => self.reach(to.slot(), |session, shared| session.send(text, shared)),
             Effect::Ping(to) => self.reach(to.slot(), |session, shared| session.ping(shared)),
             Effect::Close(to, why) => self.reach(to.slot(), |session, shared| {
                 let end = match why {
@@ -606,10 +516,7 @@ impl session::Stream for TcpStream {
 
 /// Port 8080 of all addresses of the machine.
 fn listen_by_default() -> io::Result<TcpListener> {
-    let (all, all_v4) = (
-        (Ipv6Addr::UNSPECIFIED, 8080).into(),
-        (Ipv4Addr::UNSPECIFIED, 8080).into(),
-    );
+    let (all, all_v4) = ((Ipv6Addr::UNSPECIFIED, 8080).into(), (Ipv4Addr::UNSPECIFIED, 8080).into());
     match listen(all) {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Err(named(error, all)),
@@ -619,11 +526,7 @@ fn listen_by_default() -> io::Result<TcpListener> {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }

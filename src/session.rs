@@ -147,10 +147,7 @@ impl End {
             End::Silent => (4001, "no sign of life"),
             End::GoingAway => (1001, "server going away"),
         };
-        Some(CloseFrame {
-            code: code.into(),
-            reason: Utf8Bytes::from_static(reason),
-        })
+        Some(CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) })
     }
 
     /// What an error of the codec means. The one place that knows.
@@ -304,11 +301,7 @@ impl<S: Stream> Session<S> {
                 self.heard = shared.now;
                 self.pinged = None;
                 self.drained = n < shared.scratch.len();
-                if self.drained {
-                    Fill::Drained
-                } else {
-                    Fill::More
-                }
+                if self.drained { Fill::Drained } else { Fill::More }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.drained = true;
@@ -364,13 +357,7 @@ impl<S: Stream> Session<S> {
         let answer = match http::head_end(&self.http, searched) {
             Some(end) if end <= HEAD_BYTES_MAX => {
                 shared.unread.start += end - searched;
-                http::answer(
-                    &self.http[..end],
-                    self.door,
-                    &shared.config,
-                    shared.full,
-                    &shared.metrics,
-                )
+                http::answer(&self.http[..end], self.door, &shared.config, shared.full, &shared.metrics)
             }
             None if self.http.len() <= HEAD_BYTES_MAX => {
                 shared.unread = 0..0;
@@ -403,11 +390,7 @@ impl<S: Stream> Session<S> {
     fn take_message(&mut self, shared: &mut Shared) -> Result<Option<Event>, Error> {
         let codec = self.codec.get_or_insert_with(|| new_codec(shared));
         let unread = &shared.scratch[shared.unread.clone()];
-        let mut wire = Wire {
-            unread,
-            stream: None::<&mut S>,
-            written: 0,
-        };
+        let mut wire = Wire { unread, stream: None::<&mut S>, written: 0 };
         let read = codec.read(&mut wire);
         let taken = unread.len() - wire.unread.len();
         shared.unread.start += taken;
@@ -443,7 +426,8 @@ impl<S: Stream> Session<S> {
     pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
         let bytes: usize = texts.iter().map(|text| shortest_frame(text.len())).sum();
         let fits = !self.is_open() || self.queued + bytes <= shared.config.queue_bytes_max();
-        self.full |= !fits;
+        // Who has taken all is not slow, whatever does not fit.
+        self.full |= !fits && self.queued > 0;
         fits
     }
 
@@ -528,11 +512,7 @@ impl<S: Stream> Session<S> {
         if matches!(self.phase, Phase::Head | Phase::Draining | Phase::Over) {
             return;
         }
-        let mut wire = Wire {
-            unread: &[],
-            stream: Some(&mut self.stream),
-            written: 0,
-        };
+        let mut wire = Wire { unread: &[], stream: Some(&mut self.stream), written: 0 };
         let mut flushed = flush_http(&mut self.http, &mut wire);
         if flushed.is_ok()
             && let Some(codec) = &mut self.codec
@@ -548,9 +528,7 @@ impl<S: Stream> Session<S> {
             self.queued = self.queued.saturating_sub(written);
         }
         match flushed {
-            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => {
-                self.flushed(shared.now)
-            }
+            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => self.flushed(shared.now),
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => self.over(End::Lost),
         }
@@ -586,11 +564,7 @@ impl<S: Stream> Session<S> {
     }
 
     fn over(&mut self, end: End) {
-        self.end.get_or_insert(if self.phase == Phase::Head {
-            End::Http
-        } else {
-            end
-        });
+        self.end.get_or_insert(if self.phase == Phase::Head { End::Http } else { end });
         self.phase = Phase::Over;
     }
 
@@ -603,9 +577,7 @@ impl<S: Stream> Session<S> {
                     self.answer(http::timeout(), shared);
                 }
                 Phase::Open => self.close(End::Unregistered, shared),
-                Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => {
-                    self.phase = Phase::Over
-                }
+                Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => self.phase = Phase::Over,
             }
         }
         if !self.is_open() {
@@ -635,11 +607,7 @@ struct Wire<'a, S> {
 impl<S> Wire<'_, S> {
     /// For what is to be queued.
     fn nowhere() -> Self {
-        Wire {
-            unread: &[],
-            stream: None,
-            written: 0,
-        }
+        Wire { unread: &[], stream: None, written: 0 }
     }
 }
 
@@ -672,10 +640,7 @@ impl<S: Write> Write for Wire<'_, S> {
 }
 
 fn new_codec(shared: &Shared) -> Box<WebSocketContext> {
-    Box::new(WebSocketContext::new(
-        Role::Server,
-        Some(shared.codec_config),
-    ))
+    Box::new(WebSocketContext::new(Role::Server, Some(shared.codec_config)))
 }
 
 fn flush_http(http: &mut Vec<u8>, wire: &mut impl Write) -> Result<(), Error> {

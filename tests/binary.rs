@@ -36,39 +36,18 @@ impl Drop for Running {
 fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
     let script = format!("{script} -l 127.0.0.1:0 --metrics 127.0.0.1:0");
     let mut command = Command::new("sh");
-    let mut child = command
-        .args(["-c", &script, NOROSHI])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command.args(["-c", &script, NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut address = |prefix: &str, suffix: &str| loop {
         let mut line = String::new();
-        assert!(
-            stderr.read_line(&mut line).unwrap() > 0,
-            "the server says where it listens"
-        );
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "the server says where it listens");
         if let Some(rest) = line.strip_prefix(prefix) {
-            break rest
-                .trim_end()
-                .strip_suffix(suffix)
-                .unwrap()
-                .parse()
-                .unwrap();
+            break rest.trim_end().strip_suffix(suffix).unwrap().parse().unwrap();
         }
     };
-    let (address, metrics) = (
-        address("listening on ws://", "/ws"),
-        address("metrics on http://", "/metrics"),
-    );
-    (
-        Running {
-            child,
-            address,
-            metrics,
-        },
-        stderr,
-    )
+    let (address, metrics) =
+        (address("listening on ws://", "/ws"), address("metrics on http://", "/metrics"));
+    (Running { child, address, metrics }, stderr)
 }
 
 impl Running {
@@ -89,19 +68,13 @@ impl Running {
     }
 
     fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
-            .unwrap()
-            .count()
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     fn websocket(&self, path: &str) -> WebSocket<TcpStream> {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
-        tungstenite::client(format!("ws://{}{path}", self.address), stream)
-            .unwrap()
-            .0
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        tungstenite::client(format!("ws://{}{path}", self.address), stream).unwrap().0
     }
 
     fn code(&mut self) -> Option<i32> {
@@ -132,10 +105,7 @@ fn help_and_version() {
     for flag in ["-V", "--version"] {
         let output = noroshi(&[flag]);
         assert!(output.status.success());
-        assert_eq!(
-            output.stdout,
-            format!("noroshi {}\n", env!("CARGO_PKG_VERSION")).as_bytes()
-        );
+        assert_eq!(output.stdout, format!("noroshi {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
     }
 }
 
@@ -163,10 +133,7 @@ fn a_wrong_flag_is_named_in_one_line() {
         let output = noroshi(args);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert!(
-            stderr.contains(named) && stderr.lines().count() == 1,
-            "{args:?}: {stderr}"
-        );
+        assert!(stderr.contains(named) && stderr.lines().count() == 1, "{args:?}: {stderr}");
         assert!(output.stdout.is_empty());
     }
 }
@@ -175,18 +142,11 @@ fn a_wrong_flag_is_named_in_one_line() {
 fn an_address_that_cannot_be_bound() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for args in [
-        ["-l", &address],
-        ["--metrics", &address],
-        ["-l", "192.0.2.1:1"],
-    ] {
+    for args in [["-l", &address], ["--metrics", &address], ["-l", "192.0.2.1:1"]] {
         let output = noroshi(&[&args[..], &["-l", "127.0.0.1:0"]].concat());
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert!(
-            stderr.contains(args[1]) && stderr.lines().count() == 1,
-            "{stderr}"
-        );
+        assert!(stderr.contains(args[1]) && stderr.lines().count() == 1, "{stderr}");
     }
 }
 
@@ -197,9 +157,7 @@ fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
         let mut sockets = [server.websocket("/ws"), server.websocket("/ws/tea")];
         server.signal(signal);
         for socket in &mut sockets {
-            let Message::Close(Some(frame)) = socket.read().unwrap() else {
-                panic!("a Close")
-            };
+            let Message::Close(Some(frame)) = socket.read().unwrap() else { panic!("a Close") };
             assert_eq!(u16::from(frame.code), 1001);
             assert!(matches!(socket.read(), Err(Error::ConnectionClosed)));
         }
@@ -208,10 +166,7 @@ fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
     let (mut server, _stderr) = run(r#"exec "$0""#);
     let mut deaf = server.websocket("/ws");
     server.signal(Signal::SIGTERM);
-    assert!(
-        matches!(deaf.get_mut().peek(&mut [0]), Ok(1)),
-        "the goodbye has come"
-    );
+    assert!(matches!(deaf.get_mut().peek(&mut [0]), Ok(1)), "the goodbye has come");
     let began = Instant::now();
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
@@ -239,13 +194,7 @@ fn the_log_says_who_came_and_went_and_cannot_be_forged() {
         );
         say(&mut socket, &text);
     }
-    while !socket
-        .read()
-        .unwrap()
-        .to_text()
-        .unwrap()
-        .contains("unknown_type")
-    {}
+    while !socket.read().unwrap().to_text().unwrap().contains("unknown_type") {}
     socket.close(None).unwrap();
     while socket.read().is_ok() {}
     server.signal(Signal::SIGTERM);
@@ -254,26 +203,14 @@ fn the_log_says_who_came_and_went_and_cannot_be_forged() {
     stderr.read_to_string(&mut log).unwrap();
     assert!(!log.contains(secret) && !log.contains('\u{1b}'), "{log}");
     for line in log.lines() {
-        assert!(
-            line.starts_with("20") && line.contains(" [noroshi::"),
-            "{line}"
-        );
+        assert!(line.starts_with("20") && line.contains(" [noroshi::"), "{line}");
     }
-    let lines = |part: &str| {
-        log.lines()
-            .filter(|line| line.contains(part))
-            .collect::<Vec<_>>()
-    };
+    let lines = |part: &str| log.lines().filter(|line| line.contains(part)).collect::<Vec<_>>();
     let id = r#"id "\n\u{1b}[31mERROR forged""#;
-    let registered = lines(" INFO ")
-        .into_iter()
-        .filter(|line| line.contains("registered"))
-        .collect::<Vec<_>>();
+    let registered =
+        lines(" INFO ").into_iter().filter(|line| line.contains("registered")).collect::<Vec<_>>();
     assert_eq!(registered.len(), 1, "{log}");
-    assert!(
-        registered[0].contains("connection 1 from 127.0.0.1:") && registered[0].contains(id),
-        "{log}"
-    );
+    assert!(registered[0].contains("connection 1 from 127.0.0.1:") && registered[0].contains(id), "{log}");
     let ended = lines("ended after");
     assert_eq!(ended.len(), 1, "{log}");
     for part in ["connection 1 from 127.0.0.1:", "left", r#"room "tea""#, id] {
@@ -286,10 +223,7 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
     let serves = |server: &Running| {
         for i in 0..50 {
             let mut socket = server.websocket("/ws");
-            say(
-                &mut socket,
-                &format!(r#"{{"type":"join","id":"{}{i}"}}"#, "x".repeat(100)),
-            );
+            say(&mut socket, &format!(r#"{{"type":"join","id":"{}{i}"}}"#, "x".repeat(100)));
             assert!(socket.read().unwrap().to_text().unwrap().contains("joined"));
             socket.close(None).unwrap();
         }
@@ -302,11 +236,7 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
     drop(server);
     // A full disk, which also hides where it listens.
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let mut child = Command::new(NOROSHI)
-        .args(["-l", "127.0.0.1:0"])
-        .stderr(full)
-        .spawn()
-        .unwrap();
+    let mut child = Command::new(NOROSHI).args(["-l", "127.0.0.1:0"]).stderr(full).spawn().unwrap();
     sleep(Duration::from_millis(300));
     assert!(child.try_wait().unwrap().is_none(), "it serves");
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
@@ -323,19 +253,9 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
 fn few_descriptors_are_a_warning_and_no_end() {
     let (server, mut stderr) = run(r#"ulimit -n 64; exec "$0""#);
     let mut sockets: Vec<_> = (0..32).map(|_| server.websocket("/ws")).collect();
-    assert!(
-        server
-            .ask(server.address, "/ws")
-            .starts_with("HTTP/1.1 426 ")
-    );
-    let waiting: Vec<_> = (0..100)
-        .map(|_| TcpStream::connect(server.address).unwrap())
-        .collect();
-    assert!(
-        server
-            .ask(server.metrics, "/metrics")
-            .contains("\nnoroshi_connections 32\n")
-    );
+    assert!(server.ask(server.address, "/ws").starts_with("HTTP/1.1 426 "));
+    let waiting: Vec<_> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    assert!(server.ask(server.metrics, "/metrics").contains("\nnoroshi_connections 32\n"));
     drop(waiting);
     sockets.truncate(10);
     assert!(server.is_healthy());
@@ -346,10 +266,7 @@ fn few_descriptors_are_a_warning_and_no_end() {
     assert!(!log.contains("cannot accept"), "{log}");
     let (server, _stderr) = run(r#"ulimit -S -n 64; exec "$0" --max-connections 100"#);
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
-    let files = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"))
-        .unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(files.split_whitespace().nth(3), Some("132"), "{files}");
 }
 
@@ -359,9 +276,7 @@ fn nothing_is_left_of_those_who_left() {
     assert!(server.is_healthy());
     let before = server.descriptors();
     for round in 0..3 {
-        let mut sockets: Vec<_> = (0..50)
-            .map(|i| server.websocket(&format!("/ws/{i}")))
-            .collect();
+        let mut sockets: Vec<_> = (0..50).map(|i| server.websocket(&format!("/ws/{i}"))).collect();
         for (i, socket) in sockets.iter_mut().enumerate() {
             say(socket, &format!(r#"{{"type":"connect","id":"{i}"}}"#));
             socket.read().unwrap();
@@ -370,19 +285,12 @@ fn nothing_is_left_of_those_who_left() {
                 while socket.read().is_ok() {}
             }
         }
-        let plain: Vec<_> = (0..50)
-            .map(|_| TcpStream::connect(server.address).unwrap())
-            .collect();
+        let plain: Vec<_> = (0..50).map(|_| TcpStream::connect(server.address).unwrap()).collect();
         drop((sockets, plain));
-        eventually("all descriptors are closed", || {
-            server.descriptors() <= before
-        });
+        eventually("all descriptors are closed", || server.descriptors() <= before);
         let metrics = server.ask(server.metrics, "/metrics");
         for name in ["connections", "peers", "rooms"] {
-            assert!(
-                metrics.contains(&format!("\nnoroshi_{name} 0\n")),
-                "{metrics}"
-            );
+            assert!(metrics.contains(&format!("\nnoroshi_{name} 0\n")), "{metrics}");
         }
     }
 }

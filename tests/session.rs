@@ -28,27 +28,12 @@ fn conversation() -> Vec<u8> {
 }
 
 fn check_conversation(line: &mut Line, at: &str) {
-    assert_eq!(
-        line.events,
-        ["+tea", "one", "zw\u{f6}lf \u{1f525}", &"binary".repeat(30)],
-        "{at}"
-    );
+    assert_eq!(line.events, ["+tea", "one", "zw\u{f6}lf \u{1f525}", &"binary".repeat(30)], "{at}");
     let sent = line.sent();
-    let end = sent
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .expect(at)
-        + 4;
+    let end = sent.windows(4).position(|window| window == b"\r\n\r\n").expect(at) + 4;
     let (frames, rest) = frames(&sent[end..]);
     assert!(rest.is_empty(), "{at}");
-    assert_eq!(
-        frames,
-        [
-            (PONG, b"are you there".to_vec()),
-            (CLOSE, close(1000, "bye"))
-        ],
-        "{at}"
-    );
+    assert_eq!(frames, [(PONG, b"are you there".to_vec()), (CLOSE, close(1000, "bye"))], "{at}");
     assert!(line.session.is_over(), "{at}");
     assert_eq!(line.session.end(), Some(End::Left), "{at}");
 }
@@ -94,15 +79,10 @@ fn one_read_and_one_write_for_a_burst() {
     let mut line = line();
     line.pipe().reads = 0;
     line.pipe().writes = 0;
-    let burst: Vec<u8> = (0..16)
-        .flat_map(|i| frame(TEXT, format!("{i}").as_bytes()))
-        .collect();
+    let burst: Vec<u8> = (0..16).flat_map(|i| frame(TEXT, format!("{i}").as_bytes())).collect();
     line.pipe().input.extend(burst);
     // A short read needs no second one to know that there is no more.
-    assert_eq!(
-        line.session.fill(&mut line.shared),
-        noroshi::session::Fill::Drained
-    );
+    assert_eq!(line.session.fill(&mut line.shared), noroshi::session::Fill::Drained);
     let mut heard = 0;
     while line.session.next(&mut line.shared).is_some() {
         heard += 1;
@@ -131,10 +111,7 @@ fn fails(bytes: &[u8], code: u16, end: End) {
         line.feed(&bytes[cut..]);
         let frames = line.frames();
         assert_eq!(frames.len(), 1, "{code}: {frames:?}");
-        assert_eq!(
-            (frames[0].0, &frames[0].1[..2]),
-            (CLOSE, &code.to_be_bytes()[..])
-        );
+        assert_eq!((frames[0].0, &frames[0].1[..2]), (CLOSE, &code.to_be_bytes()[..]));
         assert_eq!(line.session.end(), Some(end));
         assert!(line.pipe().shut && !line.session.is_open() && !line.session.is_over());
         line.feed(&frame(TEXT, b"what else I had to say"));
@@ -155,11 +132,7 @@ fn broken_frames_are_told_1002() {
     }
     fails(&[TEXT, 2, b'h', b'i'], 1002, End::Protocol);
     fails(&frame(0x80, b"continues nothing"), 1002, End::Protocol);
-    fails(
-        &[frame(0x01, b"begun"), frame(TEXT, b"anew")].concat(),
-        1002,
-        End::Protocol,
-    );
+    fails(&[frame(0x01, b"begun"), frame(TEXT, b"anew")].concat(), 1002, End::Protocol);
     fails(&frame(0x09, b"fragmented ping"), 1002, End::Protocol);
     fails(&frame(0x08, b""), 1002, End::Protocol);
     fails(&frame(PING, &[0; 126]), 1002, End::Protocol);
@@ -168,19 +141,9 @@ fn broken_frames_are_told_1002() {
 
 #[test]
 fn broken_text_is_told_1007() {
-    for text in [
-        &b"\xff"[..],
-        b"\xed\xa0\x80",
-        b"\xc0\x80",
-        b"\xf4\x90\x80\x80",
-        b"cut \xe7\x8b",
-    ] {
+    for text in [&b"\xff"[..], b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"cut \xe7\x8b"] {
         fails(&frame(TEXT, text), 1007, End::NotUtf8);
-        fails(
-            &[frame(0x01, b"in "), frame(0x80, text)].concat(),
-            1007,
-            End::NotUtf8,
-        );
+        fails(&[frame(0x01, b"in "), frame(0x80, text)].concat(), 1007, End::NotUtf8);
     }
     fails(&frame(CLOSE, b"\x03\xe8\xff"), 1007, End::NotUtf8);
 }
@@ -189,17 +152,9 @@ fn broken_text_is_told_1007() {
 fn too_much_is_told_1009() {
     let max = Config::default().message_bytes_max;
     fails(&frame(TEXT, &vec![b'x'; max + 1]), 1009, End::TooBig);
-    fails(
-        &[frame(0x01, &vec![b'x'; max]), frame(0x80, b"x")].concat(),
-        1009,
-        End::TooBig,
-    );
+    fails(&[frame(0x01, &vec![b'x'; max]), frame(0x80, b"x")].concat(), 1009, End::TooBig);
     // Known from the header, before anything of it came.
-    fails(
-        &[TEXT, 0xff, 0, 0, 1, 0, 0, 0, 0, 0, 1, 2, 3, 4],
-        1009,
-        End::TooBig,
-    );
+    fails(&[TEXT, 0xff, 0, 0, 1, 0, 0, 0, 0, 0, 1, 2, 3, 4], 1009, End::TooBig);
     let mut line = line();
     line.feed(&frame(TEXT, &vec![b'x'; max]));
     assert_eq!(line.events[0].len(), max);
@@ -216,14 +171,7 @@ fn the_peer_closes() {
         (close(999, ""), close(1002, "Protocol violation")),
     ] {
         let mut line = line();
-        line.feed(
-            &[
-                frame(TEXT, b"last words"),
-                frame(CLOSE, &said),
-                frame(TEXT, b"after"),
-            ]
-            .concat(),
-        );
+        line.feed(&[frame(TEXT, b"last words"), frame(CLOSE, &said), frame(TEXT, b"after")].concat());
         assert_eq!(line.events, ["last words"]);
         assert_eq!(line.frames(), [(CLOSE, answered)]);
         // Nothing lies unread, so nothing stands against closing TCP at once.
@@ -248,10 +196,7 @@ fn the_server_closes() {
         line.session.send("too late".into(), &mut line.shared);
         line.feed(&frame(TEXT, b"on its way"));
         let frames = line.frames();
-        assert_eq!(
-            (frames.len(), frames[0].0, &frames[0].1[..2]),
-            (1, CLOSE, &u16::to_be_bytes(code)[..])
-        );
+        assert_eq!((frames.len(), frames[0].0, &frames[0].1[..2]), (1, CLOSE, &u16::to_be_bytes(code)[..]));
         assert!(line.events.is_empty() && !line.session.is_open() && !line.session.is_over());
         line.feed(&frame(CLOSE, &close(code, "")));
         assert!(line.session.is_over());
@@ -302,12 +247,7 @@ fn draining_is_bounded_in_bytes_and_time() {
 #[test]
 fn tcp_ends_without_a_goodbye() {
     for broken in [false, true] {
-        for bytes in [
-            &b""[..],
-            b"GET",
-            REQUEST.as_bytes(),
-            &conversation()[..REQUEST.len() + 3],
-        ] {
+        for bytes in [&b""[..], b"GET", REQUEST.as_bytes(), &conversation()[..REQUEST.len() + 3]] {
             let mut line = Line::new(Door::Main, Config::default());
             line.feed(bytes);
             line.pipe().broken = broken;
@@ -315,10 +255,7 @@ fn tcp_ends_without_a_goodbye() {
             line.turn();
             assert!(line.session.is_over());
             let upgraded = line.events.len() == 1;
-            assert_eq!(
-                line.session.end(),
-                Some(if upgraded { End::Lost } else { End::Http })
-            );
+            assert_eq!(line.session.end(), Some(if upgraded { End::Lost } else { End::Http }));
         }
     }
 }
@@ -339,14 +276,8 @@ fn a_write_that_fails_ends_it() {
 fn status(line: &mut Line) -> String {
     let sent = String::from_utf8(line.sent()).unwrap();
     let (head, body) = sent.split_once("\r\n\r\n").expect(&sent);
-    assert!(
-        head.contains("\r\nConnection: close") || head.contains(", close\r\n"),
-        "{head}"
-    );
-    assert!(
-        head.contains(&format!("Content-Length: {}", body.len())),
-        "{head}"
-    );
+    assert!(head.contains("\r\nConnection: close") || head.contains(", close\r\n"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
     assert!(line.pipe().shut && !line.session.is_over());
     line.feed(b"more that nobody wants");
     assert!(line.pipe().input.is_empty());
@@ -361,14 +292,8 @@ fn status(line: &mut Line) -> String {
 fn plain_answers() {
     for (request, expected) in [
         ("GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", "200"),
-        (
-            "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\nGET /pipelined HTTP/1.1\r\n\r\n",
-            "200",
-        ),
-        (
-            "POST /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody",
-            "405",
-        ),
+        ("GET /healthz HTTP/1.1\r\nHost: h\r\n\r\nGET /pipelined HTTP/1.1\r\n\r\n", "200"),
+        ("POST /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody", "405"),
         ("GET /ws HTTP/1.1\r\nHost: h\r\n\r\n", "426"),
         ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", "404"),
         ("nonsense\r\n\r\n", "400"),
@@ -385,10 +310,7 @@ fn plain_answers() {
 #[test]
 fn a_head_has_a_size_and_a_time() {
     let mut line = Line::new(Door::Main, Config::default());
-    let head = format!(
-        "GET /healthz HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n",
-        "x".repeat(HEAD_BYTES_MAX)
-    );
+    let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
     line.feed(&head.as_bytes()[head.len() - HEAD_BYTES_MAX..]);
     assert_eq!(status(&mut line), "400");
     let mut line = Line::new(Door::Main, Config::default());
@@ -515,11 +437,7 @@ fn who_takes_nothing_from_a_full_queue_for_ten_seconds_is_cut() {
     line.session.send("x".repeat(200 * 1024), &mut line.shared);
     line.pass(15);
     assert!(line.session.is_open(), "the queue is not full");
-    assert!(
-        !line
-            .session
-            .has_room(&["x".repeat(100 * 1024)], &line.shared)
-    );
+    assert!(!line.session.has_room(&["x".repeat(100 * 1024)], &line.shared));
     line.pass(1);
     assert_eq!(line.session.end(), Some(End::Slow));
     line.pass(2);
@@ -556,15 +474,7 @@ fn a_session_at_rest_has_no_codec() {
             assert!(!line.session.has_codec(), "{payload}");
         }
     }
-    line.feed(
-        &[
-            frame(TEXT, b"a"),
-            frame(PING, b"b"),
-            frame(PONG, b"c"),
-            frame(TEXT, b"d"),
-        ]
-        .concat(),
-    );
+    line.feed(&[frame(TEXT, b"a"), frame(PING, b"b"), frame(PONG, b"c"), frame(TEXT, b"d")].concat());
     assert!(!line.session.has_codec());
 }
 
@@ -574,10 +484,7 @@ fn a_session_with_something_in_its_codec_keeps_it() {
     for cut in 1..bytes.len() {
         let mut line = line();
         line.feed(&bytes[..cut]);
-        assert!(
-            line.session.has_codec(),
-            "{cut} bytes of a frame are inside"
-        );
+        assert!(line.session.has_codec(), "{cut} bytes of a frame are inside");
         line.feed(&bytes[cut..]);
         assert_eq!(line.events, ["message"]);
         assert!(!line.session.has_codec());

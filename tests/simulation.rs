@@ -45,21 +45,10 @@ impl World {
     fn new(seed: u64) -> World {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let rate_max = *dice.pick(&[0, 0, 2, 100]);
-        let config = Config {
-            mesh_peers_max: 3,
-            rate_max,
-            ..Config::default()
-        };
+        let config = Config { mesh_peers_max: 3, rate_max, ..Config::default() };
         let hub = Hub::new(&config);
         let (peers, out) = (BTreeMap::new(), Recorder::default());
-        World {
-            dice,
-            hub,
-            now: Duration::ZERO,
-            out,
-            peers,
-            connections: 0,
-        }
+        World { dice, hub, now: Duration::ZERO, out, peers, connections: 0 }
     }
 
     fn input(&mut self, input: Input) {
@@ -68,13 +57,8 @@ impl World {
         while let Some(effect) = self.out.effects.pop_front() {
             match effect {
                 Recorded::Send(to, text) => {
-                    assert!(
-                        self.peers.contains_key(&to),
-                        "{text} is sent to somebody who is gone"
-                    );
-                    let Ok(Value::Object(said)) = serde_json::from_str(&text) else {
-                        panic!("{text}")
-                    };
+                    assert!(self.peers.contains_key(&to), "{text} is sent to somebody who is gone");
+                    let Ok(Value::Object(said)) = serde_json::from_str(&text) else { panic!("{text}") };
                     assert!(said["type"].is_string());
                 }
                 Recorded::Ping(to) => {
@@ -111,21 +95,14 @@ impl World {
             "x",
         ];
         let kind = dice.pick(&kinds);
-        let id = if dice.roll(20) == 0 {
-            dice.pick(&IDS)
-        } else {
-            own
-        };
+        let id = if dice.roll(20) == 0 { dice.pick(&IDS) } else { own };
         let mut text = format!(r#"{{"type":"{kind}","id":"{id}""#);
         if dice.roll(2) == 0 {
             text.push_str(&format!(r#","target_id":"{}""#, dice.pick(&IDS)));
         }
         match dice.roll(4) {
             0 => text.push_str(r#","candidates":[1,2,3,4,5,6,7,8,9,0]"#),
-            1 => text.push_str(&format!(
-                r#","candidate":"{}""#,
-                "x".repeat(dice.roll(9000) as usize)
-            )),
+            1 => text.push_str(&format!(r#","candidate":"{}""#, "x".repeat(dice.roll(9000) as usize))),
             _ => text.push_str(r#","sdp":{"v":0}"#),
         }
         if dice.roll(50) > 0 {
@@ -137,19 +114,13 @@ impl World {
     fn step(&mut self) {
         let who = (!self.peers.is_empty()).then(|| {
             let n = self.dice.roll(self.peers.len() as u64) as usize;
-            self.peers
-                .iter()
-                .nth(n)
-                .map(|(conn, id)| (*conn, *id))
-                .unwrap()
+            self.peers.iter().nth(n).map(|(conn, id)| (*conn, *id)).unwrap()
         });
         match (self.dice.roll(20), who) {
             (0..3, _) | (_, None) => {
                 let (room, id) = (*self.dice.pick(&ROOMS), *self.dice.pick(&IDS[..7]));
                 // The lowest free slot, so that slots are used again.
-                let slot = (0..)
-                    .find(|slot| self.peers.keys().all(|conn| conn.slot() != *slot))
-                    .unwrap();
+                let slot = (0..).find(|slot| self.peers.keys().all(|conn| conn.slot() != *slot)).unwrap();
                 self.connections += 1;
                 let conn = Conn::new(self.connections, slot);
                 self.peers.insert(conn, id);
@@ -188,10 +159,7 @@ impl World {
         while let Some((conn, _)) = self.peers.pop_first() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!(
-            (self.hub.peers(), self.hub.rooms(), self.hub.wake_at()),
-            (0, 0, None)
-        );
+        assert_eq!((self.hub.peers(), self.hub.rooms(), self.hub.wake_at()), (0, 0, None));
     }
 }
 
@@ -225,11 +193,7 @@ impl Crowd {
     /// So many peers that connect to one room.
     fn new() -> Crowd {
         let hub = Hub::new(&Config::default());
-        let mut crowd = Crowd {
-            hub,
-            out: Recorder::default(),
-            effects: 0,
-        };
+        let mut crowd = Crowd { hub, out: Recorder::default(), effects: 0 };
         for i in 0..CROWD {
             crowd.input(Input::Connected(conn(i), ""));
             crowd.say(i, "connect", "");
@@ -252,10 +216,7 @@ impl Crowd {
         for i in 0..CROWD {
             self.input(Input::Disconnected(conn(i)));
         }
-        assert_eq!(
-            (self.hub.peers(), self.hub.rooms(), self.hub.wake_at()),
-            (0, 0, None)
-        );
+        assert_eq!((self.hub.peers(), self.hub.rooms(), self.hub.wake_at()), (0, 0, None));
     }
 }
 
@@ -267,11 +228,7 @@ fn conn(i: usize) -> Conn {
 #[test]
 fn a_crowd_waits_while_its_offerers_leave() {
     let mut crowd = Crowd::new();
-    assert_eq!(
-        crowd.effects,
-        CROWD + 1,
-        "all are registered, and one is asked"
-    );
+    assert_eq!(crowd.effects, CROWD + 1, "all are registered, and one is asked");
     crowd.effects = 0;
     for i in 0..CROWD {
         crowd.say(i, "leave", "");
@@ -322,10 +279,6 @@ fn a_crowd_is_handed_the_same_offer() {
     for i in 1..CROWD {
         crowd.say(i, "answer", r#","target_id":"0""#);
     }
-    assert_eq!(
-        crowd.effects,
-        1 + (CROWD - 2) + 1,
-        "one answer, errors, and one is asked"
-    );
+    assert_eq!(crowd.effects, 1 + (CROWD - 2) + 1, "one answer, errors, and one is asked");
     crowd.end();
 }

@@ -90,10 +90,7 @@ impl Memory {
 
     fn hear(&mut self, who: Conn, heard: Heard) {
         if !self.deaf.contains(&who) {
-            self.heard
-                .get_mut(&who)
-                .expect("only who is connected hears")
-                .push_back(heard);
+            self.heard.get_mut(&who).expect("only who is connected hears").push_back(heard);
         }
     }
 }
@@ -137,9 +134,6 @@ impl Wire for Memory {
         for conn in self.heard.keys().copied().collect::<Vec<_>>() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!(
-            (self.hub.peers(), self.hub.rooms(), self.hub.wake_at()),
-            (0, 0, None)
-        );
+        assert_eq!((self.hub.peers(), self.hub.rooms(), self.hub.wake_at()), (0, 0, None));
     }
 }

@@ -83,10 +83,7 @@ pub struct Line {
 
 impl Line {
     pub fn new(door: Door, config: Config) -> Line {
-        let pipe = Pipe {
-            room: usize::MAX,
-            ..Pipe::default()
-        };
+        let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
         Line {
             session: Session::new(pipe, door, Duration::ZERO),
             shared: Shared::new(config),
@@ -169,12 +166,7 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     }
     let mask = [1, 2, 3, 4];
     bytes.extend(mask);
-    bytes.extend(
-        payload
-            .iter()
-            .zip(mask.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
+    bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
     bytes
 }
 
@@ -197,10 +189,7 @@ pub fn frames(mut bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, &[u8]) {
             126 if bytes.len() < 4 => break,
             126 => (4, usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))),
             127 if bytes.len() < 10 => break,
-            127 => (
-                10,
-                u64::from_be_bytes(bytes[2..10].try_into().unwrap()) as usize,
-            ),
+            127 => (10, u64::from_be_bytes(bytes[2..10].try_into().unwrap()) as usize),
             n => (2, usize::from(n)),
         };
         if bytes.len() < header + length {

@@ -37,18 +37,9 @@ impl Net {
     /// A server on a free port of loopback.
     pub fn new(config: &Config) -> Net {
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
-        let server = Server::bind(Config {
-            listen,
-            ..config.clone()
-        })
-        .unwrap();
+        let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
         let address = server.addresses(Door::Main).next().unwrap();
-        Net {
-            server,
-            address,
-            clients: BTreeMap::new(),
-            pings: 0,
-        }
+        Net { server, address, clients: BTreeMap::new(), pings: 0 }
     }
 
     /// Lets the server turn until something is so.
@@ -91,18 +82,12 @@ impl Net {
     }
 
     pub fn websocket(&mut self, room: &str) -> WebSocket<TcpStream> {
-        let path = if room.is_empty() {
-            "/ws".to_owned()
-        } else {
-            format!("/ws/{room}")
-        };
+        let path = if room.is_empty() { "/ws".to_owned() } else { format!("/ws/{room}") };
         let uri = format!("ws://{}{path}", self.address).parse().unwrap();
         let stream = self.connect(Door::Main);
         let request = ClientRequestBuilder::new(uri);
         let request = tungstenite::client::IntoClientRequest::into_client_request(request).unwrap();
-        let mut round = ClientHandshake::start(stream, request, None)
-            .map(Some)
-            .unwrap();
+        let mut round = ClientHandshake::start(stream, request, None).map(Some).unwrap();
         self.until(|_| match round.take().unwrap().handshake() {
             Ok((socket, _)) => Some(socket),
             Err(HandshakeError::Interrupted(again)) => {
@@ -158,9 +143,7 @@ impl Net {
         for client in self.clients.values_mut().filter(|client| !client.deaf) {
             while let Some(socket) = &mut client.socket {
                 match socket.read() {
-                    Ok(Message::Text(text)) => {
-                        client.heard.push_back(Heard::Text(text.to_string()))
-                    }
+                    Ok(Message::Text(text)) => client.heard.push_back(Heard::Text(text.to_string())),
                     Ok(Message::Pong(data)) => {
                         client.pongs = u64::from_be_bytes(data.as_ref().try_into().unwrap());
                     }
@@ -181,12 +164,7 @@ impl Net {
 impl Wire for Net {
     fn open(&mut self, who: &str, room: &str) {
         let socket = Some(self.websocket(room));
-        let client = Client {
-            socket,
-            heard: VecDeque::new(),
-            pongs: 0,
-            deaf: false,
-        };
+        let client = Client { socket, heard: VecDeque::new(), pongs: 0, deaf: false };
         self.clients.insert(who.to_owned(), client);
         self.settle(who);
     }
@@ -206,10 +184,7 @@ impl Wire for Net {
     fn leave(&mut self, who: &str) {
         let client = self.clients.get_mut(who).unwrap();
         if let Some(socket) = &mut client.socket {
-            let frame = CloseFrame {
-                code: 1000.into(),
-                reason: "".into(),
-            };
+            let frame = CloseFrame { code: 1000.into(), reason: "".into() };
             let _ = socket.close(Some(frame));
         }
         if client.deaf {
@@ -241,9 +216,6 @@ impl Wire for Net {
     fn finish(mut self: Box<Self>) {
         self.clients.clear();
         self.until(|net| (net.server.sessions() == 0).then_some(()));
-        assert_eq!(
-            (self.server.hub().peers(), self.server.hub().rooms()),
-            (0, 0)
-        );
+        assert_eq!((self.server.hub().peers(), self.server.hub().rooms()), (0, 0));
     }
 }

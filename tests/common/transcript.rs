@@ -40,22 +40,10 @@ pub struct Transcript {
 pub fn all() -> Vec<Transcript> {
     let mut found = Vec::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
-    for folder in root
-        .read_dir()
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_dir())
-    {
-        for file in folder
-            .read_dir()
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-        {
+    for folder in root.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+        for file in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
             let name = file.strip_prefix(&root).unwrap().display().to_string();
-            found.push(Transcript::parse(
-                name,
-                &std::fs::read_to_string(&file).unwrap(),
-            ));
+            found.push(Transcript::parse(name, &std::fs::read_to_string(&file).unwrap()));
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -64,21 +52,12 @@ pub fn all() -> Vec<Transcript> {
 
 impl Transcript {
     pub fn parse(name: String, text: &str) -> Transcript {
-        let flags = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("# flags:"));
+        let flags = text.lines().filter_map(|line| line.strip_prefix("# flags:"));
         let flags = flags.flat_map(str::split_whitespace).map(OsString::from);
-        let Ok(Command::Run(config)) = Config::parse(flags) else {
-            panic!("{name}: flags")
-        };
+        let Ok(Command::Run(config)) = Config::parse(flags) else { panic!("{name}: flags") };
         let said = |line: &&str| !line.is_empty() && !line.starts_with('#');
         let lines = text.lines().filter(said).map(str::to_owned).collect();
-        Transcript {
-            article: name.starts_with("article"),
-            name,
-            config,
-            lines,
-        }
+        Transcript { article: name.starts_with("article"), name, config, lines }
     }
 
     pub fn play(&self, mut wire: Box<dyn Wire>) {
@@ -86,11 +65,8 @@ impl Transcript {
         for line in &self.lines {
             let at = format!("{}: {line}", self.name);
             let mut words = line.splitn(3, ' ');
-            let (who, verb, rest) = (
-                words.next().unwrap(),
-                words.next().expect(&at),
-                words.next().unwrap_or(""),
-            );
+            let (who, verb, rest) =
+                (words.next().unwrap(), words.next().expect(&at), words.next().unwrap_or(""));
             everybody.insert(who);
             match verb {
                 "+" => wire.open(who, rest),
@@ -99,11 +75,7 @@ impl Transcript {
                 "!" => wire.deafen(who),
                 "-" => wire.leave(who),
                 "~" => wire.pass(rest.parse().expect(&at)),
-                "x" => assert_eq!(
-                    wire.next(who),
-                    Some(Heard::Closed(rest.parse().expect(&at))),
-                    "{at}"
-                ),
+                "x" => assert_eq!(wire.next(who), Some(Heard::Closed(rest.parse().expect(&at))), "{at}"),
                 "<" => match wire.next(who) {
                     Some(Heard::Text(heard)) => self.compare(&at, rest, &heard),
                     other => panic!("{at}\nbut heard {other:?}"),
@@ -112,33 +84,19 @@ impl Transcript {
             }
         }
         for who in everybody {
-            assert_eq!(
-                wire.next(who),
-                None,
-                "{}: {who} heard more than is listed",
-                self.name
-            );
+            assert_eq!(wire.next(who), None, "{}: {who} heard more than is listed", self.name);
         }
         wire.finish();
     }
 
     fn compare(&self, at: &str, expected: &str, heard: &str) {
-        let (Value::Object(expected), Value::Object(mut heard)) = (
-            serde_json::from_str(expected).expect(at),
-            serde_json::from_str(heard).expect(at),
-        ) else {
+        let (Value::Object(expected), Value::Object(mut heard)) =
+            (serde_json::from_str(expected).expect(at), serde_json::from_str(heard).expect(at))
+        else {
             panic!("{at}: not an object")
         };
-        if expected
-            .get("message")
-            .is_some_and(|message| message == "*")
-        {
-            assert!(
-                heard["message"]
-                    .as_str()
-                    .is_some_and(|text| !text.is_empty()),
-                "{at}"
-            );
+        if expected.get("message").is_some_and(|message| message == "*") {
+            assert!(heard["message"].as_str().is_some_and(|text| !text.is_empty()), "{at}");
             heard["message"] = "*".into();
         }
         if !self.article {

@@ -1,0 +1,214 @@
+//! Rules of the hub that the format of the transcripts cannot show.
+
+mod common;
+
+use common::memory::Memory;
+use common::transcript::{Heard, Wire};
+use noroshi::config::{Config, KEPT_BYTES_MAX};
+use noroshi::hub::Input;
+use noroshi::message::{Code, Kind};
+use serde_json::{Value, json};
+
+fn memory(change: impl FnOnce(&mut Config)) -> Memory {
+    let mut config = Config::default();
+    change(&mut config);
+    Memory::new(&config)
+}
+
+fn heard(wire: &mut Memory, who: &str) -> Value {
+    match wire.next(who) {
+        Some(Heard::Text(text)) => serde_json::from_str(&text).unwrap(),
+        other => panic!("{who} heard {other:?}"),
+    }
+}
+
+fn code(wire: &mut Memory, who: &str) -> Value {
+    heard(wire, who)["code"].clone()
+}
+
+fn say(wire: &mut Memory, who: &str, message: Value) {
+    wire.say(who, message.to_string().as_bytes(), false);
+}
+
+fn open(wire: &mut Memory, who: &str) {
+    wire.open(who, "");
+    say(wire, who, json!({"type": "leave", "id": who}));
+}
+
+#[test]
+fn a_busy_peer_makes_no_pair_and_is_told_nothing() {
+    let mut wire = memory(|_| ());
+    open(&mut wire, "A");
+    open(&mut wire, "B");
+    say(&mut wire, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
+    say(&mut wire, "B", json!({"type": "connect", "id": "B"}));
+    assert_eq!(heard(&mut wire, "B")["sdp"], "1");
+    let a = wire.conn("A");
+    wire.outbox.full.insert(a);
+    for message in [
+        json!({"type": "answer", "id": "B", "target_id": "A", "sdp": 2}),
+        json!({"type": "offer", "id": "B", "target_id": "A", "sdp": 2}),
+        json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidate": 2}),
+        json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidates": [2, 3]}),
+    ] {
+        say(&mut wire, "B", message);
+        let error = heard(&mut wire, "B");
+        assert_eq!((&error["code"], &error["target_id"]), (&json!("peer_busy"), &json!("A")));
+    }
+    say(&mut wire, "B", json!({"type": "answer", "id": "B", "sdp": 2}));
+    assert_eq!(heard(&mut wire, "B")["target_id"], Value::Null, "it named nobody");
+    assert_eq!(wire.next("A"), None);
+    wire.outbox.full.clear();
+    // The offer stands, and B still holds it.
+    say(&mut wire, "B", json!({"type": "answer", "id": "B", "sdp": 3}));
+    assert_eq!(heard(&mut wire, "A"), json!({"type": "answer", "sdp": "3", "id": "B"}));
+    Box::new(wire).finish();
+}
+
+#[test]
+fn too_many_by_size() {
+    let mut wire = memory(|config| config.message_bytes_max = 1 << 20);
+    open(&mut wire, "A");
+    let candidate =
+        |length: usize| json!({"type": "candidateAdd", "id": "A", "candidate": "x".repeat(length - 2)});
+    say(&mut wire, "A", candidate(64 * 1024 + 1));
+    assert_eq!(code(&mut wire, "A"), "too_many");
+    say(&mut wire, "A", candidate(64 * 1024 - 2));
+    say(&mut wire, "A", candidate(3));
+    assert_eq!(code(&mut wire, "A"), "too_many");
+    say(&mut wire, "A", json!({"type": "candidateAdd", "id": "A", "candidate": 10}));
+    assert_eq!(wire.next("A"), None, "that fills it to the last byte");
+    Box::new(wire).finish();
+}
+
+/// A probed holder, and a claimant of its id that has said its first message.
+fn claim(wire: &mut Memory, first: Value) {
+    open(wire, "A");
+    wire.deafen("A");
+    wire.open("B", "");
+    say(wire, "B", first);
+}
+
+#[test]
+fn what_a_claimant_sends_is_kept_up_to_a_limit() {
+    let mut wire = memory(|_| ());
+    claim(&mut wire, json!({"type": "candidateAdd", "id": "A", "candidate": "x".repeat(60_000)}));
+    let leave = br#"{"type":"leave","id":"A"}"#;
+    let half = [&leave[..], &b" ".repeat(KEPT_BYTES_MAX / 2 - leave.len())].concat();
+    wire.say("B", &half, false);
+    wire.say("B", &half, false);
+    assert_eq!(wire.next("B"), None);
+    wire.say("B", b" ", false);
+    assert_eq!(code(&mut wire, "B"), "rate_limited");
+    wire.pass(5);
+    say(&mut wire, "B", json!({"type": "connect", "id": "A"}));
+    assert_eq!(heard(&mut wire, "B"), json!({"type": "offer"}));
+    Box::new(wire).finish();
+}
+
+#[test]
+fn the_shortest_messages_are_kept_up_to_the_same_limit() {
+    let mut wire = memory(|config| config.rate_max = 0);
+    claim(&mut wire, json!({"type": "join", "id": "A"}));
+    let join = br#"{"type":"join","id":"A"}"#;
+    for _ in 0..KEPT_BYTES_MAX / join.len() {
+        wire.say("B", join, false);
+    }
+    assert_eq!(wire.next("B"), None);
+    for _ in 0..KEPT_BYTES_MAX {
+        wire.input(Input::Text(wire.conn("B"), b""));
+    }
+    assert_eq!(code(&mut wire, "B"), "rate_limited", "those without a byte have a limit too");
+    wire.leave("B");
+    Box::new(wire).finish();
+}
+
+#[test]
+fn a_claim_is_paid_and_counted_once() {
+    let mut wire = memory(|config| config.rate_max = 5);
+    claim(&mut wire, json!({"type": "candidateAdd", "id": "A", "candidates": vec![1; 40]}));
+    wire.leave("A");
+    say(&mut wire, "B", json!({"type": "offer", "id": "A", "sdp": 1}));
+    open(&mut wire, "C");
+    say(&mut wire, "C", json!({"type": "answer", "id": "C", "target_id": "A"}));
+    assert_eq!(heard(&mut wire, "C")["candidate"].as_str().unwrap().len(), 79);
+    assert_eq!(wire.hub.tally().messages[Kind::CandidateAdd as usize], 1);
+    assert_eq!(wire.hub.tally().errors[Code::RateLimited as usize], 0);
+    Box::new(wire).finish();
+}
+
+#[test]
+fn a_full_array_of_candidates_can_be_sent_at_any_rate() {
+    let mut wire = memory(|config| config.rate_max = 1);
+    open(&mut wire, "A");
+    for _ in 0..2 {
+        wire.pass(3600);
+        say(&mut wire, "A", json!({"type": "candidateAdd", "id": "A", "candidates": vec![1; 64]}));
+        assert_ne!(wire.hub.tally().messages[Kind::CandidateAdd as usize], 0);
+    }
+    assert_eq!(code(&mut wire, "A"), "too_many", "which is not too fast");
+    Box::new(wire).finish();
+}
+
+/// Each message that was kept is read once, however many probes it waits for: else this takes minutes.
+#[test]
+fn a_chain_of_claims_costs_no_more_than_its_messages() {
+    const IDS: usize = 1000;
+    const CLAIMANTS: usize = 50;
+    let mut wire = memory(|config| config.rate_max = 0);
+    for holder in 0..IDS {
+        wire.hub.handle(wire.now, Input::Connected(holder_conn(holder), ""), &mut wire.outbox);
+        let text = json!({"type": "leave", "id": holder.to_string()}).to_string();
+        wire.hub.handle(wire.now, Input::Text(holder_conn(holder), text.as_bytes()), &mut wire.outbox);
+    }
+    for claimant in 0..CLAIMANTS {
+        let conn = holder_conn(IDS + claimant);
+        wire.hub.handle(wire.now, Input::Connected(conn, ""), &mut wire.outbox);
+        for id in 0..IDS {
+            let text = json!({"type": "leave", "id": id.to_string()}).to_string();
+            wire.hub.handle(wire.now, Input::Text(conn, text.as_bytes()), &mut wire.outbox);
+        }
+    }
+    for holder in 0..IDS {
+        wire.hub.handle(wire.now, Input::Alive(holder_conn(holder)), &mut wire.outbox);
+    }
+    wire.hub.check();
+    assert_eq!(wire.hub.tally().errors[Code::IdTaken as usize], (IDS * CLAIMANTS) as u64);
+    for i in 0..IDS + CLAIMANTS {
+        wire.hub.handle(wire.now, Input::Disconnected(holder_conn(i)), &mut wire.outbox);
+    }
+    Box::new(wire).finish();
+}
+
+fn holder_conn(i: usize) -> noroshi::hub::Conn {
+    noroshi::hub::Conn::new(i as u64, i)
+}
+
+#[test]
+fn patience_begins_anew_when_the_line_does() {
+    let mut wire = memory(|_| ());
+    for who in ["L", "H", "X"] {
+        open(&mut wire, who);
+    }
+    // H holds an offer of L's that X has taken; L is left behind.
+    say(&mut wire, "L", json!({"type": "offer", "id": "L", "sdp": 1}));
+    say(&mut wire, "H", json!({"type": "connect", "id": "H"}));
+    heard(&mut wire, "H");
+    say(&mut wire, "X", json!({"type": "answer", "id": "X", "target_id": "L"}));
+    say(&mut wire, "X", json!({"type": "connect", "id": "X"}));
+    say(&mut wire, "X", json!({"type": "leave", "id": "X"}));
+    heard(&mut wire, "L");
+    heard(&mut wire, "L");
+    // X is asked, L waits alone for 29 s, then leaves its place to H.
+    say(&mut wire, "X", json!({"type": "connect", "id": "X"}));
+    assert_eq!(heard(&mut wire, "X"), json!({"type": "offer"}));
+    say(&mut wire, "L", json!({"type": "connect", "id": "L"}));
+    wire.pass(29);
+    wire.leave("L");
+    assert_eq!(heard(&mut wire, "H"), json!({"type": "peerLeft", "id": "L"}));
+    wire.pass(29);
+    assert_eq!(wire.next("H"), None);
+    wire.pass(1);
+    assert_eq!(heard(&mut wire, "H"), json!({"type": "offer"}));
+    Box::new(wire).finish();
+}
