@@ -5,6 +5,7 @@ mod common;
 use common::pipe::{CLOSE, Line, PING, PONG, REQUEST, TEXT, close, frame, frames};
 use noroshi::config::{Config, DRAIN_BYTES_MAX, HEAD_BYTES_MAX, READ_BYTES_MAX};
 use noroshi::http::Door;
+use noroshi::message::Reply;
 use noroshi::session::End;
 
 fn line() -> Line {
@@ -502,4 +503,28 @@ fn a_session_with_something_in_its_codec_keeps_it() {
     line.pipe().room = 100;
     line.turn();
     assert!(!line.session.has_codec());
+}
+
+#[test]
+fn who_has_taken_all_is_not_slow_whatever_does_not_fit() {
+    let mut line = line();
+    line.session.registered();
+    line.pass(12);
+    assert!(!line.session.has_room(&["x".repeat(300 * 1024)], &line.shared));
+    line.pass(12);
+    assert!(line.session.is_open());
+}
+
+#[test]
+fn the_largest_message_fits_an_empty_queue_when_it_goes_out() {
+    for message_bytes_max in [64 << 10, 128 << 10, 16 << 20] {
+        let mut line = Line::open(Config { message_bytes_max, ..Config::default() });
+        let id = "\u{1}".repeat(128);
+        let candidate = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 128 - 8));
+        let reply = Reply::Candidate { candidate: &candidate, id: &id }.text();
+        assert!(line.session.has_room(&vec![reply; 64], &line.shared));
+        let offer = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 2));
+        let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.text();
+        assert!(line.session.has_room(&[reply], &line.shared));
+    }
 }

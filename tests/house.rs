@@ -1,0 +1,135 @@
+//! The house is as `lib.rs` says: imports point one way, and each outside crate is known where it belongs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// In the order of `lib.rs`: who is above may import who is below.
+const MODULES: [&str; 9] =
+    ["server", "session", "http", "metrics", "hub", "message", "rate", "logger", "config"];
+
+/// Which files know which crates, beside the standard library.
+const CRATES: [(&str, &[&str]); 14] = [
+    ("mio", &["server"]),
+    ("socket2", &["server"]),
+    ("signal_hook", &["server"]),
+    ("signal_hook_mio", &["server"]),
+    ("tungstenite", &["session", "http"]),
+    ("httparse", &["http"]),
+    ("serde", &["message"]),
+    ("serde_json", &["message"]),
+    ("slab", &["server", "hub"]),
+    ("lexopt", &["config"]),
+    ("simple_logger", &["logger"]),
+    ("nix", &["logger", "main"]),
+    ("log", &["server", "logger", "config", "main"]),
+    ("noroshi", &["main"]),
+];
+
+/// The code of each file without comments and without its tests, line by line.
+fn code() -> BTreeMap<String, Vec<String>> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = src.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    files
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]").next().unwrap();
+            let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned());
+            (path.file_stem().unwrap().to_str().unwrap().to_owned(), lines.collect())
+        })
+        .collect()
+}
+
+/// Whether this line has a path that begins with the name.
+fn names(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+        let before = line[..at].chars().next_back();
+        !before.is_some_and(is_word) && line[at + name.len()..].starts_with("::")
+    })
+}
+
+#[test]
+fn the_files_are_those_of_the_map() {
+    let files: Vec<String> = code().into_keys().collect();
+    let mut expected = [&MODULES[..], &["lib", "main"]].concat();
+    expected.sort();
+    assert_eq!(files, expected);
+    let lib = &code()["lib"];
+    let declared = lib.iter().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    assert_eq!(declared.collect::<Vec<_>>(), MODULES);
+}
+
+#[test]
+fn imports_point_downward() {
+    let place = |name: &str| MODULES.iter().position(|module| *module == name);
+    for (file, lines) in code() {
+        for line in lines {
+            for imported in line.split("crate::").skip(1) {
+                let imported = imported.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                let to = place(imported).unwrap_or_else(|| panic!("{file}: {line}"));
+                let allowed = match file.as_str() {
+                    "main" => true,
+                    // The two arms of the map do not know each other.
+                    "hub" => ["message", "rate", "config"].contains(&imported),
+                    "session" | "http" | "metrics" => ["http", "metrics", "config"].contains(&imported),
+                    "message" | "rate" => imported == "config",
+                    "logger" | "config" => false,
+                    _ => true,
+                };
+                assert!(allowed, "{file} imports {imported}");
+                assert!(
+                    place(&file).is_none_or(|from| from < to),
+                    "{file} imports {imported}, which is above it"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn each_crate_is_known_where_it_belongs() {
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let declared = dependencies.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name);
+    for name in declared {
+        let name = name.replace('-', "_");
+        assert!(CRATES.iter().any(|(known, _)| *known == name), "{name} has no place");
+    }
+    for (file, lines) in code() {
+        for (name, places) in CRATES {
+            let known = lines.iter().any(|line| names(line, name));
+            assert_eq!(known, places.contains(&file.as_str()), "{file} and {name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_pure_does_no_io() {
+    for (file, lines) in code() {
+        if !["hub", "message", "rate", "http", "metrics"].contains(&file.as_str()) {
+            continue;
+        }
+        for line in &lines {
+            for impure in [
+                "std::io",
+                "std::net",
+                "std::fs",
+                "std::env",
+                "std::thread",
+                "Instant",
+                "SystemTime",
+                "println!",
+            ] {
+                assert!(!line.contains(impure), "{file}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_word_of_unsafe() {
+    for (file, lines) in code() {
+        let forbids = lines.iter().any(|line| line == "#![forbid(unsafe_code)]");
+        assert_eq!(forbids, file == "lib" || file == "main", "{file}");
+    }
+}

@@ -1,0 +1,80 @@
+//! What the README says is so.
+
+mod common;
+
+use common::memory::Memory;
+use common::sockets::Net;
+use common::transcript::Transcript;
+use noroshi::config::Config;
+use noroshi::message::{Code, Kind};
+
+const README: &str = include_str!("../README.md");
+
+#[test]
+fn its_conversation_can_be_had() {
+    let text = README.split("```transcript\n").nth(1).unwrap().split("```").next().unwrap();
+    let transcript = Transcript::parse("README.md".to_owned(), text);
+    transcript.play(Box::new(Memory::new(&transcript.config)));
+    transcript.play(Box::new(Net::new(&transcript.config)));
+}
+
+/// The rows of the table of options: the flags, and the default.
+fn options() -> Vec<(Vec<&'static str>, &'static str)> {
+    let table = README.split("## Options").nth(1).unwrap().split("\nExit codes").next().unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| `-"));
+    rows.map(|row| {
+        let mut cells = row.trim_matches('|').split(" | ").map(str::trim);
+        let flags = cells.next().unwrap().split('`').filter(|part| part.starts_with('-'));
+        (flags.collect(), cells.next().unwrap())
+    })
+    .collect()
+}
+
+#[test]
+fn its_options_are_those_of_the_help() {
+    let help = Config::help();
+    let (mut told, mut lines) = (Vec::new(), help.lines().peekable());
+    while let Some(line) = lines.next() {
+        if !line.trim_start().starts_with('-') {
+            continue;
+        }
+        let mut entry = line.to_owned();
+        while let Some(more) = lines.next_if(|line| !line.trim_start().starts_with('-')) {
+            entry.push_str(more);
+        }
+        let (flags, _) = entry.trim().split_once("  ").unwrap();
+        let default = entry.split("[default: ").nth(1).map(|rest| rest.split(']').next().unwrap());
+        told.push((flags.split(", ").map(str::to_owned).collect::<Vec<_>>(), default.map(str::to_owned)));
+    }
+    let mut listed = options();
+    let (last, _) = listed.pop().unwrap();
+    assert_eq!(last, ["-h", "--help", "-V", "--version"]);
+    assert_eq!(told.split_off(told.len() - 2).iter().flat_map(|(flags, _)| flags).collect::<Vec<_>>(), last);
+    assert_eq!(told.len(), listed.len());
+    for ((flags, default), (readme_flags, readme_default)) in told.iter().zip(&listed) {
+        assert_eq!(flags, readme_flags);
+        // The address of the default has brackets of its own.
+        let default = default.as_deref().unwrap();
+        assert!(readme_default.replace('`', "").starts_with(default), "{default} is not {readme_default}");
+    }
+}
+
+#[test]
+fn it_names_all_messages_and_errors() {
+    for name in Kind::ALL.iter().map(|kind| kind.name()) {
+        assert!(README.contains(&format!(r#""type":"{name}""#)), "{name}");
+    }
+    let table = README.split("### Errors and closing").nth(1).unwrap();
+    for name in Code::ALL.iter().map(|code| code.name()) {
+        assert!(table.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[test]
+fn its_files_exist() {
+    for link in README.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+        if !link.contains("://") && !link.starts_with('#') {
+            assert!(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(link).exists(), "{link}");
+        }
+    }
+}
