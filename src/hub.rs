@@ -499,11 +499,10 @@ impl Hub {
             Ok(request) => request,
             Err((refusal, target)) => return self.refuse(conn, refusal, target.as_deref(), turn),
         };
-        let is_nameless = self.peer(conn).id.is_none();
         if taken.contains(&*id) {
             return;
         }
-        if is_nameless && self.lookup(conn, &id).is_some() {
+        if self.peer(conn).id.is_none() && self.lookup(conn, &id).is_some() {
             return self.claim(conn, &id, text, turn);
         }
         if let Body::Candidates(candidates) = &body
