@@ -615,7 +615,7 @@ struct Idle {
 impl Mode for Idle {
     fn resume(&mut self, net: &mut Net) -> io::Result<()> {
         // Few at a time: nobody's backlog is to overflow.
-        while net.clients.len() < self.of && net.clients.len() < self.ready + 200 {
+        while net.clients.len() < self.of && net.clients.len() < self.ready + 50 {
             net.open(net.clients.len(), &self.path)?;
         }
         Ok(())

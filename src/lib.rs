@@ -45,6 +45,8 @@ pub mod message;
 
 pub mod rate;
 
+pub mod stamp;
+
 pub mod logger;
 
 pub mod config;

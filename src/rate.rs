@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use crate::config::{RATE_BURST_SECONDS, RATE_OFFENCE_MAX, RATE_PAUSE, RATE_TOLD_EVERY};
+use crate::stamp::Stamp;
 
 /// What `--max-rate` means: a token every so often, and how many there may be.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +26,11 @@ impl Rate {
 
 /// The tokens of one connection.
 ///
-/// The bucket is kept as one number: the time when it will be full again. A message moves that time by its price,
+/// The bucket is kept as one number, the time when it will be full again (`None`: it never was not). A message moves that time by its price,
 /// and is too much if it would come to lie further ahead than an empty bucket takes to fill.
 #[derive(Debug, Default)]
 pub struct Bucket {
-    full_at: Duration,
+    full_at: Option<Stamp>,
     offence: Option<Box<Offence>>,
 }
 
@@ -63,11 +64,11 @@ impl Bucket {
         };
         let cap = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX).min(rate.burst);
         let tokens = cap(tokens).saturating_sub(cap(paid));
-        let full_at = self.full_at.max(now) + rate.token * tokens;
+        let full_at = self.full_at.map_or(now, |at| at.get().max(now)) + rate.token * tokens;
         if full_at > now + rate.token * rate.burst {
             return self.offend(now);
         }
-        self.full_at = full_at;
+        self.full_at = Some(full_at.into());
         Verdict::Pass
     }
 

@@ -6,9 +6,10 @@
 //! Sessions are freed after that, and accepted last, so that no event of a turn can reach a newcomer in an old
 //! slot. The signaling rules are the hub's; this loop carries its effects out.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::mem;
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
@@ -28,6 +29,7 @@ use crate::http::Door;
 use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
 use crate::message::{Code, Kind};
 use crate::session::{self, End, Event, Fill, Session, Shared};
+use crate::stamp::Stamp;
 
 /// Sessions have the tokens of their slots.
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -71,9 +73,8 @@ struct Connections {
 struct Entry {
     session: Session<TcpStream>,
     conn: Conn,
-    address: SocketAddr,
-    since: Duration,
-    door: Door,
+    address: Address,
+    since: Stamp,
     /// Whether it was counted as a WebSocket.
     upgraded: bool,
     /// Whether the hub knows it.
@@ -84,6 +85,28 @@ struct Entry {
     ready: bool,
     /// Whether an event said that the peer sends no more: then a short read proves nothing.
     half_closed: bool,
+}
+
+/// Where a peer is, in eighteen bytes; a `SocketAddr` takes thirty-two.
+struct Address {
+    ip: Ipv6Addr,
+    port: u16,
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Address {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        Address { ip, port: address.port() }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        SocketAddr::new(self.ip.to_canonical(), self.port).fmt(f)
+    }
 }
 
 struct Listener {
@@ -286,8 +309,8 @@ impl Server {
         let Some(entry) = self.connections.entries.get(slot) else {
             return;
         };
-        let (conn, door) = (entry.conn, entry.door);
-        if door == Door::Metrics {
+        let conn = entry.conn;
+        if entry.session.door() == Door::Metrics {
             self.collect();
         }
         self.connections.shared.full =
@@ -365,7 +388,7 @@ impl Server {
             "connection {} from {} ended after {:.1} s: {end}; room {room:?}, {}",
             conn.number(),
             entry.address,
-            (shared.now - entry.since).as_secs_f64(),
+            (shared.now - entry.since.get()).as_secs_f64(),
             id.map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
         self.tell(Input::Disconnected(conn));
@@ -374,7 +397,7 @@ impl Server {
     fn free(&mut self, slot: usize) {
         let entry = self.connections.entries.remove(slot);
         self.connections.upgraded -= usize::from(entry.upgraded);
-        self.metrics_sessions -= usize::from(entry.door == Door::Metrics);
+        self.metrics_sessions -= usize::from(entry.session.door() == Door::Metrics);
         debug!("connection {} from {} is gone", entry.conn.number(), entry.address);
         self.retry();
     }
@@ -424,9 +447,8 @@ impl Server {
         self.connections.entries.insert(Entry {
             session: Session::new(stream, door, now),
             conn,
-            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
-            since: now,
-            door,
+            address: Address::from(address),
+            since: now.into(),
             upgraded: false,
             in_hub: false,
             touched: false,

@@ -5,10 +5,11 @@
 //! lies in the [`Shared`] scratch, and [`Session::next`] takes it from there to the last byte before anybody else
 //! reads. Time is an argument.
 //!
-//! A session at rest has no codec. The bytes that the codec took are counted against the shortest wire form of
-//! the messages it gave: while the two are equal no byte is left inside, be it half a frame, a fragment or a
-//! header; once `flush` has succeeded none waits to go out either. Such a codec is as good as a new one, so it is
-//! dropped, and made when it is needed. A peer that fragments its messages is never even and keeps its codec.
+//! A session at rest is a descriptor and a few numbers: it has no codec and no buffer. The bytes that the codec
+//! took are counted against the shortest wire form of the messages it gave: while the two are equal no byte is
+//! left inside, be it half a frame, a fragment or a header; once `flush` has succeeded none waits to go out either.
+//! Such a codec is as good as a new one, and goes to whoever needs one next. A peer that fragments its messages is
+//! never even and keeps its codec.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
@@ -21,10 +22,11 @@ use tungstenite::{Bytes, Message, Utf8Bytes};
 
 use crate::config::{
     CLOSE_TIME_MAX, CODEC_BYTES, Config, DRAIN_BYTES_MAX, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX,
-    HEAD_TIME_MAX, QUEUE_BYTES_SPARE, READ_BYTES_MAX, STALL_TIME_MAX,
+    HEAD_TIME_MAX, QUEUE_BYTES_SPARE, READ_BYTES_MAX, SPARE_WORKS_MAX, STALL_TIME_MAX,
 };
 use crate::http::{self, Answer, Door};
 use crate::metrics::Metrics;
+use crate::stamp::Stamp;
 
 /// A stream of bytes that can be ended in one direction.
 pub trait Stream: Read + Write {
@@ -46,6 +48,8 @@ pub struct Shared {
     scratch: Box<[u8]>,
     /// The part of the scratch that was read and not yet taken.
     unread: Range<usize>,
+    /// For the next session that has something to do.
+    spare: Vec<Box<Work>>,
 }
 
 impl Shared {
@@ -66,6 +70,7 @@ impl Shared {
             full: false,
             scratch: vec![0; READ_BYTES_MAX].into_boxed_slice(),
             unread: 0..0,
+            spare: Vec::new(),
         }
     }
 }
@@ -209,10 +214,27 @@ pub struct Session<S> {
     /// Why it ends, once it does.
     end: Option<End>,
     /// When the phase ends by itself.
-    deadline: Option<Duration>,
+    deadline: Option<Stamp>,
+    /// When the last byte came.
+    heard: Stamp,
+    /// When a ping was sent since then.
+    pinged: Option<Stamp>,
+    /// Whether both have said Close.
+    closed: bool,
+    /// Whether the last read left nothing in the kernel.
+    drained: bool,
+    /// Whether the peer will send nothing more.
+    ended: bool,
+    /// What is under way. A session at rest has none.
+    work: Option<Box<Work>>,
+}
+
+/// What is under way in a session.
+#[derive(Default)]
+struct Work {
     /// HTTP: the head as far as it came, then the response as far as it is not sent.
     http: Vec<u8>,
-    codec: Option<Box<WebSocketContext>>,
+    codec: Option<WebSocketContext>,
     /// Bytes that the codec took and that no message accounts for.
     unaccounted: usize,
     /// Bytes that wait to be sent, at most: pongs that the codec left out are counted until all is sent.
@@ -221,18 +243,25 @@ pub struct Session<S> {
     progress: Duration,
     /// Whether something found no room in the queue since the peer last took a byte.
     full: bool,
-    /// When the last byte came.
-    heard: Duration,
-    /// When a ping was sent since then.
-    pinged: Option<Duration>,
-    /// Whether both have said Close.
-    closed: bool,
-    /// Whether the last read left nothing in the kernel.
-    drained: bool,
-    /// Whether the peer will send nothing more.
-    ended: bool,
+    /// Whether the buffers have grown beyond what is worth keeping.
+    grown: bool,
     /// What was thrown away while draining.
     thrown_away: usize,
+}
+
+impl Work {
+    fn codec(&mut self, config: WebSocketConfig) -> &mut WebSocketContext {
+        self.codec.get_or_insert_with(|| WebSocketContext::new(Role::Server, Some(config)))
+    }
+
+    /// Notes a message that will be sent.
+    fn queue(&mut self, payload: usize, now: Duration) {
+        if self.queued == 0 {
+            self.progress = now;
+        }
+        self.queued += shortest_frame(payload);
+        self.grown |= self.queued > CODEC_BYTES;
+    }
 }
 
 impl<S: Stream> Session<S> {
@@ -243,20 +272,19 @@ impl<S: Stream> Session<S> {
             door,
             phase: Phase::Head,
             end: None,
-            deadline: Some(now + HEAD_TIME_MAX),
-            http: Vec::new(),
-            codec: None,
-            unaccounted: 0,
-            queued: 0,
-            progress: now,
-            full: false,
-            heard: now,
+            deadline: Some((now + HEAD_TIME_MAX).into()),
+            heard: now.into(),
             pinged: None,
             closed: false,
             drained: false,
             ended: false,
-            thrown_away: 0,
+            work: None,
         }
+    }
+
+    /// Which listener it came through.
+    pub fn door(&self) -> Door {
+        self.door
     }
 
     /// Whether messages can be exchanged.
@@ -274,9 +302,9 @@ impl<S: Stream> Session<S> {
         self.end
     }
 
-    /// Whether the codec is there, for tests.
-    pub fn has_codec(&self) -> bool {
-        self.codec.is_some()
+    /// Whether nothing is under way, and no memory is used for it.
+    pub fn is_at_rest(&self) -> bool {
+        self.work.is_none()
     }
 
     /// The stream, for tests.
@@ -298,7 +326,7 @@ impl<S: Stream> Session<S> {
             Ok(n) if n > 0 => {
                 shared.unread = 0..n;
                 shared.metrics.bytes_in += n as u64;
-                self.heard = shared.now;
+                self.heard = shared.now.into();
                 self.pinged = None;
                 self.drained = n < shared.scratch.len();
                 if self.drained { Fill::Drained } else { Fill::More }
@@ -320,24 +348,32 @@ impl<S: Stream> Session<S> {
 
     /// Takes the next event out of what was read. `None`: all of it is taken.
     pub fn next(&mut self, shared: &mut Shared) -> Option<Event> {
-        // The codec may hold whole messages when the scratch is empty.
-        while !shared.unread.is_empty() || self.codec.is_some() {
+        loop {
+            let is_empty = shared.unread.is_empty();
             let event = match self.phase {
-                Phase::Head => self.take_head(shared),
-                Phase::Open | Phase::Closing => match self.take_message(shared) {
-                    Ok(event) => event,
-                    Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return None,
-                    Err(error) => {
-                        self.fail(End::of(&error), shared);
-                        None
+                Phase::Head if !is_empty => self.take_head(shared),
+                // The codec may hold whole messages when the scratch is empty.
+                Phase::Open | Phase::Closing if !is_empty || self.work.is_some() => {
+                    match self.take_message(shared) {
+                        Ok(event) => event,
+                        Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return None,
+                        Err(error) => {
+                            self.fail(End::of(&error), shared);
+                            None
+                        }
                     }
-                },
-                Phase::Ending | Phase::Draining | Phase::Over => {
-                    self.thrown_away += shared.unread.len();
-                    shared.unread = 0..0;
-                    if self.thrown_away > DRAIN_BYTES_MAX {
+                }
+                Phase::Ending | Phase::Draining if !is_empty => {
+                    let work = self.work.get_or_insert_default();
+                    work.thrown_away += shared.unread.len();
+                    if work.thrown_away > DRAIN_BYTES_MAX {
                         self.phase = Phase::Over;
                     }
+                    shared.unread = 0..0;
+                    None
+                }
+                _ => {
+                    shared.unread = 0..0;
                     return None;
                 }
             };
@@ -345,21 +381,21 @@ impl<S: Stream> Session<S> {
                 return event;
             }
         }
-        None
     }
 
     fn take_head(&mut self, shared: &mut Shared) -> Option<Event> {
-        let searched = self.http.len();
+        let http = &mut work(&mut self.work, &mut shared.spare).http;
+        let searched = http.len();
         // A byte more than allowed is enough to know that the head is too large.
         let room = HEAD_BYTES_MAX + 1 - searched;
         let read = &shared.scratch[shared.unread.clone()];
-        self.http.extend_from_slice(&read[..read.len().min(room)]);
-        let answer = match http::head_end(&self.http, searched) {
+        http.extend_from_slice(&read[..read.len().min(room)]);
+        let answer = match http::head_end(http, searched) {
             Some(end) if end <= HEAD_BYTES_MAX => {
                 shared.unread.start += end - searched;
-                http::answer(&self.http[..end], self.door, &shared.config, shared.full, &shared.metrics)
+                http::answer(&http[..end], self.door, &shared.config, shared.full, &shared.metrics)
             }
-            None if self.http.len() <= HEAD_BYTES_MAX => {
+            None if http.len() <= HEAD_BYTES_MAX => {
                 shared.unread = 0..0;
                 return None;
             }
@@ -369,18 +405,19 @@ impl<S: Stream> Session<S> {
     }
 
     fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event> {
+        let work = work(&mut self.work, &mut shared.spare);
         match answer {
             Answer::Upgrade { response, room } => {
-                self.http = response;
+                work.http = response;
                 self.phase = Phase::Open;
-                self.deadline = Some(shared.now + FIRST_MESSAGE_TIME_MAX);
+                self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
                 Some(Event::Upgraded(room))
             }
             Answer::Plain { status, response } => {
                 if status >= 400 && self.door == Door::Main {
                     *shared.metrics.refused_upgrades.entry(status).or_default() += 1;
                 }
-                self.http = response;
+                work.http = response;
                 self.finish(End::Http, shared.now);
                 None
             }
@@ -388,30 +425,32 @@ impl<S: Stream> Session<S> {
     }
 
     fn take_message(&mut self, shared: &mut Shared) -> Result<Option<Event>, Error> {
-        let codec = self.codec.get_or_insert_with(|| new_codec(shared));
+        let work = work(&mut self.work, &mut shared.spare);
         let unread = &shared.scratch[shared.unread.clone()];
         let mut wire = Wire { unread, stream: None::<&mut S>, written: 0 };
-        let read = codec.read(&mut wire);
+        let read = work.codec(shared.codec_config).read(&mut wire);
         let taken = unread.len() - wire.unread.len();
         shared.unread.start += taken;
-        self.unaccounted += taken;
+        work.unaccounted += taken;
+        work.grown |= work.unaccounted > CODEC_BYTES;
         let message = read?;
-        self.unaccounted -= match &message {
+        work.unaccounted -= match &message {
             Message::Text(text) => shortest_frame(text.len()) + MASK_BYTES,
             Message::Binary(data) | Message::Ping(data) | Message::Pong(data) => {
                 shortest_frame(data.len()) + MASK_BYTES
             }
             Message::Close(_) | Message::Frame(_) => 0,
         };
-        if let Message::Ping(data) = &message {
-            // The codec has a pong ready.
-            self.queue(data.len(), shared.now);
-        }
         match message {
             Message::Close(_) => {
                 // The codec has the reply ready, or this is the reply to ours.
                 self.closed = true;
                 self.finish(End::Left, shared.now);
+                Ok(None)
+            }
+            Message::Ping(data) => {
+                // The codec has a pong ready.
+                work.queue(data.len(), shared.now);
                 Ok(None)
             }
             Message::Text(text) if self.is_open() => Ok(Some(Event::Message(text.into()))),
@@ -425,9 +464,12 @@ impl<S: Stream> Session<S> {
     /// Whether all of these find room in the queue. A session that is no longer open takes, and forgets, all.
     pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
         let bytes: usize = texts.iter().map(|text| shortest_frame(text.len())).sum();
-        let fits = !self.is_open() || self.queued + bytes <= shared.config.queue_bytes_max();
+        let queued = self.work.as_ref().map_or(0, |work| work.queued);
+        let fits = !self.is_open() || queued + bytes <= shared.config.queue_bytes_max();
         // Who has taken all is not slow, whatever does not fit.
-        self.full |= !fits && self.queued > 0;
+        if let Some(work) = self.work.as_mut().filter(|_| !fits && queued > 0) {
+            work.full = true;
+        }
         fits
     }
 
@@ -446,7 +488,7 @@ impl<S: Stream> Session<S> {
     /// Queues a ping.
     pub fn ping(&mut self, shared: &mut Shared) {
         if self.is_open() {
-            self.pinged = Some(shared.now);
+            self.pinged = Some(shared.now.into());
             self.write(Message::Ping(Bytes::new()), shared);
         }
     }
@@ -466,7 +508,7 @@ impl<S: Stream> Session<S> {
                 self.write_close(end, shared);
                 self.phase = Phase::Closing;
                 self.end = Some(end);
-                self.deadline = Some(shared.now + CLOSE_TIME_MAX);
+                self.deadline = Some((shared.now + CLOSE_TIME_MAX).into());
             }
             Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => {}
         }
@@ -483,28 +525,20 @@ impl<S: Stream> Session<S> {
         self.finish(end, shared.now);
     }
 
-    fn write_close(&mut self, end: End, shared: &Shared) {
-        let frame = end.close_frame();
-        let codec = self.codec.get_or_insert_with(|| new_codec(shared));
+    fn write_close(&mut self, end: End, shared: &mut Shared) {
+        let work = work(&mut self.work, &mut shared.spare);
         // If the queue is so full that not even this fits, nobody is reading.
-        let _ = codec.close(&mut Wire::<S>::nowhere(), frame);
+        let _ = work.codec(shared.codec_config).close(&mut Wire::<S>::nowhere(), end.close_frame());
     }
 
     fn write(&mut self, message: Message, shared: &mut Shared) {
-        self.queue(message.len(), shared.now);
-        let codec = self.codec.get_or_insert_with(|| new_codec(shared));
-        match codec.write(&mut Wire::<S>::nowhere(), message) {
+        let work = work(&mut self.work, &mut shared.spare);
+        work.queue(message.len(), shared.now);
+        match work.codec(shared.codec_config).write(&mut Wire::<S>::nowhere(), message) {
             Ok(()) => {}
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => self.fail(End::of(&error), shared),
         }
-    }
-
-    fn queue(&mut self, payload: usize, now: Duration) {
-        if self.queued == 0 {
-            self.progress = now;
-        }
-        self.queued += shortest_frame(payload);
     }
 
     /// Writes as much as the stream takes.
@@ -512,32 +546,39 @@ impl<S: Stream> Session<S> {
         if matches!(self.phase, Phase::Head | Phase::Draining | Phase::Over) {
             return;
         }
+        let Some(work) = &mut self.work else { return };
         let mut wire = Wire { unread: &[], stream: Some(&mut self.stream), written: 0 };
-        let mut flushed = flush_http(&mut self.http, &mut wire);
+        let mut flushed = flush_http(&mut work.http, &mut wire);
         if flushed.is_ok()
-            && let Some(codec) = &mut self.codec
+            && let Some(codec) = &mut work.codec
         {
             // Twice, because a pong that found no room is queued only after the first.
             flushed = codec.flush(&mut wire).and_then(|()| codec.flush(&mut wire));
         }
-        let written = wire.written;
-        if written > 0 {
-            shared.metrics.bytes_out += written as u64;
-            self.progress = shared.now;
-            self.full = false;
-            self.queued = self.queued.saturating_sub(written);
+        if wire.written > 0 {
+            shared.metrics.bytes_out += wire.written as u64;
+            work.progress = shared.now;
+            work.full = false;
+            work.queued = work.queued.saturating_sub(wire.written);
         }
         match flushed {
-            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => self.flushed(shared.now),
+            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => self.flushed(shared),
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => self.over(End::Lost),
         }
     }
 
-    fn flushed(&mut self, now: Duration) {
-        self.queued = 0;
+    fn flushed(&mut self, shared: &mut Shared) {
         match self.phase {
-            Phase::Open if self.unaccounted == 0 => self.codec = None,
+            Phase::Open => {
+                let mut work = self.work.take().expect("something was flushed");
+                work.queued = 0;
+                if work.unaccounted > 0 {
+                    self.work = Some(work);
+                } else if !work.grown && shared.spare.len() < SPARE_WORKS_MAX {
+                    shared.spare.push(work);
+                }
+            }
             // After both Closes the server closes TCP at once (RFC 6455 section 7.1.1), unless bytes lie unread
             // in the kernel: it would answer with a reset, which may overtake what was just sent.
             Phase::Ending if self.ended || self.closed && self.drained => {
@@ -546,7 +587,7 @@ impl<S: Stream> Session<S> {
             Phase::Ending => match self.stream.shutdown_write() {
                 Ok(()) => {
                     self.phase = Phase::Draining;
-                    self.deadline = Some(now + CLOSE_TIME_MAX);
+                    self.deadline = Some((shared.now + CLOSE_TIME_MAX).into());
                 }
                 Err(_) => self.phase = Phase::Over,
             },
@@ -560,7 +601,7 @@ impl<S: Stream> Session<S> {
     fn finish(&mut self, end: End, now: Duration) {
         self.end.get_or_insert(end);
         self.phase = Phase::Ending;
-        self.deadline = Some(now + CLOSE_TIME_MAX);
+        self.deadline = Some((now + CLOSE_TIME_MAX).into());
     }
 
     fn over(&mut self, end: End) {
@@ -571,7 +612,7 @@ impl<S: Stream> Session<S> {
     /// Looks at the clock. Called about every second.
     pub fn tick(&mut self, shared: &mut Shared) {
         let now = shared.now;
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
+        if self.deadline.is_some_and(|deadline| deadline.get() <= now) {
             match self.phase {
                 Phase::Head => {
                     self.answer(http::timeout(), shared);
@@ -583,13 +624,17 @@ impl<S: Stream> Session<S> {
         if !self.is_open() {
             return;
         }
-        let (silence, interval) = (now - self.heard, shared.config.ping_interval);
-        let full = self.full || self.queued > shared.config.queue_bytes_max();
+        let (silence, interval) = (now - self.heard.get(), shared.config.ping_interval);
+        let queue = shared.config.queue_bytes_max();
+        let stalled = self
+            .work
+            .as_ref()
+            .is_some_and(|work| (work.full || work.queued > queue) && now - work.progress >= STALL_TIME_MAX);
         // A peer must have been asked: after a stop of the server itself, silence says nothing.
-        let asked_in_vain = self.pinged.is_some_and(|asked| now - asked >= interval);
+        let asked_in_vain = self.pinged.is_some_and(|asked| now - asked.get() >= interval);
         if silence >= 2 * interval && asked_in_vain {
             self.close(End::Silent, shared);
-        } else if full && now - self.progress >= STALL_TIME_MAX {
+        } else if stalled {
             self.close(End::Slow, shared);
         } else if silence >= interval && self.pinged.is_none() {
             self.ping(shared);
@@ -639,8 +684,9 @@ impl<S: Write> Write for Wire<'_, S> {
     }
 }
 
-fn new_codec(shared: &Shared) -> Box<WebSocketContext> {
-    Box::new(WebSocketContext::new(Role::Server, Some(shared.codec_config)))
+/// The work of a session, which begins now if it has none.
+fn work<'a>(work: &'a mut Option<Box<Work>>, spare: &mut Vec<Box<Work>>) -> &'a mut Work {
+    work.get_or_insert_with(|| spare.pop().unwrap_or_default())
 }
 
 fn flush_http(http: &mut Vec<u8>, wire: &mut impl Write) -> Result<(), Error> {
@@ -648,7 +694,6 @@ fn flush_http(http: &mut Vec<u8>, wire: &mut impl Write) -> Result<(), Error> {
         let written = wire.write(http)?;
         http.drain(..written);
     }
-    *http = Vec::new();
     Ok(())
 }
 

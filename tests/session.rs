@@ -466,17 +466,17 @@ fn pings_from_a_peer_that_does_not_read_cost_no_more_than_the_queue() {
 #[test]
 fn a_session_at_rest_has_no_codec() {
     let mut line = line();
-    assert!(!line.session.has_codec());
+    assert!(line.session.is_at_rest());
     for payload in [0, 1, 125, 126, 4096, 0xffff, 0x10000] {
         for first in [TEXT, 0x82] {
             line.feed(&frame(first, &vec![b'x'; payload]));
             line.session.send("x".repeat(payload), &mut line.shared);
             line.session.flush(&mut line.shared);
-            assert!(!line.session.has_codec(), "{payload}");
+            assert!(line.session.is_at_rest(), "{payload}");
         }
     }
     line.feed(&[frame(TEXT, b"a"), frame(PING, b"b"), frame(PONG, b"c"), frame(TEXT, b"d")].concat());
-    assert!(!line.session.has_codec());
+    assert!(line.session.is_at_rest());
 }
 
 #[test]
@@ -485,24 +485,24 @@ fn a_session_with_something_in_its_codec_keeps_it() {
     for cut in 1..bytes.len() {
         let mut line = line();
         line.feed(&bytes[..cut]);
-        assert!(line.session.has_codec(), "{cut} bytes of a frame are inside");
+        assert!(!line.session.is_at_rest(), "{cut} bytes of a frame are inside");
         line.feed(&bytes[cut..]);
         assert_eq!(line.events, ["message"]);
-        assert!(!line.session.has_codec());
+        assert!(line.session.is_at_rest());
     }
     let mut line = line();
     line.feed(&frame(0x01, b"mess"));
-    assert!(line.session.has_codec(), "a fragment is inside");
+    assert!(!line.session.is_at_rest(), "a fragment is inside");
     line.feed(&frame(0x80, b"age"));
     assert_eq!(line.events, ["message"]);
 
     let mut line = self::line();
     line.pipe().room = 0;
     line.feed(&frame(PING, b""));
-    assert!(line.session.has_codec(), "a pong waits to go out");
+    assert!(!line.session.is_at_rest(), "a pong waits to go out");
     line.pipe().room = 100;
     line.turn();
-    assert!(!line.session.has_codec());
+    assert!(line.session.is_at_rest());
 }
 
 #[test]
