@@ -59,8 +59,8 @@ impl Conn {
 pub enum Input<'a> {
     /// A connection to the room of this name (empty: the default room) is open.
     Connected(Conn, &'a str),
-    /// It sent a message, text or binary.
-    Text(Conn, &'a [u8]),
+    /// It sent a message, text or binary. A holder of an id that is probed is not alive by this alone.
+    Text(Conn, &'a str),
     /// Something arrived from it, be it a pong or half a frame.
     Alive(Conn),
     /// It is gone, or about to be: nothing more is sent to it.
@@ -206,9 +206,9 @@ struct Claimant {
     /// Among the claimants.
     ticket: i64,
     /// The message that claims it.
-    first: Box<[u8]>,
+    first: Box<str>,
     /// What came after that.
-    kept: VecDeque<Box<[u8]>>,
+    kept: VecDeque<Box<str>>,
     kept_bytes: usize,
     /// Ids that this connection claimed before, in vain.
     taken: BTreeSet<Rc<str>>,
@@ -315,7 +315,7 @@ fn refused<T>(code: Code, message: &'static str) -> Result<T, Refusal> {
 }
 
 /// How often a message counts towards the rate, by its size.
-fn blocks(text: &[u8]) -> usize {
+fn blocks(text: &str) -> usize {
     text.len().div_ceil(RATE_BLOCK_BYTES).max(1)
 }
 
@@ -456,7 +456,7 @@ impl Hub {
 
     // ---- A message ----
 
-    fn text(&mut self, conn: Conn, text: &[u8], turn: &mut Turn) {
+    fn text(&mut self, conn: Conn, text: &str, turn: &mut Turn) {
         let Some(peer) = self.find(conn) else { return };
         if matches!(peer.state, State::Closed) || !self.pay(conn, blocks(text), 0, turn) {
             return;
@@ -494,7 +494,7 @@ impl Hub {
 
     /// Does what a message says, which is paid for but for its candidates. If it was kept while its sender claimed
     /// ids, those that were `taken` are not claimed again.
-    fn obey(&mut self, conn: Conn, text: &[u8], taken: &BTreeSet<Rc<str>>, turn: &mut Turn) {
+    fn obey(&mut self, conn: Conn, text: &str, taken: &BTreeSet<Rc<str>>, turn: &mut Turn) {
         let Request { id, target, body } = match message::parse(text) {
             Ok(request) => request,
             Err((refusal, target)) => return self.refuse(conn, refusal, target.as_deref(), turn),
@@ -561,7 +561,7 @@ impl Hub {
     }
 
     /// A connection says its first message under an id that another holds: it waits for the probe.
-    fn claim(&mut self, conn: Conn, id: &str, text: &[u8], turn: &mut Turn) {
+    fn claim(&mut self, conn: Conn, id: &str, text: &str, turn: &mut Turn) {
         let holder = self.lookup(conn, id).expect("somebody holds the id");
         let until = turn.now + PROBE_TIME_MAX;
         let peer = self.peer_mut(holder);
@@ -898,7 +898,10 @@ impl Hub {
         };
         let id = self.id(conn);
         let text = |candidate| Reply::Candidate { candidate, id }.text();
-        turn.forward(to, candidates.iter().map(text).collect::<Vec<_>>())
+        match candidates {
+            Candidates::One(candidate) => turn.forward(to, [text(candidate)]),
+            Candidates::Many(_) => turn.forward(to, candidates.iter().map(text).collect::<Vec<_>>()),
+        }
     }
 
     /// Keeps candidates for the offer of their peer, standing or to come.

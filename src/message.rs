@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use memchr::{memchr, memchr2};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -195,13 +196,9 @@ pub struct Refusal {
 ///
 /// # Errors
 /// What is wrong with it, and the peer it names, if that much could be read.
-pub fn parse(text: &[u8]) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)> {
-    let fields: Fields = match std::str::from_utf8(text).ok().and_then(|text| serde_json::from_str(text).ok())
-    {
-        Some(fields) => fields,
-        None => {
-            return Err((Refusal { code: Code::BadJson, message: "the message is not a JSON object" }, None));
-        }
+pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)> {
+    let Ok(fields) = serde_json::from_str::<Fields>(text) else {
+        return Err((Refusal { code: Code::BadJson, message: "the message is not a JSON object" }, None));
     };
     let target = fields.target_id();
     match (fields.request(), target) {
@@ -351,7 +348,7 @@ impl<'de> Deserialize<'de> for Array<'de> {
 /// The string that a JSON text is, if it is one and is valid Unicode. Unescaped texts, the rule, are borrowed.
 fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
     let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') {
+    if memchr(b'\\', inner.as_bytes()).is_some() {
         serde_json::from_str(raw.get()).ok().map(Cow::Owned)
     } else {
         Some(Cow::Borrowed(inner))
@@ -384,29 +381,24 @@ impl Reply<'_> {
     /// The JSON text to send.
     pub fn text(&self) -> String {
         match *self {
-            Reply::Ask => Object::new("offer"),
+            Reply::Ask => Object::new("offer", 0),
             Reply::Offer { sdp, target, id } => {
-                let object = Object::new("offer").string("sdp", sdp).string("target_id", target);
-                match id {
-                    Some(id) => object.string("id", id),
-                    None => object,
-                }
+                let object = Object::new("offer", sdp.len()).string("sdp", sdp).string("target_id", target);
+                object.string_if("id", id)
             }
-            Reply::Answer { sdp, id } => Object::new("answer").string("sdp", sdp).string("id", id),
+            Reply::Answer { sdp, id } => Object::new("answer", sdp.len()).string("sdp", sdp).string("id", id),
             Reply::Candidate { candidate, id } => {
-                Object::new("candidate").string("candidate", candidate).string("id", id)
+                Object::new("candidate", candidate.len()).string("candidate", candidate).string("id", id)
             }
-            Reply::Joined { id, ref peers } => Object::new("joined").string("id", id).value("peers", peers),
-            Reply::PeerJoined { id } => Object::new("peerJoined").string("id", id),
-            Reply::PeerLeft { id } => Object::new("peerLeft").string("id", id),
+            Reply::Joined { id, ref peers } => {
+                Object::new("joined", 0).string("id", id).strings("peers", peers)
+            }
+            Reply::PeerJoined { id } => Object::new("peerJoined", 0).string("id", id),
+            Reply::PeerLeft { id } => Object::new("peerLeft", 0).string("id", id),
             Reply::Error { refusal, target } => {
-                let object = Object::new("error")
-                    .string("code", refusal.code.name())
-                    .string("message", refusal.message);
-                match target {
-                    Some(target) => object.string("target_id", target),
-                    None => object,
-                }
+                let object = Object::new("error", refusal.message.len());
+                let object = object.string("code", refusal.code.name()).string("message", refusal.message);
+                object.string_if("target_id", target)
             }
         }
         .finish()
@@ -414,33 +406,71 @@ impl Reply<'_> {
 }
 
 /// A JSON object in the making.
-struct Object(Vec<u8>);
+struct Object(String);
 
 impl Object {
-    fn new(kind: &str) -> Object {
-        Object(b"{".to_vec()).string("type", kind)
+    /// One that will have a string of this size.
+    fn new(kind: &str, bytes: usize) -> Object {
+        // With its quotes escaped, a candidate grows by a tenth.
+        let mut text = String::with_capacity(128 + bytes + bytes / 8);
+        text.push_str("{\"type\":");
+        push_string(&mut text, kind);
+        Object(text)
     }
 
     fn string(mut self, key: &str, value: &str) -> Object {
-        self.0.reserve(key.len() + value.len() + value.len() / 8 + 8);
-        self.value(key, value)
-    }
-
-    fn value<T: serde::Serialize + ?Sized>(mut self, key: &str, value: &T) -> Object {
-        if self.0.len() > 1 {
-            self.0.push(b',');
-        }
-        self.0.push(b'"');
-        self.0.extend_from_slice(key.as_bytes());
-        self.0.extend_from_slice(b"\":");
-        serde_json::to_writer(&mut self.0, value).expect("a string can be written to a vector");
+        self.key(key);
+        push_string(&mut self.0, value);
         self
     }
 
-    fn finish(mut self) -> String {
-        self.0.push(b'}');
-        String::from_utf8(self.0).expect("serde_json writes UTF-8")
+    fn string_if(self, key: &str, value: Option<&str>) -> Object {
+        match value {
+            Some(value) => self.string(key, value),
+            None => self,
+        }
     }
+
+    fn strings(mut self, key: &str, values: &[&str]) -> Object {
+        self.key(key);
+        for (i, value) in values.iter().enumerate() {
+            self.0.push(if i == 0 { '[' } else { ',' });
+            push_string(&mut self.0, value);
+        }
+        self.0.push_str(if values.is_empty() { "[]" } else { "]" });
+        self
+    }
+
+    fn key(&mut self, key: &str) {
+        self.0.push_str(",\"");
+        self.0.push_str(key);
+        self.0.push_str("\":");
+    }
+
+    fn finish(mut self) -> String {
+        self.0.push('}');
+        self.0
+    }
+}
+
+/// Writes a string as JSON has it (RFC 8259 section 7). A JSON text, which is what is mostly written, has nothing to
+/// escape but quotes and backslashes, unless it has line breaks between its tokens.
+fn push_string(out: &mut String, text: &str) {
+    let has_control = text.bytes().fold(false, |has, byte| has | (byte < b' '));
+    if has_control {
+        out.push_str(&serde_json::to_string(text).expect("a string is JSON"));
+        return;
+    }
+    out.push('"');
+    let mut rest = text;
+    while let Some(at) = memchr2(b'"', b'\\', rest.as_bytes()) {
+        out.push_str(&rest[..at]);
+        out.push('\\');
+        out.push_str(&rest[at..=at]);
+        rest = &rest[at + 1..];
+    }
+    out.push_str(rest);
+    out.push('"');
 }
 
 #[cfg(test)]
@@ -448,12 +478,12 @@ mod tests {
     use super::*;
 
     fn refused(text: &str) -> (Code, Option<String>) {
-        let (refusal, target) = parse(text.as_bytes()).expect_err(text);
+        let (refusal, target) = parse(text).expect_err(text);
         (refusal.code, target.map(Cow::into_owned))
     }
 
     fn offered(text: &str) -> String {
-        match parse(text.as_bytes()).expect(text).body {
+        match parse(text).expect(text).body {
             Body::Offer(sdp) => sdp.to_owned(),
             body => panic!("{text}: {body:?}"),
         }
@@ -478,7 +508,6 @@ mod tests {
         ] {
             assert_eq!(refused(text).0, Code::BadJson, "{text:?}");
         }
-        assert_eq!(parse(b"{\"id\":\"\xff\"}").unwrap_err().0.code, Code::BadJson);
         // A raw control character in a string is no JSON (RFC 8259 section 7).
         assert_eq!(refused("{\"type\":\"connect\",\"id\":\"a\nb\"}").0, Code::BadJson);
     }
@@ -514,8 +543,7 @@ mod tests {
 
     #[test]
     fn ids_are_counted_in_bytes_after_unescaping() {
-        let id =
-            |id: &str| parse(format!(r#"{{"type":"join","id":"{id}"}}"#).as_bytes()).map(|r| r.id.len()).ok();
+        let id = |id: &str| parse(&format!(r#"{{"type":"join","id":"{id}"}}"#)).map(|r| r.id.len()).ok();
         assert_eq!(id(&"x".repeat(128)), Some(128));
         assert_eq!(id(&"x".repeat(129)), None);
         assert_eq!(id(&"\\u0041".repeat(128)), Some(128));
@@ -559,7 +587,7 @@ mod tests {
 
     #[test]
     fn candidates_win_over_candidate() {
-        let texts = |text: &str| match parse(text.as_bytes()).unwrap().body {
+        let texts = |text: &str| match parse(text).unwrap().body {
             Body::Candidates(candidates) => {
                 assert_eq!(candidates.iter().count(), candidates.len());
                 candidates.iter().map(str::to_owned).collect::<Vec<_>>()
@@ -577,6 +605,27 @@ mod tests {
         };
         assert_eq!(texts(&many(64)).len(), 64);
         assert_eq!(refused(&many(65)).0, Code::BadMessage);
+    }
+
+    #[test]
+    fn strings_are_written_as_serde_json_writes_them() {
+        let all: String = (0..0x250).filter_map(char::from_u32).collect();
+        for text in [
+            "",
+            "a",
+            "\"",
+            "\\",
+            "a\"b\\c\"",
+            "\"\"\"",
+            "line\nbreak \"",
+            "\0\u{1f}\u{7f}",
+            "狼煙\"狼煙",
+            &all,
+        ] {
+            let mut written = String::new();
+            push_string(&mut written, text);
+            assert_eq!(written, serde_json::to_string(text).unwrap());
+        }
     }
 
     #[test]

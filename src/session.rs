@@ -173,8 +173,9 @@ impl End {
 pub enum Event {
     /// It speaks WebSocket from now on, in this room.
     Upgraded(String),
-    /// A message came, text or binary.
-    Message(Bytes),
+    /// A message came, text or binary. One that is not UTF-8, and so no JSON, comes as an empty one, which is none
+    /// either.
+    Message(Utf8Bytes),
 }
 
 /// What a read found.
@@ -453,8 +454,10 @@ impl<S: Stream> Session<S> {
                 work.queue(data.len(), shared.now);
                 Ok(None)
             }
-            Message::Text(text) if self.is_open() => Ok(Some(Event::Message(text.into()))),
-            Message::Binary(data) if self.is_open() => Ok(Some(Event::Message(data))),
+            Message::Text(text) if self.is_open() => Ok(Some(Event::Message(text))),
+            Message::Binary(data) if self.is_open() => {
+                Ok(Some(Event::Message(Utf8Bytes::try_from(data).unwrap_or_default())))
+            }
             _ => Ok(None),
         }
     }

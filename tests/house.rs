@@ -8,7 +8,7 @@ const MODULES: [&str; 10] =
     ["server", "session", "http", "metrics", "hub", "message", "rate", "stamp", "logger", "config"];
 
 /// Which files know which crates, beside the standard library.
-const CRATES: [(&str, &[&str]); 14] = [
+const CRATES: [(&str, &[&str]); 15] = [
     ("mio", &["server"]),
     ("socket2", &["server"]),
     ("signal_hook", &["server"]),
@@ -17,6 +17,7 @@ const CRATES: [(&str, &[&str]); 14] = [
     ("httparse", &["http"]),
     ("serde", &["message"]),
     ("serde_json", &["message"]),
+    ("memchr", &["message"]),
     ("slab", &["server", "hub"]),
     ("lexopt", &["config"]),
     ("simple_logger", &["logger"]),

@@ -116,7 +116,7 @@ fn the_shortest_messages_are_kept_up_to_the_same_limit() {
     }
     assert_eq!(wire.next("B"), None);
     for _ in 0..KEPT_BYTES_MAX {
-        wire.input(Input::Text(wire.conn("B"), b""));
+        wire.input(Input::Text(wire.conn("B"), ""));
     }
     assert_eq!(code(&mut wire, "B"), "rate_limited", "those without a byte have a limit too");
     wire.leave("B");
@@ -159,14 +159,14 @@ fn a_chain_of_claims_costs_no_more_than_its_messages() {
     for holder in 0..IDS {
         wire.hub.handle(wire.now, Input::Connected(holder_conn(holder), ""), &mut wire.outbox);
         let text = json!({"type": "leave", "id": holder.to_string()}).to_string();
-        wire.hub.handle(wire.now, Input::Text(holder_conn(holder), text.as_bytes()), &mut wire.outbox);
+        wire.hub.handle(wire.now, Input::Text(holder_conn(holder), &text), &mut wire.outbox);
     }
     for claimant in 0..CLAIMANTS {
         let conn = holder_conn(IDS + claimant);
         wire.hub.handle(wire.now, Input::Connected(conn, ""), &mut wire.outbox);
         for id in 0..IDS {
             let text = json!({"type": "leave", "id": id.to_string()}).to_string();
-            wire.hub.handle(wire.now, Input::Text(conn, text.as_bytes()), &mut wire.outbox);
+            wire.hub.handle(wire.now, Input::Text(conn, &text), &mut wire.outbox);
         }
     }
     for holder in 0..IDS {

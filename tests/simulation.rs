@@ -69,7 +69,7 @@ impl World {
                 Recorded::Close(conn, _) => {
                     assert!(self.peers.remove(&conn).is_some(), "closed twice");
                     // What is still on its way from there means nothing.
-                    self.input(Input::Text(conn, br#"{"type":"connect","id":"a"}"#));
+                    self.input(Input::Text(conn, r#"{"type":"connect","id":"a"}"#));
                     self.input(Input::Alive(conn));
                     self.input(Input::Disconnected(conn));
                 }
@@ -150,7 +150,7 @@ impl World {
             }
             (_, Some((conn, id))) => {
                 let text = self.message(id);
-                self.input(Input::Text(conn, text.as_bytes()));
+                self.input(Input::Text(conn, &text));
             }
         }
     }
@@ -209,7 +209,7 @@ impl Crowd {
 
     fn say(&mut self, who: usize, kind: &str, more: &str) {
         let text = format!(r#"{{"type":"{kind}","id":"{who}"{more}}}"#);
-        self.input(Input::Text(conn(who), text.as_bytes()));
+        self.input(Input::Text(conn(who), &text));
     }
 
     fn end(mut self) {

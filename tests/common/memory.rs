@@ -106,7 +106,8 @@ impl Wire for Memory {
 
     fn say(&mut self, who: &str, text: &[u8], _binary: bool) {
         self.input(Input::Alive(self.conn(who)));
-        self.input(Input::Text(self.conn(who), text));
+        // What is no UTF-8 comes from the session as nothing.
+        self.input(Input::Text(self.conn(who), std::str::from_utf8(text).unwrap_or_default()));
     }
 
     fn deafen(&mut self, who: &str) {

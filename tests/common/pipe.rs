@@ -113,7 +113,7 @@ impl Line {
             while let Some(event) = self.session.next(&mut self.shared) {
                 self.events.push(match event {
                     Event::Upgraded(room) => format!("+{room}"),
-                    Event::Message(data) => String::from_utf8_lossy(&data).into_owned(),
+                    Event::Message(data) => data.to_string(),
                 });
             }
             if matches!(fill, Fill::Empty | Fill::Ended) {
