@@ -756,7 +756,7 @@ impl Mode for Relay {
     }
 
     fn happened(&mut self, net: &mut Net, slot: usize, name: usize, what: Happened) -> io::Result<()> {
-        let (pair, is_sender) = (name / 2, name % 2 == 0);
+        let (pair, is_sender) = (name / 2, name.is_multiple_of(2));
         match what {
             Happened::Opened => {
                 if is_sender {

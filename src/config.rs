@@ -4,6 +4,7 @@
 //! has the value it has. What has a flag stands in [`Config`]; the rest are constants.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ const MIB: usize = 1024 * KIB;
 
 /// The head of a request. Browsers send under 2 KiB, cookies included; 8 KiB is what nginx and Apache allow.
 pub const HEAD_BYTES_MAX: usize = 8 * KIB;
+/// Headers in it. Browsers send twenty.
+pub const HEADERS_MAX: usize = 100;
 /// From accept to the end of the head, one deadline for all of it, so that a byte a second buys nothing.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -87,8 +90,6 @@ pub const ACCEPTS_PER_TURN: usize = 256;
 pub const SWEEP_PER_TURN: usize = 256;
 /// How often all deadlines are looked at, and so their precision.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Readiness events taken from the kernel in one turn.
-pub const EVENTS_PER_TURN: usize = 1024;
 /// Connections over `--max-connections` that are taken in only to be told 503. Others wait in the backlog.
 pub const REFUSED_AT_ONCE: usize = 16;
 /// Connections of the `--metrics` listener, which has room even when the server is full.
@@ -155,7 +156,7 @@ impl Config {
     /// # Errors
     /// One line that names the flag and what it wants.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-        Self::parse_flags(args).map_err(|error| error.to_string())
+        Self::parse_flags(args).map_err(|error| error.to_string().replace(char::is_control, "?"))
     }
 
     fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
@@ -165,30 +166,28 @@ impl Config {
         let mut parser = lexopt::Parser::from_args(args);
         while let Some(arg) = parser.next()? {
             match arg {
-                Short('l') | Long("listen") => {
-                    config.listen.push(parser.value()?.parse_with(address)?);
-                }
+                Short('l') | Long("listen") => config.listen.push(value(&mut parser, "--listen", address)?),
                 Long("allow-origin") => {
-                    config.allow_origins.push(parser.value()?.parse_with(origin)?);
+                    config.allow_origins.push(value(&mut parser, "--allow-origin", origin)?);
                 }
                 Long("max-connections") => {
-                    config.connections_max = parser.value()?.parse_with(|s| within(s, 1, 1_000_000))?;
+                    let read = |text: &str| within(text, 1, 1_000_000);
+                    config.connections_max = value(&mut parser, "--max-connections", read)?;
                 }
                 Long("max-mesh-peers") => {
-                    config.mesh_peers_max = parser.value()?.parse_with(|s| within(s, 1, 1000))?;
+                    let read = |text: &str| within(text, 1, 1000);
+                    config.mesh_peers_max = value(&mut parser, "--max-mesh-peers", read)?;
                 }
-                Long("max-message") => {
-                    config.message_bytes_max = parser.value()?.parse_with(size)?;
-                }
+                Long("max-message") => config.message_bytes_max = value(&mut parser, "--max-message", size)?,
                 Long("max-rate") => {
-                    config.rate_max = parser.value()?.parse_with(|s| within(s, 0, 1_000_000))?;
+                    config.rate_max = value(&mut parser, "--max-rate", |text| within(text, 0, 1_000_000))?;
                 }
                 Long("ping-interval") => {
-                    let seconds = parser.value()?.parse_with(|s| within(s, 1, 3600))?;
+                    let seconds = value(&mut parser, "--ping-interval", |text| within(text, 1, 3600))?;
                     config.ping_interval = Duration::from_secs(seconds);
                 }
-                Long("metrics") => config.metrics = Some(parser.value()?.parse_with(address)?),
-                Long("log") => config.log = parser.value()?.parse_with(level)?,
+                Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
+                Long("log") => config.log = value(&mut parser, "--log", level)?,
                 Short('h') | Long("help") => return Ok(Command::Help),
                 Short('V') | Long("version") => return Ok(Command::Version),
                 _ => return Err(arg.unexpected()),
@@ -237,6 +236,16 @@ usage: noroshi [flags]
     pub fn queue_bytes_max(&self) -> usize {
         QUEUE_BYTES_MAX.max(2 * self.message_bytes_max + CANDIDATES_MAX * KIB).max(self.mesh_peers_max * KIB)
     }
+}
+
+/// The value of a flag, or an error that names the flag.
+fn value<T, E: Display>(
+    parser: &mut lexopt::Parser,
+    flag: &str,
+    read: impl Fn(&str) -> Result<T, E>,
+) -> Result<T, lexopt::Error> {
+    let value = lexopt::ValueExt::string(parser.value()?)?;
+    read(&value).map_err(|error| format!("{flag} {value}: {error}").into())
 }
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {

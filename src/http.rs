@@ -5,7 +5,7 @@
 
 use tungstenite::handshake::derive_accept_key;
 
-use crate::config::{Config, HEAD_BYTES_MAX, ROOM_BYTES_MAX};
+use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, ROOM_BYTES_MAX};
 use crate::metrics::Metrics;
 
 /// Which listener a connection came through.
@@ -29,6 +29,8 @@ pub enum Answer {
     },
     /// Send this response and close.
     Plain {
+        /// Whether the request was for a WebSocket.
+        refuses_upgrade: bool,
         /// The status code in it.
         status: u16,
         /// The bytes of the response.
@@ -43,36 +45,47 @@ pub fn head_end(bytes: &[u8], searched: usize) -> Option<usize> {
     bytes[from..].windows(END.len()).position(|window| window == END).map(|at| from + at + END.len())
 }
 
-/// The answer to a head that did not come in time.
-pub fn timeout() -> Answer {
-    plain(408, "the request did not come in time", &[], false)
+/// The answer to a head of which only this much came in time.
+pub fn timeout(head: &[u8]) -> Answer {
+    plain(408, "the request did not come in time", &[], is_head(head))
 }
 
-/// The answer to a head that has no end within [`HEAD_BYTES_MAX`].
-pub fn head_too_large() -> Answer {
-    plain(431, &format!("the head of a request is at most {HEAD_BYTES_MAX} bytes"), &[], false)
+/// The answer to a head that begins with this and is larger than [`HEAD_BYTES_MAX`] or [`HEADERS_MAX`].
+pub fn head_too_large(head: &[u8]) -> Answer {
+    let sentence =
+        format!("the head of a request is at most {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} headers");
+    plain(431, &sentence, &[], is_head(head))
+}
+
+fn malformed(head: &[u8]) -> Answer {
+    plain(400, "that is no HTTP request", &[], is_head(head))
+}
+
+/// Whether the answer has no body (RFC 9110 section 9.3.2), as far as can be told.
+fn is_head(head: &[u8]) -> bool {
+    head.starts_with(b"HEAD ")
 }
 
 /// The answer to a request. `full` is whether there is no place for another WebSocket.
 pub fn answer(head: &[u8], door: Door, config: &Config, full: bool, metrics: &Metrics) -> Answer {
-    let mut headers = [httparse::EMPTY_HEADER; 100];
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut headers);
     match parsed.parse(head) {
-        Ok(httparse::Status::Complete(_)) => {}
-        Err(httparse::Error::TooManyHeaders) => return head_too_large(),
-        Ok(httparse::Status::Partial) | Err(_) => {
-            return plain(400, "that is no HTTP request", &[], false);
-        }
+        // A head that ends before its end has line breaks that others read otherwise.
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Err(httparse::Error::TooManyHeaders) => return head_too_large(head),
+        Ok(_) | Err(_) => return malformed(head),
     }
     let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
-        return plain(400, "that is no HTTP request", &[], false);
+        return malformed(head);
     };
     let request = Request { method, version, headers: parsed.headers };
-    if version == 1 && request.values("host").count() != 1 {
+    let hosts = request.values("host").count();
+    if hosts > 1 || (hosts == 0 && version == 1) {
         // RFC 9112 section 3.2.
         return request.plain(400, "a request has one Host header", &[]);
     }
-    match (door, path(target)) {
+    let mut answer = match (door, path(target)) {
         (Door::Metrics, "/metrics") => {
             let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
             request.page(&metrics.render(), kind)
@@ -84,7 +97,11 @@ pub fn answer(head: &[u8], door: Door, config: &Config, full: bool, metrics: &Me
             None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         },
         (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
+    };
+    if let Answer::Plain { refuses_upgrade, .. } = &mut answer {
+        *refuses_upgrade = door == Door::Main && request.lists("upgrade", "websocket");
     }
+    answer
 }
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
@@ -172,7 +189,9 @@ impl<'a> Request<'a> {
             return true;
         }
         match (origin.split_once("://"), self.value("host")) {
-            (Some((_, origin_host)), Some(host)) => origin_host.eq_ignore_ascii_case(host),
+            (Some((scheme, origin_host)), Some(host)) => {
+                !scheme.is_empty() && origin_host.eq_ignore_ascii_case(host)
+            }
             _ => false,
         }
     }
@@ -182,7 +201,7 @@ impl<'a> Request<'a> {
 fn path(target: &str) -> &str {
     let target = match target.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
-            &rest[rest.find('/').unwrap_or(rest.len())..]
+            &rest[rest.find(['/', '?']).unwrap_or(rest.len())..]
         }
         _ => target,
     };
@@ -229,7 +248,7 @@ fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool)
     if !head_only {
         response.extend_from_slice(body);
     }
-    Answer::Plain { status, response }
+    Answer::Plain { status, response, refuses_upgrade: false }
 }
 
 #[cfg(test)]
@@ -251,7 +270,7 @@ mod tests {
                 assert!(response.ends_with("\r\n\r\n"));
                 (101, room)
             }
-            Answer::Plain { status, response } => {
+            Answer::Plain { status, response, .. } => {
                 let response = String::from_utf8(response).unwrap();
                 let (head_of_it, body) = response.split_once("\r\n\r\n").expect("a head");
                 assert!(head_of_it.starts_with(&format!("HTTP/1.1 {status} ")));
@@ -318,7 +337,9 @@ mod tests {
     fn origins() {
         assert_eq!(upgrade("/ws", "Origin: http://h:1").0, 101);
         assert_eq!(upgrade("/ws", "Origin: HTTPS://H:1").0, 101);
-        for foreign in ["http://h", "http://h:2", "http://evil.h:1", "null", "h:1", "", "http://h:1/"] {
+        for foreign in
+            ["http://h", "http://h:2", "http://evil.h:1", "null", "h:1", "", "http://h:1/", "://h:1"]
+        {
             assert_eq!(upgrade("/ws", &format!("Origin: {foreign}")).0, 403, "{foreign}");
         }
         assert_eq!(upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0, 403);
@@ -348,7 +369,7 @@ mod tests {
         assert_eq!(get("HEAD /healthz?x HTTP/1.1").0, 200);
         assert_eq!(get("GET /healthz HTTP/1.0").0, 200);
         assert_eq!(get("DELETE /healthz HTTP/1.1").0, 405);
-        for target in ["/", "/metrics", "/wsx", "/healthz/", "*", "http://h:1"] {
+        for target in ["/", "/metrics", "/wsx", "/healthz/", "*", "http://h:1", "http://h?z=/ws"] {
             assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
         }
         let metrics = |head: &str| ask(Door::Metrics, &Config::default(), false, head).0;
@@ -370,6 +391,11 @@ mod tests {
             assert_eq!(main(head), 400, "{head}");
         }
         assert_eq!(main(&format!("GET / HTTP/1.1\r\nHost: h\r\n{}", "a: b\r\n".repeat(200))), 431);
+        assert_eq!(main("HEAD / HTTP/1.1\r\n"), 400);
+        assert_eq!(main("HEAD  HTTP/1.1\r\nHost: h\r\n"), 400);
+        assert_eq!(main("GET / HTTP/1.0\r\nHost: h\r\nHost: h\r\n"), 400);
+        // Bare line feeds end this head for one reader, and not for another.
+        assert_eq!(main("GET /healthz HTTP/1.1\nHost: h\n\nGET / HTTP/1.1\r\nHost: h\r\n"), 400);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub struct Metrics {
     pub errors: BTreeMap<&'static str, u64>,
     /// Ended WebSocket connections, by reason.
     pub closings: BTreeMap<&'static str, u64>,
-    /// Requests answered with an error instead of an upgrade, by status.
+    /// Requests for a WebSocket that were refused, by status.
     pub refused_upgrades: BTreeMap<u16, u64>,
     /// Bytes read from connections.
     pub bytes_in: u64,
@@ -46,7 +46,7 @@ impl Metrics {
         page.labelled("closings_total", "Ended WebSocket connections, by reason.", "reason", &self.closings);
         page.labelled(
             "refused_upgrades_total",
-            "Requests answered with an error instead of an upgrade, by status.",
+            "Requests for a WebSocket that were refused, by status.",
             "status",
             &self.refused_upgrades,
         );

@@ -22,8 +22,8 @@ use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{
-    ACCEPTS_PER_TURN, BACKLOG, Config, EVENTS_PER_TURN, METRICS_AT_ONCE, REFUSED_AT_ONCE, SEND_BUFFER_BYTES,
-    STOP_TIME_MAX, SWEEP_EVERY, SWEEP_PER_TURN,
+    ACCEPTS_PER_TURN, BACKLOG, Config, DESCRIPTORS_SPARE, METRICS_AT_ONCE, REFUSED_AT_ONCE,
+    SEND_BUFFER_BYTES, STOP_TIME_MAX, SWEEP_EVERY, SWEEP_PER_TURN,
 };
 use crate::http::Door;
 use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
@@ -58,6 +58,8 @@ pub struct Server {
     stop_at: Option<Duration>,
     /// Whether a signal has come.
     signalled: bool,
+    /// When it was last said that accepting fails.
+    warned_at: Option<Duration>,
 }
 
 /// What the effects of the hub reach.
@@ -153,11 +155,12 @@ impl Server {
             listeners.push(Listener { socket, door, pending: false, failed: false });
         }
         let hub = Hub::new(&config);
-        let mut shared = Shared::new(config);
+        let mut shared = Shared::new(config.clone());
         shared.metrics.closings = End::ALL.iter().map(|end| (end.name(), 0)).collect();
         Ok(Server {
             poll,
-            events: Events::with_capacity(EVENTS_PER_TURN),
+            // All that is ready is heard in one turn. The memory that is never needed is never touched.
+            events: Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE),
             clock: Clock { start: Instant::now(), ahead: Duration::ZERO },
             listeners,
             connections: Connections { entries: Slab::new(), shared, touched: Vec::new(), upgraded: 0 },
@@ -169,6 +172,7 @@ impl Server {
             sweep: None,
             stop_at: None,
             signalled: false,
+            warned_at: None,
         })
     }
 
@@ -245,8 +249,11 @@ impl Server {
         self.connections.shared.now = began;
         match polled {
             Ok(()) => {}
-            // SIGSTOP and SIGCONT, for one.
-            Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
+            // SIGSTOP and SIGCONT, for one. Nobody is judged by the clock before what came meanwhile is read.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                self.events = events;
+                return Ok(());
+            }
             Err(error) => return Err(error),
         }
 
@@ -261,6 +268,7 @@ impl Server {
             }
         }
         self.events = events;
+        self.settle();
         self.tick();
         self.settle();
         self.accept();
@@ -348,13 +356,13 @@ impl Server {
             self.retry();
         }
         if let Some(from) = self.sweep {
-            let until = from + SWEEP_PER_TURN;
-            for slot in from..until {
-                if self.connections.entries.contains(slot) {
-                    self.connections.reach(slot, |session, shared| session.tick(shared));
-                }
+            let entries = &self.connections.entries;
+            let occupied = (from..entries.capacity()).filter(|slot| entries.contains(*slot));
+            let slots: Vec<usize> = occupied.take(SWEEP_PER_TURN).collect();
+            self.sweep = slots.last().map(|last| last + 1).filter(|_| slots.len() == SWEEP_PER_TURN);
+            for slot in slots {
+                self.connections.reach(slot, |session, shared| session.tick(shared));
             }
-            self.sweep = Some(until).filter(|until| *until < self.connections.entries.capacity());
         }
     }
 
@@ -427,7 +435,11 @@ impl Server {
                         // No descriptors, most likely: the backlog stays, and no event will say when it is over.
                         _ => {
                             self.listeners[i].failed = true;
-                            warn!("cannot accept: {error}");
+                            let now = self.connections.shared.now;
+                            if self.warned_at.is_none_or(|at| now - at >= SWEEP_EVERY) {
+                                self.warned_at = Some(now);
+                                warn!("cannot accept: {error}");
+                            }
                         }
                     },
                 }

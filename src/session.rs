@@ -49,7 +49,7 @@ pub struct Shared {
     /// The part of the scratch that was read and not yet taken.
     unread: Range<usize>,
     /// For the next session that has something to do.
-    spare: Vec<Box<Work>>,
+    spare: Spare,
 }
 
 impl Shared {
@@ -230,6 +230,9 @@ pub struct Session<S> {
     work: Option<Box<Work>>,
 }
 
+#[allow(clippy::vec_box, reason = "sessions take them as they are")]
+type Spare = Vec<Box<Work>>;
+
 /// What is under way in a session.
 #[derive(Default)]
 struct Work {
@@ -255,13 +258,22 @@ impl Work {
         self.codec.get_or_insert_with(|| WebSocketContext::new(Role::Server, Some(config)))
     }
 
-    /// Notes a message that will be sent.
-    fn queue(&mut self, payload: usize, now: Duration) {
+    /// Notes a message that will be sent. The codec leaves out pongs rather than hold more than it may.
+    fn queue(&mut self, payload: usize, shared: &Shared) {
         if self.queued == 0 {
-            self.progress = now;
+            self.progress = shared.now;
         }
-        self.queued += shortest_frame(payload);
+        let queued = self.queued + shortest_frame(payload);
+        self.queued = queued.min(shared.codec_config.max_write_buffer_size);
         self.grown |= self.queued > CODEC_BYTES;
+    }
+
+    /// Gives the codec room for a Close frame, which would be lost for good where pongs have taken it. A pong that
+    /// still waits goes before it.
+    fn make_room_for_close<S: Write>(&mut self, config: WebSocketConfig) {
+        let codec = self.codec(config);
+        codec.set_config(|config| config.max_write_buffer_size += QUEUE_BYTES_SPARE);
+        let _ = codec.flush(&mut Wire::<S>::nowhere());
     }
 }
 
@@ -400,7 +412,7 @@ impl<S: Stream> Session<S> {
                 shared.unread = 0..0;
                 return None;
             }
-            _ => http::head_too_large(),
+            _ => http::head_too_large(http),
         };
         self.answer(answer, shared)
     }
@@ -414,8 +426,8 @@ impl<S: Stream> Session<S> {
                 self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
                 Some(Event::Upgraded(room))
             }
-            Answer::Plain { status, response } => {
-                if status >= 400 && self.door == Door::Main {
+            Answer::Plain { status, response, refuses_upgrade } => {
+                if refuses_upgrade {
                     *shared.metrics.refused_upgrades.entry(status).or_default() += 1;
                 }
                 work.http = response;
@@ -445,13 +457,14 @@ impl<S: Stream> Session<S> {
         match message {
             Message::Close(_) => {
                 // The codec has the reply ready, or this is the reply to ours.
+                work.make_room_for_close::<S>(shared.codec_config);
                 self.closed = true;
                 self.finish(End::Left, shared.now);
                 Ok(None)
             }
             Message::Ping(data) => {
                 // The codec has a pong ready.
-                work.queue(data.len(), shared.now);
+                work.queue(data.len(), shared);
                 Ok(None)
             }
             Message::Text(text) if self.is_open() => Ok(Some(Event::Message(text))),
@@ -530,13 +543,14 @@ impl<S: Stream> Session<S> {
 
     fn write_close(&mut self, end: End, shared: &mut Shared) {
         let work = work(&mut self.work, &mut shared.spare);
-        // If the queue is so full that not even this fits, nobody is reading.
+        work.make_room_for_close::<S>(shared.codec_config);
+        // It says that it would block, and has queued the frame.
         let _ = work.codec(shared.codec_config).close(&mut Wire::<S>::nowhere(), end.close_frame());
     }
 
     fn write(&mut self, message: Message, shared: &mut Shared) {
         let work = work(&mut self.work, &mut shared.spare);
-        work.queue(message.len(), shared.now);
+        work.queue(message.len(), shared);
         match work.codec(shared.codec_config).write(&mut Wire::<S>::nowhere(), message) {
             Ok(()) => {}
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
@@ -618,7 +632,8 @@ impl<S: Stream> Session<S> {
         if self.deadline.is_some_and(|deadline| deadline.get() <= now) {
             match self.phase {
                 Phase::Head => {
-                    self.answer(http::timeout(), shared);
+                    let head = self.work.as_ref().map_or(&[][..], |work| &work.http);
+                    self.answer(http::timeout(head), shared);
                 }
                 Phase::Open => self.close(End::Unregistered, shared),
                 Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => self.phase = Phase::Over,
@@ -688,7 +703,7 @@ impl<S: Write> Write for Wire<'_, S> {
 }
 
 /// The work of a session, which begins now if it has none.
-fn work<'a>(work: &'a mut Option<Box<Work>>, spare: &mut Vec<Box<Work>>) -> &'a mut Work {
+fn work<'a>(work: &'a mut Option<Box<Work>>, spare: &mut Spare) -> &'a mut Work {
     work.get_or_insert_with(|| spare.pop().unwrap_or_default())
 }
 

@@ -193,6 +193,32 @@ fn the_silent_are_noticed_and_the_idle_are_not_cut() {
 }
 
 #[test]
+fn what_came_while_the_server_stood_still_is_heard_before_the_clock_speaks() {
+    let mut net = net();
+    let names: Vec<String> = (0..20).map(|i| i.to_string()).collect();
+    for who in &names {
+        net.open(who, "");
+        net.say(who, Message::text(format!(r#"{{"type":"leave","id":"{who}"}}"#)));
+    }
+    // All are pinged, and somebody claims the id of the first; they answer, and the server does not look.
+    net.server.advance(Duration::from_secs(30));
+    net.server.turn(Some(Duration::ZERO)).unwrap();
+    net.open("claimant", "");
+    net.socket("claimant").send(Message::text(r#"{"type":"connect","id":"0"}"#)).unwrap();
+    net.until(|net| (net.server.hub().wake_at().is_some()).then_some(()));
+    for who in &names {
+        net.socket(who).send(Message::Pong(Default::default())).unwrap();
+    }
+    net.server.advance(Duration::from_secs(29));
+    net.settle("0");
+    assert_eq!(heard(&mut net, "claimant")["code"], "id_taken");
+    for who in &names {
+        assert_eq!(net.next(who), None);
+    }
+    net.finish();
+}
+
+#[test]
 fn a_stop_says_goodbye_to_all() {
     let mut net = net();
     for who in ["A", "B", "C"] {
@@ -278,6 +304,7 @@ fn metrics_count() {
     net.say("A", Message::text(r#"{"type":"connect","id":"A"}"#));
     net.say("A", Message::text("{"));
     net.ask(Door::Main, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
+    net.ask(Door::Main, &REQUEST.replace("/ws/", "/nowhere/"));
     net.leave("B");
     let after = metrics(&mut net);
     for (name, value) in [

@@ -327,7 +327,6 @@ fn a_head_has_a_size_and_a_time() {
     assert!(line.sent().is_empty());
     line.pass(1);
     assert_eq!(status(&mut line), "408");
-    assert_eq!(line.shared.metrics.refused_upgrades[&408], 1);
 }
 
 #[test]
@@ -503,6 +502,44 @@ fn a_session_with_something_in_its_codec_keeps_it() {
     line.pipe().room = 100;
     line.turn();
     assert!(line.session.is_at_rest());
+}
+
+#[test]
+fn a_close_finds_room_where_pongs_have_taken_it_all() {
+    for ours in [true, false] {
+        let mut line = line();
+        line.session.registered();
+        line.pipe().room = 0;
+        for _ in 0..3000 {
+            line.feed(&frame(PING, &[7; 125]));
+        }
+        if ours {
+            line.session.close(End::GoingAway, &mut line.shared);
+        } else {
+            line.feed(&frame(CLOSE, &close(1000, "")));
+        }
+        line.pipe().room = usize::MAX;
+        line.turn();
+        let code = if ours { 1001u16 } else { 1000 };
+        let frames = line.frames();
+        let last = frames.last().unwrap();
+        assert_eq!((last.0, &last.1[..2]), (CLOSE, &code.to_be_bytes()[..]));
+    }
+}
+
+#[test]
+fn pongs_that_were_left_out_take_no_room() {
+    let mut line = line();
+    line.session.registered();
+    line.pipe().room = 0;
+    for _ in 0..20_000 {
+        line.feed(&frame(PING, &[7; 125]));
+    }
+    // All is taken but a little.
+    line.pipe().room = 256 * 1024;
+    line.turn();
+    assert!(!line.session.is_at_rest());
+    assert!(line.session.has_room(&["x".repeat(1000)], &line.shared));
 }
 
 #[test]
