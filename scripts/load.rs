@@ -783,10 +783,11 @@ impl Mode for Relay {
     }
 }
 
-/// The number in a relayed candidate.
+/// The number in a relayed candidate: inside a string from a signaling server, as it was from a bare relay.
 fn number(text: &[u8]) -> Option<u64> {
-    const KEY: &[u8] = br#"\"n\":"#;
-    let at = text.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
+    let after =
+        |key: &[u8]| text.windows(key.len()).position(|window| window == key).map(|at| at + key.len());
+    let at = after(br#"\"n\":"#).or_else(|| after(br#""n":"#))?;
     let digits = text[at..].iter().take_while(|byte| byte.is_ascii_digit());
     digits.map(|digit| u64::from(digit - b'0')).reduce(|number, digit| 10 * number + digit)
 }
