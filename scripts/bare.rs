@@ -53,8 +53,7 @@ fn main() -> io::Result<()> {
             let sent = client.stream.write(&client.outbox).unwrap_or(0);
             client.outbox.drain(..sent);
         }
-        while accepts {
-            let Ok((mut stream, _)) = listener.accept() else { break };
+        while let Some(Ok((mut stream, _))) = accepts.then(|| listener.accept()) {
             stream.set_nodelay(true)?;
             let slot = clients.vacant_key();
             poll.registry().register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
