@@ -271,6 +271,34 @@ fn few_descriptors_are_a_warning_and_no_end() {
 }
 
 #[test]
+fn without_descriptors_it_neither_spins_nor_ends() {
+    let (server, mut stderr) = run(r#"exec "$0""#);
+    let mut socket = server.websocket("/ws");
+    // Fewer than it counted on: accept itself fails now.
+    let (pid, limit) = (server.child.id().to_string(), (server.descriptors() + 2).to_string());
+    let prlimit = ["--pid", &pid, &format!("--nofile={limit}:{limit}")];
+    assert!(Command::new("prlimit").args(prlimit).status().unwrap().success());
+    let mut waiting: Vec<_> = (0..6).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    let cpu = || {
+        let schedstat = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+        Duration::from_nanos(schedstat.split_whitespace().next().unwrap().parse().unwrap())
+    };
+    let before = cpu();
+    let mut line = String::new();
+    while !line.contains("cannot accept") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0);
+    }
+    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
+    assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
+    sleep(Duration::from_secs(1));
+    assert!(cpu() - before < Duration::from_millis(100), "it does not spin");
+    // Those who leave make room for those who wait.
+    waiting.truncate(2);
+    assert!(server.is_healthy());
+}
+
+#[test]
 fn nothing_is_left_of_those_who_left() {
     let (server, _stderr) = run(r#"exec "$0""#);
     assert!(server.is_healthy());
