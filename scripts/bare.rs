@@ -44,7 +44,9 @@ fn main() -> io::Result<()> {
         for event in &events {
             if event.token() == LISTENER {
                 accepts = true;
-            } else if event.is_readable() || event.is_read_closed() {
+            } else {
+                // What did not go out before is tried again.
+                dirty.push(event.token().0);
                 receive(&mut clients, event.token().0, &mut scratch, &mut dirty);
             }
         }

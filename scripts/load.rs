@@ -559,6 +559,10 @@ trait Mode {
     fn units(&self) -> u64;
     fn happened(&mut self, net: &mut Net, slot: usize, name: usize, what: Happened) -> io::Result<()>;
     fn tally(&mut self) -> &mut Tally;
+    /// How many connections are there before it begins.
+    fn registered(&self) -> usize {
+        0
+    }
 }
 
 struct Tally {
@@ -780,6 +784,10 @@ impl Mode for Relay {
     fn tally(&mut self) -> &mut Tally {
         self.count_lost();
         &mut self.tally
+    }
+
+    fn registered(&self) -> usize {
+        self.registered
     }
 }
 
@@ -1032,6 +1040,7 @@ impl Test {
         let mut idle = Idle { path, ready: 0, of: flags.idle, tally: Tally::new() };
         idle.resume(&mut idle_net)?;
         until(&mut idle_net, &mut idle)?;
+        all_registered(idle.ready, idle.of)?;
         let mut test = Test {
             target,
             net,
@@ -1047,6 +1056,7 @@ impl Test {
                 test.net.open(name, &test.target.path)?;
             }
             until(&mut test.net, test.mode.as_mut())?;
+            all_registered(test.mode.registered(), 2 * flags.pairs)?;
         }
         Ok(test)
     }
@@ -1090,6 +1100,14 @@ impl Test {
             rss: self.rss_before.zip(self.target.rss()),
             tally,
         })
+    }
+}
+
+fn all_registered(ready: usize, of: usize) -> io::Result<()> {
+    if ready == of {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("{ready} of {of} connections registered")))
     }
 }
 

@@ -13,7 +13,7 @@ unset CARGO
 row() {
     local name=$1
     shift
-    target/release/examples/load --seconds "$seconds" "$@" | awk -v name="$name" -F '  +' '
+    target/release/examples/load --seconds "$seconds" "$@" | awk -v name="$name" '
         { gsub(/^ +/, "", $0); split($0, cell, /  +/); value[cell[1]] = cell[2] }
         END {
             printf "| %s | %s | %s | %s | %s |\n", name,

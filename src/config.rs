@@ -290,3 +290,43 @@ fn size(text: &str) -> Result<usize, &'static str> {
 fn level(text: &str) -> Result<LevelFilter, &'static str> {
     text.parse().map_err(|_| "not one of off, error, warn, info, debug, trace")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        Config::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn every_flag() {
+        let line = "-l 127.0.0.1:1 --listen [::1]:2 --allow-origin https://a.example --allow-origin=* \
+            --max-connections 3 --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
+            --metrics 127.0.0.1:8 --log debug";
+        let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
+        assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
+        assert_eq!(config.allow_origins, ["https://a.example", "*"]);
+        assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
+        assert_eq!((config.message_bytes_max, config.rate_max), (5 * 1024, 0));
+        assert_eq!(config.ping_interval, Duration::from_secs(7));
+        assert_eq!(config.metrics, Some("127.0.0.1:8".parse().unwrap()));
+        assert_eq!(config.log, LevelFilter::Debug);
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("1024", 1024), ("64K", 65_536), ("1M", 1 << 20), ("16m", 16 << 20)] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for text in ["", "K", "1023", "17M", "1G", "-1K", "1.5K", "99999999999999999999K"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_flag_in_one_line() {
+        assert_eq!(parse("--max-rate x").unwrap_err(), "--max-rate x: not a whole number from 0 to 1000000");
+        assert!(!Config::parse([OsString::from("--x\ny")]).unwrap_err().contains('\n'));
+    }
+}

@@ -6,15 +6,15 @@
 //! ```text
 //! main ─→ server ─→ session ─→ http ─→ metrics        config: the limits
 //!    │          └─→ hub ─→ message                    rate: how much one peer may send
-//!    └─→ logger       └──→ rate
+//!    └─→ logger       └──→ rate                       stamp: a moment in eight bytes
 //! ```
 //!
-//! Imports point along the arrows, downward in the list of modules below; `config` may be used by all. A test
-//! holds the files to this, and to the following.
+//! Imports point downward in the list of modules below, and the two arms of the drawing do not know each other;
+//! `config` and `stamp` may be used by all. A test holds the files to this, and to the following.
 //!
 //! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
 //!   `message` knows JSON, only `config` knows lexopt.
-//! - [`hub`], [`message`], [`rate`], [`http`] and [`metrics`] do no I/O, read no clock and write no log.
+//! - [`hub`], [`message`], [`rate`], [`stamp`], [`http`] and [`metrics`] do no I/O, read no clock and write no log.
 //! - Time is an argument: the time since the start, looked up once a turn of the loop by `server`.
 //! - Everything that can grow has a limit, with a name, a unit and a reason, in [`config`].
 //! - Nothing a peer sends is an error of ours. Asserts and `expect` state what no input can change.

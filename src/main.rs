@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         }
     };
     logger::init(config.log);
-    config.connections_max = raise_descriptor_limit(config.connections_max);
+    config.connections_max = raise_descriptor_limit(config.connections_max, config.listen.len());
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -36,6 +36,8 @@ fn main() -> ExitCode {
 
 fn serve(config: Config) -> io::Result<()> {
     let mut server = Server::bind(config)?;
+    // Before anybody is told that it listens, and may want it to stop.
+    server.heed_signals()?;
     for address in server.addresses(Door::Main) {
         say(format_args!("listening on ws://{address}/ws"));
     }
@@ -46,8 +48,9 @@ fn serve(config: Config) -> io::Result<()> {
 }
 
 /// Raises the limit of open files to what so many connections need, and returns how many it suffices for.
-fn raise_descriptor_limit(connections: usize) -> usize {
-    let needed = (connections + DESCRIPTORS_SPARE) as u64;
+fn raise_descriptor_limit(connections: usize, listeners: usize) -> usize {
+    let spare = DESCRIPTORS_SPARE + listeners;
+    let needed = (connections + spare) as u64;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return connections;
     };
@@ -57,7 +60,7 @@ fn raise_descriptor_limit(connections: usize) -> usize {
     if limit >= needed {
         return connections;
     }
-    let possible = (limit as usize).saturating_sub(DESCRIPTORS_SPARE).max(1);
+    let possible = (limit as usize).saturating_sub(spare).max(1);
     warn!("the limit of open files is {limit}: --max-connections is {possible} instead of {connections}");
     possible
 }

@@ -26,8 +26,9 @@ impl Rate {
 
 /// The tokens of one connection.
 ///
-/// The bucket is kept as one number, the time when it will be full again (`None`: it never was not). A message moves that time by its price,
-/// and is too much if it would come to lie further ahead than an empty bucket takes to fill.
+/// The bucket is kept as one number, the time when it will be full again (`None`: nothing was ever paid). A message
+/// moves that time by its price, and is too much if it would come to lie further ahead than an empty bucket takes to
+/// fill.
 #[derive(Debug, Default)]
 pub struct Bucket {
     full_at: Option<Stamp>,

@@ -56,6 +56,8 @@ pub struct Server {
     sweep: Option<usize>,
     /// When a stop that has begun ends at the latest.
     stop_at: Option<Duration>,
+    /// For SIGTERM and SIGINT, see [`Server::heed_signals`].
+    signals: Option<Signals>,
     /// Whether a signal has come.
     signalled: bool,
     /// When it was last said that accepting fails.
@@ -171,6 +173,7 @@ impl Server {
             sweep_at: Duration::ZERO,
             sweep: None,
             stop_at: None,
+            signals: None,
             signalled: false,
             warned_at: None,
         })
@@ -192,22 +195,31 @@ impl Server {
         &self.hub
     }
 
-    /// Serves until SIGTERM or SIGINT, then says goodbye. A second signal ends it at once.
+    /// From now on SIGTERM and SIGINT are for [`Server::run`], and no longer end the process.
+    ///
+    /// # Errors
+    /// A system call that this needs fails.
+    pub fn heed_signals(&mut self) -> io::Result<()> {
+        let signals = self.signals.insert(Signals::new([SIGTERM, SIGINT])?);
+        self.poll.registry().register(signals, SIGNALS, Interest::READABLE)
+    }
+
+    /// Serves until a signal comes, then says goodbye. A second signal ends it at once.
     ///
     /// # Errors
     /// The poll fails, which no peer can bring about.
     pub fn run(&mut self) -> io::Result<()> {
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
-        self.poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         while !self.is_stopped() {
             self.turn(None)?;
-            if mem::take(&mut self.signalled) {
-                for _ in signals.pending() {
-                    if self.stop_at.is_some() {
-                        return Ok(());
-                    }
-                    self.stop();
+            if !mem::take(&mut self.signalled) {
+                continue;
+            }
+            let came = self.signals.as_mut().map_or(0, |signals| signals.pending().count());
+            for _ in 0..came {
+                if self.stop_at.is_some() {
+                    return Ok(());
                 }
+                self.stop();
             }
         }
         Ok(())
@@ -299,7 +311,8 @@ impl Server {
         let Token(slot) = event.token();
         if let Some(entry) = self.connections.entries.get_mut(slot) {
             entry.half_closed |= event.is_read_closed() || event.is_error();
-            if event.is_readable() || entry.half_closed {
+            // Who is in the ready queue has its read from there, and one is enough.
+            if (event.is_readable() || entry.half_closed) && !entry.ready {
                 self.receive(slot);
             }
             if event.is_writable() {
@@ -389,7 +402,7 @@ impl Server {
         let entry = &mut self.connections.entries[slot];
         entry.in_hub = false;
         let (conn, shared) = (entry.conn, &mut self.connections.shared);
-        let end = entry.session.end().map_or("", End::name);
+        let end = entry.session.end().expect("what is no longer open has an end").name();
         *shared.metrics.closings.entry(end).or_default() += 1;
         let (room, id) = self.hub.who(conn).expect("the hub forgets nobody before this");
         info!(
@@ -427,32 +440,36 @@ impl Server {
                     break;
                 }
                 match self.listeners[i].socket.accept() {
-                    Ok((stream, address)) => self.welcome(stream, address, door),
+                    Ok((stream, address)) => {
+                        if let Err(error) = self.welcome(stream, address, door) {
+                            self.cannot_accept(i, &error);
+                        }
+                    }
                     Err(error) => match error.kind() {
                         ErrorKind::WouldBlock => self.listeners[i].pending = false,
                         // It left while it was in the backlog, or a signal came.
                         ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
                         // No descriptors, most likely: the backlog stays, and no event will say when it is over.
-                        _ => {
-                            self.listeners[i].failed = true;
-                            let now = self.connections.shared.now;
-                            if self.warned_at.is_none_or(|at| now - at >= SWEEP_EVERY) {
-                                self.warned_at = Some(now);
-                                warn!("cannot accept: {error}");
-                            }
-                        }
+                        _ => self.cannot_accept(i, &error),
                     },
                 }
             }
         }
     }
 
-    fn welcome(&mut self, mut stream: TcpStream, address: SocketAddr, door: Door) {
+    fn cannot_accept(&mut self, listener: usize, error: &io::Error) {
+        self.listeners[listener].failed = true;
+        let now = self.connections.shared.now;
+        if self.warned_at.is_none_or(|at| now - at >= SWEEP_EVERY) {
+            self.warned_at = Some(now);
+            warn!("cannot accept: {error}");
+        }
+    }
+
+    fn welcome(&mut self, mut stream: TcpStream, address: SocketAddr, door: Door) -> io::Result<()> {
         let slot = self.connections.entries.vacant_key();
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut stream, Token(slot), interest) {
-            return warn!("cannot watch a connection: {error}");
-        }
+        self.poll.registry().register(&mut stream, Token(slot), interest)?;
         self.numbers += 1;
         let (conn, now) = (Conn::new(self.numbers, slot), self.connections.shared.now);
         self.metrics_sessions += usize::from(door == Door::Metrics);
@@ -467,6 +484,7 @@ impl Server {
             ready: false,
             half_closed: false,
         });
+        Ok(())
     }
 
     fn has_place(&self, door: Door) -> bool {

@@ -397,7 +397,7 @@ impl<S: Stream> Session<S> {
     }
 
     fn take_head(&mut self, shared: &mut Shared) -> Option<Event> {
-        let http = &mut work(&mut self.work, &mut shared.spare).http;
+        let http = &mut begin(&mut self.work, &mut shared.spare).http;
         let searched = http.len();
         // A byte more than allowed is enough to know that the head is too large.
         let room = HEAD_BYTES_MAX + 1 - searched;
@@ -418,7 +418,7 @@ impl<S: Stream> Session<S> {
     }
 
     fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event> {
-        let work = work(&mut self.work, &mut shared.spare);
+        let work = begin(&mut self.work, &mut shared.spare);
         match answer {
             Answer::Upgrade { response, room } => {
                 work.http = response;
@@ -438,7 +438,7 @@ impl<S: Stream> Session<S> {
     }
 
     fn take_message(&mut self, shared: &mut Shared) -> Result<Option<Event>, Error> {
-        let work = work(&mut self.work, &mut shared.spare);
+        let work = begin(&mut self.work, &mut shared.spare);
         let unread = &shared.scratch[shared.unread.clone()];
         let mut wire = Wire { unread, stream: None::<&mut S>, written: 0 };
         let read = work.codec(shared.codec_config).read(&mut wire);
@@ -542,14 +542,14 @@ impl<S: Stream> Session<S> {
     }
 
     fn write_close(&mut self, end: End, shared: &mut Shared) {
-        let work = work(&mut self.work, &mut shared.spare);
+        let work = begin(&mut self.work, &mut shared.spare);
         work.make_room_for_close::<S>(shared.codec_config);
         // It says that it would block, and has queued the frame.
         let _ = work.codec(shared.codec_config).close(&mut Wire::<S>::nowhere(), end.close_frame());
     }
 
     fn write(&mut self, message: Message, shared: &mut Shared) {
-        let work = work(&mut self.work, &mut shared.spare);
+        let work = begin(&mut self.work, &mut shared.spare);
         work.queue(message.len(), shared);
         match work.codec(shared.codec_config).write(&mut Wire::<S>::nowhere(), message) {
             Ok(()) => {}
@@ -703,7 +703,7 @@ impl<S: Write> Write for Wire<'_, S> {
 }
 
 /// The work of a session, which begins now if it has none.
-fn work<'a>(work: &'a mut Option<Box<Work>>, spare: &mut Spare) -> &'a mut Work {
+fn begin<'a>(work: &'a mut Option<Box<Work>>, spare: &mut Spare) -> &'a mut Work {
     work.get_or_insert_with(|| spare.pop().unwrap_or_default())
 }
 

@@ -57,6 +57,7 @@ impl Running {
 
     fn ask(&self, address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -78,7 +79,12 @@ impl Running {
     }
 
     fn code(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+        let mut status = None;
+        eventually("it ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().code()
     }
 }
 
@@ -170,7 +176,13 @@ fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
     let began = Instant::now();
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(1), "the first alone takes two");
+    // Whoever reads where it listens may stop it at once.
+    for _ in 0..20 {
+        let (mut server, _stderr) = run(r#"exec "$0""#);
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.code(), Some(0));
+    }
 }
 
 #[test]
@@ -237,7 +249,11 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
     // A full disk, which also hides where it listens.
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut child = Command::new(NOROSHI).args(["-l", "127.0.0.1:0"]).stderr(full).spawn().unwrap();
-    sleep(Duration::from_millis(300));
+    eventually("it heeds SIGTERM", || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() >> (Signal::SIGTERM as i32 - 1) & 1 == 1
+    });
     assert!(child.try_wait().unwrap().is_none(), "it serves");
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -252,10 +268,10 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
 #[test]
 fn few_descriptors_are_a_warning_and_no_end() {
     let (server, mut stderr) = run(r#"ulimit -n 64; exec "$0""#);
-    let mut sockets: Vec<_> = (0..32).map(|_| server.websocket("/ws")).collect();
+    let mut sockets: Vec<_> = (0..31).map(|_| server.websocket("/ws")).collect();
     assert!(server.ask(server.address, "/ws").starts_with("HTTP/1.1 426 "));
     let waiting: Vec<_> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    assert!(server.ask(server.metrics, "/metrics").contains("\nnoroshi_connections 32\n"));
+    assert!(server.ask(server.metrics, "/metrics").contains("\nnoroshi_connections 31\n"));
     drop(waiting);
     sockets.truncate(10);
     assert!(server.is_healthy());
@@ -267,7 +283,7 @@ fn few_descriptors_are_a_warning_and_no_end() {
     let (server, _stderr) = run(r#"ulimit -S -n 64; exec "$0" --max-connections 100"#);
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    assert_eq!(files.split_whitespace().nth(3), Some("132"), "{files}");
+    assert_eq!(files.split_whitespace().nth(3), Some("133"), "{files}");
 }
 
 #[test]

@@ -13,7 +13,11 @@ use tungstenite::{Message, WebSocket};
 fn load(flags: &str) -> Output {
     let program = Path::new(env!("CARGO_BIN_EXE_noroshi")).parent().unwrap().join("examples/load");
     // It would build the server, which was built for this test.
-    Command::new(program).args(flags.split_whitespace()).env_remove("CARGO").output().unwrap()
+    Command::new(program)
+        .args(flags.split_whitespace())
+        .env_remove("CARGO")
+        .output()
+        .expect("`cargo test` builds the examples, `cargo test --test load` does not")
 }
 
 fn report(flags: &str) -> (bool, Value) {
@@ -93,6 +97,7 @@ enum Fault {
     Doubles,
     Delays,
     Limits,
+    Mute,
     GoesAway,
 }
 
@@ -136,6 +141,7 @@ fn serve(stream: TcpStream, peers: &Peers, fault: Fault) -> Option<()> {
         let target = peers.get_mut(target)?;
         let mut say = |text: &str| target.send(Message::text(text)).ok();
         match fault {
+            Fault::Mute => {}
             _ if count % 10 != 0 => say(&text)?,
             Fault::None => say(&text)?,
             Fault::Loses => {}
@@ -190,4 +196,15 @@ fn a_server_that_goes_away_is_an_error_in_one_line() {
     let output = load(&format!("--url {} --pairs 1 --in-flight 5 --seconds 5", server.url));
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "load: the server went away\n");
+}
+
+#[test]
+fn a_server_that_registers_nobody_is_an_error_too() {
+    let server = Faulty::new(Fault::Mute);
+    for mode in ["relay", "idle --idle 3"] {
+        let output = load(&format!("--url {} --pairs 1 --mode {mode}", server.url));
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains(" of ") && stderr.lines().count() == 1, "{stderr}");
+    }
 }

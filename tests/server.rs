@@ -3,7 +3,8 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use common::pipe::{CLOSE, REQUEST, TEXT, close, frame, frames};
@@ -11,6 +12,7 @@ use common::sockets::Net;
 use common::transcript::{Heard, Wire};
 use noroshi::config::{Config, HEAD_TIME_MAX, READ_BYTES_MAX, REFUSED_AT_ONCE};
 use noroshi::http::Door;
+use noroshi::server::Server;
 use tungstenite::Message;
 
 fn with(change: impl FnOnce(&mut Config)) -> Box<Net> {
@@ -157,7 +159,7 @@ fn who_sends_without_end_delays_nobody() {
     let mut stream = net.socket("A").get_ref().try_clone().unwrap();
     let mut sent = 0;
     for _ in 0..50 {
-        if let Ok(n) = stream.write(&flood[sent % 1000 * 31..]) {
+        if let Ok(n) = stream.write(&flood[sent % 31..]) {
             sent += n;
         }
         // Whatever A has sent, B is answered in the turn in which it is heard.
@@ -166,6 +168,10 @@ fn who_sends_without_end_delays_nobody() {
         assert_eq!(net.socket("B").read().unwrap(), Message::Pong(Default::default()));
     }
     assert!(sent > 50 * READ_BYTES_MAX, "A was ahead all the time");
+    let read = metrics(&mut net)["noroshi_received_bytes_total"];
+    let turns = metrics(&mut net)["noroshi_loop_turns_total"];
+    assert!(read <= turns * (READ_BYTES_MAX + 500) as f64, "A has one read a turn");
+    assert_eq!(metrics(&mut net)["noroshi_closings_total{reason=\"protocol_error\"}"], 0.0);
     drop(stream);
     net.finish();
 }
@@ -326,4 +332,38 @@ fn metrics_count() {
     assert!(net.ask(Door::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 "));
     while net.next("A").is_some() {}
     net.finish();
+}
+
+#[test]
+fn an_idle_server_sleeps() {
+    let mut net = net();
+    net.open("A", "");
+    net.say("A", Message::text(r#"{"type":"leave","id":"A"}"#));
+    let turns = |net: &mut Net| metrics(net)["noroshi_loop_turns_total"];
+    let before = turns(&mut net);
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        net.server.turn(Some(Duration::from_secs(2).saturating_sub(began.elapsed()))).unwrap();
+    }
+    // Two sweeps, the end of the wait, and what it takes to ask.
+    assert!(turns(&mut net) - before < 15.0);
+    net.finish();
+}
+
+#[test]
+fn one_address_takes_both_kinds_of_ip() {
+    let listen = vec!["[::]:0".parse().unwrap()];
+    let mut server = Server::bind(Config { listen, ..Config::default() }).unwrap();
+    let port = server.addresses(Door::Main).next().unwrap().port();
+    for host in ["127.0.0.1", "::1"] {
+        let mut stream = TcpStream::connect((host, port)).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        while let Err(error) = stream.read_to_end(&mut answer) {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            server.turn(Some(Duration::from_millis(10))).unwrap();
+        }
+        assert!(answer.ends_with(b"ok"), "{host}");
+    }
 }

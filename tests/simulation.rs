@@ -224,7 +224,7 @@ fn conn(i: usize) -> Conn {
     Conn::new(i as u64 + 1, i)
 }
 
-/// Were a step linear in the crowd, these would take minutes; the effects say that nobody is told in vain.
+/// The effects say that nobody is told in vain. Were a step linear in the crowd, these would take minutes.
 #[test]
 fn a_crowd_waits_while_its_offerers_leave() {
     let mut crowd = Crowd::new();
