@@ -2,9 +2,10 @@
 //!
 //! Everything happens in turns, see [`Server::turn`]. Readiness is edge-triggered and registered once: a session
 //! reads until the kernel has no more, but only one scratch full of it in one turn; who may have more is in the
-//! ready queue, and the next poll does not wait. Whoever was touched is flushed once, at the end of the turn.
-//! Sessions are freed after that, and accepted last, so that no event of a turn can reach a newcomer in an old
-//! slot. The signaling rules are the hub's; this loop carries its effects out.
+//! ready queue, and the next poll does not wait. Whoever was touched is flushed once when all have been heard, and
+//! whoever the clock touches after that. Sessions that are over are freed then, and new ones accepted last, so that
+//! no event of a turn can reach a newcomer in an old slot. The signaling rules are the hub's; this loop carries its
+//! effects out.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -157,12 +158,13 @@ impl Server {
             listeners.push(Listener { socket, door, pending: false, failed: false });
         }
         let hub = Hub::new(&config);
-        let mut shared = Shared::new(config.clone());
+        // All that is ready is heard in one turn. The memory that is never needed is never touched.
+        let events = Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE);
+        let mut shared = Shared::new(config);
         shared.metrics.closings = End::ALL.iter().map(|end| (end.name(), 0)).collect();
         Ok(Server {
             poll,
-            // All that is ready is heard in one turn. The memory that is never needed is never touched.
-            events: Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE),
+            events,
             clock: Clock { start: Instant::now(), ahead: Duration::ZERO },
             listeners,
             connections: Connections { entries: Slab::new(), shared, touched: Vec::new(), upgraded: 0 },
@@ -280,6 +282,7 @@ impl Server {
             }
         }
         self.events = events;
+        // Who can take what is queued takes it before the clock says that it is slow.
         self.settle();
         self.tick();
         self.settle();

@@ -320,6 +320,10 @@ impl<S: Stream> Session<S> {
         self.work.is_none()
     }
 
+    fn has_codec(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.codec.is_some())
+    }
+
     /// The stream, for tests.
     pub fn stream(&mut self) -> &mut S {
         &mut self.stream
@@ -366,7 +370,7 @@ impl<S: Stream> Session<S> {
             let event = match self.phase {
                 Phase::Head if !is_empty => self.take_head(shared),
                 // The codec may hold whole messages when the scratch is empty.
-                Phase::Open | Phase::Closing if !is_empty || self.work.is_some() => {
+                Phase::Open | Phase::Closing if !is_empty || self.has_codec() => {
                     match self.take_message(shared) {
                         Ok(event) => event,
                         Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return None,
@@ -447,13 +451,9 @@ impl<S: Stream> Session<S> {
         work.unaccounted += taken;
         work.grown |= work.unaccounted > CODEC_BYTES;
         let message = read?;
-        work.unaccounted -= match &message {
-            Message::Text(text) => shortest_frame(text.len()) + MASK_BYTES,
-            Message::Binary(data) | Message::Ping(data) | Message::Pong(data) => {
-                shortest_frame(data.len()) + MASK_BYTES
-            }
-            Message::Close(_) | Message::Frame(_) => 0,
-        };
+        if !message.is_close() {
+            work.unaccounted -= shortest_frame(message.len()) + MASK_BYTES;
+        }
         match message {
             Message::Close(_) => {
                 // The codec has the reply ready, or this is the reply to ours.
