@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use noroshi::config::Config;
 use noroshi::http::Door;
 use noroshi::hub::{Conn, Effect, Hub, Input, Outbox};
-use noroshi::session::{Event, Session, Shared};
+use noroshi::session::{Event, Scratch, Session, Shared};
 use pipe::{Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -73,6 +73,7 @@ fn instructions(bytes: usize) -> Option<f64> {
 struct Line {
     hub: Hub,
     sessions: Sessions,
+    scratch: Scratch,
     frame: Vec<u8>,
 }
 
@@ -100,7 +101,7 @@ impl Line {
             || Session::new(Pipe { room: usize::MAX, ..Pipe::default() }, Door::Main, Duration::ZERO);
         let hub = Hub::new(&config);
         let sessions = Sessions { shared: Shared::new(config), sessions: [session(), session()] };
-        let mut line = Line { hub, sessions, frame: Vec::new() };
+        let mut line = Line { hub, sessions, scratch: Scratch::default(), frame: Vec::new() };
         for (who, id) in ["A", "B"].into_iter().enumerate() {
             line.turn(who, REQUEST.as_bytes());
             line.turn(who, &frame(TEXT, format!(r#"{{"type":"leave","id":"{id}"}}"#).as_bytes()));
@@ -128,13 +129,14 @@ impl Line {
         let conn = Conn::new(who as u64 + 1, who);
         let Sessions { sessions, shared } = &mut self.sessions;
         sessions[who].stream().input.extend(bytes);
-        sessions[who].fill(shared);
+        sessions[who].fill(&mut self.scratch, shared);
         loop {
             let Sessions { sessions, shared } = &mut self.sessions;
-            let Some(event) = sessions[who].next(shared) else { break };
+            let Some(event) = sessions[who].next(&mut self.scratch, shared) else { break };
             let input = match &event {
                 Event::Upgraded(room) => Input::Connected(conn, room),
-                Event::Message(text) => Input::Text(conn, text),
+                Event::Text(text) => Input::Text(conn, text),
+                Event::Binary(_) => unreachable!("only text is sent"),
             };
             self.hub.handle(Duration::ZERO, input, &mut self.sessions);
         }

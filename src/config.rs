@@ -39,12 +39,13 @@ pub const STALL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Bytes that one read takes from a socket, which is also what one session may do in one turn of the loop.
 /// Three SDPs of a browser fit; two thousand of the smallest frames are a millisecond's work.
 pub const READ_BYTES_MAX: usize = 16 * KIB;
-/// The first read buffer of a WebSocket codec. One that has grown beyond this goes when its session rests.
+/// The first read buffer of a WebSocket codec, which is for what does not come whole.
 pub const CODEC_BYTES: usize = KIB;
 
-/// Codecs, with their buffers, that are kept for the next session that needs one: as many as are at work in one
-/// turn of a busy server.
+/// Buffers that are kept for the next session that needs some: as many as are at work in one turn of a busy server.
 pub const SPARE_WORKS_MAX: usize = 64;
+/// The largest of them that are kept: an SDP with video fits.
+pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 
 // ---- One peer ----
 

@@ -5,8 +5,9 @@
 //!
 //! ```text
 //! main ─→ server ─→ session ─→ http ─→ metrics        config: the limits
-//!    │          └─→ hub ─→ message                    rate: how much one peer may send
-//!    └─→ logger       └──→ rate                       stamp: a moment in eight bytes
+//!    │          │           └──→ frame                rate: how much one peer may send
+//!    └─→ logger └─→ hub ─→ message                    stamp: a moment in eight bytes
+//!                     └──→ rate
 //! ```
 //!
 //! Imports point downward in the list of modules below, and the two arms of the drawing do not know each other;
@@ -14,7 +15,7 @@
 //!
 //! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
 //!   `message` knows JSON, only `config` knows lexopt.
-//! - [`hub`], [`message`], [`rate`], [`stamp`], [`http`] and [`metrics`] do no I/O, read no clock and write no log.
+//! - [`hub`], [`message`], [`rate`], [`stamp`], [`frame`], [`http`] and [`metrics`] do no I/O, read no clock and write no log.
 //! - Time is an argument: the time since the start, looked up once a turn of the loop by `server`.
 //! - Everything that can grow has a limit, with a name, a unit and a reason, in [`config`].
 //! - Nothing a peer sends is an error of ours. Asserts and `expect` state what no input can change.
@@ -34,6 +35,8 @@
 pub mod server;
 
 pub mod session;
+
+pub mod frame;
 
 pub mod http;
 

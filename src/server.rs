@@ -29,7 +29,7 @@ use crate::config::{
 use crate::http::Door;
 use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
 use crate::message::{Code, Kind};
-use crate::session::{self, End, Event, Fill, Session, Shared};
+use crate::session::{self, End, Event, Fill, Scratch, Session, Shared};
 use crate::stamp::Stamp;
 
 /// Sessions have the tokens of their slots.
@@ -44,6 +44,7 @@ pub struct Server {
     clock: Clock,
     listeners: Vec<Listener>,
     connections: Connections,
+    scratch: Scratch,
     hub: Hub,
     /// Slots whose session may have more to read, though no event will say so.
     ready: Vec<usize>,
@@ -168,6 +169,7 @@ impl Server {
             clock: Clock { start: Instant::now(), ahead: Duration::ZERO },
             listeners,
             connections: Connections { entries: Slab::new(), shared, touched: Vec::new(), upgraded: 0 },
+            scratch: Scratch::default(),
             hub,
             ready: Vec::new(),
             numbers: 0,
@@ -339,15 +341,20 @@ impl Server {
         }
         self.connections.shared.full =
             self.connections.upgraded >= self.connections.shared.config.connections_max;
-        let fill = self.connections.reach(slot, |session, shared| session.fill(shared));
-        while let Some(event) = self.connections.reach(slot, |session, shared| session.next(shared)) {
-            match event {
+        let Server { connections, scratch, hub, .. } = self;
+        let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
+        let now = connections.shared.now;
+        while let Some(event) = connections.next(slot, scratch) {
+            let input = match &event {
                 Event::Upgraded(room) => {
-                    self.connections.upgrade(slot);
-                    self.tell(Input::Connected(conn, &room));
+                    connections.upgrade(slot);
+                    Input::Connected(conn, room)
                 }
-                Event::Message(text) => self.tell(Input::Text(conn, &text)),
-            }
+                Event::Text(text) => Input::Text(conn, text),
+                // What is not UTF-8 is no JSON, and neither is nothing.
+                Event::Binary(bytes) => Input::Text(conn, str::from_utf8(bytes).unwrap_or_default()),
+            };
+            hub.handle(now, input, connections);
         }
         let entry = &mut self.connections.entries[slot];
         let more = fill == Fill::More || (fill == Fill::Drained && entry.half_closed);
@@ -523,6 +530,11 @@ impl Connections {
             self.touched.push(slot);
         }
         work(&mut entry.session, &mut self.shared)
+    }
+
+    /// What a session that was just reached has to say next.
+    fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
+        self.entries[slot].session.next(scratch, &mut self.shared)
     }
 
     fn upgrade(&mut self, slot: usize) {

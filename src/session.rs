@@ -2,28 +2,31 @@
 //!
 //! A session owns its stream, which may be two buffers in a test. It reads only in [`Session::fill`] and writes
 //! only in [`Session::flush`]; all else is done in memory, so that a burst goes out in one write. What it read
-//! lies in the [`Shared`] scratch, and [`Session::next`] takes it from there to the last byte before anybody else
+//! lies in the [`Scratch`] of all, and [`Session::next`] takes it from there to the last byte before anybody else
 //! reads. Time is an argument.
 //!
-//! A session at rest is a descriptor and a few numbers: it has no codec and no buffer. The bytes that the codec
-//! took are counted against the shortest wire form of the messages it gave: while the two are equal no byte is
-//! left inside, be it half a frame, a fragment or a header; once `flush` has succeeded none waits to go out either.
-//! Such a codec is as good as a new one, and goes to whoever needs one next. A peer that fragments its messages is
-//! never even and keeps its codec.
+//! A message that came whole, in one frame, is taken where it lies. What else RFC 6455 allows (fragments, control
+//! frames, messages of several reads) goes through tungstenite's codec, frame by frame.
+//!
+//! A session at rest is a descriptor and a few numbers: it has no codec and no buffer. It rests when no frame and
+//! no message is begun and nothing waits to go out, for then the codec's state is nothing: it was given whole frames
+//! only, and has given back what they made.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::ops::Range;
 use std::time::Duration;
 
 use tungstenite::error::{CapacityError, Error, ProtocolError};
 use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
-use tungstenite::{Bytes, Message, Utf8Bytes};
+use tungstenite::{Message, Utf8Bytes};
 
 use crate::config::{
     CLOSE_TIME_MAX, CODEC_BYTES, Config, DRAIN_BYTES_MAX, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX,
-    HEAD_TIME_MAX, QUEUE_BYTES_SPARE, READ_BYTES_MAX, SPARE_WORKS_MAX, STALL_TIME_MAX,
+    HEAD_TIME_MAX, QUEUE_BYTES_SPARE, READ_BYTES_MAX, SPARE_BYTES_MAX, SPARE_WORKS_MAX, STALL_TIME_MAX,
 };
+use crate::frame::{self, Broken, Header};
 use crate::http::{self, Answer, Door};
 use crate::metrics::Metrics;
 use crate::stamp::Stamp;
@@ -45,9 +48,6 @@ pub struct Shared {
     /// Whether there is no place for another WebSocket.
     pub full: bool,
     codec_config: WebSocketConfig,
-    scratch: Box<[u8]>,
-    /// The part of the scratch that was read and not yet taken.
-    unread: Range<usize>,
     /// For the next session that has something to do.
     spare: Spare,
 }
@@ -55,23 +55,43 @@ pub struct Shared {
 impl Shared {
     /// For sessions under this configuration.
     pub fn new(config: Config) -> Shared {
-        let queue = config.queue_bytes_max();
         Shared {
             codec_config: WebSocketConfig::default()
                 .read_buffer_size(CODEC_BYTES)
-                // Nothing is written before `flush`.
-                .write_buffer_size(queue)
-                .max_write_buffer_size(queue + QUEUE_BYTES_SPARE)
+                // Pongs and Closes go to the queue, and wait in the codec only where that is full.
+                .write_buffer_size(0)
+                .max_write_buffer_size(QUEUE_BYTES_SPARE)
                 .max_message_size(Some(config.message_bytes_max))
                 .max_frame_size(Some(config.message_bytes_max)),
             config,
             metrics: Metrics::default(),
             now: Duration::ZERO,
             full: false,
-            scratch: vec![0; READ_BYTES_MAX].into_boxed_slice(),
-            unread: 0..0,
             spare: Vec::new(),
         }
+    }
+}
+
+/// What the last read brought, and what was made of it. All sessions share one: who has read takes it all before
+/// another reads.
+pub struct Scratch {
+    bytes: Box<[u8]>,
+    /// The part of the bytes that is not yet taken.
+    unread: Range<usize>,
+    /// The last message that the codec gave.
+    message: Message,
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        let bytes = vec![0; READ_BYTES_MAX].into_boxed_slice();
+        Scratch { bytes, unread: 0..0, message: Message::Close(None) }
+    }
+}
+
+impl Scratch {
+    fn unread(&self) -> &[u8] {
+        &self.bytes[self.unread.clone()]
     }
 }
 
@@ -162,20 +182,39 @@ impl End {
             Error::Protocol(_) | Error::AttackAttempt => End::Protocol,
             Error::Utf8(_) => End::NotUtf8,
             Error::Capacity(CapacityError::MessageTooLong { .. }) => End::TooBig,
-            Error::WriteBufferFull(_) => End::Slow,
             _ => End::Lost,
+        }
+    }
+}
+
+impl From<Broken> for End {
+    fn from(broken: Broken) -> End {
+        match broken {
+            Broken::Protocol => End::Protocol,
+            Broken::TooBig => End::TooBig,
         }
     }
 }
 
 /// What a session has to say to the server.
 #[derive(Debug)]
-pub enum Event {
+pub enum Event<'a> {
     /// It speaks WebSocket from now on, in this room.
     Upgraded(String),
-    /// A message came, text or binary. One that is not UTF-8, and so no JSON, comes as an empty one, which is none
-    /// either.
-    Message(Utf8Bytes),
+    /// A message of text.
+    Text(&'a str),
+    /// A message of bytes.
+    Binary(&'a [u8]),
+}
+
+/// What was taken from the scratch.
+enum Taken {
+    /// A message that lies there, unmasked, and whether it is text.
+    There(Range<usize>, bool),
+    /// A message that the codec has put there.
+    Message,
+    /// Something else.
+    Other,
 }
 
 /// What a read found.
@@ -236,44 +275,86 @@ type Spare = Vec<Box<Work>>;
 /// What is under way in a session.
 #[derive(Default)]
 struct Work {
-    /// HTTP: the head as far as it came, then the response as far as it is not sent.
-    http: Vec<u8>,
+    /// The head of the request, or the header of a frame, as far as it came.
+    begun: Vec<u8>,
+    /// Bytes of a frame that are still to come.
+    to_come: usize,
+    /// Whether a message is fragmented and its last frame has not begun.
+    unfinished: bool,
     codec: Option<WebSocketContext>,
-    /// Bytes that the codec took and that no message accounts for.
-    unaccounted: usize,
-    /// Bytes that wait to be sent, at most: pongs that the codec left out are counted until all is sent.
-    queued: usize,
+    /// What waits to be sent.
+    queue: Vec<u8>,
     /// When the peer last took a byte, or the queue ceased to be empty.
     progress: Duration,
     /// Whether something found no room in the queue since the peer last took a byte.
     full: bool,
-    /// Whether the buffers have grown beyond what is worth keeping.
-    grown: bool,
     /// What was thrown away while draining.
     thrown_away: usize,
 }
 
 impl Work {
-    fn codec(&mut self, config: WebSocketConfig) -> &mut WebSocketContext {
-        self.codec.get_or_insert_with(|| WebSocketContext::new(Role::Server, Some(config)))
+    /// Whether the next byte begins a message, or a control frame between messages.
+    fn is_between_messages(&self) -> bool {
+        self.begun.is_empty() && self.to_come == 0 && !self.unfinished
     }
 
-    /// Notes a message that will be sent. The codec leaves out pongs rather than hold more than it may.
-    fn queue(&mut self, payload: usize, shared: &Shared) {
-        if self.queued == 0 {
+    /// Queues a frame of ours.
+    fn push(&mut self, opcode: u8, payload: &[u8], now: Duration) {
+        if self.queue.is_empty() {
+            self.progress = now;
+        }
+        frame::push(&mut self.queue, opcode, payload);
+    }
+
+    /// The codec, and the stream that it is to see: these bytes to read, and the queue to write to. What is said last
+    /// is said even to a full queue.
+    fn codec<'a>(
+        &'a mut self,
+        unread: [&'a [u8]; 2],
+        last: bool,
+        shared: &Shared,
+    ) -> (&'a mut WebSocketContext, Wire<'a>) {
+        if self.queue.is_empty() {
             self.progress = shared.now;
         }
-        let queued = self.queued + shortest_frame(payload);
-        self.queued = queued.min(shared.codec_config.max_write_buffer_size);
-        self.grown |= self.queued > CODEC_BYTES;
+        let max = shared.config.queue_bytes_max() + QUEUE_BYTES_SPARE;
+        let room = if last { usize::MAX } else { max.saturating_sub(self.queue.len()) };
+        let new = || WebSocketContext::new(Role::Server, Some(shared.codec_config));
+        let codec = self.codec.get_or_insert_with(new);
+        if last {
+            // A Close would be lost for good where pongs have taken the codec's own room.
+            codec.set_config(|config| config.max_write_buffer_size += QUEUE_BYTES_SPARE);
+        }
+        (codec, Wire { unread, queue: &mut self.queue, room })
     }
 
-    /// Gives the codec room for a Close frame, which would be lost for good where pongs have taken it. A pong that
-    /// still waits goes before it.
-    fn make_room_for_close<S: Write>(&mut self, config: WebSocketConfig) {
-        let codec = self.codec(config);
-        codec.set_config(|config| config.max_write_buffer_size += QUEUE_BYTES_SPARE);
-        let _ = codec.flush(&mut Wire::<S>::nowhere());
+    /// Queues what the codec has to say, and returns whether that was all of it.
+    fn push_codec(&mut self, last: bool, shared: &Shared) -> bool {
+        if self.codec.is_none() {
+            return true;
+        }
+        let (codec, mut wire) = self.codec([&[], &[]], last, shared);
+        matches!(codec.flush(&mut wire), Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed))
+    }
+
+    /// Writes as much of the queue as the stream takes. Returns how much that was.
+    fn write(&mut self, stream: &mut impl Write, now: Duration) -> io::Result<usize> {
+        let mut written = 0;
+        while !self.queue.is_empty() {
+            match stream.write(&self.queue) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    self.queue.drain(..n);
+                    self.progress = now;
+                    self.full = false;
+                    written += n;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written)
     }
 }
 
@@ -320,10 +401,6 @@ impl<S: Stream> Session<S> {
         self.work.is_none()
     }
 
-    fn has_codec(&self) -> bool {
-        self.work.as_ref().is_some_and(|work| work.codec.is_some())
-    }
-
     /// The stream, for tests.
     pub fn stream(&mut self) -> &mut S {
         &mut self.stream
@@ -332,20 +409,20 @@ impl<S: Stream> Session<S> {
     // ---- In ----
 
     /// Reads once, as much as the scratch holds. [`Session::next`] is to be called until it has no more.
-    pub fn fill(&mut self, shared: &mut Shared) -> Fill {
+    pub fn fill(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Fill {
         let read = loop {
-            match self.stream.read(&mut shared.scratch) {
+            match self.stream.read(&mut scratch.bytes) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 read => break read,
             }
         };
         match read {
             Ok(n) if n > 0 => {
-                shared.unread = 0..n;
+                scratch.unread = 0..n;
                 shared.metrics.bytes_in += n as u64;
                 self.heard = shared.now.into();
                 self.pinged = None;
-                self.drained = n < shared.scratch.len();
+                self.drained = n < scratch.bytes.len();
                 if self.drained { Fill::Drained } else { Fill::More }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -364,114 +441,148 @@ impl<S: Stream> Session<S> {
     }
 
     /// Takes the next event out of what was read. `None`: all of it is taken.
-    pub fn next(&mut self, shared: &mut Shared) -> Option<Event> {
-        loop {
-            let is_empty = shared.unread.is_empty();
-            let event = match self.phase {
-                Phase::Head if !is_empty => self.take_head(shared),
-                // The codec may hold whole messages when the scratch is empty.
-                Phase::Open | Phase::Closing if !is_empty || self.has_codec() => {
-                    match self.take_message(shared) {
-                        Ok(event) => event,
-                        Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return None,
-                        Err(error) => {
-                            self.fail(End::of(&error), shared);
-                            None
-                        }
+    pub fn next<'a>(&mut self, scratch: &'a mut Scratch, shared: &mut Shared) -> Option<Event<'a>> {
+        while !scratch.unread.is_empty() {
+            match self.phase {
+                Phase::Head => {
+                    if let Some(room) = self.take_head(scratch, shared) {
+                        return Some(Event::Upgraded(room));
                     }
                 }
-                Phase::Ending | Phase::Draining if !is_empty => {
-                    let work = self.work.get_or_insert_default();
-                    work.thrown_away += shared.unread.len();
+                Phase::Open | Phase::Closing => match self.take_frame(scratch, shared) {
+                    Ok(Taken::There(range, is_text)) if self.is_open() => {
+                        let bytes = &scratch.bytes[range];
+                        if !is_text {
+                            return Some(Event::Binary(bytes));
+                        }
+                        let text = std::str::from_utf8(bytes).ok();
+                        if text.is_none() {
+                            // Nothing that comes after it matters.
+                            self.fail(End::NotUtf8, shared);
+                        }
+                        return text.map(Event::Text);
+                    }
+                    Ok(Taken::Message) if self.is_open() => {
+                        return match &scratch.message {
+                            Message::Text(text) => Some(Event::Text(text)),
+                            Message::Binary(data) => Some(Event::Binary(data)),
+                            _ => unreachable!("others are not for the server"),
+                        };
+                    }
+                    Ok(_) => {}
+                    Err(end) => self.fail(end, shared),
+                },
+                Phase::Ending | Phase::Draining => {
+                    let work = begin(&mut self.work, &mut shared.spare);
+                    work.thrown_away += scratch.unread.len();
                     if work.thrown_away > DRAIN_BYTES_MAX {
                         self.phase = Phase::Over;
                     }
-                    shared.unread = 0..0;
-                    None
+                    scratch.unread = 0..0;
                 }
-                _ => {
-                    shared.unread = 0..0;
-                    return None;
-                }
-            };
-            if event.is_some() {
-                return event;
+                Phase::Over => scratch.unread = 0..0,
             }
         }
+        None
     }
 
-    fn take_head(&mut self, shared: &mut Shared) -> Option<Event> {
-        let http = &mut begin(&mut self.work, &mut shared.spare).http;
-        let searched = http.len();
+    /// Takes the head of the request, and answers it if that was all. The room, if it is an upgrade.
+    fn take_head(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Option<String> {
+        let head = &mut begin(&mut self.work, &mut shared.spare).begun;
+        let searched = head.len();
         // A byte more than allowed is enough to know that the head is too large.
         let room = HEAD_BYTES_MAX + 1 - searched;
-        let read = &shared.scratch[shared.unread.clone()];
-        http.extend_from_slice(&read[..read.len().min(room)]);
-        let answer = match http::head_end(http, searched) {
+        let unread = scratch.unread();
+        head.extend_from_slice(&unread[..unread.len().min(room)]);
+        let answer = match http::head_end(head, searched) {
             Some(end) if end <= HEAD_BYTES_MAX => {
-                shared.unread.start += end - searched;
-                http::answer(&http[..end], self.door, &shared.config, shared.full, &shared.metrics)
+                scratch.unread.start += end - searched;
+                http::answer(&head[..end], self.door, &shared.config, shared.full, &shared.metrics)
             }
-            None if http.len() <= HEAD_BYTES_MAX => {
-                shared.unread = 0..0;
+            None if head.len() <= HEAD_BYTES_MAX => {
+                scratch.unread = 0..0;
                 return None;
             }
-            _ => http::head_too_large(http),
+            _ => http::head_too_large(head),
         };
         self.answer(answer, shared)
     }
 
-    fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event> {
+    fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<String> {
         let work = begin(&mut self.work, &mut shared.spare);
+        work.begun.clear();
+        work.progress = shared.now;
         match answer {
             Answer::Upgrade { response, room } => {
-                work.http = response;
+                work.queue = response;
                 self.phase = Phase::Open;
                 self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
-                Some(Event::Upgraded(room))
+                Some(room)
             }
             Answer::Plain { status, response, refuses_upgrade } => {
                 if refuses_upgrade {
                     *shared.metrics.refused_upgrades.entry(status).or_default() += 1;
                 }
-                work.http = response;
+                work.queue = response;
                 self.finish(End::Http, shared.now);
                 None
             }
         }
     }
 
-    fn take_message(&mut self, shared: &mut Shared) -> Result<Option<Event>, Error> {
-        let work = begin(&mut self.work, &mut shared.spare);
-        let unread = &shared.scratch[shared.unread.clone()];
-        let mut wire = Wire { unread, stream: None::<&mut S>, written: 0 };
-        let read = work.codec(shared.codec_config).read(&mut wire);
-        let taken = unread.len() - wire.unread.len();
-        shared.unread.start += taken;
-        work.unaccounted += taken;
-        work.grown |= work.unaccounted > CODEC_BYTES;
-        let message = read?;
-        if !message.is_close() {
-            work.unaccounted -= shortest_frame(message.len()) + MASK_BYTES;
+    /// Takes what there is of one frame.
+    fn take_frame(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Result<Taken, End> {
+        let payload_max = shared.config.message_bytes_max;
+        if self.work.as_ref().is_none_or(|work| work.is_between_messages())
+            && let Some(header) = Header::parse(scratch.unread(), payload_max)?
+            && header.is_message()
+            && header.bytes + header.payload <= scratch.unread.len()
+        {
+            let start = scratch.unread.start + header.bytes;
+            let payload = start..start + header.payload;
+            frame::unmask(&mut scratch.bytes[payload.clone()], header.mask);
+            scratch.unread.start = payload.end;
+            return Ok(Taken::There(payload, header.opcode == frame::TEXT));
         }
-        match message {
-            Message::Close(_) => {
+
+        let work = begin(&mut self.work, &mut shared.spare);
+        let mut header = Vec::new();
+        if work.to_come == 0 {
+            let had = work.begun.len();
+            let unread = scratch.unread();
+            work.begun.extend_from_slice(&unread[..unread.len().min(frame::HEADER_BYTES_MAX - had)]);
+            let Some(parsed) = Header::parse(&work.begun, payload_max)? else {
+                scratch.unread = 0..0;
+                return Ok(Taken::Other);
+            };
+            scratch.unread.start += parsed.bytes - had;
+            work.begun.truncate(parsed.bytes);
+            work.to_come = parsed.payload;
+            work.unfinished = parsed.leaves_unfinished(work.unfinished);
+            header = mem::take(&mut work.begun);
+        }
+        let unread = scratch.unread();
+        let payload = &unread[..unread.len().min(work.to_come)];
+        let (codec, mut wire) = work.codec([&header, payload], false, shared);
+        let read = codec.read(&mut wire);
+        work.to_come -= payload.len();
+        scratch.unread.start += payload.len();
+        match read {
+            Ok(Message::Close(_)) => {
                 // The codec has the reply ready, or this is the reply to ours.
-                work.make_room_for_close::<S>(shared.codec_config);
+                work.push_codec(true, shared);
                 self.closed = true;
                 self.finish(End::Left, shared.now);
-                Ok(None)
+                Ok(Taken::Other)
             }
-            Message::Ping(data) => {
-                // The codec has a pong ready.
-                work.queue(data.len(), shared);
-                Ok(None)
+            Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
+                scratch.message = message;
+                Ok(Taken::Message)
             }
-            Message::Text(text) if self.is_open() => Ok(Some(Event::Message(text))),
-            Message::Binary(data) if self.is_open() => {
-                Ok(Some(Event::Message(Utf8Bytes::try_from(data).unwrap_or_default())))
-            }
-            _ => Ok(None),
+            // For a ping, the codec has a pong ready.
+            Ok(_) => Ok(Taken::Other),
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Ok(Taken::Other),
+            Err(error) => Err(End::of(&error)),
         }
     }
 
@@ -479,8 +590,8 @@ impl<S: Stream> Session<S> {
 
     /// Whether all of these find room in the queue. A session that is no longer open takes, and forgets, all.
     pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
-        let bytes: usize = texts.iter().map(|text| shortest_frame(text.len())).sum();
-        let queued = self.work.as_ref().map_or(0, |work| work.queued);
+        let bytes: usize = texts.iter().map(|text| frame::len(text.len())).sum();
+        let queued = self.work.as_ref().map_or(0, |work| work.queue.len());
         let fits = !self.is_open() || queued + bytes <= shared.config.queue_bytes_max();
         // Who has taken all is not slow, whatever does not fit.
         if let Some(work) = self.work.as_mut().filter(|_| !fits && queued > 0) {
@@ -495,7 +606,7 @@ impl<S: Stream> Session<S> {
             return;
         }
         if self.has_room(std::slice::from_ref(&text), shared) {
-            self.write(Message::text(text), shared);
+            begin(&mut self.work, &mut shared.spare).push(frame::TEXT, text.as_bytes(), shared.now);
         } else {
             self.close(End::Slow, shared);
         }
@@ -505,7 +616,7 @@ impl<S: Stream> Session<S> {
     pub fn ping(&mut self, shared: &mut Shared) {
         if self.is_open() {
             self.pinged = Some(shared.now.into());
-            self.write(Message::Ping(Bytes::new()), shared);
+            begin(&mut self.work, &mut shared.spare).push(frame::PING, &[], shared.now);
         }
     }
 
@@ -543,19 +654,10 @@ impl<S: Stream> Session<S> {
 
     fn write_close(&mut self, end: End, shared: &mut Shared) {
         let work = begin(&mut self.work, &mut shared.spare);
-        work.make_room_for_close::<S>(shared.codec_config);
-        // It says that it would block, and has queued the frame.
-        let _ = work.codec(shared.codec_config).close(&mut Wire::<S>::nowhere(), end.close_frame());
-    }
-
-    fn write(&mut self, message: Message, shared: &mut Shared) {
-        let work = begin(&mut self.work, &mut shared.spare);
-        work.queue(message.len(), shared);
-        match work.codec(shared.codec_config).write(&mut Wire::<S>::nowhere(), message) {
-            Ok(()) => {}
-            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => self.fail(End::of(&error), shared),
-        }
+        let (codec, mut wire) = work.codec([&[], &[]], true, shared);
+        // A pong that still waits goes before it.
+        let _ = codec.flush(&mut wire);
+        let _ = codec.close(&mut wire, end.close_frame());
     }
 
     /// Writes as much as the stream takes.
@@ -564,35 +666,30 @@ impl<S: Stream> Session<S> {
             return;
         }
         let Some(work) = &mut self.work else { return };
-        let mut wire = Wire { unread: &[], stream: Some(&mut self.stream), written: 0 };
-        let mut flushed = flush_http(&mut work.http, &mut wire);
-        if flushed.is_ok()
-            && let Some(codec) = &mut work.codec
-        {
-            // Twice, because a pong that found no room is queued only after the first.
-            flushed = codec.flush(&mut wire).and_then(|()| codec.flush(&mut wire));
-        }
-        if wire.written > 0 {
-            shared.metrics.bytes_out += wire.written as u64;
-            work.progress = shared.now;
-            work.full = false;
-            work.queued = work.queued.saturating_sub(wire.written);
-        }
-        match flushed {
-            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => self.flushed(shared),
-            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => self.over(End::Lost),
+        loop {
+            let all_said = work.push_codec(false, shared);
+            match work.write(&mut self.stream, shared.now) {
+                Ok(written) => shared.metrics.bytes_out += written as u64,
+                Err(_) => return self.over(End::Lost),
+            }
+            if !work.queue.is_empty() {
+                return;
+            }
+            // There was no room for a pong, and now there is.
+            if all_said {
+                return self.flushed(shared);
+            }
         }
     }
 
     fn flushed(&mut self, shared: &mut Shared) {
         match self.phase {
             Phase::Open => {
-                let mut work = self.work.take().expect("something was flushed");
-                work.queued = 0;
-                if work.unaccounted > 0 {
-                    self.work = Some(work);
-                } else if !work.grown && shared.spare.len() < SPARE_WORKS_MAX {
+                let Some(mut work) = self.work.take_if(|work| work.is_between_messages()) else { return };
+                work.codec = None;
+                if work.queue.capacity().max(work.begun.capacity()) <= SPARE_BYTES_MAX
+                    && shared.spare.len() < SPARE_WORKS_MAX
+                {
                     shared.spare.push(work);
                 }
             }
@@ -632,7 +729,7 @@ impl<S: Stream> Session<S> {
         if self.deadline.is_some_and(|deadline| deadline.get() <= now) {
             match self.phase {
                 Phase::Head => {
-                    let head = self.work.as_ref().map_or(&[][..], |work| &work.http);
+                    let head = self.work.as_ref().map_or(&[][..], |work| &work.begun);
                     self.answer(http::timeout(head), shared);
                 }
                 Phase::Open => self.close(End::Unregistered, shared),
@@ -644,10 +741,9 @@ impl<S: Stream> Session<S> {
         }
         let (silence, interval) = (now - self.heard.get(), shared.config.ping_interval);
         let queue = shared.config.queue_bytes_max();
-        let stalled = self
-            .work
-            .as_ref()
-            .is_some_and(|work| (work.full || work.queued > queue) && now - work.progress >= STALL_TIME_MAX);
+        let stalled = self.work.as_ref().is_some_and(|work| {
+            (work.full || work.queue.len() > queue) && now - work.progress >= STALL_TIME_MAX
+        });
         // A peer must have been asked: after a stop of the server itself, silence says nothing.
         let asked_in_vain = self.pinged.is_some_and(|asked| now - asked.get() >= interval);
         if silence >= 2 * interval && asked_in_vain {
@@ -660,41 +756,31 @@ impl<S: Stream> Session<S> {
     }
 }
 
-/// The stream as the codec sees it: it reads from the scratch, and writes only where it is let.
-struct Wire<'a, S> {
-    unread: &'a [u8],
-    stream: Option<&'a mut S>,
-    written: usize,
+/// The stream as the codec sees it: it reads one frame from the scratch, and writes to the queue.
+struct Wire<'a> {
+    /// The header, if it was not read before, and as much of the payload as there is.
+    unread: [&'a [u8]; 2],
+    queue: &'a mut Vec<u8>,
+    /// How much may be written.
+    room: usize,
 }
 
-impl<S> Wire<'_, S> {
-    /// For what is to be queued.
-    fn nowhere() -> Self {
-        Wire { unread: &[], stream: None, written: 0 }
+impl Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.unread.iter_mut().find(|unread| !unread.is_empty()) {
+            Some(unread) => unread.read(buffer),
+            None => Err(ErrorKind::WouldBlock.into()),
+        }
     }
 }
 
-impl<S> Read for Wire<'_, S> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.unread.is_empty() {
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.room {
             return Err(ErrorKind::WouldBlock.into());
         }
-        self.unread.read(buffer)
-    }
-}
-
-impl<S: Write> Write for Wire<'_, S> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let stream = self.stream.as_mut().ok_or(ErrorKind::WouldBlock)?;
-        loop {
-            match stream.write(bytes) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                written => {
-                    self.written += written.as_ref().copied().unwrap_or(0);
-                    return written;
-                }
-            }
-        }
+        self.room -= bytes.len();
+        self.queue.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -705,25 +791,4 @@ impl<S: Write> Write for Wire<'_, S> {
 /// The work of a session, which begins now if it has none.
 fn begin<'a>(work: &'a mut Option<Box<Work>>, spare: &mut Spare) -> &'a mut Work {
     work.get_or_insert_with(|| spare.pop().unwrap_or_default())
-}
-
-fn flush_http(http: &mut Vec<u8>, wire: &mut impl Write) -> Result<(), Error> {
-    while !http.is_empty() {
-        let written = wire.write(http)?;
-        http.drain(..written);
-    }
-    Ok(())
-}
-
-/// What a frame from a client has besides (RFC 6455 section 5.3).
-const MASK_BYTES: usize = 4;
-
-/// The length of the shortest frame with this payload, unmasked (RFC 6455 section 5.2).
-fn shortest_frame(payload: usize) -> usize {
-    let header = match payload {
-        0..=125 => 2,
-        126..=0xffff => 4,
-        _ => 10,
-    };
-    header + payload
 }

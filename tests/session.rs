@@ -83,9 +83,9 @@ fn one_read_and_one_write_for_a_burst() {
     let burst: Vec<u8> = (0..16).flat_map(|i| frame(TEXT, format!("{i}").as_bytes())).collect();
     line.pipe().input.extend(burst);
     // A short read needs no second one to know that there is no more.
-    assert_eq!(line.session.fill(&mut line.shared), noroshi::session::Fill::Drained);
+    assert_eq!(line.session.fill(&mut line.scratch, &mut line.shared), noroshi::session::Fill::Drained);
     let mut heard = 0;
-    while line.session.next(&mut line.shared).is_some() {
+    while line.session.next(&mut line.scratch, &mut line.shared).is_some() {
         heard += 1;
         line.session.send("reply".into(), &mut line.shared);
     }
@@ -138,6 +138,21 @@ fn broken_frames_are_told_1002() {
     fails(&frame(0x08, b""), 1002, End::Protocol);
     fails(&frame(PING, &[0; 126]), 1002, End::Protocol);
     fails(&frame(CLOSE, &[3]), 1002, End::Protocol);
+}
+
+#[test]
+fn what_a_header_says_is_not_waited_for() {
+    for (header, code, end) in [
+        (&[0x83][..], 1002, End::Protocol),
+        (&[0x0a], 1002, End::Protocol),
+        (&[PING, 0xfe], 1002, End::Protocol),
+        (&[TEXT, 0x05], 1002, End::Protocol),
+        (&[TEXT, 0xfe, 0, 125], 1002, End::Protocol),
+        (&[TEXT, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff], 1002, End::Protocol),
+        (&[TEXT, 0xff, 0, 0, 0, 0, 0, 1, 0, 1], 1009, End::TooBig),
+    ] {
+        fails(header, code, end);
+    }
 }
 
 #[test]
@@ -231,8 +246,9 @@ fn a_broken_frame_after_our_close_ends_it() {
 #[test]
 fn draining_is_bounded_in_bytes_and_time() {
     let mut line = line();
-    line.feed(&frame(0x83, b""));
-    line.feed(&vec![0; DRAIN_BYTES_MAX]);
+    let broken = frame(0x83, b"");
+    line.feed(&broken);
+    line.feed(&vec![0; DRAIN_BYTES_MAX - broken.len()]);
     assert!(!line.session.is_over());
     line.feed(&vec![0; READ_BYTES_MAX]);
     assert!(line.session.is_over());
@@ -458,6 +474,9 @@ fn pings_from_a_peer_that_does_not_read_cost_no_more_than_the_queue() {
     assert!(line.sent().len() < 258 * 1024);
     line.feed(&frame(PING, b"and now"));
     assert_eq!(line.frames().last(), Some(&(PONG, b"and now".to_vec())));
+    // Who reads has every ping answered.
+    line.feed(&frame(PING, &[7; 125]).repeat(100));
+    assert_eq!(line.frames().len(), 100);
 }
 
 // ---- Rest ----
@@ -476,6 +495,13 @@ fn a_session_at_rest_has_no_codec() {
     }
     line.feed(&[frame(TEXT, b"a"), frame(PING, b"b"), frame(PONG, b"c"), frame(TEXT, b"d")].concat());
     assert!(line.session.is_at_rest());
+    for payload in [0, 1, 0xffff] {
+        line.events.clear();
+        let payload = vec![b'x'; payload];
+        line.feed(&[frame(0x01, b""), frame(0x00, b""), frame(PING, b""), frame(0x80, &payload)].concat());
+        assert_eq!(line.events[0].len(), payload.len());
+        assert!(line.session.is_at_rest());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use noroshi::config::Config;
 use noroshi::http::Door;
-use noroshi::session::{Event, Fill, Session, Shared, Stream};
+use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
 
 /// What a request for an upgrade looks like.
 pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -77,6 +77,7 @@ impl Stream for Pipe {
 pub struct Line {
     pub session: Session<Pipe>,
     pub shared: Shared,
+    pub scratch: Scratch,
     /// Messages that came out, `+ROOM` for the upgrade among them.
     pub events: Vec<String>,
 }
@@ -87,6 +88,7 @@ impl Line {
         Line {
             session: Session::new(pipe, door, Duration::ZERO),
             shared: Shared::new(config),
+            scratch: Scratch::default(),
             events: Vec::new(),
         }
     }
@@ -109,11 +111,12 @@ impl Line {
 
     pub fn turn(&mut self) {
         while !self.session.is_over() {
-            let fill = self.session.fill(&mut self.shared);
-            while let Some(event) = self.session.next(&mut self.shared) {
+            let fill = self.session.fill(&mut self.scratch, &mut self.shared);
+            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared) {
                 self.events.push(match event {
                     Event::Upgraded(room) => format!("+{room}"),
-                    Event::Message(data) => data.to_string(),
+                    Event::Text(text) => text.to_owned(),
+                    Event::Binary(bytes) => String::from_utf8_lossy(bytes).into_owned(),
                 });
             }
             if matches!(fill, Fill::Empty | Fill::Ended) {
