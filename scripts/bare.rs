@@ -102,9 +102,8 @@ fn receive(clients: &mut Slab<Client>, slot: usize, scratch: &mut [u8], dirty: &
         && let Some((opcode, mask, end)) = frame(&inbox[at..])
     {
         let (key, payload) = inbox[at..at + end].split_at_mut(mask + 4);
-        for (byte, key) in payload.iter_mut().zip(key[mask..].iter().cycle()) {
-            *byte ^= key;
-        }
+        let key: [u8; 4] = key[mask..].try_into().expect("a mask has four bytes");
+        noroshi::frame::unmask(payload, key);
         let greeted = std::mem::replace(&mut clients[slot].greeted, true);
         let to = if opcode == 1 && greeted { clients[slot].other } else { slot };
         if let Some(client) = clients.get_mut(to) {

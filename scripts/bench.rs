@@ -102,10 +102,14 @@ impl Line {
         let hub = Hub::new(&config);
         let sessions = Sessions { shared: Shared::new(config), sessions: [session(), session()] };
         let mut line = Line { hub, sessions, scratch: Scratch::default(), frame: Vec::new() };
-        for (who, id) in ["A", "B"].into_iter().enumerate() {
-            line.turn(who, REQUEST.as_bytes());
-            line.turn(who, &frame(TEXT, format!(r#"{{"type":"leave","id":"{id}"}}"#).as_bytes()));
+        line.turn(0, REQUEST.as_bytes());
+        line.turn(1, REQUEST.as_bytes());
+        for (who, text) in
+            [(0, r#"{"type":"offer","id":"A"}"#), (1, r#"{"type":"answer","id":"B","target_id":"A"}"#)]
+        {
+            line.turn(who, &frame(TEXT, text.as_bytes()));
         }
+        line.sessions.sessions[1].stream().output.clear();
         let rest = "x".repeat(bytes - r#"{"candidate":"","sdpMid":"0","sdpMLineIndex":0}"#.len());
         let candidate = format!(r#"{{"candidate":"{rest}","sdpMid":"0","sdpMLineIndex":0}}"#);
         let text = format!(r#"{{"type":"candidateAdd","id":"A","target_id":"B","candidate":{candidate}}}"#);

@@ -1024,6 +1024,12 @@ impl Hub {
     /// The peer that a message names, which may not be its sender.
     fn target(&self, conn: Conn, target: Option<&str>) -> Result<Option<Conn>, Refusal> {
         let Some(id) = target else { return Ok(None) };
+        // Most name their partner, which is at hand.
+        if let State::Paired(partner) = self.peer(conn).state
+            && self.id(partner) == id
+        {
+            return Ok(Some(partner));
+        }
         match self.lookup(conn, id) {
             Some(target) if target != conn => Ok(Some(target)),
             _ => refused(Code::UnknownPeer, "target_id names nobody else in this room"),

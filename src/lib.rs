@@ -6,7 +6,7 @@
 //! ```text
 //! main ─→ server ─→ session ─→ http ─→ metrics        config: the limits
 //!    │          │           └──→ frame                rate: how much one peer may send
-//!    └─→ logger └─→ hub ─→ message                    stamp: a moment in eight bytes
+//!    └─→ logger └─→ hub ─→ message ─→ json            stamp: a moment in eight bytes
 //!                     └──→ rate
 //! ```
 //!
@@ -14,8 +14,8 @@
 //! `config` and `stamp` may be used by all. A test holds the files to this, and to the following.
 //!
 //! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
-//!   `message` knows JSON, only `config` knows lexopt.
-//! - [`hub`], [`message`], [`rate`], [`stamp`], [`frame`], [`http`] and [`metrics`] do no I/O, read no clock and write no log.
+//!   `json` knows serde_json, only `config` knows lexopt.
+//! - [`hub`], [`message`], [`json`], [`rate`], [`stamp`], [`frame`], [`http`] and [`metrics`] do no I/O, read no clock and write no log.
 //! - Time is an argument: the time since the start, looked up once a turn of the loop by `server`.
 //! - Everything that can grow has a limit, with a name, a unit and a reason, in [`config`].
 //! - Nothing a peer sends is an error of ours. Asserts and `expect` state what no input can change.
@@ -45,6 +45,8 @@ pub mod metrics;
 pub mod hub;
 
 pub mod message;
+
+pub mod json;
 
 pub mod rate;
 

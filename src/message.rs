@@ -1,16 +1,12 @@
 //! The words on the wire: what a client may say ([`Request`]), what the server says ([`Reply`]).
 //!
-//! The only file that knows JSON. Everything read is borrowed from the message; `sdp` and `candidate` are kept as
-//! the JSON text that the sender wrote and are never looked into. The protocol is in the README.
+//! Everything read is borrowed from the message; `sdp` and `candidate` are kept as the JSON text that the sender
+//! wrote and are never looked into. The protocol is in the README.
 
 use std::borrow::Cow;
-use std::fmt;
-
-use memchr::{memchr, memchr2};
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
 use crate::config::{CANDIDATES_MAX, ID_BYTES_MAX};
+use crate::json;
 
 /// A well-formed message of a client.
 #[derive(Debug)]
@@ -46,7 +42,7 @@ pub enum Candidates<'a> {
     /// From `candidate`.
     One(&'a str),
     /// From `candidates`: 1 to [`CANDIDATES_MAX`].
-    Many(Vec<&'a RawValue>),
+    Many(Vec<&'a str>),
 }
 
 impl<'a> Candidates<'a> {
@@ -55,7 +51,7 @@ impl<'a> Candidates<'a> {
     pub fn len(&self) -> usize {
         match self {
             Candidates::One(_) => 1,
-            Candidates::Many(raw) => raw.len(),
+            Candidates::Many(texts) => texts.len(),
         }
     }
 
@@ -63,9 +59,9 @@ impl<'a> Candidates<'a> {
     pub fn iter(&self) -> impl Iterator<Item = &'a str> {
         let (one, many) = match self {
             Candidates::One(text) => (Some(*text), &[][..]),
-            Candidates::Many(raw) => (None, &raw[..]),
+            Candidates::Many(texts) => (None, &texts[..]),
         };
-        one.into_iter().chain(many.iter().map(|raw| raw.get()))
+        one.into_iter().chain(many.iter().copied())
     }
 }
 
@@ -197,9 +193,10 @@ pub struct Refusal {
 /// # Errors
 /// What is wrong with it, and the peer it names, if that much could be read.
 pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)> {
-    let Ok(fields) = serde_json::from_str::<Fields>(text) else {
+    let mut fields = Fields::default();
+    if json::object(text, |key, value| fields.set(key, value)).is_none() {
         return Err((Refusal { code: Code::BadJson, message: "the message is not a JSON object" }, None));
-    };
+    }
     let target = fields.target_id();
     match (fields.request(), target) {
         (Ok((id, body)), Ok(target)) => Ok(Request { id, target, body }),
@@ -215,20 +212,33 @@ pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)>
 /// The fields of a message that mean something, as they were written. `null` is a missing field.
 #[derive(Default)]
 struct Fields<'a> {
-    kind: Option<&'a RawValue>,
-    id: Option<&'a RawValue>,
-    target_id: Option<&'a RawValue>,
-    sdp: Option<&'a RawValue>,
-    candidate: Option<&'a RawValue>,
-    candidates: Option<&'a RawValue>,
+    kind: Option<&'a str>,
+    id: Option<&'a str>,
+    target_id: Option<&'a str>,
+    sdp: Option<&'a str>,
+    candidate: Option<&'a str>,
+    candidates: Option<&'a str>,
 }
 
 impl<'a> Fields<'a> {
+    fn set(&mut self, key: &str, value: &'a str) {
+        let field = match key {
+            "type" => &mut self.kind,
+            "id" => &mut self.id,
+            "target_id" => &mut self.target_id,
+            "sdp" => &mut self.sdp,
+            "candidate" => &mut self.candidate,
+            "candidates" => &mut self.candidates,
+            _ => return,
+        };
+        *field = Some(value).filter(|value| *value != "null");
+    }
+
     /// The sender and what it says.
     fn request(&self) -> Result<(Cow<'a, str>, Body<'a>), Refusal> {
         let bad = |message| Refusal { code: Code::BadMessage, message };
         let kind = self.kind.ok_or(bad("type is missing"))?;
-        let kind = string(kind).ok_or(bad("type is not a string"))?;
+        let kind = json::string(kind).ok_or(bad("type is not a string"))?;
         let Some(kind) = Kind::ALL.into_iter().find(|known| known.name() == kind) else {
             return Err(Refusal {
                 code: Code::UnknownType,
@@ -236,10 +246,10 @@ impl<'a> Fields<'a> {
             });
         };
         let id = self.id.ok_or(bad("id is missing"))?;
-        let id = string(id)
+        let id = json::string(id)
             .filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()))
             .ok_or(bad("id is not a string of 1 to 128 bytes of UTF-8"))?;
-        let sdp = self.sdp.map_or("null", RawValue::get);
+        let sdp = self.sdp.unwrap_or("null");
         let body = match kind {
             Kind::Connect => Body::Connect,
             Kind::Offer => Body::Offer(sdp),
@@ -255,7 +265,7 @@ impl<'a> Fields<'a> {
         let Some(raw) = self.target_id else {
             return Ok(None);
         };
-        match string(raw) {
+        match json::string(raw) {
             Some(id) if id.is_empty() => Ok(None),
             Some(id) if id.len() <= ID_BYTES_MAX => Ok(Some(id)),
             _ => Err(Refusal {
@@ -267,91 +277,18 @@ impl<'a> Fields<'a> {
 
     fn candidates(&self) -> Result<Candidates<'a>, Refusal> {
         let Some(raw) = self.candidates else {
-            return Ok(Candidates::One(self.candidate.map_or("null", RawValue::get)));
+            return Ok(Candidates::One(self.candidate.unwrap_or("null")));
         };
-        let Array(many) = serde_json::from_str(raw.get()).map_err(|_| Refusal {
-            code: Code::BadMessage,
-            message: "candidates is not an array of 1 to 64",
-        })?;
-        Ok(Candidates::Many(many))
-    }
-}
-
-impl<'de> Deserialize<'de> for Fields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = Fields::default();
-                // Keys are read raw too: a key that is no Unicode ("\ud800") is an unknown field, not an error.
-                while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
-                    let Some(key) = string(key) else { continue };
-                    let field = match &*key {
-                        "type" => &mut fields.kind,
-                        "id" => &mut fields.id,
-                        "target_id" => &mut fields.target_id,
-                        "sdp" => &mut fields.sdp,
-                        "candidate" => &mut fields.candidate,
-                        "candidates" => &mut fields.candidates,
-                        _ => continue,
-                    };
-                    *field = Some(value).filter(|value| value.get() != "null");
-                }
-                Ok(fields)
-            }
+        let mut many = Vec::new();
+        // One too many is enough to know: 16 MB of zeros would take 256 MB.
+        let read = json::array(raw, |element| {
+            many.push(element);
+            many.len() <= CANDIDATES_MAX
+        });
+        match read {
+            Some(()) if (1..=CANDIDATES_MAX).contains(&many.len()) => Ok(Candidates::Many(many)),
+            _ => Err(Refusal { code: Code::BadMessage, message: "candidates is not an array of 1 to 64" }),
         }
-
-        deserializer.deserialize_map(Object)
-    }
-}
-
-/// The elements of a `candidates` array. Reading stops at one too many: 16 MB of zeros would take 128 MB.
-struct Array<'a>(Vec<&'a RawValue>);
-
-impl<'de> Deserialize<'de> for Array<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Elements;
-
-        impl<'de> Visitor<'de> for Elements {
-            type Value = Array<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an array")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Array<'de>, A::Error> {
-                let mut elements = Vec::new();
-                while let Some(element) = seq.next_element()? {
-                    elements.push(element);
-                    if elements.len() > CANDIDATES_MAX {
-                        return Err(A::Error::custom("too many"));
-                    }
-                }
-                if elements.is_empty() {
-                    return Err(A::Error::custom("too few"));
-                }
-                Ok(Array(elements))
-            }
-        }
-
-        deserializer.deserialize_seq(Elements)
-    }
-}
-
-/// The string that a JSON text is, if it is one and is valid Unicode. Unescaped texts, the rule, are borrowed.
-fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
-    if memchr(b'\\', inner.as_bytes()).is_some() {
-        serde_json::from_str(raw.get()).ok().map(Cow::Owned)
-    } else {
-        Some(Cow::Borrowed(inner))
     }
 }
 
@@ -381,22 +318,25 @@ impl Reply<'_> {
     /// The JSON text to send.
     pub fn text(&self) -> String {
         match *self {
-            Reply::Ask => Object::new("offer", 0),
+            Reply::Ask => Object::new(r#"{"type":"offer""#, 0),
             Reply::Offer { sdp, target, id } => {
-                let object = Object::new("offer", sdp.len()).string("sdp", sdp).string("target_id", target);
-                object.string_if("id", id)
+                let object = Object::new(r#"{"type":"offer""#, sdp.len());
+                object.string("sdp", sdp).string("target_id", target).string_if("id", id)
             }
-            Reply::Answer { sdp, id } => Object::new("answer", sdp.len()).string("sdp", sdp).string("id", id),
+            Reply::Answer { sdp, id } => {
+                Object::new(r#"{"type":"answer""#, sdp.len()).string("sdp", sdp).string("id", id)
+            }
             Reply::Candidate { candidate, id } => {
-                Object::new("candidate", candidate.len()).string("candidate", candidate).string("id", id)
+                let object = Object::new(r#"{"type":"candidate""#, candidate.len());
+                object.string("candidate", candidate).string("id", id)
             }
             Reply::Joined { id, ref peers } => {
-                Object::new("joined", 0).string("id", id).strings("peers", peers)
+                Object::new(r#"{"type":"joined""#, 0).string("id", id).strings("peers", peers)
             }
-            Reply::PeerJoined { id } => Object::new("peerJoined", 0).string("id", id),
-            Reply::PeerLeft { id } => Object::new("peerLeft", 0).string("id", id),
+            Reply::PeerJoined { id } => Object::new(r#"{"type":"peerJoined""#, 0).string("id", id),
+            Reply::PeerLeft { id } => Object::new(r#"{"type":"peerLeft""#, 0).string("id", id),
             Reply::Error { refusal, target } => {
-                let object = Object::new("error", refusal.message.len());
+                let object = Object::new(r#"{"type":"error""#, refusal.message.len());
                 let object = object.string("code", refusal.code.name()).string("message", refusal.message);
                 object.string_if("target_id", target)
             }
@@ -409,18 +349,17 @@ impl Reply<'_> {
 struct Object(String);
 
 impl Object {
-    /// One that will have a string of this size.
-    fn new(kind: &str, bytes: usize) -> Object {
+    /// One that begins with this and will have a string of this size.
+    fn new(begin: &str, bytes: usize) -> Object {
         // With its quotes escaped, a candidate grows by a tenth.
         let mut text = String::with_capacity(128 + bytes + bytes / 8);
-        text.push_str("{\"type\":");
-        push_string(&mut text, kind);
+        text.push_str(begin);
         Object(text)
     }
 
     fn string(mut self, key: &str, value: &str) -> Object {
         self.key(key);
-        push_string(&mut self.0, value);
+        json::push_string(&mut self.0, value);
         self
     }
 
@@ -435,7 +374,7 @@ impl Object {
         self.key(key);
         for (i, value) in values.iter().enumerate() {
             self.0.push(if i == 0 { '[' } else { ',' });
-            push_string(&mut self.0, value);
+            json::push_string(&mut self.0, value);
         }
         self.0.push_str(if values.is_empty() { "[]" } else { "]" });
         self
@@ -451,26 +390,6 @@ impl Object {
         self.0.push('}');
         self.0
     }
-}
-
-/// Writes a string as JSON has it (RFC 8259 section 7). A JSON text, which is what is mostly written, has nothing to
-/// escape but quotes and backslashes, unless it has line breaks between its tokens.
-fn push_string(out: &mut String, text: &str) {
-    let has_control = text.bytes().fold(false, |has, byte| has | (byte < b' '));
-    if has_control {
-        out.push_str(&serde_json::to_string(text).expect("a string is JSON"));
-        return;
-    }
-    out.push('"');
-    let mut rest = text;
-    while let Some(at) = memchr2(b'"', b'\\', rest.as_bytes()) {
-        out.push_str(&rest[..at]);
-        out.push('\\');
-        out.push_str(&rest[at..=at]);
-        rest = &rest[at + 1..];
-    }
-    out.push_str(rest);
-    out.push('"');
 }
 
 #[cfg(test)]
@@ -605,27 +524,6 @@ mod tests {
         };
         assert_eq!(texts(&many(64)).len(), 64);
         assert_eq!(refused(&many(65)).0, Code::BadMessage);
-    }
-
-    #[test]
-    fn strings_are_written_as_serde_json_writes_them() {
-        let all: String = (0..0x250).filter_map(char::from_u32).collect();
-        for text in [
-            "",
-            "a",
-            "\"",
-            "\\",
-            "a\"b\\c\"",
-            "\"\"\"",
-            "line\nbreak \"",
-            "\0\u{1f}\u{7f}",
-            "狼煙\"狼煙",
-            &all,
-        ] {
-            let mut written = String::new();
-            push_string(&mut written, text);
-            assert_eq!(written, serde_json::to_string(text).unwrap());
-        }
     }
 
     #[test]

@@ -1,0 +1,339 @@
+//! JSON (RFC 8259), as far as every message goes through it: finding the fields of an object, and writing a string.
+//!
+//! What the peers tell each other is checked for syntax, to any depth, and never looked into: a value is the text
+//! that it was written as. Escape sequences are left to serde_json, which also judges this file in its tests.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// Reads an object, and hands over the key and the value of each field, in order. A key that is no Unicode
+/// (`"\ud800"`) is nobody's, and its field is left out. `None`: the text is no JSON object.
+pub fn object<'a>(text: &'a str, mut field: impl FnMut(&str, &'a str)) -> Option<()> {
+    let bytes = text.as_bytes();
+    let mut at = token(bytes, 0, b'{')?;
+    if let Some(end) = token(bytes, at, b'}') {
+        return nothing(bytes, end);
+    }
+    loop {
+        let key = skip_whitespace(bytes, at);
+        let (key_end, is_escaped) = skip_string(bytes, key)?;
+        let value = skip_whitespace(bytes, token(bytes, key_end, b':')?);
+        let value_end = skip_value(bytes, value)?;
+        let value_text = &text[value..value_end];
+        if !is_escaped {
+            field(&text[key + 1..key_end - 1], value_text);
+        } else if let Some(key) = string(&text[key..key_end]) {
+            field(&key, value_text);
+        }
+        match token(bytes, value_end, b',') {
+            Some(next) => at = next,
+            None => return nothing(bytes, token(bytes, value_end, b'}')?),
+        }
+    }
+}
+
+/// Reads an array, and hands over its elements until it is told `false`. `None`: the text is no JSON array.
+pub fn array<'a>(text: &'a str, mut element: impl FnMut(&'a str) -> bool) -> Option<()> {
+    let bytes = text.as_bytes();
+    let mut at = token(bytes, 0, b'[')?;
+    if let Some(end) = token(bytes, at, b']') {
+        return nothing(bytes, end);
+    }
+    loop {
+        let value = skip_whitespace(bytes, at);
+        let value_end = skip_value(bytes, value)?;
+        if !element(&text[value..value_end]) {
+            return Some(());
+        }
+        match token(bytes, value_end, b',') {
+            Some(next) => at = next,
+            None => return nothing(bytes, token(bytes, value_end, b']')?),
+        }
+    }
+}
+
+/// The string that a JSON text is, if it is one and is valid Unicode. Unescaped texts, the rule, are borrowed.
+pub fn string(text: &str) -> Option<Cow<'_, str>> {
+    let inner = text.strip_prefix('"')?.strip_suffix('"')?;
+    if plain(inner.as_bytes()) == inner.len() {
+        return Some(Cow::Borrowed(inner));
+    }
+    serde_json::from_str(text).ok().map(Cow::Owned)
+}
+
+/// Writes a string, with its quotes.
+pub fn push_string(out: &mut String, text: &str) {
+    out.push('"');
+    let mut rest = text;
+    loop {
+        let (plain, escaped) = rest.split_at(plain(rest.as_bytes()));
+        out.push_str(plain);
+        let Some(&byte) = escaped.as_bytes().first() else { break };
+        match byte {
+            b'"' => out.push_str("\\\""),
+            b'\\' => out.push_str("\\\\"),
+            b'\n' => out.push_str("\\n"),
+            b'\r' => out.push_str("\\r"),
+            b'\t' => out.push_str("\\t"),
+            b'\x08' => out.push_str("\\b"),
+            b'\x0c' => out.push_str("\\f"),
+            control => write!(out, "\\u{control:04x}").expect("a string takes all"),
+        }
+        rest = &escaped[1..];
+    }
+    out.push('"');
+}
+
+/// How many bytes at the front mean themselves in a string: up to a quote, a backslash or a control character.
+#[inline]
+fn plain(bytes: &[u8]) -> usize {
+    const fn each(byte: u8) -> u64 {
+        u64::from_le_bytes([byte; 8])
+    }
+    // Marks the bytes below n by their highest bit, which they borrow from the byte above when n is subtracted. A
+    // byte above may be marked for that, but the lowest mark is right.
+    let below = |word: u64, n: u8| word.wrapping_sub(each(n)) & !word;
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (i, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // One bit turned, the quote (0x22) stands next to the control characters.
+        let special = (below(word ^ each(0x02), 0x21) | below(word ^ each(b'\\'), 1)) & each(0x80);
+        if special != 0 {
+            return i * 8 + special.trailing_zeros() as usize / 8;
+        }
+    }
+    words.len() * 8 + plain_bytes(rest)
+}
+
+#[cold]
+fn plain_bytes(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| !matches!(byte, ..b' ' | b'"' | b'\\')).count()
+}
+
+// ---- Reading. Each of these takes where something begins and returns where it ends, or `None` if it is no JSON. ----
+
+fn skip_whitespace(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(b' ' | b'\t' | b'\n' | b'\r') = bytes.get(at) {
+        at += 1;
+    }
+    at
+}
+
+/// This byte, and whitespace before it.
+fn token(bytes: &[u8], at: usize, byte: u8) -> Option<usize> {
+    let at = skip_whitespace(bytes, at);
+    (bytes.get(at) == Some(&byte)).then_some(at + 1)
+}
+
+/// The end of the text.
+fn nothing(bytes: &[u8], at: usize) -> Option<()> {
+    (skip_whitespace(bytes, at) == bytes.len()).then_some(())
+}
+
+fn skip_key(bytes: &[u8], at: usize) -> Option<usize> {
+    token(bytes, skip_string(bytes, skip_whitespace(bytes, at))?.0, b':')
+}
+
+/// A value of any kind. Depth costs a byte a level, and no stack.
+fn skip_value(bytes: &[u8], mut at: usize) -> Option<usize> {
+    // What closes the innermost object or array, and those around it.
+    let (mut closing, mut outer) = (None, Vec::new());
+    loop {
+        at = skip_whitespace(bytes, at);
+        at = match *bytes.get(at)? {
+            b'"' => skip_string(bytes, at)?.0,
+            open @ (b'{' | b'[') => {
+                let close = if open == b'{' { b'}' } else { b']' };
+                match token(bytes, at + 1, close) {
+                    Some(end) => end,
+                    None => {
+                        outer.extend(closing.replace(close));
+                        at = if open == b'{' { skip_key(bytes, at + 1)? } else { at + 1 };
+                        continue;
+                    }
+                }
+            }
+            _ => skip_number_or_name(bytes, at)?,
+        };
+        // With a value may end what it is in.
+        while let Some(close) = closing {
+            if let Some(next) = token(bytes, at, b',') {
+                at = if close == b'}' { skip_key(bytes, next)? } else { next };
+                break;
+            }
+            at = token(bytes, at, close)?;
+            closing = outer.pop();
+        }
+        if closing.is_none() {
+            return Some(at);
+        }
+    }
+}
+
+/// A string, and whether there are escape sequences in it.
+#[inline(always)]
+fn skip_string(bytes: &[u8], at: usize) -> Option<(usize, bool)> {
+    if bytes.get(at) != Some(&b'"') {
+        return None;
+    }
+    let (mut at, mut is_escaped) = (at + 1, false);
+    loop {
+        at += plain(&bytes[at..]);
+        match bytes.get(at)? {
+            b'"' => return Some((at + 1, is_escaped)),
+            b'\\' => at = skip_escape(bytes, at)?,
+            _ => return None,
+        }
+        is_escaped = true;
+    }
+}
+
+#[cold]
+fn skip_escape(bytes: &[u8], at: usize) -> Option<usize> {
+    match bytes.get(at + 1)? {
+        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(at + 2),
+        b'u' => bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit).then_some(at + 6),
+        _ => None,
+    }
+}
+
+fn skip_number_or_name(bytes: &[u8], at: usize) -> Option<usize> {
+    for name in [&b"null"[..], b"true", b"false"] {
+        if bytes[at..].starts_with(name) {
+            return Some(at + name.len());
+        }
+    }
+    let any_of = |at, set: &[u8]| at + usize::from(bytes.get(at).is_some_and(|byte| set.contains(byte)));
+    let minus = any_of(at, b"-");
+    let zero = any_of(minus, b"0");
+    let mut at = if zero > minus { zero } else { skip_digits(bytes, minus)? };
+    let point = any_of(at, b".");
+    if point > at {
+        at = skip_digits(bytes, point)?;
+    }
+    let exponent = any_of(at, b"eE");
+    if exponent > at {
+        at = skip_digits(bytes, any_of(exponent, b"+-"))?;
+    }
+    Some(at)
+}
+
+fn skip_digits(bytes: &[u8], at: usize) -> Option<usize> {
+    let digits = bytes.get(at..)?.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    (digits > 0).then_some(at + digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::de::IgnoredAny;
+    use serde_json::{Map, Value};
+
+    /// Whether serde_json takes a text for the same thing, and if it is an object with nothing that a `Value` cannot
+    /// hold, finds the same fields.
+    fn agrees(text: &str) {
+        let mut fields = Map::new();
+        let is_object = object(text, |key, value| {
+            if let Ok(value) = serde_json::from_str(value) {
+                fields.insert(key.to_owned(), value);
+            }
+        });
+        let is_array = array(text, |_| true);
+        let is_json = serde_json::from_str::<IgnoredAny>(text).is_ok();
+        let begins_with = |byte| text.trim_ascii_start().starts_with(byte);
+        assert_eq!(is_object.is_some(), is_json && begins_with('{'), "{text:?}");
+        assert_eq!(is_array.is_some(), is_json && begins_with('['), "{text:?}");
+        if let Ok(Value::Object(same)) = serde_json::from_str(text) {
+            assert_eq!(fields, same, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn serde_json_agrees_on_every_text_near_a_good_one() {
+        let good = [
+            r#"{"type":"candidateAdd","id":"A","candidate":{"candidate":"candidate:1 1 udp","sdpMLineIndex":0}}"#,
+            r#" { "a" : [ 1 , -0.5e+10 , [ ] , { } , [[{"b":{}}]] ] , "c" : true , "d":false,"e" : null } "#,
+            r#"[0,-1,10,1.0,1e1,1E-1,"",["\"\\\/\b\f\n\r\tA\ud800"],"狼煙",truefalse]"#,
+            r#"{"\u0074ype":"offer","type":"a","type":"b","long string of plain characters":"\\\"","":0}"#,
+        ];
+        let bytes = b"\"\\{}[]:,0123456789+-.eEabftnu\x00\x1f\x20\n\x7f";
+        for good in good.map(str::as_bytes) {
+            for at in 0..=good.len() {
+                let (before, after) = good.split_at(at);
+                let mut near =
+                    vec![before.to_vec(), after.to_vec(), [before, &after[after.len().min(1)..]].concat()];
+                for byte in bytes {
+                    near.push([before, &[*byte], after].concat());
+                    near.push([before, &[*byte], &after[after.len().min(1)..]].concat());
+                }
+                for text in near.iter().filter_map(|text| str::from_utf8(text).ok()) {
+                    agrees(text);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn depth_is_no_limit() {
+        for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")] {
+            let (open, close) = (open.repeat(20_000), close.repeat(20_000));
+            agrees(&format!("{open}0{close}"));
+            agrees(&format!("{open}0{}", &close[1..]));
+            agrees(&open);
+        }
+    }
+
+    #[test]
+    fn arrays_are_read_as_far_as_wanted() {
+        let mut read = Vec::new();
+        let mut first_two = |element| {
+            read.push(element);
+            read.len() < 2
+        };
+        assert_eq!(array(r#"[{"a":1}, 2 ,"#, &mut first_two), Some(()));
+        assert_eq!(read, [r#"{"a":1}"#, "2"]);
+    }
+
+    #[test]
+    fn strings() {
+        assert_eq!(string(r#""plain""#), Some("plain".into()));
+        assert_eq!(string(r#""\u0041\n\\""#), Some("A\n\\".into()));
+        for text in ["1", "null", r#"[""]"#, r#"["\\"]"#, r#""\ud800""#] {
+            assert_eq!(string(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn strings_are_written_as_serde_json_writes_them() {
+        let all: String = (0..0x250).filter_map(char::from_u32).collect();
+        for text in [
+            "",
+            "a",
+            "\"",
+            "\\",
+            "a\"b\\c\"",
+            "\"\"\"",
+            "line\nbreak \"",
+            "\0\u{1f}\u{7f}",
+            "狼煙\"狼煙",
+            &all,
+        ] {
+            let mut written = String::new();
+            push_string(&mut written, text);
+            assert_eq!(written, serde_json::to_string(text).unwrap());
+        }
+    }
+
+    #[test]
+    fn what_is_special_is_found_wherever_it_stands() {
+        for special in ["\"", "\\", "\0", "\u{1f}"] {
+            for at in 0..20 {
+                for around in ["!", "~", "\u{7f}", "#", "[", "]", "é"] {
+                    let before = around.repeat(at);
+                    let text = format!("{before}{special}{}", around.repeat(20));
+                    assert_eq!(plain(text.as_bytes()), before.len(), "{text:?}");
+                }
+            }
+        }
+    }
+}
