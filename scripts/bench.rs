@@ -110,7 +110,10 @@ impl Line {
             line.turn(who, &frame(TEXT, text.as_bytes()));
         }
         line.sessions.sessions[1].stream().output.clear();
-        let rest = "x".repeat(bytes - r#"{"candidate":"","sdpMid":"0","sdpMLineIndex":0}"#.len());
+        let rest = bytes - r#"{"candidate":"","sdpMid":"0","sdpMLineIndex":0}"#.len();
+        // A candidate is one line, an SDP has many.
+        let unit = if bytes < 1_000 { "x" } else { r"a=rtpmap:111 opus/48000/2\r\n" };
+        let rest = unit.repeat(rest / unit.len());
         let candidate = format!(r#"{{"candidate":"{rest}","sdpMid":"0","sdpMLineIndex":0}}"#);
         let text = format!(r#"{{"type":"candidateAdd","id":"A","target_id":"B","candidate":{candidate}}}"#);
         line.frame = frame(TEXT, text.as_bytes());

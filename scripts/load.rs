@@ -684,7 +684,7 @@ impl Relay {
             );
             // The number has up to eight digits.
             let rest = flags.payload.saturating_sub(r#"{"n":00000000,"candidate":""}"#.len());
-            let after = format!(r#","candidate":"{}"}}}}"#, "x".repeat(rest));
+            let after = format!(r#","candidate":"{}"}}}}"#, payload(rest));
             Pair { before: before.into_bytes(), after: after.into_bytes(), ..Pair::default() }
         });
         Relay {
@@ -789,6 +789,13 @@ impl Mode for Relay {
     fn registered(&self) -> usize {
         self.registered
     }
+}
+
+/// What a message carries: a candidate is one line, an SDP has many, whose ends are escape sequences in JSON.
+fn payload(bytes: usize) -> String {
+    const LINE: &str = r"a=rtpmap:111 opus/48000/2\r\n";
+    let lines = if bytes < 1_000 { 0 } else { bytes / LINE.len() };
+    LINE.repeat(lines) + &"x".repeat(bytes - lines * LINE.len())
 }
 
 /// The number in a relayed candidate: inside a string from a signaling server, as it was from a bare relay.
@@ -900,6 +907,11 @@ impl Calls {
         Ok(())
     }
 
+    fn say_offer(net: &mut Net, slot: usize, id: &str, sdp: &str) {
+        net.text(slot, &format!(r#"{{"type":"offer","id":"{id}","sdp":{sdp}}}"#));
+        Self::say_candidates(net, slot, id, "");
+    }
+
     fn say_candidates(net: &mut Net, slot: usize, id: &str, target: &str) {
         for i in 0..CANDIDATES {
             let candidate = format!(
@@ -940,19 +952,27 @@ impl Mode for Calls {
         match what {
             Happened::Opened => net.text(slot, &format!(r#"{{"type":"connect","id":"{id}"}}"#)),
             Happened::Text(text) if contains(text, br#""type":"answer""#) => call.answered = true,
-            Happened::Text(text) if contains(text, br#""type":"candidate""#) => {
+            Happened::Text(text) if contains(text, br#""type":"candidate"#) => {
                 call.candidates[side] += text.windows(10).filter(|window| *window == b"candidate:").count();
             }
+            Happened::Text(text) if contains(text, br#""type":"connect""#) => {
+                // A bare relay asks nobody: it has said the first message back, and passes on what follows.
+                if side == 0 {
+                    call.open += 1;
+                    call.slots[1] = net.open(2 * index + 1, &call.path)?;
+                } else {
+                    Self::say_offer(net, call.slots[0], &a, sdp);
+                }
+            }
             Happened::Text(text) if contains(text, br#""type":"offer""#) => {
-                if contains(text, br#""sdp":"{"#) {
+                if side == 1 {
                     net.text(
                         slot,
                         &format!(r#"{{"type":"answer","id":"{b}","target_id":"{a}","sdp":{sdp}}}"#),
                     );
                     Self::say_candidates(net, slot, &b, &a);
                 } else {
-                    net.text(slot, &format!(r#"{{"type":"offer","id":"{a}","sdp":{sdp}}}"#));
-                    Self::say_candidates(net, slot, &a, "");
+                    Self::say_offer(net, slot, &a, sdp);
                     // The pong says that the offer stands.
                     net.send(slot, 9, &[]);
                 }
@@ -1022,7 +1042,7 @@ impl Test {
                 running: false,
                 rooms_used: 0,
                 done: 0,
-                sdp: format!(r#"{{"type":"offer","sdp":"{}"}}"#, "v=0\\r\\n".repeat(2500 / 7)),
+                sdp: format!(r#"{{"type":"offer","sdp":"{}"}}"#, payload(2_500)),
                 tally: Tally::new(),
             }),
             Kind::Connect | Kind::Churn => Box::new(Connect {

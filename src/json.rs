@@ -4,7 +4,7 @@
 //! that it was written as. Escape sequences are left to serde_json, which also judges this file in its tests.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::io::Write;
 
 /// Reads an object, and hands over the key and the value of each field, in order. A key that is no Unicode
 /// (`"\ud800"`) is nobody's, and its field is left out. `None`: the text is no JSON object.
@@ -62,52 +62,79 @@ pub fn string(text: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Writes a string, with its quotes.
-pub fn push_string(out: &mut String, text: &str) {
-    out.push('"');
-    let mut rest = text;
-    loop {
-        let (plain, escaped) = rest.split_at(plain(rest.as_bytes()));
-        out.push_str(plain);
-        let Some(&byte) = escaped.as_bytes().first() else { break };
-        match byte {
-            b'"' => out.push_str("\\\""),
-            b'\\' => out.push_str("\\\\"),
-            b'\n' => out.push_str("\\n"),
-            b'\r' => out.push_str("\\r"),
-            b'\t' => out.push_str("\\t"),
-            b'\x08' => out.push_str("\\b"),
-            b'\x0c' => out.push_str("\\f"),
-            control => write!(out, "\\u{control:04x}").expect("a string takes all"),
+pub fn push_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let mut rest = text.as_bytes();
+    // Always appending eight and taking back what is too much costs less than a copy of any other length.
+    while let Some((word, after)) = rest.split_first_chunk() {
+        let plain = plain_in(*word);
+        out.extend_from_slice(word);
+        if plain == word.len() {
+            rest = after;
+            continue;
         }
-        rest = &escaped[1..];
+        out.truncate(out.len() - (word.len() - plain));
+        push_escape(out, word[plain]);
+        rest = &rest[plain + 1..];
     }
-    out.push('"');
+    for byte in rest {
+        if is_plain(*byte) { out.push(*byte) } else { push_escape(out, *byte) }
+    }
+    out.push(b'"');
 }
 
-/// How many bytes at the front mean themselves in a string: up to a quote, a backslash or a control character.
 #[inline]
-fn plain(bytes: &[u8]) -> usize {
+fn push_escape(out: &mut Vec<u8>, byte: u8) {
+    if let b'"' | b'\\' = byte {
+        out.extend_from_slice(&[b'\\', byte]);
+    } else {
+        push_control(out, byte);
+    }
+}
+
+#[cold]
+fn push_control(out: &mut Vec<u8>, byte: u8) {
+    match byte {
+        b'\n' => out.extend_from_slice(b"\\n"),
+        b'\r' => out.extend_from_slice(b"\\r"),
+        b'\t' => out.extend_from_slice(b"\\t"),
+        b'\x08' => out.extend_from_slice(b"\\b"),
+        b'\x0c' => out.extend_from_slice(b"\\f"),
+        _ => write!(out, "\\u{byte:04x}").expect("memory takes all"),
+    }
+}
+
+/// Whether a byte means itself in a string: it is no quote, no backslash and no control character.
+fn is_plain(byte: u8) -> bool {
+    !matches!(byte, ..b' ' | b'"' | b'\\')
+}
+
+/// How many of these bytes do, from the front.
+#[inline]
+fn plain_in(word: [u8; 8]) -> usize {
     const fn each(byte: u8) -> u64 {
         u64::from_le_bytes([byte; 8])
     }
     // Marks the bytes below n by their highest bit, which they borrow from the byte above when n is subtracted. A
     // byte above may be marked for that, but the lowest mark is right.
     let below = |word: u64, n: u8| word.wrapping_sub(each(n)) & !word;
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (i, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        // One bit turned, the quote (0x22) stands next to the control characters.
-        let special = (below(word ^ each(0x02), 0x21) | below(word ^ each(b'\\'), 1)) & each(0x80);
-        if special != 0 {
-            return i * 8 + special.trailing_zeros() as usize / 8;
-        }
-    }
-    words.len() * 8 + plain_bytes(rest)
+    let word = u64::from_le_bytes(word);
+    // One bit turned, the quote (0x22) stands next to the control characters.
+    let marks = (below(word ^ each(0x02), 0x21) | below(word ^ each(b'\\'), 1)) & each(0x80);
+    marks.trailing_zeros() as usize / 8
 }
 
-#[cold]
-fn plain_bytes(bytes: &[u8]) -> usize {
-    bytes.iter().take_while(|byte| !matches!(byte, ..b' ' | b'"' | b'\\')).count()
+/// The same for any number of bytes.
+#[inline]
+fn plain(bytes: &[u8]) -> usize {
+    let (words, rest) = bytes.as_chunks();
+    for (i, word) in words.iter().enumerate() {
+        let plain = plain_in(*word);
+        if plain < word.len() {
+            return i * word.len() + plain;
+        }
+    }
+    bytes.len() - rest.len() + rest.iter().take_while(|byte| is_plain(**byte)).count()
 }
 
 // ---- Reading. Each of these takes where something begins and returns where it ends, or `None` if it is no JSON. ----
@@ -176,24 +203,23 @@ fn skip_string(bytes: &[u8], at: usize) -> Option<(usize, bool)> {
     if bytes.get(at) != Some(&b'"') {
         return None;
     }
-    let (mut at, mut is_escaped) = (at + 1, false);
+    let mut is_escaped = false;
+    let mut at = at + 1 + plain(&bytes[at + 1..]);
     loop {
-        at += plain(&bytes[at..]);
         match bytes.get(at)? {
             b'"' => return Some((at + 1, is_escaped)),
-            b'\\' => at = skip_escape(bytes, at)?,
+            b'\\' => is_escaped = true,
             _ => return None,
         }
-        is_escaped = true;
-    }
-}
-
-#[cold]
-fn skip_escape(bytes: &[u8], at: usize) -> Option<usize> {
-    match bytes.get(at + 1)? {
-        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(at + 2),
-        b'u' => bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit).then_some(at + 6),
-        _ => None,
+        at = match bytes.get(at + 1)? {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => at + 2,
+            b'u' if bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => at + 6,
+            _ => return None,
+        };
+        // Lines end in two.
+        if bytes.get(at) != Some(&b'\\') {
+            at += plain(&bytes[at..]);
+        }
     }
 }
 
@@ -318,9 +344,9 @@ mod tests {
             "狼煙\"狼煙",
             &all,
         ] {
-            let mut written = String::new();
+            let mut written = Vec::new();
             push_string(&mut written, text);
-            assert_eq!(written, serde_json::to_string(text).unwrap());
+            assert_eq!(written, serde_json::to_vec(text).unwrap());
         }
     }
 

@@ -346,14 +346,14 @@ impl Reply<'_> {
 }
 
 /// A JSON object in the making.
-struct Object(String);
+struct Object(Vec<u8>);
 
 impl Object {
     /// One that begins with this and will have a string of this size.
     fn new(begin: &str, bytes: usize) -> Object {
         // With its quotes escaped, a candidate grows by a tenth.
-        let mut text = String::with_capacity(128 + bytes + bytes / 8);
-        text.push_str(begin);
+        let mut text = Vec::with_capacity(128 + bytes + bytes / 8);
+        text.extend_from_slice(begin.as_bytes());
         Object(text)
     }
 
@@ -373,22 +373,22 @@ impl Object {
     fn strings(mut self, key: &str, values: &[&str]) -> Object {
         self.key(key);
         for (i, value) in values.iter().enumerate() {
-            self.0.push(if i == 0 { '[' } else { ',' });
+            self.0.push(if i == 0 { b'[' } else { b',' });
             json::push_string(&mut self.0, value);
         }
-        self.0.push_str(if values.is_empty() { "[]" } else { "]" });
+        self.0.extend_from_slice(if values.is_empty() { b"[]" } else { b"]" });
         self
     }
 
     fn key(&mut self, key: &str) {
-        self.0.push_str(",\"");
-        self.0.push_str(key);
-        self.0.push_str("\":");
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(key.as_bytes());
+        self.0.extend_from_slice(b"\":");
     }
 
     fn finish(mut self) -> String {
-        self.0.push('}');
-        self.0
+        self.0.push(b'}');
+        String::from_utf8(self.0).expect("strings were written")
     }
 }
 
