@@ -14,7 +14,7 @@ use noroshi::config::Config;
 use noroshi::http::Door;
 use noroshi::hub::{Conn, Effect, Hub, Input, Outbox};
 use noroshi::session::{Event, Scratch, Session, Shared};
-use pipe::{Pipe, REQUEST, TEXT, frame};
+use pipe::{ADDRESS, Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -87,6 +87,10 @@ impl Outbox for Sessions {
         self.sessions[to.slot()].has_room(texts, &self.shared)
     }
 
+    fn may_keep(&mut self, bytes: usize) -> bool {
+        self.shared.budget.allows(bytes)
+    }
+
     fn push(&mut self, effect: Effect<'_>) {
         if let Effect::Send(to, text) = effect {
             self.sessions[to.slot()].send(text, &mut self.shared);
@@ -97,10 +101,12 @@ impl Outbox for Sessions {
 impl Line {
     fn new(bytes: usize) -> Line {
         let config = Config { rate_max: 0, ..Config::default() };
-        let session =
-            || Session::new(Pipe { room: usize::MAX, ..Pipe::default() }, Door::Main, Duration::ZERO);
-        let hub = Hub::new(&config);
-        let sessions = Sessions { shared: Shared::new(config), sessions: [session(), session()] };
+        let (hub, mut shared) = (Hub::new(&config), Shared::new(config));
+        let sessions = [(); 2].map(|()| {
+            let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
+            Session::new(pipe, Door::Main, ADDRESS.into(), &mut shared)
+        });
+        let sessions = Sessions { shared, sessions };
         let mut line = Line { hub, sessions, scratch: Scratch::default(), frame: Vec::new() };
         line.turn(0, REQUEST.as_bytes());
         line.turn(1, REQUEST.as_bytes());

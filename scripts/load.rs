@@ -184,8 +184,7 @@ fn run(flags: &Flags) -> io::Result<bool> {
         while tests[0].active < end {
             for test in &mut tests {
                 // A single server is not interrupted.
-                let last = test.active + slice >= end;
-                test.slice(slice, flags.versus.is_some() || last)?;
+                test.slice(slice, flags.versus.is_some())?;
             }
             if progress {
                 let done = tests[0].active.as_secs_f64().min(flags.seconds);
@@ -196,6 +195,9 @@ fn run(flags: &Flags) -> io::Result<bool> {
                     flags.mode.names().1
                 );
             }
+        }
+        for test in tests.iter_mut().filter(|test| test.running) {
+            test.slice(Duration::ZERO, true)?;
         }
         if progress {
             eprint!("\r\x1b[K");

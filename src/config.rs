@@ -1,17 +1,20 @@
 //! What an operator may choose, and every limit of the program.
 //!
-//! This file is a leaf: it knows no other file of the crate. Each limit is named with its unit and says why it
+//! This file knows no other of the crate but what a network is. Each limit is named with its unit and says why it
 //! has the value it has. What has a flag stands in [`Config`]; the rest are constants.
 
 use std::ffi::OsString;
-use std::fmt::Display;
-use std::net::SocketAddr;
+use std::fmt::{self, Display};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::address::Network;
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
+const GIB: usize = 1024 * MIB;
 
 // ---- One connection, before it speaks WebSocket ----
 
@@ -93,10 +96,20 @@ pub const SWEEP_PER_TURN: usize = 256;
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Connections over `--max-connections` that are taken in only to be told 503. Others wait in the backlog.
 pub const REFUSED_AT_ONCE: usize = 16;
+/// Connections over `--max-connections-per-ip` that are taken in from one place only to be told 429. Others are
+/// closed at once.
+pub const CROWD_REFUSED_AT_ONCE: usize = 4;
 /// Connections of the `--metrics` listener, which has room even when the server is full.
 pub const METRICS_AT_ONCE: usize = 4;
 /// Descriptors beside the connections: standard streams, epoll, signals, listeners and what a library may open.
 pub const DESCRIPTORS_SPARE: usize = REFUSED_AT_ONCE + METRICS_AT_ONCE + 12;
+/// What `--max-memory` counts for the program itself, its tables and spare buffers.
+pub const BASE_BYTES: usize = 4 * MIB;
+/// What it counts for a connection: its peer with the longest names, a room of its own, and what may always wait.
+/// Most take 300 bytes.
+pub const CONNECTION_BYTES: usize = 2 * KIB;
+/// What may always wait to be sent to a peer, so that a used-up budget disturbs only those who use much of it.
+pub const ALWAYS_QUEUED_BYTES: usize = KIB;
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -109,6 +122,12 @@ pub struct Config {
     pub allow_origins: Vec<String>,
     /// WebSocket connections at a time. Ten thousand idle ones are a few MB.
     pub connections_max: usize,
+    /// Connections from one address of IPv4 or one /64 of IPv6; 0 is no limit.
+    pub connections_per_ip_max: usize,
+    /// Who is believed when it says where a request comes from.
+    pub trusted_proxies: Vec<Network>,
+    /// Bytes of memory, see [`crate::budget`]; `None` is no limit.
+    pub memory_bytes_max: Option<usize>,
     /// Joined peers in one room. In a mesh everybody is connected to everybody: browsers give up before 64.
     pub mesh_peers_max: usize,
     /// Bytes of one incoming message. An offer with video is 5 to 10 KB.
@@ -130,6 +149,9 @@ impl Default for Config {
             listen: Vec::new(),
             allow_origins: Vec::new(),
             connections_max: 10_000,
+            connections_per_ip_max: 0,
+            trusted_proxies: Vec::new(),
+            memory_bytes_max: None,
             mesh_peers_max: 64,
             message_bytes_max: 64 * KIB,
             rate_max: 100,
@@ -175,11 +197,25 @@ impl Config {
                     let read = |text: &str| within(text, 1, 1_000_000);
                     config.connections_max = value(&mut parser, "--max-connections", read)?;
                 }
+                Long("max-connections-per-ip") => {
+                    let read = |text: &str| within(text, 0, 1_000_000);
+                    config.connections_per_ip_max = value(&mut parser, "--max-connections-per-ip", read)?;
+                }
+                Long("trust-proxy") => {
+                    config.trusted_proxies.push(value(&mut parser, "--trust-proxy", network)?);
+                }
+                Long("max-memory") => {
+                    let read = |text: &str| size(text, 8 * MIB, 1024 * GIB);
+                    config.memory_bytes_max = Some(value(&mut parser, "--max-memory", read)?);
+                }
                 Long("max-mesh-peers") => {
                     let read = |text: &str| within(text, 1, 1000);
                     config.mesh_peers_max = value(&mut parser, "--max-mesh-peers", read)?;
                 }
-                Long("max-message") => config.message_bytes_max = value(&mut parser, "--max-message", size)?,
+                Long("max-message") => {
+                    let read = |text: &str| size(text, KIB, 16 * MIB);
+                    config.message_bytes_max = value(&mut parser, "--max-message", read)?;
+                }
                 Long("max-rate") => {
                     config.rate_max = value(&mut parser, "--max-rate", |text| within(text, 0, 1_000_000))?;
                 }
@@ -211,6 +247,10 @@ usage: noroshi [flags]
       --allow-origin ORIGIN  let pages of this origin connect too; repeatable; * allows all
                              [default: same host only]
       --max-connections N    WebSocket connections at a time [default: {connections}]
+      --max-connections-per-ip N
+                             connections from one IPv4 address or IPv6 /64; 0 = no limit [default: {per_ip}]
+      --trust-proxy CIDR     believe X-Forwarded-For and X-Real-IP from there; repeatable [default: nobody]
+      --max-memory SIZE      refuse what would take more memory; takes K, M and G [default: no limit]
       --max-mesh-peers N     joined peers in one room [default: {mesh}]
       --max-message SIZE     bytes of one message; takes K and M [default: {message}K]
       --max-rate N           messages a second from one connection; 0 = no limit [default: {rate}]
@@ -223,12 +263,28 @@ usage: noroshi [flags]
 ",
             version = env!("CARGO_PKG_VERSION"),
             connections = d.connections_max,
+            per_ip = d.connections_per_ip_max,
             mesh = d.mesh_peers_max,
             message = d.message_bytes_max / KIB,
             rate = d.rate_max,
             ping = d.ping_interval.as_secs(),
             log = d.log.as_str().to_ascii_lowercase(),
         )
+    }
+
+    /// Whether this is one of the proxies that are believed.
+    pub fn trusts(&self, ip: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(ip))
+    }
+
+    /// What all connections can use together at worst, in bytes, if there is no `--max-memory`: a full queue, a
+    /// message that comes in slowly, an offer that stands, candidates that are stored; or a claim of an id.
+    pub fn worst_case_bytes(&self) -> usize {
+        let incoming = 2 * self.message_bytes_max;
+        let kept =
+            (2 * self.message_bytes_max + STORED_BYTES_MAX).max(self.message_bytes_max + KEPT_BYTES_MAX);
+        let each = CONNECTION_BYTES + 2 * self.queue_bytes_max() + incoming + kept;
+        BASE_BYTES + self.connections_max * each
     }
 
     /// What may wait to be sent to one peer, in bytes. Whatever may come in must fit when it goes out: as a
@@ -253,6 +309,10 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| "not an address and port, such as 127.0.0.1:8080 or [::]:8080")
 }
 
+fn network(text: &str) -> Result<Network, &'static str> {
+    Network::parse(text).ok_or("not an address or a network, such as 127.0.0.1 or 10.0.0.0/8")
+}
+
 fn origin(text: &str) -> Result<String, &'static str> {
     let host = text.split_once("://").map(|(_, host)| host);
     if text == "*" || text == "null" || host.is_some_and(|host| !host.is_empty() && !host.contains('/')) {
@@ -272,20 +332,33 @@ where
     }
 }
 
-fn size(text: &str) -> Result<usize, &'static str> {
-    let (digits, unit) = match text.strip_suffix(['K', 'k']) {
-        Some(digits) => (digits, KIB),
-        None => match text.strip_suffix(['M', 'm']) {
-            Some(digits) => (digits, MIB),
-            None => (text, 1),
-        },
-    };
-    digits
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-        .filter(|bytes| (KIB..=16 * MIB).contains(bytes))
-        .ok_or("not a size from 1K to 16M")
+fn size(text: &str, min: usize, max: usize) -> Result<usize, String> {
+    let units = [(['K', 'k'], KIB), (['M', 'm'], MIB), (['G', 'g'], GIB)];
+    let unit = units.iter().find_map(|(letters, unit)| Some((text.strip_suffix(letters)?, *unit)));
+    let (digits, unit) = unit.unwrap_or((text, 1));
+    let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
+    bytes
+        .filter(|bytes| (min..=max).contains(bytes))
+        .ok_or_else(|| format!("not a size from {} to {}", Size(min), Size(max)))
+}
+
+/// A number of bytes for people, rounded up: `64K`, `6.1G`.
+pub struct Size(pub usize);
+
+impl Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (unit, letter) = match self.0 {
+            GIB.. => (GIB, "G"),
+            MIB.. => (MIB, "M"),
+            KIB.. => (KIB, "K"),
+            _ => (1, ""),
+        };
+        let tenths = (10 * self.0).div_ceil(unit);
+        match tenths % 10 {
+            0 => write!(f, "{}{letter}", tenths / 10),
+            tenth => write!(f, "{}.{tenth}{letter}", tenths / 10),
+        }
+    }
 }
 
 fn level(text: &str) -> Result<LevelFilter, &'static str> {
@@ -303,12 +376,15 @@ mod tests {
     #[test]
     fn every_flag() {
         let line = "-l 127.0.0.1:1 --listen [::1]:2 --allow-origin https://a.example --allow-origin=* \
-            --max-connections 3 --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
+            --max-connections 3 --max-connections-per-ip 9 --trust-proxy 10.0.0.0/8 --trust-proxy ::1 \
+            --max-memory 1G --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
             --metrics 127.0.0.1:8 --log debug";
         let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
         assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
         assert_eq!(config.allow_origins, ["https://a.example", "*"]);
         assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
+        assert_eq!((config.connections_per_ip_max, config.memory_bytes_max), (9, Some(1 << 30)));
+        assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));
         assert_eq!((config.message_bytes_max, config.rate_max), (5 * 1024, 0));
         assert_eq!(config.ping_interval, Duration::from_secs(7));
         assert_eq!(config.metrics, Some("127.0.0.1:8".parse().unwrap()));
@@ -318,10 +394,14 @@ mod tests {
     #[test]
     fn sizes() {
         for (text, bytes) in [("1024", 1024), ("64K", 65_536), ("1M", 1 << 20), ("16m", 16 << 20)] {
-            assert_eq!(size(text), Ok(bytes));
+            assert_eq!(size(text, KIB, 16 * MIB), Ok(bytes));
         }
         for text in ["", "K", "1023", "17M", "1G", "-1K", "1.5K", "99999999999999999999K"] {
-            assert!(size(text).is_err(), "{text}");
+            assert!(size(text, KIB, 16 * MIB).is_err(), "{text}");
+        }
+        for (bytes, text) in [(0, "0"), (1023, "1023"), (65_536, "64K"), (65_537, "64.1K"), (3 << 29, "1.5G")]
+        {
+            assert_eq!(Size(bytes).to_string(), text);
         }
     }
 

@@ -14,7 +14,7 @@ pub const PING: u8 = 0x9;
 /// The longest header of a client: two bytes, a length of eight, a mask.
 pub const HEADER_BYTES_MAX: usize = 14;
 /// The most that a control frame may carry (RFC 6455 section 5.5).
-const CONTROL_BYTES_MAX: usize = 125;
+pub const CONTROL_BYTES_MAX: usize = 125;
 
 /// What a frame of a client begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +86,9 @@ impl Header {
         self.fin && matches!(self.opcode, TEXT | BINARY)
     }
 
-    /// Whether it leaves its message unfinished, or else `unfinished` as it was before.
-    pub fn leaves_unfinished(&self, unfinished: bool) -> bool {
-        if self.opcode & 0x8 == 0 { !self.fin } else { unfinished }
+    /// Whether it may stand between the frames of a message (section 5.5).
+    pub fn is_control(&self) -> bool {
+        self.opcode & 0x8 != 0
     }
 }
 

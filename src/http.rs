@@ -3,8 +3,11 @@
 //! No I/O in here: a head goes in, an [`Answer`] comes out. Every answer that is no upgrade is a complete
 //! HTTP/1.1 response after which the connection closes (RFC 9112); upgrades follow RFC 6455 section 4.2.
 
+use std::net::{IpAddr, SocketAddr};
+
 use tungstenite::handshake::derive_accept_key;
 
+use crate::address::Network;
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, ROOM_BYTES_MAX};
 use crate::metrics::Metrics;
 
@@ -15,6 +18,17 @@ pub enum Door {
     Main,
     /// `/metrics`.
     Metrics,
+}
+
+/// Whether there is a place for another WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// There is.
+    Free,
+    /// Not in the server.
+    Full,
+    /// Not for this address.
+    Crowded,
 }
 
 /// What to do with a request.
@@ -57,6 +71,11 @@ pub fn head_too_large(head: &[u8]) -> Answer {
     plain(431, &sentence, &[], is_head(head))
 }
 
+/// The answer to a head of which only this much can be kept.
+pub fn no_memory(head: &[u8]) -> Answer {
+    plain(503, "the server's memory is used up", &[], is_head(head))
+}
+
 fn malformed(head: &[u8]) -> Answer {
     plain(400, "that is no HTTP request", &[], is_head(head))
 }
@@ -66,8 +85,16 @@ fn is_head(head: &[u8]) -> bool {
     head.starts_with(b"HEAD ")
 }
 
-/// The answer to a request. `full` is whether there is no place for another WebSocket.
-pub fn answer(head: &[u8], door: Door, config: &Config, full: bool, metrics: &Metrics) -> Answer {
+/// The answer to a request. Whether there is a place for it may depend on where the proxies say it comes from; they
+/// are empty where nobody is to be believed.
+pub fn answer(
+    head: &[u8],
+    door: Door,
+    config: &Config,
+    metrics: &Metrics,
+    proxies: &[Network],
+    place: impl FnOnce(Option<IpAddr>) -> Place,
+) -> Answer {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut headers);
     match parsed.parse(head) {
@@ -85,15 +112,16 @@ pub fn answer(head: &[u8], door: Door, config: &Config, full: bool, metrics: &Me
         // RFC 9112 section 3.2.
         return request.plain(400, "a request has one Host header", &[]);
     }
+    let place = place(request.forwarded(proxies));
     let mut answer = match (door, path(target)) {
         (Door::Metrics, "/metrics") => {
             let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
             request.page(&metrics.render(), kind)
         }
         (Door::Main, "/healthz") => request.page("ok", TEXT),
-        (Door::Main, "/ws") => request.upgrade(None, config, full),
+        (Door::Main, "/ws") => request.upgrade(None, config, place),
         (Door::Main, path) => match path.strip_prefix("/ws/") {
-            Some(room) => request.upgrade(Some(room), config, full),
+            Some(room) => request.upgrade(Some(room), config, place),
             None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         },
         (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
@@ -143,7 +171,7 @@ impl<'a> Request<'a> {
         plain(status, sentence, headers, self.method == "HEAD")
     }
 
-    fn upgrade(&self, room: Option<&str>, config: &Config, full: bool) -> Answer {
+    fn upgrade(&self, room: Option<&str>, config: &Config, place: Place) -> Answer {
         if !matches!(self.method, "GET" | "HEAD") {
             return self.plain(405, "a WebSocket begins with GET", &[ALLOW]);
         }
@@ -164,8 +192,10 @@ impl<'a> Request<'a> {
         if !self.may_come_from_its_origin(config) {
             return self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
         }
-        if full {
-            return self.plain(503, "the server is full", &[]);
+        match place {
+            Place::Free => {}
+            Place::Full => return self.plain(503, "the server is full", &[]),
+            Place::Crowded => return self.plain(429, "too many connections from your address", &[]),
         }
         let response = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -173,6 +203,29 @@ impl<'a> Request<'a> {
             derive_accept_key(key.as_bytes())
         );
         Answer::Upgrade { response: response.into_bytes(), room: room.unwrap_or_default().to_owned() }
+    }
+
+    /// Where the request comes from: the last hop of `X-Forwarded-For` that is none of the proxies, or else the first;
+    /// without that header, `X-Real-IP`. Whatever is no address ends what can be believed.
+    fn forwarded(&self, proxies: &[Network]) -> Option<IpAddr> {
+        if proxies.is_empty() {
+            return None;
+        }
+        let mut hops: Vec<&str> = Vec::new();
+        for value in self.values("x-forwarded-for") {
+            hops.extend(std::str::from_utf8(value).unwrap_or_default().split(','));
+        }
+        if hops.is_empty() {
+            return self.value("x-real-ip").and_then(hop);
+        }
+        let mut last = None;
+        for ip in hops.into_iter().rev().map_while(hop) {
+            last = Some(ip);
+            if !proxies.iter().any(|network| network.contains(ip)) {
+                break;
+            }
+        }
+        last
     }
 
     /// A browser says where the page comes from, so that no page can use the visitor's place in the network.
@@ -195,6 +248,14 @@ impl<'a> Request<'a> {
             _ => false,
         }
     }
+}
+
+/// An address as proxies write it: with or without a port, and in brackets if it is IPv6 with one.
+fn hop(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().or_else(with_port).map(|ip: IpAddr| ip.to_canonical())
 }
 
 /// The path of a request target: without a query, and without scheme and host (RFC 9112 section 3.2.2).
@@ -233,6 +294,7 @@ fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool)
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         426 => "Upgrade Required",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         503 => "Service Unavailable",
         _ => unreachable!("these are all"),
@@ -261,7 +323,8 @@ mod tests {
     fn ask(door: Door, config: &Config, full: bool, head: &str) -> (u16, String) {
         let head = format!("{head}\r\n");
         assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
-        match answer(head.as_bytes(), door, config, full, &Metrics::default()) {
+        let place = if full { Place::Full } else { Place::Free };
+        match answer(head.as_bytes(), door, config, &Metrics::default(), &[], |_| place) {
             Answer::Upgrade { response, room } => {
                 let response = String::from_utf8(response).unwrap();
                 assert!(response.starts_with("HTTP/1.1 101 "));
@@ -353,6 +416,42 @@ mod tests {
         assert_eq!(from("https://a.example", "http://a.example"), 403);
         assert_eq!(from("https://a.example", "https://h"), 101);
         assert_eq!(from("*", "null"), 101);
+    }
+
+    #[test]
+    fn where_a_request_comes_from() {
+        let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| Network::parse(text).unwrap());
+        let from = |headers: &str| {
+            let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
+            let mut from = None;
+            answer(head.as_bytes(), Door::Main, &Config::default(), &Metrics::default(), &proxies, |ip| {
+                from = ip;
+                Place::Free
+            });
+            from.map(|ip| ip.to_string())
+        };
+        for (headers, expected) in [
+            ("", None),
+            ("X-Real-IP: 192.0.2.1\r\n", Some("192.0.2.1")),
+            ("X-Real-IP: 192.0.2.1\r\nX-Real-IP: 192.0.2.2\r\n", None),
+            ("X-Forwarded-For: 192.0.2.1\r\n", Some("192.0.2.1")),
+            ("X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.9\r\n", Some("192.0.2.1")),
+            // What the client wrote itself stands before what the proxies have added.
+            ("X-Forwarded-For: 127.0.0.1, 192.0.2.1\r\n", Some("192.0.2.1")),
+            (
+                "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-For: 192.0.2.1, 10.0.0.2 ,10.0.0.1\r\n",
+                Some("192.0.2.1"),
+            ),
+            ("X-Forwarded-For: 10.0.0.3, 10.0.0.2\r\n", Some("10.0.0.3")),
+            ("X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2\r\n", Some("10.0.0.2")),
+            ("X-Forwarded-For: unknown\r\n", None),
+            ("X-Forwarded-For: \r\n", None),
+            ("X-Forwarded-For: 192.0.2.1:4711\r\n", Some("192.0.2.1")),
+            ("X-Forwarded-For: [2001:db8::1]:4711, [2001:db8::2]\r\n", Some("2001:db8::2")),
+            ("X-Forwarded-For: 2001:db8::1, fd00::1, ::ffff:10.0.0.1\r\n", Some("2001:db8::1")),
+        ] {
+            assert_eq!(from(headers).as_deref(), expected, "{headers}");
+        }
     }
 
     #[test]

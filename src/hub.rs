@@ -103,6 +103,9 @@ pub trait Outbox {
     /// Whether all of these can still be queued for the peer. Asked before an offer, an answer or candidates are
     /// forwarded; what the server itself has to say is sent in any case.
     fn has_room(&mut self, to: Conn, texts: &[String]) -> bool;
+    /// Whether the hub may keep so many bytes more than it does. Asked before an offer, candidates or what a claimant
+    /// sends are kept.
+    fn may_keep(&mut self, bytes: usize) -> bool;
     /// Takes an effect.
     fn push(&mut self, effect: Effect<'_>);
 }
@@ -129,6 +132,8 @@ pub struct Hub {
     alarms: BTreeSet<(Duration, Alarm)>,
     /// Offers so far: an offer is known by its number, not by its owner.
     offers: u64,
+    /// Bytes of what peers have said that are kept. What is kept no longer is taken off by `recount` only.
+    kept: usize,
     tally: Tally,
 }
 
@@ -310,6 +315,9 @@ impl Turn<'_> {
     }
 }
 
+const NO_MEMORY: Refusal =
+    Refusal { code: Code::TooMany, message: "the server's memory is used up; try again later" };
+
 fn refused<T>(code: Code, message: &'static str) -> Result<T, Refusal> {
     Err(Refusal { code, message })
 }
@@ -331,6 +339,7 @@ impl Hub {
             room_names: HashMap::new(),
             alarms: BTreeSet::new(),
             offers: 0,
+            kept: 0,
             tally: Tally::default(),
         }
     }
@@ -369,6 +378,17 @@ impl Hub {
     /// The counts since the start.
     pub fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// How many bytes of offers, candidates and claims are kept, at most: see [`Hub::recount`].
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// Counts what is kept anew. Growth is counted at once, but that something is gone is known only after this, which
+    /// looks at all peers: enough for a limit, if it is done now and then.
+    pub fn recount(&mut self) {
+        self.kept = self.peers.iter().flatten().map(Peer::kept).sum();
     }
 
     /// The room of a connection, and its id if it has registered one.
@@ -465,12 +485,15 @@ impl Hub {
         let State::Claimant(claimant) = &mut peer.state else {
             return self.obey(conn, text, &BTreeSet::new(), turn);
         };
-        if claimant.kept_bytes + text.len() > KEPT_BYTES_MAX || claimant.kept.len() >= KEPT_MESSAGES_MAX {
+        let is_full =
+            claimant.kept_bytes + text.len() > KEPT_BYTES_MAX || claimant.kept.len() >= KEPT_MESSAGES_MAX;
+        if is_full || !turn.out.may_keep(text.len()) {
             let verdict = peer.bucket.offend(turn.now);
             self.sentence(conn, verdict, turn);
         } else {
             claimant.kept_bytes += text.len();
             claimant.kept.push_back(text.into());
+            self.kept += text.len();
         }
     }
 
@@ -503,6 +526,9 @@ impl Hub {
             return;
         }
         if self.peer(conn).id.is_none() && self.lookup(conn, &id).is_some() {
+            if !turn.out.may_keep(text.len()) {
+                return self.refuse(conn, NO_MEMORY, target.as_deref(), turn);
+            }
             return self.claim(conn, &id, text, turn);
         }
         if let Body::Candidates(candidates) = &body
@@ -562,6 +588,7 @@ impl Hub {
 
     /// A connection says its first message under an id that another holds: it waits for the probe.
     fn claim(&mut self, conn: Conn, id: &str, text: &str, turn: &mut Turn) {
+        self.kept += text.len();
         let holder = self.lookup(conn, id).expect("somebody holds the id");
         let until = turn.now + PROBE_TIME_MAX;
         let peer = self.peer_mut(holder);
@@ -797,11 +824,16 @@ impl Hub {
             peer.drop_candidates();
             return refused(Code::NotOfferer, "another peer is the offerer; connect and wait to be asked");
         }
+        let text = Reply::Offer { sdp, target: self.id(conn), id: None }.text();
+        if !turn.out.may_keep(text.capacity()) {
+            self.peer_mut(conn).refused = true;
+            return Err(NO_MEMORY);
+        }
+        self.kept += text.capacity();
         if let State::Handed(_) = self.peer(conn).state {
             self.let_go(conn);
         }
         self.offers += 1;
-        let text = Reply::Offer { sdp, target: self.id(conn), id: None }.text();
         let offer = Offer { number: self.offers, text, held: 0, handed: false };
         let peer = self.peer_mut(conn);
         peer.state = State::Offerer;
@@ -884,7 +916,7 @@ impl Hub {
             (Ok(Some(target)), _) => target,
             // Trickled to the name of a peer that is still to come.
             (Err(_), State::Offerer) if !peer.was_handed() && target != peer.id.as_deref() => {
-                return self.store(conn, candidates);
+                return self.store(conn, candidates, turn);
             }
             (Err(refusal), _) => return Err(refusal),
             (Ok(None), State::Paired(partner)) => *partner,
@@ -894,7 +926,7 @@ impl Hub {
                 return refused(Code::BadMessage, "a joined peer names its target_id");
             }
             (Ok(None), _) if peer.refused => return Ok(()),
-            (Ok(None), _) => return self.store(conn, candidates),
+            (Ok(None), _) => return self.store(conn, candidates, turn),
         };
         let id = self.id(conn);
         let text = |candidate| Reply::Candidate { candidate, id }.text();
@@ -905,14 +937,19 @@ impl Hub {
     }
 
     /// Keeps candidates for the offer of their peer, standing or to come.
-    fn store(&mut self, conn: Conn, candidates: &Candidates) -> Result<(), Refusal> {
+    fn store(&mut self, conn: Conn, candidates: &Candidates, turn: &mut Turn) -> Result<(), Refusal> {
         let (count, bytes) = self.peer(conn).stored();
         let (count, bytes) =
             (count + candidates.len(), bytes + candidates.iter().map(str::len).sum::<usize>());
         if count > CANDIDATES_MAX || bytes > STORED_BYTES_MAX {
             return refused(Code::TooMany, "at most 64 candidates, and 64 KiB of them, are stored");
         }
+        // A string that grows may come to have twice the room it needs.
+        if !turn.out.may_keep(2 * bytes) {
+            return Err(NO_MEMORY);
+        }
         let offering = self.peer_mut(conn).offering.get_or_insert_default();
+        let room = offering.candidates.capacity();
         for candidate in candidates.iter() {
             if !offering.candidates.is_empty() {
                 offering.candidates.push('|');
@@ -920,6 +957,8 @@ impl Hub {
             offering.candidates.push_str(candidate);
         }
         offering.candidate_count = count;
+        let grown = offering.candidates.capacity() - room;
+        self.kept += grown;
         Ok(())
     }
 
@@ -1135,6 +1174,7 @@ impl Hub {
             );
         }
         assert_eq!(self.registered, registered);
+        assert!(self.kept >= self.peers.iter().flatten().map(Peer::kept).sum());
         assert_eq!(self.rooms.iter().map(|(_, room)| room.ids.len()).sum::<usize>(), registered);
     }
 }
@@ -1166,6 +1206,18 @@ impl Peer {
             refused: false,
             probed: false,
             bucket: Bucket::default(),
+        }
+    }
+
+    /// Bytes of what it said that are kept.
+    fn kept(&self) -> usize {
+        let offering = self.offering.as_ref().map_or(0, |offering| {
+            let offer = offering.offer.as_ref().map_or(0, |offer| offer.text.capacity());
+            offer + offering.candidates.capacity()
+        });
+        match &self.state {
+            State::Claimant(claimant) => claimant.first.len() + claimant.kept_bytes,
+            _ => offering,
         }
     }
 

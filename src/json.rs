@@ -4,7 +4,6 @@
 //! that it was written as. Escape sequences are left to serde_json, which also judges this file in its tests.
 
 use std::borrow::Cow;
-use std::io::Write;
 
 /// Reads an object, and hands over the key and the value of each field, in order. A key that is no Unicode
 /// (`"\ud800"`) is nobody's, and its field is left out. `None`: the text is no JSON object.
@@ -100,7 +99,7 @@ fn push_control(out: &mut Vec<u8>, byte: u8) {
         b'\t' => out.extend_from_slice(b"\\t"),
         b'\x08' => out.extend_from_slice(b"\\b"),
         b'\x0c' => out.extend_from_slice(b"\\f"),
-        _ => write!(out, "\\u{byte:04x}").expect("memory takes all"),
+        _ => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
     }
 }
 

@@ -5,17 +5,19 @@
 //!
 //! ```text
 //! main ─→ server ─→ session ─→ http ─→ metrics        config: the limits
-//!    │          │           └──→ frame                rate: how much one peer may send
-//!    └─→ logger └─→ hub ─→ message ─→ json            stamp: a moment in eight bytes
-//!                     └──→ rate
+//!    │          │           ├──→ frame                address: where peers are, and how many in one place
+//!    └─→ logger │           └──→ budget               budget: how much memory is used
+//!               └─→ hub ─→ message ─→ json            rate: how much one peer may send
+//!                     └──→ rate                       stamp: a moment in eight bytes
 //! ```
 //!
 //! Imports point downward in the list of modules below, and the two arms of the drawing do not know each other;
-//! `config` and `stamp` may be used by all. A test holds the files to this, and to the following.
+//! `config`, `address` and `stamp` may be used by all. A test holds the files to this, and to the following.
 //!
 //! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
 //!   `json` knows serde_json, only `config` knows lexopt.
-//! - [`hub`], [`message`], [`json`], [`rate`], [`stamp`], [`frame`], [`http`] and [`metrics`] do no I/O, read no clock and write no log.
+//! - Only `main`, `server`, `session` and `logger` do I/O; only `server` reads the clock; only `main` and `server`
+//!   write to the log.
 //! - Time is an argument: the time since the start, looked up once a turn of the loop by `server`.
 //! - Everything that can grow has a limit, with a name, a unit and a reason, in [`config`].
 //! - Nothing a peer sends is an error of ours. Asserts and `expect` state what no input can change.
@@ -54,4 +56,8 @@ pub mod stamp;
 
 pub mod logger;
 
+pub mod budget;
+
 pub mod config;
+
+pub mod address;

@@ -5,10 +5,10 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use log::warn;
+use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use noroshi::config::{Command, Config, DESCRIPTORS_SPARE};
+use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Size};
 use noroshi::http::Door;
 use noroshi::logger::{self, say};
 use noroshi::server::Server;
@@ -35,9 +35,14 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: Config) -> io::Result<()> {
+    let memory = (Size(config.worst_case_bytes()), config.connections_max, config.memory_bytes_max.map(Size));
     let mut server = Server::bind(config)?;
     // Before anybody is told that it listens, and may want it to stop.
     server.heed_signals()?;
+    match memory {
+        (worst, connections, None) => info!("{connections} connections may use {worst} of memory at worst"),
+        (worst, _, Some(max)) => info!("connections may use {max} of memory, instead of {worst} at worst"),
+    }
     for address in server.addresses(Door::Main) {
         say(format_args!("listening on ws://{address}/ws"));
     }

@@ -7,10 +7,9 @@
 //! no event of a turn can reach a newcomer in an old slot. The signaling rules are the hub's; this loop carries its
 //! effects out.
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
@@ -22,9 +21,10 @@ use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::address::Address;
 use crate::config::{
-    ACCEPTS_PER_TURN, BACKLOG, Config, DESCRIPTORS_SPARE, METRICS_AT_ONCE, REFUSED_AT_ONCE,
-    SEND_BUFFER_BYTES, STOP_TIME_MAX, SWEEP_EVERY, SWEEP_PER_TURN,
+    ACCEPTS_PER_TURN, BACKLOG, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, Config, DESCRIPTORS_SPARE,
+    METRICS_AT_ONCE, REFUSED_AT_ONCE, SEND_BUFFER_BYTES, STOP_TIME_MAX, SWEEP_EVERY, SWEEP_PER_TURN,
 };
 use crate::http::Door;
 use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
@@ -79,7 +79,6 @@ struct Connections {
 struct Entry {
     session: Session<TcpStream>,
     conn: Conn,
-    address: Address,
     since: Stamp,
     /// Whether it was counted as a WebSocket.
     upgraded: bool,
@@ -91,28 +90,6 @@ struct Entry {
     ready: bool,
     /// Whether an event said that the peer sends no more: then a short read proves nothing.
     half_closed: bool,
-}
-
-/// Where a peer is, in eighteen bytes; a `SocketAddr` takes thirty-two.
-struct Address {
-    ip: Ipv6Addr,
-    port: u16,
-}
-
-impl From<SocketAddr> for Address {
-    fn from(address: SocketAddr) -> Address {
-        let ip = match address.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
-        };
-        Address { ip, port: address.port() }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        SocketAddr::new(self.ip.to_canonical(), self.port).fmt(f)
-    }
 }
 
 struct Listener {
@@ -339,8 +316,8 @@ impl Server {
         if entry.session.door() == Door::Metrics {
             self.collect();
         }
-        self.connections.shared.full =
-            self.connections.upgraded >= self.connections.shared.config.connections_max;
+        let Connections { shared, upgraded, .. } = &mut self.connections;
+        shared.full = *upgraded >= shared.config.connections_max || !shared.budget.allows(0);
         let Server { connections, scratch, hub, .. } = self;
         let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
         let now = connections.shared.now;
@@ -355,6 +332,7 @@ impl Server {
                 Event::Binary(bytes) => Input::Text(conn, str::from_utf8(bytes).unwrap_or_default()),
             };
             hub.handle(now, input, connections);
+            connections.shared.budget.kept = hub.kept();
         }
         let entry = &mut self.connections.entries[slot];
         let more = fill == Fill::More || (fill == Fill::Drained && entry.half_closed);
@@ -377,6 +355,10 @@ impl Server {
             self.sweep = Some(0);
             self.sweep_at = now + SWEEP_EVERY;
             self.retry();
+            if self.connections.shared.config.memory_bytes_max.is_some() {
+                self.hub.recount();
+                self.connections.shared.budget.kept = self.hub.kept();
+            }
         }
         if let Some(from) = self.sweep {
             let entries = &self.connections.entries;
@@ -418,7 +400,7 @@ impl Server {
         info!(
             "connection {} from {} ended after {:.1} s: {end}; room {room:?}, {}",
             conn.number(),
-            entry.address,
+            entry.session.address(),
             (shared.now - entry.since.get()).as_secs_f64(),
             id.map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
@@ -429,7 +411,8 @@ impl Server {
         let entry = self.connections.entries.remove(slot);
         self.connections.upgraded -= usize::from(entry.upgraded);
         self.metrics_sessions -= usize::from(entry.session.door() == Door::Metrics);
-        debug!("connection {} from {} is gone", entry.conn.number(), entry.address);
+        debug!("connection {} from {} is gone", entry.conn.number(), entry.session.address());
+        entry.session.free(&mut self.connections.shared);
         self.retry();
     }
 
@@ -451,6 +434,12 @@ impl Server {
                 }
                 match self.listeners[i].socket.accept() {
                     Ok((stream, address)) => {
+                        let address = Address::from(address);
+                        let excess = self.connections.shared.crowd.excess(address);
+                        if door == Door::Main && excess >= CROWD_REFUSED_AT_ONCE {
+                            debug!("{address} has too many connections");
+                            continue;
+                        }
                         if let Err(error) = self.welcome(stream, address, door) {
                             self.cannot_accept(i, &error);
                         }
@@ -476,18 +465,17 @@ impl Server {
         }
     }
 
-    fn welcome(&mut self, mut stream: TcpStream, address: SocketAddr, door: Door) -> io::Result<()> {
+    fn welcome(&mut self, mut stream: TcpStream, address: Address, door: Door) -> io::Result<()> {
         let slot = self.connections.entries.vacant_key();
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, Token(slot), interest)?;
         self.numbers += 1;
-        let (conn, now) = (Conn::new(self.numbers, slot), self.connections.shared.now);
+        let (conn, shared) = (Conn::new(self.numbers, slot), &mut self.connections.shared);
         self.metrics_sessions += usize::from(door == Door::Metrics);
         self.connections.entries.insert(Entry {
-            session: Session::new(stream, door, now),
+            session: Session::new(stream, door, address, shared),
             conn,
-            address: Address::from(address),
-            since: now.into(),
+            since: shared.now.into(),
             upgraded: false,
             in_hub: false,
             touched: false,
@@ -499,8 +487,13 @@ impl Server {
 
     fn has_place(&self, door: Door) -> bool {
         let main = self.connections.entries.len() - self.metrics_sessions;
+        let shared = &self.connections.shared;
         match door {
-            Door::Main => main < self.connections.shared.config.connections_max + REFUSED_AT_ONCE,
+            // Without memory, too, there is place for some who are told so.
+            Door::Main if !shared.budget.allows(CONNECTION_BYTES) => {
+                main < self.connections.upgraded + REFUSED_AT_ONCE
+            }
+            Door::Main => main < shared.config.connections_max + REFUSED_AT_ONCE,
             Door::Metrics => self.metrics_sessions < METRICS_AT_ONCE,
         }
     }
@@ -551,6 +544,10 @@ impl Outbox for Connections {
         self.entries[to.slot()].session.has_room(texts, &self.shared)
     }
 
+    fn may_keep(&mut self, bytes: usize) -> bool {
+        self.shared.budget.allows(bytes)
+    }
+
     fn push(&mut self, effect: Effect<'_>) {
         match effect {
             Effect::Send(to, text) => self.reach(to.slot(), |session, shared| session.send(text, shared)),
@@ -568,7 +565,7 @@ impl Outbox for Connections {
                 info!(
                     "connection {} from {} registered: room {room:?}, id {id:?}",
                     conn.number(),
-                    entry.address
+                    entry.session.address()
                 );
             }
         }

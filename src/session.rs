@@ -22,12 +22,15 @@ use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Message, Utf8Bytes};
 
+use crate::address::{Address, Crowd};
+use crate::budget::Budget;
 use crate::config::{
-    CLOSE_TIME_MAX, CODEC_BYTES, Config, DRAIN_BYTES_MAX, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX,
-    HEAD_TIME_MAX, QUEUE_BYTES_SPARE, READ_BYTES_MAX, SPARE_BYTES_MAX, SPARE_WORKS_MAX, STALL_TIME_MAX,
+    ALWAYS_QUEUED_BYTES, CLOSE_TIME_MAX, CODEC_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX,
+    FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX, HEAD_TIME_MAX, QUEUE_BYTES_SPARE, READ_BYTES_MAX,
+    SPARE_BYTES_MAX, SPARE_WORKS_MAX, STALL_TIME_MAX,
 };
 use crate::frame::{self, Broken, Header};
-use crate::http::{self, Answer, Door};
+use crate::http::{self, Answer, Door, Place};
 use crate::metrics::Metrics;
 use crate::stamp::Stamp;
 
@@ -47,6 +50,10 @@ pub struct Shared {
     pub now: Duration,
     /// Whether there is no place for another WebSocket.
     pub full: bool,
+    /// How many connections come from where.
+    pub crowd: Crowd,
+    /// How much memory is used.
+    pub budget: Budget,
     codec_config: WebSocketConfig,
     /// For the next session that has something to do.
     spare: Spare,
@@ -63,6 +70,8 @@ impl Shared {
                 .max_write_buffer_size(QUEUE_BYTES_SPARE)
                 .max_message_size(Some(config.message_bytes_max))
                 .max_frame_size(Some(config.message_bytes_max)),
+            crowd: Crowd::new(config.connections_per_ip_max),
+            budget: Budget::new(&config),
             config,
             metrics: Metrics::default(),
             now: Duration::ZERO,
@@ -116,6 +125,8 @@ pub enum End {
     Unregistered,
     /// The peer reads too slowly.
     Slow,
+    /// What it sends, or is to be sent, does not fit into `--max-memory`.
+    NoMemory,
     /// The peer showed no life while another claimed its id.
     Replaced,
     /// The peer showed no life for two ping intervals.
@@ -126,7 +137,7 @@ pub enum End {
 
 impl End {
     /// All ways a WebSocket may end.
-    pub const ALL: [End; 11] = [
+    pub const ALL: [End; 12] = [
         End::Left,
         End::Lost,
         End::Protocol,
@@ -135,6 +146,7 @@ impl End {
         End::RateLimited,
         End::Unregistered,
         End::Slow,
+        End::NoMemory,
         End::Replaced,
         End::Silent,
         End::GoingAway,
@@ -152,6 +164,7 @@ impl End {
             End::RateLimited => "rate_limited",
             End::Unregistered => "unregistered",
             End::Slow => "slow",
+            End::NoMemory => "no_memory",
             End::Replaced => "replaced",
             End::Silent => "silent",
             End::GoingAway => "going_away",
@@ -168,6 +181,7 @@ impl End {
             End::RateLimited => (1008, "rate limit"),
             End::Unregistered => (1008, "nothing registered"),
             End::Slow => (1013, "reads too slowly"),
+            End::NoMemory => (1013, "server out of memory"),
             End::Replaced => (4000, "replaced"),
             End::Silent => (4001, "no sign of life"),
             End::GoingAway => (1001, "server going away"),
@@ -250,6 +264,10 @@ enum Phase {
 pub struct Session<S> {
     stream: S,
     door: Door,
+    /// Where the peer is, as far as is known.
+    address: Address,
+    /// Whether the crowd of that place counts it.
+    counted: bool,
     phase: Phase,
     /// Why it ends, once it does.
     end: Option<End>,
@@ -281,6 +299,8 @@ struct Work {
     to_come: usize,
     /// Whether a message is fragmented and its last frame has not begun.
     unfinished: bool,
+    /// Bytes of the message that is coming in, those that are announced included.
+    incoming: usize,
     codec: Option<WebSocketContext>,
     /// What waits to be sent.
     queue: Vec<u8>,
@@ -290,6 +310,8 @@ struct Work {
     full: bool,
     /// What was thrown away while draining.
     thrown_away: usize,
+    /// What the budget counts for it.
+    charged: usize,
 }
 
 impl Work {
@@ -299,11 +321,21 @@ impl Work {
     }
 
     /// Queues a frame of ours.
-    fn push(&mut self, opcode: u8, payload: &[u8], now: Duration) {
+    fn push(&mut self, opcode: u8, payload: &[u8], shared: &mut Shared) {
         if self.queue.is_empty() {
-            self.progress = now;
+            self.progress = shared.now;
         }
         frame::push(&mut self.queue, opcode, payload);
+        self.charge(&mut shared.budget);
+    }
+
+    /// Has the budget count what it uses now.
+    fn charge(&mut self, budget: &mut Budget) {
+        let buffers = self.begun.capacity() + self.queue.capacity();
+        // The codec's buffers grow by doubling.
+        let codec = if self.codec.is_some() { CODEC_BYTES + 2 * self.incoming } else { 0 };
+        let charged = buffers + codec;
+        budget.change(mem::replace(&mut self.charged, charged), charged);
     }
 
     /// The codec, and the stream that it is to see: these bytes to read, and the queue to write to. What is said last
@@ -360,10 +392,18 @@ impl Work {
 
 impl<S: Stream> Session<S> {
     /// A connection that was just accepted.
-    pub fn new(stream: S, door: Door, now: Duration) -> Session<S> {
+    pub fn new(stream: S, door: Door, address: Address, shared: &mut Shared) -> Session<S> {
+        let counted = door == Door::Main && !shared.config.trusts(address.ip());
+        if counted {
+            shared.crowd.enter(address);
+        }
+        shared.budget.change(0, CONNECTION_BYTES);
+        let now = shared.now;
         Session {
             stream,
             door,
+            address,
+            counted,
             phase: Phase::Head,
             end: None,
             deadline: Some((now + HEAD_TIME_MAX).into()),
@@ -374,6 +414,20 @@ impl<S: Stream> Session<S> {
             ended: false,
             work: None,
         }
+    }
+
+    /// It is gone.
+    pub fn free(mut self, shared: &mut Shared) {
+        if self.counted {
+            shared.crowd.leave(self.address);
+        }
+        let charged = self.work.take().map_or(0, |work| work.charged);
+        shared.budget.change(charged + CONNECTION_BYTES, 0);
+    }
+
+    /// Where the peer is: at the other end of TCP, or where a trusted proxy says.
+    pub fn address(&self) -> Address {
+        self.address
     }
 
     /// Which listener it came through.
@@ -488,21 +542,40 @@ impl<S: Stream> Session<S> {
 
     /// Takes the head of the request, and answers it if that was all. The room, if it is an upgrade.
     fn take_head(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Option<String> {
-        let head = &mut begin(&mut self.work, &mut shared.spare).begun;
-        let searched = head.len();
+        let work = begin(&mut self.work, &mut shared.spare);
+        let searched = work.begun.len();
         // A byte more than allowed is enough to know that the head is too large.
         let room = HEAD_BYTES_MAX + 1 - searched;
         let unread = scratch.unread();
-        head.extend_from_slice(&unread[..unread.len().min(room)]);
+        let read = &unread[..unread.len().min(room)];
+        let fits = shared.budget.allows(2 * read.len());
+        work.begun.extend_from_slice(read);
+        work.charge(&mut shared.budget);
+        let head = &work.begun;
         let answer = match http::head_end(head, searched) {
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread.start += end - searched;
-                http::answer(&head[..end], self.door, &shared.config, shared.full, &shared.metrics)
+                let Shared { config, metrics, crowd, full, .. } = shared;
+                let proxies =
+                    if config.trusts(self.address.ip()) { &config.trusted_proxies[..] } else { &[] };
+                http::answer(&head[..end], self.door, config, metrics, proxies, |forwarded| {
+                    if let Some(ip) = forwarded {
+                        self.address = ip.into();
+                        self.counted = true;
+                        crowd.enter(self.address);
+                    }
+                    match crowd.excess(self.address) {
+                        _ if *full => Place::Full,
+                        0 => Place::Free,
+                        _ => Place::Crowded,
+                    }
+                })
             }
-            None if head.len() <= HEAD_BYTES_MAX => {
+            None if head.len() <= HEAD_BYTES_MAX && fits => {
                 scratch.unread = 0..0;
                 return None;
             }
+            None if !fits => http::no_memory(head),
             _ => http::head_too_large(head),
         };
         self.answer(answer, shared)
@@ -510,7 +583,7 @@ impl<S: Stream> Session<S> {
 
     fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<String> {
         let work = begin(&mut self.work, &mut shared.spare);
-        work.begun.clear();
+        work.begun = Vec::new();
         work.progress = shared.now;
         match answer {
             Answer::Upgrade { response, room } => {
@@ -546,27 +619,43 @@ impl<S: Stream> Session<S> {
         }
 
         let work = begin(&mut self.work, &mut shared.spare);
-        let mut header = Vec::new();
+        let mut begun = Vec::new();
         if work.to_come == 0 {
             let had = work.begun.len();
-            let unread = scratch.unread();
-            work.begun.extend_from_slice(&unread[..unread.len().min(frame::HEADER_BYTES_MAX - had)]);
-            let Some(parsed) = Header::parse(&work.begun, payload_max)? else {
+            let (unread, room) = (scratch.unread(), frame::HEADER_BYTES_MAX + frame::CONTROL_BYTES_MAX - had);
+            work.begun.extend_from_slice(&unread[..unread.len().min(room)]);
+            let header = Header::parse(&work.begun, payload_max)?;
+            // The codec is given control frames as a whole: they always pass, and shall take nothing while they wait.
+            let needed =
+                header.map(|header| header.bytes + if header.is_control() { header.payload } else { 0 });
+            let (Some(header), Some(needed)) = (header, needed.filter(|needed| *needed <= work.begun.len()))
+            else {
                 scratch.unread = 0..0;
+                work.charge(&mut shared.budget);
                 return Ok(Taken::Other);
             };
-            scratch.unread.start += parsed.bytes - had;
-            work.begun.truncate(parsed.bytes);
-            work.to_come = parsed.payload;
-            work.unfinished = parsed.leaves_unfinished(work.unfinished);
-            header = mem::take(&mut work.begun);
+            scratch.unread.start += needed - had;
+            begun = mem::take(&mut work.begun);
+            begun.truncate(needed);
+            if !header.is_control() {
+                if !shared.budget.allows(CODEC_BYTES + 2 * header.payload) {
+                    return Err(End::NoMemory);
+                }
+                work.to_come = header.payload;
+                work.unfinished = !header.fin;
+                work.incoming += header.payload;
+            }
         }
         let unread = scratch.unread();
         let payload = &unread[..unread.len().min(work.to_come)];
-        let (codec, mut wire) = work.codec([&header, payload], false, shared);
+        let (codec, mut wire) = work.codec([&begun, payload], false, shared);
         let read = codec.read(&mut wire);
         work.to_come -= payload.len();
         scratch.unread.start += payload.len();
+        if work.is_between_messages() {
+            work.incoming = 0;
+        }
+        work.charge(&mut shared.budget);
         match read {
             Ok(Message::Close(_)) => {
                 // The codec has the reply ready, or this is the reply to ours.
@@ -592,7 +681,10 @@ impl<S: Stream> Session<S> {
     pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
         let bytes: usize = texts.iter().map(|text| frame::len(text.len())).sum();
         let queued = self.work.as_ref().map_or(0, |work| work.queue.len());
-        let fits = !self.is_open() || queued + bytes <= shared.config.queue_bytes_max();
+        // A queue that grows may come to have twice the room it needs.
+        let fits_budget =
+            || queued + bytes <= ALWAYS_QUEUED_BYTES || shared.budget.allows(queued + 2 * bytes);
+        let fits = !self.is_open() || (queued + bytes <= shared.config.queue_bytes_max() && fits_budget());
         // Who has taken all is not slow, whatever does not fit.
         if let Some(work) = self.work.as_mut().filter(|_| !fits && queued > 0) {
             work.full = true;
@@ -600,15 +692,18 @@ impl<S: Stream> Session<S> {
         fits
     }
 
-    /// Queues a message of the server's own. A peer that would miss it, because its queue is full, is closed.
+    /// Queues a message of the server's own. A peer that would miss it, because its queue is full, or the memory is
+    /// used up, is closed.
     pub fn send(&mut self, text: String, shared: &mut Shared) {
         if !self.is_open() {
             return;
         }
         if self.has_room(std::slice::from_ref(&text), shared) {
-            begin(&mut self.work, &mut shared.spare).push(frame::TEXT, text.as_bytes(), shared.now);
-        } else {
+            begin(&mut self.work, &mut shared.spare).push(frame::TEXT, text.as_bytes(), shared);
+        } else if shared.budget.allows(2 * shared.config.queue_bytes_max()) {
             self.close(End::Slow, shared);
+        } else {
+            self.close(End::NoMemory, shared);
         }
     }
 
@@ -616,7 +711,7 @@ impl<S: Stream> Session<S> {
     pub fn ping(&mut self, shared: &mut Shared) {
         if self.is_open() {
             self.pinged = Some(shared.now.into());
-            begin(&mut self.work, &mut shared.spare).push(frame::PING, &[], shared.now);
+            begin(&mut self.work, &mut shared.spare).push(frame::PING, &[], shared);
         }
     }
 
@@ -668,6 +763,7 @@ impl<S: Stream> Session<S> {
         let Some(work) = &mut self.work else { return };
         loop {
             let all_said = work.push_codec(false, shared);
+            work.charge(&mut shared.budget);
             match work.write(&mut self.stream, shared.now) {
                 Ok(written) => shared.metrics.bytes_out += written as u64,
                 Err(_) => return self.over(End::Lost),
@@ -687,6 +783,7 @@ impl<S: Stream> Session<S> {
             Phase::Open => {
                 let Some(mut work) = self.work.take_if(|work| work.is_between_messages()) else { return };
                 work.codec = None;
+                shared.budget.change(mem::take(&mut work.charged), 0);
                 if work.queue.capacity().max(work.begun.capacity()) <= SPARE_BYTES_MAX
                     && shared.spare.len() < SPARE_WORKS_MAX
                 {

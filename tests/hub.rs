@@ -212,3 +212,46 @@ fn patience_begins_anew_when_the_line_does() {
     assert_eq!(heard(&mut wire, "H"), json!({"type": "offer"}));
     Box::new(wire).finish();
 }
+
+#[test]
+fn what_cannot_be_kept_is_refused() {
+    let mut wire = memory(|_| ());
+    for who in ["A", "B"] {
+        open(&mut wire, who);
+    }
+    wire.open("late", "");
+    wire.deafen("A");
+    wire.open("claimant", "");
+    say(&mut wire, "claimant", json!({"type": "connect", "id": "A"}));
+    let kept = wire.hub.kept();
+    assert!(kept > 0);
+    wire.outbox.out_of_memory = true;
+    for message in [
+        json!({"type": "offer", "id": "B", "sdp": 1}),
+        // Without a target they belong to that offer.
+        json!({"type": "candidateAdd", "id": "B", "candidate": 1}),
+        json!({"type": "candidateAdd", "id": "B", "target_id": "B", "candidate": 1}),
+    ] {
+        say(&mut wire, "B", message);
+    }
+    assert_eq!(code(&mut wire, "B"), "too_many");
+    assert_eq!(code(&mut wire, "B"), "unknown_peer");
+    assert_eq!(wire.next("B"), None);
+    say(&mut wire, "late", json!({"type": "answer", "id": "A", "target_id": "B"}));
+    assert_eq!(heard(&mut wire, "late")["target_id"], "B");
+    say(&mut wire, "claimant", json!({"type": "connect", "id": "A"}));
+    assert_eq!(code(&mut wire, "claimant"), "rate_limited");
+    assert_eq!(wire.hub.kept(), kept);
+
+    // With memory it goes on as if nothing had been.
+    wire.outbox.out_of_memory = false;
+    say(&mut wire, "B", json!({"type": "offer", "id": "B", "sdp": 1}));
+    say(&mut wire, "B", json!({"type": "candidateAdd", "id": "B", "candidate": 1}));
+    assert_eq!(wire.next("B"), None);
+    for who in ["A", "B", "claimant", "late"] {
+        wire.leave(who);
+    }
+    assert!(wire.hub.kept() > kept, "growth is known at once");
+    wire.hub.recount();
+    assert_eq!(wire.hub.kept(), 0);
+}

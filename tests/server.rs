@@ -10,7 +10,11 @@ use std::time::Duration;
 use common::pipe::{CLOSE, REQUEST, TEXT, close, frame, frames};
 use common::sockets::Net;
 use common::transcript::{Heard, Wire};
-use noroshi::config::{Config, HEAD_TIME_MAX, READ_BYTES_MAX, REFUSED_AT_ONCE};
+use noroshi::address::Network;
+use noroshi::config::{
+    BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, Config, HEAD_TIME_MAX, READ_BYTES_MAX,
+    REFUSED_AT_ONCE,
+};
 use noroshi::http::Door;
 use noroshi::server::Server;
 use tungstenite::Message;
@@ -86,6 +90,74 @@ fn a_protocol_error_is_told_before_the_connection_ends() {
     let end = all.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
     assert_eq!(frames(&all[end..]).0, [(CLOSE, close(1002, "protocol error"))]);
     drop(stream);
+    net.finish();
+}
+
+#[test]
+fn one_address_has_so_many_connections() {
+    let mut net = with(|config| config.connections_per_ip_max = 2);
+    net.open("A", "");
+    net.open("B", "");
+    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 429 "));
+    // Others do not notice.
+    let mut other = net.connect_from("127.0.0.2", Door::Main);
+    other.write_all(REQUEST.as_bytes()).unwrap();
+    net.until(|_| (other.read(&mut [0; 1000]).ok()? > 100).then_some(()));
+    // What is too much is not even heard.
+    let mut silent: Vec<_> = (0..20).map(|_| net.connect(Door::Main)).collect();
+    net.server.turn(Some(Duration::ZERO)).unwrap();
+    assert_eq!(net.server.sessions(), 3 + CROWD_REFUSED_AT_ONCE);
+    for stream in &mut silent[CROWD_REFUSED_AT_ONCE..] {
+        assert!(net.read_to_end(stream).is_empty());
+    }
+    assert!(net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    drop((silent, other));
+    net.leave("A");
+    net.until(|net| (net.server.sessions() == 1).then_some(()));
+    net.open("C", "");
+    net.finish();
+}
+
+#[test]
+fn only_a_trusted_proxy_is_believed() {
+    for (network, believed) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
+        let mut net = with(|config| {
+            config.connections_per_ip_max = 2;
+            config.trusted_proxies = vec![Network::parse(network).unwrap()];
+        });
+        let mut open = |address: &str| {
+            let mut stream = net.connect(Door::Main);
+            let request = REQUEST.replace("Host:", &format!("X-Forwarded-For: {address}\r\nHost:"));
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = vec![0; 1000];
+            net.until(|_| stream.read(&mut answer).ok());
+            (stream, String::from_utf8_lossy(&answer[9..12]).into_owned())
+        };
+        let open: Vec<_> = ["192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"].map(&mut open).into();
+        let statuses: Vec<_> = open.iter().map(|(_, status)| status.as_str()).collect();
+        // The limit is not for the proxy itself, which has everybody's connections.
+        let expected = if believed { ["101", "101", "429", "101"] } else { ["101", "101", "429", "429"] };
+        assert_eq!(statuses, expected);
+        drop(open);
+        net.finish();
+    }
+}
+
+#[test]
+fn without_memory_new_connections_are_told_503() {
+    let mut net = with(|config| config.memory_bytes_max = Some(BASE_BYTES + 5 * CONNECTION_BYTES / 2));
+    net.open("A", "");
+    net.open("B", "");
+    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+    // Those who are there do not notice.
+    net.say("A", Message::text(r#"{"type":"join","id":"A"}"#));
+    net.say("B", Message::text(r#"{"type":"join","id":"B"}"#));
+    net.leave("B");
+    assert_eq!(heard(&mut net, "A")["type"], "joined");
+    assert_eq!(heard(&mut net, "A")["type"], "peerJoined");
+    assert_eq!(heard(&mut net, "A")["type"], "peerLeft");
+    net.until(|net| (net.server.sessions() == 1).then_some(()));
+    net.open("C", "");
     net.finish();
 }
 

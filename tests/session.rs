@@ -3,7 +3,10 @@
 mod common;
 
 use common::pipe::{CLOSE, Line, PING, PONG, REQUEST, TEXT, close, frame, frames};
-use noroshi::config::{Config, DRAIN_BYTES_MAX, HEAD_BYTES_MAX, READ_BYTES_MAX};
+use noroshi::config::{
+    ALWAYS_QUEUED_BYTES, BASE_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX, HEAD_BYTES_MAX,
+    READ_BYTES_MAX,
+};
 use noroshi::http::Door;
 use noroshi::message::Reply;
 use noroshi::session::End;
@@ -28,7 +31,7 @@ fn conversation() -> Vec<u8> {
     .concat()
 }
 
-fn check_conversation(line: &mut Line, at: &str) {
+fn check_conversation(mut line: Line, at: &str) {
     assert_eq!(line.events, ["+tea", "one", "zw\u{f6}lf \u{1f525}", &"binary".repeat(30)], "{at}");
     let sent = line.sent();
     let end = sent.windows(4).position(|window| window == b"\r\n\r\n").expect(at) + 4;
@@ -37,6 +40,13 @@ fn check_conversation(line: &mut Line, at: &str) {
     assert_eq!(frames, [(PONG, b"are you there".to_vec()), (CLOSE, close(1000, "bye"))], "{at}");
     assert!(line.session.is_over(), "{at}");
     assert_eq!(line.session.end(), Some(End::Left), "{at}");
+    check_budget(line, at);
+}
+
+/// When a session is gone, nothing is charged for it.
+fn check_budget(mut line: Line, at: &str) {
+    line.session.free(&mut line.shared);
+    assert_eq!(line.shared.budget.used(), BASE_BYTES, "{at}");
 }
 
 #[test]
@@ -46,7 +56,7 @@ fn cut_at_every_byte() {
         let mut line = Line::new(Door::Main, Config::default());
         line.feed(&bytes[..cut]);
         line.feed(&bytes[cut..]);
-        check_conversation(&mut line, &format!("cut at {cut}"));
+        check_conversation(line, &format!("cut at {cut}"));
     }
 }
 
@@ -56,7 +66,7 @@ fn byte_by_byte() {
     for byte in conversation() {
         line.feed(&[byte]);
     }
-    check_conversation(&mut line, "byte by byte");
+    check_conversation(line, "byte by byte");
 }
 
 #[test]
@@ -71,7 +81,7 @@ fn with_one_byte_of_write_room() {
             line.pipe().room = 1;
             line.turn();
         }
-        check_conversation(&mut line, &format!("cut at {cut}"));
+        check_conversation(line, &format!("cut at {cut}"));
     }
 }
 
@@ -590,4 +600,77 @@ fn the_largest_message_fits_an_empty_queue_when_it_goes_out() {
         let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.text();
         assert!(line.session.has_room(&[reply], &line.shared));
     }
+}
+
+// ---- The budget ----
+
+fn with_memory(bytes: usize) -> Line {
+    let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES + bytes);
+    let mut line = Line::open(Config { memory_bytes_max, ..Config::default() });
+    line.session.registered();
+    line
+}
+
+#[test]
+fn a_queue_takes_no_more_memory_than_there_is() {
+    let mut line = with_memory(100_000);
+    line.pipe().room = 0;
+    let texts = ["x".repeat(10_000)];
+    let mut queued = 0;
+    while line.session.has_room(&texts, &line.shared) {
+        line.session.send(texts[0].clone(), &mut line.shared);
+        queued += 1;
+        assert!(line.shared.budget.allows(0));
+    }
+    assert!(line.session.is_open() && (3..10).contains(&queued), "{queued}");
+    // What the server itself has to say cannot be left out.
+    line.session.send(texts[0].clone(), &mut line.shared);
+    assert_eq!(line.session.end(), Some(End::NoMemory));
+    line.pipe().room = usize::MAX;
+    line.turn();
+    assert_eq!(line.frames()[queued], (CLOSE, close(1013, "server out of memory")));
+    line.feed(&frame(CLOSE, b""));
+    check_budget(line, "");
+}
+
+#[test]
+fn without_memory_only_those_who_need_much_are_disturbed() {
+    let mut line = with_memory(0);
+    for _ in 0..1000 {
+        line.feed(&[frame(PING, b"a"), frame(TEXT, b"b"), frame(PING, b"c")].concat());
+        line.session.send("x".repeat(ALWAYS_QUEUED_BYTES - 10), &mut line.shared);
+        line.turn();
+        assert_eq!(line.frames().len(), 3);
+    }
+    line.feed(&frame(PING, b"comes in two")[..9]);
+    line.feed(&frame(PING, b"comes in two")[9..]);
+    assert_eq!(line.frames(), [(PONG, b"comes in two".to_vec())]);
+    line.feed(&frame(0x01, b"fragment"));
+    assert_eq!(line.session.end(), Some(End::NoMemory));
+    assert_eq!(line.frames(), [(CLOSE, close(1013, "server out of memory"))]);
+    check_budget(line, "");
+}
+
+#[test]
+fn what_is_announced_is_charged_before_it_comes() {
+    let mut line = with_memory(100_000);
+    line.feed(&frame(TEXT, &[b'x'; 30_000])[..100]);
+    assert!(line.session.is_open());
+    assert!(!line.shared.budget.allows(40_000));
+    line.feed(&frame(TEXT, &[b'x'; 30_000])[100..]);
+    assert_eq!(line.events.len(), 1);
+    assert!(line.session.is_at_rest() && line.shared.budget.allows(100_000));
+    line.feed(&frame(TEXT, &[b'x'; 60_000])[..100]);
+    assert_eq!(line.session.end(), Some(End::NoMemory));
+}
+
+#[test]
+fn a_head_takes_no_more_memory_than_there_is() {
+    let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES);
+    let mut line = Line::new(Door::Main, Config { memory_bytes_max, ..Config::default() });
+    line.feed(b"GET /ws HT");
+    assert_eq!(status(&mut line), "503");
+    check_budget(line, "");
+    // What comes at once needs no memory while it waits.
+    check_budget(with_memory(0), "");
 }

@@ -24,6 +24,8 @@ pub struct Memory {
 pub struct Recorder {
     pub effects: VecDeque<Recorded>,
     pub full: BTreeSet<Conn>,
+    /// Whether nothing more may be kept.
+    pub out_of_memory: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -37,6 +39,10 @@ pub enum Recorded {
 impl Outbox for Recorder {
     fn has_room(&mut self, to: Conn, _: &[String]) -> bool {
         !self.full.contains(&to)
+    }
+
+    fn may_keep(&mut self, _: usize) -> bool {
+        !self.out_of_memory
     }
 
     fn push(&mut self, effect: Effect<'_>) {

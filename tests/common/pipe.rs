@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use noroshi::config::Config;
@@ -11,6 +12,9 @@ use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
 /// What a request for an upgrade looks like.
 pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// Where the peers are.
+pub const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// The server's end of a connection.
 #[derive(Default)]
@@ -85,9 +89,10 @@ pub struct Line {
 impl Line {
     pub fn new(door: Door, config: Config) -> Line {
         let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
+        let mut shared = Shared::new(config);
         Line {
-            session: Session::new(pipe, door, Duration::ZERO),
-            shared: Shared::new(config),
+            session: Session::new(pipe, door, ADDRESS.into(), &mut shared),
+            shared,
             scratch: Scratch::default(),
             events: Vec::new(),
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use noroshi::config::Config;
 use noroshi::http::Door;
 use noroshi::server::Server;
+use socket2::{Domain, Socket, Type};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
@@ -61,6 +62,16 @@ impl Net {
         stream.set_nonblocking(true).unwrap();
         stream.set_nodelay(true).unwrap();
         stream
+    }
+
+    /// The same from another address of loopback.
+    pub fn connect_from(&mut self, source: &str, door: Door) -> TcpStream {
+        let address = self.server.addresses(door).next().unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.into()
     }
 
     /// Everything that comes until the server closes.
