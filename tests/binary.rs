@@ -1,103 +1,23 @@
 //! The program as an operator meets it: flags, exit codes, signals, logs, descriptors.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+mod common;
+
+use std::io::{BufRead, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::process::{NOROSHI, Patient, Running, eventually, run};
+use nix::sys::signal::Signal;
 use noroshi::config::Config;
 use tungstenite::{Error, Message, WebSocket};
-
-const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
 
 fn noroshi(args: &[&str]) -> Output {
     Command::new(NOROSHI).args(args).output().unwrap()
 }
 
-/// A running server, killed with the test.
-struct Running {
-    child: Child,
-    address: SocketAddr,
-    metrics: SocketAddr,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Runs a shell command, which ends in `exec "$0" …` and so becomes the server.
-fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
-    let script = format!("{script} -l 127.0.0.1:0 --metrics 127.0.0.1:0");
-    let mut command = Command::new("sh");
-    let mut child = command.args(["-c", &script, NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut address = |prefix: &str, suffix: &str| loop {
-        let mut line = String::new();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "the server says where it listens");
-        if let Some(rest) = line.strip_prefix(prefix) {
-            break rest.trim_end().strip_suffix(suffix).unwrap().parse().unwrap();
-        }
-    };
-    let (address, metrics) =
-        (address("listening on ws://", "/ws"), address("metrics on http://", "/metrics"));
-    (Running { child, address, metrics }, stderr)
-}
-
-impl Running {
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
-    fn ask(&self, address: SocketAddr, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    fn is_healthy(&self) -> bool {
-        self.ask(self.address, "/healthz").ends_with("\r\n\r\nok")
-    }
-
-    fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
-    }
-
-    fn websocket(&self, path: &str) -> WebSocket<TcpStream> {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        tungstenite::client(format!("ws://{}{path}", self.address), stream).unwrap().0
-    }
-
-    fn code(&mut self) -> Option<i32> {
-        let mut status = None;
-        eventually("it ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap().code()
-    }
-}
-
-/// Something in another process is waited for, and there is no event for it.
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
-        sleep(Duration::from_millis(10));
-    }
-}
-
-fn say(socket: &mut WebSocket<TcpStream>, text: &str) {
+fn say(socket: &mut WebSocket<Patient>, text: &str) {
     socket.send(Message::text(text)).unwrap();
 }
 
@@ -157,6 +77,28 @@ fn an_address_that_cannot_be_bound() {
 }
 
 #[test]
+fn flags_that_contradict_each_other() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for second in ["--listen", "--metrics"] {
+        let output = noroshi(&["--listen", &free, second, &free]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(&free) && stderr.lines().count() == 1, "{stderr}");
+    }
+    // Of the same flag the last counts; a mesh may be larger than the server, and a message dearer than the rate.
+    let (server, _stderr) = run(
+        r#"exec "$0" --max-connections 9 --max-connections 1 --max-mesh-peers 1000 --max-message 16M --max-rate 1"#,
+    );
+    let mut socket = server.websocket("/ws");
+    let text = format!(r#"{{"type":"join","id":"A","x":"{}"}}"#, "x".repeat(1 << 20));
+    say(&mut socket, &text);
+    assert!(socket.read().unwrap().to_text().unwrap().contains("joined"));
+    assert!(server.ask(server.address, "/healthz").starts_with("HTTP/1.1 200 "));
+    let full = TcpStream::connect(server.address).unwrap();
+    assert!(tungstenite::client(format!("ws://{}/ws", server.address), full).is_err());
+}
+
+#[test]
 fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let (mut server, _stderr) = run(r#"exec "$0""#);
@@ -172,7 +114,7 @@ fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
     let (mut server, _stderr) = run(r#"exec "$0""#);
     let mut deaf = server.websocket("/ws");
     server.signal(Signal::SIGTERM);
-    assert!(matches!(deaf.get_mut().peek(&mut [0]), Ok(1)), "the goodbye has come");
+    eventually("the goodbye comes", || matches!(deaf.get_mut().0.peek(&mut [0]), Ok(1)));
     let began = Instant::now();
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
@@ -230,6 +172,25 @@ fn the_log_says_who_came_and_went_and_cannot_be_forged() {
     }
 }
 
+/// Where a process listens on IPv4, by its descriptors and the kernel's table of sockets (proc(5)).
+fn listens(pid: u32) -> Option<SocketAddr> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let sockets: Vec<String> = descriptors
+        .filter_map(|entry| {
+            let link = std::fs::read_link(entry.ok()?.path()).ok()?;
+            Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (state, inode) = (fields[3], fields.get(9)?);
+        let (_, port) = fields[1].split_once(':')?;
+        let is_it = state == "0A" && sockets.iter().any(|socket| socket == inode);
+        is_it.then(|| ([127, 0, 0, 1], u16::from_str_radix(port, 16).unwrap()).into())
+    })
+}
+
 #[test]
 fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
     let serves = |server: &Running| {
@@ -246,17 +207,21 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
     drop(stderr);
     serves(&server);
     drop(server);
-    // A full disk, which also hides where it listens.
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    let mut child = Command::new(NOROSHI).args(["-l", "127.0.0.1:0"]).stderr(full).spawn().unwrap();
-    eventually("it heeds SIGTERM", || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
-        u64::from_str_radix(caught.trim(), 16).unwrap() >> (Signal::SIGTERM as i32 - 1) & 1 == 1
-    });
-    assert!(child.try_wait().unwrap().is_none(), "it serves");
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    // A full disk, and no stderr at all, both of which also hide where it listens.
+    for stderr in ["2>/dev/full", "2>&-", "0<&- >&- 2>&-"] {
+        let script = format!(r#"exec "$0" --log debug -l 127.0.0.1:0 {stderr}"#);
+        let child = Command::new("sh").args(["-c", &script, NOROSHI]).spawn().unwrap();
+        let mut address = None;
+        eventually("it listens", || {
+            address = listens(child.id());
+            address.is_some()
+        });
+        let address = address.unwrap();
+        let mut server = Running { child, address, metrics: address };
+        serves(&server);
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.code(), Some(0));
+    }
     // A pipe that nobody reads fills up: 64 KiB, and the writer would wait.
     let (server, stderr) = run(r#"exec "$0" --log debug"#);
     for _ in 0..6 {
@@ -295,11 +260,7 @@ fn without_descriptors_it_neither_spins_nor_ends() {
     let prlimit = ["--pid", &pid, &format!("--nofile={limit}:{limit}")];
     assert!(Command::new("prlimit").args(prlimit).status().unwrap().success());
     let mut waiting: Vec<_> = (0..6).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    let cpu = || {
-        let schedstat = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
-        Duration::from_nanos(schedstat.split_whitespace().next().unwrap().parse().unwrap())
-    };
-    let before = cpu();
+    let before = server.cpu();
     let mut line = String::new();
     while !line.contains("cannot accept") {
         line.clear();
@@ -308,7 +269,7 @@ fn without_descriptors_it_neither_spins_nor_ends() {
     say(&mut socket, r#"{"type":"connect","id":"A"}"#);
     assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
     sleep(Duration::from_secs(1));
-    assert!(cpu() - before < Duration::from_millis(100), "it does not spin");
+    assert!(server.cpu() - before < Duration::from_millis(100), "it does not spin");
     // Those who leave make room for those who wait.
     waiting.truncate(2);
     assert!(server.is_healthy());

@@ -1,8 +1,9 @@
-//! What several tests share: transcripts, and a hub on memory to play them against.
+//! What several tests share: transcripts, a hub and sessions on memory, a server on sockets or as a process.
 
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
 
 pub mod memory;
 pub mod pipe;
+pub mod process;
 pub mod sockets;
 pub mod transcript;

@@ -1,0 +1,145 @@
+//! The server as a process of its own, and what /proc and its metrics say of it.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tungstenite::WebSocket;
+
+pub const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
+
+/// A running server, killed with the test.
+pub struct Running {
+    pub child: Child,
+    pub address: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a shell command, which ends in `exec "$0" …` and so becomes the server.
+pub fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
+    let script = format!("{script} -l 127.0.0.1:0 --metrics 127.0.0.1:0");
+    let mut command = Command::new("sh");
+    let mut child = command.args(["-c", &script, NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut address = |prefix: &str, suffix: &str| loop {
+        let mut line = String::new();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "the server says where it listens");
+        if let Some(rest) = line.strip_prefix(prefix) {
+            break rest.trim_end().strip_suffix(suffix).unwrap().parse().unwrap();
+        }
+    };
+    let (address, metrics) =
+        (address("listening on ws://", "/ws"), address("metrics on http://", "/metrics"));
+    (Running { child, address, metrics }, stderr)
+}
+
+impl Running {
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    pub fn ask(&self, address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        self.ask(self.address, "/healthz").ends_with("\r\n\r\nok")
+    }
+
+    /// A sample of the metrics page, by name and labels, without `noroshi_`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let page = self.ask(self.metrics, "/metrics");
+        let samples = page.lines().filter_map(|line| line.strip_prefix("noroshi_")?.rsplit_once(' '));
+        let sample = samples.into_iter().find(|(key, _)| *key == name);
+        sample.unwrap_or_else(|| panic!("{name} is not in {page}")).1.parse().unwrap()
+    }
+
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(self.proc("fd")).unwrap().count()
+    }
+
+    /// Resident memory in bytes: now, and the most it ever was.
+    pub fn memory(&self) -> (usize, usize) {
+        let status = std::fs::read_to_string(self.proc("status")).unwrap();
+        let kib = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            value.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap()
+        };
+        (kib("VmRSS:") * 1024, kib("VmHWM:") * 1024)
+    }
+
+    /// CPU time used so far.
+    pub fn cpu(&self) -> Duration {
+        let schedstat = std::fs::read_to_string(self.proc("schedstat")).unwrap();
+        Duration::from_nanos(schedstat.split_whitespace().next().unwrap().parse().unwrap())
+    }
+
+    fn proc(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.child.id())
+    }
+
+    pub fn websocket(&self, path: &str) -> WebSocket<Patient> {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        tungstenite::client(format!("ws://{}{path}", self.address), Patient(stream)).unwrap().0
+    }
+
+    pub fn code(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("it ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().code()
+    }
+}
+
+/// A stream that goes on reading when a signal comes, such as the end of another test's server: a socket that has
+/// a timeout does not do so by itself (signal(7)).
+pub struct Patient(pub TcpStream);
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Something in another process is waited for, and there is no event for it.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+        sleep(Duration::from_millis(10));
+    }
+}
