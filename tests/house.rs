@@ -135,6 +135,17 @@ fn what_is_pure_does_no_io() {
     }
 }
 
+/// Nobody can set it, neither an operator nor a daemon that keeps the time.
+#[test]
+fn the_only_clock_is_monotonic() {
+    for (file, lines) in code() {
+        for line in &lines {
+            assert!(!line.contains("SystemTime"), "{file}: {line}");
+            assert!(!line.contains("Instant::now") || file == "server", "{file}: {line}");
+        }
+    }
+}
+
 #[test]
 fn no_word_of_unsafe() {
     for (file, lines) in code() {

@@ -288,6 +288,27 @@ fn tcp_ends_without_a_goodbye() {
 }
 
 #[test]
+fn tcp_ends_in_the_middle_of_a_goodbye() {
+    // The peer's Close is awaited; or all is said, and what still comes is thrown away.
+    let goodbyes: [fn(&mut Line); 2] = [
+        |line| line.session.close(End::Replaced, &mut line.shared),
+        |line| line.pipe().input.extend(frame(0x83, b"no such frame")),
+    ];
+    for broken in [false, true] {
+        for goodbye in goodbyes {
+            let mut line = line();
+            goodbye(&mut line);
+            line.turn();
+            assert!(!line.session.is_open() && !line.session.is_over());
+            line.pipe().broken = broken;
+            line.pipe().ended = true;
+            line.turn();
+            assert!(line.session.is_over());
+        }
+    }
+}
+
+#[test]
 fn a_write_that_fails_ends_it() {
     let mut line = line();
     line.session.send("x".into(), &mut line.shared);
