@@ -2,10 +2,9 @@
 
 mod common;
 
-use std::io::{BufRead, Read};
+use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::process::{NOROSHI, Patient, Running, eventually, run};
@@ -249,30 +248,6 @@ fn few_descriptors_are_a_warning_and_no_end() {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(files.split_whitespace().nth(3), Some("133"), "{files}");
-}
-
-#[test]
-fn without_descriptors_it_neither_spins_nor_ends() {
-    let (server, mut stderr) = run(r#"exec "$0""#);
-    let mut socket = server.websocket("/ws");
-    // Fewer than it counted on: accept itself fails now.
-    let (pid, limit) = (server.child.id().to_string(), (server.descriptors() + 2).to_string());
-    let prlimit = ["--pid", &pid, &format!("--nofile={limit}:{limit}")];
-    assert!(Command::new("prlimit").args(prlimit).status().unwrap().success());
-    let mut waiting: Vec<_> = (0..6).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    let before = server.cpu();
-    let mut line = String::new();
-    while !line.contains("cannot accept") {
-        line.clear();
-        assert!(stderr.read_line(&mut line).unwrap() > 0);
-    }
-    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
-    assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
-    sleep(Duration::from_secs(1));
-    assert!(server.cpu() - before < Duration::from_millis(100), "it does not spin");
-    // Those who leave make room for those who wait.
-    waiting.truncate(2);
-    assert!(server.is_healthy());
 }
 
 #[test]

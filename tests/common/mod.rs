@@ -2,8 +2,10 @@
 
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
 
+pub mod client;
 pub mod memory;
 pub mod pipe;
 pub mod process;
+pub mod siege;
 pub mod sockets;
 pub mod transcript;

@@ -160,6 +160,15 @@ impl Line {
 
 /// A frame of a client.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    masked(first, payload, [1, 2, 3, 4])
+}
+
+/// A frame of a client that is in a hurry: its mask leaves the payload as it is.
+pub fn plain_frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    masked(first, payload, [0; 4])
+}
+
+fn masked(first: u8, payload: &[u8], mask: [u8; 4]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
         n @ 0..=125 => bytes.push(0x80 | n as u8),
@@ -172,9 +181,11 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
             bytes.extend((n as u64).to_be_bytes());
         }
     }
-    let mask = [1, 2, 3, 4];
     bytes.extend(mask);
-    bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    match mask {
+        [0, 0, 0, 0] => bytes.extend_from_slice(payload),
+        _ => bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask)),
+    }
     bytes
 }
 

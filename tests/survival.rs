@@ -1,0 +1,291 @@
+//! Nothing that a peer, a network or an operator does takes the program down.
+//!
+//! Each test is an attack on a running server. Meanwhile a pair in a room of its own goes on exchanging candidates;
+//! afterwards nothing is left of the attackers, by the metrics and by /proc, and the memory never was above a bound
+//! that the test states.
+//!
+//! What less than a process can show is shown by other tests (`…` is the rest of one name, or of several):
+//!
+//! - Slow heads: `a_head_has_a_size_and_a_time`, `who_registers_nothing_has_thirty_seconds` (session).
+//! - Readers that do not read: a queue that is full, to the byte (session); `who_does_not_read_…` (server).
+//! - Talkers: `pings_from_a_peer_…` (session), `who_sends_without_end_…` (server), `rate_…` (transcripts).
+//! - The vanished: `tcp_ends_…`, silence to the second (session); `the_silent_are_noticed_…` (server).
+//! - Descriptors: `few_descriptors_are_a_warning_and_no_end` (binary).
+//! - Storms: `twenty_thousand_wait_in_one_room` (survival_hub), `a_crowd_…` (simulation).
+//! - JSON: each field with each value (survival_hub); what is and is not JSON (json, message); `bad_…`,
+//!   `keys_of_all_kinds`, `byte_for_byte` (transcripts).
+//! - Ids: `two_hundred_…` (survival_hub); `id_of_…`, `length_of_ids`, `claimants_…`, `…_probe` (transcripts);
+//!   `the_log_says_…_and_cannot_be_forged` (binary), `rooms_that_are_none` (http).
+//! - Rooms: `room_full` (transcripts), `too_many_by_size` (hub).
+//! - Operators: flags, addresses, signals, stderr (binary); `what_came_while_the_server_stood_still_…` (server);
+//!   `the_only_clock_is_monotonic` (house).
+
+mod common;
+
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::client::Client;
+use common::pipe::{PING, TEXT, frame};
+use common::siege::{AT_REST, KIB, MIB, PAIR, Siege};
+use common::sockets::Net;
+use common::transcript::Wire;
+use nix::sys::signal::Signal;
+use noroshi::config::{
+    CANDIDATES_MAX, Config, HEAD_BYTES_MAX, QUEUE_BYTES_MAX, READ_BYTES_MAX, STORED_BYTES_MAX,
+};
+use serde_json::{Value, json};
+use tungstenite::Message;
+
+// ---- Slow heads ----
+
+#[test]
+fn heads_that_never_end() {
+    let mut siege = Siege::of("");
+    let begun = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
+    let mut silent = siege.crowd(500, |address, _| Client::connect(address));
+    let mut slow = siege.crowd(500, |address, _| Client::connect(address));
+    slow.iter_mut().for_each(|client| client.send(begun.as_bytes()));
+    for _ in 0..4 {
+        siege.pass(Duration::from_secs(1));
+        slow.iter_mut().for_each(|client| client.send(b"x"));
+    }
+    for client in slow.iter_mut().chain(&mut silent) {
+        assert!(client.head().starts_with("HTTP/1.1 408 "));
+    }
+    drop((slow, silent));
+    // A buffer that grows may be twice as large as what is in it.
+    siege.end(AT_REST + 500 * 2 * HEAD_BYTES_MAX);
+}
+
+#[test]
+fn frames_that_stop_in_the_middle() {
+    let mut siege = Siege::of("--ping-interval 2");
+    let message = frame(TEXT, &[b'x'; 64 * KIB]);
+    let mut stopped = siege.crowd(500, |address, i| {
+        let mut client = Client::open(address, "tea").registered(&i.to_string());
+        client.send(&message[..message.len() - 1]);
+        // A pong would be the rest of that frame.
+        client.answers = false;
+        client
+    });
+    siege.until_metric("closings_total{reason=\"silent\"}", 500);
+    for client in &mut stopped {
+        assert_eq!(client.closed(), 4001);
+    }
+    siege.until_metric("connections", 2);
+    drop(stopped);
+    siege.end(AT_REST + 500 * 2 * Config::default().message_bytes_max);
+}
+
+// ---- Readers that do not read ----
+
+#[test]
+fn a_thousand_peers_that_do_not_read() {
+    let mut siege = Siege::of("--max-rate 0");
+    let takes_little =
+        |address, id: &str| Client::with_buffer(address, 4 * KIB).upgraded("tea").registered(id);
+    let deaf = siege.crowd(1000, |address, i| takes_little(address, &i.to_string()));
+    let mut slow = takes_little(siege.address(), "slow");
+    let mut sender = Client::open(siege.address(), "tea").registered("sender");
+    let sdp = "x".repeat(60 * KIB);
+    let offer = |to: &str| format!(r#"{{"type":"offer","id":"sender","target_id":"{to}","sdp":"{sdp}"}}"#);
+    // What the kernel takes on both sides, and most of the queue.
+    siege.crowd(deaf.len(), |_, i| {
+        for _ in 0..5 {
+            sender.say_text(&offer(&i.to_string()));
+        }
+    });
+    siege.crowd(deaf.len(), |_, i| {
+        let target = i.to_string();
+        let is_told = |heard: &Value| heard["code"] == "peer_busy" && heard["target_id"] == *target;
+        let is_full = (0..5).any(|_| {
+            sender.say_text(&offer(&target));
+            sender.settle().iter().any(is_told)
+        });
+        assert!(is_full, "{target} takes no end of messages");
+    });
+    // Ten seconds later they are gone, but not the one that takes a little now and then.
+    siege.until("they are closed", |server| {
+        sender.say_text(&offer("slow"));
+        sender.settle();
+        slow.take(4 * KIB);
+        server.metric("closings_total{reason=\"slow\"}") == 1000.0
+    });
+    for i in 0..deaf.len() {
+        sender.say_text(&offer(&i.to_string()));
+        assert_eq!(sender.heard()["code"], "unknown_peer");
+    }
+    siege.until_metric("connections", 4);
+    drop((deaf, slow, sender));
+    siege.end(AT_REST + 1001 * (QUEUE_BYTES_MAX + 8 * KIB));
+}
+
+// ---- Talkers ----
+
+/// What somebody may send without end: what comes first, and what comes again and again. Nobody reads the pongs.
+fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 3] {
+    [
+        ("messages", vec![], frame(TEXT, br#"{"type":"leave","id":"X"}"#)),
+        ("fragments-without-a-byte", frame(0x01, b""), frame(0x00, b"")),
+        ("pings", vec![], frame(PING, &[7; 125])),
+    ]
+}
+
+#[test]
+fn a_hundred_thousand_of_everything() {
+    let mut siege = Siege::of("--max-rate 0");
+    let talkers = floods().map(|(what, first, again)| {
+        let mut client = Client::open(siege.address(), what).registered("X");
+        thread::spawn(move || {
+            client.send(&first);
+            let thousand = again.repeat(1000);
+            (0..100).for_each(|_| client.send(&thousand));
+            client
+        })
+    });
+    let mut refused = Client::open(siege.address(), "tea").registered("Y");
+    for _ in 0..100 {
+        refused.send(&frame(TEXT, b"{").repeat(1000));
+        assert_eq!(refused.settle().len(), 1000);
+        siege.talk();
+    }
+    let talkers = talkers.map(|talker| talker.join().unwrap());
+    siege.until_metric("messages_total{type=\"leave\"}", 2 + 4 + 100_000);
+    assert_eq!(siege.server.metric("connections"), 2.0 + 4.0, "nobody was cut");
+    drop((talkers, refused));
+    siege.end(AT_REST + QUEUE_BYTES_MAX);
+}
+
+/// Time is counted in turns of the loop, which a busy machine does not change.
+#[test]
+fn a_delivery_takes_one_turn_however_much_others_send() {
+    const DELIVERIES: usize = 50;
+    let mut net = Box::new(Net::new(&Config { rate_max: 0, ..Config::default() }));
+    let mut talkers: Vec<_> = (0..9)
+        .map(|i| {
+            let (_, first, again) = &floods()[i % 3];
+            let mut stream = net.websocket(&i.to_string()).into_inner();
+            stream.write_all(first).unwrap();
+            (stream, again.repeat(64 * KIB / again.len()), 0)
+        })
+        .collect();
+    for id in PAIR {
+        net.open(id, "");
+        net.say(id, Message::text(json!({"type": "leave", "id": id}).to_string()));
+    }
+    let candidate = json!({"type": "candidateAdd", "id": "P", "target_id": "Q", "candidate": 0}).to_string();
+    for _ in 0..DELIVERIES {
+        for (stream, bytes, sent) in &mut talkers {
+            *sent += stream.write(&bytes[*sent % bytes.len()..]).unwrap_or(0);
+        }
+        net.socket("P").send(Message::text(&*candidate)).unwrap();
+        net.server.turn(Some(Duration::ZERO)).unwrap();
+        assert!(net.socket("Q").read().unwrap().is_text());
+    }
+    let was_ahead = |sent: usize| sent > DELIVERIES * READ_BYTES_MAX;
+    assert!(talkers.iter().all(|(_, _, sent)| was_ahead(*sent)), "there was more to read all the time");
+    drop(talkers);
+    net.finish();
+}
+
+// ---- JSON ----
+
+/// What goes too far in an offer from A to B: what comes before, what is repeated, what is in the middle, what is
+/// repeated as often, and what comes behind; and the error that it gets, if any.
+type Extreme = ([&'static str; 5], Option<&'static str>);
+
+const EXTREMES: [Extreme; 11] = [
+    ([r#""sdp":"#, "[", "1", "]", ""], None),
+    ([r#""sdp":"#, r#"{"":"#, "{}", "}", ""], None),
+    ([r#""x":"#, "[", "1", "]", r#","sdp":1"#], None),
+    ([r#""sdp":"#, "[", "1", "", ""], Some("bad_json")),
+    ([r#""id":"#, "[", "1", "]", ""], Some("bad_message")),
+    ([r#"""#, "key", r#"":0,"sdp":1"#, "", ""], None),
+    ([r#"""#, r"\u0074", r#"":0,"sdp":1"#, "", ""], None),
+    ([r#""sdp":""#, r"\ud800", r#"""#, "", ""], None),
+    ([r#""sdp":""#, r"\u0000", r#"""#, "", ""], None),
+    ([r#""sdp":1"#, "0", "", "", ""], None),
+    (["", r#""sdp":0,"#, r#""sdp":1"#, "", ""], None),
+];
+
+/// Offers that are as long as may be.
+fn go_to_extremes(flags: &str, message_bytes_max: usize, extremes: &[Extreme], memory_max: usize) {
+    let mut siege = Siege::of(flags);
+    let mut a = Client::open(siege.address(), "tea").registered("A");
+    let mut b = Client::open(siege.address(), "tea").registered("B");
+    for ([before, again, middle, again_after, behind], error) in extremes {
+        let head = format!(r#"{{"type":"offer","id":"A","target_id":"B",{before}"#);
+        let room = message_bytes_max - head.len() - middle.len() - behind.len() - 1;
+        let times = room / (again.len() + again_after.len());
+        let text = [&head, &*again.repeat(times), middle, &again_after.repeat(times), behind, "}"].concat();
+        a.say_text(&text);
+        match error {
+            Some(code) => assert_eq!(a.heard()["code"], *code),
+            None => assert!(text.contains(b.heard()["sdp"].as_str().unwrap()), "B hears what A wrote"),
+        }
+        siege.talk();
+    }
+    drop((a, b));
+    siege.end(memory_max);
+}
+
+#[test]
+fn json_as_deep_and_as_long_as_a_message_may_be() {
+    go_to_extremes("", 64 * KIB, &EXTREMES, AT_REST + MIB);
+    // In comes a buffer that grows, and a message; out goes a text of twice the size, and a queue.
+    go_to_extremes("--max-message 16M", 16 * MIB, &EXTREMES[..1], AT_REST + 7 * 16 * MIB);
+}
+
+// ---- Rooms ----
+
+#[test]
+fn candidates_to_the_limit() {
+    const PEERS: usize = 1000;
+    let mut siege = Siege::of("--max-connections 1002");
+    let candidate = "x".repeat(STORED_BYTES_MAX / CANDIDATES_MAX - r#""""#.len());
+    let peers = siege.crowd(PEERS, |address, i| {
+        let mut client = Client::open(address, &i.to_string());
+        for _ in 0..CANDIDATES_MAX {
+            client.say(json!({"type": "candidateAdd", "id": "A", "candidate": candidate}));
+        }
+        client.say(json!({"type": "candidateAdd", "id": "A", "candidate": 1}));
+        assert_eq!(client.heard()["code"], "too_many");
+        client
+    });
+    let (full, _) = siege.server.memory();
+    assert!(full > PEERS * STORED_BYTES_MAX, "all of it is stored");
+    drop(peers);
+    siege.end(AT_REST + PEERS * (STORED_BYTES_MAX + 4 * KIB));
+}
+
+// ---- Operators ----
+
+#[test]
+fn sigterm_in_the_middle_of_traffic() {
+    let mut siege = Siege::of("--max-rate 0");
+    let mut polite = siege.crowd(50, |address, i| Client::open(address, "tea").registered(&i.to_string()));
+    // These answer no Close, and some of them send without end.
+    let mut rude = siege.crowd(50, |address, i| Client::open(address, &i.to_string()));
+    rude.iter_mut().for_each(|client| client.answers = false);
+    let talkers: Vec<_> = rude[..5].iter().map(Client::mouth).collect();
+    let talkers = talkers.into_iter().map(|mut mouth| {
+        let [(_, _, message), ..] = floods();
+        thread::spawn(move || while mouth.write_all(&message.repeat(1000)).is_ok() {})
+    });
+    let talkers: Vec<_> = talkers.collect();
+    siege.until("they talk", |server| server.metric("messages_total{type=\"leave\"}") > 1000.0);
+    for (i, client) in polite.iter_mut().enumerate() {
+        let (id, target) = (i.to_string(), ((i + 1) % 50).to_string());
+        client.say(json!({"type": "offer", "id": id, "target_id": target, "sdp": 1}));
+    }
+    siege.server.signal(Signal::SIGTERM);
+    let began = Instant::now();
+    for client in polite.iter_mut().chain(&mut rude).chain(&mut siege.pair) {
+        assert_eq!(client.closed(), 1001);
+    }
+    assert_eq!(siege.server.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(3));
+    talkers.into_iter().for_each(|talker| talker.join().unwrap());
+}

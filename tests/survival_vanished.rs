@@ -1,0 +1,233 @@
+//! Peers and networks that are gone without a word, in whatever they were about. See `survival.rs`.
+
+mod common;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::client::Client;
+use common::pipe::{CLOSE, REQUEST, TEXT, close, frame};
+use common::siege::{AT_REST, Siege, load};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use noroshi::config::QUEUE_BYTES_MAX;
+use serde_json::json;
+
+/// With `--ping-interval 2`: two intervals and two seconds.
+const NOTICED: Duration = Duration::from_secs(6);
+
+#[test]
+fn a_client_that_is_stopped() {
+    let mut siege = Siege::of("--max-rate 0 --ping-interval 2");
+    let mut client = load(&siege, "--pairs 20 --seconds 60");
+    siege.until("they talk", |server| server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0);
+    kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    siege.until_metric("closings_total{reason=\"silent\"}", 40);
+    assert!(began.elapsed() < NOTICED);
+    siege.until_metric("connections", 2);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    siege.end(AT_REST);
+}
+
+/// This needs a network of its own, so it runs itself in one.
+#[test]
+fn a_network_that_is_cut() {
+    const INSIDE: &str = "NOROSHI_TEST_IS_IN_ITS_OWN_NETWORK";
+    if std::env::var_os(INSIDE).is_some() {
+        return cut_the_network();
+    }
+    // The second is for those who are not root, where the kernel lets them.
+    let ways = [&["--net"][..], &["--net", "--map-root-user"]];
+    let is_allowed = |way: &&&[&str]| {
+        let command =
+            Command::new("unshare").args(**way).args(["ip", "link", "add", "type", "veth"]).output();
+        command.is_ok_and(|output| output.status.success())
+    };
+    let Some(way) = ways.iter().find(is_allowed) else {
+        let missing = "network namespaces are not allowed here, or there is no `ip`";
+        assert!(std::env::var_os("CI").is_none(), "{missing}");
+        // Without a macro, because the harness keeps to itself what those print.
+        return writeln!(std::io::stderr(), "SKIPPED a_network_that_is_cut: {missing}").unwrap();
+    };
+    let mut command = Command::new("unshare");
+    command.args(*way).arg(std::env::current_exe().unwrap());
+    command.args(["--exact", "a_network_that_is_cut", "--nocapture"]).env(INSIDE, "1");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn cut_the_network() {
+    sh("ip link set lo up");
+    let mut siege = Siege::of("--ping-interval 2 --listen 0.0.0.0:0");
+    let mut far = from_afar(siege.address().port());
+    let mut near = Client::open(siege.address(), "tea").registered("near");
+    // One is idle, one has a partner, one is in the middle of a frame.
+    far[1].say(json!({"type": "offer", "id": "1", "sdp": 1}));
+    far[1].settle();
+    near.say(json!({"type": "answer", "id": "near", "target_id": "1", "sdp": 2}));
+    near.settle();
+    far[2].send(&frame(TEXT, b"never to be ended")[..9]);
+    siege.until_metric("peers", 2 + 3 + 1);
+    sh("ip link set near down");
+    let began = Instant::now();
+    // The kernel takes what is for the partner.
+    near.say(json!({"type": "candidateAdd", "id": "near", "candidate": 3}));
+    let mut heard = Vec::new();
+    siege.until("it is noticed", |server| {
+        heard.extend(near.settle());
+        server.metric("closings_total{reason=\"silent\"}") == 3.0
+    });
+    assert!(began.elapsed() < NOTICED);
+    heard.extend(near.settle());
+    assert_eq!(heard, [json!({"type": "peerLeft", "id": "1"})]);
+    siege.until("all are dropped", |server| {
+        near.settle();
+        server.metric("connections") == 2.0 + 1.0
+    });
+    drop((near, far));
+    siege.end(AT_REST);
+}
+
+/// Three peers on the other side of a link whose end here is `near`.
+fn from_afar(port: u16) -> Vec<Client> {
+    let here = std::process::id();
+    // Sockets belong to the network of the thread that made them, which lasts as long as they do.
+    let far = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        sh(&format!(
+            "ip link add far type veth peer name near netns {here}
+            nsenter --net --target {here} ip address add 10.0.0.1/24 dev near
+            nsenter --net --target {here} ip link set near up
+            ip address add 10.0.0.2/24 dev far
+            ip link set far up"
+        ));
+        let server = ([10, 0, 0, 1], port).into();
+        (0..3).map(|i| Client::open(server, "tea").registered(&i.to_string())).collect()
+    });
+    far.join().unwrap()
+}
+
+fn sh(script: &str) {
+    assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
+}
+
+/// Connections that ask for something or have not done so yet, and WebSockets, with what they are about to say.
+fn in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
+    let asking =
+        ["", "GET /ws/tea HT", "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", "nonsense\r\n\r\n", REQUEST];
+    let asking = asking.map(|request| (Client::connect(address), request.as_bytes().to_vec()));
+    let open = [
+        vec![],
+        frame(TEXT, b"half")[..1].to_vec(),
+        frame(TEXT, b"half")[..7].to_vec(),
+        frame(0x01, b"fragment"),
+        frame(0xff, b"no such frame"),
+        frame(TEXT, b"{"),
+        frame(CLOSE, &close(1000, "")),
+    ];
+    let open = open.map(|bytes| (Client::open(address, "tea"), bytes));
+    asking.into_iter().chain(open).collect()
+}
+
+/// Pairs of peers, of which the first is in a state of the signaling, by what they said (`A answer`: to B).
+const FLOWS: [&str; 9] = [
+    "A leave",
+    "A connect",
+    "A connect, A offer, A candidateAdd",
+    "B connect, A connect",
+    "B offer, A connect",
+    "A offer, B connect",
+    "B offer, A answer",
+    "A join, B join",
+    "A leave, B leave, B flood",
+];
+
+/// Peers in every state of the signaling, and those that keep them there.
+fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
+    let flow = |(i, flow): (usize, &&str)| {
+        let mut peers = ["A", "B"].map(|id| (id, Client::open(address, &format!("flow-{i}"))));
+        for said in flow.split(", ") {
+            let (id, kind) = said.split_once(' ').unwrap();
+            let target = if id == "A" { "B" } else { "A" };
+            let message = match kind {
+                "answer" => json!({"type": kind, "id": id, "target_id": target}),
+                "flood" => json!({"type": "offer", "id": id, "target_id": target, "sdp": "x".repeat(60_000)}),
+                _ => json!({"type": kind, "id": id}),
+            };
+            let (_, peer) = peers.iter_mut().find(|(name, _)| *name == id).unwrap();
+            let times = if kind == "flood" { 10 } else { 1 };
+            (0..times).for_each(|_| peer.say(message.clone()));
+            peer.settle();
+        }
+        peers.map(|(_, client)| client)
+    };
+    let mut pairs: Vec<[Client; 2]> = FLOWS.iter().enumerate().map(flow).collect();
+    // Somebody whose id is claimed, and somebody who claims one.
+    for (room, holder_first) in [("holder", true), ("claimant", false)] {
+        let holder = Client::open(address, room).registered("A");
+        let mut claimant = Client::open(address, room);
+        claimant.say(json!({"type": "leave", "id": "A"}));
+        pairs.push(if holder_first { [holder, claimant] } else { [claimant, holder] });
+    }
+    pairs.into_iter().map(|[first, second]| (first, second)).unzip()
+}
+
+/// All of these, and those that keep some of them where they are.
+fn everybody(siege: &mut Siege) -> (Vec<Client>, Vec<Client>) {
+    let (mut attackers, keepers) = in_every_flow(siege.address());
+    attackers.extend(in_every_state(siege.address()).into_iter().map(|(mut client, bytes)| {
+        client.send(&bytes);
+        client
+    }));
+    siege.talk();
+    (attackers, keepers)
+}
+
+#[test]
+fn a_reset_in_every_state() {
+    let mut siege = Siege::of("");
+    let (attackers, keepers) = everybody(&mut siege);
+    attackers.into_iter().for_each(Client::reset);
+    let left = siege.at_rest + keepers.len();
+    siege.until("they are gone", |server| server.descriptors() == left);
+    keepers.into_iter().for_each(Client::reset);
+    siege.end(AT_REST + QUEUE_BYTES_MAX);
+}
+
+#[test]
+fn half_closed_in_every_state() {
+    let mut siege = Siege::of("");
+    let (attackers, keepers) = everybody(&mut siege);
+    // They go on reading, and wait for what will never come.
+    attackers.iter().for_each(Client::half_close);
+    let left = siege.at_rest + keepers.len();
+    siege.until("they are gone", |server| server.descriptors() == left);
+    drop((attackers, keepers));
+    siege.end(AT_REST + QUEUE_BYTES_MAX);
+}
+
+#[test]
+fn half_closed_with_the_last_words() {
+    let mut siege = Siege::of("");
+    let mut attackers = in_every_state(siege.address());
+    // So that both come in the same event.
+    siege.server.signal(Signal::SIGSTOP);
+    for (client, bytes) in &mut attackers {
+        client.send(bytes);
+        client.half_close();
+    }
+    siege.server.signal(Signal::SIGCONT);
+    let at_rest = siege.at_rest;
+    siege.until("they are gone", |server| server.descriptors() == at_rest);
+    // By that, and not because their time was up.
+    assert_eq!(siege.server.metric("closings_total{reason=\"unregistered\"}"), 0.0);
+    assert!(attackers.iter().all(|(client, _)| !client.was_answered("408")));
+    drop(attackers);
+    siege.end(AT_REST);
+}
