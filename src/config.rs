@@ -105,11 +105,12 @@ pub const METRICS_AT_ONCE: usize = 4;
 pub const DESCRIPTORS_SPARE: usize = REFUSED_AT_ONCE + METRICS_AT_ONCE + 12;
 /// What `--max-memory` counts for the program itself, its tables and spare buffers.
 pub const BASE_BYTES: usize = 4 * MIB;
-/// What it counts for a connection: its peer with the longest names, a room of its own, and what may always wait.
+/// What it counts for a connection: its peer with the longest names, a room of its own, and what it may always hold.
 /// Most take 300 bytes.
 pub const CONNECTION_BYTES: usize = 2 * KIB;
-/// What may always wait to be sent to a peer, so that a used-up budget disturbs only those who use much of it.
-pub const ALWAYS_QUEUED_BYTES: usize = KIB;
+/// A head that comes in pieces, or what waits to be sent to a peer, may always be as long as this: a used-up budget
+/// disturbs only those who use much of it.
+pub const ALWAYS_HELD_BYTES: usize = KIB;
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 

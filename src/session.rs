@@ -25,7 +25,7 @@ use tungstenite::{Message, Utf8Bytes};
 use crate::address::{Address, Crowd};
 use crate::budget::Budget;
 use crate::config::{
-    ALWAYS_QUEUED_BYTES, CLOSE_TIME_MAX, CODEC_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX,
+    ALWAYS_HELD_BYTES, CLOSE_TIME_MAX, CODEC_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX,
     FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX, HEAD_TIME_MAX, QUEUE_BYTES_SPARE, READ_BYTES_MAX,
     SPARE_BYTES_MAX, SPARE_WORKS_MAX, STALL_TIME_MAX,
 };
@@ -548,7 +548,7 @@ impl<S: Stream> Session<S> {
         let room = HEAD_BYTES_MAX + 1 - searched;
         let unread = scratch.unread();
         let read = &unread[..unread.len().min(room)];
-        let fits = shared.budget.allows(2 * read.len());
+        let fits = searched + read.len() <= ALWAYS_HELD_BYTES || shared.budget.allows(2 * read.len());
         work.begun.extend_from_slice(read);
         work.charge(&mut shared.budget);
         let head = &work.begun;
@@ -682,8 +682,7 @@ impl<S: Stream> Session<S> {
         let bytes: usize = texts.iter().map(|text| frame::len(text.len())).sum();
         let queued = self.work.as_ref().map_or(0, |work| work.queue.len());
         // A queue that grows may come to have twice the room it needs.
-        let fits_budget =
-            || queued + bytes <= ALWAYS_QUEUED_BYTES || shared.budget.allows(queued + 2 * bytes);
+        let fits_budget = || queued + bytes <= ALWAYS_HELD_BYTES || shared.budget.allows(queued + 2 * bytes);
         let fits = !self.is_open() || (queued + bytes <= shared.config.queue_bytes_max() && fits_budget());
         // Who has taken all is not slow, whatever does not fit.
         if let Some(work) = self.work.as_mut().filter(|_| !fits && queued > 0) {

@@ -4,8 +4,7 @@ mod common;
 
 use common::pipe::{CLOSE, Line, PING, PONG, REQUEST, TEXT, close, frame, frames};
 use noroshi::config::{
-    ALWAYS_QUEUED_BYTES, BASE_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX, HEAD_BYTES_MAX,
-    READ_BYTES_MAX,
+    ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX, HEAD_BYTES_MAX, READ_BYTES_MAX,
 };
 use noroshi::http::Door;
 use noroshi::message::Reply;
@@ -659,7 +658,7 @@ fn without_memory_only_those_who_need_much_are_disturbed() {
     let mut line = with_memory(0);
     for _ in 0..1000 {
         line.feed(&[frame(PING, b"a"), frame(TEXT, b"b"), frame(PING, b"c")].concat());
-        line.session.send("x".repeat(ALWAYS_QUEUED_BYTES - 10), &mut line.shared);
+        line.session.send("x".repeat(ALWAYS_HELD_BYTES - 10), &mut line.shared);
         line.turn();
         assert_eq!(line.frames().len(), 3);
     }
@@ -690,6 +689,8 @@ fn a_head_takes_no_more_memory_than_there_is() {
     let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES);
     let mut line = Line::new(Door::Main, Config { memory_bytes_max, ..Config::default() });
     line.feed(b"GET /ws HT");
+    assert!(line.sent().is_empty());
+    line.feed(&[b'x'; ALWAYS_HELD_BYTES]);
     assert_eq!(status(&mut line), "503");
     check_budget(line, "");
     // What comes at once needs no memory while it waits.

@@ -1,0 +1,118 @@
+//! With `--max-memory 32M`, whatever peers do, the process stays under 40 MB; those who use little do not notice.
+
+mod common;
+
+use std::io::Write;
+use std::net::TcpStream;
+
+use common::client::Client;
+use common::pipe::{REQUEST, TEXT, frame};
+use common::siege::{KIB, MIB, Siege};
+use noroshi::config::{CANDIDATES_MAX, HEAD_BYTES_MAX, STORED_BYTES_MAX};
+use serde_json::json;
+
+/// Those who hold memory; they do not care what they are answered.
+type Held = Vec<TcpStream>;
+
+/// So many connections that say these bytes and go on waiting.
+fn say(siege: &mut Siege, count: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Held {
+    siege.crowd(count, |address, i| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        // Whoever was refused is gone already, perhaps.
+        let _ = stream.write_all(&bytes(i));
+        stream
+    })
+}
+
+fn request(room: &str) -> Vec<u8> {
+    REQUEST.replace("/ws/tea", &format!("/ws/{room}")).into_bytes()
+}
+
+fn text(message: serde_json::Value) -> Vec<u8> {
+    frame(TEXT, message.to_string().as_bytes())
+}
+
+fn heads(siege: &mut Siege) -> Held {
+    let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
+    say(siege, 4_000, |_| head.clone().into_bytes())
+}
+
+fn frames(siege: &mut Siege) -> Held {
+    let message = frame(TEXT, &[b'x'; 64 * KIB]);
+    say(siege, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
+}
+
+fn fragments(siege: &mut Siege) -> Held {
+    let fragment = frame(0x01, &[b'x'; 10 * KIB]);
+    say(siege, 4_000, |_| [&request("tea"), &fragment[..]].concat())
+}
+
+fn offers_and_candidates(siege: &mut Siege) -> Held {
+    let candidate = "x".repeat(STORED_BYTES_MAX / CANDIDATES_MAX - 2);
+    let candidates = text(json!({"type": "candidateAdd", "id": "A", "candidates": vec![candidate; 60]}));
+    let offer = text(json!({"type": "offer", "id": "A", "sdp": "\"".repeat(30 * KIB)}));
+    say(siege, 1_000, |i| [request(&format!("room-{i}")), offer.clone(), candidates.clone()].concat())
+}
+
+fn claims(siege: &mut Siege) -> Held {
+    let long = text(json!({"type": "connect", "id": "A", "x": "x".repeat(60 * KIB)}));
+    // The holder does not answer the probe.
+    let mut held = say(siege, 1, |_| [request("claims"), text(json!({"type": "leave", "id": "A"}))].concat());
+    held.extend(say(siege, 1_000, |_| [request("claims"), long.clone(), long.clone()].concat()));
+    held
+}
+
+/// What is handed to those who do not read waits in their queues when the kernel takes no more.
+fn readers(siege: &mut Siege) -> Held {
+    let target = |i| format!("deaf-{i}");
+    let deaf = siege.crowd(300, |address, i| {
+        Client::with_buffer(address, 4 * KIB).upgraded("deaf").registered(&target(i)).mouth()
+    });
+    let offer = |i| json!({"type": "offer", "id": format!("sender-{i}"), "target_id": target(i), "sdp": "x".repeat(60 * KIB)});
+    let senders = say(siege, deaf.len(), |i| [request("deaf"), text(offer(i)).repeat(8)].concat());
+    siege.talk();
+    drop(senders);
+    deaf
+}
+
+fn idle(siege: &mut Siege) -> Held {
+    say(siege, 16_000, |i| {
+        [request(&format!("r{i}")), text(json!({"type": "leave", "id": "x".repeat(128)}))].concat()
+    })
+}
+
+/// How much was refused for want of memory.
+fn refused(siege: &Siege) -> f64 {
+    let metrics = [
+        "closings_total{reason=\"no_memory\"}",
+        "errors_total{code=\"peer_busy\"}",
+        "errors_total{code=\"too_many\"}",
+        "errors_total{code=\"rate_limited\"}",
+    ];
+    metrics.iter().map(|name| siege.server.metric(name)).sum()
+}
+
+#[test]
+fn nothing_takes_more_than_the_budget() {
+    for attack in [heads, frames, fragments, offers_and_candidates, claims, readers, idle] {
+        let mut siege = Siege::of("--max-memory 32M --max-connections 19000 --max-rate 0");
+        let held = attack(&mut siege);
+        siege.talk();
+        drop(held);
+        siege.end(40 * MIB);
+    }
+}
+
+#[test]
+fn nor_does_all_of_it_at_once() {
+    let mut siege = Siege::of("--max-memory 32M --max-connections 19000 --max-rate 0");
+    let readers = readers(&mut siege);
+    let mut held = Vec::new();
+    for attack in [offers_and_candidates, claims, fragments, frames, heads] {
+        held.extend(attack(&mut siege));
+    }
+    siege.talk();
+    assert!(refused(&siege) > 0.0);
+    drop((readers, held));
+    siege.end(40 * MIB);
+}
