@@ -80,6 +80,10 @@ fn malformed(head: &[u8]) -> Answer {
     plain(400, "that is no HTTP request", &[], is_head(head))
 }
 
+fn has_bare_line_feed(head: &[u8]) -> bool {
+    head.split(|byte| *byte == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r"))
+}
+
 /// Whether the answer has no body (RFC 9110 section 9.3.2), as far as can be told.
 fn is_head(head: &[u8]) -> bool {
     head.starts_with(b"HEAD ")
@@ -98,8 +102,8 @@ pub fn answer(
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut headers);
     match parsed.parse(head) {
-        // A head that ends before its end has line breaks that others read otherwise.
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        // Whether a bare line feed ends a line, and so what the headers are, others may read otherwise.
+        Ok(httparse::Status::Complete(_)) if !has_bare_line_feed(head) => {}
         Err(httparse::Error::TooManyHeaders) => return head_too_large(head),
         Ok(_) | Err(_) => return malformed(head),
     }
@@ -495,6 +499,9 @@ mod tests {
         assert_eq!(main("GET / HTTP/1.0\r\nHost: h\r\nHost: h\r\n"), 400);
         // Bare line feeds end this head for one reader, and not for another.
         assert_eq!(main("GET /healthz HTTP/1.1\nHost: h\n\nGET / HTTP/1.1\r\nHost: h\r\n"), 400);
+        // Here they make another header.
+        assert_eq!(main("GET /healthz HTTP/1.1\r\nHost: h\r\nX: y\nOrigin: http://h\r\n"), 400);
+        assert_eq!(main("GET /healthz HTTP/1.1\nHost: h\r\n"), 400);
     }
 
     #[test]
