@@ -512,6 +512,7 @@ impl<S: Stream> Session<S> {
                         let text = std::str::from_utf8(bytes).ok();
                         if text.is_none() {
                             // Nothing that comes after it matters.
+                            scratch.unread = 0..0;
                             self.fail(End::NotUtf8, shared);
                         }
                         return text.map(Event::Text);

@@ -174,6 +174,16 @@ fn broken_text_is_told_1007() {
 }
 
 #[test]
+fn what_follows_broken_text_is_nobody_elses() {
+    let (mut line, mut other) = (line(), self::line());
+    line.pipe().input.extend([frame(TEXT, b"\xff"), frame(TEXT, b"not theirs")].concat());
+    line.session.fill(&mut line.scratch, &mut line.shared);
+    assert!(line.session.next(&mut line.scratch, &mut line.shared).is_none());
+    assert_eq!(other.session.fill(&mut line.scratch, &mut line.shared), noroshi::session::Fill::Empty);
+    assert!(other.session.next(&mut line.scratch, &mut line.shared).is_none());
+}
+
+#[test]
 fn too_much_is_told_1009() {
     let max = Config::default().message_bytes_max;
     fails(&frame(TEXT, &vec![b'x'; max + 1]), 1009, End::TooBig);
