@@ -1,20 +1,24 @@
 //! Frames (RFC 6455 section 5.2): what a client's begins with, checked as soon as it is there, and what ours are.
 //!
-//! A frame that is no whole message goes on to tungstenite, which knows the rest of the RFC. This file sees to what
-//! comes before that: that no payload is awaited which will be refused, that lengths are minimal, and where a frame
-//! ends.
+//! A frame that is no whole message, and no Close, goes on to tungstenite, which knows the rest of the RFC. This file
+//! sees to what comes before that: that no payload is awaited which will be refused, that lengths are minimal, and
+//! where a frame ends.
 
+/// More of a message that has begun.
+const CONTINUATION: u8 = 0x0;
 /// A message of UTF-8.
 pub const TEXT: u8 = 0x1;
 /// A message of bytes.
 pub const BINARY: u8 = 0x2;
+/// A goodbye.
+pub const CLOSE: u8 = 0x8;
 /// A request for a pong.
 pub const PING: u8 = 0x9;
 
-/// The longest header of a client: two bytes, a length of eight, a mask.
-pub const HEADER_BYTES_MAX: usize = 14;
 /// The most that a control frame may carry (RFC 6455 section 5.5).
-pub const CONTROL_BYTES_MAX: usize = 125;
+const CONTROL_BYTES_MAX: usize = 125;
+/// The longest control frame of a client: two bytes, a mask, a payload. The longest header is shorter.
+pub const CONTROL_FRAME_BYTES_MAX: usize = 6 + CONTROL_BYTES_MAX;
 
 /// What a frame of a client begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +35,14 @@ pub struct Header {
     pub payload: usize,
 }
 
-/// Why a frame is refused by its header.
+/// Why a frame is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     /// It is not as RFC 6455 section 5 has it: 1002.
     Protocol,
-    /// Its payload is larger than a message may be: 1009.
+    /// Its message is not UTF-8: 1007.
+    NotUtf8,
+    /// Its message is larger than one may be: 1009.
     TooBig,
 }
 
@@ -81,6 +87,12 @@ impl Header {
         Ok(mask.map(|mask| Header { fin, opcode, mask, bytes: 2 + extended + 4, payload }))
     }
 
+    /// The length of the frame.
+    #[allow(clippy::len_without_is_empty, reason = "a frame has a header")]
+    pub fn len(&self) -> usize {
+        self.bytes + self.payload
+    }
+
     /// Whether this frame is a message, text or binary.
     pub fn is_message(&self) -> bool {
         self.fin && matches!(self.opcode, TEXT | BINARY)
@@ -90,6 +102,20 @@ impl Header {
     pub fn is_control(&self) -> bool {
         self.opcode & 0x8 != 0
     }
+
+    /// Whether a frame with data may come now. `unfinished` is how much of a message has come, if one has begun.
+    ///
+    /// # Errors
+    /// It does not continue what has begun, or continues nothing (section 5.4), or it is too much.
+    pub fn check_place(&self, unfinished: Option<usize>, message_max: usize) -> Result<(), Broken> {
+        if (self.opcode == CONTINUATION) != unfinished.is_some() {
+            Err(Broken::Protocol)
+        } else if unfinished.unwrap_or(0) + self.payload > message_max {
+            Err(Broken::TooBig)
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// Whether a frame may begin with this byte: reserved bits and opcodes are for extensions, and control frames are
@@ -98,7 +124,26 @@ fn is_first(first: u8) -> bool {
     first & 0x70 == 0 && matches!(first & 0xf, 0x0..=0x2) || matches!(first, 0x88..=0x8a)
 }
 
+/// Whether this may be the payload of a Close: a code that may be sent and a reason, or nothing (section 5.5.1; the
+/// codes are those of section 7.4 and, since then, of IANA's registry).
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_close(payload: &[u8]) -> Result<(), Broken> {
+    match payload.split_first_chunk() {
+        None if payload.is_empty() => Ok(()),
+        Some((code, reason)) => match u16::from_be_bytes(*code) {
+            1000..=1003 | 1007..=1014 | 3000..=4999 => {
+                str::from_utf8(reason).map(|_| ()).map_err(|_| Broken::NotUtf8)
+            }
+            _ => Err(Broken::Protocol),
+        },
+        None => Err(Broken::Protocol),
+    }
+}
+
 /// Takes the mask off (section 5.3).
+#[inline]
 pub fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     // In blocks that the compiler makes vectors of.
     let mut blocks = payload.chunks_exact_mut(16);
@@ -195,6 +240,35 @@ mod tests {
         }
         assert_eq!(header(&[0x81, 0xfe, 3, 233]), Err(Broken::TooBig));
         assert_eq!(header(&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]), Err(Broken::TooBig));
+    }
+
+    #[test]
+    fn the_order_of_fragments() {
+        let frame = |opcode, payload| Header { fin: true, opcode, mask: [0; 4], bytes: 6, payload };
+        for (unfinished, opcode, payload, place) in [
+            (None, TEXT, 10, Ok(())),
+            (Some(3), CONTINUATION, 7, Ok(())),
+            (Some(10), CONTINUATION, 0, Ok(())),
+            (Some(4), CONTINUATION, 7, Err(Broken::TooBig)),
+            (Some(4), BINARY, 1, Err(Broken::Protocol)),
+            (None, CONTINUATION, 1, Err(Broken::Protocol)),
+        ] {
+            assert_eq!(frame(opcode, payload).check_place(unfinished, 10), place);
+        }
+    }
+
+    #[test]
+    fn what_a_close_may_say() {
+        let close = |code: u16, reason: &[u8]| check_close(&[&code.to_be_bytes(), reason].concat());
+        assert_eq!(check_close(b""), Ok(()));
+        assert_eq!(check_close(b"x"), Err(Broken::Protocol));
+        for code in [1000, 1003, 1007, 1011, 1012, 1013, 1014, 3000, 4999] {
+            assert_eq!(close(code, "日本".as_bytes()), Ok(()), "{code}");
+        }
+        for code in [0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65535] {
+            assert_eq!(close(code, b""), Err(Broken::Protocol), "{code}");
+        }
+        assert_eq!(close(1000, b"\xff"), Err(Broken::NotUtf8));
     }
 
     #[test]

@@ -205,6 +205,7 @@ impl From<Broken> for End {
     fn from(broken: Broken) -> End {
         match broken {
             Broken::Protocol => End::Protocol,
+            Broken::NotUtf8 => End::NotUtf8,
             Broken::TooBig => End::TooBig,
         }
     }
@@ -293,7 +294,7 @@ type Spare = Vec<Box<Work>>;
 /// What is under way in a session.
 #[derive(Default)]
 struct Work {
-    /// The head of the request, or the header of a frame, as far as it came.
+    /// The head of the request, or the header of a frame, or a Close, as far as it came.
     begun: Vec<u8>,
     /// Bytes of a frame that are still to come.
     to_come: usize,
@@ -321,6 +322,7 @@ impl Work {
     }
 
     /// Queues a frame of ours.
+    #[inline]
     fn push(&mut self, opcode: u8, payload: &[u8], shared: &mut Shared) {
         if self.queue.is_empty() {
             self.progress = shared.now;
@@ -610,7 +612,7 @@ impl<S: Stream> Session<S> {
         if self.work.as_ref().is_none_or(|work| work.is_between_messages())
             && let Some(header) = Header::parse(scratch.unread(), payload_max)?
             && header.is_message()
-            && header.bytes + header.payload <= scratch.unread.len()
+            && header.len() <= scratch.unread.len()
         {
             let start = scratch.unread.start + header.bytes;
             let payload = start..start + header.payload;
@@ -623,12 +625,11 @@ impl<S: Stream> Session<S> {
         let mut begun = Vec::new();
         if work.to_come == 0 {
             let had = work.begun.len();
-            let (unread, room) = (scratch.unread(), frame::HEADER_BYTES_MAX + frame::CONTROL_BYTES_MAX - had);
-            work.begun.extend_from_slice(&unread[..unread.len().min(room)]);
+            let unread = scratch.unread();
+            work.begun.extend_from_slice(&unread[..unread.len().min(frame::CONTROL_FRAME_BYTES_MAX - had)]);
             let header = Header::parse(&work.begun, payload_max)?;
-            // The codec is given control frames as a whole: they always pass, and shall take nothing while they wait.
-            let needed =
-                header.map(|header| header.bytes + if header.is_control() { header.payload } else { 0 });
+            // Control frames are taken as a whole: they always pass, and shall take nothing while they wait.
+            let needed = header.map(|header| if header.is_control() { header.len() } else { header.bytes });
             let (Some(header), Some(needed)) = (header, needed.filter(|needed| *needed <= work.begun.len()))
             else {
                 scratch.unread = 0..0;
@@ -638,7 +639,12 @@ impl<S: Stream> Session<S> {
             scratch.unread.start += needed - had;
             begun = mem::take(&mut work.begun);
             begun.truncate(needed);
+            if header.opcode == frame::CLOSE {
+                frame::unmask(&mut begun[header.bytes..], header.mask);
+                return self.take_close(&begun[header.bytes..], shared).map(|()| Taken::Other);
+            }
             if !header.is_control() {
+                header.check_place(work.unfinished.then_some(work.incoming), payload_max)?;
                 if !shared.budget.allows(CODEC_BYTES + 2 * header.payload) {
                     return Err(End::NoMemory);
                 }
@@ -658,13 +664,6 @@ impl<S: Stream> Session<S> {
         }
         work.charge(&mut shared.budget);
         match read {
-            Ok(Message::Close(_)) => {
-                // The codec has the reply ready, or this is the reply to ours.
-                work.push_codec(true, shared);
-                self.closed = true;
-                self.finish(End::Left, shared.now);
-                Ok(Taken::Other)
-            }
             Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
                 scratch.message = message;
                 Ok(Taken::Message)
@@ -674,6 +673,20 @@ impl<S: Stream> Session<S> {
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Ok(Taken::Other),
             Err(error) => Err(End::of(&error)),
         }
+    }
+
+    /// Takes a Close, which is answered with its like, or is the answer to ours.
+    fn take_close(&mut self, payload: &[u8], shared: &mut Shared) -> Result<(), End> {
+        frame::check_close(payload)?;
+        if self.is_open() {
+            let work = begin(&mut self.work, &mut shared.spare);
+            // A pong that still waits goes before it.
+            work.push_codec(true, shared);
+            work.push(frame::CLOSE, payload, shared);
+        }
+        self.closed = true;
+        self.finish(End::Left, shared.now);
+        Ok(())
     }
 
     // ---- Out ----
