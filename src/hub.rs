@@ -59,8 +59,10 @@ impl Conn {
 pub enum Input<'a> {
     /// A connection to the room of this name (empty: the default room) is open.
     Connected(Conn, &'a str),
-    /// It sent a message, text or binary. A holder of an id that is probed is not alive by this alone.
+    /// It sent a message of text. A holder of an id that is probed is not alive by this alone.
     Text(Conn, &'a str),
+    /// It sent a message of bytes, which are taken for text.
+    Binary(Conn, &'a [u8]),
     /// Something arrived from it, be it a pong or half a frame.
     Alive(Conn),
     /// It is gone, or about to be: nothing more is sent to it.
@@ -354,6 +356,11 @@ impl Hub {
         match input {
             Input::Connected(conn, room) => self.enter(conn, room),
             Input::Text(conn, text) => self.text(conn, text, turn),
+            // What is not UTF-8 is no JSON, and neither is nothing.
+            Input::Binary(conn, bytes) => {
+                let text = str::from_utf8(bytes).unwrap_or_default();
+                self.handle(now, Input::Text(conn, text), out);
+            }
             Input::Alive(conn) => self.alive(conn, turn),
             Input::Disconnected(conn) => self.exit(conn, turn),
             Input::Time => self.ring(turn),

@@ -29,6 +29,7 @@ use crate::config::{
 use crate::http::Door;
 use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
 use crate::message::{Code, Kind};
+use crate::metrics::Metrics;
 use crate::session::{self, End, Event, Fill, Scratch, Session, Shared};
 use crate::stamp::Stamp;
 
@@ -37,15 +38,66 @@ const SIGNALS: Token = Token(usize::MAX - 1);
 /// Listeners count down from this token.
 const LISTENERS: usize = usize::MAX - 2;
 
+/// What is served: it is told of all that happens on connections, and has its say through them.
+pub trait Service {
+    /// Takes one input. `now` is the time since the start.
+    fn handle(&mut self, now: Duration, input: Input, connections: &mut Connections);
+
+    /// When [`Input::Time`] is due next.
+    fn wake_at(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Sees to what is to be done now and then: at every sweep.
+    fn sweep(&mut self, _connections: &mut Connections) {}
+
+    /// The room of a connection, and the id that it has there. For the log.
+    fn who(&self, _conn: Conn) -> (&str, Option<&str>) {
+        ("", None)
+    }
+
+    /// Brings what it has counted into the metrics.
+    fn collect(&self, _metrics: &mut Metrics) {}
+}
+
+impl Service for Hub {
+    fn handle(&mut self, now: Duration, input: Input, connections: &mut Connections) {
+        self.handle(now, input, connections);
+        connections.shared.budget.kept = self.kept();
+    }
+
+    fn wake_at(&self) -> Option<Duration> {
+        self.wake_at()
+    }
+
+    fn sweep(&mut self, connections: &mut Connections) {
+        if connections.shared.config.memory_bytes_max.is_some() {
+            self.recount();
+            connections.shared.budget.kept = self.kept();
+        }
+    }
+
+    fn who(&self, conn: Conn) -> (&str, Option<&str>) {
+        self.who(conn).expect("the hub forgets nobody before the server does")
+    }
+
+    fn collect(&self, metrics: &mut Metrics) {
+        metrics.peers = self.peers();
+        metrics.rooms = self.rooms();
+        metrics.messages = Kind::ALL.iter().map(|kind| kind.name()).zip(self.tally().messages).collect();
+        metrics.errors = Code::ALL.iter().map(|code| code.name()).zip(self.tally().errors).collect();
+    }
+}
+
 /// A server that listens.
-pub struct Server {
+pub struct Server<S = Hub> {
     poll: Poll,
     events: Events,
     clock: Clock,
     listeners: Vec<Listener>,
     connections: Connections,
     scratch: Scratch,
-    hub: Hub,
+    service: S,
     /// Slots whose session may have more to read, though no event will say so.
     ready: Vec<usize>,
     /// Connections so far.
@@ -66,8 +118,8 @@ pub struct Server {
     warned_at: Option<Duration>,
 }
 
-/// What the effects of the hub reach.
-struct Connections {
+/// All connections, as far as a service reaches them.
+pub struct Connections {
     entries: Slab<Entry>,
     shared: Shared,
     /// Slots that something happened to in this turn.
@@ -82,8 +134,8 @@ struct Entry {
     since: Stamp,
     /// Whether it was counted as a WebSocket.
     upgraded: bool,
-    /// Whether the hub knows it.
-    in_hub: bool,
+    /// Whether the service knows it.
+    served: bool,
     /// Whether it is in `touched`.
     touched: bool,
     /// Whether it is in `ready`.
@@ -119,6 +171,21 @@ impl Server {
     /// # Errors
     /// An address that cannot be bound, or a system call that the loop needs and that fails.
     pub fn bind(config: Config) -> io::Result<Server> {
+        Server::with(Hub::new(&config), config)
+    }
+
+    /// The rooms and the peers.
+    pub fn hub(&self) -> &Hub {
+        &self.service
+    }
+}
+
+impl<S: Service> Server<S> {
+    /// The same for something else to be served.
+    ///
+    /// # Errors
+    /// See [`Server::bind`].
+    pub fn with(service: S, config: Config) -> io::Result<Server<S>> {
         let poll = Poll::new()?;
         let mut sockets = Vec::new();
         for address in &config.listen {
@@ -135,7 +202,6 @@ impl Server {
             poll.registry().register(&mut socket, Token(LISTENERS - listeners.len()), Interest::READABLE)?;
             listeners.push(Listener { socket, door, pending: false, failed: false });
         }
-        let hub = Hub::new(&config);
         // All that is ready is heard in one turn. The memory that is never needed is never touched.
         let events = Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE);
         let mut shared = Shared::new(config);
@@ -147,7 +213,7 @@ impl Server {
             listeners,
             connections: Connections { entries: Slab::new(), shared, touched: Vec::new(), upgraded: 0 },
             scratch: Scratch::default(),
-            hub,
+            service,
             ready: Vec::new(),
             numbers: 0,
             metrics_sessions: 0,
@@ -169,11 +235,6 @@ impl Server {
     /// How many connections it has, of any kind.
     pub fn sessions(&self) -> usize {
         self.connections.entries.len()
-    }
-
-    /// The rooms and the peers.
-    pub fn hub(&self) -> &Hub {
-        &self.hub
     }
 
     /// From now on SIGTERM and SIGINT are for [`Server::run`], and no longer end the process.
@@ -283,7 +344,7 @@ impl Server {
         let busy =
             !self.connections.entries.is_empty() || self.listeners.iter().any(|listener| listener.failed);
         let sweep = busy.then_some(self.sweep_at);
-        let next = [self.hub.wake_at(), sweep, self.stop_at].into_iter().flatten().min()?;
+        let next = [self.service.wake_at(), sweep, self.stop_at].into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
 
@@ -318,7 +379,7 @@ impl Server {
         }
         let Connections { shared, upgraded, .. } = &mut self.connections;
         shared.full = *upgraded >= shared.config.connections_max || !shared.budget.allows(0);
-        let Server { connections, scratch, hub, .. } = self;
+        let Server { connections, scratch, service, .. } = self;
         let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
         let now = connections.shared.now;
         while let Some(event) = connections.next(slot, scratch) {
@@ -328,11 +389,9 @@ impl Server {
                     Input::Connected(conn, room)
                 }
                 Event::Text(text) => Input::Text(conn, text),
-                // What is not UTF-8 is no JSON, and neither is nothing.
-                Event::Binary(bytes) => Input::Text(conn, str::from_utf8(bytes).unwrap_or_default()),
+                Event::Binary(bytes) => Input::Binary(conn, bytes),
             };
-            hub.handle(now, input, connections);
-            connections.shared.budget.kept = hub.kept();
+            service.handle(now, input, connections);
         }
         let entry = &mut self.connections.entries[slot];
         let more = fill == Fill::More || (fill == Fill::Drained && entry.half_closed);
@@ -345,20 +404,17 @@ impl Server {
         }
     }
 
-    /// What is due by the clock: the hub's alarms, and a slice of the sessions.
+    /// What is due by the clock: the service's alarms, and a slice of the sessions.
     fn tick(&mut self) {
         let now = self.connections.shared.now;
-        if self.hub.wake_at().is_some_and(|at| at <= now) {
+        if self.service.wake_at().is_some_and(|at| at <= now) {
             self.tell(Input::Time);
         }
         if self.sweep.is_none() && self.sweep_at <= now {
             self.sweep = Some(0);
             self.sweep_at = now + SWEEP_EVERY;
             self.retry();
-            if self.connections.shared.config.memory_bytes_max.is_some() {
-                self.hub.recount();
-                self.connections.shared.budget.kept = self.hub.kept();
-            }
+            self.service.sweep(&mut self.connections);
         }
         if let Some(from) = self.sweep {
             let entries = &self.connections.entries;
@@ -379,7 +435,7 @@ impl Server {
             let entry = &mut self.connections.entries[slot];
             entry.touched = false;
             entry.session.flush(&mut self.connections.shared);
-            if entry.in_hub && !entry.session.is_open() {
+            if entry.served && !entry.session.is_open() {
                 self.part(slot);
             }
             if self.connections.entries[slot].session.is_over() {
@@ -392,11 +448,11 @@ impl Server {
     /// A WebSocket is one no longer.
     fn part(&mut self, slot: usize) {
         let entry = &mut self.connections.entries[slot];
-        entry.in_hub = false;
+        entry.served = false;
         let (conn, shared) = (entry.conn, &mut self.connections.shared);
         let end = entry.session.end().expect("what is no longer open has an end").name();
         *shared.metrics.closings.entry(end).or_default() += 1;
-        let (room, id) = self.hub.who(conn).expect("the hub forgets nobody before this");
+        let (room, id) = self.service.who(conn);
         info!(
             "connection {} from {} ended after {:.1} s: {end}; room {room:?}, {}",
             conn.number(),
@@ -477,7 +533,7 @@ impl Server {
             conn,
             since: shared.now.into(),
             upgraded: false,
-            in_hub: false,
+            served: false,
             touched: false,
             ready: false,
             half_closed: false,
@@ -498,24 +554,26 @@ impl Server {
         }
     }
 
-    // ---- The hub ----
+    // ---- The service ----
 
     fn tell(&mut self, input: Input) {
-        self.hub.handle(self.connections.shared.now, input, &mut self.connections);
+        self.service.handle(self.connections.shared.now, input, &mut self.connections);
     }
 
-    /// Brings the counts of the hub into the metrics.
+    /// Brings the counts of others into the metrics.
     fn collect(&mut self) {
-        let (metrics, tally) = (&mut self.connections.shared.metrics, self.hub.tally());
+        let metrics = &mut self.connections.shared.metrics;
         metrics.connections = self.connections.upgraded;
-        metrics.peers = self.hub.peers();
-        metrics.rooms = self.hub.rooms();
-        metrics.messages = Kind::ALL.iter().map(|kind| kind.name()).zip(tally.messages).collect();
-        metrics.errors = Code::ALL.iter().map(|code| code.name()).zip(tally.errors).collect();
+        self.service.collect(metrics);
     }
 }
 
 impl Connections {
+    /// Sends a message of bytes, for which the signaling has no use.
+    pub fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
+        self.reach(to.slot(), |session, shared| session.send_binary(bytes, shared));
+    }
+
     /// Does something with a session, which is flushed at the end of the turn, and parted with if it has ended.
     fn reach<T>(&mut self, slot: usize, work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T) -> T {
         let entry = &mut self.entries[slot];
@@ -533,7 +591,7 @@ impl Connections {
     fn upgrade(&mut self, slot: usize) {
         let entry = &mut self.entries[slot];
         entry.upgraded = true;
-        entry.in_hub = true;
+        entry.served = true;
         self.upgraded += 1;
         self.shared.metrics.connections_total += 1;
     }

@@ -693,7 +693,10 @@ impl<S: Stream> Session<S> {
 
     /// Whether all of these find room in the queue. A session that is no longer open takes, and forgets, all.
     pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
-        let bytes: usize = texts.iter().map(|text| frame::len(text.len())).sum();
+        self.has_room_for(texts.iter().map(|text| frame::len(text.len())).sum(), shared)
+    }
+
+    fn has_room_for(&mut self, bytes: usize, shared: &Shared) -> bool {
         let queued = self.work.as_ref().map_or(0, |work| work.queue.len());
         // A queue that grows may come to have twice the room it needs.
         let fits_budget = || queued + bytes <= ALWAYS_HELD_BYTES || shared.budget.allows(queued + 2 * bytes);
@@ -708,11 +711,20 @@ impl<S: Stream> Session<S> {
     /// Queues a message of the server's own. A peer that would miss it, because its queue is full, or the memory is
     /// used up, is closed.
     pub fn send(&mut self, text: String, shared: &mut Shared) {
+        self.send_frame(frame::TEXT, text.as_bytes(), shared);
+    }
+
+    /// The same for a message of bytes.
+    pub fn send_binary(&mut self, bytes: &[u8], shared: &mut Shared) {
+        self.send_frame(frame::BINARY, bytes, shared);
+    }
+
+    fn send_frame(&mut self, opcode: u8, payload: &[u8], shared: &mut Shared) {
         if !self.is_open() {
             return;
         }
-        if self.has_room(std::slice::from_ref(&text), shared) {
-            begin(&mut self.work, &mut shared.spare).push(frame::TEXT, text.as_bytes(), shared);
+        if self.has_room_for(frame::len(payload.len()), shared) {
+            begin(&mut self.work, &mut shared.spare).push(opcode, payload, shared);
         } else if shared.budget.allows(2 * shared.config.queue_bytes_max()) {
             self.close(End::Slow, shared);
         } else {

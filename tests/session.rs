@@ -104,6 +104,15 @@ fn one_read_and_one_write_for_a_burst() {
 }
 
 #[test]
+fn bytes_go_out_as_bytes() {
+    let mut line = line();
+    line.session.send("text".into(), &mut line.shared);
+    line.session.send_binary(b"\xff", &mut line.shared);
+    line.turn();
+    assert_eq!(line.frames(), [(TEXT, b"text".to_vec()), (0x82, vec![0xff])]);
+}
+
+#[test]
 fn a_large_message_takes_several_turns_of_reading() {
     let mut line = line();
     let text = "x".repeat(3 * READ_BYTES_MAX);

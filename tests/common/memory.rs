@@ -110,10 +110,12 @@ impl Wire for Memory {
         self.input(Input::Connected(conn, room));
     }
 
-    fn say(&mut self, who: &str, text: &[u8], _binary: bool) {
+    fn say(&mut self, who: &str, text: &[u8], binary: bool) {
         self.input(Input::Alive(self.conn(who)));
-        // What is no UTF-8 comes from the session as nothing.
-        self.input(Input::Text(self.conn(who), std::str::from_utf8(text).unwrap_or_default()));
+        match std::str::from_utf8(text) {
+            Ok(text) if !binary => self.input(Input::Text(self.conn(who), text)),
+            _ => self.input(Input::Binary(self.conn(who), text)),
+        }
     }
 
     fn deafen(&mut self, who: &str) {
