@@ -1,0 +1,35 @@
+//! The corpus of the fuzz targets, and so what they once found, is played in every run of the tests; see
+//! `tests/fuzz/README.md`.
+
+#![allow(clippy::duplicate_mod, reason = "each target is a program of its own")]
+
+#[path = "fuzz/hub.rs"]
+mod hub;
+#[path = "fuzz/json.rs"]
+mod json;
+#[path = "fuzz/request.rs"]
+mod request;
+#[path = "fuzz/stream.rs"]
+mod stream;
+
+use std::path::{Path, PathBuf};
+
+/// One after the other: a target counts what is allocated.
+#[test]
+fn the_corpus_holds() {
+    play("hub", hub::check);
+    play("json", json::check);
+    play("request", request::check);
+    play("stream", stream::check);
+}
+
+fn play(target: &str, check: fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let mut files: Vec<PathBuf> = corpus.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "{target} has no corpus");
+    for file in files {
+        println!("{}", file.display());
+        check(&std::fs::read(file).unwrap());
+    }
+}

@@ -1,0 +1,118 @@
+//! The head of a request, cut into pieces: any head gets one complete and honest answer.
+
+#![cfg_attr(not(test), no_main)]
+
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../common/pipe.rs"]
+mod pipe;
+
+use noroshi::address::Network;
+use noroshi::config::{Config, HEAD_BYTES_MAX};
+use noroshi::http::{self, Answer, Door, Place};
+use noroshi::metrics::Metrics;
+use pipe::Line;
+
+#[cfg(not(test))]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
+
+/// The first byte says how, the rest is what the peer sends.
+pub fn check(data: &[u8]) {
+    let Some((how, bytes)) = data.split_first() else { return };
+    let door = if how & 1 == 0 { Door::Main } else { Door::Metrics };
+    let full = how & 2 != 0;
+    let allow_origins = if how & 4 == 0 { vec![] } else { vec!["https://a.example".to_owned()] };
+    // Whom the peer of the pipe belongs to, or not.
+    let proxies = if how & 8 == 0 { vec![] } else { Network::parse("192.0.2.0/24").into_iter().collect() };
+    let config = Config { allow_origins, trusted_proxies: proxies, ..Config::default() };
+
+    let mut line = Line::new(door, config.clone());
+    line.shared.full = full;
+    for piece in bytes.chunks(1 << (how >> 4)) {
+        line.feed(piece);
+    }
+    let ends = bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4);
+    let answer = match ends {
+        Some(end) if end <= HEAD_BYTES_MAX => {
+            assert_eq!(http::head_end(bytes, end - 1), ends);
+            let place = if full { Place::Full } else { Place::Free };
+            http::answer(&bytes[..end], door, &config, &Metrics::default(), &config.trusted_proxies, |_| {
+                place
+            })
+        }
+        None if bytes.len() <= HEAD_BYTES_MAX => {
+            assert!(line.sent().is_empty() && !line.session.is_over());
+            line.pass(5);
+            http::timeout(bytes)
+        }
+        _ => http::head_too_large(bytes),
+    };
+    let sent = line.sent();
+    match answer {
+        Answer::Upgrade { response, room } => {
+            assert!(sent.starts_with(&response));
+            assert_eq!(line.events.first(), Some(&format!("+{room}")));
+            assert_eq!(parse(&response), (101, b"".to_vec(), None));
+            assert!(door == Door::Main && !full);
+            check_upgrade(&bytes[..ends.unwrap()], &room);
+        }
+        Answer::Plain { status, response, .. } => {
+            assert!(line.events.is_empty());
+            let (sent_status, sent_body, _) = parse(&sent);
+            let (status_inside, body, length) = parse(&response);
+            assert_eq!((sent_status, status_inside), (status, status));
+            // The numbers differ.
+            assert!(door == Door::Metrics && status == 200 || sent_body == body);
+            if bytes.starts_with(b"HEAD ") {
+                assert!(body.is_empty());
+            } else {
+                assert_eq!(length, Some(body.len()));
+            }
+            // It is over as soon as the peer closes, whatever it still sends.
+            assert!(line.pipe().shut);
+            line.feed(b"GET / HTTP/1.1\r\n\r\n");
+            line.pipe().ended = true;
+            line.turn();
+            assert!(line.session.is_over() && line.sent().is_empty());
+        }
+    }
+}
+
+/// Status, body and announced length of a response.
+fn parse(response: &[u8]) -> (u16, Vec<u8>, Option<usize>) {
+    let mut headers = [httparse::EMPTY_HEADER; 8];
+    let mut parsed = httparse::Response::new(&mut headers);
+    let Ok(httparse::Status::Complete(end)) = parsed.parse(response) else { panic!("a whole head") };
+    let status = parsed.code.unwrap();
+    let value = |name: &str| {
+        let mut values = parsed.headers.iter().filter(|header| header.name == name);
+        let value = values.next().map(|header| std::str::from_utf8(header.value).unwrap());
+        assert!(values.next().is_none());
+        value
+    };
+    assert!(status == 101 || value("Connection").is_some_and(|value| value.ends_with("close")));
+    let length = value("Content-Length").map(|length| length.parse().unwrap());
+    (status, response[end..].to_vec(), length)
+}
+
+/// RFC 6455 section 4.2.1, read naively: what was upgraded asked for it.
+fn check_upgrade(head: &[u8], room: &str) {
+    let head: String = head.iter().map(|byte| char::from(*byte)).collect();
+    let mut lines = head.trim_start_matches("\r\n").split("\r\n");
+    let line = lines.next().unwrap();
+    assert!(line.starts_with("GET ") && line.ends_with(" HTTP/1.1"), "{line}");
+    assert!(line.contains(&if room.is_empty() { "/ws".to_owned() } else { format!("/ws/{room}") }));
+    let headers: Vec<(String, &str)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim()))
+        .collect();
+    let values = |wanted: &str| -> Vec<String> {
+        let of = headers.iter().filter(|(name, _)| name == wanted);
+        of.map(|(_, value)| value.to_ascii_lowercase()).collect()
+    };
+    assert_eq!(values("host").len(), 1);
+    assert_eq!(values("sec-websocket-version"), ["13"]);
+    assert!(matches!(&values("sec-websocket-key")[..], [key] if key.len() == 24));
+    assert!(values("upgrade").iter().any(|value| value.contains("websocket")));
+    assert!(values("connection").iter().any(|value| value.contains("upgrade")));
+    assert!(values("origin").len() < 2);
+}

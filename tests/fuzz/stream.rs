@@ -1,0 +1,530 @@
+//! The bytes of a WebSocket peer, cut anywhere, to a session whose writer blocks anywhen: what comes out is what
+//! RFC 6455 says, all that was sent goes out once and in order, and what is held is bounded.
+
+#![cfg_attr(not(test), no_main)]
+
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../common/pipe.rs"]
+mod pipe;
+
+use std::time::Duration;
+
+use noroshi::config::{
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX, QUEUE_BYTES_SPARE, SPARE_BYTES_MAX,
+};
+use noroshi::http::Door;
+use noroshi::session::{End, Event, Fill, Scratch, Session, Shared};
+use pipe::{ADDRESS, CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[cfg(not(test))]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+
+/// The first byte is the configuration, the rest is what happens; see `World::step`.
+pub fn check(mut data: &[u8]) {
+    let Some(&how) = data.split_off_first() else { return };
+    let mut world = World::new(how);
+    for _ in 0..500 {
+        if world.step(&mut data).is_none() {
+            break;
+        }
+        world.check();
+    }
+    world.end();
+}
+
+/// Two connections, because sessions share a scratch and pass on their buffers.
+struct World {
+    house: House,
+    peers: [Peer; 2],
+}
+
+struct House {
+    shared: Shared,
+    scratch: Scratch,
+    /// What sessions, and what they share, have allocated.
+    held: isize,
+}
+
+struct Peer {
+    session: Session<Pipe>,
+    /// What it has sent and the kernel has not brought.
+    coming: Vec<u8>,
+    brought: usize,
+    reading: Reading,
+    /// How many of its messages came out of the session.
+    heard: usize,
+    /// What the session took to be sent.
+    sent: Vec<usize>,
+    pings: usize,
+    /// All that it was sent.
+    output: Vec<u8>,
+    /// Why the session was closed from this side.
+    closed: Option<End>,
+    upgraded: bool,
+    /// Whether TCP broke, or time ran out: what is queued may be lost.
+    cut: bool,
+}
+
+impl World {
+    fn new(how: u8) -> World {
+        let spare = match how % 4 {
+            0 | 1 => None,
+            2 => Some(0),
+            _ => Some(64 * 1024),
+        };
+        let memory_bytes_max = spare.map(|spare| BASE_BYTES + 2 * CONNECTION_BYTES + spare);
+        let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
+        let mut shared = Shared::new(config);
+        // Room for the first entry of a map is no news.
+        shared.metrics.refused_upgrades.insert(408, 0);
+        let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
+        World { house: House { shared, scratch: Scratch::default(), held: 0 }, peers }
+    }
+
+    fn step(&mut self, data: &mut &[u8]) -> Option<()> {
+        let mut byte = || data.split_off_first().copied();
+        let what = byte()?;
+        let World { house, peers } = self;
+        let peer = &mut peers[usize::from(what >> 7)];
+        // Few at a time, or many.
+        let number = |n: u8| if n < 128 { usize::from(n) } else { usize::from(n) * 512 };
+        match what % 16 {
+            // The peer sends anything.
+            0 => {
+                let length = usize::from(byte()?).min(data.len());
+                peer.coming.extend_from_slice(data.split_off(..length)?);
+            }
+            // It sends a frame.
+            1..=4 => {
+                let (first, length) = (byte()?, usize::from(byte()?).min(data.len()));
+                peer.coming.extend(frame(first, data.split_off(..length)?));
+            }
+            // It sends a large one.
+            5 => {
+                let (first, fill, length) = (byte()?, byte()?, u16::from_be_bytes([byte()?, byte()?]));
+                let length = usize::from(length) % (2 * MESSAGE_BYTES_MAX);
+                peer.coming.extend(frame(first, &vec![fill; length]));
+            }
+            6..=8 => peer.turn(number(byte()?), house),
+            9 => {
+                peer.session.stream().room += number(byte()?);
+                peer.turn(0, house);
+            }
+            10..=11 => peer.send(u16::from_be_bytes([byte()?, byte()?]).into(), house),
+            12 => {
+                peer.pings += usize::from(peer.session.is_open());
+                peer.measured(house, |session, house| session.ping(&mut house.shared));
+            }
+            13 => peer.session.registered(),
+            14 => {
+                house.shared.now += Duration::from_millis(100 * u64::from(byte()?));
+                for peer in peers {
+                    peer.tick(house);
+                }
+            }
+            _ => match byte()? % 8 {
+                0 => peer.session.stream().broken = true,
+                1 => peer.session.stream().ended = true,
+                n => {
+                    let end = [End::RateLimited, End::Replaced, End::GoingAway][usize::from(n) % 3];
+                    if peer.session.is_open() {
+                        peer.closed = Some(end);
+                    }
+                    peer.measured(house, |session, house| session.close(end, &mut house.shared));
+                }
+            },
+        }
+        Some(())
+    }
+
+    fn check(&mut self) {
+        let is_limited = self.house.shared.config.memory_bytes_max.is_some();
+        for peer in &mut self.peers {
+            peer.check(is_limited);
+        }
+        // Whatever is held was charged, but for what is spare, and for what one message takes on its way.
+        let spare = 2 * (2 * SPARE_BYTES_MAX + CODEC_BYTES) + 4 * MESSAGE_BYTES_MAX;
+        let charged = self.house.shared.budget.used() - BASE_BYTES;
+        assert!(self.house.held <= (charged + spare) as isize, "{} > {charged}", self.house.held);
+        // A Close, a pong and what is always queued are charged even beyond the limit.
+        if let Some(max) = self.house.shared.config.memory_bytes_max {
+            assert!(charged <= max - BASE_BYTES + 4 * CONNECTION_BYTES, "{charged} bytes of {max}");
+        } else {
+            let queue = self.house.shared.config.queue_bytes_max() + 3 * QUEUE_BYTES_SPARE;
+            let bound = 2 * (CONNECTION_BYTES + 2 * queue + 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES);
+            assert!(charged <= bound, "{charged} bytes are charged");
+        }
+        if self.peers.iter().all(|peer| peer.session.is_at_rest()) {
+            assert_eq!(charged, 2 * CONNECTION_BYTES);
+        }
+    }
+
+    fn end(mut self) {
+        for peer in &mut self.peers {
+            peer.session.stream().room = usize::MAX;
+            peer.turn(usize::MAX, &mut self.house);
+        }
+        self.check();
+        for peer in &mut self.peers {
+            if peer.session.is_open() && peer.reading.is_even() {
+                assert!(peer.session.is_at_rest());
+            }
+            let whole = !peer.cut && peer.brought <= DRAIN_BYTES_MAX;
+            peer.check_output(whole);
+        }
+        // Then it ends, and after that nothing happens any more.
+        for _ in 0..3 {
+            self.house.shared.now += Duration::from_secs(60);
+            for peer in &mut self.peers {
+                peer.tick(&mut self.house);
+            }
+        }
+        for mut peer in self.peers {
+            peer.is_over(&mut self.house);
+            peer.check_output(false);
+            peer.session.free(&mut self.house.shared);
+        }
+        assert_eq!(self.house.shared.budget.used(), BASE_BYTES);
+    }
+}
+
+impl Peer {
+    fn new(shared: &mut Shared) -> Peer {
+        Peer {
+            session: Session::new(Pipe::default(), Door::Main, ADDRESS.into(), shared),
+            coming: REQUEST.into(),
+            brought: 0,
+            reading: Reading::default(),
+            heard: 0,
+            sent: Vec::new(),
+            pings: 0,
+            output: Vec::new(),
+            closed: None,
+            upgraded: false,
+            cut: false,
+        }
+    }
+
+    /// Does something with the session, and counts what that allocates.
+    fn measured<T>(
+        &mut self,
+        house: &mut House,
+        work: impl FnOnce(&mut Session<Pipe>, &mut House) -> T,
+    ) -> T {
+        // What the pipe holds is not the session's.
+        let pipe = self.session.stream().output.capacity() as isize;
+        let region = Region::new(ALLOCATOR);
+        let done = work(&mut self.session, house);
+        let change = region.change();
+        house.held += change.bytes_allocated as isize - change.bytes_deallocated as isize;
+        house.held += pipe - self.session.stream().output.capacity() as isize;
+        done
+    }
+
+    fn send(&mut self, length: usize, house: &mut House) {
+        let number = self.sent.len();
+        let (was_open, taken) = self.measured(house, |session, house| {
+            let (text, shared) = (text(number, length), &mut house.shared);
+            let (was_open, taken) =
+                (session.is_open(), session.has_room(std::slice::from_ref(&text), shared));
+            session.send(text, shared);
+            (was_open, taken)
+        });
+        match (was_open, taken) {
+            (false, _) => {}
+            (true, true) => self.sent.push(length),
+            (true, false) => self.closed = self.session.end(),
+        }
+    }
+
+    fn tick(&mut self, house: &mut House) {
+        self.measured(house, |session, house| session.tick(&mut house.shared));
+        if self.upgraded
+            && !self.session.is_open()
+            && let Some(end @ (End::Unregistered | End::Silent | End::Slow)) = self.session.end()
+        {
+            self.closed = Some(end);
+        }
+        self.cut |= self.session.is_over();
+        self.turn(0, house);
+    }
+
+    /// The kernel brings so many bytes, and takes what it can.
+    fn turn(&mut self, bytes: usize, house: &mut House) {
+        let bytes: Vec<u8> = self.coming.drain(..bytes.min(self.coming.len())).collect();
+        self.brought += bytes.len();
+        self.reading.take(&bytes);
+        let pipe = self.session.stream();
+        pipe.input.extend(bytes);
+        // A short read says that there is no more.
+        pipe.input.make_contiguous();
+        let half_closed = pipe.ended;
+        let messages = std::mem::take(&mut self.reading.messages);
+        let (mut heard, mut upgraded) = (self.heard, self.upgraded);
+        self.measured(house, |session, house| {
+            while !session.is_over() {
+                let fill = session.fill(&mut house.scratch, &mut house.shared);
+                while let Some(event) = session.next(&mut house.scratch, &mut house.shared) {
+                    match event {
+                        Event::Upgraded(room) => {
+                            assert!(room == "tea" && !upgraded);
+                            upgraded = true;
+                            continue;
+                        }
+                        Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[heard].parts()),
+                        Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[heard].parts()),
+                    }
+                    heard += 1;
+                }
+                if fill != Fill::More && !(fill == Fill::Drained && half_closed) {
+                    break;
+                }
+            }
+            session.flush(&mut house.shared);
+        });
+        (self.reading.messages, self.heard, self.upgraded) = (messages, heard, upgraded);
+        let pipe = self.session.stream();
+        self.cut |= pipe.broken || pipe.ended;
+        self.output.append(&mut pipe.output);
+    }
+
+    fn check(&mut self, is_limited: bool) {
+        if self.session.is_open() {
+            assert_eq!(self.heard, self.reading.messages.len());
+            assert_eq!((self.session.end(), self.reading.end), (None, None));
+        } else if let Some(end) = self.closed {
+            assert_eq!(self.session.end(), Some(end));
+        } else if self.upgraded {
+            let end = self.session.end().unwrap();
+            let other = match end {
+                End::Lost => self.cut,
+                End::NoMemory => is_limited,
+                _ => false,
+            };
+            assert!(other || self.reading.end == Some(end), "{end:?}");
+        }
+    }
+
+    /// It has ended, and nothing more happens.
+    fn is_over(&mut self, house: &mut House) {
+        assert!(self.session.is_over());
+        let (writes, end) = (self.session.stream().writes, self.session.end());
+        self.session.send("late".into(), &mut house.shared);
+        self.session.ping(&mut house.shared);
+        self.session.close(End::GoingAway, &mut house.shared);
+        self.session.tick(&mut house.shared);
+        self.session.flush(&mut house.shared);
+        assert!(self.session.next(&mut house.scratch, &mut house.shared).is_none());
+        assert_eq!((self.session.stream().writes, self.session.end()), (writes, end));
+    }
+
+    fn check_output(&self, whole: bool) {
+        if !self.upgraded {
+            let is = |status: &[u8]| self.output.iter().zip(status).all(|(a, b)| a == b);
+            assert!(is(b"HTTP/1.1 408 ") || is(b"HTTP/1.1 503 "));
+            return;
+        }
+        let head = &self.output[..self.output.len().min(256)];
+        let Some(head) = head.windows(4).position(|window| window == b"\r\n\r\n") else {
+            assert!(!whole);
+            return;
+        };
+        assert!(self.output.starts_with(b"HTTP/1.1 101 "));
+        let (frames, rest) = frames(&self.output[head + 4..]);
+        assert!(!whole || rest.is_empty());
+        let (mut texts, mut pings, mut answered, mut closed) = (0, 0, 0, false);
+        for (first, payload) in frames {
+            assert!(!closed, "nothing comes after a Close");
+            match first {
+                TEXT => {
+                    assert!(payload == text(texts, self.sent[texts]).as_bytes());
+                    texts += 1;
+                }
+                PING => pings += 1,
+                PONG => {
+                    // Not every ping is answered, but none is answered twice or out of order.
+                    let pings = &self.reading.pings[answered..];
+                    answered += 1 + pings.iter().position(|ping| *ping == payload).expect("a pong to a ping");
+                }
+                CLOSE => {
+                    closed = true;
+                    match self.session.end().unwrap() {
+                        End::Left => assert_eq!(Some(&payload), self.reading.reply.as_ref()),
+                        end => assert_eq!(payload[..2], code(end).to_be_bytes()),
+                    }
+                }
+                _ => panic!("{first:#x} {payload:?}"),
+            }
+        }
+        if whole {
+            assert_eq!((texts, closed), (self.sent.len(), !self.session.is_open()));
+            assert!(pings >= self.pings);
+        }
+    }
+}
+
+/// The text of this number. Its length is as wished, but for the shortest.
+fn text(number: usize, length: usize) -> String {
+    format!("{number} {}", "x".repeat(length))
+}
+
+fn code(end: End) -> u16 {
+    match end {
+        End::Http | End::Left | End::Lost => panic!("nothing is said"),
+        End::GoingAway => 1001,
+        End::Protocol => 1002,
+        End::NotUtf8 => 1007,
+        End::RateLimited | End::Unregistered => 1008,
+        End::TooBig => 1009,
+        End::Slow | End::NoMemory => 1013,
+        End::Replaced => 4000,
+        End::Silent => 4001,
+    }
+}
+
+// ---- RFC 6455, read naively ----
+
+const MESSAGE_BYTES_MAX: usize = 2048;
+const BINARY: u8 = 0x82;
+
+/// What the bytes of a peer mean.
+#[derive(Default)]
+struct Reading {
+    upgraded: bool,
+    /// What is not yet understood.
+    bytes: Vec<u8>,
+    /// The beginning of a message.
+    fragments: Option<Message>,
+    messages: Vec<Message>,
+    pings: Vec<Vec<u8>>,
+    end: Option<End>,
+    /// The payload of the Close that answers the peer's.
+    reply: Option<Vec<u8>>,
+}
+
+struct Message {
+    first: u8,
+    payload: Vec<u8>,
+}
+
+impl Message {
+    fn parts(&self) -> (u8, &[u8]) {
+        (self.first, &self.payload)
+    }
+}
+
+impl Reading {
+    /// Whether nothing is half.
+    fn is_even(&self) -> bool {
+        self.upgraded && self.bytes.is_empty() && self.fragments.is_none()
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        if !self.upgraded && self.bytes.len() >= REQUEST.len() {
+            self.upgraded = true;
+            self.bytes.drain(..REQUEST.len());
+        }
+        while self.upgraded && self.end.is_none() {
+            match self.frame() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(end) => self.end = Some(end),
+            }
+        }
+    }
+
+    /// Takes one frame, if it is there, and finds what is wrong as soon as that can be known.
+    fn frame(&mut self) -> Result<bool, End> {
+        let bytes = &self.bytes[..];
+        let Some(&first) = bytes.first() else { return Ok(false) };
+        let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
+        let is_control = opcode >= 8;
+        if first & 0x70 != 0 || !matches!(opcode, 0 | 1 | 2 | 8 | 9 | 10) || (is_control && !fin) {
+            return Err(End::Protocol);
+        }
+        let Some(&second) = bytes.get(1) else { return Ok(false) };
+        let short = second & 0x7f;
+        if second & 0x80 == 0 || (is_control && short > 125) {
+            return Err(End::Protocol);
+        }
+        let width = match short {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        if bytes.len() < 2 + width {
+            return Ok(false);
+        }
+        let length = match width {
+            0 => u64::from(short),
+            _ => bytes[2..2 + width].iter().fold(0, |length, byte| length * 256 + u64::from(*byte)),
+        };
+        let fits_less = (width == 2 && length < 126) || (width == 8 && length < 65536);
+        if fits_less || length >= 1 << 63 {
+            return Err(End::Protocol);
+        }
+        if length > MESSAGE_BYTES_MAX as u64 {
+            return Err(End::TooBig);
+        }
+        let (header, length) = (2 + width + 4, length as usize);
+        if bytes.len() < header {
+            return Ok(false);
+        }
+        if !is_control {
+            if (opcode == 0) != self.fragments.is_some() {
+                return Err(End::Protocol);
+            }
+            let begun = self.fragments.as_ref().map_or(0, |message| message.payload.len());
+            if begun + length > MESSAGE_BYTES_MAX {
+                return Err(End::TooBig);
+            }
+        }
+        if bytes.len() < header + length {
+            return Ok(false);
+        }
+        let mask = bytes[header - 4..header].iter().cycle();
+        let payload: Vec<u8> = bytes[header..header + length].iter().zip(mask).map(|(a, b)| a ^ b).collect();
+        self.bytes.drain(..header + length);
+        match opcode {
+            8 => return Err(self.close(payload)),
+            9 => self.pings.push(payload),
+            10 => {}
+            _ => {
+                let mut message =
+                    self.fragments.take().unwrap_or(Message { first: 0x80 | opcode, payload: vec![] });
+                message.payload.extend(payload);
+                if message.first == TEXT
+                    && let Err(error) = std::str::from_utf8(&message.payload)
+                    && (fin || error.error_len().is_some())
+                {
+                    return Err(End::NotUtf8);
+                }
+                if fin {
+                    self.messages.push(message);
+                } else {
+                    self.fragments = Some(message);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn close(&mut self, payload: Vec<u8>) -> End {
+        let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+        if payload.len() == 1
+            || code.is_some_and(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999))
+        {
+            return End::Protocol;
+        }
+        if payload.len() > 2 && std::str::from_utf8(&payload[2..]).is_err() {
+            return End::NotUtf8;
+        }
+        self.reply = Some(payload);
+        End::Left
+    }
+}
