@@ -778,6 +778,7 @@ impl<S: Stream> Session<S> {
         // A pong that still waits goes before it.
         let _ = codec.flush(&mut wire);
         let _ = codec.close(&mut wire, end.close_frame());
+        work.charge(&mut shared.budget);
     }
 
     /// Writes as much as the stream takes.

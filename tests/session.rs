@@ -720,6 +720,18 @@ fn what_is_announced_is_charged_before_it_comes() {
 }
 
 #[test]
+fn the_room_for_a_close_is_charged() {
+    let mut line = with_memory(1_000_000);
+    line.pipe().room = 0;
+    line.session.send("x".repeat(60_000), &mut line.shared);
+    let used = line.shared.budget.used();
+    // The queue had no room left, and has doubled.
+    line.session.close(End::GoingAway, &mut line.shared);
+    assert!(line.shared.budget.used() > used + 60_000);
+    check_budget(line, "");
+}
+
+#[test]
 fn a_head_takes_no_more_memory_than_there_is() {
     let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES);
     let mut line = Line::new(Door::Main, Config { memory_bytes_max, ..Config::default() });
