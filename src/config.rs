@@ -138,6 +138,8 @@ pub struct Config {
     /// Silence after which a peer is pinged; after two of them it is closed. Proxies cut idle connections at 55
     /// to 60 s.
     pub ping_interval: Duration,
+    /// Whether to serve the page and the client library.
+    pub page: bool,
     /// Where to serve `GET /metrics`, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// How much to log.
@@ -157,6 +159,7 @@ impl Default for Config {
             message_bytes_max: 64 * KIB,
             rate_max: 100,
             ping_interval: Duration::from_secs(25),
+            page: true,
             metrics: None,
             log: LevelFilter::Info,
         }
@@ -224,6 +227,7 @@ impl Config {
                     let seconds = value(&mut parser, "--ping-interval", |text| within(text, 1, 3600))?;
                     config.ping_interval = Duration::from_secs(seconds);
                 }
+                Long("no-page") => config.page = false,
                 Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
                 Long("log") => config.log = value(&mut parser, "--log", level)?,
                 Short('h') | Long("help") => return Ok(Command::Help),
@@ -257,6 +261,7 @@ usage: noroshi [flags]
       --max-rate N           messages a second from one connection; 0 = no limit [default: {rate}]
       --ping-interval SECONDS
                              silence before a ping; after two, the peer is closed [default: {ping}]
+      --no-page              serve neither the page nor /noroshi.js [default: serve them]
       --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
   -h, --help                 print this
@@ -379,7 +384,7 @@ mod tests {
         let line = "-l 127.0.0.1:1 --listen [::1]:2 --allow-origin https://a.example --allow-origin=* \
             --max-connections 3 --max-connections-per-ip 9 --trust-proxy 10.0.0.0/8 --trust-proxy ::1 \
             --max-memory 1G --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
-            --metrics 127.0.0.1:8 --log debug";
+            --no-page --metrics 127.0.0.1:8 --log debug";
         let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
         assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
         assert_eq!(config.allow_origins, ["https://a.example", "*"]);
@@ -388,6 +393,7 @@ mod tests {
         assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));
         assert_eq!((config.message_bytes_max, config.rate_max), (5 * 1024, 0));
         assert_eq!(config.ping_interval, Duration::from_secs(7));
+        assert!(!config.page);
         assert_eq!(config.metrics, Some("127.0.0.1:8".parse().unwrap()));
         assert_eq!(config.log, LevelFilter::Debug);
     }

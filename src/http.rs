@@ -10,11 +10,12 @@ use tungstenite::handshake::derive_accept_key;
 use crate::address::Network;
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, ROOM_BYTES_MAX};
 use crate::metrics::Metrics;
+use crate::page::{File, LIBRARY, PAGE};
 
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
-    /// WebSockets and `/healthz`.
+    /// WebSockets, the page and the library, and `/healthz`.
     Main,
     /// `/metrics`.
     Metrics,
@@ -124,6 +125,8 @@ pub fn answer(
         }
         (Door::Main, "/healthz") => request.page("ok", TEXT),
         (Door::Main, "/ws") => request.upgrade(None, config, place),
+        (Door::Main, "/") if config.page => request.file(&PAGE, config),
+        (Door::Main, "/noroshi.js") if config.page => request.file(&LIBRARY, config),
         (Door::Main, path) => match path.strip_prefix("/ws/") {
             Some(room) => request.upgrade(Some(room), config, place),
             None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
@@ -169,6 +172,32 @@ impl<'a> Request<'a> {
             "GET" | "HEAD" => response(200, body.as_bytes(), &[kind], self.method == "HEAD"),
             _ => self.plain(405, "only GET and HEAD are answered here", &[ALLOW]),
         }
+    }
+
+    /// A file, which a browser may keep if it asks each time whether it is still the same.
+    fn file(&self, file: &File, config: &Config) -> Answer {
+        if !matches!(self.method, "GET" | "HEAD") {
+            return self.plain(405, "only GET and HEAD are answered here", &[ALLOW]);
+        }
+        let etag = file.etag();
+        let mut headers = vec![
+            ("Content-Type", file.kind),
+            ("Cache-Control", "no-cache"),
+            ("ETag", &etag),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+        ];
+        headers.extend(file.policy.map(|policy| ("Content-Security-Policy", policy)));
+        if file.is_shared {
+            headers.push(("Vary", "Origin"));
+            let origin = self.value("origin").filter(|_| self.may_come_from_its_origin(config));
+            headers.extend(origin.map(|origin| ("Access-Control-Allow-Origin", origin)));
+        }
+        // RFC 9110 section 13.1.2: compared weakly.
+        let known = [&etag, &format!("W/{etag}"), "*"];
+        let is_known = known.iter().any(|tag| self.lists("if-none-match", tag));
+        let status = if is_known { 304 } else { 200 };
+        response(status, file.body.as_bytes(), &headers, is_known || self.method == "HEAD")
     }
 
     fn plain(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Answer {
@@ -292,6 +321,7 @@ fn plain(status: u16, sentence: &str, headers: &[(&str, &str)], head_only: bool)
 fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool) -> Answer {
     let reason = match status {
         200 => "OK",
+        304 => "Not Modified",
         400 => "Bad Request",
         403 => "Forbidden",
         404 => "Not Found",
@@ -344,7 +374,8 @@ mod tests {
                 assert!(head_of_it.contains("close"), "{head_of_it}");
                 let length = head_of_it.split("Content-Length: ").nth(1).expect("a length");
                 let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
-                assert_eq!(body.len(), if head.starts_with("HEAD ") { 0 } else { length });
+                let has_body = !head.starts_with("HEAD ") && status != 304;
+                assert_eq!(body.len(), if has_body { length } else { 0 });
                 assert!(length > 0);
                 (status, head_of_it.to_owned())
             }
@@ -472,7 +503,7 @@ mod tests {
         assert_eq!(get("HEAD /healthz?x HTTP/1.1").0, 200);
         assert_eq!(get("GET /healthz HTTP/1.0").0, 200);
         assert_eq!(get("DELETE /healthz HTTP/1.1").0, 405);
-        for target in ["/", "/metrics", "/wsx", "/healthz/", "*", "http://h:1", "http://h?z=/ws"] {
+        for target in ["/metrics", "/wsx", "/healthz/", "*", "http://h:1", "http://h?z=/ws"] {
             assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
         }
         let metrics = |head: &str| ask(Door::Metrics, &Config::default(), false, head).0;
@@ -480,6 +511,79 @@ mod tests {
         assert_eq!(metrics("HEAD /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
         assert_eq!(metrics("PUT /metrics HTTP/1.1\r\nHost: h\r\n"), 405);
         assert_eq!(metrics(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 404);
+    }
+
+    #[test]
+    fn files() {
+        let (status, page) = get("GET /?room=tea HTTP/1.1");
+        assert_eq!(status, 200);
+        for header in [
+            "Content-Type: text/html; charset=utf-8",
+            "Cache-Control: no-cache",
+            &format!("ETag: {}", PAGE.etag()),
+            "X-Content-Type-Options: nosniff",
+            "Referrer-Policy: no-referrer",
+            "Content-Security-Policy: default-src 'none'; script-src 'self' 'sha256-",
+        ] {
+            assert!(page.contains(&format!("\r\n{header}")), "{header}: {page}");
+        }
+        assert!(!page.contains("\nAccess-Control-Allow-Origin:"), "{page}");
+        let (status, library) = get("GET /noroshi.js HTTP/1.1");
+        assert_eq!(status, 200);
+        assert!(library.contains("\r\nContent-Type: text/javascript; charset=utf-8\r\n"), "{library}");
+        assert_eq!(get("HEAD / HTTP/1.1"), (200, page.clone()));
+        assert_eq!(get("HEAD /noroshi.js HTTP/1.0"), (200, library));
+        assert_eq!(get("POST / HTTP/1.1").0, 405);
+        for target in ["//", "/index.html", "/noroshi.js/", "/NOROSHI.js"] {
+            assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
+        }
+        assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0, 404);
+        let config = Config { page: false, ..Config::default() };
+        for target in ["/", "/noroshi.js"] {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n");
+            assert_eq!(ask(Door::Main, &config, false, &head).0, 404, "{target}");
+        }
+    }
+
+    #[test]
+    fn what_a_browser_has_is_not_sent_again() {
+        let tag = PAGE.etag();
+        let status = |tags: &str| get(&format!("GET / HTTP/1.1\r\nIf-None-Match: {tags}")).0;
+        for tags in [&tag, &format!("W/{tag}"), &format!("\"a,b\" , {tag}"), "*"] {
+            assert_eq!(status(tags), 304, "{tags}");
+        }
+        for tags in ["", "\"\"", tag.trim_matches('"'), &LIBRARY.etag()] {
+            assert_eq!(status(tags), 200, "{tags}");
+        }
+        // RFC 9110 section 15.4.5: with the headers of the 200.
+        let (_, full) = get("GET / HTTP/1.1");
+        let (_, same) = get(&format!("HEAD / HTTP/1.1\r\nIf-None-Match: {tag}"));
+        assert_eq!(full.replace("200 OK", "304 Not Modified"), same);
+    }
+
+    #[test]
+    fn pages_that_may_connect_may_load_the_library() {
+        let head = |allow: &[&str], origin: &str, target: &str| {
+            let allow_origins = allow.iter().map(|origin| (*origin).to_owned()).collect();
+            let config = Config { allow_origins, ..Config::default() };
+            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n");
+            ask(Door::Main, &config, false, &head).1
+        };
+        let allowed = |head: &str| {
+            let rest = head.split("\r\nAccess-Control-Allow-Origin: ").nth(1)?;
+            Some(rest.split("\r\n").next()?.to_owned())
+        };
+        let library = |allow: &[&str], origin| {
+            let head = head(allow, origin, "/noroshi.js");
+            assert!(head.contains("\r\nVary: Origin\r\n"), "else a cache mixes them up: {head}");
+            allowed(&head)
+        };
+        assert_eq!(library(&[], "http://h"), Some("http://h".into()));
+        assert_eq!(library(&[], "https://a.example"), None);
+        assert_eq!(library(&["https://a.example"], "https://a.example"), Some("https://a.example".into()));
+        assert_eq!(library(&["https://a.example"], "https://b.example"), None);
+        assert_eq!(library(&["*"], "null"), Some("null".into()));
+        assert_eq!(allowed(&head(&["*"], "https://a.example", "/")), None);
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! somebody they both know. What is said is in the README; this is the map of how it is done.
 //!
 //! ```text
-//! main ─→ server ─→ session ─→ http ─→ metrics        config: the limits
-//!    │          │           ├──→ frame                address: where peers are, and how many in one place
-//!    └─→ logger │           └──→ budget               budget: how much memory is used
-//!               └─→ hub ─→ message ─→ json            rate: how much one peer may send
-//!                     └──→ rate                       stamp: a moment in eight bytes
+//! main ─→ server ─→ session ─→ http ─→ page           config: the limits
+//!    │          │           │       └──→ metrics      address: where peers are, and how many in one place
+//!    │          │           ├──→ frame                budget: how much memory is used
+//!    │          │           └──→ budget               rate: how much one peer may send
+//!    └─→ logger └─→ hub ─→ message ─→ json            stamp: a moment in eight bytes
+//!                     └──→ rate
 //! ```
 //!
 //! Imports point downward in the list of modules below, and the two arms of the drawing do not know each other;
@@ -41,6 +42,8 @@ pub mod session;
 pub mod frame;
 
 pub mod http;
+
+pub mod page;
 
 pub mod metrics;
 

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
 
 fn serve(config: Config) -> io::Result<()> {
     let memory = (Size(config.worst_case_bytes()), config.connections_max, config.memory_bytes_max.map(Size));
+    let has_page = config.page;
     let mut server = Server::bind(config)?;
     // Before anybody is told that it listens, and may want it to stop.
     server.heed_signals()?;
@@ -45,6 +46,12 @@ fn serve(config: Config) -> io::Result<()> {
     }
     for address in server.addresses(Door::Main) {
         say(format_args!("listening on ws://{address}/ws"));
+    }
+    if let Some(address) = server.addresses(Door::Main).next().filter(|_| has_page) {
+        let is_local = address.ip().is_unspecified() || address.ip().is_loopback();
+        // The name, because browsers allow camera and microphone there.
+        let host = if is_local { format!("localhost:{}", address.port()) } else { address.to_string() };
+        say(format_args!("try it at http://{host}/"));
     }
     for address in server.addresses(Door::Metrics) {
         say(format_args!("metrics on http://{address}/metrics"));

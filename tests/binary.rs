@@ -64,6 +64,18 @@ fn a_wrong_flag_is_named_in_one_line() {
 }
 
 #[test]
+fn the_page_is_served_unless_it_is_not_wanted() {
+    let (server, _stderr) = run(r#"exec "$0""#);
+    for path in ["/", "/noroshi.js"] {
+        assert!(server.ask(server.address, path).starts_with("HTTP/1.1 200 "), "{path}");
+    }
+    let (server, _stderr) = run(r#"exec "$0" --no-page"#);
+    for path in ["/", "/noroshi.js"] {
+        assert!(server.ask(server.address, path).starts_with("HTTP/1.1 404 "), "{path}");
+    }
+}
+
+#[test]
 fn an_address_that_cannot_be_bound() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -43,6 +43,14 @@ fn plain_http() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
     let answer = net.ask(Door::Main, "HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.contains("\r\nContent-Length: 2\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+    let answer = net.ask(Door::Main, "GET /?room=tea HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.ends_with(include_str!("../src/page.html")), "{answer}");
+    let answer = net.ask(Door::Main, "GET /noroshi.js HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.ends_with(include_str!("../src/noroshi.js")), "{answer}");
+    let tag = answer.split("\r\nETag: ").nth(1).unwrap().split("\r\n").next().unwrap();
+    let again = format!("GET /noroshi.js HTTP/1.1\r\nHost: h\r\nIf-None-Match: {tag}\r\n\r\n");
+    let answer = net.ask(Door::Main, &again);
+    assert!(answer.starts_with("HTTP/1.1 304 ") && answer.ends_with("\r\n\r\n"), "{answer}");
     // A body that nobody reads must not turn the answer into a reset.
     let body = "x".repeat(100_000);
     let answer = net.ask(Door::Main, &format!("POST /ws HTTP/1.1\r\nHost: h\r\n\r\n{body}"));

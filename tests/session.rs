@@ -377,7 +377,8 @@ fn plain_answers() {
         ("GET /healthz HTTP/1.1\r\nHost: h\r\n\r\nGET /pipelined HTTP/1.1\r\n\r\n", "200"),
         ("POST /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody", "405"),
         ("GET /ws HTTP/1.1\r\nHost: h\r\n\r\n", "426"),
-        ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", "404"),
+        ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", "200"),
+        ("GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n", "404"),
         ("nonsense\r\n\r\n", "400"),
     ] {
         for cut in 0..request.len() {
