@@ -5,7 +5,8 @@
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -69,6 +70,13 @@ pub const KEPT_MESSAGES_MAX: usize = KEPT_BYTES_MAX / 16;
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a room waits for an offer or an answer before it asks, or hands the offer to, the next in the line.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// `--ice-server` flags. Browsers grow slow from the fifth server on.
+pub const ICE_SERVERS_MAX: usize = 8;
+/// One of them, in bytes: the longest name of a host, and what is around it.
+pub const ICE_SERVER_BYTES_MAX: usize = 300;
+/// How long credentials for TURN can be used: a day's work. Who has them longer is told new ones.
+pub const TURN_CREDENTIALS_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// The burst of `--max-rate`, in seconds of it: a peer that has been quiet may send this much at once.
 pub const RATE_BURST_SECONDS: u32 = 10;
@@ -138,12 +146,28 @@ pub struct Config {
     /// Silence after which a peer is pinged; after two of them it is closed. Proxies cut idle connections at 55
     /// to 60 s.
     pub ping_interval: Duration,
+    /// STUN and TURN servers that peers are told, as URLs of RFC 7064 and RFC 7065.
+    pub ice_servers: Vec<String>,
+    /// Where the secret is that is shared with the TURN servers.
+    pub turn_secret_file: Option<PathBuf>,
+    /// What is in that file, once it is read.
+    pub turn_secret: Option<Secret>,
     /// Whether to serve the page and the client library.
     pub page: bool,
     /// Where to serve `GET /metrics`, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// How much to log.
     pub log: LevelFilter,
+}
+
+/// Something that is shown to nobody.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 impl Default for Config {
@@ -159,6 +183,9 @@ impl Default for Config {
             message_bytes_max: 64 * KIB,
             rate_max: 100,
             ping_interval: Duration::from_secs(25),
+            ice_servers: Vec::new(),
+            turn_secret_file: None,
+            turn_secret: None,
             page: true,
             metrics: None,
             log: LevelFilter::Info,
@@ -168,6 +195,7 @@ impl Default for Config {
 
 /// What the command line asks for.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one of them")]
 pub enum Command {
     /// Serve.
     Run(Config),
@@ -227,6 +255,13 @@ impl Config {
                     let seconds = value(&mut parser, "--ping-interval", |text| within(text, 1, 3600))?;
                     config.ping_interval = Duration::from_secs(seconds);
                 }
+                Long("ice-server") => {
+                    config.ice_servers.push(value(&mut parser, "--ice-server", ice_server)?);
+                    if config.ice_servers.len() > ICE_SERVERS_MAX {
+                        return Err(format!("--ice-server: at most {ICE_SERVERS_MAX}").into());
+                    }
+                }
+                Long("turn-secret-file") => config.turn_secret_file = Some(parser.value()?.into()),
                 Long("no-page") => config.page = false,
                 Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
                 Long("log") => config.log = value(&mut parser, "--log", level)?,
@@ -235,7 +270,14 @@ impl Config {
                 _ => return Err(arg.unexpected()),
             }
         }
-        Ok(Command::Run(config))
+        let turn = config.ice_servers.iter().find(|url| url.starts_with("turn"));
+        match (turn, &config.turn_secret_file) {
+            (Some(url), None) => Err(format!("--ice-server {url}: needs --turn-secret-file").into()),
+            (None, Some(_)) => {
+                Err("--turn-secret-file: there is no --ice-server turn:… that it is for".into())
+            }
+            _ => Ok(Command::Run(config)),
+        }
     }
 
     /// What `--help` prints. The defaults in it are the program's own.
@@ -261,6 +303,10 @@ usage: noroshi [flags]
       --max-rate N           messages a second from one connection; 0 = no limit [default: {rate}]
       --ping-interval SECONDS
                              silence before a ping; after two, the peer is closed [default: {ping}]
+      --ice-server URL       stun:HOST[:PORT] or turn:HOST[:PORT] that peers are told to use; also stuns:, turns:
+                             and ?transport=tcp; repeatable [default: none]
+      --turn-secret-file FILE
+                             the secret shared with the TURN servers, from which passwords are made [default: none]
       --no-page              serve neither the page nor /noroshi.js [default: serve them]
       --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
@@ -328,6 +374,34 @@ fn origin(text: &str) -> Result<String, &'static str> {
     }
 }
 
+/// A URL of RFC 7064 or RFC 7065. Browsers refuse to connect at all when one of them is wrong.
+fn ice_server(text: &str) -> Result<String, &'static str> {
+    let is_one = || {
+        let (scheme, rest) = text.split_once(':')?;
+        let rest = match scheme {
+            "stun" | "stuns" => rest,
+            "turn" | "turns" => ["?transport=udp", "?transport=tcp"]
+                .iter()
+                .find_map(|transport| rest.strip_suffix(transport))
+                .unwrap_or(rest),
+            _ => return None,
+        };
+        let (host, port) =
+            rest.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).unwrap_or((rest, "3478"));
+        let is_port =
+            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse().is_ok_and(|port: u16| port > 0);
+        let is_host = match host.strip_prefix('[') {
+            Some(ip) => ip.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
+            None => {
+                !host.is_empty()
+                    && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+            }
+        };
+        (is_port && is_host && text.len() <= ICE_SERVER_BYTES_MAX).then(|| text.to_owned())
+    };
+    is_one().ok_or("not stun:HOST, stuns:HOST, turn:HOST or turns:HOST with, perhaps, :PORT, and ?transport=tcp for TURN")
+}
+
 fn within<N>(text: &str, min: N, max: N) -> Result<N, String>
 where
     N: std::str::FromStr + PartialOrd + std::fmt::Display,
@@ -384,7 +458,8 @@ mod tests {
         let line = "-l 127.0.0.1:1 --listen [::1]:2 --allow-origin https://a.example --allow-origin=* \
             --max-connections 3 --max-connections-per-ip 9 --trust-proxy 10.0.0.0/8 --trust-proxy ::1 \
             --max-memory 1G --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
-            --no-page --metrics 127.0.0.1:8 --log debug";
+            --ice-server stun:a.example --ice-server=turn:b.example --turn-secret-file /etc/secret --no-page \
+            --metrics 127.0.0.1:8 --log debug";
         let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
         assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
         assert_eq!(config.allow_origins, ["https://a.example", "*"]);
@@ -393,9 +468,61 @@ mod tests {
         assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));
         assert_eq!((config.message_bytes_max, config.rate_max), (5 * 1024, 0));
         assert_eq!(config.ping_interval, Duration::from_secs(7));
+        assert_eq!(config.ice_servers, ["stun:a.example", "turn:b.example"]);
+        assert_eq!(config.turn_secret_file, Some("/etc/secret".into()));
         assert!(!config.page);
         assert_eq!(config.metrics, Some("127.0.0.1:8".parse().unwrap()));
         assert_eq!(config.log, LevelFilter::Debug);
+    }
+
+    #[test]
+    fn ice_servers() {
+        for url in [
+            "stun:stun.example",
+            "stuns:stun.example:5349",
+            "turn:192.0.2.1",
+            "turn:[2001:db8::1]:3478?transport=tcp",
+            "turns:[2001:db8::1]",
+            "turn:turn_1.example?transport=udp",
+        ] {
+            assert_eq!(ice_server(url), Ok(url.to_owned()));
+        }
+        for url in [
+            "",
+            "stun",
+            "stun:",
+            "stun:?transport=udp",
+            "STUN:a.example",
+            "http://a.example",
+            "stun://a.example",
+            "turn:user@a.example",
+            "stun:a.example:",
+            "stun:a.example:0",
+            "stun:a.example:+1",
+            "stun:a.example:65536",
+            "stun:a.example?transport=udp",
+            "turn:a.example?transport=tls",
+            "turn:2001:db8::1",
+            "turn:[2001:db8::1",
+            "turn:[a.example]",
+            "turn:a b",
+            &format!("stun:{}", "x".repeat(300)),
+        ] {
+            assert!(ice_server(url).is_err(), "{url}");
+        }
+        let nine = "--ice-server stun:a.example ".repeat(9);
+        assert_eq!(parse(&nine).unwrap_err(), "--ice-server: at most 8");
+        assert_eq!(
+            parse("--ice-server turn:a.example").unwrap_err(),
+            "--ice-server turn:a.example: needs --turn-secret-file"
+        );
+        assert!(parse("--turn-secret-file /x --ice-server stun:a.example").is_err());
+    }
+
+    #[test]
+    fn a_secret_is_shown_to_nobody() {
+        let turn_secret = Some(Secret("open sesame".to_owned()));
+        assert!(!format!("{:?}", Config { turn_secret, ..Config::default() }).contains("sesame"));
     }
 
     #[test]

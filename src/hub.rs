@@ -23,6 +23,7 @@ use crate::config::{
     CANDIDATES_MAX, Config, KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PATIENCE, PROBE_TIME_MAX, RATE_BLOCK_BYTES,
     STORED_BYTES_MAX,
 };
+use crate::ice::Ice;
 use crate::message::{self, Body, Candidates, Code, Kind, Refusal, Reply, Request};
 use crate::rate::{Bucket, Rate, Verdict};
 
@@ -124,6 +125,9 @@ pub struct Tally {
 /// All rooms and peers.
 pub struct Hub {
     mesh_peers_max: usize,
+    ice: Ice,
+    /// What time it was, since 1970, when the hub's time began.
+    epoch: Duration,
     rate: Option<Rate>,
     /// By slot.
     peers: Vec<Option<Peer>>,
@@ -334,6 +338,8 @@ impl Hub {
     pub fn new(config: &Config) -> Hub {
         Hub {
             mesh_peers_max: config.mesh_peers_max,
+            ice: Ice::new(config),
+            epoch: Duration::ZERO,
             rate: Rate::per_second(config.rate_max),
             peers: Vec::new(),
             registered: 0,
@@ -365,6 +371,12 @@ impl Hub {
             Input::Disconnected(conn) => self.exit(conn, turn),
             Input::Time => self.ring(turn),
         }
+    }
+
+    /// Says what time it was, since 1970, at the moment from which `now` is counted. For credentials: peers and TURN
+    /// servers go by the clock on the wall, which may be set at any time.
+    pub fn set_epoch(&mut self, epoch: Duration) {
+        self.epoch = epoch;
     }
 
     /// When [`Input::Time`] is due next.
@@ -575,6 +587,12 @@ impl Hub {
         Ok(())
     }
 
+    /// Says something of the server's own after which a peer connects to another.
+    fn tell_with_ice(&self, to: Conn, text: String, turn: &mut Turn) {
+        let servers = self.ice.servers(self.id(to), self.epoch + turn.now);
+        turn.out.push(Effect::Send(to, message::with_ice_servers(text, &servers)));
+    }
+
     fn refuse(&mut self, conn: Conn, refusal: Refusal, target: Option<&str>, turn: &mut Turn) {
         self.tally.errors[refusal.code as usize] += 1;
         turn.tell(conn, &Reply::Error { refusal, target });
@@ -732,7 +750,7 @@ impl Hub {
                     self.rooms[room].offerer = Some(first);
                     self.rooms[room].moved = true;
                     self.peer_mut(first).state = State::Offerer;
-                    turn.tell(first, &Reply::Ask);
+                    self.tell_with_ice(first, Reply::Ask.text(), turn);
                 }
                 (Some(_), Some(offer)) if offer.held == 0 => {
                     let Some(first) = self.rooms[room].line.pop_front() else {
@@ -779,8 +797,8 @@ impl Hub {
         let offer = offering.offer.as_mut().expect("the offer stands");
         offer.held += 1;
         offer.handed = true;
-        let hold = Hold { owner, offer: offer.number, ticket };
-        turn.out.push(Effect::Send(to, offer.text.clone()));
+        let (hold, text) = (Hold { owner, offer: offer.number, ticket }, offer.text.clone());
+        self.tell_with_ice(to, text, turn);
         self.peer_mut(to).state = State::Handed(hold);
     }
 
@@ -986,7 +1004,8 @@ impl Hub {
         }
         let others = self.rooms[room].mesh.iter().filter(|other| *other != conn);
         let peers = others.map(|other| self.id(other)).collect();
-        turn.tell(conn, &Reply::Joined { id: self.id(conn), peers });
+        let text = Reply::Joined { id: self.id(conn), peers }.text();
+        self.tell_with_ice(conn, text, turn);
         Ok(())
     }
 

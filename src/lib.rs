@@ -9,6 +9,7 @@
 //!    │          │           ├──→ frame                budget: how much memory is used
 //!    │          │           └──→ budget               rate: how much one peer may send
 //!    └─→ logger └─→ hub ─→ message ─→ json            stamp: a moment in eight bytes
+//!                     ├──→ ice ──────↗
 //!                     └──→ rate
 //! ```
 //!
@@ -50,6 +51,8 @@ pub mod metrics;
 pub mod hub;
 
 pub mod message;
+
+pub mod ice;
 
 pub mod json;
 

@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Size};
+use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Secret, Size};
 use noroshi::http::Door;
 use noroshi::logger::{self, say};
 use noroshi::server::Server;
@@ -23,6 +24,15 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(file) = &config.turn_secret_file {
+        match read_secret(file) {
+            Ok(secret) => config.turn_secret = Some(secret),
+            Err(error) => {
+                say(format_args!("noroshi: --turn-secret-file {file:?}: {error}"));
+                return ExitCode::from(2);
+            }
+        }
+    }
     logger::init(config.log);
     config.connections_max = raise_descriptor_limit(config.connections_max, config.listen.len());
     match serve(config) {
@@ -57,6 +67,14 @@ fn serve(config: Config) -> io::Result<()> {
         say(format_args!("metrics on http://{address}/metrics"));
     }
     server.run()
+}
+
+fn read_secret(file: &Path) -> io::Result<Secret> {
+    // Editors end the line.
+    match std::fs::read_to_string(file)?.trim() {
+        "" => Err(io::Error::other("there is nothing in it")),
+        secret => Ok(Secret(secret.to_owned())),
+    }
 }
 
 /// Raises the limit of open files to what so many connections need, and returns how many it suffices for.

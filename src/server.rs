@@ -10,7 +10,7 @@
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, info, warn};
 use mio::event::Event as Readiness;
@@ -162,6 +162,12 @@ struct Clock {
 impl Clock {
     fn now(&self) -> Duration {
         self.start.elapsed() + self.ahead
+    }
+
+    /// What time it was, since 1970, when this clock began, by what the clock on the wall says now.
+    fn epoch(&self) -> Duration {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        wall.saturating_sub(self.now())
     }
 }
 
@@ -413,6 +419,7 @@ impl<S: Service> Server<S> {
         if self.sweep.is_none() && self.sweep_at <= now {
             self.sweep = Some(0);
             self.sweep_at = now + SWEEP_EVERY;
+            self.hub.set_epoch(self.clock.epoch());
             self.retry();
             self.service.sweep(&mut self.connections);
         }

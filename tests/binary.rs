@@ -52,6 +52,12 @@ fn a_wrong_flag_is_named_in_one_line() {
         (&["--ping-interval", "2.5"], "2.5"),
         (&["--allow-origin", "example.com"], "SCHEME://HOST"),
         (&["--allow-origin", "https://example.com/"], "SCHEME://HOST"),
+        (&["--ice-server", "a.example"], "stun:HOST"),
+        (&["--ice-server", "turn:a.example"], "--turn-secret-file"),
+        (&["--ice-server", "turn:a.example", "--turn-secret-file", "/no/where"], "/no/where"),
+        (&["--ice-server", "turn:a.example", "--turn-secret-file", "/dev/null"], "/dev/null"),
+        (&["--ice-server", "turn:a.example", "--turn-secret-file", "/"], "directory"),
+        (&["--turn-secret-file", "/dev/null"], "--ice-server"),
         (&["--metrics", "9090"], "9090"),
         (&["--log", "loud"], "loud"),
     ] {
@@ -73,6 +79,26 @@ fn the_page_is_served_unless_it_is_not_wanted() {
     for path in ["/", "/noroshi.js"] {
         assert!(server.ask(server.address, path).starts_with("HTTP/1.1 404 "), "{path}");
     }
+}
+
+#[test]
+fn a_secret_comes_from_its_file_and_goes_nowhere() {
+    // A file that nobody has to remove.
+    let (mut server, mut stderr) = run("exec 3<<END\n north-by-northwest\nEND\n\
+         exec \"$0\" --log trace --ice-server turn:t.example --turn-secret-file /dev/fd/3");
+    let mut socket = server.websocket("/ws");
+    say(&mut socket, r#"{"type":"join","id":"A"}"#);
+    let joined = socket.read().unwrap().into_text().unwrap();
+    let joined: serde_json::Value = serde_json::from_str(&joined).unwrap();
+    let turn = &joined["iceServers"][0];
+    assert_eq!(turn["urls"], serde_json::json!(["turn:t.example"]));
+    let credential = turn["credential"].as_str().unwrap();
+    assert_eq!(credential.len(), 28, "the base64 of 20 bytes");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(!log.contains("northwest") && !log.contains(credential), "{log}");
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::memory::Memory;
 use common::transcript::{Heard, Wire};
-use noroshi::config::{Config, KEPT_BYTES_MAX};
+use noroshi::config::{Config, KEPT_BYTES_MAX, Secret};
 use noroshi::hub::Input;
 use noroshi::message::{Code, Kind};
 use serde_json::{Value, json};
@@ -33,6 +35,38 @@ fn say(wire: &mut Memory, who: &str, message: Value) {
 fn open(wire: &mut Memory, who: &str) {
     wire.open(who, "");
     say(wire, who, json!({"type": "leave", "id": who}));
+}
+
+#[test]
+fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() {
+    let mut wire = memory(|config| {
+        config.ice_servers = vec!["stun:s.example".into(), "turn:t.example".into()];
+        config.turn_secret = Some(Secret("north".into()));
+    });
+    wire.hub.set_epoch(Duration::from_secs(1_000_000_000));
+    wire.open("A", "");
+    let told = |wire: &mut Memory, who: &str, kind: &str| {
+        say(wire, who, json!({"type": kind, "id": who}));
+        heard(wire, who)["iceServers"].clone()
+    };
+    let expected = |username: &str, credential: &str| {
+        json!([
+            {"urls": ["stun:s.example"]},
+            {"urls": ["turn:t.example"], "username": username, "credential": credential},
+        ])
+    };
+    // printf 1000043200:A | openssl dgst -sha1 -hmac north -binary | base64
+    let first = expected("1000043200:A", "OsMDo5TvL7R7PkuYkWfPx7+LuJg=");
+    assert_eq!(told(&mut wire, "A", "join"), first);
+    wire.pass(3600);
+    assert_eq!(told(&mut wire, "A", "join"), expected("1000046800:A", "aA/Ez4mp5nBmK/+BlrZft1kDF+k="));
+    // Somebody sets the clock back.
+    wire.hub.set_epoch(Duration::from_secs(999_996_400));
+    assert_eq!(told(&mut wire, "A", "connect"), first);
+    say(&mut wire, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
+    wire.open("B", "");
+    assert_eq!(told(&mut wire, "B", "connect"), expected("1000043200:B", "BlmPPnfMJBDy0Zew1xEK1cfDqMM="));
+    assert_eq!((wire.next("A"), wire.next("B")), (None, None));
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::pipe::{CLOSE, REQUEST, TEXT, close, frame, frames};
 use common::sockets::Net;
@@ -13,7 +13,7 @@ use common::transcript::{Heard, Wire};
 use noroshi::address::Network;
 use noroshi::config::{
     BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, Config, HEAD_TIME_MAX, READ_BYTES_MAX,
-    REFUSED_AT_ONCE,
+    REFUSED_AT_ONCE, Secret, TURN_CREDENTIALS_TTL,
 };
 use noroshi::http::Door;
 use noroshi::server::Server;
@@ -62,6 +62,24 @@ fn plain_http() {
     net.server.advance(Duration::from_secs(5));
     assert!(net.read_to_end(&mut silent).starts_with(b"HTTP/1.1 408 "));
     drop(silent);
+    net.finish();
+}
+
+#[test]
+fn credentials_go_by_the_clock_on_the_wall() {
+    let mut net = with(|config| {
+        config.ice_servers = vec!["turn:t.example".into()];
+        config.turn_secret = Some(Secret("north".into()));
+    });
+    net.server.advance(Duration::from_secs(100_000));
+    net.open("A", "");
+    net.say("A", Message::text(r#"{"type":"join","id":"A"}"#));
+    let joined = heard(&mut net, "A");
+    let (expiry, id) = joined["iceServers"][0]["username"].as_str().unwrap().split_once(':').unwrap();
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let left = expiry.parse::<u64>().unwrap() - wall;
+    let ttl = TURN_CREDENTIALS_TTL.as_secs();
+    assert!(id == "A" && (ttl - 60..=ttl).contains(&left), "{joined}");
     net.finish();
 }
 

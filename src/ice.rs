@@ -1,0 +1,117 @@
+//! The STUN and TURN servers that clients are told, as `RTCPeerConnection` takes them, with credentials for TURN that
+//! end by themselves (draft-uberti-behave-turn-rest-00; coturn calls it `use-auth-secret`).
+
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use sha1::{Digest, Sha1};
+
+use crate::config::{Config, TURN_CREDENTIALS_TTL};
+use crate::json;
+
+/// The servers, and the secret that is shared with those for TURN.
+pub struct Ice {
+    /// The JSON of `iceServers`, up to where the credentials go. Empty: there are no servers.
+    begin: Vec<u8>,
+    /// If there are servers for TURN.
+    secret: Option<String>,
+}
+
+impl Ice {
+    /// The servers of this configuration.
+    pub fn new(config: &Config) -> Ice {
+        let (turn, stun): (Vec<_>, Vec<_>) =
+            config.ice_servers.iter().partition(|url| url.starts_with("turn"));
+        let mut begin = Vec::new();
+        for urls in [&stun, &turn].into_iter().filter(|urls| !urls.is_empty()) {
+            begin.extend_from_slice(if begin.is_empty() { b"[{\"urls\":" } else { b"},{\"urls\":" });
+            for (i, url) in urls.iter().enumerate() {
+                begin.push(if i == 0 { b'[' } else { b',' });
+                json::push_string(&mut begin, url);
+            }
+            begin.push(b']');
+        }
+        Ice { begin, secret: config.turn_secret.clone().filter(|_| !turn.is_empty()).map(|secret| secret.0) }
+    }
+
+    /// The JSON of `iceServers` for this peer, at this time since 1970. Empty: there are none.
+    pub fn servers(&self, id: &str, now: Duration) -> String {
+        if self.begin.is_empty() {
+            return String::new();
+        }
+        let mut json = self.begin.clone();
+        if let Some(secret) = &self.secret {
+            let username = format!("{}:{id}", (now + TURN_CREDENTIALS_TTL).as_secs());
+            json.extend_from_slice(b",\"username\":");
+            json::push_string(&mut json, &username);
+            json.extend_from_slice(b",\"credential\":");
+            json::push_string(&mut json, &BASE64.encode(&sign(secret.as_bytes(), &username)));
+        }
+        json.extend_from_slice(b"}]");
+        String::from_utf8(json).expect("strings and ASCII are UTF-8")
+    }
+}
+
+/// HMAC-SHA1 (RFC 2104).
+fn sign(secret: &[u8], text: &str) -> [u8; 20] {
+    let mut key = [0; 64];
+    if secret.len() <= key.len() {
+        key[..secret.len()].copy_from_slice(secret);
+    } else {
+        key[..20].copy_from_slice(&Sha1::digest(secret));
+    }
+    let hash = |pad: u8| Sha1::new_with_prefix(key.map(|byte| byte ^ pad));
+    let inner = hash(0x36).chain_update(text).finalize();
+    hash(0x5c).chain_update(inner).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::HEXLOWER;
+
+    use super::*;
+    use crate::config::Secret;
+
+    fn servers(urls: &[&str], secret: &str, id: &str, seconds: u64) -> String {
+        let ice_servers = urls.iter().map(|url| (*url).to_owned()).collect();
+        let turn_secret = Some(Secret(secret.to_owned()));
+        let ice = Ice::new(&Config { ice_servers, turn_secret, ..Config::default() });
+        ice.servers(id, Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn signatures() {
+        // RFC 2202 section 3: test cases 1, 2 and 6.
+        let larger = "Test Using Larger Than Block-Size Key - Hash Key First";
+        for (secret, text, expected) in [
+            (&[0x0b; 20][..], "Hi There", "b617318655057264e28bc0b6fb378c8ef146be00"),
+            (b"Jefe", "what do ya want for nothing?", "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79"),
+            (&[0xaa; 80], larger, "aa4ae5e15272d00e95705637ce8a3b55ed402112"),
+        ] {
+            assert_eq!(HEXLOWER.encode(&sign(secret, text)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_clients_are_told() {
+        assert_eq!(servers(&[], "", "A", 0), "");
+        let stun = ["stun:a.example", "stuns:[2001:db8::1]:5349"];
+        let told = r#"[{"urls":["stun:a.example","stuns:[2001:db8::1]:5349"]}]"#;
+        assert_eq!(servers(&stun, "secret", "A", 0), told);
+        // printf 1000043200:A | openssl dgst -sha1 -hmac north -binary | base64
+        let told = concat!(
+            r#"[{"urls":["turn:t.example?transport=tcp"],"#,
+            r#""username":"1000043200:A","credential":"OsMDo5TvL7R7PkuYkWfPx7+LuJg="}]"#
+        );
+        assert_eq!(servers(&["turn:t.example?transport=tcp"], "north", "A", 1_000_000_000), told);
+        // printf '43200:"é' | openssl dgst -sha1 -hmac north -binary | base64
+        let told = concat!(
+            r#"[{"urls":["stun:a.example"]},{"urls":["turn:t.example","turns:t.example"],"#,
+            r#""username":"43200:\"é","credential":"Y4T7+L1b9OeW/EHtRH2EJJEzNn8="}]"#
+        );
+        assert_eq!(
+            servers(&["turn:t.example", "stun:a.example", "turns:t.example"], "north", "\"é", 0),
+            told
+        );
+    }
+}
