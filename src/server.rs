@@ -48,8 +48,8 @@ pub trait Service {
         None
     }
 
-    /// Sees to what is to be done now and then: at every sweep.
-    fn sweep(&mut self, _connections: &mut Connections) {}
+    /// Sees to what is to be done now and then: at every sweep. The epoch is when the server started, since 1970.
+    fn sweep(&mut self, _epoch: Duration, _connections: &mut Connections) {}
 
     /// The room of a connection, and the id that it has there. For the log.
     fn who(&self, _conn: Conn) -> (&str, Option<&str>) {
@@ -70,7 +70,8 @@ impl Service for Hub {
         self.wake_at()
     }
 
-    fn sweep(&mut self, connections: &mut Connections) {
+    fn sweep(&mut self, epoch: Duration, connections: &mut Connections) {
+        self.set_epoch(epoch);
         if connections.shared.config.memory_bytes_max.is_some() {
             self.recount();
             connections.shared.budget.kept = self.kept();
@@ -419,9 +420,8 @@ impl<S: Service> Server<S> {
         if self.sweep.is_none() && self.sweep_at <= now {
             self.sweep = Some(0);
             self.sweep_at = now + SWEEP_EVERY;
-            self.hub.set_epoch(self.clock.epoch());
             self.retry();
-            self.service.sweep(&mut self.connections);
+            self.service.sweep(self.clock.epoch(), &mut self.connections);
         }
         if let Some(from) = self.sweep {
             let entries = &self.connections.entries;
