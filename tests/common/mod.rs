@@ -1,11 +1,14 @@
-//! What several tests share: transcripts, a hub and sessions on memory, a server on sockets or as a process.
+//! What several tests share: transcripts, a hub and sessions on memory, a server on sockets or as a process,
+//! a browser.
 
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
 
+pub mod chromium;
 pub mod client;
 pub mod memory;
 pub mod pipe;
 pub mod process;
+pub mod program;
 pub mod siege;
 pub mod sockets;
 pub mod transcript;

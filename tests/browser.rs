@@ -1,0 +1,312 @@
+//! The page, the library and the article's flow in real browsers, which talk to each other on this machine.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::spawn;
+use std::time::Duration;
+
+use common::chromium::{CHROMIUM, Chromium};
+use common::process::{Running, eventually, run};
+use common::program::{Program, is_installed};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+const TURNSERVER: &str = "/usr/bin/turnserver";
+
+/// Waits for its turn: the tests run one after another, or they would be too much for a small machine. `None` if they
+/// cannot run here.
+fn turn(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let is_possible = programs.iter().all(|program| is_installed(program));
+    is_possible.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Opens the page under a name.
+fn enter(browser: &mut Chromium, server: &Running, name: &str) {
+    browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
+    browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+}
+
+/// Waits until this is the last line of the chat.
+fn reads(browser: &mut Chromium, line: &str) {
+    browser.until(&format!("{CHAT}.at(-1) === {line:?}"));
+}
+
+/// The lines of the chat, as an expression.
+const CHAT: &str = "[...document.querySelectorAll('#log li')]
+    .map(({ childNodes }) => [...childNodes].map((it) => it.textContent).join(': '))";
+
+/// How many frames of the video of a peer were decoded, as an expression.
+fn decoded(peer: &str) -> String {
+    let stats = format!("[...(await room.peers.get('{peer}').pc.getStats()).values()]");
+    format!("{stats}.find((it) => it.type === 'inbound-rtp' && it.kind === 'video')?.framesDecoded ?? 0")
+}
+
+/// Waits until nobody is in any room, nor connected.
+fn empties(server: &Running) {
+    eventually("nobody is left", || {
+        ["connections", "peers", "rooms"].iter().all(|name| server.metric(name) == 0.0)
+    });
+}
+
+#[test]
+fn three_meet_talk_and_see_each_other_and_one_is_killed() {
+    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let [mut aoi, mut ren, mut yuki] = Chromium::start();
+    enter(&mut aoi, &server, "Aoi");
+    enter(&mut ren, &server, "Ren");
+    reads(&mut aoi, "Ren is here.");
+    reads(&mut ren, "Aoi is here.");
+    aoi.write("#say", "Good evening!");
+    reads(&mut ren, "Aoi: Good evening!");
+    ren.write("#say", "Good evening, Aoi!");
+    reads(&mut aoi, "Ren: Good evening, Aoi!");
+
+    enter(&mut yuki, &server, "Yuki");
+    for browser in [&mut aoi, &mut ren] {
+        reads(browser, "Yuki is here.");
+    }
+    yuki.until(&format!("{CHAT}.length === 3"));
+    ren.write("#say", "Is it snowing?");
+    for browser in [&mut aoi, &mut yuki] {
+        reads(browser, "Ren: Is it snowing?");
+    }
+    aoi.write("#say", "Not here.");
+    for browser in [&mut ren, &mut yuki] {
+        reads(browser, "Aoi: Not here.");
+    }
+    yuki.write("#say", "It is!");
+    for browser in [&mut aoi, &mut ren] {
+        reads(browser, "Yuki: It is!");
+        let route = "document.querySelector('[data-peer=Yuki] .route').textContent";
+        browser.until(&format!(r"/^(host|prflx) ↔ (host|prflx), direct, \d+ ms$/.test({route})"));
+    }
+
+    aoi.eval("document.querySelector('#camera').click()");
+    for browser in [&mut ren, &mut yuki] {
+        browser.until(&decoded("Aoi"));
+        let before = browser.eval(&decoded("Aoi"));
+        browser.until(&format!("({}) > {before}", decoded("Aoi")));
+        browser.until("document.querySelector('[data-peer=Aoi] video').videoWidth > 0");
+    }
+    // The picture in the README.
+    if let Some(path) = std::env::var_os("NOROSHI_SCREENSHOT") {
+        ren.eval("document.querySelector('#camera').click()");
+        aoi.until(&format!("({}) > 15", decoded("Ren")));
+        std::fs::write(path, aoi.picture()).unwrap();
+    }
+
+    yuki.kill();
+    for browser in [&mut aoi, &mut ren] {
+        reads(browser, "Yuki has left.");
+        browser.until("document.querySelectorAll('#peers .peer').length === 1");
+    }
+    aoi.eval("room.leave()");
+    reads(&mut ren, "Aoi has left.");
+    let lines = json!([
+        "What is written here goes straight to the others, not through the server.",
+        "Aoi is here.",
+        "Aoi: Good evening!",
+        "Ren: Good evening, Aoi!",
+        "Yuki is here.",
+        "Ren: Is it snowing?",
+        "Aoi: Not here.",
+        "Yuki: It is!",
+        "Yuki has left.",
+        "Aoi has left.",
+    ]);
+    assert_eq!(ren.eval(CHAT), lines);
+    ren.eval("room.leave()");
+    empties(&server);
+    aoi.kill();
+    ren.kill();
+}
+
+#[test]
+fn a_server_that_stops_and_comes_back_interrupts_nobody() {
+    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+    let (mut server, _stderr) = run(r#"exec "$0""#);
+    let [aoi, ren, yuki, mut sora] = Chromium::start();
+    let mut three = [aoi, ren, yuki];
+    let names = ["Aoi", "Ren", "Yuki"];
+    for (browser, name) in three.iter_mut().zip(names) {
+        enter(browser, &server, name);
+    }
+    // Each counts, and hears whether another leaves out a number.
+    for browser in &mut three {
+        browser.until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
+        browser.eval(
+            "const before = [...room.peers.values()].map(({ pc }) => pc), last = {}, lost = [];
+            room.addEventListener('message', ({ peer: { id }, data }) => {
+                if (id in last && Number(data) !== last[id] + 1) lost.push(`${data} of ${id} after ${last[id]}`);
+                last[id] = Number(data);
+            });
+            let count = 0;
+            setInterval(() => room.send(String(++count)), 50)",
+        );
+    }
+    count_on(&mut three);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    for browser in &mut three {
+        browser.until("document.querySelector('#status').dataset.state === 'offline'");
+    }
+    count_on(&mut three);
+    let (server, _stderr) = run(&format!(r#"exec "$0" -l {}"#, server.address));
+    for (browser, name) in three.iter_mut().zip(names) {
+        browser.until("document.querySelector('#status').dataset.state === 'online'");
+        assert_eq!(browser.eval("room.id"), name);
+        browser.until("[...room.peers.values()].every((peer) => peer.alive && !peer.away)");
+    }
+    enter(&mut sora, &server, "Sora");
+    for (browser, name) in three.iter_mut().zip(names) {
+        sora.until(&format!("{CHAT}.includes('{name} is here.')"));
+        browser.until(&format!("{CHAT}.includes('Sora is here.')"));
+        // The connections to the first two are those they were.
+        let known = browser.eval("[...room.peers.values()].map(({ pc }) => before.indexOf(pc)).join()");
+        assert_eq!(known, "0,1,-1");
+        // The browser itself reports its attempts to connect while there was no server.
+        browser.errors.retain(|error| {
+            !error.contains("failed: Error in connection establishment: net::ERR_CONNECTION_REFUSED")
+        });
+    }
+    count_on(&mut three);
+    sora.kill();
+    three.into_iter().for_each(Chromium::kill);
+    empties(&server);
+}
+
+/// Waits until each has heard twenty more numbers from each of the two others, and missed none.
+fn count_on(three: &mut [Chromium; 3]) {
+    for browser in &mut *three {
+        browser.eval("const then = { ...last }");
+    }
+    for browser in three {
+        browser.until("Object.keys(last).filter((id) => last[id] >= (then[id] ?? 0) + 20).length === 2");
+        assert_eq!(browser.eval("lost.join()"), "");
+    }
+}
+
+/// Serves a document on a port of its own, until all tests have ended.
+fn serve(document: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = move |mut stream: TcpStream| {
+        let _ = stream.read(&mut [0; 4096]);
+        let length = document.len();
+        let head = format!("Content-Type: text/html\r\nContent-Length: {length}\r\nConnection: close");
+        let _ = write!(stream, "HTTP/1.1 200 OK\r\n{head}\r\n\r\n{document}");
+    };
+    // Each in a thread of its own, because a browser opens more connections than it uses.
+    spawn(move || {
+        listener.incoming().map(Result::unwrap).for_each(|stream| drop(spawn(move || answer(stream))))
+    });
+    address
+}
+
+#[test]
+fn a_page_from_the_article_works_unchanged() {
+    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+    let page = serve(include_str!("pages/article.html"));
+    let (server, _stderr) = run(&format!(r#"exec "$0" --allow-origin http://{page}"#));
+    let [mut first, mut second] = Chromium::start();
+    let url = format!("http://{page}/#ws://{}/ws", server.address);
+    first.open(&url);
+    first.until("connection.localDescription && connection.iceGatheringState === 'complete'");
+    second.open(&url);
+    for (browser, word) in [(&mut first, "ping"), (&mut second, "pong")] {
+        browser.until("channel?.readyState === 'open'");
+        browser.eval(&format!("channel.send({word:?})"));
+    }
+    first.until("said.join() === 'pong'");
+    second.until("said.join() === 'ping'");
+    let heard = |browser: &mut Chromium| browser.eval("heard.map(({ type }) => type).join()");
+    assert!(heard(&mut first).as_str().unwrap().starts_with("offer,answer,candidate"));
+    assert_eq!(heard(&mut second), "offer,candidate");
+    assert_eq!(second.eval("heard[1].candidate.includes('}|{')"), true);
+    first.kill();
+    second.kill();
+    empties(&server);
+}
+
+/// Starts coturn with a secret, and returns its port.
+fn coturn(secret: &str) -> (Program, u16) {
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let coturn = Program::start(
+        TURNSERVER,
+        &format!(
+            "-n --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers --realm noroshi \
+            --use-auth-secret --static-auth-secret={secret} \
+            --no-tls --no-dtls --no-cli --log-file stdout --pidfile pid --userdb db"
+        ),
+    );
+    // A binding request (RFC 8489 section 6).
+    let request = b"\0\x01\0\0\x21\x12\xa4\x42noroshi test";
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(("127.0.0.1", port)).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    coturn.until("an answer", || client.send(request).and_then(|_| client.recv(&mut [0; 512])).ok());
+    (coturn, port)
+}
+
+#[test]
+fn a_relay_carries_those_who_have_credentials_of_the_server() {
+    let Some(_turn) = turn(&[CHROMIUM, TURNSERVER]) else { return };
+    let (coturn, port) = coturn("open-sesame");
+    let page = serve(include_str!("pages/relay.html"));
+    let file = coturn.home.join("secret");
+    let mut two = Chromium::start::<2>();
+    for (secret, flow) in [("open-sesame", "join"), ("open-sesame", "connect"), ("open-barley", "join")] {
+        std::fs::write(&file, secret).unwrap();
+        let (server, _stderr) = run(&format!(
+            r#"exec "$0" --allow-origin http://{page} --ice-server turn:127.0.0.1:{port} --turn-secret-file {}"#,
+            file.display()
+        ));
+        for (browser, id) in two.iter_mut().zip(["A", "B"]) {
+            browser.open(&format!("http://{page}/?server={}&flow={flow}&id={id}", server.address));
+        }
+        for (browser, other) in two.iter_mut().zip(["B", "A"]) {
+            if secret == "open-sesame" {
+                browser.until(&format!("heard.join() === 'I am {other}'"));
+                assert_eq!(browser.eval("await route()"), json!(["relay", "relay"]));
+            } else {
+                browser.until("refused.includes(401) && pc.iceGatheringState === 'complete'");
+                assert_eq!(browser.eval("pc.localDescription.sdp.includes('a=candidate')"), false);
+                assert_eq!(browser.eval("heard"), json!([]));
+            }
+        }
+        for browser in &mut two {
+            browser.eval("room.leave()");
+        }
+        empties(&server);
+    }
+    two.into_iter().for_each(Chromium::kill);
+}
+
+#[test]
+fn what_goes_wrong_in_a_page_is_seen() {
+    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let [mut browser] = Chromium::start();
+    enter(&mut browser, &server, "Aoi");
+    for (wrong, word) in [
+        ("console.error('oh')", "oh"),
+        ("setTimeout(() => { throw new Error('ah') })", "ah"),
+        ("Promise.reject(new Error('eh')); 0", "eh"),
+        ("document.body.append(Object.assign(new Image(), { src: '/x.png' }))", "Content Security Policy"),
+        ("await fetch('/x.png'); 0", "404"),
+    ] {
+        assert!(browser.errors.is_empty(), "{:#?}", browser.errors);
+        browser.eval(wrong);
+        eventually(wrong, || {
+            browser.eval("0");
+            !browser.errors.is_empty()
+        });
+        assert!(browser.errors.len() == 1 && browser.errors[0].contains(word), "{:#?}", browser.errors);
+        browser.errors.clear();
+    }
+}

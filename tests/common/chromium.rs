@@ -1,0 +1,150 @@
+//! Debian's Chromium, driven over its DevTools WebSocket.
+
+use std::net::TcpStream;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+use tungstenite::{Message, WebSocket};
+
+use super::process::Patient;
+use super::program::{GIVE_UP, Program};
+
+pub const CHROMIUM: &str = "/usr/bin/chromium";
+
+/// One that is alone and quiet; that finds candidates on this machine alone, and does not hide their addresses behind
+/// names of mDNS; that has a camera, and nobody who would have to allow it.
+const FLAGS: &str = "--headless --no-sandbox --no-first-run --user-data-dir=. --remote-debugging-port=0 \
+    --disable-gpu --disable-quic --disable-dev-shm-usage --disable-extensions --disable-sync \
+    --disable-background-networking --disable-component-update --mute-audio \
+    --allow-loopback-in-peer-connection --disable-features=WebRtcHideLocalIpsWithMdns \
+    --use-fake-device-for-media-stream --use-fake-ui-for-media-stream about:blank";
+
+/// A browser with one tab and a profile of its own.
+pub struct Chromium {
+    program: Program,
+    socket: WebSocket<Patient>,
+    /// Names the tab in commands.
+    session: Value,
+    commands: u64,
+    /// The errors in its console so far: exceptions, what `console.error` was called with, requests that failed, and
+    /// what a policy forbade.
+    pub errors: Vec<String>,
+}
+
+impl Chromium {
+    /// Starts some at the same time.
+    pub fn start<const N: usize>() -> [Chromium; N] {
+        [(); N].map(|()| Program::start(CHROMIUM, FLAGS)).map(Chromium::attach)
+    }
+
+    fn attach(program: Program) -> Chromium {
+        let socket = program.until("the address of the DevTools", || {
+            let text = std::fs::read_to_string(program.home.join("DevToolsActivePort")).ok()?;
+            let (port, path) = text.split_once('\n')?;
+            let stream = TcpStream::connect(("127.0.0.1", port.parse().ok()?)).ok()?;
+            stream.set_read_timeout(Some(GIVE_UP)).unwrap();
+            Some(tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), Patient(stream)).unwrap().0)
+        });
+        let mut browser = Chromium { program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
+        let targets = browser.command("Target.getTargets", json!({}));
+        let tab = targets["targetInfos"].as_array().unwrap().iter().find(|it| it["type"] == "page").unwrap();
+        let attach = json!({"targetId": tab["targetId"], "flatten": true});
+        browser.session = browser.command("Target.attachToTarget", attach)["sessionId"].take();
+        for domain in ["Page", "Runtime", "Log"] {
+            browser.command(&format!("{domain}.enable"), json!({}));
+        }
+        browser
+    }
+
+    /// Does something of the DevTools protocol, and returns what it returns.
+    #[track_caller]
+    fn command(&mut self, method: &str, params: Value) -> Value {
+        self.commands += 1;
+        let mut command = json!({"id": self.commands, "method": method, "params": params});
+        if self.session.is_string() {
+            command["sessionId"] = self.session.clone();
+        }
+        self.socket.send(Message::text(command.to_string())).unwrap();
+        loop {
+            let mut message: Value =
+                serde_json::from_str(self.socket.read().unwrap().to_text().unwrap()).unwrap();
+            if message["id"] == self.commands {
+                assert!(message["error"].is_null(), "{command}: {message}");
+                return message["result"].take();
+            }
+            self.errors.extend(error(&message));
+        }
+    }
+
+    /// Opens a page and waits until it is loaded.
+    #[track_caller]
+    pub fn open(&mut self, url: &str) {
+        let result = self.command("Page.navigate", json!({"url": url}));
+        assert!(result["errorText"].is_null(), "{url}: {result}");
+        self.until("document.readyState === 'complete'");
+    }
+
+    /// Evaluates an expression in the page, as its console would: `await` is allowed, and `const` stays for the next.
+    #[track_caller]
+    pub fn eval(&mut self, expression: &str) -> Value {
+        let params = json!({"expression": expression, "replMode": true, "awaitPromise": true,
+            "returnByValue": true, "userGesture": true});
+        let mut result = self.command("Runtime.evaluate", params);
+        assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
+        result["result"]["value"].take()
+    }
+
+    /// Waits until an expression is true, as `if` has it.
+    #[track_caller]
+    pub fn until(&mut self, expression: &str) {
+        let began = Instant::now();
+        while self.eval(&format!("Boolean({expression})")) != true {
+            if began.elapsed() > GIVE_UP {
+                let page = self.eval("document.body.innerText");
+                panic!("waited in vain: {expression}\n{:#?}\n{}", self.errors, page.as_str().unwrap());
+            }
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Writes something where this selector points, and presses Enter.
+    #[track_caller]
+    pub fn write(&mut self, selector: &str, text: &str) {
+        self.eval(&format!("document.querySelector({selector:?}).select()"));
+        self.command("Input.insertText", json!({"text": text}));
+        for kind in ["keyDown", "keyUp"] {
+            let enter = json!({"type": kind, "key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"});
+            self.command("Input.dispatchKeyEvent", enter);
+        }
+    }
+
+    /// A picture of the page in light colors, as PNG.
+    pub fn picture(&mut self) -> Vec<u8> {
+        let size = json!({"width": 1100, "height": 780, "deviceScaleFactor": 1, "mobile": false});
+        self.command("Emulation.setDeviceMetricsOverride", size);
+        let light = json!({"features": [{"name": "prefers-color-scheme", "value": "light"}]});
+        self.command("Emulation.setEmulatedMedia", light);
+        let result = self.command("Page.captureScreenshot", json!({}));
+        BASE64.decode(result["data"].as_str().unwrap().as_bytes()).unwrap()
+    }
+
+    /// Kills it, as a crash would. Its console must have been without errors.
+    #[track_caller]
+    pub fn kill(mut self) {
+        self.eval("0");
+        assert!(self.errors.is_empty(), "{:#?}", self.errors);
+    }
+}
+
+/// What an event of the DevTools adds to the errors of the console.
+fn error(event: &Value) -> Option<String> {
+    let params = &event["params"];
+    match event["method"].as_str()? {
+        "Runtime.exceptionThrown" => Some(params["exceptionDetails"].to_string()),
+        "Runtime.consoleAPICalled" if params["type"] == "error" => Some(params["args"].to_string()),
+        "Log.entryAdded" if params["entry"]["level"] == "error" => Some(params["entry"].to_string()),
+        _ => None,
+    }
+}

@@ -1,0 +1,81 @@
+//! Other people's programs, as long as a test needs them.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// After so long, what a test waits for will not come. Much, because two cores may have four browsers to run.
+pub const GIVE_UP: Duration = Duration::from_secs(30);
+
+/// Whether a program is installed, without which a test is skipped, but not in CI.
+pub fn is_installed(program: &str) -> bool {
+    let is_installed = Path::new(program).exists();
+    if !is_installed {
+        assert!(std::env::var_os("CI").is_none(), "{program} is missing");
+        // Without a macro, because the harness keeps to itself what those print.
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIPPED a test in real browsers: {program} is missing").unwrap();
+    }
+    is_installed
+}
+
+/// A program and its children, killed with the test.
+pub struct Program {
+    child: Child,
+    /// A directory of its own: the current one, that of temporary files, and that of the user. Removed in the end.
+    pub home: PathBuf,
+}
+
+impl Program {
+    /// Starts it with these arguments, separated by spaces.
+    pub fn start(program: &str, arguments: &str) -> Program {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        // A short path, because Chromium puts a Unix socket there.
+        let home = std::env::temp_dir().join(format!("noroshi-{}-{count}", std::process::id()));
+        std::fs::create_dir(&home).unwrap();
+        let log = File::create(home.join("log")).unwrap();
+        // It ends with the test even if that is killed.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", program]).args(arguments.split_whitespace());
+        command.current_dir(&home).env("HOME", &home).env("TMPDIR", &home).process_group(0);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Program { child: command.spawn().unwrap(), home }
+    }
+
+    /// Waits until something is there.
+    #[track_caller]
+    pub fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+        let began = Instant::now();
+        loop {
+            if let Some(it) = found() {
+                return it;
+            }
+            let log = || String::from_utf8_lossy(&std::fs::read(self.home.join("log")).unwrap()).into_owned();
+            assert!(began.elapsed() < GIVE_UP, "waited in vain: {what}\n{}", log());
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
+        let _ = self.child.wait();
+        // Those of its processes that are not our children may write for another moment.
+        let began = Instant::now();
+        while std::fs::remove_dir_all(&self.home).is_err_and(|error| error.kind() != ErrorKind::NotFound)
+            && began.elapsed() < GIVE_UP
+        {
+            sleep(Duration::from_millis(10));
+        }
+    }
+}
