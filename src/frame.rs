@@ -14,6 +14,8 @@ pub const BINARY: u8 = 0x2;
 pub const CLOSE: u8 = 0x8;
 /// A request for a pong.
 pub const PING: u8 = 0x9;
+/// The answer to a ping.
+pub const PONG: u8 = 0xa;
 
 /// The most that a control frame may carry (RFC 6455 section 5.5).
 const CONTROL_BYTES_MAX: usize = 125;

@@ -362,8 +362,8 @@ struct Object(Vec<u8>);
 impl Object {
     /// One that begins with this and will have a string of this size.
     fn new(begin: &str, bytes: usize) -> Object {
-        // With its quotes escaped, a candidate grows by a tenth.
-        let mut text = Vec::with_capacity(128 + bytes + bytes / 8);
+        // With quotes and line ends escaped, a candidate grows by a tenth, and an SDP by a seventh.
+        let mut text = Vec::with_capacity(128 + bytes + bytes / 6);
         text.extend_from_slice(begin.as_bytes());
         Object(text)
     }

@@ -429,7 +429,10 @@ impl<S: Service> Server<S> {
             let slots: Vec<usize> = occupied.take(SWEEP_PER_TURN).collect();
             self.sweep = slots.last().map(|last| last + 1).filter(|_| slots.len() == SWEEP_PER_TURN);
             for slot in slots {
-                self.connections.reach(slot, |session, shared| session.tick(shared));
+                let Connections { entries, shared, .. } = &mut self.connections;
+                if entries[slot].session.tick(shared) {
+                    self.connections.reach(slot, |_, _| ());
+                }
             }
         }
     }

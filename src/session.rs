@@ -643,6 +643,10 @@ impl<S: Stream> Session<S> {
                 frame::unmask(&mut begun[header.bytes..], header.mask);
                 return self.take_close(&begun[header.bytes..], shared).map(|()| Taken::Other);
             }
+            if header.opcode == frame::PONG {
+                // That it came is all that it says.
+                return Ok(Taken::Other);
+            }
             if !header.is_control() {
                 header.check_place(work.unfinished.then_some(work.incoming), payload_max)?;
                 if !shared.budget.allows(CODEC_BYTES + 2 * header.payload) {
@@ -846,8 +850,8 @@ impl<S: Stream> Session<S> {
         self.phase = Phase::Over;
     }
 
-    /// Looks at the clock. Called about every second.
-    pub fn tick(&mut self, shared: &mut Shared) {
+    /// Looks at the clock. Called about every second. Returns whether anything was due, and is to be flushed.
+    pub fn tick(&mut self, shared: &mut Shared) -> bool {
         let now = shared.now;
         if self.deadline.is_some_and(|deadline| deadline.get() <= now) {
             match self.phase {
@@ -858,9 +862,10 @@ impl<S: Stream> Session<S> {
                 Phase::Open => self.close(End::Unregistered, shared),
                 Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => self.phase = Phase::Over,
             }
+            return true;
         }
         if !self.is_open() {
-            return;
+            return false;
         }
         let (silence, interval) = (now - self.heard.get(), shared.config.ping_interval);
         let queue = shared.config.queue_bytes_max();
@@ -875,7 +880,10 @@ impl<S: Stream> Session<S> {
             self.close(End::Slow, shared);
         } else if silence >= interval && self.pinged.is_none() {
             self.ping(shared);
+        } else {
+            return false;
         }
+        true
     }
 }
 
