@@ -237,7 +237,7 @@ impl Config {
                     config.trusted_proxies.push(value(&mut parser, "--trust-proxy", network)?);
                 }
                 Long("max-memory") => {
-                    let read = |text: &str| size(text, 8 * MIB, 1024 * GIB);
+                    let read = |text: &str| size(text, 8 * MIB, GIB.saturating_mul(1024));
                     config.memory_bytes_max = Some(value(&mut parser, "--max-memory", read)?);
                 }
                 Long("max-mesh-peers") => {
@@ -331,12 +331,13 @@ usage: noroshi [flags]
 
     /// What all connections can use together at worst, in bytes, if there is no `--max-memory`: a full queue, a
     /// message that comes in slowly, an offer that stands, candidates that are stored; or a claim of an id.
-    pub fn worst_case_bytes(&self) -> usize {
+    pub fn worst_case_bytes(&self) -> u64 {
         let incoming = 2 * self.message_bytes_max;
         let kept =
             (2 * self.message_bytes_max + STORED_BYTES_MAX).max(self.message_bytes_max + KEPT_BYTES_MAX);
         let each = CONNECTION_BYTES + 2 * self.queue_bytes_max() + incoming + kept;
-        BASE_BYTES + self.connections_max * each
+        // More than a small machine can count to.
+        BASE_BYTES as u64 + self.connections_max as u64 * each as u64
     }
 
     /// What may wait to be sent to one peer, in bytes. Whatever may come in must fit when it goes out: as a
@@ -419,20 +420,16 @@ fn size(text: &str, min: usize, max: usize) -> Result<usize, String> {
     let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
     bytes
         .filter(|bytes| (min..=max).contains(bytes))
-        .ok_or_else(|| format!("not a size from {} to {}", Size(min), Size(max)))
+        .ok_or_else(|| format!("not a size from {} to {}", Size(min as u64), Size(max as u64)))
 }
 
 /// A number of bytes for people, rounded up: `64K`, `6.1G`.
-pub struct Size(pub usize);
+pub struct Size(pub u64);
 
 impl Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (unit, letter) = match self.0 {
-            GIB.. => (GIB, "G"),
-            MIB.. => (MIB, "M"),
-            KIB.. => (KIB, "K"),
-            _ => (1, ""),
-        };
+        let units = [(GIB, "G"), (MIB, "M"), (KIB, "K")].map(|(unit, letter)| (unit as u64, letter));
+        let (unit, letter) = units.into_iter().find(|(unit, _)| self.0 >= *unit).unwrap_or((1, ""));
         let tenths = (10 * self.0).div_ceil(unit);
         match tenths % 10 {
             0 => write!(f, "{}{letter}", tenths / 10),

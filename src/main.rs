@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use log::{info, warn};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Secret, Size};
 use noroshi::http::Door;
@@ -45,7 +45,11 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: Config) -> io::Result<()> {
-    let memory = (Size(config.worst_case_bytes()), config.connections_max, config.memory_bytes_max.map(Size));
+    let memory = (
+        Size(config.worst_case_bytes()),
+        config.connections_max,
+        config.memory_bytes_max.map(|bytes| Size(bytes as u64)),
+    );
     let has_page = config.page;
     let mut server = Server::bind(config)?;
     // Before anybody is told that it listens, and may want it to stop.
@@ -80,7 +84,7 @@ fn read_secret(file: &Path) -> io::Result<Secret> {
 /// Raises the limit of open files to what so many connections need, and returns how many it suffices for.
 fn raise_descriptor_limit(connections: usize, listeners: usize) -> usize {
     let spare = DESCRIPTORS_SPARE + listeners;
-    let needed = (connections + spare) as u64;
+    let needed = (connections + spare) as rlim_t;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return connections;
     };
