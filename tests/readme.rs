@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::memory::Memory;
 use common::sockets::Net;
 use common::transcript::Transcript;
@@ -76,5 +78,30 @@ fn its_files_exist() {
         if !link.contains("://") && !link.starts_with('#') {
             assert!(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(link).exists(), "{link}");
         }
+    }
+}
+
+#[test]
+fn the_tests_that_it_names_exist() {
+    let promised = README.split("## What is promised").nth(1).unwrap().split("\n## ").next().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests: Vec<String> = Vec::new();
+    for folder in ["src", "tests"] {
+        for path in root.join(folder).read_dir().unwrap().map(|entry| entry.unwrap().path()) {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let names = text.split("#[test]\nfn ").skip(1).chain(text.split("#[test]\n    fn ").skip(1));
+            tests.extend(names.map(|name| name.split('(').next().unwrap().to_owned()));
+        }
+    }
+    let is_test =
+        |name: &&str| name.matches('_').count() > 1 && name.ends_with(|c: char| c.is_lowercase() || c == '…');
+    let named: Vec<&str> = promised.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        let found = match name.strip_suffix('…') {
+            Some(begin) => tests.iter().any(|test| test.starts_with(begin)),
+            None => tests.iter().any(|test| test == name),
+        };
+        assert!(found, "{name}");
     }
 }

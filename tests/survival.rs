@@ -18,7 +18,7 @@
 //!   `the_log_says_…_and_cannot_be_forged` (binary), `rooms_that_are_none` (http).
 //! - Rooms: `room_full` (transcripts), `too_many_by_size` (hub).
 //! - Operators: flags, addresses, signals, stderr (binary); `what_came_while_the_server_stood_still_…` (server);
-//!   `the_only_clock_is_monotonic` (house).
+//!   `the_clock_is_monotonic` (house).
 
 mod common;
 
