@@ -72,7 +72,7 @@ impl Network {
         };
         let ip: IpAddr = ip.parse().ok()?;
         let (length, before) = if ip.is_ipv4() { (32, 96) } else { (128, 0) };
-        let bits = before + bits.unwrap_or(length);
+        let bits = bits.unwrap_or(length).checked_add(before)?;
         (bits <= 128).then(|| Network { first: mapped(ip).to_bits(), bits })
     }
 
@@ -147,7 +147,17 @@ mod tests {
             assert!(!network.contains(ip(outside)), "{network:?} {outside}");
         }
         assert!(Network::parse("::/0").unwrap().contains(ip("203.0.113.7")));
-        for text in ["", "/8", "10.0.0.0/33", "::/129", "10.0.0.0/-1", "10.0.0/8", "a", "10.0.0.0/8/8"] {
+        for text in [
+            "",
+            "/8",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0.0/-1",
+            "10.0.0/8",
+            "a",
+            "10.0.0.0/8/8",
+            "10.0.0.0/4294967200",
+        ] {
             assert_eq!(Network::parse(text), None, "{text}");
         }
     }

@@ -851,7 +851,12 @@ impl Hub {
         }
         let text = Reply::Offer { sdp, target: self.id(conn), id: None }.text();
         if !turn.out.may_keep(text.capacity()) {
-            self.peer_mut(conn).refused = true;
+            let stands = offerer.is_some() && self.standing(room).is_some();
+            let peer = self.peer_mut(conn);
+            peer.refused = true;
+            if !stands {
+                peer.drop_candidates();
+            }
             return Err(NO_MEMORY);
         }
         self.kept += text.capacity();

@@ -501,8 +501,10 @@ impl<S: Service> Server<S> {
                 match self.listeners[i].socket.accept() {
                     Ok((stream, address)) => {
                         let address = Address::from(address);
-                        let excess = self.connections.shared.crowd.excess(address);
-                        if door == Door::Main && excess >= CROWD_REFUSED_AT_ONCE {
+                        let Shared { config, crowd, .. } = &self.connections.shared;
+                        // A proxy has everybody's connections, whoever else is in its place.
+                        let is_peer = door == Door::Main && !config.trusts(address.ip());
+                        if is_peer && crowd.excess(address) >= CROWD_REFUSED_AT_ONCE {
                             debug!("{address} has too many connections");
                             continue;
                         }

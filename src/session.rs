@@ -368,7 +368,9 @@ impl Work {
             return true;
         }
         let (codec, mut wire) = self.codec([&[], &[]], last, shared);
-        matches!(codec.flush(&mut wire), Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed))
+        // Twice, because a pong that found no room in the codec is there only after the first.
+        let flushed = codec.flush(&mut wire).and_then(|()| codec.flush(&mut wire));
+        matches!(flushed, Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed))
     }
 
     /// Writes as much of the queue as the stream takes. Returns how much that was.
@@ -559,8 +561,8 @@ impl<S: Stream> Session<S> {
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread.start += end - searched;
                 let Shared { config, metrics, crowd, full, .. } = shared;
-                let proxies =
-                    if config.trusts(self.address.ip()) { &config.trusted_proxies[..] } else { &[] };
+                let is_trusted = self.door == Door::Main && config.trusts(self.address.ip());
+                let proxies = if is_trusted { &config.trusted_proxies[..] } else { &[] };
                 http::answer(&head[..end], self.door, config, metrics, proxies, |forwarded| {
                     if let Some(ip) = forwarded {
                         self.address = ip.into();
@@ -581,6 +583,16 @@ impl<S: Stream> Session<S> {
             None if !fits => http::no_memory(head),
             _ => http::head_too_large(head),
         };
+        let answer = match answer {
+            Answer::Plain { response, .. }
+                if self.door == Door::Main
+                    && response.len() > ALWAYS_HELD_BYTES
+                    && !shared.budget.allows(response.len()) =>
+            {
+                http::no_memory(head)
+            }
+            answer => answer,
+        };
         self.answer(answer, shared)
     }
 
@@ -591,6 +603,7 @@ impl<S: Stream> Session<S> {
         match answer {
             Answer::Upgrade { response, room } => {
                 work.queue = response;
+                work.charge(&mut shared.budget);
                 self.phase = Phase::Open;
                 self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
                 Some(room)
@@ -600,6 +613,7 @@ impl<S: Stream> Session<S> {
                     *shared.metrics.refused_upgrades.entry(status).or_default() += 1;
                 }
                 work.queue = response;
+                work.charge(&mut shared.budget);
                 self.finish(End::Http, shared.now);
                 None
             }
@@ -827,6 +841,9 @@ impl<S: Stream> Session<S> {
             }
             Phase::Ending => match self.stream.shutdown_write() {
                 Ok(()) => {
+                    if let Some(work) = self.work.take() {
+                        shared.budget.change(work.charged, 0);
+                    }
                     self.phase = Phase::Draining;
                     self.deadline = Some((shared.now + CLOSE_TIME_MAX).into());
                 }

@@ -277,6 +277,23 @@ fn what_cannot_be_kept_is_refused() {
     assert_eq!(code(&mut wire, "claimant"), "rate_limited");
     assert_eq!(wire.hub.kept(), kept);
 
+    // Nor is what was stored for the offer that was refused kept for another.
+    wire.outbox.out_of_memory = false;
+    wire.open("C", "C");
+    say(&mut wire, "C", json!({"type": "candidateAdd", "id": "C", "candidate": 1}));
+    wire.outbox.out_of_memory = true;
+    say(&mut wire, "C", json!({"type": "offer", "id": "C", "sdp": 1}));
+    assert_eq!(code(&mut wire, "C"), "too_many");
+    wire.outbox.out_of_memory = false;
+    say(&mut wire, "C", json!({"type": "offer", "id": "C", "sdp": 2}));
+    wire.open("D", "C");
+    say(&mut wire, "D", json!({"type": "answer", "id": "D", "target_id": "C"}));
+    assert_eq!(heard(&mut wire, "C")["type"], "answer");
+    assert_eq!(wire.next("D"), None, "no candidates");
+    wire.leave("C");
+    assert_eq!(heard(&mut wire, "D")["type"], "peerLeft");
+    wire.leave("D");
+
     // With memory it goes on as if nothing had been.
     wire.outbox.out_of_memory = false;
     say(&mut wire, "B", json!({"type": "offer", "id": "B", "sdp": 1}));

@@ -151,7 +151,7 @@ fn only_a_trusted_proxy_is_believed() {
             config.connections_per_ip_max = 2;
             config.trusted_proxies = vec![Network::parse(network).unwrap()];
         });
-        let mut open = |address: &str| {
+        let mut ask = |address: &str| {
             let mut stream = net.connect(Door::Main);
             let request = REQUEST.replace("Host:", &format!("X-Forwarded-For: {address}\r\nHost:"));
             stream.write_all(request.as_bytes()).unwrap();
@@ -159,11 +159,17 @@ fn only_a_trusted_proxy_is_believed() {
             net.until(|_| stream.read(&mut answer).ok());
             (stream, String::from_utf8_lossy(&answer[9..12]).into_owned())
         };
-        let open: Vec<_> = ["192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"].map(&mut open).into();
+        let open: Vec<_> = ["192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"].map(&mut ask).into();
         let statuses: Vec<_> = open.iter().map(|(_, status)| status.as_str()).collect();
         // The limit is not for the proxy itself, which has everybody's connections.
         let expected = if believed { ["101", "101", "429", "101"] } else { ["101", "101", "429", "429"] };
         assert_eq!(statuses, expected);
+        if believed {
+            // Who is in the same place as the proxy keeps nobody out.
+            let crowd: Vec<_> = (0..8).map(|_| ask("127.0.0.1")).collect();
+            assert_eq!(crowd.iter().filter(|(_, status)| status == "101").count(), 2);
+            assert_eq!(ask("192.0.2.3").1, "101");
+        }
         drop(open);
         net.finish();
     }

@@ -535,9 +535,13 @@ fn pings_from_a_peer_that_does_not_read_cost_no_more_than_the_queue() {
         line.feed(&frame(PING, &[7; 125]));
     }
     assert!(line.session.is_open());
+    line.feed(&frame(PING, b"the last"));
     line.pipe().room = usize::MAX;
     line.turn();
-    assert!(line.sent().len() < 258 * 1024);
+    let frames = line.frames();
+    // RFC 6455 section 5.5.3: the most recent ping is answered.
+    assert_eq!(frames.last(), Some(&(PONG, b"the last".to_vec())));
+    assert!(frames.len() * 127 < 259 * 1024);
     line.feed(&frame(PING, b"and now"));
     assert_eq!(line.frames().last(), Some(&(PONG, b"and now".to_vec())));
     // Who reads has every ping answered.
@@ -730,6 +734,18 @@ fn the_room_for_a_close_is_charged() {
     line.session.close(End::GoingAway, &mut line.shared);
     assert!(line.shared.budget.used() > used + 60_000);
     check_budget(line, "");
+}
+
+#[test]
+fn an_answer_takes_no_more_memory_than_there_is_and_none_once_it_is_sent() {
+    for (bytes, expected) in [(10_000, "503"), (100_000, "200")] {
+        let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES + bytes);
+        let mut line = Line::new(Door::Main, Config { memory_bytes_max, ..Config::default() });
+        line.feed(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(line.shared.budget.used(), BASE_BYTES + CONNECTION_BYTES);
+        assert_eq!(status(&mut line), expected);
+        check_budget(line, expected);
+    }
 }
 
 #[test]
