@@ -37,6 +37,10 @@ fn heads(siege: &mut Siege) -> Held {
     say(siege, 4_000, |_| head.clone().into_bytes())
 }
 
+fn pages(siege: &mut Siege) -> Held {
+    say(siege, 4_000, |_| b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".into())
+}
+
 fn frames(siege: &mut Siege) -> Held {
     let message = frame(TEXT, &[b'x'; 64 * KIB]);
     say(siege, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
@@ -96,8 +100,8 @@ fn refused(siege: &Siege) -> f64 {
 /// as there are descriptors for.
 #[test]
 fn nothing_takes_more_than_the_budget() {
-    let alone =
-        [heads, frames, fragments, offers_and_candidates, claims, readers, idle].map(|attack| vec![attack]);
+    let alone = [heads, pages, frames, fragments, offers_and_candidates, claims, readers, idle]
+        .map(|attack| vec![attack]);
     let at_once = vec![readers, offers_and_candidates, claims, fragments, frames, heads];
     for attacks in alone.into_iter().chain([at_once]) {
         let mut siege = Siege::of("--max-memory 32M --max-connections 19000 --max-rate 0");
