@@ -7,7 +7,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use tungstenite::handshake::derive_accept_key;
 
-use crate::address::Network;
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, ROOM_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::page::{File, LIBRARY, PAGE};
@@ -90,14 +89,14 @@ fn is_head(head: &[u8]) -> bool {
     head.starts_with(b"HEAD ")
 }
 
-/// The answer to a request. Whether there is a place for it may depend on where the proxies say it comes from; they
-/// are empty where nobody is to be believed.
+/// The answer to a request. Whether there is a place for it may depend on where it says that it comes from, which is
+/// asked only of what a trusted proxy sends.
 pub fn answer(
     head: &[u8],
     door: Door,
     config: &Config,
     metrics: &Metrics,
-    proxies: &[Network],
+    is_trusted: bool,
     place: impl FnOnce(Option<IpAddr>) -> Place,
 ) -> Answer {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -117,13 +116,13 @@ pub fn answer(
         // RFC 9112 section 3.2.
         return request.plain(400, "a request has one Host header", &[]);
     }
-    let place = place(request.forwarded(proxies));
+    let place = place(if is_trusted { request.forwarded(config) } else { None });
     let mut answer = match (door, path(target)) {
         (Door::Metrics, "/metrics") => {
             let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
-            request.page(&metrics.render(), kind)
+            request.page(200, &metrics.render(), &[kind])
         }
-        (Door::Main, "/healthz") => request.page("ok", TEXT),
+        (Door::Main, "/healthz") => request.page(200, "ok", &[TEXT]),
         (Door::Main, "/ws") => request.upgrade(None, config, place),
         (Door::Main, "/") if config.page => request.file(&PAGE, config),
         (Door::Main, "/noroshi.js") if config.page => request.file(&LIBRARY, config),
@@ -167,18 +166,15 @@ impl<'a> Request<'a> {
         self.values(name).any(|value| value.split(|byte| *byte == b',').any(is_it))
     }
 
-    fn page(&self, body: &str, kind: (&str, &str)) -> Answer {
+    fn page(&self, status: u16, body: &str, headers: &[(&str, &str)]) -> Answer {
         match self.method {
-            "GET" | "HEAD" => response(200, body.as_bytes(), &[kind], self.method == "HEAD"),
+            "GET" | "HEAD" => response(status, body.as_bytes(), headers, self.method == "HEAD"),
             _ => self.plain(405, "only GET and HEAD are answered here", &[ALLOW]),
         }
     }
 
     /// A file, which a browser may keep if it asks each time whether it is still the same.
     fn file(&self, file: &File, config: &Config) -> Answer {
-        if !matches!(self.method, "GET" | "HEAD") {
-            return self.plain(405, "only GET and HEAD are answered here", &[ALLOW]);
-        }
         let etag = file.etag();
         let mut headers = vec![
             ("Content-Type", file.kind),
@@ -196,8 +192,7 @@ impl<'a> Request<'a> {
         // RFC 9110 section 13.1.2: compared weakly.
         let known = [&etag, &format!("W/{etag}"), "*"];
         let is_known = known.iter().any(|tag| self.lists("if-none-match", tag));
-        let status = if is_known { 304 } else { 200 };
-        response(status, file.body.as_bytes(), &headers, is_known || self.method == "HEAD")
+        self.page(if is_known { 304 } else { 200 }, file.body, &headers)
     }
 
     fn plain(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Answer {
@@ -240,10 +235,7 @@ impl<'a> Request<'a> {
 
     /// Where the request comes from: the last hop of `X-Forwarded-For` that is none of the proxies, or else the first;
     /// without that header, `X-Real-IP`. Whatever is no address ends what can be believed.
-    fn forwarded(&self, proxies: &[Network]) -> Option<IpAddr> {
-        if proxies.is_empty() {
-            return None;
-        }
+    fn forwarded(&self, config: &Config) -> Option<IpAddr> {
         let mut hops: Vec<&str> = Vec::new();
         for value in self.values("x-forwarded-for") {
             hops.extend(std::str::from_utf8(value).unwrap_or_default().split(','));
@@ -254,7 +246,7 @@ impl<'a> Request<'a> {
         let mut last = None;
         for ip in hops.into_iter().rev().map_while(hop) {
             last = Some(ip);
-            if !proxies.iter().any(|network| network.contains(ip)) {
+            if !config.trusts(ip) {
                 break;
             }
         }
@@ -341,7 +333,8 @@ fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool)
     }
     head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
     let mut response = head.into_bytes();
-    if !head_only {
+    // RFC 9110 section 15.4.5: whoever has the body is not sent it again.
+    if !head_only && status != 304 {
         response.extend_from_slice(body);
     }
     Answer::Plain { status, response, refuses_upgrade: false }
@@ -350,6 +343,7 @@ fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Network;
 
     const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     const ASKS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
@@ -358,7 +352,7 @@ mod tests {
         let head = format!("{head}\r\n");
         assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
         let place = if full { Place::Full } else { Place::Free };
-        match answer(head.as_bytes(), door, config, &Metrics::default(), &[], |_| place) {
+        match answer(head.as_bytes(), door, config, &Metrics::default(), false, |_| place) {
             Answer::Upgrade { response, room } => {
                 let response = String::from_utf8(response).unwrap();
                 assert!(response.starts_with("HTTP/1.1 101 "));
@@ -456,10 +450,11 @@ mod tests {
     #[test]
     fn where_a_request_comes_from() {
         let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| Network::parse(text).unwrap());
+        let config = Config { trusted_proxies: proxies.into(), ..Config::default() };
         let from = |headers: &str| {
             let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
             let mut from = None;
-            answer(head.as_bytes(), Door::Main, &Config::default(), &Metrics::default(), &proxies, |ip| {
+            answer(head.as_bytes(), Door::Main, &config, &Metrics::default(), true, |ip| {
                 from = ip;
                 Place::Free
             });

@@ -363,10 +363,7 @@ impl Hub {
             Input::Connected(conn, room) => self.enter(conn, room),
             Input::Text(conn, text) => self.text(conn, text, turn),
             // What is not UTF-8 is no JSON, and neither is nothing.
-            Input::Binary(conn, bytes) => {
-                let text = str::from_utf8(bytes).unwrap_or_default();
-                self.handle(now, Input::Text(conn, text), out);
-            }
+            Input::Binary(conn, bytes) => self.text(conn, str::from_utf8(bytes).unwrap_or_default(), turn),
             Input::Alive(conn) => self.alive(conn, turn),
             Input::Disconnected(conn) => self.exit(conn, turn),
             Input::Time => self.ring(turn),
@@ -851,7 +848,7 @@ impl Hub {
         }
         let text = Reply::Offer { sdp, target: self.id(conn), id: None }.text();
         if !turn.out.may_keep(text.capacity()) {
-            let stands = offerer.is_some() && self.standing(room).is_some();
+            let stands = self.standing(room).is_some();
             let peer = self.peer_mut(conn);
             peer.refused = true;
             if !stands {

@@ -17,7 +17,7 @@ use std::mem;
 use std::ops::Range;
 use std::time::Duration;
 
-use tungstenite::error::{CapacityError, Error, ProtocolError};
+use tungstenite::error::{CapacityError, Error};
 use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Message, Utf8Bytes};
@@ -192,7 +192,6 @@ impl End {
     /// What an error of the codec means. The one place that knows.
     fn of(error: &Error) -> End {
         match error {
-            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Lost,
             Error::Protocol(_) | Error::AttackAttempt => End::Protocol,
             Error::Utf8(_) => End::NotUtf8,
             Error::Capacity(CapacityError::MessageTooLong { .. }) => End::TooBig,
@@ -355,10 +354,6 @@ impl Work {
         let room = if last { usize::MAX } else { max.saturating_sub(self.queue.len()) };
         let new = || WebSocketContext::new(Role::Server, Some(shared.codec_config));
         let codec = self.codec.get_or_insert_with(new);
-        if last {
-            // A Close would be lost for good where pongs have taken the codec's own room.
-            codec.set_config(|config| config.max_write_buffer_size += QUEUE_BYTES_SPARE);
-        }
         (codec, Wire { unread, queue: &mut self.queue, room })
     }
 
@@ -369,8 +364,7 @@ impl Work {
         }
         let (codec, mut wire) = self.codec([&[], &[]], last, shared);
         // Twice, because a pong that found no room in the codec is there only after the first.
-        let flushed = codec.flush(&mut wire).and_then(|()| codec.flush(&mut wire));
-        matches!(flushed, Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed))
+        codec.flush(&mut wire).and_then(|()| codec.flush(&mut wire)).is_ok()
     }
 
     /// Writes as much of the queue as the stream takes. Returns how much that was.
@@ -562,8 +556,7 @@ impl<S: Stream> Session<S> {
                 scratch.unread.start += end - searched;
                 let Shared { config, metrics, crowd, full, .. } = shared;
                 let is_trusted = self.door == Door::Main && config.trusts(self.address.ip());
-                let proxies = if is_trusted { &config.trusted_proxies[..] } else { &[] };
-                http::answer(&head[..end], self.door, config, metrics, proxies, |forwarded| {
+                http::answer(&head[..end], self.door, config, metrics, is_trusted, |forwarded| {
                     if let Some(ip) = forwarded {
                         self.address = ip.into();
                         self.counted = true;
@@ -596,24 +589,23 @@ impl<S: Stream> Session<S> {
         self.answer(answer, shared)
     }
 
-    fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<String> {
+    fn answer(&mut self, mut answer: Answer, shared: &mut Shared) -> Option<String> {
         let work = begin(&mut self.work, &mut shared.spare);
         work.begun = Vec::new();
         work.progress = shared.now;
+        let (Answer::Upgrade { response, .. } | Answer::Plain { response, .. }) = &mut answer;
+        work.queue = mem::take(response);
+        work.charge(&mut shared.budget);
         match answer {
-            Answer::Upgrade { response, room } => {
-                work.queue = response;
-                work.charge(&mut shared.budget);
+            Answer::Upgrade { room, .. } => {
                 self.phase = Phase::Open;
                 self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
                 Some(room)
             }
-            Answer::Plain { status, response, refuses_upgrade } => {
+            Answer::Plain { status, refuses_upgrade, .. } => {
                 if refuses_upgrade {
                     *shared.metrics.refused_upgrades.entry(status).or_default() += 1;
                 }
-                work.queue = response;
-                work.charge(&mut shared.budget);
                 self.finish(End::Http, shared.now);
                 None
             }
@@ -792,9 +784,9 @@ impl<S: Stream> Session<S> {
 
     fn write_close(&mut self, end: End, shared: &mut Shared) {
         let work = begin(&mut self.work, &mut shared.spare);
-        let (codec, mut wire) = work.codec([&[], &[]], true, shared);
         // A pong that still waits goes before it.
-        let _ = codec.flush(&mut wire);
+        work.push_codec(true, shared);
+        let (codec, mut wire) = work.codec([&[], &[]], true, shared);
         let _ = codec.close(&mut wire, end.close_frame());
         work.charge(&mut shared.budget);
     }

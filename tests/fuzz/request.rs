@@ -35,9 +35,14 @@ pub fn check(data: &[u8]) {
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
             let place = if full { Place::Full } else { Place::Free };
-            http::answer(&bytes[..end], door, &config, &Metrics::default(), &config.trusted_proxies, |_| {
-                place
-            })
+            http::answer(
+                &bytes[..end],
+                door,
+                &config,
+                &Metrics::default(),
+                !config.trusted_proxies.is_empty(),
+                |_| place,
+            )
         }
         None if bytes.len() <= HEAD_BYTES_MAX => {
             assert!(line.sent().is_empty() && !line.session.is_over());
