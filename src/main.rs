@@ -54,10 +54,6 @@ fn serve(config: Config) -> io::Result<()> {
     let mut server = Server::bind(config)?;
     // Before anybody is told that it listens, and may want it to stop.
     server.heed_signals()?;
-    match memory {
-        (worst, connections, None) => info!("{connections} connections may use {worst} of memory at worst"),
-        (worst, _, Some(max)) => info!("connections may use {max} of memory, instead of {worst} at worst"),
-    }
     for address in server.addresses(Door::Main) {
         say(format_args!("listening on ws://{address}/ws"));
     }
@@ -69,6 +65,16 @@ fn serve(config: Config) -> io::Result<()> {
     }
     for address in server.addresses(Door::Metrics) {
         say(format_args!("metrics on http://{address}/metrics"));
+    }
+    // Last, because it is the least that a newcomer wants to know.
+    match memory {
+        (worst, connections, None) => info!(
+            "if each of {connections} connections used all that it may, they would take {worst} of memory; \
+            --max-memory sets a limit"
+        ),
+        (worst, _, Some(max)) => {
+            info!("connections take at most {max} of memory, instead of {worst} if each used all that it may")
+        }
     }
     server.run()
 }

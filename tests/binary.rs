@@ -194,7 +194,7 @@ fn the_log_says_who_came_and_went_and_cannot_be_forged() {
     stderr.read_to_string(&mut log).unwrap();
     assert!(!log.contains(secret) && !log.contains('\u{1b}'), "{log}");
     for line in log.lines() {
-        assert!(line.starts_with("20") && line.contains(" [noroshi::"), "{line}");
+        assert!(line.starts_with("20") && line.contains(" [noroshi"), "{line}");
     }
     let lines = |part: &str| log.lines().filter(|line| line.contains(part)).collect::<Vec<_>>();
     let id = r#"id "\n\u{1b}[31mERROR forged""#;
