@@ -2,15 +2,17 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use common::memory::Memory;
+use common::process::NOROSHI;
+use common::readme::{README, block};
 use common::sockets::Net;
 use common::transcript::Transcript;
 use noroshi::config::Config;
 use noroshi::message::{Code, Kind};
-
-const README: &str = include_str!("../README.md");
 
 #[test]
 fn its_conversation_can_be_had() {
@@ -103,5 +105,45 @@ fn the_tests_that_it_names_exist() {
             None => tests.iter().any(|test| test == name),
         };
         assert!(found, "{name}");
+    }
+}
+
+#[test]
+fn what_it_says_at_the_start() {
+    let first = README.split("    cargo run --release\n\nsays `").nth(1).unwrap().split('[').next().unwrap();
+    assert!(README.contains("the log says at the start how much"));
+    for (flags, memory) in [("", "8G of memory"), ("--max-memory 32M", "at most 32M of memory")] {
+        let mut command = Command::new(NOROSHI);
+        command.args(format!("-l 127.0.0.1:0 {flags}").split_whitespace()).stderr(Stdio::piped());
+        let mut server = command.spawn().unwrap();
+        let lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap).take(3);
+        let lines: Vec<String> = lines.collect();
+        server.kill().unwrap();
+        server.wait().unwrap();
+        // Between them is an address to open.
+        assert!(lines[0].starts_with(first) && lines[2].contains(memory), "{lines:#?}");
+    }
+}
+
+#[test]
+fn its_figures_were_measured_with_its_flags() {
+    let flags = README.split("The server has the flags\n`").nth(1).unwrap().split('`').next().unwrap();
+    assert_eq!(flags.split(' ').count(), 6);
+    for flag in flags.split(' ') {
+        assert!(include_str!("../scripts/load.rs").contains(&format!("\"{flag}\",\n")), "{flag}");
+    }
+}
+
+/// What is told to be the address of the server is where the unit has it listen, and whom it believes.
+#[test]
+fn its_proxies_and_its_unit_fit_together() {
+    let unit = block("[Service]");
+    assert!(unit.contains("--listen 127.0.0.1:8080 --trust-proxy 127.0.0.1 "));
+    for line in [
+        "reverse_proxy 127.0.0.1:8080",
+        "proxy_pass http://127.0.0.1:8080;",
+        "server noroshi 127.0.0.1:8080 check",
+    ] {
+        block(line);
     }
 }

@@ -78,6 +78,11 @@ impl Chromium {
         }
     }
 
+    /// From now on it takes whatever certificate a server shows.
+    pub fn trust(&mut self) {
+        self.command("Security.setIgnoreCertificateErrors", json!({"ignore": true}));
+    }
+
     /// Opens a page and waits until it is loaded.
     #[track_caller]
     pub fn open(&mut self, url: &str) {

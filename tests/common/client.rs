@@ -34,7 +34,8 @@ impl Client {
         Client::over(socket.into())
     }
 
-    fn over(stream: TcpStream) -> Client {
+    /// A connection that is there already.
+    pub fn over(stream: TcpStream) -> Client {
         stream.set_read_timeout(Some(GIVE_UP)).unwrap();
         stream.set_write_timeout(Some(GIVE_UP)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -112,6 +113,13 @@ impl Client {
                 (first, _) => panic!("a server has no frames like {first:#x}"),
             }
         }
+    }
+
+    /// Waits for a ping, and answers it.
+    pub fn pinged(&mut self) {
+        let (first, data) = self.frame();
+        assert_eq!(first, PING);
+        self.answer(PONG, &data);
     }
 
     fn answer(&mut self, first: u8, payload: &[u8]) {

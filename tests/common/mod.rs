@@ -1,5 +1,5 @@
 //! What several tests share: transcripts, a hub and sessions on memory, a server on sockets or as a process,
-//! a browser.
+//! a browser, TLS, the README.
 
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
 
@@ -9,6 +9,8 @@ pub mod memory;
 pub mod pipe;
 pub mod process;
 pub mod program;
+pub mod readme;
 pub mod siege;
 pub mod sockets;
+pub mod tls;
 pub mod transcript;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 /// After so long, what a test waits for will not come. Much, because two cores may have four browsers to run.
@@ -22,7 +22,7 @@ pub fn is_installed(program: &str) -> bool {
         assert!(std::env::var_os("CI").is_none(), "{program} is missing");
         // Without a macro, because the harness keeps to itself what those print.
         let mut stderr = std::io::stderr();
-        writeln!(stderr, "SKIPPED a test in real browsers: {program} is missing").unwrap();
+        writeln!(stderr, "SKIPPED a test: {program} is missing").unwrap();
     }
     is_installed
 }
@@ -37,11 +37,17 @@ pub struct Program {
 impl Program {
     /// Starts it with these arguments, separated by spaces.
     pub fn start(program: &str, arguments: &str) -> Program {
+        Program::start_after(program, arguments, |_| {})
+    }
+
+    /// The same, after its directory got what it needs there.
+    pub fn start_after(program: &str, arguments: &str, prepare: impl FnOnce(&Path)) -> Program {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         // A short path, because Chromium puts a Unix socket there.
         let home = std::env::temp_dir().join(format!("noroshi-{}-{count}", std::process::id()));
         std::fs::create_dir(&home).unwrap();
+        prepare(&home);
         let log = File::create(home.join("log")).unwrap();
         // It ends with the test even if that is killed.
         let mut command = Command::new("setpriv");
@@ -49,6 +55,10 @@ impl Program {
         command.current_dir(&home).env("HOME", &home).env("TMPDIR", &home).process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         Program { child: command.spawn().unwrap(), home }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     /// Waits until something is there.

@@ -1,0 +1,49 @@
+//! TLS by `openssl`, so that no crate is needed for it.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::spawn;
+
+pub const OPENSSL: &str = "/usr/bin/openssl";
+
+/// Whom the certificate is for. Browsers know without DNS that it is this machine (RFC 6761 section 6.3).
+pub const HOST: &str = "noroshi.localhost";
+
+/// Makes a certificate for the host and its key, under the names that certbot gives them; and both in one file, as
+/// HAProxy wants them.
+pub fn certificate(home: &Path) {
+    let request = format!(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={HOST} \
+        -addext subjectAltName=DNS:{HOST} -out fullchain.pem -keyout privkey.pem"
+    );
+    let made = Command::new(OPENSSL).args(request.split_whitespace()).current_dir(home).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let read = |name: &str| std::fs::read_to_string(home.join(name)).unwrap();
+    std::fs::write(home.join(format!("{HOST}.pem")), read("fullchain.pem") + &read("privkey.pem")).unwrap();
+}
+
+/// Connects over TLS, from this address of the machine, to who must have the certificate that was made here. Reading
+/// from the stream ends when the other side ends or is refused.
+pub fn connect(home: &Path, from: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let plain = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (openssl, _) = listener.accept().unwrap();
+    let arguments = format!(
+        "s_client -quiet -no_ign_eof -nocommands -bind {from}:0 -connect {to} -servername {HOST} \
+        -verify_hostname {HOST} -CAfile fullchain.pem -verify_return_error -verify_quiet"
+    );
+    let mut child = Command::new(OPENSSL)
+        .args(arguments.split_whitespace())
+        .current_dir(home)
+        .stdin(Stdio::from(OwnedFd::from(openssl.try_clone().unwrap())))
+        .stdout(Stdio::from(OwnedFd::from(openssl)))
+        .stderr(File::options().append(true).create(true).open(home.join("openssl.log")).unwrap())
+        .spawn()
+        .unwrap();
+    // It ends with either side.
+    spawn(move || child.wait());
+    plain
+}

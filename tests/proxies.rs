@@ -1,0 +1,355 @@
+//! The proxies of the README, over TLS, each started from what stands there.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::ChildStderr;
+use std::time::{Duration, Instant};
+
+use common::chromium::{CHROMIUM, Chromium};
+use common::client::Client;
+use common::process::{Running, eventually, run};
+use common::program::{Program, is_installed};
+use common::readme::{README, block};
+use common::tls::{self, HOST, OPENSSL};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+/// What the README has as `60s`, shortened with the ping interval: `--ping-interval 2` pings after 3 s at the latest.
+const TIMEOUT: Duration = Duration::from_secs(6);
+
+/// What a proxy is started with, beside the block of the README.
+struct Kind {
+    program: &'static str,
+    /// A line of its block.
+    line: &'static str,
+    /// What must be different in a test, which listens on `PORT` and has its files in `HOME`.
+    changes: &'static [(&'static str, &'static str)],
+    /// What comes before and after the block.
+    around: [&'static str; 2],
+    /// The name of the file.
+    file: &'static str,
+    arguments: &'static str,
+    /// What the README says to write instead where there are pages of one's own.
+    own_pages: (&'static str, &'static [&'static str]),
+    /// Has the running proxy read its file again.
+    reload: fn(&Program),
+    /// How a WebSocket ends at a reload, if it does.
+    reload_ends: Option<u16>,
+    /// Whether it cuts what is silent.
+    cuts: bool,
+}
+
+const NGINX: Kind = Kind {
+    program: "/usr/sbin/nginx",
+    line: "proxy_http_version 1.1;",
+    changes: &[
+        ("listen 443 ssl;", "listen 127.0.0.1:PORT ssl;"),
+        ("    listen [::]:443 ssl;\n", ""),
+        ("/etc/letsencrypt/live/example.com", "HOME"),
+    ],
+    around: [
+        "daemon off; pid nginx.pid; events {}
+        http { access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+        uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n",
+        "}",
+    ],
+    file: "nginx.conf",
+    arguments: "-p . -e stderr -c nginx.conf",
+    own_pages: ("location /", &[r"location ~ ^/(ws|ws/.*|noroshi\.js)$"]),
+    reload: |proxy| proxy.signal(Signal::SIGHUP),
+    reload_ends: None,
+    cuts: true,
+};
+
+const CADDY: Kind = Kind {
+    program: "/usr/bin/caddy",
+    line: "reverse_proxy 127.0.0.1:8080",
+    changes: &[(
+        "example.com {\n",
+        "example.com:PORT {\n    bind 127.0.0.1\n    tls HOME/fullchain.pem HOME/privkey.pem\n",
+    )],
+    around: ["{\n    admin unix//HOME/admin\n    auto_https disable_redirects\n}\n", ""],
+    file: "Caddyfile",
+    arguments: "run --config Caddyfile",
+    own_pages: (
+        "reverse_proxy 127.0.0.1:8080",
+        &["@noroshi path /ws /ws/* /noroshi.js", "reverse_proxy @noroshi 127.0.0.1:8080"],
+    ),
+    reload: |proxy| {
+        let reload = format!("reload --config Caddyfile --address unix//{}/admin", proxy.home.display());
+        let mut command = std::process::Command::new("/usr/bin/caddy");
+        let reloaded =
+            command.args(reload.split(' ')).current_dir(&proxy.home).env("HOME", &proxy.home).output();
+        assert!(reloaded.as_ref().unwrap().status.success(), "{reloaded:?}");
+    },
+    reload_ends: Some(1001),
+    cuts: false,
+};
+
+const HAPROXY: Kind = Kind {
+    program: "/usr/sbin/haproxy",
+    line: "option forwardfor",
+    changes: &[(":::443 v4v6", "127.0.0.1:PORT"), ("/etc/haproxy", "HOME")],
+    around: ["", ""],
+    file: "haproxy.cfg",
+    arguments: "-W -f haproxy.cfg",
+    own_pages: (
+        "default_backend noroshi",
+        &[r"use_backend noroshi if { path_reg ^/(ws|ws/.*|noroshi\.js)$ }"],
+    ),
+    reload: |proxy| proxy.signal(Signal::SIGUSR2),
+    reload_ends: None,
+    cuts: true,
+};
+
+/// A running proxy.
+struct Proxy {
+    kind: &'static Kind,
+    program: Program,
+    address: SocketAddr,
+}
+
+impl Proxy {
+    /// Starts it in front of this server, with more changes of the block than are needed.
+    fn start(kind: &'static Kind, server: SocketAddr, changes: &[(&str, String)]) -> Proxy {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let program = Program::start_after(kind.program, kind.arguments, |home| {
+            tls::certificate(home);
+            let mut text = kind.around.join(&block(kind.line));
+            let mut change = |from: &str, to: &str| {
+                assert!(text.contains(from), "{from}");
+                text = text.replace(from, to);
+            };
+            changes.iter().for_each(|(from, to)| change(from, to));
+            kind.changes.iter().for_each(|(from, to)| change(from, to));
+            change("example.com", HOST);
+            change("127.0.0.1:8080", &server.to_string());
+            change("HOME", home.to_str().unwrap());
+            change("PORT", &port.to_string());
+            fs::write(home.join(kind.file), text).unwrap();
+        });
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        program.until("the proxy", || TcpStream::connect(address).ok());
+        Proxy { kind, program, address }
+    }
+
+    /// Has it pass on to another server what comes from now on, and returns a peer that is there.
+    fn turn(&self, from: &Running, to: &Running) -> Client {
+        let path = self.program.home.join(self.kind.file);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(path, text.replace(&from.address.to_string(), &to.address.to_string())).unwrap();
+        (self.kind.reload)(&self.program);
+        let mut client = None;
+        eventually("it has read its file again", || {
+            client = Some(self.peer("C", [127, 0, 0, 1], ""));
+            to.metric("peers") > 0.0
+        });
+        client.unwrap()
+    }
+
+    fn connect(&self, from: [u8; 4]) -> TcpStream {
+        tls::connect(&self.program.home, Ipv4Addr::from(from), self.address)
+    }
+
+    /// What a browser gets at a path.
+    fn get(&self, path: &str) -> String {
+        let mut stream = self.connect([127, 0, 0, 1]);
+        let host = self.host();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// The host as the address of a page has it.
+    fn host(&self) -> String {
+        format!("{HOST}:{}", self.address.port())
+    }
+
+    /// Asks for a WebSocket as a browser does in a page of this origin, and returns the status too.
+    fn ask(&self, from: [u8; 4], host: &str, origin: &str, header: &str) -> (Client, u16) {
+        let mut client = Client::over(self.connect(from));
+        client.send(
+            format!(
+                "GET /ws/tea HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n{header}Connection: Upgrade\r\n\
+                Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            .as_bytes(),
+        );
+        let status = client.head().split(' ').nth(1).unwrap().parse().unwrap();
+        (client, status)
+    }
+
+    /// A registered peer whose browser is at this address.
+    fn peer(&self, id: &str, from: [u8; 4], header: &str) -> Client {
+        let (client, status) = self.ask(from, &self.host(), &format!("https://{}", self.host()), header);
+        assert_eq!(status, 101);
+        client.registered(id)
+    }
+}
+
+/// Where the server says that this peer came from.
+fn address_of(id: &str, log: &mut BufReader<ChildStderr>) -> String {
+    let mut line = String::new();
+    while !(line.contains(" registered: ") && line.ends_with(&format!("id {id:?}\n"))) {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0);
+    }
+    line.split(" from ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+fn server(flags: &str) -> (Running, BufReader<ChildStderr>) {
+    run(&format!(r#"exec "$0" --trust-proxy 127.0.0.1 {flags}"#))
+}
+
+/// A and B say something to each other.
+fn talk(a: &mut Client, b: &mut Client) {
+    a.say(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": 1}));
+    assert_eq!(b.heard(), json!({"type": "candidate", "candidate": "1", "id": "A"}));
+    b.say(json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidate": 2}));
+    assert_eq!(a.heard(), json!({"type": "candidate", "candidate": "2", "id": "B"}));
+}
+
+/// Whether what it takes is installed.
+fn can_run(kind: &Kind) -> bool {
+    [OPENSSL, kind.program].iter().all(|program| is_installed(program))
+}
+
+/// Page, library and WebSockets through it, as the README has it.
+fn serves(kind: &'static Kind) {
+    if !can_run(kind) {
+        return;
+    }
+    let (first, mut log) = server("");
+    let proxy = Proxy::start(kind, first.address, &[]);
+
+    assert!(proxy.get("/").ends_with(include_str!("../src/page.html")));
+    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/noroshi.js")));
+
+    let mut a = proxy.peer("A", [127, 0, 0, 7], "");
+    assert_eq!(address_of("A", &mut log), "127.0.0.7");
+    let forged = "X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\n";
+    let mut b = proxy.peer("B", [127, 0, 0, 8], forged);
+    assert_eq!(address_of("B", &mut log), "127.0.0.8");
+    talk(&mut a, &mut b);
+
+    let (here, host) = ([127, 0, 0, 1], proxy.host());
+    for (host, origin, status) in [
+        (host.as_str(), format!("https://{host}"), 101),
+        // On port 443 a browser says neither.
+        (HOST, format!("https://{HOST}"), 101),
+        (&host, "https://example.net".to_owned(), 403),
+        (&host, format!("https://{host}0"), 403),
+    ] {
+        assert_eq!(proxy.ask(here, host, &origin, "").1, status, "{origin} {host}");
+    }
+
+    let (second, _second_log) = server("");
+    proxy.turn(&first, &second);
+    match kind.reload_ends {
+        Some(code) => assert_eq!((a.closed(), b.closed()), (code, code)),
+        None => talk(&mut a, &mut b),
+    }
+}
+
+/// The same with pages of one's own on the host, and with short time-outs.
+fn serves_beside_others(kind: &'static Kind) {
+    if !can_run(kind) {
+        return;
+    }
+    let (from, to) = kind.own_pages;
+    assert!(to.iter().all(|line| README.contains(&format!("`{line}`"))));
+    let mut changes = vec![(from, to.join("\n"))];
+    if kind.cuts {
+        changes.push(("60s", format!("{}s", TIMEOUT.as_secs())));
+    }
+    let (pings, _log) = server("--ping-interval 2");
+    let proxy = Proxy::start(kind, pings.address, &changes);
+    assert!(!proxy.get("/").contains("noroshi"));
+    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/noroshi.js")));
+    assert!(proxy.get("/ws").starts_with("HTTP/1.1 426 "));
+
+    let mut client = proxy.peer("A", [127, 0, 0, 1], "");
+    let began = Instant::now();
+    while 2 * began.elapsed() < 3 * TIMEOUT {
+        client.pinged();
+    }
+    client.settle();
+
+    let (does_not_ping, _other_log) = server("");
+    let mut client = proxy.turn(&pings, &does_not_ping);
+    if kind.cuts {
+        assert_eq!(client.take(1), 0, "or the time-outs above were none");
+    }
+}
+
+#[test]
+fn nginx_serves() {
+    serves(&NGINX);
+}
+
+#[test]
+fn nginx_serves_beside_others() {
+    serves_beside_others(&NGINX);
+}
+
+#[test]
+fn caddy_serves() {
+    serves(&CADDY);
+}
+
+#[test]
+fn caddy_serves_beside_others() {
+    serves_beside_others(&CADDY);
+}
+
+#[test]
+fn haproxy_serves() {
+    serves(&HAPROXY);
+}
+
+#[test]
+fn haproxy_serves_beside_others() {
+    serves_beside_others(&HAPROXY);
+}
+
+#[test]
+fn two_browsers_meet_behind_each() {
+    if !(is_installed(CHROMIUM) && [&NGINX, &CADDY, &HAPROXY].into_iter().all(can_run)) {
+        return;
+    }
+    let mut two = Chromium::start::<2>();
+    two.iter_mut().for_each(Chromium::trust);
+    for kind in [&NGINX, &CADDY, &HAPROXY] {
+        let ((first, _log), (second, _other_log)) = (server(""), server(""));
+        let proxy = Proxy::start(kind, first.address, &[]);
+        for (browser, name) in two.iter_mut().zip(["Aoi", "Ren"]) {
+            browser.open(&format!("https://{}/?room=tea&name={name}", proxy.host()));
+            browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+        }
+        for browser in &mut two {
+            browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+            browser.eval("var before = [...room.peers.values()][0].pc");
+        }
+        let _third = proxy.turn(&first, &second);
+        let ends = kind.reload_ends.is_some();
+        eventually("their WebSockets are where they should be", || {
+            (first.metric("peers"), second.metric("peers")) == if ends { (0.0, 3.0) } else { (2.0, 1.0) }
+        });
+        // Whatever became of their WebSockets, they stay connected.
+        for browser in &mut two {
+            browser.until(
+                "[...room.peers.values()].some((peer) => peer.pc === before && peer.alive && !peer.away)",
+            );
+        }
+        for browser in &mut two {
+            browser.eval("room.leave()");
+            // Caddy closes with 1001, and may still pass on the Close with which the server answers.
+            browser.errors.retain(|error| !(ends && error.contains("failed: Close received after close")));
+        }
+    }
+    two.into_iter().for_each(Chromium::kill);
+}
