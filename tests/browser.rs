@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, eventually, run};
 use common::program::{Program, is_installed};
+use common::readme::block;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -233,17 +234,17 @@ fn a_page_from_the_article_works_unchanged() {
     empties(&server);
 }
 
-/// Starts coturn with a secret, and returns its port.
+/// Starts coturn as the README has it, with a secret, and returns its port.
 fn coturn(secret: &str) -> (Program, u16) {
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let coturn = Program::start(
-        TURNSERVER,
-        &format!(
-            "-n --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers --realm noroshi \
-            --use-auth-secret --static-auth-secret={secret} \
-            --no-tls --no-dtls --no-cli --log-file stdout --pidfile pid --userdb db"
-        ),
+    let arguments = format!(
+        "-c turnserver.conf --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers --no-tls --no-dtls \
+        --no-cli --log-file stdout --pidfile pid --userdb db"
     );
+    let coturn = Program::start_after(TURNSERVER, &arguments, |home| {
+        let lines = block("use-auth-secret").replace("SECRET", secret);
+        std::fs::write(home.join("turnserver.conf"), lines).unwrap();
+    });
     // A binding request (RFC 8489 section 6).
     let request = b"\0\x01\0\0\x21\x12\xa4\x42noroshi test";
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
