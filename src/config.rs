@@ -12,6 +12,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::address::Network;
+use crate::origin::Allowed;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -127,8 +128,8 @@ pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Where to listen. Empty: `[::]:8080`, or `0.0.0.0:8080` where the kernel has no IPv6.
     pub listen: Vec<SocketAddr>,
-    /// Origins that may connect besides the server's own; `*` allows all.
-    pub allow_origins: Vec<String>,
+    /// Pages that may connect besides those of the server's own host.
+    pub allow_origins: Vec<Allowed>,
     /// WebSocket connections at a time. Ten thousand idle ones are a few MB.
     pub connections_max: usize,
     /// Connections from one address of IPv4 or one /64 of IPv6; 0 is no limit.
@@ -223,7 +224,7 @@ impl Config {
             match arg {
                 Short('l') | Long("listen") => config.listen.push(value(&mut parser, "--listen", address)?),
                 Long("allow-origin") => {
-                    config.allow_origins.push(value(&mut parser, "--allow-origin", origin)?);
+                    config.allow_origins.push(value(&mut parser, "--allow-origin", Allowed::parse)?);
                 }
                 Long("max-connections") => {
                     let read = |text: &str| within(text, 1, 1_000_000);
@@ -366,15 +367,6 @@ fn network(text: &str) -> Result<Network, &'static str> {
     Network::parse(text).ok_or("not an address or a network, such as 127.0.0.1 or 10.0.0.0/8")
 }
 
-fn origin(text: &str) -> Result<String, &'static str> {
-    let host = text.split_once("://").map(|(_, host)| host);
-    if text == "*" || text == "null" || host.is_some_and(|host| !host.is_empty() && !host.contains('/')) {
-        Ok(text.to_owned())
-    } else {
-        Err("an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or *")
-    }
-}
-
 /// A URL of RFC 7064 or RFC 7065. Browsers refuse to connect at all when one of them is wrong.
 fn ice_server(text: &str) -> Result<String, &'static str> {
     let is_one = || {
@@ -459,7 +451,10 @@ mod tests {
             --metrics 127.0.0.1:8 --log debug";
         let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
         assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
-        assert_eq!(config.allow_origins, ["https://a.example", "*"]);
+        assert_eq!(
+            config.allow_origins,
+            ["https://a.example", "*"].map(|text| Allowed::parse(text).unwrap())
+        );
         assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
         assert_eq!((config.connections_per_ip_max, config.memory_bytes_max), (9, Some(1 << 30)));
         assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));

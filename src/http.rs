@@ -9,6 +9,7 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, ROOM_BYTES_MAX};
 use crate::metrics::Metrics;
+use crate::origin;
 use crate::page::{File, LIBRARY, PAGE};
 
 /// Which listener a connection came through.
@@ -259,19 +260,9 @@ impl<'a> Request<'a> {
         if self.values("origin").next().is_none() {
             return true;
         }
-        let Some(origin) = self.value("origin") else {
-            return false;
-        };
-        let allowed = |allow: &String| allow == "*" || allow.eq_ignore_ascii_case(origin);
-        if config.allow_origins.iter().any(allowed) {
-            return true;
-        }
-        match (origin.split_once("://"), self.value("host")) {
-            (Some((scheme, origin_host)), Some(host)) => {
-                !scheme.is_empty() && origin_host.eq_ignore_ascii_case(host)
-            }
-            _ => false,
-        }
+        let is_own = |origin| self.value("host").is_some_and(|host| origin::is_same(origin, host));
+        let may = |origin| config.allow_origins.iter().any(|allowed| allowed.has(origin)) || is_own(origin);
+        self.value("origin").is_some_and(may)
     }
 }
 
@@ -344,6 +335,7 @@ fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool)
 mod tests {
     use super::*;
     use crate::address::Network;
+    use crate::origin::Allowed;
 
     const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     const ASKS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
@@ -436,7 +428,8 @@ mod tests {
         }
         assert_eq!(upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0, 403);
         let from = |allowed: &str, origin: &str| {
-            let config = Config { allow_origins: vec![allowed.into()], ..Config::default() };
+            let allow_origins = vec![Allowed::parse(allowed).unwrap()];
+            let config = Config { allow_origins, ..Config::default() };
             let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{ASKS}");
             ask(Door::Main, &config, false, &head).0
         };
@@ -559,7 +552,7 @@ mod tests {
     #[test]
     fn pages_that_may_connect_may_load_the_library() {
         let head = |allow: &[&str], origin: &str, target: &str| {
-            let allow_origins = allow.iter().map(|origin| (*origin).to_owned()).collect();
+            let allow_origins = allow.iter().map(|origin| Allowed::parse(origin).unwrap()).collect();
             let config = Config { allow_origins, ..Config::default() };
             let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n");
             ask(Door::Main, &config, false, &head).1

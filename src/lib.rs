@@ -66,4 +66,6 @@ pub mod budget;
 
 pub mod config;
 
+pub mod origin;
+
 pub mod address;

@@ -10,6 +10,7 @@ use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
 use noroshi::http::{self, Answer, Door, Place};
 use noroshi::metrics::Metrics;
+use noroshi::origin::Allowed;
 use pipe::Line;
 
 #[cfg(not(test))]
@@ -20,7 +21,8 @@ pub fn check(data: &[u8]) {
     let Some((how, bytes)) = data.split_first() else { return };
     let door = if how & 1 == 0 { Door::Main } else { Door::Metrics };
     let full = how & 2 != 0;
-    let allow_origins = if how & 4 == 0 { vec![] } else { vec!["https://a.example".to_owned()] };
+    let allow_origins =
+        if how & 4 == 0 { vec![] } else { vec![Allowed::parse("https://a.example").unwrap()] };
     // Whom the peer of the pipe belongs to, or not.
     let proxies = if how & 8 == 0 { vec![] } else { Network::parse("192.0.2.0/24").into_iter().collect() };
     let config = Config { allow_origins, trusted_proxies: proxies, ..Config::default() };
