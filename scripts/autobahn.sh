@@ -5,9 +5,10 @@
 # The suite needs CPython 2.7 with pip: python2.7 on the PATH or in pyenv, or wherever PYTHON27 says.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
 
 suite=autobahntestsuite==25.10.1
-work=$PWD/target/autobahn
+work=$(realpath -m "$target")/autobahn
 
 python=${PYTHON27:-python2.7}
 if ! "$python" -c "import pip" 2>/dev/null && command -v pyenv >/dev/null; then
@@ -27,7 +28,7 @@ fi
 
 cargo build --quiet --release --example echo
 mkfifo "$work/said.$$"
-target/release/examples/echo --listen 127.0.0.1:0 --max-message 16M --max-rate 0 --log off 2>"$work/said.$$" &
+"$target"/release/examples/echo --listen 127.0.0.1:0 --max-message 16M --max-rate 0 --log off 2>"$work/said.$$" &
 echo=$!
 trap 'kill $echo; rm -rf "$work/said.$$"' EXIT
 read -r _ _ url <"$work/said.$$"

@@ -147,6 +147,7 @@ impl Line {
             let Sessions { sessions, shared } = &mut self.sessions;
             let Some(event) = sessions[who].next(&mut self.scratch, shared) else { break };
             let input = match &event {
+                Event::Refused(status, why) => panic!("{status}, {why}"),
                 Event::Upgraded(room) => Input::Connected(conn, room),
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(_) => unreachable!("only text is sent"),

@@ -3,6 +3,7 @@
 # On a machine with two cores: one for the server, one for the load.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
 seconds=${1:-5}
 
 cargo build --quiet --release --bin noroshi --example load
@@ -13,7 +14,7 @@ unset CARGO
 row() {
     local name=$1
     shift
-    target/release/examples/load --seconds "$seconds" "$@" | awk -v name="$name" '
+    "$target"/release/examples/load --seconds "$seconds" "$@" | awk -v name="$name" '
         { gsub(/^ +/, "", $0); split($0, cell, /  +/); value[cell[1]] = cell[2] }
         END {
             printf "| %s | %s | %s | %s | %s |\n", name,
@@ -32,6 +33,6 @@ row "connect, register, close" --mode churn
 row "whole calls" --mode call
 echo
 echo "Idle registered connections:"
-target/release/examples/load --mode idle --idle 9900 | sed 's/^ */    /'
+"$target"/release/examples/load --mode idle --idle 9900 | sed 's/^ */    /'
 echo
 echo "Measured on: $(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1), $(nproc) cores, Linux $(uname -r)"

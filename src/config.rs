@@ -5,8 +5,9 @@
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -20,8 +21,11 @@ const GIB: usize = 1024 * MIB;
 
 // ---- One connection, before it speaks WebSocket ----
 
-/// The head of a request. Browsers send under 2 KiB, cookies included; 8 KiB is what nginx and Apache allow.
-pub const HEAD_BYTES_MAX: usize = 8 * KIB;
+/// The head of a request: what nginx lets through. Browsers send under 2 KiB, but two cookies of 4 KiB and a token are
+/// nothing rare.
+pub const HEAD_BYTES_MAX: usize = 32 * KIB;
+/// The method that it begins with. The longest that is registered (RFC 9110 section 16.1) has 17 bytes.
+pub const METHOD_BYTES_MAX: usize = 32;
 /// Headers in it. Browsers send twenty.
 pub const HEADERS_MAX: usize = 100;
 /// From accept to the end of the head, one deadline for all of it, so that a byte a second buys nothing.
@@ -120,6 +124,8 @@ pub const CONNECTION_BYTES: usize = 2 * KIB;
 /// A head that comes in pieces, or what waits to be sent to a peer, may always be as long as this: a used-up budget
 /// disturbs only those who use much of it.
 pub const ALWAYS_HELD_BYTES: usize = KIB;
+/// Refused upgrades that have a line each in the log in one second. The others are counted in one more.
+pub const REFUSALS_LOGGED_MAX: usize = 10;
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -164,6 +170,19 @@ pub struct Config {
 /// Something that is shown to nobody.
 #[derive(Clone)]
 pub struct Secret(pub String);
+
+impl Secret {
+    /// What is in a file, without the space around it: editors end the line.
+    ///
+    /// # Errors
+    /// It cannot be read, or is empty.
+    pub fn read(file: &Path) -> io::Result<Secret> {
+        match std::fs::read_to_string(file)?.trim() {
+            "" => Err(io::Error::other("there is nothing in it")),
+            secret => Ok(Secret(secret.to_owned())),
+        }
+    }
+}
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {

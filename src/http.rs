@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use tungstenite::handshake::derive_accept_key;
 
-use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, ROOM_BYTES_MAX};
+use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ROOM_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::origin;
 use crate::page::{File, LIBRARY, PAGE};
@@ -44,14 +44,17 @@ pub enum Answer {
     },
     /// Send this response and close.
     Plain {
-        /// Whether the request was for a WebSocket.
-        refuses_upgrade: bool,
+        /// Why, if the request was for a WebSocket. For the log: what the peer chose is quoted.
+        refused: Option<String>,
         /// The status code in it.
         status: u16,
         /// The bytes of the response.
         response: Vec<u8>,
     },
 }
+
+/// The statuses with which an upgrade may be refused.
+pub const REFUSALS: [u16; 8] = [400, 403, 404, 405, 426, 429, 431, 503];
 
 /// Where the head ends that these bytes begin with, if it does. `searched` bytes of them are known to hold no end.
 pub fn head_end(bytes: &[u8], searched: usize) -> Option<usize> {
@@ -60,34 +63,51 @@ pub fn head_end(bytes: &[u8], searched: usize) -> Option<usize> {
     bytes[from..].windows(END.len()).position(|window| window == END).map(|at| from + at + END.len())
 }
 
+/// Whether no request begins with these bytes: with a method, which is a token, and a space (RFC 9112 sections 2.2 and
+/// 3). Who speaks TLS or SSH here is told so at once, and not when the time for the head is over.
+pub fn is_impossible(bytes: &[u8]) -> bool {
+    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(bytes.len());
+    let line = &bytes[begin..];
+    let is_token = |byte: &&u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let method = line.iter().take(METHOD_BYTES_MAX + 1).take_while(is_token).count();
+    method > METHOD_BYTES_MAX || line.get(method).is_some_and(|byte| *byte != b' ' || method == 0)
+}
+
 /// The answer to a head of which only this much came in time.
 pub fn timeout(head: &[u8]) -> Answer {
-    plain(408, "the request did not come in time", &[], is_head(head))
+    early(408, "the request did not come in time", head)
 }
 
 /// The answer to a head that begins with this and is larger than [`HEAD_BYTES_MAX`] or [`HEADERS_MAX`].
 pub fn head_too_large(head: &[u8]) -> Answer {
     let sentence =
         format!("the head of a request is at most {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} headers");
-    plain(431, &sentence, &[], is_head(head))
+    early(431, &sentence, head)
 }
 
 /// The answer to a head of which only this much can be kept.
 pub fn no_memory(head: &[u8]) -> Answer {
-    plain(503, "the server's memory is used up", &[], is_head(head))
+    early(503, "the server's memory is used up", head)
 }
 
-fn malformed(head: &[u8]) -> Answer {
-    plain(400, "that is no HTTP request", &[], is_head(head))
+/// The answer to what is no head.
+pub fn malformed(head: &[u8]) -> Answer {
+    early(400, "that is no HTTP request", head)
+}
+
+/// The answer to a head that is not understood: whether it was for a WebSocket, and wants a body (RFC 9110 section
+/// 9.3.2), is known as far as can be told.
+fn early(status: u16, sentence: &str, head: &[u8]) -> Answer {
+    let mut answer = plain(status, sentence, &[], head.starts_with(b"HEAD "));
+    if let Answer::Plain { refused, .. } = &mut answer {
+        let is_upgrade = head.windows(9).any(|window| window.eq_ignore_ascii_case(b"websocket"));
+        *refused = is_upgrade.then(|| sentence.to_owned());
+    }
+    answer
 }
 
 fn has_bare_line_feed(head: &[u8]) -> bool {
     head.split(|byte| *byte == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r"))
-}
-
-/// Whether the answer has no body (RFC 9110 section 9.3.2), as far as can be told.
-fn is_head(head: &[u8]) -> bool {
-    head.starts_with(b"HEAD ")
 }
 
 /// The answer to a request. Whether there is a place for it may depend on where it says that it comes from, which is
@@ -118,6 +138,10 @@ pub fn answer(
         return request.plain(400, "a request has one Host header", &[]);
     }
     let place = place(if is_trusted { request.forwarded(config) } else { None });
+    if method == "OPTIONS" {
+        // HAProxy asks so whether somebody is there.
+        return response(204, b"", &[ALLOW], true);
+    }
     let mut answer = match (door, path(target)) {
         (Door::Metrics, "/metrics") => {
             let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
@@ -133,14 +157,14 @@ pub fn answer(
         },
         (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
     };
-    if let Answer::Plain { refuses_upgrade, .. } = &mut answer {
-        *refuses_upgrade = door == Door::Main && request.lists("upgrade", "websocket");
+    if let Answer::Plain { refused, .. } = &mut answer {
+        refused.take_if(|_| door == Door::Metrics || !request.lists("upgrade", "websocket"));
     }
     answer
 }
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
-const ALLOW: (&str, &str) = ("Allow", "GET, HEAD");
+const ALLOW: (&str, &str) = ("Allow", "GET, HEAD, OPTIONS");
 
 struct Request<'a> {
     method: &'a str,
@@ -170,7 +194,7 @@ impl<'a> Request<'a> {
     fn page(&self, status: u16, body: &str, headers: &[(&str, &str)]) -> Answer {
         match self.method {
             "GET" | "HEAD" => response(status, body.as_bytes(), headers, self.method == "HEAD"),
-            _ => self.plain(405, "only GET and HEAD are answered here", &[ALLOW]),
+            _ => self.plain(405, "only GET, HEAD and OPTIONS are answered here", &[ALLOW]),
         }
     }
 
@@ -219,7 +243,7 @@ impl<'a> Request<'a> {
             return self.plain(400, "Sec-WebSocket-Key is missing or malformed", &[]);
         };
         if !self.may_come_from_its_origin(config) {
-            return self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
+            return self.foreign();
         }
         match place {
             Place::Free => {}
@@ -232,6 +256,17 @@ impl<'a> Request<'a> {
             derive_accept_key(key.as_bytes())
         );
         Answer::Upgrade { response: response.into_bytes(), room: room.unwrap_or_default().to_owned() }
+    }
+
+    /// The usual cause is a proxy that does not pass on `Host` as the browser has sent it: the log must let that be seen.
+    fn foreign(&self) -> Answer {
+        let mut answer = self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
+        if let Answer::Plain { refused: Some(why), .. } = &mut answer {
+            let text = |name| self.values(name).map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
+            *why =
+                format!("Origin {:?} is not of Host {:?}; see --allow-origin", text("origin"), text("host"));
+        }
+        answer
     }
 
     /// Where the request comes from: the last hop of `X-Forwarded-For` that is none of the proxies, or else the first;
@@ -298,12 +333,17 @@ fn is_key(key: &str) -> bool {
 
 fn plain(status: u16, sentence: &str, headers: &[(&str, &str)], head_only: bool) -> Answer {
     let headers = [&[TEXT], headers].concat();
-    response(status, format!("{sentence}\n").as_bytes(), &headers, head_only)
+    let mut answer = response(status, format!("{sentence}\n").as_bytes(), &headers, head_only);
+    if let Answer::Plain { refused, .. } = &mut answer {
+        *refused = Some(sentence.to_owned());
+    }
+    answer
 }
 
 fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool) -> Answer {
     let reason = match status {
         200 => "OK",
+        204 => "No Content",
         304 => "Not Modified",
         400 => "Bad Request",
         403 => "Forbidden",
@@ -322,13 +362,17 @@ fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool)
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+    // RFC 9110 section 8.6.
+    if status != 204 {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
     let mut response = head.into_bytes();
     // RFC 9110 section 15.4.5: whoever has the body is not sent it again.
     if !head_only && status != 304 {
         response.extend_from_slice(body);
     }
-    Answer::Plain { status, response, refuses_upgrade: false }
+    Answer::Plain { status, response, refused: None }
 }
 
 #[cfg(test)]
@@ -358,6 +402,10 @@ mod tests {
                 let (head_of_it, body) = response.split_once("\r\n\r\n").expect("a head");
                 assert!(head_of_it.starts_with(&format!("HTTP/1.1 {status} ")));
                 assert!(head_of_it.contains("close"), "{head_of_it}");
+                if status == 204 {
+                    assert!(body.is_empty());
+                    return (status, head_of_it.to_owned());
+                }
                 let length = head_of_it.split("Content-Length: ").nth(1).expect("a length");
                 let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
                 let has_body = !head.starts_with("HEAD ") && status != 304;
@@ -390,6 +438,18 @@ mod tests {
         assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{twice}")).0, 101);
     }
 
+    /// RFC 6455 section 4.2.2: a server that speaks none of those that are offered names none.
+    #[test]
+    fn a_subprotocol_is_not_taken() {
+        let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Protocol: a, b\r\n{KEY}{ASKS}\r\n");
+        let answer =
+            answer(head.as_bytes(), Door::Main, &Config::default(), &Metrics::default(), false, |_| {
+                Place::Free
+            });
+        let Answer::Upgrade { response, .. } = answer else { panic!("{answer:?}") };
+        assert!(!String::from_utf8(response).unwrap().contains("Protocol"));
+    }
+
     #[test]
     fn rooms_that_are_none() {
         for room in ["", ".", "..", "a/b", "a%20b", "%41", "a b", "日本", "a:b", &"x".repeat(65)] {
@@ -414,7 +474,7 @@ mod tests {
         }
         let (status, head) = get("POST /ws HTTP/1.1");
         assert_eq!(status, 405);
-        assert!(head.contains("\r\nAllow: GET, HEAD\r\n"));
+        assert!(head.contains("\r\nAllow: GET, HEAD, OPTIONS\r\n"));
     }
 
     #[test]
@@ -491,6 +551,14 @@ mod tests {
         assert_eq!(get("HEAD /healthz?x HTTP/1.1").0, 200);
         assert_eq!(get("GET /healthz HTTP/1.0").0, 200);
         assert_eq!(get("DELETE /healthz HTTP/1.1").0, 405);
+        for target in ["/", "/healthz", "/ws", "*"] {
+            let (status, head) = get(&format!("OPTIONS {target} HTTP/1.0"));
+            assert_eq!(status, 204, "{target}");
+            assert!(
+                head.ends_with("\r\nAllow: GET, HEAD, OPTIONS") && !head.contains("Content-Length"),
+                "{head}"
+            );
+        }
         for target in ["/metrics", "/wsx", "/healthz/", "*", "http://h:1", "http://h?z=/ws"] {
             assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
         }

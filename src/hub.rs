@@ -21,7 +21,7 @@ use slab::Slab;
 
 use crate::config::{
     CANDIDATES_MAX, Config, KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PATIENCE, PROBE_TIME_MAX, RATE_BLOCK_BYTES,
-    STORED_BYTES_MAX,
+    STORED_BYTES_MAX, Secret,
 };
 use crate::ice::Ice;
 use crate::message::{self, Body, Candidates, Code, Kind, Refusal, Reply, Request};
@@ -374,6 +374,11 @@ impl Hub {
     /// servers go by the clock on the wall, which may be set at any time.
     pub fn set_epoch(&mut self, epoch: Duration) {
         self.epoch = epoch;
+    }
+
+    /// From now on passwords for TURN are made from this.
+    pub fn set_turn_secret(&mut self, secret: Secret) {
+        self.ice.set_secret(secret);
     }
 
     /// When [`Input::Time`] is due next.

@@ -18,7 +18,7 @@
 //!
 //! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
 //!   `json` knows serde_json, only `config` knows lexopt.
-//! - Only `main`, `server`, `session` and `logger` do I/O; only `server` reads the clock; only `main` and `server`
+//! - Only `main`, `server`, `session` and `logger` do I/O, and `config` reads the files that its flags name; only `server` reads the clock; only `main` and `server`
 //!   write to the log.
 //! - Time is an argument: the time since the start, looked up once a turn of the loop by `server`.
 //! - Everything that can grow has a limit, with a name, a unit and a reason, in [`config`].

@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use log::{info, warn};
@@ -25,7 +24,7 @@ fn main() -> ExitCode {
         }
     };
     if let Some(file) = &config.turn_secret_file {
-        match read_secret(file) {
+        match Secret::read(file) {
             Ok(secret) => config.turn_secret = Some(secret),
             Err(error) => {
                 say(format_args!("noroshi: --turn-secret-file {file:?}: {error}"));
@@ -77,14 +76,6 @@ fn serve(config: Config) -> io::Result<()> {
         }
     }
     server.run()
-}
-
-fn read_secret(file: &Path) -> io::Result<Secret> {
-    // Editors end the line.
-    match std::fs::read_to_string(file)?.trim() {
-        "" => Err(io::Error::other("there is nothing in it")),
-        secret => Ok(Secret(secret.to_owned())),
-    }
 }
 
 /// Raises the limit of open files to what so many connections need, and returns how many it suffices for.

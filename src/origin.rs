@@ -10,7 +10,7 @@ use std::net::Ipv6Addr;
 pub enum Allowed {
     /// `*`: all of them.
     All,
-    /// Those of one origin, in the form that [`normal`] gives it.
+    /// Those of one origin, in the form in which browsers write it.
     Origin(String),
     /// `https://*.example.com`: those of any host below that one, but not of that one.
     Below {

@@ -7,6 +7,7 @@
 //! no event of a turn can reach a newcomer in an old slot. The signaling rules are the hub's; this loop carries its
 //! effects out.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
@@ -16,7 +17,7 @@ use log::{debug, info, warn};
 use mio::event::Event as Readiness;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -24,9 +25,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::address::Address;
 use crate::config::{
     ACCEPTS_PER_TURN, BACKLOG, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, Config, DESCRIPTORS_SPARE,
-    METRICS_AT_ONCE, REFUSED_AT_ONCE, SEND_BUFFER_BYTES, STOP_TIME_MAX, SWEEP_EVERY, SWEEP_PER_TURN,
+    METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SEND_BUFFER_BYTES, STOP_TIME_MAX, SWEEP_EVERY,
+    SWEEP_PER_TURN, Secret,
 };
-use crate::http::Door;
+use crate::http::{self, Door};
 use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
 use crate::message::{Code, Kind};
 use crate::metrics::Metrics;
@@ -50,6 +52,9 @@ pub trait Service {
 
     /// Sees to what is to be done now and then: at every sweep. The epoch is when the server started, since 1970.
     fn sweep(&mut self, _epoch: Duration, _connections: &mut Connections) {}
+
+    /// The operator has another secret for the TURN servers.
+    fn set_turn_secret(&mut self, _secret: Secret) {}
 
     /// The room of a connection, and the id that it has there. For the log.
     fn who(&self, _conn: Conn) -> (&str, Option<&str>) {
@@ -76,6 +81,10 @@ impl Service for Hub {
             self.recount();
             connections.shared.budget.kept = self.kept();
         }
+    }
+
+    fn set_turn_secret(&mut self, secret: Secret) {
+        self.set_turn_secret(secret);
     }
 
     fn who(&self, conn: Conn) -> (&str, Option<&str>) {
@@ -111,7 +120,7 @@ pub struct Server<S = Hub> {
     sweep: Option<usize>,
     /// When a stop that has begun ends at the latest.
     stop_at: Option<Duration>,
-    /// For SIGTERM and SIGINT, see [`Server::heed_signals`].
+    /// For SIGTERM, SIGINT and SIGHUP, see [`Server::heed_signals`].
     signals: Option<Signals>,
     /// Whether a signal has come.
     signalled: bool,
@@ -127,6 +136,8 @@ pub struct Connections {
     touched: Vec<usize>,
     /// WebSockets, closing ones included.
     upgraded: usize,
+    /// Upgrades that were refused since the last sweep began.
+    refusals: usize,
 }
 
 struct Entry {
@@ -213,12 +224,19 @@ impl<S: Service> Server<S> {
         let events = Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE);
         let mut shared = Shared::new(config);
         shared.metrics.closings = End::ALL.iter().map(|end| (end.name(), 0)).collect();
+        shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
         Ok(Server {
             poll,
             events,
             clock: Clock { start: Instant::now(), ahead: Duration::ZERO },
             listeners,
-            connections: Connections { entries: Slab::new(), shared, touched: Vec::new(), upgraded: 0 },
+            connections: Connections {
+                entries: Slab::new(),
+                shared,
+                touched: Vec::new(),
+                upgraded: 0,
+                refusals: 0,
+            },
             scratch: Scratch::default(),
             service,
             ready: Vec::new(),
@@ -244,12 +262,12 @@ impl<S: Service> Server<S> {
         self.connections.entries.len()
     }
 
-    /// From now on SIGTERM and SIGINT are for [`Server::run`], and no longer end the process.
+    /// From now on SIGTERM, SIGINT and SIGHUP are for [`Server::run`], and no longer end the process.
     ///
     /// # Errors
     /// A system call that this needs fails.
     pub fn heed_signals(&mut self) -> io::Result<()> {
-        let signals = self.signals.insert(Signals::new([SIGTERM, SIGINT])?);
+        let signals = self.signals.insert(Signals::new([SIGTERM, SIGINT, SIGHUP])?);
         self.poll.registry().register(signals, SIGNALS, Interest::READABLE)
     }
 
@@ -263,15 +281,30 @@ impl<S: Service> Server<S> {
             if !mem::take(&mut self.signalled) {
                 continue;
             }
-            let came = self.signals.as_mut().map_or(0, |signals| signals.pending().count());
-            for _ in 0..came {
-                if self.stop_at.is_some() {
-                    return Ok(());
+            let came: Vec<_> = self.signals.iter_mut().flat_map(|signals| signals.pending()).collect();
+            for signal in came {
+                match signal {
+                    SIGHUP => self.reload(),
+                    _ if self.stop_at.is_some() => return Ok(()),
+                    _ => self.stop(),
                 }
-                self.stop();
             }
         }
         Ok(())
+    }
+
+    /// Reads anew what is in a file. What is of no use there changes nothing.
+    fn reload(&mut self) {
+        let Some(file) = &self.connections.shared.config.turn_secret_file else {
+            return info!("SIGHUP: there is no file to be read anew");
+        };
+        match Secret::read(file) {
+            Ok(secret) => {
+                self.service.set_turn_secret(secret);
+                info!("SIGHUP: --turn-secret-file {file:?} was read anew");
+            }
+            Err(error) => warn!("SIGHUP: --turn-secret-file {file:?}: {error}; the old secret stays"),
+        }
     }
 
     /// Stops accepting and closes everybody with 1001. From now on the turns lead to [`Server::is_stopped`].
@@ -335,9 +368,7 @@ impl<S: Service> Server<S> {
         self.settle();
         self.accept();
 
-        let metrics = &mut self.connections.shared.metrics;
-        metrics.turns += 1;
-        metrics.longest_turn = metrics.longest_turn.max(self.clock.now() - began);
+        self.connections.shared.metrics.turned(self.clock.now() - began);
         Ok(())
     }
 
@@ -395,6 +426,10 @@ impl<S: Service> Server<S> {
                     connections.upgrade(slot);
                     Input::Connected(conn, room)
                 }
+                Event::Refused(status, why) => {
+                    connections.refuse(slot, *status, why);
+                    continue;
+                }
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(bytes) => Input::Binary(conn, bytes),
             };
@@ -421,6 +456,7 @@ impl<S: Service> Server<S> {
             self.sweep = Some(0);
             self.sweep_at = now + SWEEP_EVERY;
             self.retry();
+            self.connections.tell_refusals();
             self.service.sweep(self.clock.epoch(), &mut self.connections);
         }
         if let Some(from) = self.sweep {
@@ -576,6 +612,8 @@ impl<S: Service> Server<S> {
     fn collect(&mut self) {
         let metrics = &mut self.connections.shared.metrics;
         metrics.connections = self.connections.upgraded;
+        metrics.started = self.clock.epoch();
+        metrics.descriptors = descriptors();
         self.service.collect(metrics);
     }
 }
@@ -598,6 +636,23 @@ impl Connections {
     /// What a session that was just reached has to say next.
     fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
         self.entries[slot].session.next(scratch, &mut self.shared)
+    }
+
+    /// A request for a WebSocket was refused.
+    fn refuse(&mut self, slot: usize, status: u16, why: &str) {
+        *self.shared.metrics.refused_upgrades.entry(status).or_default() += 1;
+        self.refusals += 1;
+        if self.refusals <= REFUSALS_LOGGED_MAX {
+            info!("an upgrade from {} was refused: {status}, {why}", self.entries[slot].session.address());
+        }
+    }
+
+    /// Says what was not said since the last time.
+    fn tell_refusals(&mut self) {
+        let refusals = mem::take(&mut self.refusals);
+        if let Some(more @ 1..) = refusals.checked_sub(REFUSALS_LOGGED_MAX) {
+            info!("and {more} more upgrades were refused");
+        }
     }
 
     fn upgrade(&mut self, slot: usize) {
@@ -640,6 +695,13 @@ impl Outbox for Connections {
             }
         }
     }
+}
+
+/// How many descriptors are open. Since Linux 6.2 that is the size of this directory (proc(5)), before it takes a look at
+/// each.
+fn descriptors() -> u64 {
+    let size = fs::metadata("/proc/self/fd").map_or(0, |directory| directory.len());
+    if size > 0 { size } else { fs::read_dir("/proc/self/fd").map_or(0, |each| each.count() as u64) }
 }
 
 impl session::Stream for TcpStream {

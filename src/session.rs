@@ -215,6 +215,8 @@ impl From<Broken> for End {
 pub enum Event<'a> {
     /// It speaks WebSocket from now on, in this room.
     Upgraded(String),
+    /// It asked for a WebSocket and was answered with this status, and why.
+    Refused(u16, String),
     /// A message of text.
     Text(&'a str),
     /// A message of bytes.
@@ -497,8 +499,8 @@ impl<S: Stream> Session<S> {
         while !scratch.unread.is_empty() {
             match self.phase {
                 Phase::Head => {
-                    if let Some(room) = self.take_head(scratch, shared) {
-                        return Some(Event::Upgraded(room));
+                    if let Some(event) = self.take_head(scratch, shared) {
+                        return Some(event);
                     }
                 }
                 Phase::Open | Phase::Closing => match self.take_frame(scratch, shared) {
@@ -539,8 +541,8 @@ impl<S: Stream> Session<S> {
         None
     }
 
-    /// Takes the head of the request, and answers it if that was all. The room, if it is an upgrade.
-    fn take_head(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Option<String> {
+    /// Takes the head of the request, and answers it if that was all.
+    fn take_head(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Option<Event<'static>> {
         let work = begin(&mut self.work, &mut shared.spare);
         let searched = work.begun.len();
         // A byte more than allowed is enough to know that the head is too large.
@@ -552,6 +554,7 @@ impl<S: Stream> Session<S> {
         work.charge(&mut shared.budget);
         let head = &work.begun;
         let answer = match http::head_end(head, searched) {
+            _ if http::is_impossible(head) => http::malformed(head),
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread.start += end - searched;
                 let Shared { config, metrics, crowd, full, .. } = shared;
@@ -589,7 +592,7 @@ impl<S: Stream> Session<S> {
         self.answer(answer, shared)
     }
 
-    fn answer(&mut self, mut answer: Answer, shared: &mut Shared) -> Option<String> {
+    fn answer(&mut self, mut answer: Answer, shared: &mut Shared) -> Option<Event<'static>> {
         let work = begin(&mut self.work, &mut shared.spare);
         work.begun = Vec::new();
         work.progress = shared.now;
@@ -600,14 +603,11 @@ impl<S: Stream> Session<S> {
             Answer::Upgrade { room, .. } => {
                 self.phase = Phase::Open;
                 self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
-                Some(room)
+                Some(Event::Upgraded(room))
             }
-            Answer::Plain { status, refuses_upgrade, .. } => {
-                if refuses_upgrade {
-                    *shared.metrics.refused_upgrades.entry(status).or_default() += 1;
-                }
+            Answer::Plain { status, refused, .. } => {
                 self.finish(End::Http, shared.now);
-                None
+                Some(Event::Refused(status, refused?))
             }
         }
     }

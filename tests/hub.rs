@@ -55,17 +55,24 @@ fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() 
             {"urls": ["turn:t.example"], "username": username, "credential": credential},
         ])
     };
-    // printf 1000043200:A | openssl dgst -sha1 -hmac north -binary | base64
-    let first = expected("1000043200:A", "OsMDo5TvL7R7PkuYkWfPx7+LuJg=");
+    // The name begins printf A | openssl dgst -sha1, and the credential of the name
+    // printf 1000043200:6dcd4ce23d88e2ee | openssl dgst -sha1 -hmac north -binary | base64
+    let first = expected("1000043200:6dcd4ce23d88e2ee", "e6RJaSjqfkq1ApMm+XsQDWIah1M=");
     assert_eq!(told(&mut wire, "A", "join"), first);
     wire.pass(3600);
-    assert_eq!(told(&mut wire, "A", "join"), expected("1000046800:A", "aA/Ez4mp5nBmK/+BlrZft1kDF+k="));
+    assert_eq!(
+        told(&mut wire, "A", "join"),
+        expected("1000046800:6dcd4ce23d88e2ee", "XN+jwWiUy5jx5bx97NJjjKi57dE=")
+    );
     // Somebody sets the clock back.
     wire.hub.set_epoch(Duration::from_secs(999_996_400));
     assert_eq!(told(&mut wire, "A", "connect"), first);
     say(&mut wire, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
     wire.open("B", "");
-    assert_eq!(told(&mut wire, "B", "connect"), expected("1000043200:B", "BlmPPnfMJBDy0Zew1xEK1cfDqMM="));
+    assert_eq!(
+        told(&mut wire, "B", "connect"),
+        expected("1000043200:ae4f281df5a5d0ff", "NtmUWvm/j++CHEh6rj7PZSIov78=")
+    );
     assert_eq!((wire.next("A"), wire.next("B")), (None, None));
 }
 

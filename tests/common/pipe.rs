@@ -84,6 +84,8 @@ pub struct Line {
     pub scratch: Scratch,
     /// Messages that came out, `+ROOM` for the upgrade among them.
     pub events: Vec<String>,
+    /// The status of an upgrade that was refused, and why.
+    pub refused: Option<(u16, String)>,
 }
 
 impl Line {
@@ -95,6 +97,7 @@ impl Line {
             shared,
             scratch: Scratch::default(),
             events: Vec::new(),
+            refused: None,
         }
     }
 
@@ -118,11 +121,12 @@ impl Line {
         while !self.session.is_over() {
             let fill = self.session.fill(&mut self.scratch, &mut self.shared);
             while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared) {
-                self.events.push(match event {
-                    Event::Upgraded(room) => format!("+{room}"),
-                    Event::Text(text) => text.to_owned(),
-                    Event::Binary(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-                });
+                match event {
+                    Event::Upgraded(room) => self.events.push(format!("+{room}")),
+                    Event::Refused(status, why) => self.refused = Some((status, why)),
+                    Event::Text(text) => self.events.push(text.to_owned()),
+                    Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),
+                }
             }
             if matches!(fill, Fill::Empty | Fill::Ended) {
                 break;

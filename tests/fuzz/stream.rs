@@ -275,6 +275,7 @@ impl Peer {
                             upgraded = true;
                             continue;
                         }
+                        Event::Refused(status, why) => panic!("{status} {why}"),
                         Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[heard].parts()),
                         Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[heard].parts()),
                     }

@@ -1,0 +1,167 @@
+//! What an operator sees of a running server, and tells it: the log of refused upgrades, the metrics, signals.
+
+mod common;
+
+use std::io::{BufRead, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use common::pipe::REQUEST;
+use common::process::{Running, eventually, run};
+use common::program::is_installed;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tungstenite::Message;
+
+const PROMTOOL: &str = "/usr/bin/promtool";
+
+/// Sends a request and returns the status of the answer.
+fn status(server: &Running, request: &str) -> String {
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer["HTTP/1.1 ".len()..][..3].to_owned()
+}
+
+#[test]
+fn a_refused_upgrade_is_a_line_in_the_log_but_a_flood_of_them_is_not() {
+    let (server, mut stderr) = run(r#"exec "$0""#);
+    // The clock goes on as long as somebody is there.
+    let _socket = server.websocket("/ws");
+    let foreign = REQUEST.replace("Host: h\r\n", "Host: h:8080\r\nOrigin: https://h\r\n");
+    assert_eq!(status(&server, &foreign), "403");
+    let mut line = String::new();
+    let why = r#"refused: 403, Origin "https://h" is not of Host "h:8080"; see --allow-origin"#;
+    while !line.contains("refused") {
+        line.clear();
+        stderr.read_line(&mut line).unwrap();
+    }
+    assert!(
+        line.contains(" INFO ") && line.contains("127.0.0.1:") && line.trim_end().ends_with(why),
+        "{line}"
+    );
+    let requests = 300;
+    for _ in 0..requests {
+        assert_eq!(status(&server, &REQUEST.replace("/ws/tea", "/tea")), "404");
+    }
+    // What is no request for a WebSocket is nobody's mistake.
+    assert_eq!(status(&server, "GET /tea HTTP/1.1\r\nHost: h\r\n\r\n"), "404");
+    let (mut told, mut untold) = (0, 0);
+    while told + untold < requests {
+        line.clear();
+        stderr.read_line(&mut line).unwrap();
+        if line.contains("refused: 404, ") {
+            told += 1;
+        } else if let Some(rest) = line.split("and ").nth(1) {
+            untold += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
+        }
+    }
+    assert!(told + untold == requests && untold > 0, "{told} lines, and {untold} in others");
+    assert_eq!(server.metric("refused_upgrades_total{status=\"404\"}"), requests as f64);
+    assert_eq!(server.metric("refused_upgrades_total{status=\"403\"}"), 1.0);
+}
+
+#[test]
+fn metrics_are_there_from_the_start_and_as_prometheus_has_them() {
+    let (server, _stderr) = run(r#"exec "$0""#);
+    for name in [
+        "refused_upgrades_total{status=\"403\"}",
+        "messages_total{type=\"connect\"}",
+        "errors_total{code=\"peer_busy\"}",
+        "closings_total{reason=\"slow\"}",
+        "loop_turn_seconds_bucket{le=\"1\"}",
+        "loop_turn_seconds_bucket{le=\"+Inf\"}",
+        "loop_turn_seconds_count",
+        "loop_turn_seconds_sum",
+        concat!("build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"),
+    ] {
+        let value = server.metric(name);
+        assert!(
+            value >= 0.0 && (name.contains("loop") || name.contains("build") || value == 0.0),
+            "{name} {value}"
+        );
+    }
+    let page = || server.ask(server.metrics, "/metrics");
+    let value = |name: &str| {
+        let page = page();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
+        line.parse::<f64>().unwrap()
+    };
+    // The one that asks is among them.
+    assert_eq!(value("process_open_fds"), server.descriptors() as f64 + 1.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - 60.0..now).contains(&value("process_start_time_seconds")));
+
+    if !is_installed(PROMTOOL) {
+        return;
+    }
+    let mut promtool = Command::new(PROMTOOL)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let page = page();
+    promtool.stdin.take().unwrap().write_all(page.split_once("\r\n\r\n").unwrap().1.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A file that is removed in the end.
+struct Secret(PathBuf);
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn sighup_reads_the_secret_anew_and_is_no_end() {
+    let file = Secret(std::env::temp_dir().join(format!("noroshi-secret-{}", std::process::id())));
+    std::fs::write(&file.0, "north").unwrap();
+    let flags = format!("--ice-server turn:t.example --turn-secret-file {}", file.0.display());
+    let (mut server, mut stderr) = run(&format!(r#"exec "$0" {flags}"#));
+    let mut socket = server.websocket("/ws");
+    // The moment is a part of the name, so that it is the signature of the same name that shows the secret.
+    let mut is_signed_with = |secret: &str| {
+        socket.send(Message::text(r#"{"type":"join","id":"A"}"#)).unwrap();
+        let joined: Value = serde_json::from_str(socket.read().unwrap().to_text().unwrap()).unwrap();
+        let turn = &joined["iceServers"][0];
+        let script =
+            format!("printf %s {} | openssl dgst -sha1 -hmac {secret} -binary | base64", turn["username"]);
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim() == turn["credential"]
+    };
+    let mut heard = |word: &str| {
+        let mut line = String::new();
+        while !line.contains("SIGHUP") {
+            line.clear();
+            assert!(stderr.read_line(&mut line).unwrap() > 0);
+        }
+        assert!(line.contains(word), "{line}");
+    };
+    assert!(is_signed_with("north"));
+    std::fs::write(&file.0, "south\n").unwrap();
+    server.signal(Signal::SIGHUP);
+    heard("was read anew");
+    assert!(is_signed_with("south"));
+    std::fs::write(&file.0, " \n").unwrap();
+    server.signal(Signal::SIGHUP);
+    heard("the old secret stays");
+    assert!(is_signed_with("south"));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let _socket = server.websocket("/ws");
+    server.signal(Signal::SIGHUP);
+    eventually("it lives on", || server.is_healthy());
+    assert_eq!(server.metric("connections"), 1.0);
+}
