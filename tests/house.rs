@@ -1,7 +1,7 @@
 //! The house is as `lib.rs` says: imports point one way, and each outside crate is known where it belongs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// In the order of `lib.rs`: who is above may import who is below.
 const MODULES: [&str; 17] = [
@@ -28,19 +28,35 @@ const CRATES: [(&str, &[&str]); 15] = [
     ("noroshi", &["main"]),
 ];
 
-/// The code of each file without comments and without its tests, line by line.
-fn code() -> BTreeMap<String, Vec<String>> {
+/// The code of each file without comments and without its tests, line by line, by module and file: `http` has
+/// `http.rs` and all that is in the folder `http`.
+fn files() -> Vec<(String, PathBuf, Vec<String>)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let files = src.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let (mut folders, mut files) = (vec![src.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for path in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| it == "rs") && !path.ends_with("tests.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let text = text.split("#[cfg(test)]").next().unwrap();
+                let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned());
+                let name = path.strip_prefix(&src).unwrap().with_extension("");
+                let module = name.iter().next().unwrap().to_str().unwrap().to_owned();
+                files.push((module, name.clone(), lines.collect()));
+            }
+        }
+    }
     files
-        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
-        .map(|path| {
-            let text = std::fs::read_to_string(&path).unwrap();
-            let text = text.split("#[cfg(test)]").next().unwrap();
-            let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned());
-            (path.file_stem().unwrap().to_str().unwrap().to_owned(), lines.collect())
-        })
-        .collect()
+}
+
+/// The same by module.
+fn code() -> BTreeMap<String, Vec<String>> {
+    let mut modules = BTreeMap::<String, Vec<String>>::new();
+    for (module, _, lines) in files() {
+        modules.entry(module).or_default().extend(lines);
+    }
+    modules
 }
 
 /// Whether this line has a path that begins with the name.

@@ -1,0 +1,319 @@
+//! The command line: the only file that knows lexopt.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use super::{Config, GIB, ICE_SERVER_BYTES_MAX, ICE_SERVERS_MAX, KIB, MIB, Size};
+use crate::address::Network;
+use crate::origin::Allowed;
+
+/// What the command line asks for.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one of them")]
+pub enum Command {
+    /// Serve.
+    Run(Config),
+    /// Print the help and exit.
+    Help,
+    /// Print the version and exit.
+    Version,
+}
+
+impl Config {
+    /// Reads a command line, without the program's name.
+    ///
+    /// # Errors
+    /// One line that names the flag and what it wants.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+        Self::parse_flags(args).map_err(|error| error.to_string().replace(char::is_control, "?"))
+    }
+
+    fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
+        use lexopt::prelude::*;
+
+        let mut config = Config::default();
+        let mut parser = lexopt::Parser::from_args(args);
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Short('l') | Long("listen") => config.listen.push(value(&mut parser, "--listen", address)?),
+                Long("allow-origin") => {
+                    config.allow_origins.push(value(&mut parser, "--allow-origin", Allowed::parse)?);
+                }
+                Long("max-connections") => {
+                    let read = |text: &str| within(text, 1, 1_000_000);
+                    config.connections_max = value(&mut parser, "--max-connections", read)?;
+                }
+                Long("max-connections-per-ip") => {
+                    let read = |text: &str| within(text, 0, 1_000_000);
+                    config.connections_per_ip_max = value(&mut parser, "--max-connections-per-ip", read)?;
+                }
+                Long("trust-proxy") => {
+                    config.trusted_proxies.push(value(&mut parser, "--trust-proxy", network)?);
+                }
+                Long("max-memory") => {
+                    let read = |text: &str| size(text, 8 * MIB, GIB.saturating_mul(1024));
+                    config.memory_bytes_max = Some(value(&mut parser, "--max-memory", read)?);
+                }
+                Long("max-mesh-peers") => {
+                    let read = |text: &str| within(text, 1, 1000);
+                    config.mesh_peers_max = value(&mut parser, "--max-mesh-peers", read)?;
+                }
+                Long("max-message") => {
+                    let read = |text: &str| size(text, KIB, 16 * MIB);
+                    config.message_bytes_max = value(&mut parser, "--max-message", read)?;
+                }
+                Long("max-rate") => {
+                    config.rate_max = value(&mut parser, "--max-rate", |text| within(text, 0, 1_000_000))?;
+                }
+                Long("ping-interval") => {
+                    let seconds = value(&mut parser, "--ping-interval", |text| within(text, 1, 3600))?;
+                    config.ping_interval = Duration::from_secs(seconds);
+                }
+                Long("ice-server") => {
+                    config.ice_servers.push(value(&mut parser, "--ice-server", ice_server)?);
+                    if config.ice_servers.len() > ICE_SERVERS_MAX {
+                        return Err(format!("--ice-server: at most {ICE_SERVERS_MAX}").into());
+                    }
+                }
+                Long("turn-secret-file") => config.turn_secret_file = Some(parser.value()?.into()),
+                Long("no-page") => config.page = false,
+                Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
+                Long("log") => config.log = value(&mut parser, "--log", level)?,
+                Short('h') | Long("help") => return Ok(Command::Help),
+                Short('V') | Long("version") => return Ok(Command::Version),
+                _ => return Err(arg.unexpected()),
+            }
+        }
+        let turn = config.ice_servers.iter().find(|url| url.starts_with("turn"));
+        match (turn, &config.turn_secret_file) {
+            (Some(url), None) => Err(format!("--ice-server {url}: needs --turn-secret-file").into()),
+            (None, Some(_)) => {
+                Err("--turn-secret-file: there is no --ice-server turn:… that it is for".into())
+            }
+            _ => Ok(Command::Run(config)),
+        }
+    }
+
+    /// What `--help` prints. The defaults in it are the program's own.
+    pub fn help() -> String {
+        let d = Config::default();
+        format!(
+            "\
+noroshi {version}: a WebRTC signaling server
+
+usage: noroshi [flags]
+
+  -l, --listen ADDR          address and port to listen on; repeatable; port 0 picks a free one
+                             [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
+      --allow-origin ORIGIN  let pages of this origin connect too; repeatable; * allows all
+                             [default: same host only]
+      --max-connections N    WebSocket connections at a time [default: {connections}]
+      --max-connections-per-ip N
+                             connections from one IPv4 address or IPv6 /64; 0 = no limit [default: {per_ip}]
+      --trust-proxy CIDR     believe X-Forwarded-For and X-Real-IP from there; repeatable [default: nobody]
+      --max-memory SIZE      refuse what would take more memory; takes K, M and G [default: no limit]
+      --max-mesh-peers N     joined peers in one room [default: {mesh}]
+      --max-message SIZE     bytes of one message; takes K and M [default: {message}K]
+      --max-rate N           messages a second from one connection; 0 = no limit [default: {rate}]
+      --ping-interval SECONDS
+                             silence before a ping; after two, the peer is closed [default: {ping}]
+      --ice-server URL       stun:HOST[:PORT] or turn:HOST[:PORT] that peers are told to use; also stuns:, turns:
+                             and ?transport=tcp; repeatable [default: none]
+      --turn-secret-file FILE
+                             the secret shared with the TURN servers, from which passwords are made [default: none]
+      --no-page              serve neither the page nor /noroshi.js [default: serve them]
+      --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
+      --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
+  -h, --help                 print this
+  -V, --version              print the version
+",
+            version = env!("CARGO_PKG_VERSION"),
+            connections = d.connections_max,
+            per_ip = d.connections_per_ip_max,
+            mesh = d.mesh_peers_max,
+            message = d.message_bytes_max / KIB,
+            rate = d.rate_max,
+            ping = d.ping_interval.as_secs(),
+            log = d.log.as_str().to_ascii_lowercase(),
+        )
+    }
+}
+
+/// The value of a flag, or an error that names the flag.
+fn value<T, E: Display>(
+    parser: &mut lexopt::Parser,
+    flag: &str,
+    read: impl Fn(&str) -> Result<T, E>,
+) -> Result<T, lexopt::Error> {
+    let value = lexopt::ValueExt::string(parser.value()?)?;
+    read(&value).map_err(|error| format!("{flag} {value}: {error}").into())
+}
+
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "not an address and port, such as 127.0.0.1:8080 or [::]:8080")
+}
+
+fn network(text: &str) -> Result<Network, &'static str> {
+    Network::parse(text).ok_or("not an address or a network, such as 127.0.0.1 or 10.0.0.0/8")
+}
+
+/// A URL of RFC 7064 or RFC 7065. Browsers refuse to connect at all when one of them is wrong.
+fn ice_server(text: &str) -> Result<String, &'static str> {
+    let is_one = || {
+        let (scheme, rest) = text.split_once(':')?;
+        let rest = match scheme {
+            "stun" | "stuns" => rest,
+            "turn" | "turns" => ["?transport=udp", "?transport=tcp"]
+                .iter()
+                .find_map(|transport| rest.strip_suffix(transport))
+                .unwrap_or(rest),
+            _ => return None,
+        };
+        let (host, port) =
+            rest.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).unwrap_or((rest, "3478"));
+        let is_port =
+            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse().is_ok_and(|port: u16| port > 0);
+        let is_host = match host.strip_prefix('[') {
+            Some(ip) => ip.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
+            None => {
+                !host.is_empty()
+                    && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+            }
+        };
+        (is_port && is_host && text.len() <= ICE_SERVER_BYTES_MAX).then(|| text.to_owned())
+    };
+    is_one().ok_or("not stun:HOST, stuns:HOST, turn:HOST or turns:HOST with, perhaps, :PORT, and ?transport=tcp for TURN")
+}
+
+fn within<N>(text: &str, min: N, max: N) -> Result<N, String>
+where
+    N: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    match text.parse() {
+        Ok(number) if (&min..=&max).contains(&&number) => Ok(number),
+        _ => Err(format!("not a whole number from {min} to {max}")),
+    }
+}
+
+fn size(text: &str, min: usize, max: usize) -> Result<usize, String> {
+    let units = [(['K', 'k'], KIB), (['M', 'm'], MIB), (['G', 'g'], GIB)];
+    let unit = units.iter().find_map(|(letters, unit)| Some((text.strip_suffix(letters)?, *unit)));
+    let (digits, unit) = unit.unwrap_or((text, 1));
+    let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
+    bytes
+        .filter(|bytes| (min..=max).contains(bytes))
+        .ok_or_else(|| format!("not a size from {} to {}", Size(min as u64), Size(max as u64)))
+}
+
+fn level(text: &str) -> Result<LevelFilter, &'static str> {
+    text.parse().map_err(|_| "not one of off, error, warn, info, debug, trace")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Secret;
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        Config::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn every_flag() {
+        let line = "-l 127.0.0.1:1 --listen [::1]:2 --allow-origin https://a.example --allow-origin=* \
+            --max-connections 3 --max-connections-per-ip 9 --trust-proxy 10.0.0.0/8 --trust-proxy ::1 \
+            --max-memory 1G --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
+            --ice-server stun:a.example --ice-server=turn:b.example --turn-secret-file /etc/secret --no-page \
+            --metrics 127.0.0.1:8 --log debug";
+        let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
+        assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
+        assert_eq!(
+            config.allow_origins,
+            ["https://a.example", "*"].map(|text| Allowed::parse(text).unwrap())
+        );
+        assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
+        assert_eq!((config.connections_per_ip_max, config.memory_bytes_max), (9, Some(1 << 30)));
+        assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));
+        assert_eq!((config.message_bytes_max, config.rate_max), (5 * 1024, 0));
+        assert_eq!(config.ping_interval, Duration::from_secs(7));
+        assert_eq!(config.ice_servers, ["stun:a.example", "turn:b.example"]);
+        assert_eq!(config.turn_secret_file, Some("/etc/secret".into()));
+        assert!(!config.page);
+        assert_eq!(config.metrics, Some("127.0.0.1:8".parse().unwrap()));
+        assert_eq!(config.log, LevelFilter::Debug);
+    }
+
+    #[test]
+    fn ice_servers() {
+        for url in [
+            "stun:stun.example",
+            "stuns:stun.example:5349",
+            "turn:192.0.2.1",
+            "turn:[2001:db8::1]:3478?transport=tcp",
+            "turns:[2001:db8::1]",
+            "turn:turn_1.example?transport=udp",
+        ] {
+            assert_eq!(ice_server(url), Ok(url.to_owned()));
+        }
+        for url in [
+            "",
+            "stun",
+            "stun:",
+            "stun:?transport=udp",
+            "STUN:a.example",
+            "http://a.example",
+            "stun://a.example",
+            "turn:user@a.example",
+            "stun:a.example:",
+            "stun:a.example:0",
+            "stun:a.example:+1",
+            "stun:a.example:65536",
+            "stun:a.example?transport=udp",
+            "turn:a.example?transport=tls",
+            "turn:2001:db8::1",
+            "turn:[2001:db8::1",
+            "turn:[a.example]",
+            "turn:a b",
+            &format!("stun:{}", "x".repeat(300)),
+        ] {
+            assert!(ice_server(url).is_err(), "{url}");
+        }
+        let nine = "--ice-server stun:a.example ".repeat(9);
+        assert_eq!(parse(&nine).unwrap_err(), "--ice-server: at most 8");
+        assert_eq!(
+            parse("--ice-server turn:a.example").unwrap_err(),
+            "--ice-server turn:a.example: needs --turn-secret-file"
+        );
+        assert!(parse("--turn-secret-file /x --ice-server stun:a.example").is_err());
+    }
+
+    #[test]
+    fn a_secret_is_shown_to_nobody() {
+        let turn_secret = Some(Secret("open sesame".to_owned()));
+        assert!(!format!("{:?}", Config { turn_secret, ..Config::default() }).contains("sesame"));
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("1024", 1024), ("64K", 65_536), ("1M", 1 << 20), ("16m", 16 << 20)] {
+            assert_eq!(size(text, KIB, 16 * MIB), Ok(bytes));
+        }
+        for text in ["", "K", "1023", "17M", "1G", "-1K", "1.5K", "99999999999999999999K"] {
+            assert!(size(text, KIB, 16 * MIB).is_err(), "{text}");
+        }
+        for (bytes, text) in [(0, "0"), (1023, "1023"), (65_536, "64K"), (65_537, "64.1K"), (3 << 29, "1.5G")]
+        {
+            assert_eq!(Size(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_flag_in_one_line() {
+        assert_eq!(parse("--max-rate x").unwrap_err(), "--max-rate x: not a whole number from 0 to 1000000");
+        assert!(!Config::parse([OsString::from("--x\ny")]).unwrap_err().contains('\n'));
+    }
+}

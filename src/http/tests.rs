@@ -1,0 +1,292 @@
+//! Heads, and what they are answered.
+
+use super::*;
+use crate::address::Network;
+use crate::origin::Allowed;
+
+const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+const ASKS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
+
+fn ask(door: Door, config: &Config, full: bool, head: &str) -> (u16, String) {
+    let head = format!("{head}\r\n");
+    assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
+    let place = if full { Place::Full } else { Place::Free };
+    match answer(head.as_bytes(), door, config, &Metrics::default(), false, |_| place) {
+        Answer::Upgrade { response, room } => {
+            let response = String::from_utf8(response).unwrap();
+            assert!(response.starts_with("HTTP/1.1 101 "));
+            // The example of RFC 6455 section 1.3.
+            assert!(response.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
+            assert!(response.ends_with("\r\n\r\n"));
+            (101, room)
+        }
+        Answer::Plain { status, response, .. } => {
+            let response = String::from_utf8(response).unwrap();
+            let (head_of_it, body) = response.split_once("\r\n\r\n").expect("a head");
+            assert!(head_of_it.starts_with(&format!("HTTP/1.1 {status} ")));
+            assert!(head_of_it.contains("close"), "{head_of_it}");
+            if status == 204 {
+                assert!(body.is_empty());
+                return (status, head_of_it.to_owned());
+            }
+            let length = head_of_it.split("Content-Length: ").nth(1).expect("a length");
+            let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+            let has_body = !head.starts_with("HEAD ") && status != 304;
+            assert_eq!(body.len(), if has_body { length } else { 0 });
+            assert!(length > 0);
+            (status, head_of_it.to_owned())
+        }
+    }
+}
+
+fn get(head: &str) -> (u16, String) {
+    ask(Door::Main, &Config::default(), false, &format!("{}\r\nHost: h:1\r\n", head.trim_end()))
+}
+
+fn upgrade(target: &str, more: &str) -> (u16, String) {
+    get(&format!("GET {target} HTTP/1.1\r\n{ASKS}{KEY}{more}"))
+}
+
+#[test]
+fn upgrades() {
+    assert_eq!(upgrade("/ws", ""), (101, "".into()));
+    assert_eq!(upgrade("/ws?x=/y", ""), (101, "".into()));
+    assert_eq!(upgrade("/ws/tea", ""), (101, "tea".into()));
+    assert_eq!(upgrade("/ws/A.b_c~d-9?token=1", ""), (101, "A.b_c~d-9".into()));
+    assert_eq!(upgrade("http://h:1/ws/tea", ""), (101, "tea".into()));
+    assert_eq!(upgrade(&format!("/ws/{}", "x".repeat(64)), "").0, 101);
+    let mixed = "upgrade: h2c, WebSocket\r\nconnection: keep-alive, UPGRADE\r\nsec-websocket-version: 13";
+    assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{mixed}")).0, 101);
+    let twice =
+        "Upgrade: websocket\r\nConnection: keep-alive\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13";
+    assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{twice}")).0, 101);
+}
+
+/// RFC 6455 section 4.2.2: a server that speaks none of those that are offered names none.
+#[test]
+fn a_subprotocol_is_not_taken() {
+    let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Protocol: a, b\r\n{KEY}{ASKS}\r\n");
+    let answer =
+        answer(head.as_bytes(), Door::Main, &Config::default(), &Metrics::default(), false, |_| Place::Free);
+    let Answer::Upgrade { response, .. } = answer else { panic!("{answer:?}") };
+    assert!(!String::from_utf8(response).unwrap().contains("Sec-WebSocket-Protocol"));
+}
+
+#[test]
+fn rooms_that_are_none() {
+    for room in ["", ".", "..", "a/b", "a%20b", "%41", "a b", "日本", "a:b", &"x".repeat(65)] {
+        let (status, _) = upgrade(&format!("/ws/{room}"), "");
+        assert_eq!(status, 400, "{room}");
+    }
+}
+
+#[test]
+fn what_is_no_upgrade() {
+    let (status, head) = get("GET /ws HTTP/1.1");
+    assert_eq!(status, 426);
+    assert!(head.contains("\r\nSec-WebSocket-Version: 13\r\n") && head.contains("\r\nUpgrade: websocket"));
+    assert_eq!(get("HEAD /ws/tea HTTP/1.1").0, 426);
+    let old = ASKS.replace("13", "8");
+    assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{old}")).0, 426);
+    assert_eq!(get(&format!("GET /ws HTTP/1.0\r\n{KEY}{ASKS}")).0, 426);
+    for key in ["", "Sec-WebSocket-Key: short\r\n", &format!("{KEY}{KEY}"), &KEY.replace('X', "*")] {
+        assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{key}{ASKS}")).0, 400, "{key}");
+    }
+    let (status, head) = get("POST /ws HTTP/1.1");
+    assert_eq!(status, 405);
+    assert!(head.contains("\r\nAllow: GET, HEAD, OPTIONS\r\n"));
+}
+
+#[test]
+fn origins() {
+    assert_eq!(upgrade("/ws", "Origin: http://h:1").0, 101);
+    assert_eq!(upgrade("/ws", "Origin: HTTPS://H:1").0, 101);
+    for foreign in ["http://h", "http://h:2", "http://evil.h:1", "null", "h:1", "", "http://h:1/", "://h:1"] {
+        assert_eq!(upgrade("/ws", &format!("Origin: {foreign}")).0, 403, "{foreign}");
+    }
+    assert_eq!(upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0, 403);
+    let from = |allowed: &str, origin: &str| {
+        let allow_origins = vec![Allowed::parse(allowed).unwrap()];
+        let config = Config { allow_origins, ..Config::default() };
+        let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{ASKS}");
+        ask(Door::Main, &config, false, &head).0
+    };
+    assert_eq!(from("https://a.example", "https://a.example"), 101);
+    assert_eq!(from("https://a.example", "https://A.example"), 101);
+    assert_eq!(from("https://a.example", "http://a.example"), 403);
+    assert_eq!(from("https://a.example", "https://h"), 101);
+    assert_eq!(from("*", "null"), 101);
+}
+
+#[test]
+fn where_a_request_comes_from() {
+    let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| Network::parse(text).unwrap());
+    let config = Config { trusted_proxies: proxies.into(), ..Config::default() };
+    let from = |headers: &str| {
+        let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
+        let mut from = None;
+        answer(head.as_bytes(), Door::Main, &config, &Metrics::default(), true, |ip| {
+            from = ip;
+            Place::Free
+        });
+        from.map(|ip| ip.to_string())
+    };
+    for (headers, expected) in [
+        ("", None),
+        ("X-Real-IP: 192.0.2.1\r\n", Some("192.0.2.1")),
+        ("X-Real-IP: 192.0.2.1\r\nX-Real-IP: 192.0.2.2\r\n", None),
+        ("X-Forwarded-For: 192.0.2.1\r\n", Some("192.0.2.1")),
+        ("X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.9\r\n", Some("192.0.2.1")),
+        // What the client wrote itself stands before what the proxies have added.
+        ("X-Forwarded-For: 127.0.0.1, 192.0.2.1\r\n", Some("192.0.2.1")),
+        (
+            "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-For: 192.0.2.1, 10.0.0.2 ,10.0.0.1\r\n",
+            Some("192.0.2.1"),
+        ),
+        ("X-Forwarded-For: 10.0.0.3, 10.0.0.2\r\n", Some("10.0.0.3")),
+        ("X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2\r\n", Some("10.0.0.2")),
+        ("X-Forwarded-For: unknown\r\n", None),
+        ("X-Forwarded-For: \r\n", None),
+        ("X-Forwarded-For: 192.0.2.1:4711\r\n", Some("192.0.2.1")),
+        ("X-Forwarded-For: [2001:db8::1]:4711, [2001:db8::2]\r\n", Some("2001:db8::2")),
+        ("X-Forwarded-For: 2001:db8::1, fd00::1, ::ffff:10.0.0.1\r\n", Some("2001:db8::1")),
+    ] {
+        assert_eq!(from(headers).as_deref(), expected, "{headers}");
+    }
+}
+
+#[test]
+fn a_full_server_says_so_only_to_those_who_would_have_come_in() {
+    let full = |head: &str| ask(Door::Main, &Config::default(), true, head).0;
+    assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 503);
+    assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\n{KEY}{ASKS}")), 403);
+    assert_eq!(full("GET /healthz HTTP/1.1\r\nHost: h\r\n"), 200);
+}
+
+#[test]
+fn pages() {
+    assert_eq!(get("GET /healthz HTTP/1.1").0, 200);
+    assert_eq!(get("HEAD /healthz?x HTTP/1.1").0, 200);
+    assert_eq!(get("GET /healthz HTTP/1.0").0, 200);
+    assert_eq!(get("DELETE /healthz HTTP/1.1").0, 405);
+    for target in ["/", "/healthz", "/ws", "*"] {
+        let (status, head) = get(&format!("OPTIONS {target} HTTP/1.0"));
+        assert_eq!(status, 204, "{target}");
+        assert!(
+            head.ends_with("\r\nAllow: GET, HEAD, OPTIONS") && !head.contains("Content-Length"),
+            "{head}"
+        );
+    }
+    for target in ["/metrics", "/wsx", "/healthz/", "*", "http://h:1", "http://h?z=/ws"] {
+        assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
+    }
+    let metrics = |head: &str| ask(Door::Metrics, &Config::default(), false, head).0;
+    assert_eq!(metrics("GET /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
+    assert_eq!(metrics("HEAD /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
+    assert_eq!(metrics("PUT /metrics HTTP/1.1\r\nHost: h\r\n"), 405);
+    assert_eq!(metrics(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 404);
+}
+
+#[test]
+fn files() {
+    let (status, page) = get("GET /?room=tea HTTP/1.1");
+    assert_eq!(status, 200);
+    for header in [
+        "Content-Type: text/html; charset=utf-8",
+        "Cache-Control: no-cache",
+        &format!("ETag: {}", PAGE.etag()),
+        "X-Content-Type-Options: nosniff",
+        "Referrer-Policy: no-referrer",
+        "Content-Security-Policy: default-src 'none'; script-src 'self' 'sha256-",
+    ] {
+        assert!(page.contains(&format!("\r\n{header}")), "{header}: {page}");
+    }
+    assert!(!page.contains("\nAccess-Control-Allow-Origin:"), "{page}");
+    let (status, library) = get("GET /noroshi.js HTTP/1.1");
+    assert_eq!(status, 200);
+    assert!(library.contains("\r\nContent-Type: text/javascript; charset=utf-8\r\n"), "{library}");
+    assert_eq!(get("HEAD / HTTP/1.1"), (200, page.clone()));
+    assert_eq!(get("HEAD /noroshi.js HTTP/1.0"), (200, library));
+    assert_eq!(get("POST / HTTP/1.1").0, 405);
+    for target in ["//", "/index.html", "/noroshi.js/", "/NOROSHI.js"] {
+        assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
+    }
+    assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0, 404);
+    let config = Config { page: false, ..Config::default() };
+    for target in ["/", "/noroshi.js"] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n");
+        assert_eq!(ask(Door::Main, &config, false, &head).0, 404, "{target}");
+    }
+}
+
+#[test]
+fn what_a_browser_has_is_not_sent_again() {
+    let tag = PAGE.etag();
+    let status = |tags: &str| get(&format!("GET / HTTP/1.1\r\nIf-None-Match: {tags}")).0;
+    for tags in [&tag, &format!("W/{tag}"), &format!("\"a,b\" , {tag}"), "*"] {
+        assert_eq!(status(tags), 304, "{tags}");
+    }
+    for tags in ["", "\"\"", tag.trim_matches('"'), &LIBRARY.etag()] {
+        assert_eq!(status(tags), 200, "{tags}");
+    }
+    // RFC 9110 section 15.4.5: with the headers of the 200.
+    let (_, full) = get("GET / HTTP/1.1");
+    let (_, same) = get(&format!("HEAD / HTTP/1.1\r\nIf-None-Match: {tag}"));
+    assert_eq!(full.replace("200 OK", "304 Not Modified"), same);
+}
+
+#[test]
+fn pages_that_may_connect_may_load_the_library() {
+    let head = |allow: &[&str], origin: &str, target: &str| {
+        let allow_origins = allow.iter().map(|origin| Allowed::parse(origin).unwrap()).collect();
+        let config = Config { allow_origins, ..Config::default() };
+        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n");
+        ask(Door::Main, &config, false, &head).1
+    };
+    let allowed = |head: &str| {
+        let rest = head.split("\r\nAccess-Control-Allow-Origin: ").nth(1)?;
+        Some(rest.split("\r\n").next()?.to_owned())
+    };
+    let library = |allow: &[&str], origin| {
+        let head = head(allow, origin, "/noroshi.js");
+        assert!(head.contains("\r\nVary: Origin\r\n"), "else a cache mixes them up: {head}");
+        allowed(&head)
+    };
+    assert_eq!(library(&[], "http://h"), Some("http://h".into()));
+    assert_eq!(library(&[], "https://a.example"), None);
+    assert_eq!(library(&["https://a.example"], "https://a.example"), Some("https://a.example".into()));
+    assert_eq!(library(&["https://a.example"], "https://b.example"), None);
+    assert_eq!(library(&["*"], "null"), Some("null".into()));
+    assert_eq!(allowed(&head(&["*"], "https://a.example", "/")), None);
+}
+
+#[test]
+fn malformed_requests() {
+    let main = |head: &str| ask(Door::Main, &Config::default(), false, head).0;
+    for head in ["GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n"] {
+        assert_eq!(main(head), 400, "{head}");
+    }
+    for head in
+        ["\r\n", "GET\r\n", "GET / HTTP/2.0\r\nHost: h\r\n", "GET / HTTP/1.1\r\nHo st: h\r\n", "\0\r\n"]
+    {
+        assert_eq!(main(head), 400, "{head}");
+    }
+    assert_eq!(main(&format!("GET / HTTP/1.1\r\nHost: h\r\n{}", "a: b\r\n".repeat(200))), 431);
+    assert_eq!(main("HEAD / HTTP/1.1\r\n"), 400);
+    assert_eq!(main("HEAD  HTTP/1.1\r\nHost: h\r\n"), 400);
+    assert_eq!(main("GET / HTTP/1.0\r\nHost: h\r\nHost: h\r\n"), 400);
+    // Bare line feeds end this head for one reader, and not for another.
+    assert_eq!(main("GET /healthz HTTP/1.1\nHost: h\n\nGET / HTTP/1.1\r\nHost: h\r\n"), 400);
+    // Here they make another header.
+    assert_eq!(main("GET /healthz HTTP/1.1\r\nHost: h\r\nX: y\nOrigin: http://h\r\n"), 400);
+    assert_eq!(main("GET /healthz HTTP/1.1\nHost: h\r\n"), 400);
+}
+
+#[test]
+fn the_end_of_a_head_is_found_wherever_the_bytes_were_cut() {
+    let head = b"GET / HTTP/1.1\r\n\r\n\r\n\r\n";
+    for searched in 0..=17 {
+        assert_eq!(head_end(&head[..17], searched), None);
+        assert_eq!(head_end(head, searched), Some(18));
+    }
+}
