@@ -101,6 +101,11 @@ impl Chromium {
         result["result"]["value"].take()
     }
 
+    /// What nothing holds is freed.
+    pub fn collect_garbage(&mut self) {
+        self.command("HeapProfiler.collectGarbage", json!({}));
+    }
+
     /// Waits until an expression is true, as `if` has it.
     #[track_caller]
     pub fn until(&mut self, expression: &str) {

@@ -14,3 +14,4 @@ pub mod siege;
 pub mod sockets;
 pub mod tls;
 pub mod transcript;
+pub mod wire;
