@@ -1,0 +1,175 @@
+//! What becomes of pages when what is between them and the server is cut, silent, or leads elsewhere.
+
+mod common;
+
+use std::time::Duration;
+
+use common::chromium::{CHROMIUM, Chromium};
+use common::process::{Running, run};
+use common::program::is_installed;
+use common::wire::Wire;
+use serde_json::json;
+
+/// For pages that come over other addresses than its own.
+const OPEN: &str = r#"exec "$0" --allow-origin "*""#;
+
+/// A page whose rooms `A` and `B` are behind a wire each.
+fn page(server: &Running, wires: [&Wire; 2]) -> Chromium {
+    let [mut browser] = Chromium::start();
+    browser.open(&format!("http://{}/healthz", server.address));
+    let [a, b] = wires.map(|wire| wire.address);
+    browser.eval(&format!("const urls = {{ A: 'ws://{a}/ws/tea', B: 'ws://{b}/ws/tea' }}"));
+    browser.eval(
+        r#"const { join, connect } = await import("/noroshi.js");
+        const errors = [], heard = [], rejected = [];
+        addEventListener("unhandledrejection", ({ reason }) => rejected.push(String(reason)));
+        async function enter(id, how = join) {
+            const room = await how(urls[id], { id });
+            room.addEventListener("error", ({ error }) => errors.push(`${id}: ${error.message}`));
+            room.addEventListener("message", ({ data }) => heard.push(`${id} hears ${data}`));
+            return room;
+        }
+        const other = { A: "B", B: "A" };
+        const peer = (room) => room.peers.get(other[room.id]);
+        const meet = (...rooms) => rooms.every((room) => peer(room)?.alive);"#,
+    );
+    browser
+}
+
+fn close(mut browser: Chromium) {
+    assert_eq!(browser.eval("rejected"), json!([]));
+    browser.errors.retain(|error| !error.contains(r#""source":"network""#));
+    browser.kill();
+}
+
+/// A number between 0 and 1 for each step, the same for the same seed (splitmix64).
+fn random(seed: &mut u64) -> f64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ z >> 31) as f64 / u64::MAX as f64
+}
+
+#[test]
+fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let mut seed = std::env::var("NOROSHI_SEED").map_or(1, |seed| seed.parse().unwrap());
+    println!("NOROSHI_SEED={seed}");
+    let (server, _stderr) = run(OPEN);
+    let wires = [Wire::to(server.address), Wire::to(server.address)];
+    let mut browser = page(&server, [&wires[0], &wires[1]]);
+    browser.eval("const a = await enter('A', connect), b = await enter('B', connect); 0");
+    browser.until("meet(a, b)");
+    browser.eval(
+        "const first = [a, b].map((room) => peer(room).pc), stream = new MediaStream(), context = new AudioContext();
+        // Adds or takes away a track.
+        function toggle(room) {
+            const { pc } = peer(room), sender = pc.getSenders().find(({ track }) => track);
+            if (sender) pc.removeTrack(sender);
+            else pc.addTrack(context.createMediaStreamDestination().stream.getAudioTracks()[0], stream);
+        } 0",
+    );
+    for _ in 0..24 {
+        browser.eval(&format!("toggle({}); 0", if random(&mut seed) < 0.5 { "a" } else { "b" }));
+        std::thread::sleep(Duration::from_secs_f64(0.1 + 0.3 * random(&mut seed)));
+        wires[usize::from(random(&mut seed) < 0.5)].cut();
+    }
+    browser.until("[a, b].every((room) => room.online && !peer(room).away && peer(room).pc.signalingState === 'stable')");
+    // What one sends the other receives.
+    browser.until(
+        "[[a, b], [b, a]].every(([from, to]) => {
+            const sent = peer(from).pc.getSenders().filter(({ track }) => track).length;
+            const directions = peer(to).pc.getTransceivers().map((it) => it.currentDirection ?? '');
+            return directions.filter((it) => it.includes('recv')).length >= sent;
+        })",
+    );
+    browser.eval("a.send('hello'); b.send('hello'); 0");
+    browser.until("heard.length === 2");
+    assert_eq!(browser.eval("[a, b].every((room, i) => peer(room).pc === first[i])"), true);
+    close(browser);
+}
+
+#[test]
+fn a_pair_outlives_a_restart_of_the_server_in_the_middle_of_a_negotiation() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let (next, _stderr) = run(OPEN);
+    let wires = [Wire::to(server.address), Wire::to(server.address)];
+    let mut browser = page(&server, [&wires[0], &wires[1]]);
+    browser.eval("const a = await enter('A', connect), b = await enter('B', connect); 0");
+    browser.until("meet(a, b)");
+    for wire in &wires {
+        wire.swallow();
+    }
+    browser.eval("const stream = new AudioContext().createMediaStreamDestination().stream; 0");
+    browser.eval("peer(a).pc.addTrack(stream.getTracks()[0], stream); 0");
+    browser.until("peer(a).pc.signalingState === 'have-local-offer'");
+    for wire in &wires {
+        wire.lead_to(next.address);
+        wire.cut();
+    }
+    browser.until(
+        "a.online && b.online && peer(a).pc.signalingState === 'stable' && !peer(a).away && !peer(b).away",
+    );
+    browser.until(
+        "peer(b).pc.getTransceivers().some(({ currentDirection }) => currentDirection?.includes('recv'))",
+    );
+    close(browser);
+}
+
+#[test]
+fn a_network_that_is_gone_without_a_word_is_noticed() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let wires = [Wire::to(server.address), Wire::to(server.address)];
+    let mut browser = page(&server, [&wires[0], &wires[1]]);
+    browser.eval(
+        "const a = await enter('A'), b = await enter('B', connect), lost = {};
+        for (const room of [a, b]) room.addEventListener('offline', () => lost[room.id] = performance.now());
+        0",
+    );
+    // At once, if the browser says that something has changed.
+    for hint in
+        ["dispatchEvent(new Event('online'))", "document.dispatchEvent(new Event('visibilitychange'))"]
+    {
+        wires.each_ref().map(Wire::swallow);
+        browser.eval(&format!("const at{0} = performance.now(); {hint}; 0", hint.len()));
+        browser.until(&format!("lost.A > at{0} && lost.B > at{0} && a.online && b.online", hint.len()));
+    }
+    // By itself, after half a minute.
+    wires.each_ref().map(Wire::swallow);
+    browser.eval("const at = performance.now(); 0");
+    browser.until("performance.now() > at + 29000");
+    browser.until("lost.A > at && lost.B > at && a.online && b.online");
+    assert_eq!(browser.eval("lost.A > at + 20000"), true, "silence is asked first");
+    assert_eq!(browser.eval("errors"), json!([]));
+    close(browser);
+}
+
+#[test]
+fn a_room_that_is_on_two_servers_comes_together() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let (other, _stderr) = run(OPEN);
+    let wires = [Wire::to(server.address), Wire::to(server.address)];
+    let mut browser = page(&server, [&wires[0], &wires[1]]);
+    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
+    browser.until("meet(a, b)");
+    wires[1].lead_to(other.address);
+    wires[1].cut();
+    browser.until("b.online && peer(a).away && peer(b).away");
+    // From now on the balancer leads everybody to one of them again, but cuts nobody.
+    wires[1].lead_to(server.address);
+    browser.until("!peer(a).away && !peer(b).away");
+    assert_eq!(browser.eval("meet(a, b)"), true);
+    close(browser);
+}
