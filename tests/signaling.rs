@@ -139,12 +139,12 @@ fn a_network_that_is_gone_without_a_word_is_noticed() {
     for hint in
         ["dispatchEvent(new Event('online'))", "document.dispatchEvent(new Event('visibilitychange'))"]
     {
-        wires.each_ref().map(Wire::swallow);
+        wires.iter().for_each(Wire::swallow);
         browser.eval(&format!("const at{0} = performance.now(); {hint}; 0", hint.len()));
         browser.until(&format!("lost.A > at{0} && lost.B > at{0} && a.online && b.online", hint.len()));
     }
     // By itself, after half a minute.
-    wires.each_ref().map(Wire::swallow);
+    wires.iter().for_each(Wire::swallow);
     browser.eval("const at = performance.now(); 0");
     browser.until("performance.now() > at + 29000");
     browser.until("lost.A > at && lost.B > at && a.online && b.online");
