@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::spawn;
 use std::time::Duration;
 
+use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, eventually, run};
 use common::program::{Program, is_installed};

@@ -5,6 +5,7 @@ mod common;
 use std::path::PathBuf;
 use std::process::Command;
 
+use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, run};
 use common::program::{find, is_installed};
