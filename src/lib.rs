@@ -54,6 +54,8 @@ pub mod message;
 
 pub mod ice;
 
+pub mod token;
+
 pub mod json;
 
 pub mod rate;

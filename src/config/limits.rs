@@ -70,6 +70,15 @@ pub const ICE_SERVER_BYTES_MAX: usize = 300;
 /// How long credentials for TURN can be used: a day's work. Who has them longer is told new ones.
 pub const TURN_CREDENTIALS_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 
+/// A secret of `--token-secret-file`, in bytes: as many as the hash that it goes into has (RFC 7518 section 3.2).
+pub const TOKEN_SECRET_BYTES_MIN: usize = 32;
+/// Secrets in that file: a new one, and the one before it. A bad token costs a hash for each.
+pub const TOKEN_SECRETS_MAX: usize = 2;
+/// A token, in bytes: ten times what one for a room and an id takes, and what a hash of costs 10 µs.
+pub const TOKEN_BYTES_MAX: usize = 4 * KIB;
+/// How far the clock of whoever signs tokens may be wrong.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
+
 /// The burst of `--max-rate`, in seconds of it: a peer that has been quiet may send this much at once.
 pub const RATE_BURST_SECONDS: u32 = 10;
 /// A message counts once for every block of this size that it begins.
