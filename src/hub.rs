@@ -21,11 +21,12 @@ use slab::Slab;
 
 use crate::config::{
     CANDIDATES_MAX, Config, KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PATIENCE, PROBE_TIME_MAX, RATE_BLOCK_BYTES,
-    STORED_BYTES_MAX, Secret,
+    STORED_BYTES_MAX,
 };
 use crate::ice::Ice;
 use crate::message::{self, Body, Candidates, Code, Kind, Refusal, Reply, Request};
 use crate::rate::{Bucket, Rate, Verdict};
+use crate::token::Claims;
 
 /// A connection: a number that is never used again, and a slot of a table, which is. The two share 64 bits, so
 /// that a long-lived reference costs eight bytes and can never reach the successor in the same slot.
@@ -59,7 +60,7 @@ impl Conn {
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
     /// A connection to the room of this name (empty: the default room) is open.
-    Connected(Conn, &'a str),
+    Connected(Conn, &'a str, Option<&'a Claims>),
     /// It sent a message of text. A holder of an id that is probed is not alive by this alone.
     Text(Conn, &'a str),
     /// It sent a message of bytes, which are taken for text.
@@ -360,7 +361,7 @@ impl Hub {
     pub fn handle(&mut self, now: Duration, input: Input<'_>, out: &mut dyn Outbox) {
         let turn = &mut Turn { now, out };
         match input {
-            Input::Connected(conn, room) => self.enter(conn, room),
+            Input::Connected(conn, room, _) => self.enter(conn, room),
             Input::Text(conn, text) => self.text(conn, text, turn),
             // What is not UTF-8 is no JSON, and neither is nothing.
             Input::Binary(conn, bytes) => self.text(conn, str::from_utf8(bytes).unwrap_or_default(), turn),
@@ -376,9 +377,9 @@ impl Hub {
         self.epoch = epoch;
     }
 
-    /// From now on passwords for TURN are made from this.
-    pub fn set_turn_secret(&mut self, secret: Secret) {
-        self.ice.set_secret(secret);
+    /// From now on passwords for TURN are made from the secret that is in here.
+    pub fn renew(&mut self, config: &Config) {
+        self.ice = Ice::new(config);
     }
 
     /// When [`Input::Time`] is due next.

@@ -10,8 +10,8 @@ use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::config::{ID_BYTES_MAX, TOKEN_BYTES_MAX, TOKEN_LEEWAY, TOKEN_SECRET_BYTES_MIN, TOKEN_SECRETS_MAX};
 use crate::json;
+use crate::limits::{ID_BYTES_MAX, TOKEN_BYTES_MAX, TOKEN_LEEWAY, TOKEN_SECRET_BYTES_MIN, TOKEN_SECRETS_MAX};
 
 /// What tokens are signed with.
 #[derive(Clone)]

@@ -107,7 +107,7 @@ impl Wire for Memory {
         self.connections += 1;
         self.names.insert(who.to_owned(), conn);
         self.heard.insert(conn, VecDeque::new());
-        self.input(Input::Connected(conn, room));
+        self.input(Input::Connected(conn, room, None));
     }
 
     fn say(&mut self, who: &str, text: &[u8], binary: bool) {

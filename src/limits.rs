@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-pub(super) const KIB: usize = 1024;
-pub(super) const MIB: usize = 1024 * KIB;
-pub(super) const GIB: usize = 1024 * MIB;
+/// 1024 bytes.
+pub const KIB: usize = 1024;
+/// 1024 of those.
+pub const MIB: usize = 1024 * KIB;
+/// 1024 of those.
+pub const GIB: usize = 1024 * MIB;
 
 // ---- One connection, before it speaks WebSocket ----
 
@@ -26,7 +29,7 @@ pub const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 /// What is read and thrown away after our last byte, so that no reset overtakes it (RFC 9112 section 9.6).
 pub const DRAIN_BYTES_MAX: usize = 256 * KIB;
-/// What waits to be sent to one peer, at least; see [`super::Config::queue_bytes_max`].
+/// What waits to be sent to one peer, at least; see [`crate::config::Config::queue_bytes_max`].
 pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
 /// Room beyond the queue for pongs, which must not fail when messages do. As many more wait in the codec.
 pub const QUEUE_BYTES_SPARE: usize = KIB;
