@@ -7,7 +7,7 @@ use data_encoding::{BASE64, HEXLOWER};
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::{Digest, Sha1};
 
-use crate::config::{Config, TURN_CREDENTIALS_TTL};
+use crate::config::{CALL_TIME_MAX, Config, TURN_CREDENTIALS_TTL};
 use crate::json;
 
 /// The servers, and the secret that is shared with those for TURN.
@@ -35,14 +35,16 @@ impl Ice {
         Ice { begin, secret: config.turn_secret.clone().filter(|_| !turn.is_empty()).map(|secret| secret.0) }
     }
 
-    /// The JSON of `iceServers` for this peer, at this time since 1970. Empty: there are none.
-    pub fn servers(&self, id: &str, now: Duration) -> String {
+    /// The JSON of `iceServers` for this peer, at this time since 1970. Empty: there are none. `until` is when its token
+    /// ends: its password ends a call later.
+    pub fn servers(&self, id: &str, now: Duration, until: Option<Duration>) -> String {
         if self.begin.is_empty() {
             return String::new();
         }
         let mut json = self.begin.clone();
         if let Some(secret) = &self.secret {
-            let username = format!("{}:{}", (now + TURN_CREDENTIALS_TTL).as_secs(), name(id));
+            let last = until.map_or(Duration::MAX, |until| until + CALL_TIME_MAX);
+            let username = format!("{}:{}", (now + TURN_CREDENTIALS_TTL).min(last).as_secs(), name(id));
             json.extend_from_slice(b",\"username\":");
             json::push_string(&mut json, &username);
             json.extend_from_slice(b",\"credential\":");
@@ -74,7 +76,7 @@ mod tests {
         let ice_servers = urls.iter().map(|url| (*url).to_owned()).collect();
         let turn_secret = Some(Secret(secret.to_owned()));
         let ice = Ice::new(&Config { ice_servers, turn_secret, ..Config::default() });
-        ice.servers(id, Duration::from_secs(seconds))
+        ice.servers(id, Duration::from_secs(seconds), None)
     }
 
     #[test]

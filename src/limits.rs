@@ -73,6 +73,9 @@ pub const ICE_SERVER_BYTES_MAX: usize = 300;
 /// How long credentials for TURN can be used: a day's work. Who has them longer is told new ones.
 pub const TURN_CREDENTIALS_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 
+/// How long after its token has ended a peer can still use the relay, because its call goes on: an evening. A TURN server
+/// looks at a password again every ten minutes (RFC 8656 section 3.2).
+pub const CALL_TIME_MAX: Duration = Duration::from_secs(4 * 60 * 60);
 /// A secret of `--token-secret-file`, in bytes: as many as the hash that it goes into has (RFC 7518 section 3.2).
 pub const TOKEN_SECRET_BYTES_MIN: usize = 32;
 /// Secrets in that file: a new one, and the one before it. A bad token costs a hash for each.
