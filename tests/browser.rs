@@ -98,6 +98,7 @@ fn three_meet_talk_and_see_each_other_and_one_is_killed() {
     if let Some(path) = std::env::var_os("NOROSHI_SCREENSHOT") {
         ren.eval("document.querySelector('#camera').click()");
         aoi.until(&format!("({}) > 15", decoded("Ren")));
+        aoi.resize(1100, 780, "light");
         std::fs::write(path, aoi.picture()).unwrap();
     }
 

@@ -130,12 +130,19 @@ impl Chromium {
         }
     }
 
-    /// A picture of the page in light colors, as PNG.
-    pub fn picture(&mut self) -> Vec<u8> {
-        let size = json!({"width": 1100, "height": 780, "deviceScaleFactor": 1, "mobile": false});
+    /// From now on the page is as wide and as high as this, in pixels, and in these colors: `light`, `dark`, or `forced`.
+    pub fn resize(&mut self, width: u32, height: u32, colors: &str) {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.command("Emulation.setDeviceMetricsOverride", size);
-        let light = json!({"features": [{"name": "prefers-color-scheme", "value": "light"}]});
-        self.command("Emulation.setEmulatedMedia", light);
+        let scheme = if colors == "dark" { "dark" } else { "light" };
+        let forced = if colors == "forced" { "active" } else { "none" };
+        let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme},
+            {"name": "forced-colors", "value": forced}]});
+        self.command("Emulation.setEmulatedMedia", features);
+    }
+
+    /// A picture of the page, as PNG.
+    pub fn picture(&mut self) -> Vec<u8> {
         let result = self.command("Page.captureScreenshot", json!({}));
         BASE64.decode(result["data"].as_str().unwrap().as_bytes()).unwrap()
     }

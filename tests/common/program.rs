@@ -27,6 +27,13 @@ pub fn is_installed(program: &str) -> bool {
     is_installed
 }
 
+/// Where a program is, by the PATH, if it is installed.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.exists());
+    is_installed(found.as_ref().map_or(program, |file| file.to_str().unwrap())).then_some(found?)
+}
+
 /// A program and its children, killed with the test.
 pub struct Program {
     child: Child,

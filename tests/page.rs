@@ -1,0 +1,237 @@
+//! The page as people use it: in a hurry, on a phone, with long names, without colors, without seeing it.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::chromium::{CHROMIUM, Chromium};
+use common::process::{Running, run};
+use common::program::{find, is_installed};
+use serde_json::{Value, json};
+
+fn enter(browser: &mut Chromium, server: &Running, name: &str) {
+    browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
+    browser.until("document.querySelector('#status')?.dataset.state !== 'joining'");
+}
+
+/// Saves a picture of each look where this variable says, for somebody to look at.
+fn look(browser: &mut Chromium, name: &str) {
+    let Some(folder) = std::env::var_os("NOROSHI_LOOKS") else { return };
+    for (width, height) in [(320, 900), (390, 844), (1100, 780)] {
+        for colors in ["light", "dark", "forced"] {
+            browser.resize(width, height, colors);
+            let file = PathBuf::from(&folder).join(format!("{name}-{width}-{colors}.png"));
+            std::fs::write(file, browser.picture()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_button_says_what_the_device_does_however_often_it_is_clicked() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let [mut browser] = Chromium::start();
+    enter(&mut browser, &server, "Aoi");
+    browser.eval(
+        "const live = [], get = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        navigator.mediaDevices.getUserMedia = async (kinds) => {
+            const stream = await get(kinds);
+            live.push(...stream.getTracks());
+            return stream;
+        };
+        const button = document.querySelector('#camera');
+        const isLive = () => live.filter((track) => track.readyState === 'live').length;
+        const says = () => button.getAttribute('aria-pressed'); 0",
+    );
+    for clicks in [2, 3, 5] {
+        browser.eval(&format!("for (let i = 0; i < {clicks}; i++) button.click(); 0"));
+        browser.until("says() === 'true' && isLive() === 1");
+        browser.eval("button.click(); 0");
+        browser.until("says() === 'false' && isLive() === 0");
+    }
+    // The device ends, and the browser refuses.
+    browser.eval("button.click(); 0");
+    browser.until("says() === 'true'");
+    browser.eval("live.at(-1).stop(); live.at(-1).dispatchEvent(new Event('ended')); 0");
+    browser.until("says() === 'false' && isLive() === 0");
+    browser.eval("navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }; button.click(); button.click(); 0");
+    browser.until("document.querySelector('#media-note').textContent.includes('Allow it')");
+    assert_eq!(browser.eval("says()"), "false");
+    browser.kill();
+}
+
+#[test]
+fn whoever_cannot_enter_is_told_why_and_what_to_do() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (mut server, _stderr) = run(r#"exec "$0" --max-mesh-peers 1"#);
+    let [mut first, mut second] = Chromium::start();
+    // As much of a name as fits into 128 bytes.
+    enter(&mut first, &server, &"日".repeat(60));
+    first.until("document.querySelector('#status').dataset.state === 'online'");
+    assert_eq!(first.eval("room.id"), "日".repeat(42));
+    first.eval("const name = document.querySelector('#name'), type = (text) => { name.value = text; name.dispatchEvent(new Event('input')); }; 0");
+    first.eval("type('日'.repeat(43)); 0");
+    assert_eq!(first.eval("name.validity.valid"), false);
+    first.eval("type('Aoi'); document.querySelector('#rename').click(); 0");
+    first.until("room?.id === 'Aoi' && room.online");
+    let words = |browser: &mut Chromium, words: &str| {
+        browser.until(&format!("document.querySelector('#status-words').textContent.includes({words:?})"));
+    };
+    let ways = |browser: &mut Chromium| {
+        browser.eval("[...document.querySelectorAll('#again, #rename')].filter((it) => !it.hidden).map((it) => it.id).join()")
+    };
+    enter(&mut second, &server, "Aoi");
+    words(&mut second, "already called Aoi");
+    assert_eq!(ways(&mut second), "rename");
+    look(&mut second, "taken");
+    second.eval("document.querySelector('#rename').click(); 0");
+    words(&mut second, "This room is full");
+    assert_eq!(ways(&mut second), "again");
+    // Somebody comes in under the same name: nobody is there who could be lost.
+    first.eval("room.dispatchEvent(Object.assign(new Event('error'), { error: { code: 'replaced' } })); 0");
+    words(&mut first, "so this page is out");
+    assert_eq!(
+        first.eval("document.querySelector('#status-words').textContent.includes('stays connected')"),
+        false
+    );
+    first.eval("document.querySelector('#again').click(); 0");
+    first.until("document.querySelector('#status').dataset.state === 'online'");
+    // Whatever else the server says.
+    second.eval(
+        r#"WebSocket.prototype.send = function () {
+            this.onmessage({ data: '{"type":"error","code":"bad_message","message":"that is no id"}' });
+        };
+        document.querySelector('#again').click(); 0"#,
+    );
+    words(&mut second, "cannot be entered: that is no id");
+    assert_eq!(ways(&mut second), "again,rename");
+    second.eval("WebSocket = class { constructor() { setTimeout(() => this.onclose({ code: 1006 })); } close() {} }; 0");
+    second.eval("document.querySelector('#again').click(); 0");
+    words(&mut second, "does not let this page in");
+    assert_eq!(ways(&mut second), "again,rename");
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    words(&mut first, "The server is gone");
+    for mut browser in [first, second] {
+        browser.eval("0");
+        browser.errors.retain(|error| !error.contains(r#""source":"network""#));
+        browser.kill();
+    }
+}
+
+#[test]
+fn a_phone_shows_all_and_says_that_something_was_said() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let [mut phone, mut other] = Chromium::start();
+    phone.resize(320, 600, "light");
+    enter(&mut phone, &server, "Aoi");
+    enter(&mut other, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
+    phone.until("[...room.peers.values()].some((peer) => peer.alive)");
+    for width in [320, 390, 832, 1100] {
+        phone.resize(width, 600, "light");
+        let wide = phone.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth");
+        assert_eq!(wide, 0, "at {width}");
+    }
+    phone.resize(320, 600, "light");
+    phone.eval("document.querySelector('#camera').click(); scrollTo(0, 0); 0");
+    assert_eq!(phone.eval("document.querySelector('#unread').hidden"), true);
+    other.write("#say", "one");
+    phone.until("document.querySelector('#unread').textContent === '1 new message'");
+    other.write("#say", "two");
+    phone.until("document.querySelector('#unread').textContent === '2 new messages'");
+    look(&mut phone, "unread");
+    phone.resize(320, 600, "light");
+    phone.eval("document.querySelector('#unread').click(); 0");
+    phone.until("document.querySelector('#unread').hidden && document.activeElement.id === 'say'");
+    phone.kill();
+    other.kill();
+}
+
+/// The rules of axe-core, from npm.
+fn axe() -> Option<String> {
+    let npm = find("npm")?;
+    let home = std::env::temp_dir().join(format!("noroshi-axe-{}", std::process::id()));
+    std::fs::create_dir_all(&home).unwrap();
+    let install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", "axe-core"];
+    let status = Command::new(npm).args(install).current_dir(&home).status().unwrap();
+    assert!(status.success());
+    let rules = std::fs::read_to_string(home.join("node_modules/axe-core/axe.min.js")).unwrap();
+    std::fs::remove_dir_all(home).unwrap();
+    Some(rules)
+}
+
+/// What axe finds, in each look.
+fn judge(browser: &mut Chromium, axe: &str) {
+    browser.eval(&format!("{axe}; 0"));
+    for (width, colors) in [(1100, "light"), (1100, "dark"), (320, "light")] {
+        browser.resize(width, 780, colors);
+        let found = browser.eval(
+            "(await axe.run({ resultTypes: ['violations'] })).violations
+                .map(({ id, nodes }) => [id, ...nodes.map(({ html }) => html)])",
+        );
+        assert_eq!(found, json!([]), "{width} {colors}");
+    }
+    // WCAG 1.4.11, which axe leaves to people: the edge of a field stands out from what is around it.
+    let faint = browser.eval(
+        "(() => {
+            const lightness = (color) => {
+                const [r, g, b] = color.match(/[\\d.]+/g).map((it) => it / 255).map((it) => it <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+            };
+            const ground = (it) => { const color = getComputedStyle(it).backgroundColor; return /, 0\\)$/.test(color) ? ground(it.parentElement) : color; };
+            const fields = [...document.querySelectorAll('input, button:not(.main)')].filter((it) => it.checkVisibility());
+            return fields.filter((it) => {
+                const [edge, around] = [getComputedStyle(it).borderColor, ground(it.parentElement)].map(lightness);
+                return Math.max(edge, around) / Math.min(edge, around) < 3;
+            }).map((it) => it.id || it.className);
+        })()",
+    );
+    assert_eq!(faint, json!([]));
+}
+
+#[test]
+fn it_is_there_for_those_who_do_not_see_it_or_see_no_colors() {
+    let Some(axe) = axe().filter(|_| is_installed(CHROMIUM)) else { return };
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let [mut aoi, mut ren] = Chromium::start();
+    enter(&mut aoi, &server, "Aoi");
+    judge(&mut aoi, &axe);
+    look(&mut aoi, "alone");
+    enter(&mut ren, &server, "Ren");
+    for browser in [&mut aoi, &mut ren] {
+        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+        browser.eval("document.querySelector('#camera').click(); 0");
+        browser.write("#say", "Good evening!");
+    }
+    aoi.until("document.querySelector('.peer video').videoWidth > 0");
+    judge(&mut aoi, &axe);
+    look(&mut aoi, "together");
+    // On is not off without colors.
+    let mark = "getComputedStyle(document.querySelector('#camera'), '::before').content";
+    let on = aoi.eval(mark);
+    aoi.eval("document.querySelector('#camera').click(); 0");
+    assert_ne!(aoi.eval(mark), on);
+    aoi.eval("room.dispatchEvent(Object.assign(new Event('error'), { error: { code: 'room_full' } })); 0");
+    judge(&mut aoi, &axe);
+    // Every name has a face whose letters can be read: axe has seen two, these are the worst.
+    let contrasts: Value = aoi.eval(
+        "Array.from({ length: 360 }, (_, hue) => {
+            const face = document.querySelector('.face');
+            face.style.setProperty('--hue', hue);
+            const [r, g, b] = getComputedStyle(face).backgroundColor.match(/[\\d.]+/g).map((it) => it / 255)
+                .map((it) => it <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4);
+            return 1.05 / (0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05);
+        }).filter((it) => it < 4.5)",
+    );
+    assert_eq!(contrasts, json!([]));
+    aoi.kill();
+    ren.kill();
+}
