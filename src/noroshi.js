@@ -117,15 +117,15 @@ export class Peer {
   async receive(type, text) {
     const { pc } = this, content = JSON.parse(text), isStable = pc.signalingState === "stable";
     if (type === "candidate") return this.#addCandidate(content);
-    const theirs = pc.currentRemoteDescription;
+    const { localDescription: ours, currentRemoteDescription: theirs } = pc;
     if (type === "answer") {
-      const ours = pc.localDescription;
-      if (ours?.type !== "offer" || content.to && version(content.to) !== version(origin(ours))) return; // Late.
+      if (ours?.type !== "offer" || content.to && version(content.to) !== version(origin(ours))) return this.#insist(); // Late.
       if (isStable) return this.#addCandidates(content.sdp); // Heard before, but perhaps not all that came with it.
-    } else if (theirs && version(origin(theirs)) === version(origin(content))) { // Heard before, too. They would not take another answer than the first.
+    } else if (theirs && version(origin(theirs)) === version(origin(content))) {
       await this.#addCandidates(content.sdp);
-      return isStable && this.#describe();
-    } else if ((this.#making || !isStable && !this.#settling) && this.#room.id > this.id) return; // The lesser id is polite.
+      this.#describe(pc.currentLocalDescription, theirs); // Heard before, too, and answered. No other answer fits.
+      return this.#insist();
+    } else if ((this.#making || !isStable && !this.#settling) && this.#room.id > this.id) return this.#insist(); // The lesser id is polite.
     this.#settling = type === "answer";
     await pc.setRemoteDescription(content).finally(() => this.#settling = false);
     if (type === "answer") return;
@@ -148,10 +148,13 @@ export class Peer {
   }
 
   /** Says what we offer or answer, and which description of theirs we know. */
-  #describe() {
-    const { type, sdp } = /** @type {RTCSessionDescription} */ (this.pc.localDescription);
-    this.#room._say(this, { type, sdp: { type, sdp, to: origin(this.pc.remoteDescription) } });
+  #describe(ours = this.pc.localDescription, theirs = this.pc.remoteDescription) {
+    const { type, sdp } = /** @type {RTCSessionDescription} */ (ours);
+    this.#room._say(this, { type, sdp: { type, sdp, to: origin(theirs) } });
   }
+
+  /** Says again what we offer, to whoever shows that it may not have heard it. */
+  #insist() { if (this.pc.signalingState === "have-local-offer") this.#describe(); }
 
   /** Says again what may be lost, as an answer always may. Nothing waits in queues: a description has all candidates so
    *  far, and may be heard twice. */
