@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, eventually, run};
 use common::program::is_installed;

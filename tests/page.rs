@@ -4,6 +4,7 @@ mod common;
 
 use std::path::PathBuf;
 
+use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, run};
 use common::program::{is_installed, npm};

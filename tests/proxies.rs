@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
 
+use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
 use common::process::{Running, eventually, run};

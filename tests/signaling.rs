@@ -4,10 +4,11 @@ mod common;
 
 use std::time::Duration;
 
+use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, run};
 use common::program::is_installed;
-use common::wire::Wire;
+use common::wire::{Wire, random};
 use serde_json::json;
 
 /// For pages that come over other addresses than its own.
@@ -42,15 +43,6 @@ fn close(mut browser: Chromium) {
     browser.kill();
 }
 
-/// A number between 0 and 1 for each step, the same for the same seed (splitmix64).
-fn random(seed: &mut u64) -> f64 {
-    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *seed;
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ z >> 31) as f64 / u64::MAX as f64
-}
-
 #[test]
 fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
     if !is_installed(CHROMIUM) {
@@ -73,9 +65,9 @@ fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
         } 0",
     );
     for _ in 0..24 {
-        browser.eval(&format!("toggle({}); 0", if random(&mut seed) < 0.5 { "a" } else { "b" }));
-        std::thread::sleep(Duration::from_secs_f64(0.1 + 0.3 * random(&mut seed)));
-        wires[usize::from(random(&mut seed) < 0.5)].cut();
+        browser.eval(&format!("toggle({}); 0", ["a", "b"][random(&mut seed, 0..2) as usize]));
+        std::thread::sleep(Duration::from_millis(random(&mut seed, 100..400)));
+        wires[random(&mut seed, 0..2) as usize].cut();
     }
     browser.until("[a, b].every((room) => room.online && !peer(room).away && peer(room).pc.signalingState === 'stable')");
     // What one sends the other receives.

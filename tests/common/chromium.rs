@@ -1,13 +1,12 @@
 //! Debian's Chromium, driven over its DevTools WebSocket.
 
 use std::net::TcpStream;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
+use super::browser::Browser;
 use super::process::Patient;
 use super::program::{GIVE_UP, Program};
 
@@ -83,51 +82,9 @@ impl Chromium {
         self.command("Security.setIgnoreCertificateErrors", json!({"ignore": true}));
     }
 
-    /// Opens a page and waits until it is loaded.
-    #[track_caller]
-    pub fn open(&mut self, url: &str) {
-        let result = self.command("Page.navigate", json!({"url": url}));
-        assert!(result["errorText"].is_null(), "{url}: {result}");
-        self.until("document.readyState === 'complete'");
-    }
-
-    /// Evaluates an expression in the page, as its console would: `await` is allowed, and `const` stays for the next.
-    #[track_caller]
-    pub fn eval(&mut self, expression: &str) -> Value {
-        let params = json!({"expression": expression, "replMode": true, "awaitPromise": true,
-            "returnByValue": true, "userGesture": true});
-        let mut result = self.command("Runtime.evaluate", params);
-        assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
-        result["result"]["value"].take()
-    }
-
     /// What nothing holds is freed.
     pub fn collect_garbage(&mut self) {
         self.command("HeapProfiler.collectGarbage", json!({}));
-    }
-
-    /// Waits until an expression is true, as `if` has it.
-    #[track_caller]
-    pub fn until(&mut self, expression: &str) {
-        let began = Instant::now();
-        while self.eval(&format!("Boolean({expression})")) != true {
-            if began.elapsed() > GIVE_UP {
-                let page = self.eval("document.body.innerText");
-                panic!("waited in vain: {expression}\n{:#?}\n{}", self.errors, page.as_str().unwrap());
-            }
-            sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Writes something where this selector points, and presses Enter.
-    #[track_caller]
-    pub fn write(&mut self, selector: &str, text: &str) {
-        self.eval(&format!("document.querySelector({selector:?}).select()"));
-        self.command("Input.insertText", json!({"text": text}));
-        for kind in ["keyDown", "keyUp"] {
-            let enter = json!({"type": kind, "key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"});
-            self.command("Input.dispatchKeyEvent", enter);
-        }
     }
 
     /// From now on the page is as wide and as high as this, in pixels, and in these colors: `light`, `dark`, or `forced`.
@@ -152,6 +109,38 @@ impl Chromium {
     pub fn kill(mut self) {
         self.eval("0");
         assert!(self.errors.is_empty(), "{:#?}", self.errors);
+    }
+}
+
+impl Browser for Chromium {
+    #[track_caller]
+    fn open(&mut self, url: &str) {
+        let result = self.command("Page.navigate", json!({"url": url}));
+        assert!(result["errorText"].is_null(), "{url}: {result}");
+        self.until("document.readyState === 'complete'");
+    }
+
+    #[track_caller]
+    fn eval(&mut self, expression: &str) -> Value {
+        let params = json!({"expression": expression, "replMode": true, "awaitPromise": true,
+            "returnByValue": true, "userGesture": true});
+        let mut result = self.command("Runtime.evaluate", params);
+        assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
+        result["result"]["value"].take()
+    }
+
+    #[track_caller]
+    fn write(&mut self, selector: &str, text: &str) {
+        self.eval(&format!("document.querySelector({selector:?}).select()"));
+        self.command("Input.insertText", json!({"text": text}));
+        for kind in ["keyDown", "keyUp"] {
+            let enter = json!({"type": kind, "key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"});
+            self.command("Input.dispatchKeyEvent", enter);
+        }
+    }
+
+    fn errors(&mut self) -> &mut Vec<String> {
+        &mut self.errors
     }
 }
 

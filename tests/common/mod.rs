@@ -3,8 +3,10 @@
 
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
 
+pub mod browser;
 pub mod chromium;
 pub mod client;
+pub mod firefox;
 pub mod memory;
 pub mod pipe;
 pub mod process;

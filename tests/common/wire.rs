@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread::{sleep, spawn};
 use std::time::Duration;
@@ -15,9 +16,16 @@ pub struct Wire {
 struct State {
     /// Where new connections lead.
     server: SocketAddr,
-    /// How long each piece takes to pass.
-    delay: Duration,
+    /// For how many milliseconds each piece is held back, and after how many each connection is cut; nothing is in calm
+    /// weather.
+    storm: Option<Storm>,
     connections: Vec<Connection>,
+}
+
+struct Storm {
+    delay: Range<u64>,
+    life: Range<u64>,
+    seed: u64,
 }
 
 struct Connection {
@@ -31,7 +39,7 @@ impl Wire {
     pub fn to(server: SocketAddr) -> Wire {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { server, delay: Duration::ZERO, connections: Vec::new() };
+        let state = State { server, storm: None, connections: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         spawn(move || {
@@ -43,7 +51,14 @@ impl Wire {
                 for [from, to] in [[&client, &server], [&server, &client]] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     let (swallows, shared) = (swallows.clone(), shared.clone());
-                    spawn(move || pass(from, to, &swallows, || shared.lock().unwrap().delay));
+                    spawn(move || pass(from, to, &swallows, || shared.lock().unwrap().delay()));
+                }
+                if let Some(life) = state.life() {
+                    let streams = [client.try_clone().unwrap(), server.try_clone().unwrap()];
+                    spawn(move || {
+                        sleep(life);
+                        streams.iter().for_each(cut);
+                    });
                 }
                 state.connections.push(Connection { streams: [client, server], swallows });
             }
@@ -56,17 +71,21 @@ impl Wire {
         self.state.lock().unwrap().server = server;
     }
 
-    /// From now on each piece takes so long to pass.
-    pub fn delay(&self, delay: Duration) {
-        self.state.lock().unwrap().delay = delay;
+    /// From now on each new connection is cut after 0.1 to 1.4 s, and what passes is late.
+    pub fn storm(&self, seed: u64) {
+        self.state.lock().unwrap().storm = Some(Storm { delay: 0..60, life: 100..1400, seed });
+        self.cut();
+    }
+
+    /// The storm is over.
+    pub fn calm(&self) {
+        self.state.lock().unwrap().storm = None;
     }
 
     /// Cuts all connections that there are.
     pub fn cut(&self) {
         for connection in self.state.lock().unwrap().connections.drain(..) {
-            for stream in connection.streams {
-                let _ = stream.shutdown(Shutdown::Both);
-            }
+            connection.streams.iter().for_each(cut);
         }
     }
 
@@ -76,6 +95,31 @@ impl Wire {
             *connection.swallows.lock().unwrap() = true;
         }
     }
+}
+
+impl State {
+    fn delay(&mut self) -> Duration {
+        let within = |storm: &mut Storm| random(&mut storm.seed, storm.delay.clone());
+        Duration::from_millis(self.storm.as_mut().map_or(0, within))
+    }
+
+    fn life(&mut self) -> Option<Duration> {
+        let within = |storm: &mut Storm| random(&mut storm.seed, storm.life.clone());
+        self.storm.as_mut().map(within).map(Duration::from_millis)
+    }
+}
+
+/// A number within a range, the same for the same seed (splitmix64).
+pub fn random(seed: &mut u64, range: Range<u64>) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    range.start + (z ^ z >> 31) % (range.end - range.start)
+}
+
+fn cut(stream: &TcpStream) {
+    let _ = stream.shutdown(Shutdown::Both);
 }
 
 fn pass(mut from: TcpStream, mut to: TcpStream, swallows: &Mutex<bool>, delay: impl Fn() -> Duration) {
@@ -91,8 +135,8 @@ fn pass(mut from: TcpStream, mut to: TcpStream, swallows: &Mutex<bool>, delay: i
                 return;
             }
         } else if read == 0 || to.write_all(&buffer[..read]).is_err() {
-            let _ = to.shutdown(Shutdown::Both);
-            let _ = from.shutdown(Shutdown::Both);
+            cut(&to);
+            cut(&from);
             return;
         }
     }

@@ -1,0 +1,123 @@
+//! Chromium and Firefox in one room, and in one pair, while every WebSocket is cut all the time, what passes is late, and
+//! tracks come and go. When the storm is over all is as if it had never been.
+
+mod common;
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::browser::Browser;
+use common::chromium::{CHROMIUM, Chromium};
+use common::firefox::{FIREFOX, Firefox};
+use common::process::{eventually, run};
+use common::program::is_installed;
+use common::wire::{Wire, random};
+use serde_json::json;
+
+const STORM: Duration = Duration::from_secs(12);
+/// How long after the storm all must be well.
+const CALM: Duration = Duration::from_secs(15);
+
+/// What a page needs. Tracks are silent, so that no user has to allow them.
+const HELPERS: &str = "
+    const rooms = {}, heard = {}, rejected = [], stream = new MediaStream(), context = new AudioContext();
+    addEventListener('unhandledrejection', ({ reason }) => rejected.push(String(reason)));
+    const watch = (room) => {
+        heard[room.id] = [];
+        room.addEventListener('message', ({ peer, data }) => heard[room.id].push(peer.id + ' ' + data));
+        rooms[room.id] = room;
+        return 0;
+    };
+    // Adds a track for everybody, or takes it away.
+    const toggle = (room) => room.peers.forEach(({ pc }) => {
+        const sender = pc.getSenders().find(({ track }) => track);
+        if (sender) pc.removeTrack(sender);
+        else pc.addTrack(context.createMediaStreamDestination().stream.getAudioTracks()[0], stream);
+    });
+    const isWell = (room, count) => room.online && room.peers.size === count
+        && [...room.peers.values()].every((peer) => peer.alive && !peer.away && peer.pc.signalingState === 'stable');
+    0";
+
+/// A storm over these rooms of two pages.
+fn storm(flow: &str, rooms: [&[&str]; 2]) {
+    if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
+        return;
+    }
+    let mut seed = std::env::var("NOROSHI_SEED").map_or(1, |seed| seed.parse().unwrap());
+    println!("NOROSHI_SEED={seed}");
+    let (server, _stderr) = run(r#"exec "$0" --allow-origin "*""#);
+    let wire = Wire::to(server.address);
+    let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
+    let mut pages: [(&mut dyn Browser, &[&str]); 2] = [(&mut chromium, rooms[0]), (&mut firefox, rooms[1])];
+    let others = rooms.concat().len() - 1;
+    for (page, rooms) in &mut pages {
+        page.open(&format!("http://{}/healthz", server.address));
+        page.eval(HELPERS);
+        page.eval("(globalThis.library = await import('/noroshi.js'), 0)");
+        for id in *rooms {
+            page.eval(&format!(
+                "watch(await library.{flow}('ws://{}/ws/tea', {{ id: '{id}' }}))",
+                wire.address
+            ));
+        }
+    }
+    for (page, _) in &mut pages {
+        page.until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
+    }
+
+    wire.storm(seed);
+    let began = Instant::now();
+    while began.elapsed() < STORM {
+        let (page, rooms) = &mut pages[random(&mut seed, 0..2) as usize];
+        let id = rooms[random(&mut seed, 0..rooms.len() as u64) as usize];
+        page.eval(&format!("(toggle(rooms.{id}), 0)"));
+        sleep(Duration::from_millis(random(&mut seed, 50..300)));
+    }
+    wire.calm();
+
+    let began = Instant::now();
+    for (page, _) in &mut pages {
+        page.until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
+    }
+    // Everybody hears everybody.
+    for (page, _) in &mut pages {
+        page.eval("(Object.values(rooms).forEach((room) => room.send('is here')), 0)");
+    }
+    for (page, _) in &mut pages {
+        let all = "new Set(heard[id].filter((it) => it.endsWith('is here'))).size";
+        page.until(&format!("Object.keys(rooms).every((id) => {all} === {others})"));
+    }
+    // And has the tracks that the others have now.
+    let count = |which: &str, direction: &str| {
+        format!(
+            "Object.values(rooms).flatMap((room) => [...room.peers.values()].map(({{ id, pc }}) => [
+                {which}.join(), pc.getTransceivers().filter((it) =>
+                    it.currentDirection?.includes('{direction}') && ('{direction}' === 'recv' || it.sender.track)).length]))"
+        )
+    };
+    eventually("tracks arrive", || {
+        let [mut sent, mut received] = [vec![], vec![]];
+        for (page, _) in &mut pages {
+            sent.extend(page.eval(&count("[room.id, id]", "send")).as_array().unwrap().clone());
+            received.extend(page.eval(&count("[id, room.id]", "recv")).as_array().unwrap().clone());
+        }
+        sent.sort_by_key(|it| it.to_string());
+        received.sort_by_key(|it| it.to_string());
+        sent == received
+    });
+    assert!(began.elapsed() < CALM, "{:?}", began.elapsed());
+    for (page, _) in &mut pages {
+        assert_eq!(page.eval("rejected"), json!([]));
+        page.is_content();
+    }
+}
+
+#[test]
+fn a_room_of_four() {
+    storm("join", [&["A", "C"], &["B", "D"]]);
+}
+
+#[test]
+fn a_pair() {
+    storm("connect", [&["A"], &["B"]]);
+}

@@ -1,0 +1,46 @@
+//! What a test does with a browser, whichever it is.
+
+use std::thread::sleep;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::program::GIVE_UP;
+
+/// A browser with one tab and a profile of its own, killed with the test.
+pub trait Browser {
+    /// Opens a page and waits until it is loaded.
+    fn open(&mut self, url: &str);
+
+    /// Evaluates an expression in the page, as its console would, and as if a user had clicked there. What it declares
+    /// stays for the next. In Firefox, what awaits is one expression, and declares nothing.
+    fn eval(&mut self, expression: &str) -> Value;
+
+    /// Writes something where this selector points, and presses Enter.
+    fn write(&mut self, selector: &str, text: &str);
+
+    /// The errors in its console so far: exceptions, what `console.error` was called with, requests that failed, and what
+    /// a policy forbade.
+    fn errors(&mut self) -> &mut Vec<String>;
+
+    /// Waits until an expression is true, as `if` has it.
+    #[track_caller]
+    fn until(&mut self, expression: &str) {
+        let began = Instant::now();
+        while self.eval(&format!("Boolean({expression})")) != true {
+            if began.elapsed() > GIVE_UP {
+                let page = self.eval("document.body.innerText");
+                panic!("waited in vain: {expression}\n{:#?}\n{}", self.errors(), page.as_str().unwrap());
+            }
+            sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// That there was no error but those that the browser itself reports of requests that failed.
+    #[track_caller]
+    fn is_content(&mut self) {
+        self.eval("0");
+        self.errors().retain(|error| !error.contains(r#""source":"network""#));
+        assert!(self.errors().is_empty(), "{:#?}", self.errors());
+    }
+}

@@ -1,0 +1,162 @@
+//! Debian's Firefox, driven over WebDriver BiDi.
+
+use std::net::TcpStream;
+
+use serde_json::{Map, Value, json};
+use tungstenite::{Message, WebSocket};
+
+use super::browser::Browser;
+use super::process::Patient;
+use super::program::{GIVE_UP, Program};
+
+pub const FIREFOX: &str = "/usr/bin/firefox-esr";
+
+/// One that is alone and quiet; that finds candidates on this machine alone, and does not hide their addresses behind
+/// names of mDNS; that has a camera, and nobody who would have to allow it.
+const PREFERENCES: &str = r#"
+user_pref("media.peerconnection.ice.loopback", true);
+user_pref("media.peerconnection.ice.obfuscate_host_addresses", false);
+user_pref("media.navigator.streams.fake", true);
+user_pref("media.navigator.permission.disabled", true);
+user_pref("media.autoplay.default", 0);
+user_pref("media.gmp-manager.url", "");
+user_pref("media.gmp-provider.enabled", false);
+user_pref("app.update.enabled", false);
+user_pref("app.normandy.enabled", false);
+user_pref("browser.aboutConfig.showWarning", false);
+user_pref("browser.newtabpage.enabled", false);
+user_pref("browser.safebrowsing.malware.enabled", false);
+user_pref("browser.safebrowsing.phishing.enabled", false);
+user_pref("browser.search.update", false);
+user_pref("browser.startup.homepage", "about:blank");
+user_pref("browser.startup.page", 0);
+user_pref("datareporting.policy.dataSubmissionEnabled", false);
+user_pref("extensions.update.enabled", false);
+user_pref("extensions.getAddons.cache.enabled", false);
+user_pref("network.captive-portal-service.enabled", false);
+user_pref("network.connectivity-service.enabled", false);
+user_pref("network.dns.disablePrefetch", true);
+user_pref("network.prefetch-next", false);
+user_pref("network.proxy.type", 0);
+user_pref("network.trr.mode", 5);
+user_pref("privacy.trackingprotection.enabled", false);
+user_pref("remote.prefs.recommended", true);
+user_pref("services.settings.server", "http://127.0.0.1:9");
+user_pref("toolkit.telemetry.enabled", false);
+user_pref("toolkit.telemetry.server", "");
+user_pref("toolkit.telemetry.unified", false);
+"#;
+
+/// A browser with one tab and a profile of its own.
+pub struct Firefox {
+    /// Killed with the browser.
+    _program: Program,
+    socket: WebSocket<Patient>,
+    /// Names the tab in commands.
+    context: Value,
+    commands: u64,
+    errors: Vec<String>,
+}
+
+impl Firefox {
+    /// Starts some at the same time.
+    pub fn start<const N: usize>() -> [Firefox; N] {
+        let flags = "--headless --no-remote --profile . --remote-debugging-port 0 about:blank";
+        let start = || {
+            Program::start_after(FIREFOX, flags, |home| {
+                std::fs::write(home.join("user.js"), PREFERENCES).unwrap();
+            })
+        };
+        [(); N].map(|()| start()).map(Firefox::attach)
+    }
+
+    fn attach(program: Program) -> Firefox {
+        let socket = program.until("the address of WebDriver BiDi", || {
+            let log = std::fs::read_to_string(program.home.join("log")).ok()?;
+            let url =
+                log.lines().find_map(|line| line.strip_prefix("WebDriver BiDi listening on "))?.to_owned();
+            let stream = TcpStream::connect(url.strip_prefix("ws://").unwrap()).ok()?;
+            stream.set_read_timeout(Some(GIVE_UP)).unwrap();
+            Some(tungstenite::client(format!("{url}/session"), Patient(stream)).unwrap().0)
+        });
+        let mut browser =
+            Firefox { _program: program, socket, context: Value::Null, commands: 0, errors: Vec::new() };
+        browser.command("session.new", json!({"capabilities": {}}));
+        browser.command("session.subscribe", json!({"events": ["log.entryAdded"]}));
+        let report = "() => addEventListener('unhandledrejection', ({ reason }) => console.error('unhandled', String(reason)))";
+        browser.command("script.addPreloadScript", json!({"functionDeclaration": report}));
+        let tree = browser.command("browsingContext.getTree", json!({}));
+        browser.context = tree["contexts"][0]["context"].clone();
+        browser
+    }
+
+    /// Does something of the protocol, and returns what it returns.
+    #[track_caller]
+    fn command(&mut self, method: &str, params: Value) -> Value {
+        self.commands += 1;
+        let command = json!({"id": self.commands, "method": method, "params": params});
+        self.socket.send(Message::text(command.to_string())).unwrap();
+        loop {
+            let message = self.socket.read().unwrap();
+            let mut message: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+            if message["id"] == self.commands {
+                assert_eq!(message["type"], "success", "{command}: {message}");
+                return message["result"].take();
+            }
+            if message["method"] == "log.entryAdded" && message["params"]["level"] == "error" {
+                self.errors.push(message["params"].to_string());
+            }
+        }
+    }
+}
+
+impl Browser for Firefox {
+    #[track_caller]
+    fn open(&mut self, url: &str) {
+        let params = json!({"context": self.context, "url": url, "wait": "complete"});
+        self.command("browsingContext.navigate", params);
+    }
+
+    #[track_caller]
+    fn eval(&mut self, expression: &str) -> Value {
+        let expression = match expression.contains("await ") {
+            true => format!("(async () => ({expression}))()"),
+            false => expression.to_owned(),
+        };
+        let params = json!({"expression": expression, "target": {"context": self.context}, "awaitPromise": true,
+            "userActivation": true, "serializationOptions": {"maxObjectDepth": 9}});
+        let result = self.command("script.evaluate", params);
+        assert_eq!(result["type"], "success", "{expression}: {result}");
+        value(&result["result"])
+    }
+
+    #[track_caller]
+    fn write(&mut self, selector: &str, text: &str) {
+        self.eval(&format!(
+            "(() => {{
+                const field = document.querySelector({selector:?});
+                field.value = {text:?};
+                field.dispatchEvent(new Event('input', {{ bubbles: true }}));
+                field.form.requestSubmit();
+            }})()"
+        ));
+    }
+
+    fn errors(&mut self) -> &mut Vec<String> {
+        &mut self.errors
+    }
+}
+
+/// What a remote value is as JSON.
+fn value(remote: &Value) -> Value {
+    let list = || remote["value"].as_array().into_iter().flatten();
+    match remote["type"].as_str() {
+        Some("string" | "number" | "boolean") => remote["value"].clone(),
+        Some("array") => list().map(value).collect(),
+        Some("object") => {
+            let entry = |entry: &Value| (entry[0].as_str().unwrap().to_owned(), value(&entry[1]));
+            Value::Object(list().map(entry).collect::<Map<_, _>>())
+        }
+        _ => Value::Null,
+    }
+}

@@ -1,0 +1,157 @@
+//! Firefox with Firefox, and with Chromium, whoever comes first: all that the page and the library do.
+
+mod common;
+
+use common::browser::Browser;
+use common::chromium::{CHROMIUM, Chromium};
+use common::firefox::{FIREFOX, Firefox};
+use common::process::{Running, eventually, run};
+use common::program::is_installed;
+use nix::sys::signal::Signal;
+
+const ONLINE: &str = "document.querySelector('#status')?.dataset.state === 'online'";
+const CHAT: &str = "[...document.querySelectorAll('#log li')].map((it) => it.textContent)";
+
+fn enter(browser: &mut dyn Browser, server: &Running, name: &str) {
+    browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
+    browser.until(ONLINE);
+}
+
+fn click(browser: &mut dyn Browser, id: &str) {
+    browser.eval(&format!("document.querySelector('#{id}').click()"));
+}
+
+/// Waits until what is said by each is read by the other.
+fn talk(pair: &mut [(&mut dyn Browser, &str); 2], words: &str) {
+    for (browser, _) in &mut *pair {
+        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+    }
+    for i in [0, 1] {
+        let name = pair[i].1;
+        pair[i].0.write("#say", words);
+        pair[1 - i].0.until(&format!("{CHAT}.includes('{name}{words}')"));
+    }
+}
+
+/// As an expression: whether something of this kind that the other sends has arrived.
+fn receives(kind: &str) -> String {
+    let stats = "[...(await [...room.peers.values()][0].pc.getStats()).values()]";
+    format!(
+        "{stats}.some((it) => it.type === 'inbound-rtp' && it.kind === '{kind}' && it.packetsReceived > 0)"
+    )
+}
+
+/// Waits until nothing is being negotiated, both buttons say that this device is on or off, and each receives what the
+/// other sends.
+fn settles(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) {
+    let pc = "[...room.peers.values()][0].pc";
+    let pressed = format!("document.querySelector('#{device}').getAttribute('aria-pressed') === '{is_on}'");
+    let sent = format!("{pc}.getSenders().filter(({{ track }}) => track).length");
+    let received =
+        format!("{pc}.getTransceivers().filter((it) => it.currentDirection?.includes('recv')).length");
+    eventually("they settle", || {
+        let stable = format!("{pressed} && {pc}.signalingState === 'stable'");
+        let [a, b] = pair;
+        a.0.eval(&stable) == true
+            && b.0.eval(&stable) == true
+            && a.0.eval(&sent) == b.0.eval(&received)
+            && b.0.eval(&sent) == a.0.eval(&received)
+    });
+}
+
+/// Everything that two people do, and what happens to them.
+fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
+    let (mut server, _stderr) = run(r#"exec "$0""#);
+    enter(first, &server, "Aoi");
+    enter(second, &server, "Ren");
+    let mut pair = [(first, "Aoi"), (second, "Ren")];
+    talk(&mut pair, "Good evening!");
+
+    // A camera each way, one after the other; then both microphones at once.
+    for i in [0, 1] {
+        click(pair[i].0, "camera");
+        pair[1 - i].0.until("document.querySelector('.peer video').videoWidth > 0");
+    }
+    for (browser, _) in &mut pair {
+        click(*browser, "microphone");
+    }
+    for (browser, _) in &mut pair {
+        browser.until(&receives("audio"));
+    }
+    // Glare: both change something at once.
+    for round in 0..8 {
+        let device = ["camera", "microphone"][round % 2];
+        for (browser, _) in &mut pair {
+            click(*browser, device);
+        }
+        settles(&mut pair, device, round % 4 >= 2);
+    }
+    talk(&mut pair, "Still there?");
+
+    // Either is loaded anew.
+    for i in [0, 1] {
+        let name = pair[i].1;
+        enter(pair[i].0, &server, name);
+        talk(&mut pair, &format!("Again {i}"));
+    }
+    // The server is started anew: the connection between the two is what it was.
+    for (browser, _) in &mut pair {
+        browser.eval("globalThis.before = [...room.peers.values()][0].pc, 0");
+    }
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    for (browser, _) in &mut pair {
+        browser.until(&format!("!({ONLINE})"));
+    }
+    talk(&mut pair, "Without a server");
+    let (server, _stderr) = run(&format!(r#"exec "$0" -l {}"#, server.address));
+    for (browser, _) in &mut pair {
+        browser.until(&format!(
+            "{ONLINE} && [...room.peers.values()].every((peer) => peer.alive && !peer.away)"
+        ));
+        assert_eq!(browser.eval("[...room.peers.values()][0].pc === before"), true);
+    }
+    talk(&mut pair, "With another");
+
+    // And in pairs.
+    for (browser, name) in &mut pair {
+        browser.eval("room.leave()");
+        browser.open(&format!("http://{}/healthz", server.address));
+        browser.eval("(globalThis.heard = [], globalThis.library = await import('/noroshi.js'), 0)");
+        browser.eval(&format!(
+            "(globalThis.room = await library.connect('ws://{}/ws/pairs', {{ id: '{name}' }}), 0)",
+            server.address
+        ));
+        browser.eval(
+            "(room.addEventListener('open', ({ peer }) => peer.send('I am ' + room.id)),
+            room.addEventListener('message', ({ data }) => heard.push(data)), 0)",
+        );
+    }
+    for i in [0, 1] {
+        let other = pair[1 - i].1;
+        pair[i].0.until(&format!("heard.join() === 'I am {other}'"));
+    }
+    for (browser, _) in &mut pair {
+        browser.eval("room.leave()");
+        browser.is_content();
+    }
+    eventually("nobody is left", || {
+        ["connections", "peers", "rooms"].iter().all(|name| server.metric(name) == 0.0)
+    });
+}
+
+/// One after the other, or they would be too much for a small machine.
+#[test]
+fn whoever_comes_first() {
+    if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
+        return;
+    }
+    let [mut firefox, mut other] = Firefox::start();
+    let [mut chromium] = Chromium::start();
+    println!("Firefox and Firefox");
+    acquaint(&mut firefox, &mut other);
+    println!("Firefox and Chromium");
+    acquaint(&mut firefox, &mut chromium);
+    println!("Chromium and Firefox");
+    acquaint(&mut chromium, &mut firefox);
+}
