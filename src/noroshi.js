@@ -34,10 +34,12 @@ const pause = (/** @type {number} */ attempt) => Math.min(PAUSE_MIN * 2 ** attem
 const failure = (code, message) => Object.assign(new Error(message), { code });
 // crypto.randomUUID is for https and localhost only.
 const randomId = () => [...crypto.getRandomValues(new Uint32Array(4))].map((n) => n.toString(36)).join("");
-/** Which RTCPeerConnection a description is of, and which version (RFC 8866 section 5.2). Browsers rewrite the rest of
- *  that line. @param {{sdp?: string} | null | undefined} description */
-const version = (description) => /^o=\S+ (\d+ \d+) /m.exec(description?.sdp ?? "")?.[1];
-const session = (/** @type {{sdp?: string} | null | undefined} */ description) => version(description)?.split(" ")[0];
+/** The line of an SDP that names its RTCPeerConnection and counts its versions (RFC 8866 section 5.2).
+ *  @param {{sdp?: string} | null | undefined} description */
+const origin = (description) => /^o=.*/m.exec(description?.sdp ?? "")?.[0];
+// What is left of that line after a browser has rewritten it.
+const session = (/** @type {string=} */ line) => line?.split(" ")[1];
+const version = (/** @type {string=} */ line) => line?.split(" ").slice(1, 3).join(" ");
 
 /** Joins the mesh of a room: everybody is connected to everybody. Fails with a `code`: one of the protocol; `refused`, if
  *  there is a server that does not let us in; `unreachable`, if there is none.
@@ -77,7 +79,7 @@ export class Peer {
 
   /** @param {string | ArrayBuffer | ArrayBufferView<ArrayBuffer>} data of at most `maxMessageSize` bytes */
   send(data) {
-    const bytes = typeof data === "string" ? new Blob([data]).size : data?.byteLength;
+    const bytes = typeof data === "string" ? new TextEncoder().encode(data).length : data?.byteLength;
     if (bytes === undefined) throw new TypeError("what is sent is a string, an ArrayBuffer or a view of one");
     if (this.channel?.readyState !== "open") throw failure("not_open", `${this.id} is not connected: await its open event`);
     if (bytes > this.maxMessageSize) throw failure("too_big", `${bytes} bytes in one message; ${this.maxMessageSize} are possible`);
@@ -87,9 +89,8 @@ export class Peer {
   /** Resolves when at most so many bytes wait to go out, or the channel is closed. */
   async drained(bytes = 0) {
     const { channel } = this;
-    if (!channel) return;
-    channel.bufferedAmountLowThreshold = bytes;
-    while (channel.readyState === "open" && channel.bufferedAmount > bytes) {
+    while (channel?.readyState === "open" && channel.bufferedAmount > bytes) {
+      channel.bufferedAmountLowThreshold = bytes; // Each time: there may be others who wait, for another one.
       await new Promise((resolve) => {
         for (const type of ["bufferedamountlow", "close"]) channel.addEventListener(type, resolve, { once: true });
       });
@@ -112,14 +113,19 @@ export class Peer {
     this.#describe();
   }
 
-  /** @param {string} type @param {any} content */
-  async receive(type, content) {
-    const { pc } = this, isStable = pc.signalingState === "stable";
-    if (type === "candidate") return pc.addIceCandidate(content).catch(() => {}); // Of an offer that was ignored.
+  /** @param {string} type @param {string} text JSON of a description or a candidate */
+  async receive(type, text) {
+    const { pc } = this, content = JSON.parse(text), isStable = pc.signalingState === "stable";
+    if (type === "candidate") return this.#addCandidate(content);
+    const { localDescription: ours, currentRemoteDescription: theirs } = pc;
     if (type === "answer") {
-      if (pc.localDescription?.type !== "offer" || content.to && content.to !== version(pc.localDescription)) return; // Late.
+      if (ours?.type !== "offer" || content.to && version(content.to) !== version(origin(ours))) return this.#insist(); // Late.
       if (isStable) return this.#addCandidates(content.sdp); // Heard before, but perhaps not all that came with it.
-    } else if ((this.#making || !isStable && !this.#settling) && this.#room.id > this.id) return; // The lesser id is polite.
+    } else if (theirs && version(origin(theirs)) === version(origin(content))) {
+      await this.#addCandidates(content.sdp);
+      this.#describe(pc.currentLocalDescription, theirs); // Heard before, too, and answered. No other answer fits.
+      return this.#insist();
+    } else if ((this.#making || !isStable && !this.#settling) && this.#room.id > this.id) return this.#insist(); // The lesser id is polite.
     this.#settling = type === "answer";
     await pc.setRemoteDescription(content).finally(() => this.#settling = false);
     if (type === "answer") return;
@@ -128,21 +134,27 @@ export class Peer {
     this.#describe();
   }
 
+  /** @param {RTCIceCandidateInit} candidate */
+  #addCandidate(candidate) { return this.pc.addIceCandidate(candidate).catch(() => {}); } // Of an offer that was ignored.
+
   /** Those of a description that is set already. @param {string} sdp */
   async #addCandidates(sdp) {
     for (const section of sdp.split(/^m=/m).slice(1)) {
       const [sdpMid, usernameFragment] = ["mid", "ice-ufrag"].map((name) => RegExp(`^a=${name}:(\\S+)`, "m").exec(section)?.[1]);
       for (const [, candidate] of section.matchAll(/^a=(candidate:.*)/gm)) {
-        await this.receive("candidate", { candidate, sdpMid, usernameFragment });
+        await this.#addCandidate({ candidate, sdpMid, usernameFragment });
       }
     }
   }
 
   /** Says what we offer or answer, and which description of theirs we know. */
-  #describe() {
-    const { type, sdp } = /** @type {RTCSessionDescription} */ (this.pc.localDescription);
-    this.#room._say(this, { type, sdp: { type, sdp, to: version(this.pc.remoteDescription) } });
+  #describe(ours = this.pc.localDescription, theirs = this.pc.remoteDescription) {
+    const { type, sdp } = /** @type {RTCSessionDescription} */ (ours);
+    this.#room._say(this, { type, sdp: { type, sdp, to: origin(theirs) } });
   }
+
+  /** Says again what we offer, to whoever shows that it may not have heard it. */
+  #insist() { if (this.pc.signalingState === "have-local-offer") this.#describe(); }
 
   /** Says again what may be lost, as an answer always may. Nothing waits in queues: a description has all candidates so
    *  far, and may be heard twice. */
@@ -180,7 +192,7 @@ export class Room extends EventTarget {
     /** @type {Promise<Room>} */
     this.entered = new Promise((resolve, reject) => this.#settle = { resolve, reject });
     this.#open();
-    this.#renewal = setInterval(() => this.#ask(), RENEW_EVERY);
+    this.#renewal = setInterval(() => flow === "join" && this.#send({ type: flow }), RENEW_EVERY);
     const { signal } = this.#listeners; // Which ends with us: nothing global shall hold a room that was left.
     addEventListener("online", () => this.#ask(), { signal });
     document.addEventListener("visibilitychange", () => document.hidden || this.#ask(), { signal });
@@ -218,10 +230,11 @@ export class Room extends EventTarget {
   // ---- The server ----
 
   #open() {
+    this.#hangUp();
     const ws = this.#ws = new WebSocket(this.#url);
     this.#largest = { size: 0 };
     this.#after(OPENING_MAX, () => this.#lose());
-    ws.onopen = () => this.#probe(); // Which registers our id, as any message does.
+    ws.onopen = () => this.#flow === "join" ? this.#send({ type: "join" }) : this.#probe(); // Any message registers our id.
     ws.onmessage = ({ data }) => {
       if (this.#isOver) return;
       this.#after(SILENCE_MAX, () => this.#ask());
@@ -234,6 +247,7 @@ export class Room extends EventTarget {
   async #lost(code) {
     if (this.#isOver) return;
     clearTimeout(this.#timer);
+    if (!this.#wasIn && this.#isAsleep) return; // It goes on when we wake up.
     if (code === 4000) return this.#end(failure("replaced", "the id has gone to another connection"));
     if (!this.#wasIn) return this.#end(await this.#diagnose());
     if (this.online) this.#emit("offline", {}, this.online = false);
@@ -245,30 +259,31 @@ export class Room extends EventTarget {
   async #diagnose() {
     const health = new URL("/healthz", new URL(this.#url, location.href));
     health.protocol = health.protocol.replace("ws", "http");
-    const isThere = await fetch(health, { mode: "no-cors", cache: "no-store" }).then(() => true, () => false);
+    const isThere = await fetch(health, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(ANSWER_MAX) }).then(() => true, () => false);
     return isThere ? failure("refused", `${this.#url} does not let us in`) : failure("unreachable", `${this.#url} cannot be reached`);
   }
 
   /** Begins anew with the server, which does not answer, or may be another one. */
-  #lose() {
+  #lose() { this.#hangUp(); this.#lost(); }
+
+  /** Whatever becomes of the WebSocket, we hear nothing of it any more. */
+  #hangUp() {
+    if (!this.#ws) return;
     this.#ws.onopen = this.#ws.onmessage = this.#ws.onclose = null;
     this.#ws.close();
-    this.#lost();
   }
 
   /** Wants a sign of life from the server, or a server at once. */
   #ask() {
-    if (this.#isOver || this.#isAsleep || this.#ws.readyState === WebSocket.CONNECTING) return;
+    if (this.#isOver || this.#isAsleep) return;
     if (this.#ws.readyState !== WebSocket.OPEN) return this.#open();
     this.#probe();
     this.#after(ANSWER_MAX, () => this.#lose());
   }
 
-  /** Says what is answered at once, and changes nothing: we join again; or we name ourselves, who are nobody else. */
-  #probe() {
-    if (this.#flow === "join") this.#send({ type: "join" });
-    else this.#send({ type: "candidateAdd", target_id: this.id, candidate: null });
-  }
+  /** Says what is answered at once, and changes nothing: we name ourselves, who are nobody else. Joining again would
+   *  bring new TURN credentials, after which the next negotiation gathers all candidates anew. */
+  #probe() { this.#send({ type: "candidateAdd", target_id: this.id, candidate: null }); }
 
   #sleep() { this.#isAsleep = true; this.#lose(); }
   #wake() { this.#isAsleep = false; this.#ask(); }
@@ -282,7 +297,8 @@ export class Room extends EventTarget {
     const isProbe = code === "unknown_peer" && target_id === this.id;
     if (type === "error" && !isProbe) return this.#refused(failure(code, message), this.peers.get(target_id ?? ""));
     this.#attempt = 0;
-    if (type === "joined" || isProbe) return this.#arrive(peers ?? []);
+    if (isProbe && this.#flow === "join") return; // The server is there.
+    if (isProbe || type === "joined") return this.#arrive(peers ?? []);
     if (type !== "peerLeft" && this.peers.get(id)?.away) this.#see(this.peers.get(id), true);
     let peer = this.peers.get(id);
     if (type === "peerLeft") this.#see(peer, false);
@@ -291,12 +307,12 @@ export class Room extends EventTarget {
     if (type === "offer") {
       if (!id) this.peers.forEach((other) => this.#drop(other)); // The server itself pairs us.
       if (!sdp) return this.#add("").begin();
-      const [known, now] = [peer?.pc.remoteDescription, JSON.parse(sdp)].map(session);
+      const [known, now] = [peer?.pc.remoteDescription, JSON.parse(sdp)].map((it) => session(origin(it)));
       const isAnew = known && known !== now; // That page was loaded anew, or it began anew with us.
       if (!id || isAnew || !peer && this.#flow === "join") peer = this.#add(id ?? target_id);
     }
     for (const text of sdp ? [sdp] : candidate?.split("|") ?? []) {
-      if (peer) this._try(peer, peer.receive(type, JSON.parse(text)));
+      if (peer) this._try(peer, peer.receive(type, text));
     }
   }
 
@@ -324,8 +340,11 @@ export class Room extends EventTarget {
       this.online = this.#wasIn = true;
       // Whoever has a partner wants no other, but to be addressable.
       if (this.#flow === "connect" && !this.peers.size) this.#send({ type: "connect" });
-      // In a pair, whether the partner is here is known when it is spoken to.
-      this.peers.forEach((peer) => this.#see(peer, this.#flow === "connect" || ids.includes(peer.id)));
+      for (const peer of this.peers.values()) {
+        // In a pair nobody tells who is here: we say something again, and hear whether it is; and it hears that we are.
+        if (this.#flow === "connect") peer.isUnheard = true;
+        this.#see(peer, this.#flow === "connect" || ids.includes(peer.id));
+      }
       this.#settle.resolve(this);
       this.#emit("online");
     }
@@ -352,6 +371,7 @@ export class Room extends EventTarget {
     if (!peer || !this.#has(peer)) return;
     peer.pc.close();
     this.peers.delete(peer.id);
+    peer.channel?.dispatchEvent(new Event("close")); // Browsers tell it only of what the other side closes.
     if (peer.id) this.#emit("left", { peer });
     if (this.#flow === "connect" && !this.peers.size) this.#send({ type: "connect" });
   }

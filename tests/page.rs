@@ -3,12 +3,11 @@
 mod common;
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, run};
-use common::program::{find, is_installed};
+use common::program::{is_installed, npm};
 use serde_json::{Value, json};
 
 fn enter(browser: &mut Chromium, server: &Running, name: &str) {
@@ -158,12 +157,7 @@ fn a_phone_shows_all_and_says_that_something_was_said() {
 
 /// The rules of axe-core, from npm.
 fn axe() -> Option<String> {
-    let npm = find("npm")?;
-    let home = std::env::temp_dir().join(format!("noroshi-axe-{}", std::process::id()));
-    std::fs::create_dir_all(&home).unwrap();
-    let install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", "axe-core"];
-    let status = Command::new(npm).args(install).current_dir(&home).status().unwrap();
-    assert!(status.success());
+    let home = npm("axe-core")?;
     let rules = std::fs::read_to_string(home.join("node_modules/axe-core/axe.min.js")).unwrap();
     std::fs::remove_dir_all(home).unwrap();
     Some(rules)

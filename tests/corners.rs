@@ -1,0 +1,251 @@
+//! The client library where things come twice, late, or at once.
+
+mod common;
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use common::chromium::{CHROMIUM, Chromium};
+use common::process::{Running, eventually, run};
+use common::program::is_installed;
+use common::wire::Wire;
+use serde_json::json;
+
+/// For pages that come over other addresses than its own.
+const OPEN: &str = r#"exec "$0" --allow-origin "*""#;
+
+/// A page that has the library. Its rooms go over a wire each, if there is one.
+fn page(server: &Running, wires: &[Wire]) -> Chromium {
+    let [mut browser] = Chromium::start();
+    browser.open(&format!("http://{}/healthz", server.address));
+    let addresses: Vec<_> = wires.iter().map(|wire| wire.address.to_string()).collect();
+    browser.eval(&format!("const addresses = {addresses:?}, own = '{}'", server.address));
+    browser.eval(
+        r#"const sockets = [];
+        // Whatever is sent can be looked at, and counted.
+        const sent = [], send = WebSocket.prototype.send;
+        WebSocket.prototype.send = function (text) {
+            if (!sockets.includes(this)) sockets.push(this);
+            sent.push(JSON.parse(text));
+            send.call(this, text);
+        };
+        const { join, connect } = await import("/noroshi.js");
+        const errors = [], rejected = [];
+        addEventListener("unhandledrejection", ({ reason }) => rejected.push(String(reason)));
+        async function enter(id, how = join, options = {}) {
+            const at = addresses["AB".indexOf(id)] ?? own;
+            const room = await how(`ws://${at}/ws/tea`, { id, ...options });
+            room.addEventListener("error", ({ peer, error }) => errors.push([id, peer?.id, error.code ?? error.message]));
+            return room;
+        }
+        const other = { A: "B", B: "A" };
+        const peer = (room) => room.peers.get(other[room.id]);
+        const meet = (...rooms) => rooms.every((room) => peer(room)?.alive);
+        const isStable = (...rooms) => rooms.every((room) => peer(room).pc.signalingState === "stable");
+        const receives = (room) => peer(room).pc.getTransceivers()
+            .filter(({ currentDirection }) => currentDirection?.includes("recv")).map(({ receiver }) => receiver.track.kind);
+        const stream = new AudioContext().createMediaStreamDestination().stream;
+        const silence = stream.getTracks()[0];"#,
+    );
+    browser
+}
+
+/// Ends a test. What the browser itself says of requests that fail is no fault.
+fn close(mut browser: Chromium) {
+    assert_eq!(browser.eval("rejected"), json!([]));
+    browser.errors.retain(|error| {
+        !error.contains(r#""source":"network""#) && !error.contains("closed before the connection")
+    });
+    browser.kill();
+}
+
+#[test]
+fn an_offer_that_is_said_again_undoes_nothing() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let mut browser = page(&server, &[]);
+    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
+    browser.until("meet(a, b) && isStable(a, b)");
+    // B made the first offer. One of them has something to offer, which is lost; then the other says again what it said.
+    browser.eval(
+        "const lose = (act) => {
+            const { send } = WebSocket.prototype;
+            WebSocket.prototype.send = () => {};
+            act();
+            return new Promise((done) => setTimeout(done, 500)).then(() => WebSocket.prototype.send = send);
+        };
+        const source = () => new AudioContext().createMediaStreamDestination().stream; 0",
+    );
+    for (from, to) in [("a", "b"), ("b", "a"), ("a", "b")] {
+        browser.eval(&format!(
+            "await lose(() => peer({from}).pc.addTrack(source().getTracks()[0], stream));
+            const before = receives({to}).length; 0"
+        ));
+        assert_eq!(browser.eval(&format!("peer({from}).pc.signalingState")), "have-local-offer");
+        browser.eval(&format!("peer({to}).resend(true); 0"));
+        browser.until(&format!("isStable(a, b) && receives({to}).length === before + 1"));
+    }
+    assert_eq!(browser.eval("errors"), json!([]));
+    close(browser);
+}
+
+#[test]
+fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let mut browser = page(&server, &[]);
+    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
+    browser.until("meet(a, b) && isStable(a, b)");
+    // The whole line, byte by byte.
+    assert_eq!(
+        browser.eval(
+            "const answer = sent.find(({ type }) => type === 'answer').sdp;
+            /^o=.*/m.exec(peer(b).pc.localDescription.sdp)[0] === answer.to"
+        ),
+        true
+    );
+    // And a browser may rewrite all of it but its numbers.
+    browser.eval(
+        r#"const plain = WebSocket.prototype.send;
+        WebSocket.prototype.send = function (text) {
+            const message = JSON.parse(text);
+            if (message.sdp?.to) message.sdp.to = message.sdp.to.replace(/^o=\S+ (\d+ \d+) .*/, "o=mozilla $1 IN IP4 0.0.0.0");
+            plain.call(this, JSON.stringify(message));
+        };
+        peer(b).pc.addTrack(silence, stream); 0"#,
+    );
+    browser.until("isStable(a, b) && receives(a).includes('audio')");
+    close(browser);
+}
+
+#[test]
+fn what_is_no_description_is_an_error_of_its_peer() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let mut browser = page(&server, &[]);
+    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
+    browser.until("meet(a, b) && isStable(a, b)");
+    browser.eval(
+        r#"const say = (message) => send.call(sockets[1], JSON.stringify({ id: "B", target_id: "A", ...message }));
+        say({ type: "candidateAdd", candidate: { candidate: "a|b" } });
+        for (const sdp of [null, 7, {}, { type: "offer", sdp: "v=0" }]) say({ type: "offer", sdp }); 0"#,
+    );
+    browser.until("errors.length > 1 && meet(a, b) && isStable(a, b)");
+    assert_eq!(browser.eval("errors.every(([id, peer]) => id === 'A' && peer === 'B')"), true);
+    close(browser);
+}
+
+#[test]
+fn in_a_pair_who_comes_back_is_seen_at_once() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let wires = [Wire::to(server.address), Wire::to(server.address)];
+    let mut browser = page(&server, &wires);
+    browser.eval("const a = await enter('A', connect), b = await enter('B', connect); 0");
+    browser.until("meet(a, b) && isStable(a, b)");
+    for (wire, count) in wires.iter().zip([3, 4]) {
+        wire.cut();
+        browser.until(&format!("sockets.length === {count}"));
+        browser.until("a.online && b.online && !peer(a).away && !peer(b).away");
+    }
+    // Nobody had to look for the other.
+    assert_eq!(browser.eval("sockets.length"), 4);
+    close(browser);
+}
+
+#[test]
+fn a_room_has_one_connection_whatever_becomes_of_the_others() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let wire = Wire::to(server.address);
+    let mut browser = page(&server, std::slice::from_ref(&wire));
+    browser.eval("const a = await enter('A'); 0");
+    // The goodbye to the old one takes as long as the way to the new one.
+    wire.delay(Duration::from_secs(1));
+    browser.eval("sockets[0].close(); dispatchEvent(new Event('online')); 0");
+    browser.until("sockets.length > 1");
+    browser.eval("await new Promise((done) => setTimeout(done, 4000)); 0");
+    assert_eq!(browser.eval("sockets.length"), 2);
+    assert_eq!(server.metric("connections"), 1.0);
+    assert_eq!(browser.eval("a.online && errors.length === 0"), true);
+    close(browser);
+}
+
+#[test]
+fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let mut browser = page(&server, &[]);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/ws", silent.local_addr().unwrap());
+    // Times are a tenth of what they are, but for those of the browser itself.
+    browser.eval("const slow = setTimeout; setTimeout = (act, ms) => slow(act, ms / 10); 0");
+    assert_eq!(browser.eval(&format!("await join('{url}').catch(({{ code }}) => code)")), "unreachable");
+    // Nor does a page that is left before it has entered, and comes back.
+    let wire = Wire::to(server.address);
+    browser.eval("setTimeout = slow; const turns = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
+    browser.eval(&format!(
+        "const entering = join('ws://{}/ws/tea', {{ id: 'A' }}); turns('pagehide'); turns('pageshow');
+        const a = await entering; 0",
+        wire.address
+    ));
+    eventually("it is there", || server.metric("peers") == 1.0);
+    close(browser);
+}
+
+#[test]
+fn silence_is_asked_without_new_credentials() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let secret = std::env::temp_dir().join(format!("noroshi-corners-{}", std::process::id()));
+    std::fs::write(&secret, "open-sesame").unwrap();
+    let (server, _stderr) =
+        run(&format!(r#"exec "$0" --ice-server turn:127.0.0.1:9 --turn-secret-file {}"#, secret.display()));
+    std::fs::remove_file(&secret).unwrap();
+    let mut browser = page(&server, &[]);
+    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
+    browser.until("meet(a, b) && isStable(a, b)");
+    let fragment = r"/^a=ice-ufrag:(.*)/m.exec(peer(a).pc.localDescription.sdp)[1]";
+    let before = browser.eval(fragment);
+    // Credentials differ with the second in which they are made.
+    browser.eval("await new Promise((done) => setTimeout(done, 1500)); const before = sent.length; 0");
+    browser.eval("dispatchEvent(new Event('online')); await new Promise((done) => setTimeout(done, 500)); 0");
+    assert_eq!(browser.eval("sent.length - before"), 2);
+    browser.eval("peer(a).pc.addTrack(silence, stream); 0");
+    browser.until("isStable(a, b) && receives(b).includes('audio')");
+    assert_eq!(browser.eval(fragment), before);
+    close(browser);
+}
+
+#[test]
+fn all_who_await_room_are_told() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let mut browser = page(&server, &[]);
+    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
+    browser.until("meet(a, b)");
+    browser.eval(
+        "const fill = () => { for (let i = 0; i < 100; i++) peer(a).send(new Uint8Array(65536)); };
+        fill();
+        const all = Promise.all([peer(a).drained(), peer(a).drained(65536), peer(a).drained(1 << 20)]);
+        await all; 0",
+    );
+    assert_eq!(browser.eval("peer(a).bufferedAmount"), 0);
+    browser.eval("fill(); const last = peer(a).drained(); a.leave(); await last; 0");
+    close(browser);
+}

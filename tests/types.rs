@@ -1,0 +1,45 @@
+//! TypeScript understands the client library by its comments, and knows what each event carries.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::program::npm;
+use common::readme::README;
+
+/// What tsc says of a module that is beside the library.
+fn judge(home: &Path, file: &str, text: &str) -> String {
+    std::fs::write(home.join(file), text).unwrap();
+    let flags =
+        "--noEmit --allowJs --checkJs --strict --target esnext --module esnext --moduleResolution bundler";
+    let tsc = home.join("node_modules/.bin/tsc");
+    let output = Command::new(tsc).args(flags.split(' ')).arg(file).current_dir(home).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
+    let Some(home) = npm("typescript") else { return };
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/noroshi.js"), home.join("noroshi.js"))
+        .unwrap();
+    let examples: Vec<String> = README
+        .split("```js\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap().replace("http://localhost:8080/", "./"))
+        .collect();
+    assert_eq!(examples.len(), 2);
+    for example in &examples {
+        for file in ["example.mjs", "example.mts"] {
+            assert_eq!(judge(&home, file, example), "", "{example}");
+        }
+    }
+    for (right, wrong) in
+        [("peer.send(", "peer.say("), ("\"open\"", "\"opened\""), ("({ data })", "({ track })")]
+    {
+        let example = &examples[1];
+        assert!(example.contains(right), "{right}");
+        assert!(judge(&home, "wrong.mjs", &example.replace(right, wrong)).contains("error TS"), "{wrong}");
+    }
+    std::fs::remove_dir_all(home).unwrap();
+}
