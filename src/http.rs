@@ -225,13 +225,17 @@ impl<'a> Request<'a> {
         headers.extend(file.policy.map(|policy| ("Content-Security-Policy", policy)));
         if file.is_shared {
             headers.push(("Vary", "Origin"));
-            let origin = self.value("origin").filter(|_| self.may_come_from_its_origin(config));
-            headers.extend(origin.map(|origin| ("Access-Control-Allow-Origin", origin)));
+            headers.extend(self.shared_with_its_origin().filter(|_| self.may_come_from_its_origin(config)));
         }
         // RFC 9110 section 13.1.2: compared weakly.
         let known = [&etag, &format!("W/{etag}"), "*"];
         let is_known = known.iter().any(|tag| self.lists("if-none-match", tag));
         self.page(if is_known { 304 } else { 200 }, file.body, &headers)
+    }
+
+    /// Lets the page that asks, which may connect, see the answer.
+    fn shared_with_its_origin(&self) -> Option<(&'static str, &'a str)> {
+        self.value("origin").map(|origin| ("Access-Control-Allow-Origin", origin))
     }
 
     fn plain(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Answer {
@@ -252,6 +256,17 @@ impl<'a> Request<'a> {
         if room.is_some_and(|room| !is_room(room)) {
             return self.plain(400, "a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -", &[]);
         }
+        if !self.may_come_from_its_origin(config) {
+            return self.foreign();
+        }
+        // Before the rest: a browser does not say how an upgrade was refused, but shows the answer to a plain request.
+        let claims = match &config.token_secrets {
+            None => None,
+            Some(secrets) => match self.claims(target, room.unwrap_or_default(), secrets, wall) {
+                Ok(claims) => Some(claims),
+                Err(fault) => return self.unauthorized(fault),
+            },
+        };
         let asks = self.method == "GET"
             && self.version == 1
             && self.lists("upgrade", "websocket")
@@ -262,16 +277,6 @@ impl<'a> Request<'a> {
         }
         let Some(key) = self.value("sec-websocket-key").filter(|key| is_key(key)) else {
             return self.plain(400, "Sec-WebSocket-Key is missing or malformed", &[]);
-        };
-        if !self.may_come_from_its_origin(config) {
-            return self.foreign();
-        }
-        let claims = match &config.token_secrets {
-            None => None,
-            Some(secrets) => match self.claims(target, room.unwrap_or_default(), secrets, wall) {
-                Ok(claims) => Some(claims),
-                Err(fault) => return self.unauthorized(fault),
-            },
         };
         match place {
             Place::Free => {}
@@ -322,7 +327,9 @@ impl<'a> Request<'a> {
             Fault::Room => (403, "Bearer error=\"insufficient_scope\""),
             _ => (401, "Bearer error=\"invalid_token\""),
         };
-        let mut answer = self.plain(status, fault.sentence(), &[("WWW-Authenticate", error)]);
+        let mut headers = vec![("WWW-Authenticate", error)];
+        headers.extend(self.shared_with_its_origin());
+        let mut answer = self.plain(status, fault.sentence(), &headers);
         if let Answer::Plain { refused: Some(refusal), .. } = &mut answer {
             refusal.fault = Some(fault);
         }

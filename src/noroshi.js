@@ -13,7 +13,9 @@
  *                                     unless its `code` is `too_big`. Without: a `code` of the protocol, or `replaced`
  */
 
-/** @typedef {RTCConfiguration & {id?: string}} Options `id`: 1 to 128 bytes of UTF-8; a random one if missing */
+/** @typedef {RTCConfiguration & {id?: string, token?: string | (() => string | Promise<string>)}} Options
+ *    `id`: 1 to 128 bytes of UTF-8; a random one if missing. `token`: where the server wants one. A function is asked
+ *    before each attempt to connect, so that it can return a fresh one after hours. */
 /** @typedef {Error & {code?: string}} Failure */
 /** @typedef {{
  *    peer: {peer: Peer}, open: {peer: Peer}, message: {peer: Peer, data: string | ArrayBuffer},
@@ -41,8 +43,9 @@ const origin = (description) => /^o=.*/m.exec(description?.sdp ?? "")?.[0];
 const session = (/** @type {string=} */ line) => line?.split(" ")[1];
 const version = (/** @type {string=} */ line) => line?.split(" ").slice(1, 3).join(" ");
 
-/** Joins the mesh of a room: everybody is connected to everybody. Fails with a `code`: one of the protocol; `refused`, if
- *  there is a server that does not let us in; `unreachable`, if there is none.
+/** Joins the mesh of a room: everybody is connected to everybody. Fails with a `code`: one of the protocol; `unauthorized`
+ *  or `forbidden`, if the token is not good, or not for this room; `refused`, if there is a server that does not let us in
+ *  for another reason, or does not let us know; `unreachable`, if there is none.
  *  @type {(url: string, options?: Options) => Promise<Room>} */
 export const join = async (url, options) => new Room(url, "join", options).entered;
 
@@ -171,6 +174,8 @@ export class Room extends EventTarget {
   /** @type {Map<string, Peer>} */ peers = new Map();
   /** Whether the server is there. */ online = false;
   /** @type {string} */ #url;
+  /** The same, with a token. @type {string} */ #address;
+  /** @type {Options["token"]} */ #token;
   /** @type {"join" | "connect"} */ #flow;
   /** @type {RTCIceServer[]} */ #iceServers;
   /** @type {RTCConfiguration} */ #options;
@@ -178,20 +183,21 @@ export class Room extends EventTarget {
   /** @type {{resolve: (room: Room) => void, reject: (error?: Failure) => void}} */ #settle = /** @type {any} */ (undefined);
   /** For what is awaited of the server: one thing at a time. @type {number=} */ #timer;
   #renewal; #listeners = new AbortController();
-  #attempt = 0; #wasIn = false; #isOver = false; #isAsleep = false;
+  #attempt = 0; #openings = 0; #wasOpened = false; #wasIn = false; #isOver = false; #isAsleep = false;
   /** The largest message since the WebSocket opened. @type {{size: number, peer?: Peer}} */ #largest = { size: 0 };
   /** What is as large as this is too large for the server. */ #sizeMax = Infinity;
 
   /** @param {string} url @param {"join" | "connect"} flow @param {Options} [options] */
-  constructor(url, flow, { id = randomId(), iceServers = [], ...options } = {}) {
+  constructor(url, flow, { id = randomId(), token, iceServers = [], ...options } = {}) {
     super();
     this.id = id;
     options = { bundlePolicy: "max-bundle", ...options };
-    [this.#url, this.#flow, this.#iceServers, this.#options] = [url, flow, iceServers, { ...options, iceServers }];
+    [this.#url, this.#address, this.#token, this.#flow] = [url, url, token, flow];
+    [this.#iceServers, this.#options] = [iceServers, { ...options, iceServers }];
     new RTCPeerConnection(this.#options).close(); // Throws now, and not when somebody comes, if they are wrong.
     /** @type {Promise<Room>} */
     this.entered = new Promise((resolve, reject) => this.#settle = { resolve, reject });
-    this.#open();
+    this.#open().catch((error) => this.#end(error)); // The URL is none.
     this.#renewal = setInterval(() => flow === "join" && this.#send({ type: flow }), RENEW_EVERY);
     const { signal } = this.#listeners; // Which ends with us: nothing global shall hold a room that was left.
     addEventListener("online", () => this.#ask(), { signal });
@@ -221,7 +227,7 @@ export class Room extends EventTarget {
     clearInterval(this.#renewal);
     clearTimeout(this.#timer);
     this.#listeners.abort();
-    this.#ws.close();
+    this.#ws?.close();
     this.peers.forEach((peer) => error ? this.#see(peer, false) : this.#drop(peer));
     this.#settle.reject(error ?? failure("left", "the room was left before it was entered"));
     if (error) this.#emit("error", { error });
@@ -229,12 +235,20 @@ export class Room extends EventTarget {
 
   // ---- The server ----
 
-  #open() {
+  async #open() {
     this.#hangUp();
-    const ws = this.#ws = new WebSocket(this.#url);
-    this.#largest = { size: 0 };
+    const opening = ++this.#openings;
+    if (this.#token) {
+      try { await this.#authorize(); } catch (error) { return this.#failed(/** @type {Failure} */ (error)); }
+      if (this.#isOver || this.#isAsleep || opening !== this.#openings) return;
+    }
+    const ws = this.#ws = new WebSocket(this.#address);
+    [this.#largest, this.#wasOpened] = [{ size: 0 }, false];
     this.#after(OPENING_MAX, () => this.#lose());
-    ws.onopen = () => this.#flow === "join" ? this.#send({ type: "join" }) : this.#probe(); // Any message registers our id.
+    ws.onopen = () => {
+      this.#wasOpened = true;
+      this.#flow === "join" ? this.#send({ type: "join" }) : this.#probe(); // Any message registers our id.
+    };
     ws.onmessage = ({ data }) => {
       if (this.#isOver) return;
       this.#after(SILENCE_MAX, () => this.#ask());
@@ -243,23 +257,46 @@ export class Room extends EventTarget {
     ws.onclose = ({ code }) => this.#lost(code);
   }
 
+  /** Where we connect to, with a token that is good now: browsers cannot set headers. */
+  async #authorize() {
+    const url = new URL(this.#url, location.href);
+    url.searchParams.set("token", typeof this.#token === "function" ? await this.#token() : this.#token ?? "");
+    this.#address = url.href;
+  }
+
   /** @param {number} [code] */
   async #lost(code) {
     if (this.#isOver) return;
     clearTimeout(this.#timer);
     if (!this.#wasIn && this.#isAsleep) return; // It goes on when we wake up.
     if (code === 4000) return this.#end(failure("replaced", "the id has gone to another connection"));
-    if (!this.#wasIn) return this.#end(await this.#diagnose());
     if (this.online) this.#emit("offline", {}, this.online = false);
     if (code === 1009) this.#tooBig(this.#largest.peer, this.#sizeMax = this.#largest.size);
-    if (!this.#isAsleep) this.#after(pause(code === 1008 ? 9 : this.#attempt++), () => this.#open()); // 1008: too much.
+    const opening = this.#openings, isWorthAsking = !this.#wasIn || this.#token && !this.#wasOpened;
+    const why = isWorthAsking ? await this.#diagnose() : undefined;
+    if (opening === this.#openings) this.#failed(why, code);
   }
 
-  /** Why we could not come in. A browser does not say how an upgrade was refused, but whether somebody is there. */
+  /** @param {Failure} [why] @param {number} [code] */
+  #failed(why, code) {
+    if (this.#isOver) return;
+    if (why && (!this.#wasIn || why.code === "unauthorized" || why.code === "forbidden")) this.#end(why);
+    else if (!this.#isAsleep) this.#after(pause(code === 1008 ? 9 : this.#attempt++), () => this.#open()); // 1008: too much.
+  }
+
+  /** Why we could not come in. A browser does not say how an upgrade was refused, but it may show what a plain request is
+   *  answered, or whether somebody is there at all. */
   async #diagnose() {
-    const health = new URL("/healthz", new URL(this.#url, location.href));
-    health.protocol = health.protocol.replace("ws", "http");
-    const isThere = await fetch(health, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(ANSWER_MAX) }).then(() => true, () => false);
+    const options = { cache: /** @type {const} */ ("no-store"), signal: AbortSignal.timeout(ANSWER_MAX) };
+    const http = (/** @type {string} */ path) => {
+      const url = new URL(path, new URL(this.#address, location.href));
+      url.protocol = url.protocol.replace("ws", "http");
+      return url;
+    };
+    const answer = await fetch(http(""), options).catch(() => undefined);
+    const code = { 401: "unauthorized", 403: "forbidden" }[answer?.status ?? 0];
+    if (answer && code) return failure(code, (await answer.text()).trim());
+    const isThere = answer || await fetch(http("/healthz"), { ...options, mode: "no-cors" }).then(() => true, () => false);
     return isThere ? failure("refused", `${this.#url} does not let us in`) : failure("unreachable", `${this.#url} cannot be reached`);
   }
 
@@ -276,7 +313,7 @@ export class Room extends EventTarget {
   /** Wants a sign of life from the server, or a server at once. */
   #ask() {
     if (this.#isOver || this.#isAsleep) return;
-    if (this.#ws.readyState !== WebSocket.OPEN) return this.#open();
+    if (this.#ws?.readyState !== WebSocket.OPEN) return this.#open();
     this.#probe();
     this.#after(ANSWER_MAX, () => this.#lose());
   }
@@ -446,7 +483,7 @@ export class Room extends EventTarget {
   /** @param {object} message @param {Peer} [peer] */
   #send(message, peer) {
     const text = JSON.stringify({ id: this.id, ...message }), size = text.length;
-    if (this.#ws.readyState !== WebSocket.OPEN) return;
+    if (this.#ws?.readyState !== WebSocket.OPEN) return;
     if (size >= this.#sizeMax) return this.#tooBig(peer, size);
     if (size > this.#largest.size) this.#largest = { size, peer };
     this.#ws.send(text);

@@ -105,6 +105,12 @@ fn each_refusal_has_its_status_and_its_sentence() {
         let target = format!("{target}?token={}", token(Some(room), NOW));
         assert!(ask(&target, "").is_ok(), "{target} {room}");
     }
+    // A page that may connect can read why it may not come in.
+    let (answer, _) = ask("/ws/tea", "Origin: http://h\r\n").unwrap_err();
+    assert!(
+        answer.starts_with("HTTP/1.1 401 ")
+            && answer.contains("\r\nAccess-Control-Allow-Origin: http://h\r\n")
+    );
     // What else is wrong is said before anything is said of tokens.
     assert!(ask("/ws/%2e", "").unwrap_err().0.starts_with("HTTP/1.1 400 "));
     assert!(ask("/ws/tea", "Origin: https://a.example\r\n").unwrap_err().0.starts_with("HTTP/1.1 403 "));

@@ -38,8 +38,7 @@ const HELPERS: &str = r#"
 
 /// Ends a test. What the browser itself says of requests that fail, its own for an icon among them, is no fault.
 fn close(mut browser: Chromium) {
-    browser.eval("0");
-    browser.errors.retain(|error| !error.contains(r#""source":"network""#));
+    browser.is_content();
     browser.kill();
 }
 

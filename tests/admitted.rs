@@ -1,0 +1,148 @@
+//! Tokens in a real browser: the library asks for one before each attempt, the page has one in its address.
+
+mod common;
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::browser::Browser;
+use common::chromium::{CHROMIUM, Chromium};
+use common::process::{Running, run};
+use common::program::is_installed;
+use common::wire::Wire;
+use noroshi::token::{Claims, Secrets};
+use serde_json::json;
+
+const SECRET: &str = "a secret that is thirty-two bytes";
+
+/// A server that wants tokens, and the file with its secret, which is removed in the end.
+struct Guarded {
+    server: Running,
+    file: PathBuf,
+}
+
+impl Guarded {
+    fn start(name: &str, secret: &str) -> Guarded {
+        let file = std::env::temp_dir().join(format!("noroshi-{}-{name}", std::process::id()));
+        std::fs::write(&file, secret).unwrap();
+        let flags = format!("--token-secret-file {}", file.display());
+        let (server, _stderr) = run(&format!(r#"exec "$0" --allow-origin "*" {flags}"#));
+        Guarded { server, file }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+/// A token that is good for so many seconds, or was.
+fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let until = Duration::from_secs(now.checked_add_signed(seconds).unwrap());
+    let claims = Claims { until, room: room.map(Box::from), id: id.map(Box::from) };
+    Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims)
+}
+
+#[test]
+fn a_room_is_entered_and_come_back_to_with_a_token() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let guarded = Guarded::start("library", SECRET);
+    let strict = Guarded::start("strict", "another secret of more than thirty-two bytes");
+    let wire = Wire::to(guarded.server.address);
+    let [mut browser] = Chromium::start();
+    browser.open(&format!("http://{}/healthz", guarded.server.address));
+    browser.eval(&format!(
+        "const direct = 'ws://{}/ws/tea', url = 'ws://{}/ws/tea'",
+        guarded.server.address, wire.address
+    ));
+    browser.eval(
+        "const { join, connect } = await import('/noroshi.js');
+        const fails = (how) => how().then(() => [], (error) => [error.code, error.message]);",
+    );
+    let [good, old] = [token(Some("tea"), None, 60), token(None, None, -60)];
+    let other = token(Some("coffee"), None, 60);
+    // From the same origin, and from another one that is allowed.
+    for url in ["direct", "url"] {
+        for (options, code, message) in [
+            ("{}".to_owned(), "unauthorized", "a token is needed here"),
+            (format!("{{ token: {old:?} }}"), "unauthorized", "the token has expired"),
+            (format!("{{ token: async () => {other:?} }}"), "forbidden", "the token is for another room"),
+        ] {
+            let found = browser.eval(&format!("await fails(() => join({url}, {options}))"));
+            assert_eq!(found, json!([code, message]), "{options}");
+        }
+    }
+    browser.eval(&format!(
+        "let asked = 0;
+        const errors = [], fresh = async () => (asked++, {good:?});
+        const a = await join(url, {{ id: 'A', token: fresh }}), b = await connect(url, {{ id: 'B', token: {good:?} }});
+        for (const room of [a, b]) room.addEventListener('error', ({{ error }}) => errors.push(room.id + ' ' + error.code)); 0",
+    ));
+    assert_eq!(browser.eval("asked"), 1);
+    wire.cut();
+    browser.until("asked === 2 && a.online && b.online");
+    // What is not believed any more ends the room, instead of being said for ever.
+    wire.lead_to(strict.server.address);
+    wire.cut();
+    browser.until("errors.length === 2");
+    assert_eq!(browser.eval("errors.sort()"), json!(["A unauthorized", "B unauthorized"]));
+    browser.is_content();
+    browser.kill();
+}
+
+#[test]
+fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let guarded = Guarded::start("page", SECRET);
+    let address = guarded.server.address;
+    let [mut browser] = Chromium::start();
+    let words = |browser: &mut Chromium, words: &str| {
+        browser.until(&format!("document.querySelector('#status-words')?.textContent.includes({words:?})"));
+    };
+    browser.open(&format!("http://{address}/?room=tea"));
+    words(&mut browser, "one needs a token, and there is none in this address");
+    let with = |room: &str, token: &str| format!("http://{address}/?room={room}#token={token}");
+    for (token, said) in [
+        (token(Some("coffee"), None, 60), "Your token is for another room"),
+        (token(Some("tea"), None, -60), "and the token has expired. Ask whoever invited you"),
+        ("x".to_owned(), "and that is no token"),
+    ] {
+        // Another fragment alone would not load the page anew.
+        browser.open("about:blank");
+        browser.open(&with("tea", &token));
+        words(&mut browser, said);
+    }
+    let invited = |browser: &mut Chromium| {
+        browser.eval(
+            "navigator.clipboard.writeText = async () => {}; document.querySelector('#invite').click(); 0",
+        );
+        browser.eval("document.querySelector('#link').value")
+    };
+    let open = token(Some("tea"), None, 60);
+    browser.open("about:blank");
+    browser.open(&with("tea", &open));
+    words(&mut browser, "You are in the room.");
+    assert_eq!(invited(&mut browser), with("tea", &open));
+    let own = token(Some("tea"), Some("狼煙 Aoi"), 60);
+    browser.open("about:blank");
+    browser.open(&format!("http://{address}/#token={own}"));
+    words(&mut browser, "You are in the room.");
+    assert_eq!(
+        browser.eval("[room.id, document.querySelector('#name').value]"),
+        json!(["狼煙 Aoi", "狼煙 Aoi"])
+    );
+    assert_eq!(browser.eval("document.querySelector('#name').disabled"), true);
+    assert_eq!(browser.eval("location.search"), "?room=tea");
+    assert_eq!(invited(&mut browser), format!("http://{address}/?room=tea"));
+    // Loaded anew, it is the same one, and takes its own place at once.
+    browser.eval("location.reload(); 0");
+    words(&mut browser, "You are in the room.");
+    browser.is_content();
+    browser.kill();
+}
