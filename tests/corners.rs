@@ -5,6 +5,7 @@ mod common;
 use std::net::TcpListener;
 use std::time::Duration;
 
+use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, eventually, run};
 use common::program::is_installed;
