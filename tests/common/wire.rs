@@ -16,16 +16,12 @@ pub struct Wire {
 struct State {
     /// Where new connections lead.
     server: SocketAddr,
-    /// For how many milliseconds each piece is held back, and after how many each connection is cut; nothing is in calm
-    /// weather.
-    storm: Option<Storm>,
-    connections: Vec<Connection>,
-}
-
-struct Storm {
+    /// For how many milliseconds each piece is held back.
     delay: Range<u64>,
-    life: Range<u64>,
+    /// After how many each new connection is cut, if at all.
+    life: Option<Range<u64>>,
     seed: u64,
+    connections: Vec<Connection>,
 }
 
 struct Connection {
@@ -39,7 +35,7 @@ impl Wire {
     pub fn to(server: SocketAddr) -> Wire {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { server, storm: None, connections: Vec::new() };
+        let state = State { server, delay: 0..1, life: None, seed: 0, connections: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         spawn(move || {
@@ -71,15 +67,24 @@ impl Wire {
         self.state.lock().unwrap().server = server;
     }
 
+    /// From now on each piece is late by so much.
+    pub fn delay(&self, delay: Duration) {
+        let delay = delay.as_millis() as u64;
+        self.state.lock().unwrap().delay = delay..delay + 1;
+    }
+
     /// From now on each new connection is cut after 0.1 to 1.4 s, and what passes is late.
     pub fn storm(&self, seed: u64) {
-        self.state.lock().unwrap().storm = Some(Storm { delay: 0..60, life: 100..1400, seed });
+        let mut state = self.state.lock().unwrap();
+        (state.delay, state.life, state.seed) = (0..60, Some(100..1400), seed);
+        drop(state);
         self.cut();
     }
 
     /// The storm is over.
     pub fn calm(&self) {
-        self.state.lock().unwrap().storm = None;
+        let mut state = self.state.lock().unwrap();
+        (state.delay, state.life) = (0..1, None);
     }
 
     /// Cuts all connections that there are.
@@ -99,13 +104,12 @@ impl Wire {
 
 impl State {
     fn delay(&mut self) -> Duration {
-        let within = |storm: &mut Storm| random(&mut storm.seed, storm.delay.clone());
-        Duration::from_millis(self.storm.as_mut().map_or(0, within))
+        Duration::from_millis(random(&mut self.seed, self.delay.clone()))
     }
 
     fn life(&mut self) -> Option<Duration> {
-        let within = |storm: &mut Storm| random(&mut storm.seed, storm.life.clone());
-        self.storm.as_mut().map(within).map(Duration::from_millis)
+        let life = self.life.clone()?;
+        Some(Duration::from_millis(random(&mut self.seed, life)))
     }
 }
 
