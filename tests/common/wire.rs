@@ -24,7 +24,7 @@ struct State {
 
 struct Storm {
     delay: Range<u64>,
-    life: Range<u64>,
+    life: Option<Range<u64>>,
     seed: u64,
 }
 
@@ -73,8 +73,13 @@ impl Wire {
 
     /// From now on each new connection is cut after 0.1 to 1.4 s, and what passes is late.
     pub fn storm(&self, seed: u64) {
-        self.state.lock().unwrap().storm = Some(Storm { delay: 0..60, life: 100..1400, seed });
+        self.state.lock().unwrap().storm = Some(Storm { delay: 0..60, life: Some(100..1400), seed });
         self.cut();
+    }
+
+    /// From now on what passes is so late, and nothing else is wrong.
+    pub fn delay(&self, ms: u64) {
+        self.state.lock().unwrap().storm = Some(Storm { delay: ms..ms + 1, life: None, seed: 0 });
     }
 
     /// The storm is over.
@@ -104,8 +109,9 @@ impl State {
     }
 
     fn life(&mut self) -> Option<Duration> {
-        let within = |storm: &mut Storm| random(&mut storm.seed, storm.life.clone());
-        self.storm.as_mut().map(within).map(Duration::from_millis)
+        let storm = self.storm.as_mut()?;
+        let life = storm.life.clone()?;
+        Some(Duration::from_millis(random(&mut storm.seed, life)))
     }
 }
 
