@@ -147,8 +147,8 @@ impl Line {
             let Sessions { sessions, shared } = &mut self.sessions;
             let Some(event) = sessions[who].next(&mut self.scratch, shared) else { break };
             let input = match &event {
-                Event::Refused(status, why) => panic!("{status}, {why}"),
-                Event::Upgraded(room) => Input::Connected(conn, room),
+                Event::Refused(status, refusal) => panic!("{status}, {}", refusal.why),
+                Event::Upgraded(room, claims) => Input::Connected(conn, room, claims.as_ref()),
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(_) => unreachable!("only text is sent"),
             };

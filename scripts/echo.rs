@@ -16,7 +16,9 @@ impl Service for Echo {
     fn handle(&mut self, _now: Duration, input: Input, connections: &mut Connections) {
         match input {
             // Who has an id may be silent.
-            Input::Connected(conn, room) => connections.push(Effect::Registered { conn, room, id: "echo" }),
+            Input::Connected(conn, room, _) => {
+                connections.push(Effect::Registered { conn, room, id: "echo" })
+            }
             Input::Text(conn, text) => connections.push(Effect::Send(conn, text.to_owned())),
             Input::Binary(conn, bytes) => connections.send_binary(conn, bytes),
             Input::Alive(_) | Input::Disconnected(_) | Input::Time => {}

@@ -1,7 +1,7 @@
 //! What an operator may choose, and every limit of the program.
 //!
-//! This file knows no other of the crate but what a network and an origin are. What has a flag stands in [`Config`], the
-//! rest in `limits`; each is named with its unit and says why it has the value it has. `flags` reads the command line.
+//! What has a flag stands in [`Config`], the rest in [`crate::limits`]; each is named with its unit and says why it has
+//! the value it has. `flags` reads the command line.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -13,12 +13,13 @@ use log::LevelFilter;
 
 use crate::address::Network;
 use crate::origin::Allowed;
+use crate::token::Secrets;
 
 mod flags;
-mod limits;
 
-pub use flags::Command;
-pub use limits::*;
+pub use flags::{Command, Mint};
+
+pub use crate::limits::*;
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -50,6 +51,10 @@ pub struct Config {
     pub turn_secret_file: Option<PathBuf>,
     /// What is in that file, once it is read.
     pub turn_secret: Option<Secret>,
+    /// Where the secrets are that tokens are signed with. Without it nobody needs a token.
+    pub token_secret_file: Option<PathBuf>,
+    /// What is in that file, once it is read.
+    pub token_secrets: Option<Secrets>,
     /// Whether to serve the page and the client library.
     pub page: bool,
     /// Where to serve `GET /metrics`, if anywhere.
@@ -97,6 +102,8 @@ impl Default for Config {
             ice_servers: Vec::new(),
             turn_secret_file: None,
             turn_secret: None,
+            token_secret_file: None,
+            token_secrets: None,
             page: true,
             metrics: None,
             log: LevelFilter::Info,
@@ -105,6 +112,25 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Reads the files that flags name.
+    ///
+    /// # Errors
+    /// One line that names the flag and the file, and says what is wrong.
+    pub fn read_files(&mut self) -> Result<(), String> {
+        let named = |flag: &str, file: &Path, error: String| format!("{flag} {file:?}: {error}");
+        if let Some(file) = &self.turn_secret_file {
+            let secret =
+                Secret::read(file).map_err(|error| named("--turn-secret-file", file, error.to_string()))?;
+            self.turn_secret = Some(secret);
+        }
+        if let Some(file) = &self.token_secret_file {
+            let secrets =
+                read_token_secrets(file).map_err(|error| named("--token-secret-file", file, error))?;
+            self.token_secrets = Some(secrets);
+        }
+        Ok(())
+    }
+
     /// Whether this is one of the proxies that are believed.
     pub fn trusts(&self, ip: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|network| network.contains(ip))
@@ -127,6 +153,14 @@ impl Config {
     pub fn queue_bytes_max(&self) -> usize {
         QUEUE_BYTES_MAX.max(2 * self.message_bytes_max + CANDIDATES_MAX * KIB).max(self.mesh_peers_max * KIB)
     }
+}
+
+/// The secrets for tokens that are in a file.
+///
+/// # Errors
+/// It cannot be read, or is not as [`Secrets::parse`] wants it.
+pub fn read_token_secrets(file: &Path) -> Result<Secrets, String> {
+    Secrets::parse(&std::fs::read(file).map_err(|error| error.to_string())?)
 }
 
 /// A number of bytes for people, rounded up: `64K`, `6.1G`.

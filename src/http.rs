@@ -4,6 +4,7 @@
 //! HTTP/1.1 response after which the connection closes (RFC 9112); upgrades follow RFC 6455 section 4.2.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use tungstenite::handshake::derive_accept_key;
 
@@ -11,6 +12,7 @@ use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ROOM_
 use crate::metrics::Metrics;
 use crate::origin;
 use crate::page::{File, LIBRARY, PAGE};
+use crate::token::{Claims, Fault, Secrets};
 
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +43,13 @@ pub enum Answer {
         response: Vec<u8>,
         /// The name of the room; empty: the default room.
         room: String,
+        /// What its token says, where one is needed.
+        claims: Option<Claims>,
     },
     /// Send this response and close.
     Plain {
-        /// Why, if the request was for a WebSocket. For the log: what the peer chose is quoted.
-        refused: Option<String>,
+        /// Why, if the request was for a WebSocket.
+        refused: Option<Refusal>,
         /// The status code in it.
         status: u16,
         /// The bytes of the response.
@@ -53,8 +57,17 @@ pub enum Answer {
     },
 }
 
+/// Why a request for a WebSocket was refused.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// For the log: what the peer chose is quoted.
+    pub why: String,
+    /// What is wrong with its token, if it is that.
+    pub fault: Option<Fault>,
+}
+
 /// The statuses with which an upgrade may be refused.
-pub const REFUSALS: [u16; 8] = [400, 403, 404, 405, 426, 429, 431, 503];
+pub const REFUSALS: [u16; 9] = [400, 401, 403, 404, 405, 426, 429, 431, 503];
 
 /// Where the head ends that these bytes begin with, if it does. `searched` bytes of them are known to hold no end.
 pub fn head_end(bytes: &[u8], searched: usize) -> Option<usize> {
@@ -101,7 +114,7 @@ fn early(status: u16, sentence: &str, head: &[u8]) -> Answer {
     let mut answer = plain(status, sentence, &[], head.starts_with(b"HEAD "));
     if let Answer::Plain { refused, .. } = &mut answer {
         let is_upgrade = head.windows(9).any(|window| window.eq_ignore_ascii_case(b"websocket"));
-        *refused = is_upgrade.then(|| sentence.to_owned());
+        refused.take_if(|_| !is_upgrade);
     }
     answer
 }
@@ -111,13 +124,14 @@ fn has_bare_line_feed(head: &[u8]) -> bool {
 }
 
 /// The answer to a request. Whether there is a place for it may depend on where it says that it comes from, which is
-/// asked only of what a trusted proxy sends.
+/// asked only of what a trusted proxy sends. `wall` is the time since 1970.
 pub fn answer(
     head: &[u8],
     door: Door,
     config: &Config,
     metrics: &Metrics,
     is_trusted: bool,
+    wall: Duration,
     place: impl FnOnce(Option<IpAddr>) -> Place,
 ) -> Answer {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -148,11 +162,11 @@ pub fn answer(
             request.page(200, &metrics.render(), &[kind])
         }
         (Door::Main, "/healthz") => request.page(200, "ok", &[TEXT]),
-        (Door::Main, "/ws") => request.upgrade(None, config, place),
+        (Door::Main, "/ws") => request.upgrade(target, None, config, place, wall),
         (Door::Main, "/") if config.page => request.file(&PAGE, config),
         (Door::Main, "/noroshi.js") if config.page => request.file(&LIBRARY, config),
         (Door::Main, path) => match path.strip_prefix("/ws/") {
-            Some(room) => request.upgrade(Some(room), config, place),
+            Some(room) => request.upgrade(target, Some(room), config, place, wall),
             None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         },
         (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
@@ -224,7 +238,14 @@ impl<'a> Request<'a> {
         plain(status, sentence, headers, self.method == "HEAD")
     }
 
-    fn upgrade(&self, room: Option<&str>, config: &Config, place: Place) -> Answer {
+    fn upgrade(
+        &self,
+        target: &str,
+        room: Option<&str>,
+        config: &Config,
+        place: Place,
+        wall: Duration,
+    ) -> Answer {
         if !matches!(self.method, "GET" | "HEAD") {
             return self.plain(405, "a WebSocket begins with GET", &[ALLOW]);
         }
@@ -245,6 +266,13 @@ impl<'a> Request<'a> {
         if !self.may_come_from_its_origin(config) {
             return self.foreign();
         }
+        let claims = match &config.token_secrets {
+            None => None,
+            Some(secrets) => match self.claims(target, room.unwrap_or_default(), secrets, wall) {
+                Ok(claims) => Some(claims),
+                Err(fault) => return self.unauthorized(fault),
+            },
+        };
         match place {
             Place::Free => {}
             Place::Full => return self.plain(503, "the server is full", &[]),
@@ -255,16 +283,48 @@ impl<'a> Request<'a> {
              Sec-WebSocket-Accept: {}\r\n\r\n",
             derive_accept_key(key.as_bytes())
         );
-        Answer::Upgrade { response: response.into_bytes(), room: room.unwrap_or_default().to_owned() }
+        Answer::Upgrade { response: response.into_bytes(), room: room.unwrap_or_default().to_owned(), claims }
     }
 
     /// The usual cause is a proxy that does not pass on `Host` as the browser has sent it: the log must let that be seen.
     fn foreign(&self) -> Answer {
         let mut answer = self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
-        if let Answer::Plain { refused: Some(why), .. } = &mut answer {
+        if let Answer::Plain { refused: Some(Refusal { why, .. }), .. } = &mut answer {
             let text = |name| self.values(name).map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
             *why =
                 format!("Origin {:?} is not of Host {:?}; see --allow-origin", text("origin"), text("host"));
+        }
+        answer
+    }
+
+    /// What the token says, from the header or else from the query: browsers cannot set headers.
+    fn claims(&self, target: &str, room: &str, secrets: &Secrets, wall: Duration) -> Result<Claims, Fault> {
+        let query = target.split_once('?').map_or("", |(_, query)| query);
+        let in_query = query.split('&').filter_map(|field| field.strip_prefix("token="));
+        let in_header = self.values("authorization").map(bearer);
+        let mut tokens: Vec<&str> = in_header.collect::<Option<_>>().ok_or(Fault::Malformed)?;
+        if tokens.is_empty() {
+            tokens.extend(in_query);
+        }
+        match tokens[..] {
+            [] | [""] => Err(Fault::Missing),
+            [token] => {
+                let claims = secrets.verify(token, wall)?;
+                if claims.allows(room) { Ok(claims) } else { Err(Fault::Room) }
+            }
+            _ => Err(Fault::Malformed),
+        }
+    }
+
+    /// RFC 6750 section 3.
+    fn unauthorized(&self, fault: Fault) -> Answer {
+        let (status, error) = match fault {
+            Fault::Room => (403, "Bearer error=\"insufficient_scope\""),
+            _ => (401, "Bearer error=\"invalid_token\""),
+        };
+        let mut answer = self.plain(status, fault.sentence(), &[("WWW-Authenticate", error)]);
+        if let Answer::Plain { refused: Some(refusal), .. } = &mut answer {
+            refusal.fault = Some(fault);
         }
         answer
     }
@@ -309,6 +369,12 @@ fn hop(text: &str) -> Option<IpAddr> {
     bare.parse().ok().or_else(with_port).map(|ip: IpAddr| ip.to_canonical())
 }
 
+/// The token in the value of an `Authorization` header (RFC 6750 section 2.1).
+fn bearer(value: &[u8]) -> Option<&str> {
+    let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
 /// The path of a request target: without a query, and without scheme and host (RFC 9112 section 3.2.2).
 fn path(target: &str) -> &str {
     let target = match target.split_once("://") {
@@ -335,7 +401,7 @@ fn plain(status: u16, sentence: &str, headers: &[(&str, &str)], head_only: bool)
     let headers = [&[TEXT], headers].concat();
     let mut answer = response(status, format!("{sentence}\n").as_bytes(), &headers, head_only);
     if let Answer::Plain { refused, .. } = &mut answer {
-        *refused = Some(sentence.to_owned());
+        *refused = Some(Refusal { why: sentence.to_owned(), fault: None });
     }
     answer
 }
@@ -346,6 +412,7 @@ fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool)
         204 => "No Content",
         304 => "Not Modified",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",

@@ -21,11 +21,12 @@ use slab::Slab;
 
 use crate::config::{
     CANDIDATES_MAX, Config, KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PATIENCE, PROBE_TIME_MAX, RATE_BLOCK_BYTES,
-    STORED_BYTES_MAX, Secret,
+    STORED_BYTES_MAX,
 };
 use crate::ice::Ice;
 use crate::message::{self, Body, Candidates, Code, Kind, Refusal, Reply, Request};
 use crate::rate::{Bucket, Rate, Verdict};
+use crate::token::Claims;
 
 /// A connection: a number that is never used again, and a slot of a table, which is. The two share 64 bits, so
 /// that a long-lived reference costs eight bytes and can never reach the successor in the same slot.
@@ -58,8 +59,9 @@ impl Conn {
 /// All that can happen.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// A connection to the room of this name (empty: the default room) is open.
-    Connected(Conn, &'a str),
+    /// A connection to the room of this name (empty: the default room) is open, of whom its token, where one is needed,
+    /// says this.
+    Connected(Conn, &'a str, Option<&'a Claims>),
     /// It sent a message of text. A holder of an id that is probed is not alive by this alone.
     Text(Conn, &'a str),
     /// It sent a message of bytes, which are taken for text.
@@ -179,6 +181,8 @@ struct Claim {
 struct Peer {
     conn: Conn,
     room: usize,
+    /// What its token says, where one is needed.
+    claims: Option<Box<Claims>>,
     /// Set once and for all; kept after `Closed`, for the log.
     id: Option<Rc<str>>,
     state: State,
@@ -321,6 +325,9 @@ impl Turn<'_> {
     }
 }
 
+const FOREIGN_ID: Refusal =
+    Refusal { code: Code::IdMismatch, message: "this connection speaks as another id" };
+const ID_TAKEN: Refusal = Refusal { code: Code::IdTaken, message: "the id belongs to a peer that is here" };
 const NO_MEMORY: Refusal =
     Refusal { code: Code::TooMany, message: "the server's memory is used up; try again later" };
 
@@ -360,7 +367,7 @@ impl Hub {
     pub fn handle(&mut self, now: Duration, input: Input<'_>, out: &mut dyn Outbox) {
         let turn = &mut Turn { now, out };
         match input {
-            Input::Connected(conn, room) => self.enter(conn, room),
+            Input::Connected(conn, room, claims) => self.enter(conn, room, claims),
             Input::Text(conn, text) => self.text(conn, text, turn),
             // What is not UTF-8 is no JSON, and neither is nothing.
             Input::Binary(conn, bytes) => self.text(conn, str::from_utf8(bytes).unwrap_or_default(), turn),
@@ -376,9 +383,9 @@ impl Hub {
         self.epoch = epoch;
     }
 
-    /// From now on passwords for TURN are made from this.
-    pub fn set_turn_secret(&mut self, secret: Secret) {
-        self.ice.set_secret(secret);
+    /// From now on passwords for TURN are made from the secret that is in here.
+    pub fn renew(&mut self, config: &Config) {
+        self.ice = Ice::new(config);
     }
 
     /// When [`Input::Time`] is due next.
@@ -420,7 +427,7 @@ impl Hub {
 
     // ---- Coming and going ----
 
-    fn enter(&mut self, conn: Conn, name: &str) {
+    fn enter(&mut self, conn: Conn, name: &str, claims: Option<&Claims>) {
         let room = match self.room_names.get(name) {
             Some(&room) => room,
             None => {
@@ -436,7 +443,7 @@ impl Hub {
         }
         let slot = &mut self.peers[conn.slot()];
         assert!(slot.is_none(), "a slot has one connection at a time");
-        *slot = Some(Peer::new(conn, room));
+        *slot = Some(Peer::new(conn, room, claims));
     }
 
     fn exit(&mut self, conn: Conn, turn: &mut Turn) {
@@ -546,6 +553,21 @@ impl Hub {
         if taken.contains(&*id) {
             return;
         }
+        let mut rivals = None;
+        if self.peer(conn).id.is_none()
+            && let Some(holder) = self.lookup(conn, &id)
+        {
+            if !self.peer(conn).may_speak_as(&id) {
+                return self.refuse(conn, FOREIGN_ID, target.as_deref(), turn);
+            }
+            if self.peer(conn).owns_its_id() {
+                rivals = self.end_claim(holder);
+                self.close(holder, Close::Replaced, turn);
+            } else if self.peer(holder).owns_its_id() {
+                self.tally.messages[body.kind() as usize] += 1;
+                return self.refuse(conn, ID_TAKEN, target.as_deref(), turn);
+            }
+        }
         if self.peer(conn).id.is_none() && self.lookup(conn, &id).is_some() {
             if !turn.out.may_keep(text.len()) {
                 return self.refuse(conn, NO_MEMORY, target.as_deref(), turn);
@@ -559,15 +581,19 @@ impl Hub {
         }
         self.tally.messages[body.kind() as usize] += 1;
         let served = match &self.peer(conn).id {
+            None if !self.peer(conn).may_speak_as(&id) => Err(FOREIGN_ID),
             None => {
                 self.register(conn, id.as_ref().into(), turn);
                 self.serve(conn, target.as_deref(), &body, turn)
             }
             Some(own) if **own == *id => self.serve(conn, target.as_deref(), &body, turn),
-            Some(_) => refused(Code::IdMismatch, "this connection speaks as another id"),
+            Some(_) => Err(FOREIGN_ID),
         };
         if let Err(refusal) = served {
             self.refuse(conn, refusal, target.as_deref(), turn);
+        }
+        for rival in rivals.iter().flat_map(|claim| claim.claimants.iter()) {
+            self.reject(rival, turn);
         }
     }
 
@@ -591,7 +617,8 @@ impl Hub {
 
     /// Says something of the server's own after which a peer connects to another.
     fn tell_with_ice(&self, to: Conn, text: String, turn: &mut Turn) {
-        let servers = self.ice.servers(self.id(to), self.epoch + turn.now);
+        let until = self.peer(to).claims.as_ref().map(|claims| claims.until);
+        let servers = self.ice.servers(self.id(to), self.epoch + turn.now, until);
         turn.out.push(Effect::Send(to, message::with_ice_servers(text, &servers)));
     }
 
@@ -678,8 +705,7 @@ impl Hub {
         let mut claimant = self.end_waiting(conn);
         let request = message::parse(&claimant.first).expect("a claim is well-formed");
         self.tally.messages[request.body.kind() as usize] += 1;
-        let refusal = Refusal { code: Code::IdTaken, message: "the id belongs to a peer that is here" };
-        self.refuse(conn, refusal, request.target.as_deref(), turn);
+        self.refuse(conn, ID_TAKEN, request.target.as_deref(), turn);
         claimant.taken.insert(claimant.id.clone());
         self.replay(conn, claimant, turn);
     }
@@ -1229,10 +1255,11 @@ impl Room {
 }
 
 impl Peer {
-    fn new(conn: Conn, room: usize) -> Peer {
+    fn new(conn: Conn, room: usize, claims: Option<&Claims>) -> Peer {
         Peer {
             conn,
             room,
+            claims: claims.cloned().map(Box::new),
             id: None,
             state: State::Nameless,
             offering: None,
@@ -1252,6 +1279,16 @@ impl Peer {
             State::Claimant(claimant) => claimant.first.len() + claimant.kept_bytes,
             _ => offering,
         }
+    }
+
+    /// Whether its token, where one is needed, is for this id, or for any.
+    fn may_speak_as(&self, id: &str) -> bool {
+        self.claims.as_ref().and_then(|claims| claims.id.as_deref()).is_none_or(|own| own == id)
+    }
+
+    /// Whether its token is for one id, which then is its own, whoever else may come.
+    fn owns_its_id(&self) -> bool {
+        self.claims.as_ref().is_some_and(|claims| claims.id.is_some())
     }
 
     /// Whether its standing offer was handed to anybody.

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use data_encoding::{BASE64, HEXLOWER};
+use hmac::{Hmac, KeyInit, Mac};
 use sha1::{Digest, Sha1};
 
-use crate::config::{Config, Secret, TURN_CREDENTIALS_TTL};
+use crate::config::{CALL_TIME_MAX, Config, TURN_CREDENTIALS_TTL};
 use crate::json;
 
 /// The servers, and the secret that is shared with those for TURN.
@@ -34,19 +35,16 @@ impl Ice {
         Ice { begin, secret: config.turn_secret.clone().filter(|_| !turn.is_empty()).map(|secret| secret.0) }
     }
 
-    /// From now on this secret is shared with the TURN servers.
-    pub fn set_secret(&mut self, secret: Secret) {
-        self.secret = self.secret.take().map(|_| secret.0);
-    }
-
-    /// The JSON of `iceServers` for this peer, at this time since 1970. Empty: there are none.
-    pub fn servers(&self, id: &str, now: Duration) -> String {
+    /// The JSON of `iceServers` for this peer, at this time since 1970. Empty: there are none. `until` is when its token
+    /// ends: its password ends a call later.
+    pub fn servers(&self, id: &str, now: Duration, until: Option<Duration>) -> String {
         if self.begin.is_empty() {
             return String::new();
         }
         let mut json = self.begin.clone();
         if let Some(secret) = &self.secret {
-            let username = format!("{}:{}", (now + TURN_CREDENTIALS_TTL).as_secs(), name(id));
+            let last = until.map_or(Duration::MAX, |until| until + CALL_TIME_MAX);
+            let username = format!("{}:{}", (now + TURN_CREDENTIALS_TTL).min(last).as_secs(), name(id));
             json.extend_from_slice(b",\"username\":");
             json::push_string(&mut json, &username);
             json.extend_from_slice(b",\"credential\":");
@@ -65,26 +63,20 @@ fn name(id: &str) -> String {
 
 /// HMAC-SHA1 (RFC 2104).
 fn sign(secret: &[u8], text: &str) -> [u8; 20] {
-    let mut key = [0; 64];
-    if secret.len() <= key.len() {
-        key[..secret.len()].copy_from_slice(secret);
-    } else {
-        key[..20].copy_from_slice(&Sha1::digest(secret));
-    }
-    let hash = |pad: u8| Sha1::new_with_prefix(key.map(|byte| byte ^ pad));
-    let inner = hash(0x36).chain_update(text).finalize();
-    hash(0x5c).chain_update(inner).finalize().into()
+    let hmac = Hmac::<Sha1>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    hmac.chain_update(text).finalize().into_bytes().into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
 
     fn servers(urls: &[&str], secret: &str, id: &str, seconds: u64) -> String {
         let ice_servers = urls.iter().map(|url| (*url).to_owned()).collect();
         let turn_secret = Some(Secret(secret.to_owned()));
         let ice = Ice::new(&Config { ice_servers, turn_secret, ..Config::default() });
-        ice.servers(id, Duration::from_secs(seconds))
+        ice.servers(id, Duration::from_secs(seconds), None)
     }
 
     #[test]

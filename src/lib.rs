@@ -54,8 +54,6 @@ pub mod message;
 
 pub mod ice;
 
-pub mod json;
-
 pub mod rate;
 
 pub mod stamp;
@@ -65,6 +63,12 @@ pub mod logger;
 pub mod budget;
 
 pub mod config;
+
+pub mod token;
+
+pub mod json;
+
+pub mod limits;
 
 pub mod origin;
 

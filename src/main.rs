@@ -4,33 +4,31 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Secret, Size};
+use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Mint, Size, read_token_secrets};
 use noroshi::http::Door;
 use noroshi::logger::{self, say};
 use noroshi::server::Server;
+use noroshi::token::Claims;
 
 fn main() -> ExitCode {
     let mut config = match Config::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help()),
+        Ok(Command::Token(mint)) => return token(mint),
         Ok(Command::Version) => return print(concat!("noroshi ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
             say(format_args!("noroshi: {error}; see --help"));
             return ExitCode::from(2);
         }
     };
-    if let Some(file) = &config.turn_secret_file {
-        match Secret::read(file) {
-            Ok(secret) => config.turn_secret = Some(secret),
-            Err(error) => {
-                say(format_args!("noroshi: --turn-secret-file {file:?}: {error}"));
-                return ExitCode::from(2);
-            }
-        }
+    if let Err(error) = config.read_files() {
+        say(format_args!("noroshi: {error}"));
+        return ExitCode::from(2);
     }
     logger::init(config.log);
     config.connections_max = raise_descriptor_limit(config.connections_max, config.listen.len());
@@ -94,6 +92,20 @@ fn raise_descriptor_limit(connections: usize, listeners: usize) -> usize {
     let possible = (limit as usize).saturating_sub(spare).max(1);
     warn!("the limit of open files is {limit}: --max-connections is {possible} instead of {connections}");
     possible
+}
+
+/// Prints a token.
+fn token(mint: Mint) -> ExitCode {
+    let secrets = match read_token_secrets(&mint.secret_file) {
+        Ok(secrets) => secrets,
+        Err(error) => {
+            say(format_args!("noroshi: --secret-file {:?}: {error}", mint.secret_file));
+            return ExitCode::from(2);
+        }
+    };
+    let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + mint.ttl;
+    let claims = Claims { until, room: mint.room.map(Box::from), id: mint.id.map(Box::from) };
+    print(&format!("{}\n", secrets.sign(&claims)))
 }
 
 fn print(text: &str) -> ExitCode {

@@ -23,6 +23,8 @@ pub struct Metrics {
     pub closings: BTreeMap<&'static str, u64>,
     /// Requests for a WebSocket that were refused, by status.
     pub refused_upgrades: BTreeMap<u16, u64>,
+    /// Requests for a WebSocket whose token was not believed, by what is wrong with it.
+    pub refused_tokens: BTreeMap<&'static str, u64>,
     /// Bytes read from connections.
     pub bytes_in: u64,
     /// Bytes written to connections.
@@ -64,6 +66,12 @@ impl Metrics {
             "Requests for a WebSocket that were refused, by status.",
             "status",
             &self.refused_upgrades,
+        );
+        page.labelled(
+            "refused_tokens_total",
+            "Requests for a WebSocket whose token was not believed, by reason.",
+            "reason",
+            &self.refused_tokens,
         );
         page.plain("received_bytes_total", "counter", "Bytes read from connections.", self.bytes_in);
         page.plain("sent_bytes_total", "counter", "Bytes written to connections.", self.bytes_out);

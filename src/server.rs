@@ -26,14 +26,15 @@ use crate::address::Address;
 use crate::config::{
     ACCEPTS_PER_TURN, BACKLOG, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, Config, DESCRIPTORS_SPARE,
     METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SEND_BUFFER_BYTES, STOP_TIME_MAX, SWEEP_EVERY,
-    SWEEP_PER_TURN, Secret,
+    SWEEP_PER_TURN,
 };
-use crate::http::{self, Door};
+use crate::http::{self, Door, Refusal};
 use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
 use crate::message::{Code, Kind};
 use crate::metrics::Metrics;
 use crate::session::{self, End, Event, Fill, Scratch, Session, Shared};
 use crate::stamp::Stamp;
+use crate::token::Fault;
 
 /// Sessions have the tokens of their slots.
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -53,8 +54,8 @@ pub trait Service {
     /// Sees to what is to be done now and then: at every sweep. The epoch is when the server started, since 1970.
     fn sweep(&mut self, _epoch: Duration, _connections: &mut Connections) {}
 
-    /// The operator has another secret for the TURN servers.
-    fn set_turn_secret(&mut self, _secret: Secret) {}
+    /// There may be other secrets in the configuration.
+    fn renew(&mut self, _config: &Config) {}
 
     /// The room of a connection, and the id that it has there. For the log.
     fn who(&self, _conn: Conn) -> (&str, Option<&str>) {
@@ -83,8 +84,8 @@ impl Service for Hub {
         }
     }
 
-    fn set_turn_secret(&mut self, secret: Secret) {
-        self.set_turn_secret(secret);
+    fn renew(&mut self, config: &Config) {
+        self.renew(config);
     }
 
     fn who(&self, conn: Conn) -> (&str, Option<&str>) {
@@ -176,10 +177,14 @@ impl Clock {
         self.start.elapsed() + self.ahead
     }
 
+    /// What time it is, since 1970. Whoever may set the clock on the wall may set it at any time.
+    fn wall(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
     /// What time it was, since 1970, when this clock began, by what the clock on the wall says now.
     fn epoch(&self) -> Duration {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        wall.saturating_sub(self.now())
+        self.wall().saturating_sub(self.now())
     }
 }
 
@@ -224,6 +229,7 @@ impl<S: Service> Server<S> {
         let events = Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE);
         let mut shared = Shared::new(config);
         shared.metrics.closings = End::ALL.iter().map(|end| (end.name(), 0)).collect();
+        shared.metrics.refused_tokens = Fault::ALL.iter().map(|fault| (fault.name(), 0)).collect();
         shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
         Ok(Server {
             poll,
@@ -293,17 +299,17 @@ impl<S: Service> Server<S> {
         Ok(())
     }
 
-    /// Reads anew what is in a file. What is of no use there changes nothing.
+    /// Reads anew what is in files. If one of them is of no use, nothing changes.
     fn reload(&mut self) {
-        let Some(file) = &self.connections.shared.config.turn_secret_file else {
-            return info!("SIGHUP: there is no file to be read anew");
-        };
-        match Secret::read(file) {
-            Ok(secret) => {
-                self.service.set_turn_secret(secret);
-                info!("SIGHUP: --turn-secret-file {file:?} was read anew");
+        let config = &mut self.connections.shared.config;
+        let mut renewed = config.clone();
+        match renewed.read_files() {
+            Ok(()) => {
+                info!("SIGHUP: secrets were read anew");
+                *config = renewed;
+                self.service.renew(config);
             }
-            Err(error) => warn!("SIGHUP: --turn-secret-file {file:?}: {error}; the old secret stays"),
+            Err(error) => warn!("SIGHUP: {error}; the old secrets stay"),
         }
     }
 
@@ -341,6 +347,7 @@ impl<S: Service> Server<S> {
         let polled = self.poll.poll(&mut events, timeout);
         let began = self.clock.now();
         self.connections.shared.now = began;
+        self.connections.shared.wall = self.clock.wall();
         match polled {
             Ok(()) => {}
             // SIGSTOP and SIGCONT, for one. Nobody is judged by the clock before what came meanwhile is read.
@@ -422,12 +429,12 @@ impl<S: Service> Server<S> {
         let now = connections.shared.now;
         while let Some(event) = connections.next(slot, scratch) {
             let input = match &event {
-                Event::Upgraded(room) => {
+                Event::Upgraded(room, claims) => {
                     connections.upgrade(slot);
-                    Input::Connected(conn, room)
+                    Input::Connected(conn, room, claims.as_ref())
                 }
-                Event::Refused(status, why) => {
-                    connections.refuse(slot, *status, why);
+                Event::Refused(status, refusal) => {
+                    connections.refuse(slot, *status, refusal);
                     continue;
                 }
                 Event::Text(text) => Input::Text(conn, text),
@@ -639,11 +646,19 @@ impl Connections {
     }
 
     /// A request for a WebSocket was refused.
-    fn refuse(&mut self, slot: usize, status: u16, why: &str) {
-        *self.shared.metrics.refused_upgrades.entry(status).or_default() += 1;
+    fn refuse(&mut self, slot: usize, status: u16, refusal: &Refusal) {
+        let metrics = &mut self.shared.metrics;
+        *metrics.refused_upgrades.entry(status).or_default() += 1;
+        if let Some(fault) = refusal.fault {
+            *metrics.refused_tokens.entry(fault.name()).or_default() += 1;
+        }
         self.refusals += 1;
         if self.refusals <= REFUSALS_LOGGED_MAX {
-            info!("an upgrade from {} was refused: {status}, {why}", self.entries[slot].session.address());
+            info!(
+                "an upgrade from {} was refused: {status}, {}",
+                self.entries[slot].session.address(),
+                refusal.why
+            );
         }
     }
 

@@ -30,9 +30,10 @@ use crate::config::{
     SPARE_BYTES_MAX, SPARE_WORKS_MAX, STALL_TIME_MAX,
 };
 use crate::frame::{self, Broken, Header};
-use crate::http::{self, Answer, Door, Place};
+use crate::http::{self, Answer, Door, Place, Refusal};
 use crate::metrics::Metrics;
 use crate::stamp::Stamp;
+use crate::token::Claims;
 
 /// A stream of bytes that can be ended in one direction.
 pub trait Stream: Read + Write {
@@ -48,6 +49,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// The time since the start, looked up once a turn.
     pub now: Duration,
+    /// What time it is, since 1970: tokens go by the clock on the wall.
+    pub wall: Duration,
     /// Whether there is no place for another WebSocket.
     pub full: bool,
     /// How many connections come from where.
@@ -75,6 +78,7 @@ impl Shared {
             config,
             metrics: Metrics::default(),
             now: Duration::ZERO,
+            wall: Duration::ZERO,
             full: false,
             spare: Vec::new(),
         }
@@ -213,10 +217,10 @@ impl From<Broken> for End {
 /// What a session has to say to the server.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// It speaks WebSocket from now on, in this room.
-    Upgraded(String),
+    /// It speaks WebSocket from now on, in this room, and its token, where one is needed, says this.
+    Upgraded(String, Option<Claims>),
     /// It asked for a WebSocket and was answered with this status, and why.
-    Refused(u16, String),
+    Refused(u16, Refusal),
     /// A message of text.
     Text(&'a str),
     /// A message of bytes.
@@ -557,9 +561,9 @@ impl<S: Stream> Session<S> {
             _ if http::is_impossible(head) => http::malformed(head),
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread.start += end - searched;
-                let Shared { config, metrics, crowd, full, .. } = shared;
+                let Shared { config, metrics, crowd, full, wall, .. } = shared;
                 let is_trusted = self.door == Door::Main && config.trusts(self.address.ip());
-                http::answer(&head[..end], self.door, config, metrics, is_trusted, |forwarded| {
+                http::answer(&head[..end], self.door, config, metrics, is_trusted, *wall, |forwarded| {
                     if let Some(ip) = forwarded {
                         self.address = ip.into();
                         self.counted = true;
@@ -600,10 +604,10 @@ impl<S: Stream> Session<S> {
         work.queue = mem::take(response);
         work.charge(&mut shared.budget);
         match answer {
-            Answer::Upgrade { room, .. } => {
+            Answer::Upgrade { room, claims, .. } => {
                 self.phase = Phase::Open;
                 self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
-                Some(Event::Upgraded(room))
+                Some(Event::Upgraded(room, claims))
             }
             Answer::Plain { status, refused, .. } => {
                 self.finish(End::Http, shared.now);

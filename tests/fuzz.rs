@@ -11,6 +11,8 @@ mod json;
 mod request;
 #[path = "fuzz/stream.rs"]
 mod stream;
+#[path = "fuzz/token.rs"]
+mod token;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,7 @@ fn the_corpus_holds() {
     play("json", json::check);
     play("request", request::check);
     play("stream", stream::check);
+    play("token", token::check);
 }
 
 fn play(target: &str, check: fn(&[u8])) {

@@ -198,13 +198,13 @@ fn a_chain_of_claims_costs_no_more_than_its_messages() {
     const CLAIMANTS: usize = 50;
     let mut wire = memory(|config| config.rate_max = 0);
     for holder in 0..IDS {
-        wire.hub.handle(wire.now, Input::Connected(holder_conn(holder), ""), &mut wire.outbox);
+        wire.hub.handle(wire.now, Input::Connected(holder_conn(holder), "", None), &mut wire.outbox);
         let text = json!({"type": "leave", "id": holder.to_string()}).to_string();
         wire.hub.handle(wire.now, Input::Text(holder_conn(holder), &text), &mut wire.outbox);
     }
     for claimant in 0..CLAIMANTS {
         let conn = holder_conn(IDS + claimant);
-        wire.hub.handle(wire.now, Input::Connected(conn, ""), &mut wire.outbox);
+        wire.hub.handle(wire.now, Input::Connected(conn, "", None), &mut wire.outbox);
         for id in 0..IDS {
             let text = json!({"type": "leave", "id": id.to_string()}).to_string();
             wire.hub.handle(wire.now, Input::Text(conn, &text), &mut wire.outbox);

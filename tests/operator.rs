@@ -150,11 +150,11 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
     assert!(is_signed_with("north"));
     std::fs::write(&file.0, "south\n").unwrap();
     server.signal(Signal::SIGHUP);
-    heard("was read anew");
+    heard("read anew");
     assert!(is_signed_with("south"));
     std::fs::write(&file.0, " \n").unwrap();
     server.signal(Signal::SIGHUP);
-    heard("the old secret stays");
+    heard("the old secrets stay");
     assert!(is_signed_with("south"));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));

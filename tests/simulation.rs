@@ -124,7 +124,7 @@ impl World {
                 self.connections += 1;
                 let conn = Conn::new(self.connections, slot);
                 self.peers.insert(conn, id);
-                self.input(Input::Connected(conn, room));
+                self.input(Input::Connected(conn, room, None));
             }
             (3, Some((conn, _))) => {
                 self.peers.remove(&conn);
@@ -195,7 +195,7 @@ impl Crowd {
         let hub = Hub::new(&Config::default());
         let mut crowd = Crowd { hub, out: Recorder::default(), effects: 0 };
         for i in 0..CROWD {
-            crowd.input(Input::Connected(conn(i), ""));
+            crowd.input(Input::Connected(conn(i), "", None));
             crowd.say(i, "connect", "");
         }
         crowd

@@ -249,7 +249,7 @@ fn twenty_thousand_wait_in_one_room() {
     let conns: Vec<Conn> = (10..10 + CROWD).map(|i| Conn::new(i as u64, i)).collect();
     let before = siege.allocated();
     for conn in &conns {
-        siege.input(Input::Connected(*conn, "tea"));
+        siege.input(Input::Connected(*conn, "tea", None));
         siege.input(Input::Text(*conn, &format!(r#"{{"type":"connect","id":"{}"}}"#, conn.number())));
     }
     let taken = siege.allocated() - before;

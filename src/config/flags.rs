@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{Config, GIB, ICE_SERVER_BYTES_MAX, ICE_SERVERS_MAX, KIB, MIB, Size};
+use super::{Config, GIB, ICE_SERVER_BYTES_MAX, ICE_SERVERS_MAX, ID_BYTES_MAX, KIB, MIB, Size};
 use crate::address::Network;
 use crate::origin::Allowed;
 
@@ -17,10 +18,25 @@ use crate::origin::Allowed;
 pub enum Command {
     /// Serve.
     Run(Config),
+    /// Print a token and exit.
+    Token(Mint),
     /// Print the help and exit.
     Help,
     /// Print the version and exit.
     Version,
+}
+
+/// The token that is wanted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mint {
+    /// Where the secret is.
+    pub secret_file: PathBuf,
+    /// The room, or rooms, that it is for; any, if missing.
+    pub room: Option<String>,
+    /// The id that it is for; any, if missing.
+    pub id: Option<String>,
+    /// How long it is good for.
+    pub ttl: Duration,
 }
 
 impl Config {
@@ -37,6 +53,9 @@ impl Config {
 
         let mut config = Config::default();
         let mut parser = lexopt::Parser::from_args(args);
+        if parser.try_raw_args().is_some_and(|mut args| args.next_if(|arg| arg == "token").is_some()) {
+            return mint(&mut parser);
+        }
         while let Some(arg) = parser.next()? {
             match arg {
                 Short('l') | Long("listen") => config.listen.push(value(&mut parser, "--listen", address)?),
@@ -80,6 +99,7 @@ impl Config {
                     }
                 }
                 Long("turn-secret-file") => config.turn_secret_file = Some(parser.value()?.into()),
+                Long("token-secret-file") => config.token_secret_file = Some(parser.value()?.into()),
                 Long("no-page") => config.page = false,
                 Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
                 Long("log") => config.log = value(&mut parser, "--log", level)?,
@@ -106,6 +126,7 @@ impl Config {
 noroshi {version}: a WebRTC signaling server
 
 usage: noroshi [flags]
+       noroshi token --secret-file FILE [--room ROOM] [--id ID] [--ttl 1h]
 
   -l, --listen ADDR          address and port to listen on; repeatable; port 0 picks a free one
                              [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
@@ -125,6 +146,8 @@ usage: noroshi [flags]
                              and ?transport=tcp; repeatable [default: none]
       --turn-secret-file FILE
                              the secret shared with the TURN servers, from which passwords are made [default: none]
+      --token-secret-file FILE
+                             let in only who has a token, signed with a secret in this file [default: none]
       --no-page              serve neither the page nor /noroshi.js [default: serve them]
       --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
@@ -141,6 +164,38 @@ usage: noroshi [flags]
             log = d.log.as_str().to_ascii_lowercase(),
         )
     }
+}
+
+/// What comes after `token`.
+fn mint(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
+    use lexopt::prelude::*;
+
+    let (mut secret_file, mut room, mut id, mut ttl) = (None, None, None, Duration::from_secs(3600));
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("secret-file") => secret_file = Some(parser.value()?.into()),
+            Long("room") => room = Some(parser.value()?.string()?),
+            Long("id") => id = Some(value(parser, "--id", peer_id)?),
+            Long("ttl") => ttl = value(parser, "--ttl", time)?,
+            Short('h') | Long("help") => return Ok(Command::Help),
+            _ => return Err(arg.unexpected()),
+        }
+    }
+    let secret_file = secret_file.ok_or("token: --secret-file is missing")?;
+    Ok(Command::Token(Mint { secret_file, room, id, ttl }))
+}
+
+fn peer_id(text: &str) -> Result<String, String> {
+    let is_one = (1..=ID_BYTES_MAX).contains(&text.len());
+    is_one.then(|| text.to_owned()).ok_or_else(|| format!("an id has 1 to {ID_BYTES_MAX} bytes"))
+}
+
+/// `90s`, `5m`, `1h` or `7d`.
+fn time(text: &str) -> Result<Duration, &'static str> {
+    let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let read = |(letter, unit)| Some(text.strip_suffix(letter)?.parse::<u32>().ok()? as u64 * unit);
+    let seconds = units.into_iter().find_map(read).filter(|seconds| *seconds > 0);
+    seconds.map(Duration::from_secs).ok_or("not a time such as 90s, 5m, 1h or 7d")
 }
 
 /// The value of a flag, or an error that names the flag.

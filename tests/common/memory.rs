@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use noroshi::config::Config;
 use noroshi::hub::{Close, Conn, Effect, Hub, Input, Outbox};
+use noroshi::token::Claims;
 
 use super::transcript::{Heard, Wire};
 
@@ -94,6 +95,14 @@ impl Memory {
         }
     }
 
+    fn enter(&mut self, who: &str, room: &str, claims: Option<&Claims>) {
+        let conn = Conn::new(self.connections, self.connections as usize);
+        self.connections += 1;
+        self.names.insert(who.to_owned(), conn);
+        self.heard.insert(conn, VecDeque::new());
+        self.input(Input::Connected(conn, room, claims));
+    }
+
     fn hear(&mut self, who: Conn, heard: Heard) {
         if !self.deaf.contains(&who) {
             self.heard.get_mut(&who).expect("only who is connected hears").push_back(heard);
@@ -103,11 +112,11 @@ impl Memory {
 
 impl Wire for Memory {
     fn open(&mut self, who: &str, room: &str) {
-        let conn = Conn::new(self.connections, self.connections as usize);
-        self.connections += 1;
-        self.names.insert(who.to_owned(), conn);
-        self.heard.insert(conn, VecDeque::new());
-        self.input(Input::Connected(conn, room));
+        self.enter(who, room, None);
+    }
+
+    fn admit(&mut self, who: &str, room: &str, claims: &Claims) {
+        self.enter(who, room, Some(claims));
     }
 
     fn say(&mut self, who: &str, text: &[u8], binary: bool) {

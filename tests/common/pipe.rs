@@ -122,8 +122,8 @@ impl Line {
             let fill = self.session.fill(&mut self.scratch, &mut self.shared);
             while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared) {
                 match event {
-                    Event::Upgraded(room) => self.events.push(format!("+{room}")),
-                    Event::Refused(status, why) => self.refused = Some((status, why)),
+                    Event::Upgraded(room, _) => self.events.push(format!("+{room}")),
+                    Event::Refused(status, refusal) => self.refused = Some((status, refusal.why)),
                     Event::Text(text) => self.events.push(text.to_owned()),
                     Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),
                 }

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use noroshi::config::Config;
 use noroshi::http::Door;
 use noroshi::server::Server;
+use noroshi::token::{Claims, Secrets};
 use socket2::{Domain, Socket, Type};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::{Bytes, ClientRequestBuilder, Error, Message, WebSocket};
 
-use super::transcript::{Heard, Wire};
+use super::transcript::{Heard, SECRET, Wire};
 
 /// After so long in the real world, what a test waits for will not come.
 const GIVE_UP: Duration = Duration::from_secs(20);
@@ -93,7 +94,8 @@ impl Net {
     }
 
     pub fn websocket(&mut self, room: &str) -> WebSocket<TcpStream> {
-        let path = if room.is_empty() { "/ws".to_owned() } else { format!("/ws/{room}") };
+        let slash = if room.is_empty() || room.starts_with('?') { "" } else { "/" };
+        let path = format!("/ws{slash}{room}");
         let uri = format!("ws://{}{path}", self.address).parse().unwrap();
         let stream = self.connect(Door::Main);
         let request = ClientRequestBuilder::new(uri);
@@ -149,6 +151,13 @@ impl Net {
         }
     }
 
+    fn enter(&mut self, who: &str, room: &str, query: &str) {
+        let socket = Some(self.websocket(&format!("{room}{query}")));
+        let client = Client { socket, heard: VecDeque::new(), pongs: 0, deaf: false };
+        self.clients.insert(who.to_owned(), client);
+        self.settle(who);
+    }
+
     /// Everybody who is not deaf hears what there is, and answers pings.
     fn listen(&mut self) {
         for client in self.clients.values_mut().filter(|client| !client.deaf) {
@@ -174,10 +183,12 @@ impl Net {
 
 impl Wire for Net {
     fn open(&mut self, who: &str, room: &str) {
-        let socket = Some(self.websocket(room));
-        let client = Client { socket, heard: VecDeque::new(), pongs: 0, deaf: false };
-        self.clients.insert(who.to_owned(), client);
-        self.settle(who);
+        self.enter(who, room, "");
+    }
+
+    fn admit(&mut self, who: &str, room: &str, claims: &Claims) {
+        let token = Secrets::parse(SECRET).unwrap().sign(claims);
+        self.enter(who, room, &format!("?token={token}"));
     }
 
     fn say(&mut self, who: &str, text: &[u8], binary: bool) {

@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 
 use noroshi::config::{Command, Config};
+use noroshi::token::{Claims, Secrets};
 use serde_json::Value;
+
+/// What the tokens of a transcript are signed with.
+pub const SECRET: &[u8] = b"nobody signs with this but the tests";
 
 /// What a peer hears.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +22,8 @@ pub enum Heard {
 /// Something a transcript can be played against. After each call, whatever it causes has happened.
 pub trait Wire {
     fn open(&mut self, who: &str, room: &str);
+    /// The same with a token that says this.
+    fn admit(&mut self, who: &str, room: &str, claims: &Claims);
     fn say(&mut self, who: &str, text: &[u8], binary: bool);
     /// From now on this peer reads and answers nothing.
     fn deafen(&mut self, who: &str);
@@ -54,7 +61,10 @@ impl Transcript {
     pub fn parse(name: String, text: &str) -> Transcript {
         let flags = text.lines().filter_map(|line| line.strip_prefix("# flags:"));
         let flags = flags.flat_map(str::split_whitespace).map(OsString::from);
-        let Ok(Command::Run(config)) = Config::parse(flags) else { panic!("{name}: flags") };
+        let Ok(Command::Run(mut config)) = Config::parse(flags) else { panic!("{name}: flags") };
+        if text.lines().any(|line| line == "# tokens") {
+            config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
+        }
         let said = |line: &&str| !line.is_empty() && !line.starts_with('#');
         let lines = text.lines().filter(said).map(str::to_owned).collect();
         Transcript { article: name.starts_with("article"), name, config, lines }
@@ -69,7 +79,15 @@ impl Transcript {
                 (words.next().unwrap(), words.next().expect(&at), words.next().unwrap_or(""));
             everybody.insert(who);
             match verb {
-                "+" => wire.open(who, rest),
+                "+" => match rest.split_once("as ") {
+                    Some((room, id)) if self.config.token_secrets.is_some() => {
+                        let id = Some(id).filter(|id| *id != "*").map(Box::from);
+                        // The year 2096.
+                        let until = Duration::from_secs(4_000_000_000);
+                        wire.admit(who, room.trim_end(), &Claims { until, room: None, id });
+                    }
+                    _ => wire.open(who, rest),
+                },
                 ">" => wire.say(who, rest.as_bytes(), false),
                 ">b" => wire.say(who, rest.as_bytes(), true),
                 "!" => wire.deafen(who),

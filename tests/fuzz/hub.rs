@@ -136,7 +136,7 @@ impl World {
                 self.connections += 1;
                 let conn = Conn::new(self.connections, slot);
                 self.peers[slot] = Some(conn);
-                self.input(Input::Connected(conn, ROOMS[who / PEERS_MAX % 2]));
+                self.input(Input::Connected(conn, ROOMS[who / PEERS_MAX % 2], None));
             }
             (_, Some(conn)) => {
                 let (kind, target, more) = (byte()?, usize::from(byte()?), usize::from(byte()?));

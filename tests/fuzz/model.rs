@@ -87,7 +87,7 @@ impl Model {
 
     pub fn handle(&mut self, input: Input) {
         match input {
-            Input::Connected(conn, room) => {
+            Input::Connected(conn, room, _) => {
                 self.rooms.entry(room.to_owned()).or_default();
                 let (room, state) = (room.to_owned(), State::Nameless);
                 let peer = Peer {

@@ -44,6 +44,7 @@ pub fn check(data: &[u8]) {
                 &config,
                 &Metrics::default(),
                 !config.trusted_proxies.is_empty(),
+                std::time::Duration::ZERO,
                 |_| place,
             )
         }
@@ -56,7 +57,7 @@ pub fn check(data: &[u8]) {
     };
     let sent = line.sent();
     match answer {
-        Answer::Upgrade { response, room } => {
+        Answer::Upgrade { response, room, .. } => {
             assert!(sent.starts_with(&response));
             assert_eq!(line.events.first(), Some(&format!("+{room}")));
             assert_eq!(parse(&response), (101, b"".to_vec(), None));

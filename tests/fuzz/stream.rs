@@ -270,12 +270,12 @@ impl Peer {
                 let fill = session.fill(&mut house.scratch, &mut house.shared);
                 while let Some(event) = session.next(&mut house.scratch, &mut house.shared) {
                     match event {
-                        Event::Upgraded(room) => {
+                        Event::Upgraded(room, _) => {
                             assert!(room == "tea" && !upgraded);
                             upgraded = true;
                             continue;
                         }
-                        Event::Refused(status, why) => panic!("{status} {why}"),
+                        Event::Refused(status, refusal) => panic!("{status} {}", refusal.why),
                         Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[heard].parts()),
                         Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[heard].parts()),
                     }

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-pub(super) const KIB: usize = 1024;
-pub(super) const MIB: usize = 1024 * KIB;
-pub(super) const GIB: usize = 1024 * MIB;
+/// 1024 bytes.
+pub const KIB: usize = 1024;
+/// 1024 of those.
+pub const MIB: usize = 1024 * KIB;
+/// 1024 of those.
+pub const GIB: usize = 1024 * MIB;
 
 // ---- One connection, before it speaks WebSocket ----
 
@@ -26,7 +29,7 @@ pub const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 /// What is read and thrown away after our last byte, so that no reset overtakes it (RFC 9112 section 9.6).
 pub const DRAIN_BYTES_MAX: usize = 256 * KIB;
-/// What waits to be sent to one peer, at least; see [`super::Config::queue_bytes_max`].
+/// What waits to be sent to one peer, at least; see [`crate::config::Config::queue_bytes_max`].
 pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
 /// Room beyond the queue for pongs, which must not fail when messages do. As many more wait in the codec.
 pub const QUEUE_BYTES_SPARE: usize = KIB;
@@ -69,6 +72,18 @@ pub const ICE_SERVERS_MAX: usize = 8;
 pub const ICE_SERVER_BYTES_MAX: usize = 300;
 /// How long credentials for TURN can be used: a day's work. Who has them longer is told new ones.
 pub const TURN_CREDENTIALS_TTL: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// How long after its token has ended a peer can still use the relay, because its call goes on: an evening. A TURN server
+/// looks at a password again every ten minutes (RFC 8656 section 3.2).
+pub const CALL_TIME_MAX: Duration = Duration::from_secs(4 * 60 * 60);
+/// A secret of `--token-secret-file`, in bytes: as many as the hash that it goes into has (RFC 7518 section 3.2).
+pub const TOKEN_SECRET_BYTES_MIN: usize = 32;
+/// Secrets in that file: a new one, and the one before it. A bad token costs a hash for each.
+pub const TOKEN_SECRETS_MAX: usize = 2;
+/// A token, in bytes: ten times what one for a room and an id takes, and what a hash of costs 10 µs.
+pub const TOKEN_BYTES_MAX: usize = 4 * KIB;
+/// How far the clock of whoever signs tokens may be wrong.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 
 /// The burst of `--max-rate`, in seconds of it: a peer that has been quiet may send this much at once.
 pub const RATE_BURST_SECONDS: u32 = 10;

@@ -1,0 +1,226 @@
+//! Who comes in with a token, and what the others are told: at the door, and with the program around it.
+
+mod common;
+
+use std::io::{BufRead, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::pipe::{Line, REQUEST};
+use common::process::{NOROSHI, Running, eventually, run};
+use nix::sys::signal::Signal;
+use noroshi::config::Config;
+use noroshi::http::Door;
+use noroshi::token::{Claims, Secrets};
+
+const SECRET: &str = "a secret that is thirty-two bytes";
+const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+fn secrets() -> Secrets {
+    Secrets::parse(SECRET.as_bytes()).unwrap()
+}
+
+fn token(room: Option<&str>, until: Duration) -> String {
+    secrets().sign(&Claims { until, room: room.map(Box::from), id: None })
+}
+
+/// Asks for a WebSocket at this target, with these headers. The room, or the answer and why it is in the log.
+fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
+    let mut line = Line::new(Door::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
+    line.shared.wall = NOW;
+    let request = REQUEST.replace("/ws/tea", target).replace("\r\n\r\n", &format!("\r\n{headers}\r\n"));
+    line.feed(request.as_bytes());
+    let sent = String::from_utf8(line.sent()).unwrap();
+    match line.refused.take() {
+        None => Ok(line.events.concat()),
+        Some((_, why)) => Err((sent, why)),
+    }
+}
+
+#[test]
+fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
+    let (good, bad) = (token(Some("tea"), NOW), token(Some("coffee"), NOW));
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    for (target, headers) in [
+        (format!("/ws/tea?token={good}"), String::new()),
+        (format!("/ws/tea?a=b&token={good}&c"), String::new()),
+        ("/ws/tea".to_owned(), bearer(&good)),
+        ("/ws/tea".to_owned(), format!("authorization: bearer  {good}\r\n")),
+        (format!("/ws/tea?token={bad}"), bearer(&good)),
+        ("/ws/tea?token=".to_owned(), bearer(&good)),
+    ] {
+        assert_eq!(ask(&target, &headers).unwrap(), "+tea", "{target} {headers}");
+    }
+    for (target, headers, why) in [
+        ("/ws/tea".to_owned(), String::new(), "a token is needed here"),
+        ("/ws/tea?token=".to_owned(), String::new(), "a token is needed here"),
+        (format!("/ws/tea?Token={good}"), String::new(), "a token is needed here"),
+        (format!("/ws/tea#token={good}"), String::new(), "a token is needed here"),
+        (format!("/ws/tea?token={good}&token={good}"), String::new(), "that is no token"),
+        (format!("/ws/tea?token={good}"), bearer(&bad), "for another room"),
+        (format!("/ws/tea?token={good}"), "Authorization: Basic YTpi\r\n".to_owned(), "that is no token"),
+        (format!("/ws/tea?token={good}"), bearer("x"), "that is no token"),
+        ("/ws/tea".to_owned(), bearer(&good).repeat(2), "that is no token"),
+        (format!("/ws/tea?token={}", good.replace('.', "%2e")), String::new(), "that is no token"),
+        (format!("/ws/tea?token={good}="), String::new(), "that is no token"),
+    ] {
+        let (answer, said) = ask(&target, &headers).unwrap_err();
+        assert!(answer.contains(why) && said.contains(why), "{target} {headers}: {answer} {said}");
+        assert!(!answer.contains(&good) && !said.contains(&good[..20]), "{answer} {said}");
+    }
+}
+
+#[test]
+fn each_refusal_has_its_status_and_its_sentence() {
+    let other = Secrets::parse(b"another secret of more than thirty-two bytes").unwrap();
+    let foreign = other.sign(&Claims { until: NOW, room: None, id: None });
+    let old = token(None, NOW - Duration::from_secs(31));
+    for (target, status, error, sentence) in [
+        ("/ws/tea", 401, "invalid_token", "a token is needed here"),
+        ("/ws/tea?token=x", 401, "invalid_token", "that is no token"),
+        (&format!("/ws/tea?token={foreign}"), 401, "invalid_token", "not signed by"),
+        (&format!("/ws/tea?token={old}"), 401, "invalid_token", "has expired"),
+        (
+            &format!("/ws/Tea?token={}", token(Some("tea"), NOW)),
+            403,
+            "insufficient_scope",
+            "for another room",
+        ),
+        (
+            &format!("/ws/te?token={}", token(Some("tea*"), NOW)),
+            403,
+            "insufficient_scope",
+            "for another room",
+        ),
+        (&format!("/ws?token={}", token(Some("tea"), NOW)), 403, "insufficient_scope", "for another room"),
+    ] {
+        let (answer, why) = ask(target, "").unwrap_err();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.contains(&format!("\r\nWWW-Authenticate: Bearer error=\"{error}\"\r\n")), "{answer}");
+        assert!(answer.contains(sentence) && why.contains(sentence), "{answer} {why}");
+    }
+    for (target, room) in [("/ws", ""), ("/ws/teapot", "tea*"), ("/ws/tea", "*"), ("/ws", "*")] {
+        let target = format!("{target}?token={}", token(Some(room), NOW));
+        assert!(ask(&target, "").is_ok(), "{target} {room}");
+    }
+    // What else is wrong is said before anything is said of tokens.
+    assert!(ask("/ws/%2e", "").unwrap_err().0.starts_with("HTTP/1.1 400 "));
+    assert!(ask("/ws/tea", "Origin: https://a.example\r\n").unwrap_err().0.starts_with("HTTP/1.1 403 "));
+}
+
+// ---- The program ----
+
+/// A file that is removed in the end.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, text: &str) -> File {
+        let file = std::env::temp_dir().join(format!("noroshi-{}-{name}", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        File(file)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn noroshi(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(NOROSHI).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_program_prints_tokens() {
+    let file = File::new("print", &format!("# a comment\n{SECRET}\n"));
+    let path = file.0.to_str().unwrap();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    for (args, room, id, ttl) in [
+        (&["--room", "tea", "--id", "alice", "--ttl", "2h"][..], Some("tea"), Some("alice"), 7200),
+        (&["--room=tea*", "--ttl=90s"], Some("tea*"), None, 90),
+        (&["--id", "狼煙", "--ttl", "7d"], None, Some("狼煙"), 7 * 86_400),
+        (&[], None, None, 3600),
+    ] {
+        let (code, token, stderr) = noroshi(&[&["token", "--secret-file", path], args].concat());
+        assert_eq!((code, &*stderr), (Some(0), ""));
+        let claims = secrets().verify(token.trim_end(), now()).unwrap();
+        assert_eq!((claims.room.as_deref(), claims.id.as_deref()), (room, id));
+        let left = claims.until.saturating_sub(now()).as_secs();
+        assert!((ttl - 20..=ttl).contains(&left), "{left}");
+    }
+    let short = File::new("short", "short\n");
+    for (args, named) in [
+        (&["token"][..], "--secret-file"),
+        (&["token", "--secret-file", "/no/where"], "/no/where"),
+        (&["token", "--secret-file", short.0.to_str().unwrap()], "at least 32 bytes"),
+        (&["token", "--secret-file", path, "--ttl", "1y"], "--ttl 1y"),
+        (&["token", "--secret-file", path, "--ttl", "0s"], "--ttl 0s"),
+        (&["token", "--secret-file", path, "--id", ""], "--id"),
+        (&["token", "--secret-file", path, "--listen", "x"], "--listen"),
+        (&["--token-secret-file", "/no/where"], "/no/where"),
+        (&["--token-secret-file", short.0.to_str().unwrap()], "at least 32 bytes"),
+        (&["--token-secret-file", "/dev/null"], "no secret"),
+    ] {
+        let (code, stdout, stderr) = noroshi(args);
+        assert_eq!((code, &*stdout), (Some(2), ""), "{stderr}");
+        assert!(stderr.contains(named) && stderr.lines().count() == 1, "{args:?}: {stderr}");
+    }
+}
+
+fn status(server: &Running, token: &str) -> u16 {
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let target = format!("/ws/tea?token={token}");
+    stream.write_all(REQUEST.replace("/ws/tea", &target).as_bytes()).unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).unwrap();
+    std::str::from_utf8(&head[9..]).unwrap().parse().unwrap()
+}
+
+#[test]
+fn secrets_are_rotated_while_a_thousand_are_connected() {
+    let file = File::new("rotated", SECRET);
+    let flags = format!("--token-secret-file {}", file.0.display());
+    let (mut server, mut stderr) = run(&format!(r#"exec "$0" --log trace {flags}"#));
+    let (new, newest) =
+        ("a new secret that has thirty-two bytes", "the newest secret, with more than 32 bytes");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let claims = Claims { until: now + Duration::from_secs(3600), room: Some("tea".into()), id: None };
+    let [first, second, third] =
+        [SECRET, new, newest].map(|secret| Secrets::parse(secret.as_bytes()).unwrap().sign(&claims));
+    let crowd: Vec<_> = (0..1000).map(|_| server.websocket(&format!("/ws/tea?token={first}"))).collect();
+    assert_eq!(status(&server, &second), 401);
+    let mut log = String::new();
+    let mut rotate = |text: &str, word: &str| {
+        std::fs::write(&file.0, text).unwrap();
+        server.signal(Signal::SIGHUP);
+        let mut line = String::new();
+        while !line.contains("SIGHUP") {
+            line.clear();
+            assert!(stderr.read_line(&mut line).unwrap() > 0);
+            log.push_str(&line);
+        }
+        assert!(line.contains(word), "{line}");
+    };
+    rotate(&format!("{new}\n{SECRET}\n"), "read anew");
+    assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [101, 101, 401]);
+    rotate("too short", "at least 32 bytes");
+    assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [101, 101, 401]);
+    rotate(&format!("{newest}\n{new}\n"), "read anew");
+    assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [401, 101, 101]);
+    eventually("only the crowd is there", || server.metric("connections") == 1000.0);
+    assert_eq!(server.metric("refused_tokens_total{reason=\"signature\"}"), 4.0);
+    assert_eq!(server.metric("refused_tokens_total{reason=\"missing\"}"), 0.0);
+    drop(crowd);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(log.contains("refused: 401, the token is not signed by this server's operator"), "{log}");
+    for secret in [&first[..20], &second[second.len() - 20..], SECRET, new, newest, "token="] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+}

@@ -1,0 +1,330 @@
+//! Tokens, judged by the examples of their RFCs and by everything that is nearly one.
+
+use std::time::Duration;
+
+use data_encoding::{BASE64URL, BASE64URL_NOPAD};
+use hmac::{Hmac, KeyInit, Mac};
+use noroshi::config::TOKEN_BYTES_MAX;
+use noroshi::token::{Claims, Fault, Secrets};
+use serde_json::json;
+use sha2::Sha256;
+
+const SECRET: &str = "a secret that is thirty-two bytes";
+const NOW: u64 = 1_800_000_000;
+
+fn secrets() -> Secrets {
+    Secrets::parse(SECRET.as_bytes()).unwrap()
+}
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A token that is signed well, whatever it says.
+fn signed(header: &str, claims: &str) -> String {
+    let signed = format!(
+        "{}.{}",
+        BASE64URL_NOPAD.encode(header.as_bytes()),
+        BASE64URL_NOPAD.encode(claims.as_bytes())
+    );
+    let hmac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap().chain_update(&signed);
+    format!("{signed}.{}", BASE64URL_NOPAD.encode(&hmac.finalize().into_bytes()))
+}
+
+fn claiming(claims: &str) -> Result<Claims, Fault> {
+    secrets().verify(&signed(r#"{"alg":"HS256"}"#, claims), at(NOW))
+}
+
+fn good() -> (String, Claims) {
+    let claims = Claims { until: at(NOW + 60), room: Some("tea*".into()), id: Some("狼".into()) };
+    (secrets().sign(&claims), claims)
+}
+
+/// RFC 7515, appendix A.1, which is also the example of RFC 7519, section 3.1.
+#[test]
+fn the_example_of_the_rfcs() {
+    let key = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
+    let secrets = Secrets::parse(&BASE64URL_NOPAD.decode(key.as_bytes()).unwrap()).unwrap();
+    let token = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\
+        eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.\
+        dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+    let claims = Claims { until: at(1_300_819_380), room: None, id: None };
+    assert_eq!(secrets.verify(token, at(1_300_819_379)), Ok(claims));
+    assert_eq!(secrets.verify(token, at(NOW)), Err(Fault::Expired));
+    // RFC 7519, section 6.1: an unsecured JWT of the same claims.
+    let unsecured = "eyJhbGciOiJub25lIn0.\
+        eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
+    assert_eq!(secrets.verify(unsecured, at(1_300_819_379)), Err(Fault::Malformed));
+}
+
+#[test]
+fn what_we_sign_we_believe() {
+    let (token, claims) = good();
+    assert_eq!(secrets().verify(&token, at(NOW)), Ok(claims));
+    let odd = Claims { until: at(NOW), room: Some("\"*".into()), id: Some("a\\\n\u{1}b".into()) };
+    assert_eq!(secrets().verify(&secrets().sign(&odd), at(NOW)), Ok(odd));
+}
+
+#[test]
+fn every_part_truncated_padded_doubled_or_written_in_another_alphabet() {
+    let (token, _) = good();
+    let refused = |token: &str| secrets().verify(token, at(NOW)).expect_err(token);
+    for cut in 0..token.len() {
+        refused(&token[..cut]);
+        refused(&token[token.len() - cut..]);
+    }
+    let parts: Vec<&str> = token.split('.').collect();
+    for i in 0..parts.len() {
+        let with = |part: String| {
+            let mut parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
+            parts[i] = part;
+            refused(&parts.join("."))
+        };
+        with(String::new());
+        with(parts[i].repeat(2));
+        for odd in ["=", "==", "A", "AA", "+", "/", "-", "_", "%3D", ".", " ", "\n", "é", "\0"] {
+            with(format!("{}{odd}", parts[i]));
+            with(format!("{odd}{}", parts[i]));
+        }
+        let bytes = BASE64URL_NOPAD.decode(parts[i].as_bytes()).unwrap();
+        assert_eq!(with(BASE64URL.encode(&[&bytes[..], b"!"].concat()) + "="), Fault::Malformed);
+        // Not one bit of it is for nothing.
+        for bit in 0..bytes.len() * 8 {
+            let mut bytes = bytes.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            with(BASE64URL_NOPAD.encode(&bytes));
+        }
+    }
+    // The last character of a signature has two bits that mean nothing: there is one way to write it.
+    let last = token.chars().last().unwrap();
+    let alike = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".chars();
+    for other in alike.filter(|other| *other != last) {
+        refused(&format!("{}{other}", &token[..token.len() - 1]));
+    }
+    for token in [
+        "",
+        ".",
+        "..",
+        "...",
+        "a.b.c",
+        "a.b.c.d",
+        &token.repeat(2),
+        &format!("{token}."),
+        &format!(".{token}"),
+    ] {
+        assert_eq!(refused(token), Fault::Malformed);
+    }
+}
+
+#[test]
+fn one_algorithm_and_nothing_critical() {
+    let claims = json!({"exp": NOW + 60}).to_string();
+    let verify = |header: &str| secrets().verify(&signed(header, &claims), at(NOW));
+    for header in [
+        r#"{"alg":"HS256"}"#,
+        r#"{"typ":"JWT","alg":"HS256"}"#,
+        r#" { "alg" : "\u0048S256", "kid" : "1", "typ" : 7 } "#,
+    ] {
+        assert!(verify(header).is_ok(), "{header}");
+    }
+    for header in [
+        r#"{"alg":"none"}"#,
+        r#"{"alg":"None"}"#,
+        r#"{"alg":"hs256"}"#,
+        r#"{"alg":"HS384"}"#,
+        r#"{"alg":"HS512"}"#,
+        r#"{"alg":"RS256"}"#,
+        r#"{"alg":"ES256"}"#,
+        r#"{"alg":"HS256 "}"#,
+        r#"{"alg":["HS256"]}"#,
+        r#"{"alg":null}"#,
+        r#"{"alg":""}"#,
+        r#"{"ALG":"HS256"}"#,
+        r#"{"alg":"HS256","alg":"HS256"}"#,
+        r#"{"alg":"none","alg":"HS256"}"#,
+        r#"{"alg":"HS256","crit":["exp"]}"#,
+        r#"{"alg":"HS256","crit":null}"#,
+        r#"{"alg":"HS256","b64":false,"crit":["b64"]}"#,
+        r#"{"alg":"HS256"} {}"#,
+        r#"{"alg":"HS256"#,
+        r#"["HS256"]"#,
+        "{}",
+        "",
+    ] {
+        assert_eq!(verify(header), Err(Fault::Malformed), "{header}");
+    }
+}
+
+#[test]
+fn claims_of_the_wrong_type_or_twice() {
+    let exp = format!(r#""exp":{}"#, NOW + 60);
+    for more in [
+        "",
+        r#","room":"","sub":"a""#,
+        r#","room":"*","iss":7,"aud":null,"jti":[1,{}],"x":1e999"#,
+        r#","nbf":0,"iat":-1"#,
+    ] {
+        assert!(claiming(&format!("{{{exp}{more}}}")).is_ok(), "{more}");
+    }
+    let long = format!(r#","sub":"{}""#, "x".repeat(129));
+    for more in [
+        r#","room":null"#,
+        r#","room":7"#,
+        r#","room":["tea"]"#,
+        r#","sub":null"#,
+        r#","sub":7"#,
+        r#","sub":"""#,
+        r#","sub":"\ud800""#,
+        &long,
+        r#","nbf":"0""#,
+        r#","iat":true"#,
+        r#","room":"a","room":"b""#,
+        r#","sub":"a","\u0073ub":"a""#,
+        &format!(",{exp}"),
+        ",",
+        "}",
+    ] {
+        assert_eq!(claiming(&format!("{{{exp}{more}}}")), Err(Fault::Malformed), "{more}");
+    }
+    let secrets = secrets();
+    let not_utf8 = format!(
+        "{}.{}",
+        BASE64URL_NOPAD.encode(br#"{"alg":"HS256"}"#),
+        BASE64URL_NOPAD.encode(b"{\"\xff\":1}")
+    );
+    assert_eq!(secrets.verify(&format!("{not_utf8}.AAAA"), at(NOW)), Err(Fault::Malformed));
+}
+
+#[test]
+fn numbers_of_all_kinds() {
+    let until = |exp: &str| claiming(&format!(r#"{{"exp":{exp}}}"#)).map(|claims| claims.until.as_secs());
+    assert_eq!(until("1800000060"), Ok(NOW + 60));
+    assert_eq!(until("1800000060.9"), Ok(NOW + 60));
+    assert_eq!(until("1.80000006e9"), Ok(NOW + 60));
+    assert_eq!(until("18000000600E-1"), Ok(NOW + 60));
+    // The end of the year 9999, whatever is said.
+    assert_eq!(until("1e300"), Ok(253_402_300_799));
+    assert_eq!(until("99999999999999999999999999999999"), Ok(253_402_300_799));
+    for expired in ["0", "-0", "-1", "-1e300", "1e-400", "0.5"] {
+        assert_eq!(until(expired), Err(Fault::Expired), "{expired}");
+    }
+    for bad in [
+        "1e400",
+        "-1e400",
+        r#""1800000060""#,
+        "null",
+        "true",
+        "[]",
+        "{}",
+        "+1800000060",
+        "01800000060",
+        "1800000060.",
+        "0x6b49d23c",
+        "NaN",
+        "Infinity",
+        "inf",
+        "1_800_000_060",
+    ] {
+        assert_eq!(until(bad), Err(Fault::Malformed), "{bad}");
+    }
+    assert_eq!(claiming("{}"), Err(Fault::Malformed), "exp is required");
+}
+
+#[test]
+fn a_clock_that_goes_back_and_forth() {
+    let claims = json!({"exp": NOW + 60, "nbf": NOW, "iat": NOW - 10}).to_string();
+    let token = signed(r#"{"alg":"HS256"}"#, &claims);
+    let secrets = secrets();
+    let verify = |now: u64| secrets.verify(&token, at(now)).map(|_| ());
+    for (now, expected) in [
+        (NOW, Ok(())),
+        (NOW + 89, Ok(())),
+        (NOW + 90, Err(Fault::Expired)),
+        (u64::MAX / 2, Err(Fault::Expired)),
+        (NOW - 30, Ok(())),
+        (NOW - 31, Err(Fault::NotYetValid)),
+        (0, Err(Fault::NotYetValid)),
+        (NOW, Ok(())),
+    ] {
+        assert_eq!(verify(now), expected, "{now}");
+    }
+    let later = |name: &str| claiming(&format!(r#"{{"exp":{},"{name}":{}}}"#, NOW + 60, NOW + 31));
+    assert_eq!((later("nbf"), later("iat")), (Err(Fault::NotYetValid), Err(Fault::NotYetValid)));
+}
+
+#[test]
+fn the_longest_token() {
+    let claims = |padding: usize| format!(r#"{{"exp":{},"x":"{}"}}"#, NOW + 60, "x".repeat(padding));
+    let token = |padding| signed(r#"{"alg":"HS256"}"#, &claims(padding));
+    let longest =
+        (0..TOKEN_BYTES_MAX).map(token).take_while(|token| token.len() <= TOKEN_BYTES_MAX).last().unwrap();
+    assert!(secrets().verify(&longest, at(NOW)).is_ok());
+    for padding in [TOKEN_BYTES_MAX, 2 * TOKEN_BYTES_MAX] {
+        assert_eq!(secrets().verify(&token(padding), at(NOW)), Err(Fault::Malformed));
+    }
+}
+
+#[test]
+fn rooms() {
+    let allows =
+        |room: &str, name: &str| Claims { until: at(0), room: Some(room.into()), id: None }.allows(name);
+    for (room, name) in [
+        ("tea", "tea"),
+        ("tea*", "tea"),
+        ("tea*", "teapot"),
+        ("*", ""),
+        ("*", "tea"),
+        ("", ""),
+        ("te.a", "te.a"),
+    ] {
+        assert!(allows(room, name), "{room} {name}");
+    }
+    for (room, name) in [
+        ("tea", "teapot"),
+        ("tea", "te"),
+        ("tea", "Tea"),
+        ("TEA", "tea"),
+        ("tea*", "te"),
+        ("tea*", "Teapot"),
+        ("*tea", "tea"),
+        ("t*a", "tea"),
+        ("tea**", "teapot"),
+        ("te%61", "tea"),
+        ("tea", "te%61"),
+        ("tea", ""),
+        ("", "tea"),
+        ("tea*", ""),
+    ] {
+        assert!(!allows(room, name), "{room} {name}");
+    }
+    assert!(Claims { until: at(0), room: None, id: None }.allows("tea"));
+}
+
+#[test]
+fn secrets_are_rotated() {
+    let other = "another secret of more than thirty-two bytes";
+    let (old, _) = good();
+    for file in [
+        format!("{other}\n{SECRET}\n"),
+        format!("# Since Monday.\r\n {other} \r\n\r\n# Until Sunday.\r\n{SECRET}"),
+    ] {
+        let both = Secrets::parse(file.as_bytes()).unwrap();
+        assert!(both.verify(&old, at(NOW)).is_ok());
+        let new = both.sign(&Claims { until: at(NOW), room: None, id: None });
+        assert!(both.verify(&new, at(NOW)).is_ok());
+        assert_eq!(secrets().verify(&new, at(NOW)), Err(Fault::Signature));
+        let only_new = Secrets::parse(other.as_bytes()).unwrap();
+        assert!(only_new.verify(&new, at(NOW)).is_ok());
+        assert_eq!(only_new.verify(&old, at(NOW)), Err(Fault::Signature));
+        assert_eq!(format!("{both:?}"), "Secrets");
+    }
+    for (file, word) in [
+        (String::new(), "no secret"),
+        (" \n# a comment that has more than thirty-two bytes\n".to_owned(), "no secret"),
+        (SECRET[..31].to_owned(), "at least 32 bytes"),
+        (format!("{SECRET}\nshort"), "at least 32 bytes"),
+        (format!("{SECRET}\n{SECRET}\n{SECRET}"), "at most 2"),
+    ] {
+        assert!(Secrets::parse(file.as_bytes()).unwrap_err().contains(word), "{file}");
+    }
+}
