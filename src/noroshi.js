@@ -121,14 +121,16 @@ export class Peer {
     const { pc } = this, content = JSON.parse(text), isStable = pc.signalingState === "stable";
     if (type === "candidate") return this.#addCandidate(content);
     const { localDescription: ours, currentRemoteDescription: theirs } = pc;
+    const collides = this.#making || !isStable && !this.#settling;
     if (type === "answer") {
-      if (ours?.type !== "offer" || content.to && version(content.to) !== version(origin(ours))) return this.#insist(); // Late.
+      const isLate = ours?.type !== "offer" || content.to && version(content.to) !== version(origin(ours));
+      if (isLate) return this.#insist();
       if (isStable) return this.#addCandidates(content.sdp); // Heard before, but perhaps not all that came with it.
     } else if (theirs && version(origin(theirs)) === version(origin(content))) {
-      await this.#addCandidates(content.sdp);
-      this.#describe(pc.currentLocalDescription, theirs); // Heard before, too, and answered. No other answer fits.
+      await this.#addCandidates(content.sdp); // Heard before, too. They have our answer, or want that one and no other.
+      this.#describe(pc.currentLocalDescription, theirs);
       return this.#insist();
-    } else if ((this.#making || !isStable && !this.#settling) && this.#room.id > this.id) return this.#insist(); // The lesser id is polite.
+    } else if (collides && this.#room.id > this.id) return this.#insist(); // The lesser id is polite.
     this.#settling = type === "answer";
     await pc.setRemoteDescription(content).finally(() => this.#settling = false);
     if (type === "answer") return;

@@ -3,7 +3,6 @@
 mod common;
 
 use std::net::TcpListener;
-use std::time::Duration;
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
@@ -172,7 +171,7 @@ fn a_room_has_one_connection_whatever_becomes_of_the_others() {
     let mut browser = page(&server, std::slice::from_ref(&wire));
     browser.eval("const a = await enter('A'); 0");
     // The goodbye to the old one takes as long as the way to the new one.
-    wire.delay(Duration::from_secs(1));
+    wire.delay(1000);
     browser.eval("sockets[0].close(); dispatchEvent(new Event('online')); 0");
     browser.until("sockets.length > 1");
     browser.eval("await new Promise((done) => setTimeout(done, 4000)); 0");

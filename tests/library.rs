@@ -102,7 +102,7 @@ fn an_answer_that_is_said_again_brings_its_candidates() {
         const a = await enter('A'), b = await enter('B'), has = () => /^a=candidate/m.test(b.peers.get('A').pc.remoteDescription?.sdp);
         0"#,
     );
-    browser.until("b.peers.get('A').pc.signalingState === 'stable' && a.peers.get('B').pc.iceGatheringState === 'complete'");
+    browser.until("b.peers.get('A')?.pc.signalingState === 'stable' && a.peers.get('B')?.pc.iceGatheringState === 'complete'");
     assert_eq!(browser.eval("has()"), false);
     browser.eval(
         r#"refuses = false;

@@ -27,7 +27,7 @@ fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
         .split("```js\n")
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap().replace("http://localhost:8080/", "./"))
-        .filter(|example| example.contains("noroshi.js"))
+        .filter(|example| example.contains("./noroshi.js"))
         .collect();
     assert_eq!(examples.len(), 2);
     for example in &examples {

@@ -67,10 +67,9 @@ impl Wire {
         self.state.lock().unwrap().server = server;
     }
 
-    /// From now on each piece is late by so much.
-    pub fn delay(&self, delay: Duration) {
-        let delay = delay.as_millis() as u64;
-        self.state.lock().unwrap().delay = delay..delay + 1;
+    /// From now on each piece is so late, and nothing else is wrong.
+    pub fn delay(&self, ms: u64) {
+        self.state.lock().unwrap().delay = ms..ms + 1;
     }
 
     /// From now on each new connection is cut after 0.1 to 1.4 s, and what passes is late.
