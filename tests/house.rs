@@ -10,7 +10,7 @@ const MODULES: [&str; 19] = [
 ];
 
 /// Which files know which crates, beside the standard library.
-const CRATES: [(&str, &[&str]); 17] = [
+const CRATES: [(&str, &[&str]); 18] = [
     ("mio", &["server"]),
     ("socket2", &["server"]),
     ("signal_hook", &["server"]),
@@ -19,6 +19,7 @@ const CRATES: [(&str, &[&str]); 17] = [
     ("httparse", &["http"]),
     ("serde_json", &["json"]),
     ("slab", &["server", "hub"]),
+    ("hashbrown", &["hub"]),
     ("lexopt", &["config"]),
     ("sha1", &["ice"]),
     ("data_encoding", &["ice", "token"]),

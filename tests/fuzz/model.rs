@@ -131,9 +131,10 @@ impl Model {
                     match room.map(|(name, _)| name.clone()) {
                         Some(room) => self.lose_patience(&room),
                         None => {
-                            let claim = self.claims.iter().find(|(_, (until, _))| *until == due);
-                            let (room, id) = claim.unwrap().0.clone();
-                            let holder = self.lookup(&room, &id).unwrap();
+                            // Of those that are due at the same moment, by their places.
+                            let due = self.claims.iter().filter(|(_, (until, _))| *until == due);
+                            let holders = due.map(|((room, id), _)| self.lookup(room, id).unwrap());
+                            let holder = holders.min_by_key(|holder| holder.slot()).unwrap();
                             self.depart(holder);
                             self.said.push((holder, Said::Close(Close::Replaced)));
                             self.retire(holder);
