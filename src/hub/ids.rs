@@ -9,9 +9,10 @@ use std::mem;
 
 use super::order::Order;
 use super::peer::{Claim, Claimant, Who};
-use super::{Alarm, Close, Effect, Hub, NO_MEMORY, Slot, Turn};
+use super::{Alarm, Hub, NO_MEMORY, Slot, Turn};
 use crate::config::{KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PROBE_TIME_MAX};
 use crate::message::{self, Code, Refusal};
+use crate::protocol::{Close, Effect};
 
 const FOREIGN_ID: Refusal =
     Refusal { code: Code::IdMismatch, message: "this connection speaks as another id" };

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::Slot;
 use super::order::Order;
-use super::{Conn, Slot};
+use crate::protocol::Conn;
 use crate::rate::Bucket;
 use crate::token::Claims;
 

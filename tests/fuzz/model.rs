@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use noroshi::hub::{Close, Conn, Input};
 use noroshi::message::{self, Body, Code};
+use noroshi::protocol::{Close, Conn, Input};
 use serde_json::{Value, json};
 
 /// What comes out. Errors are without the sentence for people.
