@@ -47,7 +47,7 @@ pub enum Input<'a> {
     Alive(Conn),
     /// It is gone, or about to be: nothing more is sent to it.
     Disconnected(Conn),
-    /// Time has passed. Due at [`Hub::wake_at`], allowed at any time.
+    /// Time has passed. Due when the protocol has said so, allowed at any time.
     Time,
 }
 
