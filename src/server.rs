@@ -703,7 +703,7 @@ impl Outbox for Connections {
             Effect::Registered { conn, room, id } => {
                 let entry = &mut self.entries[conn.slot()];
                 entry.session.registered();
-                info!(
+                debug!(
                     "connection {} from {} registered: room {room:?}, id {id:?}",
                     conn.number(),
                     entry.session.address()
