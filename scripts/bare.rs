@@ -103,7 +103,7 @@ fn receive(clients: &mut Slab<Client>, slot: usize, scratch: &mut [u8], dirty: &
     {
         let (key, payload) = inbox[at..at + end].split_at_mut(mask + 4);
         let key: [u8; 4] = key[mask..].try_into().expect("a mask has four bytes");
-        noroshi::frame::unmask(payload, key);
+        noroshi::session::frame::unmask(payload, key);
         let greeted = std::mem::replace(&mut clients[slot].greeted, true);
         let to = if opcode == 1 && greeted { clients[slot].other } else { slot };
         if let Some(client) = clients.get_mut(to) {

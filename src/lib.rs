@@ -40,8 +40,6 @@ pub mod server;
 
 pub mod session;
 
-pub mod frame;
-
 pub mod http;
 
 pub mod page;
@@ -75,3 +73,5 @@ pub mod limits;
 pub mod origin;
 
 pub mod address;
+
+pub mod named;

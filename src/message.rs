@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use crate::config::{CANDIDATES_MAX, ID_BYTES_MAX, RATE_BLOCK_BYTES};
 use crate::json;
+use crate::named::named;
 
 /// A well-formed message of a client.
 #[derive(Debug)]
@@ -65,38 +66,21 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// A type of message, for counting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// `connect`
-    Connect,
-    /// `offer`
-    Offer,
-    /// `answer`
-    Answer,
-    /// `candidateAdd`
-    CandidateAdd,
-    /// `join`
-    Join,
-    /// `leave`
-    Leave,
-}
-
-impl Kind {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Kind; 6] =
-        [Kind::Connect, Kind::Offer, Kind::Answer, Kind::CandidateAdd, Kind::Join, Kind::Leave];
-
-    /// The `type` on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Connect => "connect",
-            Kind::Offer => "offer",
-            Kind::Answer => "answer",
-            Kind::CandidateAdd => "candidateAdd",
-            Kind::Join => "join",
-            Kind::Leave => "leave",
-        }
+named! {
+    /// A type of message, for counting.
+    pub enum Kind {
+        /// [`Body::Connect`]
+        Connect = "connect",
+        /// [`Body::Offer`]
+        Offer = "offer",
+        /// [`Body::Answer`]
+        Answer = "answer",
+        /// [`Body::Candidates`]
+        CandidateAdd = "candidateAdd",
+        /// [`Body::Join`]
+        Join = "join",
+        /// [`Body::Leave`]
+        Leave = "leave",
     }
 }
 
@@ -114,68 +98,33 @@ impl Body<'_> {
     }
 }
 
-/// The stable code of an error, for programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
-    /// Not a JSON object.
-    BadJson,
-    /// A field is missing, or has the wrong type or length.
-    BadMessage,
-    /// The type is none of ours.
-    UnknownType,
-    /// The connection speaks as another id.
-    IdMismatch,
-    /// The id belongs to a peer that is alive.
-    IdTaken,
-    /// The target is nobody else in this room.
-    UnknownPeer,
-    /// The target's queue is full.
-    PeerBusy,
-    /// Another peer is the offerer.
-    NotOfferer,
-    /// The offer was taken or replaced.
-    OfferTaken,
-    /// The mesh is full.
-    RoomFull,
-    /// Too many candidates would be stored.
-    TooMany,
-    /// The message was dropped, because there were too many.
-    RateLimited,
-}
-
-impl Code {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Code; 12] = [
-        Code::BadJson,
-        Code::BadMessage,
-        Code::UnknownType,
-        Code::IdMismatch,
-        Code::IdTaken,
-        Code::UnknownPeer,
-        Code::PeerBusy,
-        Code::NotOfferer,
-        Code::OfferTaken,
-        Code::RoomFull,
-        Code::TooMany,
-        Code::RateLimited,
-    ];
-
-    /// The `code` on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            Code::BadJson => "bad_json",
-            Code::BadMessage => "bad_message",
-            Code::UnknownType => "unknown_type",
-            Code::IdMismatch => "id_mismatch",
-            Code::IdTaken => "id_taken",
-            Code::UnknownPeer => "unknown_peer",
-            Code::PeerBusy => "peer_busy",
-            Code::NotOfferer => "not_offerer",
-            Code::OfferTaken => "offer_taken",
-            Code::RoomFull => "room_full",
-            Code::TooMany => "too_many",
-            Code::RateLimited => "rate_limited",
-        }
+named! {
+    /// The stable code of an error, for programs.
+    pub enum Code {
+        /// Not a JSON object.
+        BadJson = "bad_json",
+        /// A field is missing, or has the wrong type or length.
+        BadMessage = "bad_message",
+        /// The type is none of ours.
+        UnknownType = "unknown_type",
+        /// The connection speaks as another id.
+        IdMismatch = "id_mismatch",
+        /// The id belongs to a peer that is alive.
+        IdTaken = "id_taken",
+        /// The target is nobody else in this room.
+        UnknownPeer = "unknown_peer",
+        /// The target's queue is full.
+        PeerBusy = "peer_busy",
+        /// Another peer is the offerer.
+        NotOfferer = "not_offerer",
+        /// The offer was taken or replaced.
+        OfferTaken = "offer_taken",
+        /// The mesh is full.
+        RoomFull = "room_full",
+        /// Too many candidates would be stored.
+        TooMany = "too_many",
+        /// The message was dropped, because there were too many.
+        RateLimited = "rate_limited",
     }
 }
 

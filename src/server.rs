@@ -229,7 +229,7 @@ impl<S: Service> Server<S> {
         // All that is ready is heard in one turn. The memory that is never needed is never touched.
         let events = Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE);
         let mut shared = Shared::new(config);
-        shared.metrics.closings = End::ALL.iter().map(|end| (end.name(), 0)).collect();
+        shared.metrics.closings = End::ALL[1..].iter().map(|end| (end.name(), 0)).collect();
         shared.metrics.refused_tokens = Fault::ALL.iter().map(|fault| (fault.name(), 0)).collect();
         shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
         Ok(Server {

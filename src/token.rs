@@ -12,6 +12,7 @@ use sha2::Sha256;
 
 use crate::json;
 use crate::limits::{ID_BYTES_MAX, TOKEN_BYTES_MAX, TOKEN_LEEWAY, TOKEN_SECRET_BYTES_MIN, TOKEN_SECRETS_MAX};
+use crate::named::named;
 
 /// What tokens are signed with.
 #[derive(Clone)]
@@ -37,40 +38,25 @@ pub struct Claims {
     pub id: Option<Box<str>>,
 }
 
-/// Why a request may not come in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// There is no token.
-    Missing,
-    /// It is no token of the kind that is signed here, or there are two.
-    Malformed,
-    /// It is signed with none of our secrets, or it was changed.
-    Signature,
-    /// Its time is over.
-    Expired,
-    /// Its time has not begun, or it comes from the future.
-    NotYetValid,
-    /// It is for another room.
-    Room,
+named! {
+    /// Why a request may not come in.
+    pub enum Fault {
+        /// There is no token.
+        Missing = "missing",
+        /// It is no token of the kind that is signed here, or there are two.
+        Malformed = "malformed",
+        /// It is signed with none of our secrets, or it was changed.
+        Signature = "signature",
+        /// Its time is over.
+        Expired = "expired",
+        /// Its time has not begun, or it comes from the future.
+        NotYetValid = "not_yet_valid",
+        /// It is for another room.
+        Room = "room",
+    }
 }
 
 impl Fault {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Fault; 6] =
-        [Fault::Missing, Fault::Malformed, Fault::Signature, Fault::Expired, Fault::NotYetValid, Fault::Room];
-
-    /// Its name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Fault::Missing => "missing",
-            Fault::Malformed => "malformed",
-            Fault::Signature => "signature",
-            Fault::Expired => "expired",
-            Fault::NotYetValid => "not_yet_valid",
-            Fault::Room => "room",
-        }
-    }
-
     /// A sentence for people.
     pub fn sentence(self) -> &'static str {
         match self {

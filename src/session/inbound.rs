@@ -1,0 +1,190 @@
+//! What comes in: frame by frame, out of what the last read brought.
+//!
+//! A message that came whole, in one frame, is taken where it lies. A control frame is gathered until it is whole.
+//! What else RFC 6455 allows, messages in fragments and of several reads, goes through tungstenite's codec, frame by
+//! frame; its state is nothing whenever no message is begun, and it can be dropped then.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
+use std::ops::Range;
+
+use tungstenite::Message;
+use tungstenite::error::Error;
+use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+
+use super::End;
+use super::frame::{self, Header};
+use crate::budget::Budget;
+use crate::limits::{CODEC_BYTES, READ_BYTES_MAX};
+
+/// What the last read brought, and what was made of it. All sessions share one: who has read takes it all before
+/// another reads.
+pub struct Scratch {
+    pub(super) bytes: Box<[u8]>,
+    /// The part of the bytes that is not yet taken.
+    pub(super) unread: Range<usize>,
+    /// The last message that a codec gave.
+    pub(super) message: Message,
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        let bytes = vec![0; READ_BYTES_MAX].into_boxed_slice();
+        Scratch { bytes, unread: 0..0, message: Message::Close(None) }
+    }
+}
+
+impl Scratch {
+    /// Takes a part of the bytes that are not yet taken, and no more than this.
+    pub(super) fn take(&mut self, max: usize) -> &[u8] {
+        let start = self.unread.start;
+        self.unread.start += max.min(self.unread.len());
+        &self.bytes[start..self.unread.start]
+    }
+
+    /// Nothing of it matters any more. Returns how much that was.
+    pub(super) fn clear(&mut self) -> usize {
+        mem::take(&mut self.unread).len()
+    }
+
+    /// Takes a message, if there is a whole one in one frame, and nothing before it.
+    pub(super) fn take_message(&mut self, payload_max: usize) -> Result<Option<Taken>, End> {
+        let header = Header::parse(&self.bytes[self.unread.clone()], payload_max)?;
+        let is_whole = |header: &Header| header.is_message() && header.len() <= self.unread.len();
+        let Some(header) = header.filter(is_whole) else { return Ok(None) };
+        let start = self.unread.start + header.bytes;
+        let payload = start..start + header.payload;
+        frame::unmask(&mut self.bytes[payload.clone()], header.mask);
+        self.unread.start = payload.end;
+        Ok(Some(Taken::Here(payload, header.opcode == frame::TEXT)))
+    }
+}
+
+/// What was taken from the scratch.
+pub(super) enum Taken {
+    /// A message that lies there, unmasked, and whether it is text.
+    Here(Range<usize>, bool),
+    /// A message that the codec has put there.
+    Message,
+    /// A control frame: its opcode and its payload.
+    Control(u8, Vec<u8>),
+    /// Something that is not yet whole.
+    Part,
+}
+
+/// What is coming in, and is not yet whole.
+#[derive(Default)]
+pub(super) struct Inbound {
+    /// The head of the request, or the header of a frame, or a control frame, as far as it came.
+    pub begun: Vec<u8>,
+    /// Bytes of a frame that are still to come.
+    to_come: usize,
+    /// Whether a message is fragmented and its last frame has not begun.
+    unfinished: bool,
+    /// Bytes of the message that is coming in, those that are announced included.
+    announced: usize,
+    codec: Option<WebSocketContext>,
+}
+
+impl Inbound {
+    /// Whether the next byte begins a message, or a control frame between messages.
+    pub fn is_between_messages(&self) -> bool {
+        self.begun.is_empty() && self.to_come == 0 && !self.unfinished
+    }
+
+    /// Drops all but what is useful to any other session.
+    pub fn rest(&mut self) {
+        self.codec = None;
+    }
+
+    /// Bytes of memory. The codec's buffers grow by doubling.
+    pub fn capacity(&self) -> usize {
+        let codec = if self.codec.is_some() { CODEC_BYTES + 2 * self.announced } else { 0 };
+        self.begun.capacity() + codec
+    }
+
+    /// Takes what there is of one frame.
+    pub fn take(&mut self, scratch: &mut Scratch, max: usize, budget: &Budget) -> Result<Taken, End> {
+        let mut begun = Vec::new();
+        if self.to_come == 0 {
+            let Some(header) = self.gather(scratch, max)? else { return Ok(Taken::Part) };
+            begun = mem::take(&mut self.begun);
+            if header.is_control() {
+                let mut payload = begun.split_off(header.bytes);
+                frame::unmask(&mut payload, header.mask);
+                return Ok(Taken::Control(header.opcode, payload));
+            }
+            self.announce(header, max, budget)?;
+        }
+        let payload = scratch.take(self.to_come);
+        self.to_come -= payload.len();
+        let new = || {
+            let config = WebSocketConfig::default().read_buffer_size(CODEC_BYTES);
+            let config = config.max_message_size(Some(max)).max_frame_size(Some(max));
+            WebSocketContext::new(Role::Server, Some(config))
+        };
+        let codec = self.codec.get_or_insert_with(new);
+        let read = codec.read(&mut Unread([&begun, payload]));
+        if self.is_between_messages() {
+            self.announced = 0;
+        }
+        match read {
+            Ok(message) => {
+                scratch.message = message;
+                Ok(Taken::Message)
+            }
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Ok(Taken::Part),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gathers the header of a frame, or, because they shall take nothing while they wait, all of a control frame.
+    fn gather(&mut self, scratch: &mut Scratch, payload_max: usize) -> Result<Option<Header>, End> {
+        let had = self.begun.len();
+        let unread = scratch.unread.clone();
+        self.begun.extend_from_slice(scratch.take(frame::CONTROL_FRAME_BYTES_MAX - had));
+        let Some(header) = Header::parse(&self.begun, payload_max)? else { return Ok(None) };
+        let needed = if header.is_control() { header.len() } else { header.bytes };
+        if self.begun.len() < needed {
+            return Ok(None);
+        }
+        self.begun.truncate(needed);
+        scratch.unread = unread.start + needed - had..unread.end;
+        Ok(Some(header))
+    }
+
+    /// A frame with data comes, if it may.
+    fn announce(&mut self, header: Header, message_max: usize, budget: &Budget) -> Result<(), End> {
+        header.check_place(self.unfinished.then_some(self.announced), message_max)?;
+        if !budget.allows(CODEC_BYTES + 2 * header.payload) {
+            return Err(End::NoMemory);
+        }
+        self.to_come = header.payload;
+        self.unfinished = !header.fin;
+        self.announced += header.payload;
+        Ok(())
+    }
+}
+
+/// A frame as the codec reads it: the header, if it was not read before, and as much of the payload as there is.
+struct Unread<'a>([&'a [u8]; 2]);
+
+impl Read for Unread<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.iter_mut().find(|unread| !unread.is_empty()) {
+            Some(unread) => unread.read(buffer),
+            None => Err(ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+/// The codec has nothing to say: it never sees what is to be answered.
+impl Write for Unread<'_> {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(ErrorKind::WouldBlock.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
