@@ -32,7 +32,7 @@ use tungstenite::Message;
 
 use crate::address::Address;
 use crate::http::{Door, Refusal};
-use crate::limits::{ALWAYS_HELD_BYTES, CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_MAX};
+use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_MAX};
 use crate::stamp::Stamp;
 use crate::token::Claims;
 use inbound::Taken;
@@ -247,7 +247,6 @@ impl<S: Stream> Session<S> {
                             _ => unreachable!("the codec is given nothing else"),
                         };
                     }
-                    Ok(Taken::Control(opcode, payload)) => self.take_control(opcode, payload, shared),
                     Ok(_) => {}
                     Err(end) => self.fail(end, shared),
                 },
@@ -264,104 +263,7 @@ impl<S: Stream> Session<S> {
         None
     }
 
-    /// Takes what there is of one frame.
-    fn take_frame(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Result<Taken, End> {
-        let max = shared.config.message_bytes_max;
-        if self.work.as_ref().is_none_or(|work| work.inbound.is_between_messages())
-            && let Some(message) = scratch.take_message(max)?
-        {
-            return Ok(message);
-        }
-        let work = Work::begin(&mut self.work, shared);
-        let taken = work.inbound.take(scratch, max, &shared.budget);
-        work.charge(&mut shared.budget);
-        taken
-    }
-
-    fn take_control(&mut self, opcode: u8, payload: Vec<u8>, shared: &mut Shared) {
-        match opcode {
-            frame::PING if self.is_open() => {
-                let max = shared.queue_and_pongs_max();
-                let work = Work::begin(&mut self.work, shared);
-                work.queue.answer_ping(payload, max, shared.now);
-                work.charge(&mut shared.budget);
-            }
-            frame::CLOSE => match frame::check_close(&payload) {
-                Ok(()) => {
-                    // It is answered with its like, or is the answer to ours.
-                    if self.is_open() {
-                        self.push_close(&payload, shared);
-                    }
-                    self.closed = true;
-                    self.finish(End::Left, shared.now);
-                }
-                Err(broken) => self.fail(broken.into(), shared),
-            },
-            // That a pong came is all that it says.
-            _ => {}
-        }
-    }
-
     // ---- Out ----
-
-    /// Whether all of these find room in the queue. A session that is no longer open takes, and forgets, all.
-    pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
-        self.has_room_for(texts.iter().map(|text| frame::len(text.len())).sum(), shared)
-    }
-
-    fn has_room_for(&mut self, bytes: usize, shared: &Shared) -> bool {
-        let queued = self.work.as_ref().map_or(0, |work| work.queue.len());
-        // A queue that grows may come to have twice the room it needs.
-        let fits_budget = || queued + bytes <= ALWAYS_HELD_BYTES || shared.budget.allows(queued + 2 * bytes);
-        let fits = !self.is_open() || (queued + bytes <= shared.config.queue_bytes_max() && fits_budget());
-        if let Some(work) = self.work.as_mut().filter(|_| !fits) {
-            work.queue.refuse();
-        }
-        fits
-    }
-
-    /// Queues a message of the server's own. A peer that would miss it, because its queue is full, or the memory is
-    /// used up, is closed.
-    pub fn send(&mut self, text: String, shared: &mut Shared) {
-        self.send_frame(frame::TEXT, text.as_bytes(), shared);
-    }
-
-    /// The same for a message of bytes.
-    pub fn send_binary(&mut self, bytes: &[u8], shared: &mut Shared) {
-        self.send_frame(frame::BINARY, bytes, shared);
-    }
-
-    fn send_frame(&mut self, opcode: u8, payload: &[u8], shared: &mut Shared) {
-        if !self.is_open() {
-            return;
-        }
-        if self.has_room_for(frame::len(payload.len()), shared) {
-            self.push(opcode, payload, shared);
-        } else if shared.budget.allows(2 * shared.config.queue_bytes_max()) {
-            self.close(End::Slow, shared);
-        } else {
-            self.close(End::NoMemory, shared);
-        }
-    }
-
-    /// Queues a ping.
-    pub fn ping(&mut self, shared: &mut Shared) {
-        if self.is_open() {
-            self.push(frame::PING, &[], shared);
-        }
-    }
-
-    fn push(&mut self, opcode: u8, payload: &[u8], shared: &mut Shared) {
-        let work = Work::begin(&mut self.work, shared);
-        work.queue.push(opcode, payload, shared.now);
-        work.charge(&mut shared.budget);
-    }
-
-    fn push_close(&mut self, payload: &[u8], shared: &mut Shared) {
-        let work = Work::begin(&mut self.work, shared);
-        work.queue.push_close(payload, shared.now);
-        work.charge(&mut shared.budget);
-    }
 
     /// Writes as much as the stream takes.
     pub fn flush(&mut self, shared: &mut Shared) {
@@ -372,7 +274,7 @@ impl<S: Stream> Session<S> {
         let Some(work) = &mut self.work else { return };
         let written = work.queue.write(&mut self.stream, max, shared.now);
         work.charge(&mut shared.budget);
-        let is_empty = work.queue.len() == 0;
+        let is_empty = work.queue.is_empty();
         match written {
             Ok(bytes) => shared.metrics.bytes_out += bytes as u64,
             Err(_) => self.over(End::Lost),
@@ -430,15 +332,13 @@ impl<S: Stream> Session<S> {
 
     /// What comes can be understood no further: says why, and nothing after that.
     fn fail(&mut self, end: End, shared: &mut Shared) {
-        if self.is_open() {
-            self.say(end, shared);
-        }
+        self.say(end, shared);
         self.finish(end, shared.now);
     }
 
     fn say(&mut self, end: End, shared: &mut Shared) {
-        if let Some(close) = end.close() {
-            self.push_close(&close, shared);
+        if let Some(close) = end.close().filter(|_| self.is_open()) {
+            self.queue(shared, |queue, now| queue.push_close(&close, now));
         }
     }
 
@@ -448,14 +348,14 @@ impl<S: Stream> Session<S> {
         self.enter(Phase::Ending, now);
     }
 
-    fn over(&mut self, end: End) {
-        self.end.get_or_insert(if self.phase == Phase::Head { End::Http } else { end });
-        self.phase = Phase::Over;
-    }
-
     fn enter(&mut self, phase: Phase, now: Duration) {
         self.phase = phase;
         self.deadline = Some((now + CLOSE_TIME_MAX).into());
+    }
+
+    fn over(&mut self, end: End) {
+        self.end.get_or_insert(if self.phase == Phase::Head { End::Http } else { end });
+        self.phase = Phase::Over;
     }
 
     /// Looks at the clock. Called about every second. Returns whether anything was due, and is to be flushed.

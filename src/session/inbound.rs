@@ -12,8 +12,9 @@ use tungstenite::Message;
 use tungstenite::error::Error;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
-use super::End;
 use super::frame::{self, Header};
+use super::work::{Shared, Work};
+use super::{End, Session, Stream};
 use crate::budget::Budget;
 use crate::limits::{CODEC_BYTES, READ_BYTES_MAX};
 
@@ -57,6 +58,42 @@ impl Scratch {
         frame::unmask(&mut self.bytes[payload.clone()], header.mask);
         self.unread.start = payload.end;
         Ok(Some(Taken::Here(payload, header.opcode == frame::TEXT)))
+    }
+}
+
+impl<S: Stream> Session<S> {
+    /// Takes what there is of one frame.
+    pub(super) fn take_frame(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Result<Taken, End> {
+        let max = shared.config.message_bytes_max;
+        if self.work.as_ref().is_none_or(|work| work.inbound.is_between_messages())
+            && let Some(message) = scratch.take_message(max)?
+        {
+            return Ok(message);
+        }
+        let work = Work::begin(&mut self.work, shared);
+        let taken = work.inbound.take(scratch, max, &shared.budget);
+        work.charge(&mut shared.budget);
+        match taken? {
+            Taken::Control(opcode, payload) => self.take_control(opcode, payload, shared),
+            taken => Ok(taken),
+        }
+    }
+
+    /// Takes a control frame. A pong is nothing more: that it came is all that it says.
+    fn take_control(&mut self, opcode: u8, payload: Vec<u8>, shared: &mut Shared) -> Result<Taken, End> {
+        if opcode == frame::PING && self.is_open() {
+            let max = shared.queue_and_pongs_max();
+            self.queue(shared, |queue, now| queue.answer_ping(payload, max, now));
+        } else if opcode == frame::CLOSE {
+            frame::check_close(&payload)?;
+            // It is answered with its like, or is the answer to ours.
+            if self.is_open() {
+                self.queue(shared, |queue, now| queue.push_close(&payload, now));
+            }
+            self.closed = true;
+            self.finish(End::Left, shared.now);
+        }
+        Ok(Taken::Part)
     }
 }
 

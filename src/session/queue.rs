@@ -3,8 +3,67 @@
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
-use super::frame;
-use crate::limits::STALL_TIME_MAX;
+use super::work::{Shared, Work};
+use super::{End, Session, Stream, frame};
+use crate::limits::{ALWAYS_HELD_BYTES, STALL_TIME_MAX};
+
+impl<S: Stream> Session<S> {
+    /// Whether all of these find room in the queue. A session that is no longer open takes, and forgets, all.
+    pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
+        self.has_room_for(texts.iter().map(|text| frame::len(text.len())).sum(), shared)
+    }
+
+    fn has_room_for(&mut self, bytes: usize, shared: &Shared) -> bool {
+        let queued = self.work.as_ref().map_or(0, |work| work.queue.bytes.len());
+        // A queue that grows may come to have twice the room it needs.
+        let fits_budget = || queued + bytes <= ALWAYS_HELD_BYTES || shared.budget.allows(queued + 2 * bytes);
+        let fits = !self.is_open() || (queued + bytes <= shared.config.queue_bytes_max() && fits_budget());
+        // Who has taken all is not slow, whatever does not fit.
+        if let Some(work) = self.work.as_mut().filter(|_| !fits && queued > 0) {
+            work.queue.refused = true;
+        }
+        fits
+    }
+
+    /// Queues a message of the server's own. A peer that would miss it, because its queue is full, or the memory is
+    /// used up, is closed.
+    pub fn send(&mut self, text: String, shared: &mut Shared) {
+        self.send_frame(frame::TEXT, text.as_bytes(), shared);
+    }
+
+    /// The same for a message of bytes.
+    pub fn send_binary(&mut self, bytes: &[u8], shared: &mut Shared) {
+        self.send_frame(frame::BINARY, bytes, shared);
+    }
+
+    fn send_frame(&mut self, opcode: u8, payload: &[u8], shared: &mut Shared) {
+        if !self.is_open() {
+            return;
+        }
+        if self.has_room_for(frame::len(payload.len()), shared) {
+            self.queue(shared, |queue, now| queue.push(opcode, payload, now));
+        } else if shared.budget.allows(2 * shared.config.queue_bytes_max()) {
+            self.close(End::Slow, shared);
+        } else {
+            self.close(End::NoMemory, shared);
+        }
+    }
+
+    /// Queues a ping.
+    pub fn ping(&mut self, shared: &mut Shared) {
+        if self.is_open() {
+            self.queue(shared, |queue, now| queue.push(frame::PING, &[], now));
+        }
+    }
+
+    /// Does something with the queue, and has the budget count what that needs.
+    #[inline]
+    pub(super) fn queue(&mut self, shared: &mut Shared, change: impl FnOnce(&mut Queue, Duration)) {
+        let work = Work::begin(&mut self.work, shared);
+        change(&mut work.queue, shared.now);
+        work.charge(&mut shared.budget);
+    }
+}
 
 /// Bytes in the order in which they go out, and the pong that found no room among them.
 #[derive(Default)]
@@ -19,8 +78,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub fn len(&self) -> usize {
-        self.bytes.len()
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Bytes of memory.
@@ -61,11 +120,6 @@ impl Queue {
     pub fn push_close(&mut self, payload: &[u8], now: Duration) {
         self.push_pong(usize::MAX, now);
         self.push(frame::CLOSE, payload, now);
-    }
-
-    /// Notes that something found no room. Who has taken all is not slow, whatever does not fit.
-    pub fn refuse(&mut self) {
-        self.refused = !self.bytes.is_empty();
     }
 
     /// Whether more waits than may, and nothing of it is taken.
