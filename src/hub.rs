@@ -65,8 +65,6 @@ pub struct Hub {
     hasher: RandomState,
     /// When to wake up for what. A room and a claim know their entry, and take it out when it is void.
     alarms: BTreeSet<(Stamp, Alarm)>,
-    /// Offers so far: an offer is known by its number, not by its owner.
-    offers: u64,
     /// Bytes of what peers have said that are kept. What is kept no longer is taken off by `recount` only.
     kept: usize,
     tally: Tally,
@@ -124,7 +122,6 @@ impl Hub {
             names: HashTable::new(),
             hasher: RandomState::new(),
             alarms: BTreeSet::new(),
-            offers: 0,
             kept: 0,
             tally: Tally::default(),
         }

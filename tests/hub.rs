@@ -9,6 +9,7 @@ use common::transcript::{Heard, Wire};
 use noroshi::config::{Config, KEPT_BYTES_MAX, Secret};
 use noroshi::message::{Code, Kind};
 use noroshi::protocol::Input;
+use noroshi::token::Claims;
 use serde_json::{Value, json};
 
 fn memory(change: impl FnOnce(&mut Config)) -> Memory {
@@ -74,6 +75,23 @@ fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() 
         expected("1000043200:ae4f281df5a5d0ff", "NtmUWvm/j++CHEh6rj7PZSIov78=")
     );
     assert_eq!((wire.next("A"), wire.next("B")), (None, None));
+}
+
+#[test]
+fn a_password_ends_at_most_a_call_after_the_token() {
+    let mut wire = memory(|config| {
+        config.ice_servers = vec!["turn:t.example".into()];
+        config.turn_secret = Some(Secret("north".into()));
+    });
+    wire.hub.set_epoch(Duration::from_secs(1_000_000_000));
+    for (who, seconds, expiry) in [("A", 60, 1_000_000_060 + 14_400), ("B", 1_000_000, 1_000_043_200)] {
+        let until = Duration::from_secs(1_000_000_000 + seconds);
+        wire.admit(who, "", &Claims { until, room: None, id: Some(who.into()) });
+        say(&mut wire, who, json!({"type": "join", "id": who}));
+        let joined = heard(&mut wire, who);
+        let username = joined["iceServers"][0]["username"].as_str().unwrap();
+        assert!(username.starts_with(&format!("{expiry}:")), "{username}");
+    }
 }
 
 #[test]

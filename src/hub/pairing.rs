@@ -196,12 +196,13 @@ impl Hub {
         }
         self.kept += text.capacity();
         self.let_go(slot);
-        self.offers += 1;
-        let offer = Offer { number: self.offers, text, held: 0, handed: false };
         let peer = self.peer_mut(slot);
         peer.flow = Flow::Offerer;
         peer.refused = false;
-        if peer.offering.get_or_insert_default().offer.replace(offer).is_some() {
+        let offering = peer.offering.get_or_insert_default();
+        offering.offers = offering.offers.wrapping_add(1);
+        let offer = Offer { number: offering.offers, text, held: 0, handed: false };
+        if offering.offer.replace(offer).is_some() {
             peer.drop_candidates();
         }
         self.rooms[room as usize].offerer = Some(slot);

@@ -59,13 +59,15 @@ pub enum Flow {
 pub struct Hold {
     pub owner: Slot,
     /// The number of the offer.
-    pub offer: u64,
+    pub offer: u32,
 }
 
 #[derive(Default)]
 pub struct Offering {
     /// The offer that stands.
     pub offer: Option<Offer>,
+    /// Its offers so far. Nothing holds one of them when this is gone.
+    pub offers: u32,
     /// Those who were handed an offer of this peer, standing or not, and have not answered it.
     pub holders: Order,
     /// Candidates for the offer that stands or is to come, joined by `|`.
@@ -75,7 +77,8 @@ pub struct Offering {
 }
 
 pub struct Offer {
-    pub number: u64,
+    /// An offer is known by itself, and not by its owner.
+    pub number: u32,
     /// The message that hands it out.
     pub text: String,
     /// How many of the holders hold this one.
