@@ -1,0 +1,250 @@
+//! All connections: the sessions by their slots, who was touched in this turn, and what is said of each.
+
+use std::io;
+use std::mem;
+use std::net::Shutdown;
+
+use log::{debug, info};
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use slab::Slab;
+
+use crate::address::Address;
+use crate::config::Config;
+use crate::http::{self, Door, Refusal};
+use crate::limits::{
+    CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
+};
+use crate::protocol::{Close, Conn, Effect, Outbox};
+use crate::session::{self, End, Event, Scratch, Session, Shared};
+use crate::stamp::Stamp;
+use crate::token::Fault;
+
+/// All connections, as far as a service reaches them.
+pub struct Connections {
+    pub(super) entries: Slab<Entry>,
+    pub(super) shared: Shared,
+    /// Slots that something happened to in this turn.
+    pub(super) touched: Vec<usize>,
+    /// Connections so far.
+    numbers: u64,
+    /// WebSockets, closing ones included.
+    pub(super) upgraded: usize,
+    /// Those of the metrics listener.
+    metrics_sessions: usize,
+    /// Upgrades that were refused since the last sweep began.
+    refusals: usize,
+}
+
+pub(super) struct Entry {
+    pub session: Session<TcpStream>,
+    pub conn: Conn,
+    since: Stamp,
+    /// Whether it was counted as a WebSocket.
+    upgraded: bool,
+    /// Whether the service knows it.
+    pub served: bool,
+    /// Whether it is in `touched`.
+    pub touched: bool,
+    /// Whether it is in `ready`.
+    pub ready: bool,
+    /// Whether an event said that the peer sends no more: then a short read proves nothing.
+    pub half_closed: bool,
+}
+
+/// There are as many as connections: that it grows is a decision. In a debug build mio's streams are larger.
+#[cfg(not(debug_assertions))]
+const _: () = assert!(size_of::<Option<Entry>>() <= 80);
+
+impl Connections {
+    pub(super) fn new(config: Config) -> Connections {
+        let mut shared = Shared::new(config);
+        let ends = End::ALL.iter().filter(|end| **end != End::Http);
+        shared.metrics.closings = ends.map(|end| (end.name(), 0)).collect();
+        shared.metrics.refused_tokens = Fault::ALL.iter().map(|fault| (fault.name(), 0)).collect();
+        shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
+        Connections {
+            entries: Slab::new(),
+            shared,
+            touched: Vec::new(),
+            numbers: 0,
+            upgraded: 0,
+            metrics_sessions: 0,
+            refusals: 0,
+        }
+    }
+
+    /// Sends a message of bytes, for which the signaling has no use.
+    pub fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
+        self.reach(to.slot(), |session, shared| session.send_binary(bytes, shared));
+    }
+
+    /// Does something with a session, which is flushed at the end of the turn, and parted with if it has ended.
+    pub(super) fn reach<T>(
+        &mut self,
+        slot: usize,
+        work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T,
+    ) -> T {
+        let entry = &mut self.entries[slot];
+        if !mem::replace(&mut entry.touched, true) {
+            self.touched.push(slot);
+        }
+        work(&mut entry.session, &mut self.shared)
+    }
+
+    /// What a session that was just reached has to say next.
+    pub(super) fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
+        self.entries[slot].session.next(scratch, &mut self.shared)
+    }
+
+    /// Whether somebody can be accepted.
+    pub(super) fn have_place(&self, door: Door) -> bool {
+        let main = self.entries.len() - self.metrics_sessions;
+        let Shared { config, budget, .. } = &self.shared;
+        match door {
+            // Without memory, too, there is place for some who are told so.
+            Door::Main if !budget.allows(CONNECTION_BYTES) => main < self.upgraded + REFUSED_AT_ONCE,
+            Door::Main => main < config.connections_max + REFUSED_AT_ONCE,
+            Door::Metrics => self.metrics_sessions < METRICS_AT_ONCE,
+        }
+    }
+
+    /// A connection was accepted.
+    pub(super) fn welcome(
+        &mut self,
+        mut stream: TcpStream,
+        address: Address,
+        door: Door,
+        registry: &Registry,
+    ) -> io::Result<()> {
+        let slot = self.entries.vacant_key();
+        registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
+        self.numbers += 1;
+        self.metrics_sessions += usize::from(door == Door::Metrics);
+        self.entries.insert(Entry {
+            session: Session::new(stream, door, address, &mut self.shared),
+            conn: Conn::new(self.numbers, slot),
+            since: self.shared.now.into(),
+            upgraded: false,
+            served: false,
+            touched: false,
+            ready: false,
+            half_closed: false,
+        });
+        Ok(())
+    }
+
+    /// Whether there is no place for another WebSocket.
+    pub(super) fn are_full(&self) -> bool {
+        self.upgraded >= self.shared.config.connections_max || !self.shared.budget.allows(0)
+    }
+
+    /// Has so many sessions look at the clock as one turn may, from this slot on. Returns where to go on.
+    pub(super) fn tick(&mut self, from: usize) -> Option<usize> {
+        let occupied = (from..self.entries.capacity()).filter(|slot| self.entries.contains(*slot));
+        let slots: Vec<usize> = occupied.take(SWEEP_PER_TURN).collect();
+        for &slot in &slots {
+            if self.entries[slot].session.tick(&mut self.shared) {
+                self.reach(slot, |_, _| ());
+            }
+        }
+        slots.last().map(|last| last + 1).filter(|_| slots.len() == SWEEP_PER_TURN)
+    }
+
+    /// A connection is a WebSocket now.
+    pub(super) fn upgrade(&mut self, slot: usize) {
+        let entry = &mut self.entries[slot];
+        entry.upgraded = true;
+        entry.served = true;
+        self.upgraded += 1;
+        self.shared.metrics.connections_total += 1;
+    }
+
+    /// A request for a WebSocket was refused.
+    pub(super) fn refuse(&mut self, slot: usize, status: u16, refusal: &Refusal) {
+        let metrics = &mut self.shared.metrics;
+        *metrics.refused_upgrades.entry(status).or_default() += 1;
+        if let Some(fault) = refusal.fault {
+            *metrics.refused_tokens.entry(fault.name()).or_default() += 1;
+        }
+        self.refusals += 1;
+        if self.refusals <= REFUSALS_LOGGED_MAX {
+            info!(
+                "an upgrade from {} was refused: {status}, {}",
+                self.entries[slot].session.address(),
+                refusal.why
+            );
+        }
+    }
+
+    /// Says what was not said since the last time.
+    pub(super) fn tell_refusals(&mut self) {
+        let refusals = mem::take(&mut self.refusals);
+        if let Some(more @ 1..) = refusals.checked_sub(REFUSALS_LOGGED_MAX) {
+            info!("and {more} more upgrades were refused");
+        }
+    }
+
+    /// A WebSocket is one no longer. It was in this room, with this id.
+    pub(super) fn part(&mut self, slot: usize, room: &str, id: Option<&str>) {
+        let entry = &mut self.entries[slot];
+        entry.served = false;
+        let end = entry.session.end().expect("what is no longer open has an end").name();
+        *self.shared.metrics.closings.entry(end).or_default() += 1;
+        info!(
+            "connection {} from {} ended after {:.1} s: {end}; room {room:?}, {}",
+            entry.conn.number(),
+            entry.session.address(),
+            (self.shared.now - entry.since.get()).as_secs_f64(),
+            id.map_or("no id".to_owned(), |id| format!("id {id:?}")),
+        );
+    }
+
+    /// A connection is gone.
+    pub(super) fn free(&mut self, slot: usize) {
+        let entry = self.entries.remove(slot);
+        self.upgraded -= usize::from(entry.upgraded);
+        self.metrics_sessions -= usize::from(entry.session.door() == Door::Metrics);
+        debug!("connection {} from {} is gone", entry.conn.number(), entry.session.address());
+        entry.session.free(&mut self.shared);
+    }
+}
+
+impl Outbox for Connections {
+    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
+        self.entries[to.slot()].session.has_room(texts, &self.shared)
+    }
+
+    fn may_keep(&mut self, bytes: usize) -> bool {
+        self.shared.budget.allows(bytes)
+    }
+
+    fn push(&mut self, effect: Effect<'_>) {
+        match effect {
+            Effect::Send(to, text) => self.reach(to.slot(), |session, shared| session.send(text, shared)),
+            Effect::Ping(to) => self.reach(to.slot(), |session, shared| session.ping(shared)),
+            Effect::Close(to, why) => self.reach(to.slot(), |session, shared| {
+                let end = match why {
+                    Close::Replaced => End::Replaced,
+                    Close::RateLimited => End::RateLimited,
+                };
+                session.close(end, shared);
+            }),
+            Effect::Registered { conn, room, id } => {
+                let entry = &mut self.entries[conn.slot()];
+                entry.session.registered();
+                debug!(
+                    "connection {} from {} registered: room {room:?}, id {id:?}",
+                    conn.number(),
+                    entry.session.address()
+                );
+            }
+        }
+    }
+}
+
+impl session::Stream for TcpStream {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
