@@ -1,7 +1,11 @@
 //! The house is as `lib.rs` says: imports point one way, and each outside crate is known where it belongs.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+use common::files::rust_files;
 
 /// In the order of `lib.rs`: who is above may import who is below.
 const MODULES: [&str; 20] = [
@@ -34,23 +38,16 @@ const CRATES: [(&str, &[&str]); 18] = [
 /// The code of each file without comments and without its tests, line by line, by module and file: `http` has
 /// `http.rs` and all that is in the folder `http`.
 fn files() -> Vec<(String, PathBuf, Vec<String>)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut folders, mut files) = (vec![src.clone()], Vec::new());
-    while let Some(folder) = folders.pop() {
-        for path in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|it| it == "rs") && !path.ends_with("tests.rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                let text = text.split("#[cfg(test)]").next().unwrap();
-                let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned());
-                let name = path.strip_prefix(&src).unwrap().with_extension("");
-                let module = name.iter().next().unwrap().to_str().unwrap().to_owned();
-                files.push((module, name.clone(), lines.collect()));
-            }
-        }
-    }
-    files
+    let files = rust_files("src").into_iter().filter(|path| !path.ends_with("tests.rs"));
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned());
+        let name = path.strip_prefix("src").unwrap().with_extension("");
+        let module = name.iter().next().unwrap().to_str().unwrap().to_owned();
+        (module, name, lines.collect())
+    };
+    files.map(read).collect()
 }
 
 /// The same by module.
@@ -209,4 +206,52 @@ fn no_word_of_unsafe() {
         let forbids = lines.iter().any(|line| line == "#![forbid(unsafe_code)]");
         assert_eq!(forbids, file == "lib" || file == "main", "{file}");
     }
+}
+
+// ---- Sizes: that one of them grows is a decision ----
+
+/// Lines of a file, all that is in it counted.
+const FILE_LINES_MAX: usize = 400;
+
+/// Files that are longer, and how long they may be until they are divided.
+const LONG_FILES: [(&str, usize); 6] = [
+    ("src/http.rs", 457),
+    ("src/hub.rs", 446),
+    ("src/message.rs", 530),
+    ("scripts/load.rs", 1284),
+    ("tests/fuzz/model.rs", 597),
+    ("tests/fuzz/stream.rs", 531),
+];
+
+/// What one reads to understand how a candidate gets from one socket to another, and how many lines of code that is.
+const FIRST_PATH: [&str; 7] = ["server", "session", "protocol", "hub", "hub/pairing", "hub/mesh", "message"];
+const FIRST_PATH_LINES_MAX: usize = 1;
+/// All lines of code.
+const SRC_LINES_MAX: usize = 1;
+
+#[test]
+fn files_are_short() {
+    for path in ["src", "scripts", "tests"].into_iter().flat_map(rust_files) {
+        let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+        match LONG_FILES.iter().find(|(long, _)| Path::new(long) == path) {
+            None => assert!(lines <= FILE_LINES_MAX, "{} has {lines} lines", path.display()),
+            Some((_, max)) => {
+                assert!(lines <= *max, "{} has {lines} lines", path.display());
+                assert!(lines > FILE_LINES_MAX, "{} is no longer long", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn there_is_no_more_code_than_was_decided() {
+    let mut lines = BTreeMap::new();
+    for (_, name, code) in files() {
+        let code = code.iter().filter(|line| !line.trim().is_empty()).count();
+        lines.insert(name.to_str().unwrap().to_owned(), code);
+    }
+    let first_path: usize = FIRST_PATH.iter().map(|file| lines[*file]).sum();
+    assert!(first_path <= FIRST_PATH_LINES_MAX, "the first path has {first_path} lines of code: {lines:#?}");
+    let src: usize = lines.values().sum();
+    assert!(src <= SRC_LINES_MAX, "src has {src} lines of code: {lines:#?}");
 }

@@ -3,9 +3,9 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
+use common::files::rust_files;
 use common::memory::Memory;
 use common::process::NOROSHI;
 use common::readme::{README, block};
@@ -86,14 +86,11 @@ fn its_files_exist() {
 #[test]
 fn the_tests_that_it_names_exist() {
     let promised = README.split("## What is promised").nth(1).unwrap().split("\n## ").next().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests: Vec<String> = Vec::new();
-    for folder in ["src", "tests"] {
-        for path in root.join(folder).read_dir().unwrap().map(|entry| entry.unwrap().path()) {
-            let text = std::fs::read_to_string(&path).unwrap_or_default();
-            let names = text.split("#[test]\nfn ").skip(1).chain(text.split("#[test]\n    fn ").skip(1));
-            tests.extend(names.map(|name| name.split('(').next().unwrap().to_owned()));
-        }
+    for path in ["src", "tests"].into_iter().flat_map(rust_files) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let names = text.split("#[test]\nfn ").skip(1).chain(text.split("#[test]\n    fn ").skip(1));
+        tests.extend(names.map(|name| name.split('(').next().unwrap().to_owned()));
     }
     let is_test =
         |name: &&str| name.matches('_').count() > 1 && name.ends_with(|c: char| c.is_lowercase() || c == '…');

@@ -1,11 +1,12 @@
 //! What several tests share: transcripts, a hub and sessions on memory, a server on sockets or as a process,
-//! a browser, TLS, the README.
+//! a browser, TLS, the README, the files of the project.
 
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
 
 pub mod browser;
 pub mod chromium;
 pub mod client;
+pub mod files;
 pub mod firefox;
 pub mod memory;
 pub mod pipe;

@@ -1,8 +1,10 @@
 //! The server on real sockets, for what only a kernel shows.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod metrics;
+mod places;
 
-use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,11 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::pipe::{CLOSE, REQUEST, TEXT, close, frame, frames};
 use common::sockets::Net;
 use common::transcript::{Heard, Wire};
-use noroshi::address::Network;
-use noroshi::config::{
-    BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, Config, HEAD_TIME_MAX, READ_BYTES_MAX,
-    REFUSED_AT_ONCE, Secret, TURN_CREDENTIALS_TTL,
-};
+use metrics::metrics;
+use noroshi::config::{Config, READ_BYTES_MAX, Secret, TURN_CREDENTIALS_TTL};
 use noroshi::http::Door;
 use noroshi::server::Server;
 use tungstenite::Message;
@@ -44,9 +43,9 @@ fn plain_http() {
     let answer = net.ask(Door::Main, "HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.contains("\r\nContent-Length: 2\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
     let answer = net.ask(Door::Main, "GET /?room=tea HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert!(answer.ends_with(include_str!("../src/page.html")), "{answer}");
+    assert!(answer.ends_with(include_str!("../../src/page.html")), "{answer}");
     let answer = net.ask(Door::Main, "GET /noroshi.js HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert!(answer.ends_with(include_str!("../src/noroshi.js")), "{answer}");
+    assert!(answer.ends_with(include_str!("../../src/noroshi.js")), "{answer}");
     let tag = answer.split("\r\nETag: ").nth(1).unwrap().split("\r\n").next().unwrap();
     let again = format!("GET /noroshi.js HTTP/1.1\r\nHost: h\r\nIf-None-Match: {tag}\r\n\r\n");
     let answer = net.ask(Door::Main, &again);
@@ -116,105 +115,6 @@ fn a_protocol_error_is_told_before_the_connection_ends() {
     let end = all.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
     assert_eq!(frames(&all[end..]).0, [(CLOSE, close(1002, "protocol error"))]);
     drop(stream);
-    net.finish();
-}
-
-#[test]
-fn one_address_has_so_many_connections() {
-    let mut net = with(|config| config.connections_per_ip_max = 2);
-    net.open("A", "");
-    net.open("B", "");
-    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 429 "));
-    // Others do not notice.
-    let mut other = net.connect_from("127.0.0.2", Door::Main);
-    other.write_all(REQUEST.as_bytes()).unwrap();
-    net.until(|_| (other.read(&mut [0; 1000]).ok()? > 100).then_some(()));
-    // What is too much is not even heard.
-    let mut silent: Vec<_> = (0..20).map(|_| net.connect(Door::Main)).collect();
-    net.server.turn(Some(Duration::ZERO)).unwrap();
-    assert_eq!(net.server.sessions(), 3 + CROWD_REFUSED_AT_ONCE);
-    for stream in &mut silent[CROWD_REFUSED_AT_ONCE..] {
-        assert!(net.read_to_end(stream).is_empty());
-    }
-    assert!(net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
-    drop((silent, other));
-    net.leave("A");
-    net.until(|net| (net.server.sessions() == 1).then_some(()));
-    net.open("C", "");
-    net.finish();
-}
-
-#[test]
-fn only_a_trusted_proxy_is_believed() {
-    for (network, believed) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
-        let mut net = with(|config| {
-            config.connections_per_ip_max = 2;
-            config.trusted_proxies = vec![Network::parse(network).unwrap()];
-        });
-        let mut ask = |address: &str| {
-            let mut stream = net.connect(Door::Main);
-            let request = REQUEST.replace("Host:", &format!("X-Forwarded-For: {address}\r\nHost:"));
-            stream.write_all(request.as_bytes()).unwrap();
-            let mut answer = vec![0; 1000];
-            net.until(|_| stream.read(&mut answer).ok());
-            (stream, String::from_utf8_lossy(&answer[9..12]).into_owned())
-        };
-        let open: Vec<_> = ["192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"].map(&mut ask).into();
-        let statuses: Vec<_> = open.iter().map(|(_, status)| status.as_str()).collect();
-        // The limit is not for the proxy itself, which has everybody's connections.
-        let expected = if believed { ["101", "101", "429", "101"] } else { ["101", "101", "429", "429"] };
-        assert_eq!(statuses, expected);
-        if believed {
-            // Who is in the same place as the proxy keeps nobody out.
-            let crowd: Vec<_> = (0..8).map(|_| ask("127.0.0.1")).collect();
-            assert_eq!(crowd.iter().filter(|(_, status)| status == "101").count(), 2);
-            assert_eq!(ask("192.0.2.3").1, "101");
-        }
-        drop(open);
-        net.finish();
-    }
-}
-
-#[test]
-fn without_memory_new_connections_are_told_503() {
-    let mut net = with(|config| config.memory_bytes_max = Some(BASE_BYTES + 5 * CONNECTION_BYTES / 2));
-    net.open("A", "");
-    net.open("B", "");
-    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
-    // Those who are there do not notice.
-    net.say("A", Message::text(r#"{"type":"join","id":"A"}"#));
-    net.say("B", Message::text(r#"{"type":"join","id":"B"}"#));
-    net.leave("B");
-    assert_eq!(heard(&mut net, "A")["type"], "joined");
-    assert_eq!(heard(&mut net, "A")["type"], "peerJoined");
-    assert_eq!(heard(&mut net, "A")["type"], "peerLeft");
-    net.until(|net| (net.server.sessions() == 1).then_some(()));
-    net.open("C", "");
-    net.finish();
-}
-
-#[test]
-fn a_full_server_says_503_and_goes_on() {
-    let mut net = with(|config| config.connections_max = 2);
-    net.open("A", "");
-    net.open("B", "");
-    for _ in 0..3 {
-        assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
-    }
-    assert!(net.ask(Door::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
-    assert!(net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
-    // Those who only hold the door are sent away in time.
-    let mut idle: Vec<_> = (0..40).map(|_| net.connect(Door::Main)).collect();
-    net.leave("A");
-    net.server.turn(Some(Duration::ZERO)).unwrap();
-    assert_eq!(net.server.sessions(), 2 + REFUSED_AT_ONCE);
-    net.server.advance(HEAD_TIME_MAX);
-    for stream in &mut idle[..17] {
-        assert!(net.read_to_end(stream).starts_with(b"HTTP/1.1 408 "));
-    }
-    drop(idle);
-    net.open("C", "");
-    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     net.finish();
 }
 
@@ -356,107 +256,6 @@ fn a_stop_waits_no_longer_than_it_must() {
     net.server.stop();
     net.settle("A");
     assert!(net.server.is_stopped());
-}
-
-// ---- Metrics ----
-
-/// All samples, by name and labels. Strict about the text format: whatever is not as it should be panics.
-fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
-    let answer = net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
-    assert!(body.ends_with('\n'));
-    let mut samples = BTreeMap::new();
-    let (mut helped, mut typed) = (String::new(), (String::new(), String::new()));
-    let mut families = Vec::new();
-    for line in body.lines() {
-        let is_name =
-            |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-        if let Some(help) = line.strip_prefix("# HELP ") {
-            let (name, text) = help.split_once(' ').unwrap();
-            assert!(is_name(name) && !text.is_empty() && !families.contains(&name.to_owned()), "{line}");
-            helped = name.to_owned();
-            families.push(helped.clone());
-        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = kind.split_once(' ').unwrap();
-            assert!(name == helped && ["gauge", "counter", "histogram"].contains(&kind), "{line}");
-            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-            typed = (name.to_owned(), kind.to_owned());
-        } else {
-            let (key, value) = line.rsplit_once(' ').unwrap();
-            let name = match key.split_once('{') {
-                Some((name, labels)) => {
-                    let (label, value) = labels.strip_suffix("\"}").unwrap().split_once("=\"").unwrap();
-                    let is_fine = |b: u8| b.is_ascii_alphanumeric() || b"_.+".contains(&b);
-                    assert!(is_name(label) && value.bytes().all(is_fine), "{line}");
-                    name
-                }
-                None => key,
-            };
-            let suffixes: &[&str] =
-                if typed.1 == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
-            assert!(suffixes.iter().any(|suffix| name.strip_suffix(suffix) == Some(&typed.0)), "{line}");
-            let value: f64 = value.parse().unwrap();
-            assert!(value >= 0.0 && samples.insert(key.to_owned(), value).is_none(), "{line}");
-        }
-    }
-    samples
-}
-
-#[test]
-fn metrics_count() {
-    let mut net = net();
-    let before = metrics(&mut net);
-    assert_eq!(before["noroshi_connections"], 0.0);
-    assert_eq!(before["noroshi_messages_total{type=\"connect\"}"], 0.0);
-    assert_eq!(before["noroshi_errors_total{code=\"bad_json\"}"], 0.0);
-    assert_eq!(before["noroshi_closings_total{reason=\"left\"}"], 0.0);
-    net.open("A", "");
-    net.open("B", "tea");
-    net.say("A", Message::text(r#"{"type":"connect","id":"A"}"#));
-    net.say("A", Message::text("{"));
-    net.ask(Door::Main, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
-    net.ask(Door::Main, &REQUEST.replace("/ws/", "/nowhere/"));
-    net.leave("B");
-    let after = metrics(&mut net);
-    for (name, value) in [
-        ("noroshi_connections", 1.0),
-        ("noroshi_peers", 1.0),
-        ("noroshi_rooms", 1.0),
-        ("noroshi_connections_total", 2.0),
-        ("noroshi_messages_total{type=\"connect\"}", 1.0),
-        ("noroshi_errors_total{code=\"bad_json\"}", 1.0),
-        ("noroshi_closings_total{reason=\"left\"}", 1.0),
-        ("noroshi_refused_upgrades_total{status=\"404\"}", 1.0),
-    ] {
-        assert_eq!(after[name], value, "{name}");
-    }
-    for name in
-        ["received_bytes_total", "sent_bytes_total", "loop_turn_seconds_count", "loop_turn_seconds_sum"]
-    {
-        assert!(after[&format!("noroshi_{name}")] > 0.0, "{name}");
-    }
-    assert!(net.ask(Door::Metrics, REQUEST).starts_with("HTTP/1.1 404 "));
-    assert!(net.ask(Door::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 "));
-    while net.next("A").is_some() {}
-    net.finish();
-}
-
-#[test]
-fn an_idle_server_sleeps() {
-    let mut net = net();
-    net.open("A", "");
-    net.say("A", Message::text(r#"{"type":"leave","id":"A"}"#));
-    let turns = |net: &mut Net| metrics(net)["noroshi_loop_turn_seconds_count"];
-    let before = turns(&mut net);
-    let began = std::time::Instant::now();
-    while began.elapsed() < Duration::from_secs(2) {
-        net.server.turn(Some(Duration::from_secs(2).saturating_sub(began.elapsed()))).unwrap();
-    }
-    // Two sweeps, the end of the wait, and what it takes to ask.
-    assert!(turns(&mut net) - before < 15.0);
-    net.finish();
 }
 
 #[test]

@@ -1,0 +1,112 @@
+//! For whom there is a place, and what others are told.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use noroshi::address::Network;
+use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, HEAD_TIME_MAX, REFUSED_AT_ONCE};
+use noroshi::http::Door;
+use tungstenite::Message;
+
+use super::{heard, with};
+use crate::common::pipe::REQUEST;
+use crate::common::transcript::Wire;
+
+#[test]
+fn one_address_has_so_many_connections() {
+    let mut net = with(|config| config.connections_per_ip_max = 2);
+    net.open("A", "");
+    net.open("B", "");
+    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 429 "));
+    // Others do not notice.
+    let mut other = net.connect_from("127.0.0.2", Door::Main);
+    other.write_all(REQUEST.as_bytes()).unwrap();
+    net.until(|_| (other.read(&mut [0; 1000]).ok()? > 100).then_some(()));
+    // What is too much is not even heard.
+    let mut silent: Vec<_> = (0..20).map(|_| net.connect(Door::Main)).collect();
+    net.server.turn(Some(Duration::ZERO)).unwrap();
+    assert_eq!(net.server.sessions(), 3 + CROWD_REFUSED_AT_ONCE);
+    for stream in &mut silent[CROWD_REFUSED_AT_ONCE..] {
+        assert!(net.read_to_end(stream).is_empty());
+    }
+    assert!(net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    drop((silent, other));
+    net.leave("A");
+    net.until(|net| (net.server.sessions() == 1).then_some(()));
+    net.open("C", "");
+    net.finish();
+}
+
+#[test]
+fn only_a_trusted_proxy_is_believed() {
+    for (network, believed) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
+        let mut net = with(|config| {
+            config.connections_per_ip_max = 2;
+            config.trusted_proxies = vec![Network::parse(network).unwrap()];
+        });
+        let mut ask = |address: &str| {
+            let mut stream = net.connect(Door::Main);
+            let request = REQUEST.replace("Host:", &format!("X-Forwarded-For: {address}\r\nHost:"));
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = vec![0; 1000];
+            net.until(|_| stream.read(&mut answer).ok());
+            (stream, String::from_utf8_lossy(&answer[9..12]).into_owned())
+        };
+        let open: Vec<_> = ["192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"].map(&mut ask).into();
+        let statuses: Vec<_> = open.iter().map(|(_, status)| status.as_str()).collect();
+        // The limit is not for the proxy itself, which has everybody's connections.
+        let expected = if believed { ["101", "101", "429", "101"] } else { ["101", "101", "429", "429"] };
+        assert_eq!(statuses, expected);
+        if believed {
+            // Who is in the same place as the proxy keeps nobody out.
+            let crowd: Vec<_> = (0..8).map(|_| ask("127.0.0.1")).collect();
+            assert_eq!(crowd.iter().filter(|(_, status)| status == "101").count(), 2);
+            assert_eq!(ask("192.0.2.3").1, "101");
+        }
+        drop(open);
+        net.finish();
+    }
+}
+
+#[test]
+fn without_memory_new_connections_are_told_503() {
+    let mut net = with(|config| config.memory_bytes_max = Some(BASE_BYTES + 5 * CONNECTION_BYTES / 2));
+    net.open("A", "");
+    net.open("B", "");
+    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+    // Those who are there do not notice.
+    net.say("A", Message::text(r#"{"type":"join","id":"A"}"#));
+    net.say("B", Message::text(r#"{"type":"join","id":"B"}"#));
+    net.leave("B");
+    assert_eq!(heard(&mut net, "A")["type"], "joined");
+    assert_eq!(heard(&mut net, "A")["type"], "peerJoined");
+    assert_eq!(heard(&mut net, "A")["type"], "peerLeft");
+    net.until(|net| (net.server.sessions() == 1).then_some(()));
+    net.open("C", "");
+    net.finish();
+}
+
+#[test]
+fn a_full_server_says_503_and_goes_on() {
+    let mut net = with(|config| config.connections_max = 2);
+    net.open("A", "");
+    net.open("B", "");
+    for _ in 0..3 {
+        assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+    }
+    assert!(net.ask(Door::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    assert!(net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    // Those who only hold the door are sent away in time.
+    let mut idle: Vec<_> = (0..40).map(|_| net.connect(Door::Main)).collect();
+    net.leave("A");
+    net.server.turn(Some(Duration::ZERO)).unwrap();
+    assert_eq!(net.server.sessions(), 2 + REFUSED_AT_ONCE);
+    net.server.advance(HEAD_TIME_MAX);
+    for stream in &mut idle[..17] {
+        assert!(net.read_to_end(stream).starts_with(b"HTTP/1.1 408 "));
+    }
+    drop(idle);
+    net.open("C", "");
+    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+    net.finish();
+}
