@@ -187,3 +187,14 @@ fn no_word_of_unsafe() {
         assert_eq!(forbids, file == "lib" || file == "main", "{file}");
     }
 }
+
+/// Growth is a decision: a file is as long as a reader takes in at once, tests included.
+#[test]
+fn no_file_is_longer_than_a_reader_takes_in_at_once() {
+    const LINES_MAX: usize = 400;
+    for (_, name, _) in files() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(&name).with_extension("rs");
+        let lines = std::fs::read_to_string(path).unwrap().lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines", name.display());
+    }
+}
