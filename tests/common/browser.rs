@@ -19,8 +19,11 @@ pub trait Browser {
     /// Writes something where this selector points, and presses Enter.
     fn write(&mut self, selector: &str, text: &str);
 
-    /// The errors in its console so far: exceptions, what `console.error` was called with, requests that failed, and what
-    /// a policy forbade.
+    /// A picture of the page, as PNG.
+    fn picture(&mut self) -> Vec<u8>;
+
+    /// The errors in its console so far: exceptions, what `console.error` was called with, what a policy forbade, and in
+    /// Chromium requests that failed.
     fn errors(&mut self) -> &mut Vec<String>;
 
     /// Waits until an expression is true, as `if` has it.
