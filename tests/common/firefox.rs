@@ -12,8 +12,9 @@ use super::program::{GIVE_UP, Program};
 
 pub const FIREFOX: &str = "/usr/bin/firefox-esr";
 
-/// One that is alone and quiet; that finds candidates on this machine alone, and does not hide their addresses behind
-/// names of mDNS; that has a camera, and nobody who would have to allow it.
+/// One that is alone and quiet; that takes every name for this machine, so that what it asks for all the same goes
+/// nowhere; that finds candidates on this machine alone, and does not hide their addresses behind names of mDNS; that has
+/// a camera, and nobody who would have to allow it.
 const PREFERENCES: &str = r#"
 user_pref("media.peerconnection.ice.loopback", true);
 user_pref("media.peerconnection.ice.obfuscate_host_addresses", false);
@@ -37,12 +38,12 @@ user_pref("extensions.getAddons.cache.enabled", false);
 user_pref("network.captive-portal-service.enabled", false);
 user_pref("network.connectivity-service.enabled", false);
 user_pref("network.dns.disablePrefetch", true);
+user_pref("network.dns.native-is-localhost", true);
 user_pref("network.prefetch-next", false);
 user_pref("network.proxy.type", 0);
 user_pref("network.trr.mode", 5);
 user_pref("privacy.trackingprotection.enabled", false);
 user_pref("remote.prefs.recommended", true);
-user_pref("services.settings.server", "http://127.0.0.1:9");
 user_pref("toolkit.telemetry.enabled", false);
 user_pref("toolkit.telemetry.server", "");
 user_pref("toolkit.telemetry.unified", false);
