@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use noroshi::config::Config;
 use noroshi::http::Door;
-use noroshi::hub::{Conn, Effect, Hub, Input, Outbox};
+use noroshi::hub::Hub;
+use noroshi::protocol::{Conn, Effect, Input, Outbox};
 use noroshi::session::{Event, Scratch, Session, Shared};
 use pipe::{ADDRESS, Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use noroshi::config::{Command, Config};
 use noroshi::http::Door;
-use noroshi::hub::{Effect, Input, Outbox};
+use noroshi::protocol::{Effect, Input, Outbox};
 use noroshi::server::{Connections, Server, Service};
 
 struct Echo;

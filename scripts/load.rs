@@ -27,6 +27,8 @@ usage: load [flags]
   --mode MODE               relay, call, connect, idle or churn [default: relay]
   --pairs N                 pairs that relay, or calls or connections at a time [default: 100]
   --idle N                  idle connections, in mode idle or beside the others [default: 0; 10000 in mode idle]
+  --room-size N             of those in one room; 0 = all of them [default: 2]
+  --joined                  they have joined the mesh of their room
   --in-flight W             candidates on their way in each pair [default: 1]
   --payload WHAT            candidate (200 bytes), sdp (2500), or a number of bytes [default: candidate]
   --seconds S               how long to measure [default: 5]
@@ -71,6 +73,8 @@ struct Flags {
     mode: Kind,
     pairs: usize,
     idle: usize,
+    room_size: usize,
+    joined: bool,
     in_flight: usize,
     payload: usize,
     seconds: f64,
@@ -114,6 +118,8 @@ impl Flags {
             mode: Kind::Relay,
             pairs: 100,
             idle: 0,
+            room_size: 2,
+            joined: false,
             in_flight: 1,
             payload: 200,
             seconds: 5.0,
@@ -136,6 +142,8 @@ impl Flags {
                 }
                 Long("pairs") => flags.pairs = parser.value()?.parse_with(positive)?,
                 Long("idle") => flags.idle = parser.value()?.parse()?,
+                Long("room-size") => flags.room_size = parser.value()?.parse()?,
+                Long("joined") => flags.joined = true,
                 Long("in-flight") => flags.in_flight = parser.value()?.parse_with(positive)?,
                 Long("payload") => {
                     flags.payload = parser.value()?.parse_with(|text| match text {
@@ -613,6 +621,10 @@ fn register(net: &mut Net, slot: usize, id: &str) {
 /// Connections that are registered and then do nothing.
 struct Idle {
     path: String,
+    /// How many are in one room; 0: all of them.
+    room_size: usize,
+    /// Whether they have joined its mesh.
+    joined: bool,
     ready: usize,
     of: usize,
     tally: Tally,
@@ -622,7 +634,11 @@ impl Mode for Idle {
     fn resume(&mut self, net: &mut Net) -> io::Result<()> {
         // Few at a time: nobody's backlog is to overflow.
         while net.clients.len() < self.of && net.clients.len() < self.ready + 50 {
-            net.open(net.clients.len(), &self.path)?;
+            let number = net.clients.len();
+            match number.checked_div(self.room_size) {
+                Some(room) => net.open(number, &format!("{}/idle-{room}", self.path))?,
+                None => net.open(number, &self.path)?,
+            };
         }
         Ok(())
     }
@@ -639,7 +655,12 @@ impl Mode for Idle {
 
     fn happened(&mut self, net: &mut Net, slot: usize, name: usize, what: Happened) -> io::Result<()> {
         match what {
+            Happened::Opened if self.joined => {
+                net.text(slot, &format!(r#"{{"type":"join","id":"idle-{name:08}"}}"#));
+            }
             Happened::Opened => register(net, slot, &format!("idle-{name:08}")),
+            // What others do, who join, is nothing new.
+            Happened::Text(text) if text.starts_with(br#"{"type":"peerJoined""#) => {}
             Happened::Text(_) => {
                 self.ready += 1;
                 self.resume(net)?;
@@ -1059,7 +1080,8 @@ impl Test {
             }),
         };
         let rss_before = target.rss();
-        let mut idle = Idle { path, ready: 0, of: flags.idle, tally: Tally::new() };
+        let Flags { room_size, joined, idle: of, .. } = *flags;
+        let mut idle = Idle { path, room_size, joined, ready: 0, of, tally: Tally::new() };
         idle.resume(&mut idle_net)?;
         until(&mut idle_net, &mut idle)?;
         all_registered(idle.ready, idle.of)?;

@@ -32,7 +32,7 @@ row "handshakes" --mode connect
 row "connect, register, close" --mode churn
 row "whole calls" --mode call
 echo
-echo "Idle registered connections:"
+echo "Idle registered connections, two in each room:"
 "$target"/release/examples/load --mode idle --idle 9900 | sed 's/^ */    /'
 echo
 echo "Measured on: $(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1), $(nproc) cores, Linux $(uname -r)"

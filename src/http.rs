@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use tungstenite::handshake::derive_accept_key;
 
-use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ROOM_BYTES_MAX};
+use crate::config::{
+    Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX, ROOM_BYTES_MAX,
+};
 use crate::metrics::Metrics;
 use crate::origin;
 use crate::page::{File, LIBRARY, PAGE};
@@ -295,7 +297,9 @@ impl<'a> Request<'a> {
     fn foreign(&self) -> Answer {
         let mut answer = self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
         if let Answer::Plain { refused: Some(Refusal { why, .. }), .. } = &mut answer {
-            let text = |name| self.values(name).map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
+            let all = |name| self.values(name).map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
+            // No line of the log is longer than a writable pipe has room for.
+            let text = |name| all(name).chars().take(ORIGIN_LOGGED_MAX).collect::<String>();
             *why =
                 format!("Origin {:?} is not of Host {:?}; see --allow-origin", text("origin"), text("host"));
         }

@@ -24,7 +24,7 @@
 //! - Everything that can grow has a limit, with a name, a unit and a reason, in [`config`].
 //! - Nothing a peer sends is an error of ours. Asserts and `expect` state what no input can change.
 //!
-//! The words: a *peer* is who speaks, under an id, in a *room*. A *connection* ([`hub::Conn`]) is how it is
+//! The words: a *peer* is who speaks, under an id, in a *room*. A *connection* ([`protocol::Conn`]) is how it is
 //! reached, and has a number that is never used again. A *session* is a connection as bytes. *Offer*, *answer*,
 //! *candidate* and *SDP* are WebRTC's (RFC 8829), and are never looked into. *Poll*, *token* and *interest* are
 //! mio's.
@@ -51,6 +51,8 @@ pub mod metrics;
 pub mod hub;
 
 pub mod message;
+
+pub mod protocol;
 
 pub mod ice;
 

@@ -128,5 +128,10 @@ pub const CONNECTION_BYTES: usize = 2 * KIB;
 pub const ALWAYS_HELD_BYTES: usize = KIB;
 /// Refused upgrades that have a line each in the log in one second. The others are counted in one more.
 pub const REFUSALS_LOGGED_MAX: usize = 10;
+/// Characters of the `Origin` and the `Host` in that line.
+pub const ORIGIN_LOGGED_MAX: usize = 100;
+/// Lines of the log that are written after stderr was found to take some. A pipe that does has room for 4 KiB (pipe(7)),
+/// and the longest line, with an id of nothing but control characters, has a little more than 1 KiB.
+pub const LOG_LINES_AT_ONCE: u32 = 3;
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);

@@ -13,8 +13,12 @@ use log::{LevelFilter, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use simple_logger::SimpleLogger;
 
+use crate::limits::LOG_LINES_AT_ONCE;
+
 thread_local! {
     static WRITING: Cell<bool> = const { Cell::new(false) };
+    /// How many lines stderr takes before it is to be asked again.
+    static LINES: Cell<u32> = const { Cell::new(0) };
 }
 
 struct Careful(SimpleLogger);
@@ -62,9 +66,16 @@ impl Log for Careful {
     fn flush(&self) {}
 }
 
-/// Whether stderr takes a line at once. A pipe that is writable has room for 4 KiB (pipe(7)); no line is longer.
+/// Whether stderr takes a line at once. It is asked only now and then, see [`LOG_LINES_AT_ONCE`].
 fn is_writable() -> bool {
+    if let Some(lines) = LINES.get().checked_sub(1) {
+        LINES.set(lines);
+        return true;
+    }
     let stderr = io::stderr();
     let mut stderr = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    poll(&mut stderr, PollTimeout::ZERO).is_ok() && stderr[0].revents() == Some(PollFlags::POLLOUT)
+    let is_writable =
+        poll(&mut stderr, PollTimeout::ZERO).is_ok() && stderr[0].revents() == Some(PollFlags::POLLOUT);
+    LINES.set(if is_writable { LOG_LINES_AT_ONCE - 1 } else { 0 });
+    is_writable
 }

@@ -29,9 +29,10 @@ use crate::config::{
     SWEEP_PER_TURN,
 };
 use crate::http::{self, Door, Refusal};
-use crate::hub::{Close, Conn, Effect, Hub, Input, Outbox};
+use crate::hub::Hub;
 use crate::message::{Code, Kind};
 use crate::metrics::Metrics;
+use crate::protocol::{Close, Conn, Effect, Input, Outbox};
 use crate::session::{self, End, Event, Fill, Scratch, Session, Shared};
 use crate::stamp::Stamp;
 use crate::token::Fault;
@@ -702,7 +703,7 @@ impl Outbox for Connections {
             Effect::Registered { conn, room, id } => {
                 let entry = &mut self.entries[conn.slot()];
                 entry.session.registered();
-                info!(
+                debug!(
                     "connection {} from {} registered: room {room:?}, id {id:?}",
                     conn.number(),
                     entry.session.address()

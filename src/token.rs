@@ -191,11 +191,24 @@ fn fields<'a, const N: usize>(json: &'a str, names: [&str; N]) -> Result<[Option
 }
 
 /// A `NumericDate` (RFC 7519 section 2), in whole seconds. What is before 1970 is 1970, and nothing is later than the
-/// year 9999.
+/// year 9999. By hand, because a number of any length and form may be written here, and what reads all of them is large.
 fn date(json: &str) -> Result<Duration, Fault> {
-    // Of all JSON, only numbers can be parsed as one, and too large a number is infinite.
-    let seconds = json.parse::<f64>().ok().filter(|seconds| seconds.is_finite()).ok_or(Fault::Malformed)?;
-    Ok(Duration::from_secs(seconds.clamp(0.0, 253_402_300_799.0) as u64))
+    const LAST: u64 = 253_402_300_799;
+    let number = json.strip_prefix('-').unwrap_or(json);
+    if !number.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(Fault::Malformed);
+    }
+    if number != json {
+        return Ok(Duration::ZERO);
+    }
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let most = TOKEN_BYTES_MAX as i64;
+    let exponent = exponent.parse().unwrap_or(if exponent.starts_with('-') { -most } else { most });
+    let point = exponent.clamp(-most, most) + whole.len() as i64;
+    let mut digits = whole.bytes().chain(fraction.bytes()).map(|digit| u64::from(digit - b'0'));
+    let before_the_point = (0..point).map(|_| digits.next().unwrap_or(0));
+    Ok(Duration::from_secs(before_the_point.fold(0, |seconds, digit| LAST.min(10 * seconds + digit))))
 }
 
 fn text(json: &str) -> Result<Box<str>, Fault> {

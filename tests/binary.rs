@@ -199,7 +199,7 @@ fn the_log_says_who_came_and_went_and_cannot_be_forged() {
     let lines = |part: &str| log.lines().filter(|line| line.contains(part)).collect::<Vec<_>>();
     let id = r#"id "\n\u{1b}[31mERROR forged""#;
     let registered =
-        lines(" INFO ").into_iter().filter(|line| line.contains("registered")).collect::<Vec<_>>();
+        lines(" DEBUG ").into_iter().filter(|line| line.contains("registered")).collect::<Vec<_>>();
     assert_eq!(registered.len(), 1, "{log}");
     assert!(registered[0].contains("connection 1 from 127.0.0.1:") && registered[0].contains(id), "{log}");
     let ended = lines("ended after");

@@ -7,8 +7,8 @@ use std::time::Duration;
 use common::memory::Memory;
 use common::transcript::{Heard, Wire};
 use noroshi::config::{Config, KEPT_BYTES_MAX, Secret};
-use noroshi::hub::Input;
 use noroshi::message::{Code, Kind};
+use noroshi::protocol::Input;
 use serde_json::{Value, json};
 
 fn memory(change: impl FnOnce(&mut Config)) -> Memory {
@@ -221,8 +221,8 @@ fn a_chain_of_claims_costs_no_more_than_its_messages() {
     Box::new(wire).finish();
 }
 
-fn holder_conn(i: usize) -> noroshi::hub::Conn {
-    noroshi::hub::Conn::new(i as u64, i)
+fn holder_conn(i: usize) -> noroshi::protocol::Conn {
+    noroshi::protocol::Conn::new(i as u64, i)
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use common::memory::{Recorded, Recorder};
 use noroshi::config::Config;
-use noroshi::hub::{Conn, Hub, Input};
+use noroshi::hub::Hub;
+use noroshi::protocol::{Conn, Input};
 use serde_json::Value;
 
 /// Marsaglia's xorshift64: enough to be arbitrary, and the same everywhere.

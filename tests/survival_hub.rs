@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::memory::Memory;
 use common::transcript::{Heard, Wire};
 use noroshi::config::{Config, KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PROBE_TIME_MAX};
-use noroshi::hub::{Conn, Input};
 use noroshi::message::Kind;
+use noroshi::protocol::{Conn, Input};
 use serde_json::{Value, json};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use noroshi::config::Config;
-use noroshi::hub::{Close, Conn, Effect, Hub, Input, Outbox};
+use noroshi::hub::Hub;
+use noroshi::protocol::{Close, Conn, Effect, Input, Outbox};
 use noroshi::token::Claims;
 
 use super::transcript::{Heard, Wire};

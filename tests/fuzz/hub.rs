@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use model::{Model, Said};
 use noroshi::config::Config;
-use noroshi::hub::{Conn, Effect, Hub, Input, Outbox};
+use noroshi::hub::Hub;
+use noroshi::protocol::{Conn, Effect, Input, Outbox};
 use serde_json::Value;
 
 #[cfg(not(test))]

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use noroshi::hub::{Close, Conn, Input};
 use noroshi::message::{self, Body, Code};
+use noroshi::protocol::{Close, Conn, Input};
 use serde_json::{Value, json};
 
 /// What comes out. Errors are without the sentence for people.
@@ -131,9 +131,10 @@ impl Model {
                     match room.map(|(name, _)| name.clone()) {
                         Some(room) => self.lose_patience(&room),
                         None => {
-                            let claim = self.claims.iter().find(|(_, (until, _))| *until == due);
-                            let (room, id) = claim.unwrap().0.clone();
-                            let holder = self.lookup(&room, &id).unwrap();
+                            // Of those that are due at the same moment, by their places.
+                            let due = self.claims.iter().filter(|(_, (until, _))| *until == due);
+                            let holders = due.map(|((room, id), _)| self.lookup(room, id).unwrap());
+                            let holder = holders.min_by_key(|holder| holder.slot()).unwrap();
                             self.depart(holder);
                             self.said.push((holder, Said::Close(Close::Replaced)));
                             self.retire(holder);

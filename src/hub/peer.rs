@@ -1,0 +1,176 @@
+//! What the hub knows of a peer. Two questions: who is it, and what is it doing?
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::Slot;
+use super::order::Order;
+use crate::protocol::Conn;
+use crate::rate::Bucket;
+use crate::token::Claims;
+
+pub struct Peer {
+    pub conn: Conn,
+    /// Its room.
+    pub room: u32,
+    /// Its last offer was refused: candidates without a target belong to that offer, and are dropped.
+    pub refused: bool,
+    pub who: Who,
+    pub flow: Flow,
+    /// Boxed, because most peers have no offer most of the time.
+    pub offering: Option<Box<Offering>>,
+    /// Those who claim its id: it is being probed, and any sign of life will do.
+    pub claim: Option<Box<Claim>>,
+    /// What its token says, where one is needed.
+    pub claims: Option<Box<Claims>>,
+    pub bucket: Bucket,
+}
+
+/// Who it is.
+pub enum Who {
+    /// It has no id yet.
+    Nameless,
+    /// It claims an id that somebody holds.
+    Claimant(Box<Claimant>),
+    /// It has this id.
+    Registered(Box<str>),
+    /// Closed by the hub, and not yet disconnected. It had this id, which the log will name.
+    Closed(Option<Box<str>>),
+}
+
+/// What it is doing. Whoever is not registered is idle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// In no flow.
+    Idle,
+    /// It was asked for an offer, or its offer stands.
+    Offerer,
+    /// In the line.
+    Waiting,
+    /// It was handed an offer, which may have been taken or replaced since.
+    Handed(Hold),
+    /// It has a partner.
+    Paired(Slot),
+    /// In the mesh.
+    Joined,
+}
+
+/// Who holds whose offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub owner: Slot,
+    /// The number of the offer.
+    pub offer: u64,
+}
+
+#[derive(Default)]
+pub struct Offering {
+    /// The offer that stands.
+    pub offer: Option<Offer>,
+    /// Those who were handed an offer of this peer, standing or not, and have not answered it.
+    pub holders: Order,
+    /// Candidates for the offer that stands or is to come, joined by `|`.
+    pub candidates: String,
+    /// How many they are.
+    pub candidate_count: usize,
+}
+
+pub struct Offer {
+    pub number: u64,
+    /// The message that hands it out.
+    pub text: String,
+    /// How many of the holders hold this one.
+    pub held: usize,
+    /// Whether anybody was ever handed it.
+    pub handed: bool,
+}
+
+/// The claims of one id.
+pub struct Claim {
+    /// Until when its holder has time to show life.
+    pub until: crate::stamp::Stamp,
+    pub claimants: Order,
+}
+
+pub struct Claimant {
+    pub id: Box<str>,
+    /// Who holds it.
+    pub holder: Slot,
+    /// The message that claims it.
+    pub first: Box<str>,
+    /// What came after that.
+    pub kept: VecDeque<Box<str>>,
+    pub kept_bytes: usize,
+    /// Ids that this connection claimed before, in vain.
+    pub taken: BTreeSet<Box<str>>,
+}
+
+impl Peer {
+    pub fn new(conn: Conn, room: u32, claims: Option<&Claims>) -> Peer {
+        Peer {
+            conn,
+            room,
+            refused: false,
+            who: Who::Nameless,
+            flow: Flow::Idle,
+            offering: None,
+            claim: None,
+            claims: claims.cloned().map(Box::new),
+            bucket: Bucket::default(),
+        }
+    }
+
+    /// Its id, if it has one.
+    pub fn id(&self) -> Option<&str> {
+        match &self.who {
+            Who::Registered(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Bytes of what it said that are kept.
+    pub fn kept(&self) -> usize {
+        if let Who::Claimant(claimant) = &self.who {
+            return claimant.first.len() + claimant.kept_bytes;
+        }
+        let text = self.offer().map_or(0, |offer| offer.text.capacity());
+        text + self.offering.as_ref().map_or(0, |offering| offering.candidates.capacity())
+    }
+
+    /// Whether its token, where one is needed, is for this id, or for any.
+    pub fn may_speak_as(&self, id: &str) -> bool {
+        self.claims.as_ref().and_then(|claims| claims.id.as_deref()).is_none_or(|own| own == id)
+    }
+
+    /// Whether its token is for one id, which then is its own, whoever else may come.
+    pub fn owns_its_id(&self) -> bool {
+        self.claims.as_ref().is_some_and(|claims| claims.id.is_some())
+    }
+
+    /// Its offer that stands.
+    pub fn offer(&self) -> Option<&Offer> {
+        self.offering.as_ref()?.offer.as_ref()
+    }
+
+    /// How many candidates are stored, and their bytes without the separators.
+    pub fn stored(&self) -> (usize, usize) {
+        self.offering.as_ref().map_or((0, 0), |offering| {
+            let separators = offering.candidate_count.saturating_sub(1);
+            (offering.candidate_count, offering.candidates.len() - separators)
+        })
+    }
+
+    pub fn drop_candidates(&mut self) {
+        if let Some(offering) = &mut self.offering {
+            offering.candidates = String::new();
+            offering.candidate_count = 0;
+            self.tidy();
+        }
+    }
+
+    /// Most peers have nothing on offer, and shall not pay for it.
+    pub fn tidy(&mut self) {
+        self.offering.take_if(|offering| {
+            offering.offer.is_none() && offering.holders.is_empty() && offering.candidates.is_empty()
+        });
+    }
+}
