@@ -3,7 +3,7 @@
 //! No I/O in here: a head goes in, an [`Answer`] comes out. Every answer that is no upgrade is a complete
 //! HTTP/1.1 response after which the connection closes (RFC 9112); upgrades follow RFC 6455 section 4.2.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tungstenite::handshake::derive_accept_key;
@@ -14,7 +14,10 @@ use crate::config::{
 use crate::metrics::Metrics;
 use crate::origin;
 use crate::page::{File, LIBRARY, PAGE};
-use crate::token::{Claims, Fault, Secrets};
+use crate::token::{Claims, Fault};
+
+mod forwarded;
+mod token;
 
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -306,60 +309,6 @@ impl<'a> Request<'a> {
         answer
     }
 
-    /// What the token says, from the header or else from the query: browsers cannot set headers.
-    fn claims(&self, target: &str, room: &str, secrets: &Secrets, wall: Duration) -> Result<Claims, Fault> {
-        let query = target.split_once('?').map_or("", |(_, query)| query);
-        let in_query = query.split('&').filter_map(|field| field.strip_prefix("token="));
-        let in_header = self.values("authorization").map(bearer);
-        let mut tokens: Vec<&str> = in_header.collect::<Option<_>>().ok_or(Fault::Malformed)?;
-        if tokens.is_empty() {
-            tokens.extend(in_query);
-        }
-        match tokens[..] {
-            [] | [""] => Err(Fault::Missing),
-            [token] => {
-                let claims = secrets.verify(token, wall)?;
-                if claims.allows(room) { Ok(claims) } else { Err(Fault::Room) }
-            }
-            _ => Err(Fault::Malformed),
-        }
-    }
-
-    /// RFC 6750 section 3.
-    fn unauthorized(&self, fault: Fault) -> Answer {
-        let (status, error) = match fault {
-            Fault::Room => (403, "Bearer error=\"insufficient_scope\""),
-            _ => (401, "Bearer error=\"invalid_token\""),
-        };
-        let mut headers = vec![("WWW-Authenticate", error)];
-        headers.extend(self.shared_with_its_origin());
-        let mut answer = self.plain(status, fault.sentence(), &headers);
-        if let Answer::Plain { refused: Some(refusal), .. } = &mut answer {
-            refusal.fault = Some(fault);
-        }
-        answer
-    }
-
-    /// Where the request comes from: the last hop of `X-Forwarded-For` that is none of the proxies, or else the first;
-    /// without that header, `X-Real-IP`. Whatever is no address ends what can be believed.
-    fn forwarded(&self, config: &Config) -> Option<IpAddr> {
-        let mut hops: Vec<&str> = Vec::new();
-        for value in self.values("x-forwarded-for") {
-            hops.extend(std::str::from_utf8(value).unwrap_or_default().split(','));
-        }
-        if hops.is_empty() {
-            return self.value("x-real-ip").and_then(hop);
-        }
-        let mut last = None;
-        for ip in hops.into_iter().rev().map_while(hop) {
-            last = Some(ip);
-            if !config.trusts(ip) {
-                break;
-            }
-        }
-        last
-    }
-
     /// A browser says where the page comes from, so that no page can use the visitor's place in the network.
     /// Other clients say nothing, and could say anything.
     fn may_come_from_its_origin(&self, config: &Config) -> bool {
@@ -370,20 +319,6 @@ impl<'a> Request<'a> {
         let may = |origin| config.allow_origins.iter().any(|allowed| allowed.has(origin)) || is_own(origin);
         self.value("origin").is_some_and(may)
     }
-}
-
-/// An address as proxies write it: with or without a port, and in brackets if it is IPv6 with one.
-fn hop(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
-    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    bare.parse().ok().or_else(with_port).map(|ip: IpAddr| ip.to_canonical())
-}
-
-/// The token in the value of an `Authorization` header (RFC 6750 section 2.1).
-fn bearer(value: &[u8]) -> Option<&str> {
-    let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// The path of a request target: without a query, and without scheme and host (RFC 9112 section 3.2.2).

@@ -18,7 +18,7 @@ use slab::Slab;
 
 use crate::config::Config;
 use crate::ice::Ice;
-use crate::message::{self, Body, Code, Kind, Refusal, Reply, Request};
+use crate::message::{self, Body, Code, Kind, Refusal, Request};
 use crate::protocol::{Close, Conn, Effect, Input, Outbox};
 use crate::rate::{Rate, Verdict};
 use crate::stamp::Stamp;
@@ -30,9 +30,12 @@ mod mesh;
 mod order;
 mod pairing;
 mod peer;
+mod room;
+mod tell;
 
-use order::{Links, Order};
+use order::Links;
 use peer::{Flow, Peer, Who};
+use room::Room;
 
 /// Where a peer is.
 type Slot = u32;
@@ -76,22 +79,6 @@ enum Alarm {
     Patience(u32),
     /// The holder of an id that others claim had its time.
     Probe(Slot),
-}
-
-struct Room {
-    name: Box<str>,
-    /// Connections in it, registered or not. The room goes with the last.
-    members: u32,
-    /// Who was asked for an offer, or whose offer stands.
-    offerer: Option<Slot>,
-    /// Who waits, first come first.
-    line: Order,
-    /// Who joined, oldest first.
-    mesh: Order,
-    /// When the room moves on all the same. Set while somebody waits.
-    patience: Option<Stamp>,
-    /// Whether it has moved since `settle` last looked.
-    moved: bool,
 }
 
 /// What the handling of one input needs at every step.
@@ -358,43 +345,6 @@ impl Hub {
         Ok(())
     }
 
-    /// Says something of the server's own.
-    fn tell(&self, to: Slot, reply: &Reply, turn: &mut Turn) {
-        turn.out.push(Effect::Send(self.peer(to).conn, reply.text()));
-    }
-
-    /// The same where a peer connects to another after it.
-    fn tell_with_ice(&self, to: Slot, text: String, turn: &mut Turn) {
-        let peer = self.peer(to);
-        let until = peer.claims.as_ref().map(|claims| claims.until);
-        let servers = self.ice.servers(self.id(to), self.epoch + turn.now, until);
-        turn.out.push(Effect::Send(peer.conn, message::with_ice_servers(text, &servers)));
-    }
-
-    fn tell_left(&self, who: Slot, to: Slot, turn: &mut Turn) {
-        self.tell(to, &Reply::PeerLeft { id: self.id(who) }, turn);
-    }
-
-    fn refuse(&mut self, slot: Slot, refusal: Refusal, target: Option<&str>, turn: &mut Turn) {
-        self.tally.errors[refusal.code as usize] += 1;
-        self.tell(slot, &Reply::Error { refusal, target }, turn);
-    }
-
-    /// Passes on what a peer said, all of it or nothing.
-    fn forward<T>(&self, to: Slot, texts: T, turn: &mut Turn) -> Result<(), Refusal>
-    where
-        T: AsRef<[String]> + IntoIterator<Item = String>,
-    {
-        let to = self.peer(to).conn;
-        if !turn.out.has_room(to, texts.as_ref()) {
-            return refused(Code::PeerBusy, "the queue of that peer is full; try again later");
-        }
-        for text in texts {
-            turn.out.push(Effect::Send(to, text));
-        }
-        Ok(())
-    }
-
     // ---- Looking things up ----
 
     /// Where a connection is that the hub knows.
@@ -427,20 +377,6 @@ impl Hub {
         match self.holder(self.peer(slot).room, id) {
             Some(target) if target != slot => Ok(Some(target)),
             _ => refused(Code::UnknownPeer, "target_id names nobody else in this room"),
-        }
-    }
-}
-
-impl Room {
-    fn new(name: &str) -> Room {
-        Room {
-            name: name.into(),
-            members: 0,
-            offerer: None,
-            line: Order::default(),
-            mesh: Order::default(),
-            patience: None,
-            moved: false,
         }
     }
 }

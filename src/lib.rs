@@ -6,8 +6,8 @@
 //! ```text
 //! main ─→ server ─→ session ─→ http ─→ page           config: what an operator chose    limits: and what not
 //!    │          │           │       └──→ metrics      address: where peers are, and how many in one place
-//!    │          │           ├──→ frame                origin: where pages are from     token: who may come in
-//!    │          │           └──→ budget               budget: how much memory is used
+//!    │          │           └──→ budget               origin: where pages are from     token: who may come in
+//!    │          │                                     budget: how much memory is used
 //!    └─→ logger └─→ hub ─→ message ─→ json            rate: how much one peer may send
 //!                     ├──→ ice ──────↗                stamp: a moment in eight bytes
 //!                     ├──→ rate

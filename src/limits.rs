@@ -31,7 +31,7 @@ pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 pub const DRAIN_BYTES_MAX: usize = 256 * KIB;
 /// What waits to be sent to one peer, at least; see [`crate::config::Config::queue_bytes_max`].
 pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
-/// Room beyond the queue for pongs, which must not fail when messages do. As many more wait in the codec.
+/// Room beyond the queue for pongs, which must not fail when messages do. Without that, the last ping waits for its pong.
 pub const QUEUE_BYTES_SPARE: usize = KIB;
 /// A peer whose queue is full and that takes no byte for this long is closed.
 pub const STALL_TIME_MAX: Duration = Duration::from_secs(10);

@@ -185,7 +185,7 @@ export class Room extends EventTarget {
   /** @type {{resolve: (room: Room) => void, reject: (error?: Failure) => void}} */ #settle = /** @type {any} */ (undefined);
   /** For what is awaited of the server: one thing at a time. @type {number=} */ #timer;
   #renewal; #listeners = new AbortController();
-  #attempt = 0; #openings = 0; #wasOpened = false; #wasIn = false; #isOver = false; #isAsleep = false;
+  #attempt = 0; #openings = 0; #wasOpened = false; #wasIn = false; #isOver = false; #isAsleep = false; #isAsking = false;
   /** The largest message since the WebSocket opened. @type {{size: number, peer?: Peer}} */ #largest = { size: 0 };
   /** What is as large as this is too large for the server. */ #sizeMax = Infinity;
 
@@ -245,17 +245,13 @@ export class Room extends EventTarget {
       if (this.#isOver || this.#isAsleep || opening !== this.#openings) return;
     }
     const ws = this.#ws = new WebSocket(this.#address);
-    [this.#largest, this.#wasOpened] = [{ size: 0 }, false];
+    [this.#largest, this.#wasOpened, this.#isAsking] = [{ size: 0 }, false, false];
     this.#after(OPENING_MAX, () => this.#lose());
     ws.onopen = () => {
       this.#wasOpened = true;
       this.#flow === "join" ? this.#send({ type: "join" }) : this.#probe(); // Any message registers our id.
     };
-    ws.onmessage = ({ data }) => {
-      if (this.#isOver) return;
-      this.#after(SILENCE_MAX, () => this.#ask());
-      this.#hear(JSON.parse(data));
-    };
+    ws.onmessage = ({ data }) => this.#isOver || this.#hear(JSON.parse(data));
     ws.onclose = ({ code }) => this.#lost(code);
   }
 
@@ -317,7 +313,14 @@ export class Room extends EventTarget {
     if (this.#isOver || this.#isAsleep) return;
     if (this.#ws?.readyState !== WebSocket.OPEN) return this.#open();
     this.#probe();
-    this.#after(ANSWER_MAX, () => this.#lose());
+    this.#isAsking = true;
+    this.#await();
+  }
+
+  /** Until something is heard. What was on its way when we asked is no answer, but there may be much of it. */
+  #await() {
+    if (this.#isAsking) this.#after(ANSWER_MAX, () => this.#lose());
+    else this.#after(SILENCE_MAX, () => this.#ask());
   }
 
   /** Says what is answered at once, and changes nothing: we name ourselves, who are nobody else. Joining again would
@@ -331,9 +334,11 @@ export class Room extends EventTarget {
 
   /** @param {any} message */
   #hear({ type, id, target_id, peers, sdp, candidate, iceServers, code, message }) {
+    const isProbe = code === "unknown_peer" && target_id === this.id;
+    if (isProbe || code === "rate_limited") this.#isAsking = false;
+    this.#await();
     if (iceServers) this.#options.iceServers = [...this.#iceServers, ...iceServers];
     if (iceServers) this.peers.forEach(({ pc }) => pc.setConfiguration(this.#options));
-    const isProbe = code === "unknown_peer" && target_id === this.id;
     if (type === "error" && !isProbe) return this.#refused(failure(code, message), this.peers.get(target_id ?? ""));
     this.#attempt = 0;
     if (isProbe && this.#flow === "join") return; // The server is there.

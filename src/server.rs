@@ -11,16 +11,16 @@ mod clock;
 mod connections;
 mod listen;
 mod service;
+mod signals;
 
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use log::{info, warn};
+use log::info;
 use mio::event::Event as Readiness;
-use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::config::Config;
@@ -111,51 +111,6 @@ impl<S: Service> Server<S> {
     /// How many connections it has, of any kind.
     pub fn sessions(&self) -> usize {
         self.connections.entries.len()
-    }
-
-    /// From now on SIGTERM, SIGINT and SIGHUP are for [`Server::run`], and no longer end the process.
-    ///
-    /// # Errors
-    /// A system call that this needs fails.
-    pub fn heed_signals(&mut self) -> io::Result<()> {
-        let signals = self.signals.insert(Signals::new([SIGTERM, SIGINT, SIGHUP])?);
-        self.poll.registry().register(signals, SIGNALS, Interest::READABLE)
-    }
-
-    /// Serves until a signal comes, then says goodbye. A second signal ends it at once.
-    ///
-    /// # Errors
-    /// The poll fails, which no peer can bring about.
-    pub fn run(&mut self) -> io::Result<()> {
-        while !self.is_stopped() {
-            self.turn(None)?;
-            if !mem::take(&mut self.signalled) {
-                continue;
-            }
-            let came: Vec<_> = self.signals.iter_mut().flat_map(|signals| signals.pending()).collect();
-            for signal in came {
-                match signal {
-                    SIGHUP => self.reload(),
-                    _ if self.stop_at.is_some() => return Ok(()),
-                    _ => self.stop(),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads anew what is in files. If one of them is of no use, nothing changes.
-    fn reload(&mut self) {
-        let config = &mut self.connections.shared.config;
-        let mut renewed = config.clone();
-        match renewed.read_files() {
-            Ok(()) => {
-                info!("SIGHUP: secrets were read anew");
-                *config = renewed;
-                self.service.renew(config);
-            }
-            Err(error) => warn!("SIGHUP: {error}; the old secrets stay"),
-        }
     }
 
     /// Stops accepting and closes everybody with 1001. From now on the turns lead to [`Server::is_stopped`].

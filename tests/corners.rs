@@ -206,6 +206,27 @@ fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
 }
 
 #[test]
+fn what_was_on_its_way_is_no_answer() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let wires = [Wire::to(server.address)];
+    let mut browser = page(&server, &wires);
+    browser.eval("const a = await enter('A'); let lost; a.addEventListener('offline', () => lost = performance.now()); 0");
+    wires[0].swallow();
+    // As a page that wakes up hears what came while it slept.
+    browser.eval(
+        r#"dispatchEvent(new Event('online'));
+        const at = performance.now();
+        sockets[0].onmessage({ data: '{"type":"peerLeft","id":"B"}' }); 0"#,
+    );
+    browser.until("lost");
+    assert_eq!(browser.eval("lost < at + 15000"), true);
+    close(browser);
+}
+
+#[test]
 fn silence_is_asked_without_new_credentials() {
     if !is_installed(CHROMIUM) {
         return;

@@ -2,12 +2,15 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::firefox::{FIREFOX, Firefox};
 use common::process::{Running, eventually, run};
 use common::program::is_installed;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const ONLINE: &str = "document.querySelector('#status')?.dataset.state === 'online'";
 const CHAT: &str = "[...document.querySelectorAll('#log li')].map((it) => it.textContent)";
@@ -154,4 +157,41 @@ fn whoever_comes_first() {
     acquaint(&mut firefox, &mut chromium);
     println!("Chromium and Firefox");
     acquaint(&mut chromium, &mut firefox);
+}
+
+/// Pictures are saved where NOROSHI_LOOKS says, for somebody to look at.
+#[test]
+fn the_page_fits_whatever_its_width_and_colors() {
+    if !is_installed(FIREFOX) {
+        return;
+    }
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let [mut ren] = Firefox::start();
+    for colors in ["light", "dark", "forced"] {
+        let [mut aoi] = Firefox::start_in(colors);
+        enter(&mut aoi, &server, "Aoi");
+        enter(&mut ren, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
+        let is_dark = aoi.eval("matchMedia('(prefers-color-scheme: dark)').matches");
+        let is_forced = aoi.eval("matchMedia('(forced-colors: active)').matches");
+        assert_eq!((is_dark, is_forced), (Value::from(colors == "dark"), Value::from(colors == "forced")));
+        aoi.until("[...room.peers.values()].some((peer) => peer.alive)");
+        click(&mut ren, "camera");
+        aoi.write("#say", "Good evening!");
+        aoi.until("document.querySelector('.peer video').videoWidth > 0");
+        for (width, height) in [(320, 900), (390, 844), (832, 700), (1100, 780)] {
+            aoi.resize(width, height);
+            aoi.until(&format!("innerWidth === {width}"));
+            let wide =
+                aoi.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth");
+            assert_eq!(wide, 0, "{colors} at {width}");
+            if let Some(folder) = std::env::var_os("NOROSHI_LOOKS") {
+                let file = Path::new(&folder).join(format!("firefox-{width}-{colors}.png"));
+                std::fs::write(file, aoi.picture()).unwrap();
+            }
+        }
+        for browser in [&mut aoi, &mut ren] {
+            browser.eval("room.leave()");
+            browser.is_content();
+        }
+    }
 }

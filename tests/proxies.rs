@@ -203,7 +203,7 @@ fn address_of(id: &str, log: &mut BufReader<ChildStderr>) -> String {
 }
 
 fn server(flags: &str) -> (Running, BufReader<ChildStderr>) {
-    run(&format!(r#"exec "$0" --trust-proxy 127.0.0.1 {flags}"#))
+    run(&format!(r#"exec "$0" --log debug --trust-proxy 127.0.0.1 {flags}"#))
 }
 
 /// A and B say something to each other.

@@ -19,8 +19,11 @@ pub trait Browser {
     /// Writes something where this selector points, and presses Enter.
     fn write(&mut self, selector: &str, text: &str);
 
-    /// The errors in its console so far: exceptions, what `console.error` was called with, requests that failed, and what
-    /// a policy forbade.
+    /// A picture of the page, as PNG.
+    fn picture(&mut self) -> Vec<u8>;
+
+    /// The errors in its console so far: exceptions, what `console.error` was called with, what a policy forbade, and in
+    /// Chromium requests that failed.
     fn errors(&mut self) -> &mut Vec<String>;
 
     /// Waits until an expression is true, as `if` has it.
@@ -40,7 +43,12 @@ pub trait Browser {
     #[track_caller]
     fn is_content(&mut self) {
         self.eval("0");
-        let own = [r#""source":"network""#, r#""category":"cors""#];
+        let own = [
+            r#""source":"network""#,
+            r#""category":"cors""#,
+            r#""text":"Firefox can’t establish a connection to the server at ws://"#,
+            r#""text":"The connection to ws://"#,
+        ];
         self.errors().retain(|error| !own.iter().any(|own| error.contains(own)));
         assert!(self.errors().is_empty(), "{:#?}", self.errors());
     }

@@ -98,12 +98,6 @@ impl Chromium {
         self.command("Emulation.setEmulatedMedia", features);
     }
 
-    /// A picture of the page, as PNG.
-    pub fn picture(&mut self) -> Vec<u8> {
-        let result = self.command("Page.captureScreenshot", json!({}));
-        BASE64.decode(result["data"].as_str().unwrap().as_bytes()).unwrap()
-    }
-
     /// Kills it, as a crash would. Its console must have been without errors.
     #[track_caller]
     pub fn kill(mut self) {
@@ -137,6 +131,11 @@ impl Browser for Chromium {
             let enter = json!({"type": kind, "key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"});
             self.command("Input.dispatchKeyEvent", enter);
         }
+    }
+
+    fn picture(&mut self) -> Vec<u8> {
+        let result = self.command("Page.captureScreenshot", json!({}));
+        BASE64.decode(result["data"].as_str().unwrap().as_bytes()).unwrap()
     }
 
     fn errors(&mut self) -> &mut Vec<String> {

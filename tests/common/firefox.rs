@@ -2,6 +2,7 @@
 
 use std::net::TcpStream;
 
+use data_encoding::BASE64;
 use serde_json::{Map, Value, json};
 use tungstenite::{Message, WebSocket};
 
@@ -11,8 +12,9 @@ use super::program::{GIVE_UP, Program};
 
 pub const FIREFOX: &str = "/usr/bin/firefox-esr";
 
-/// One that is alone and quiet; that finds candidates on this machine alone, and does not hide their addresses behind
-/// names of mDNS; that has a camera, and nobody who would have to allow it.
+/// One that is alone and quiet; that takes every name for this machine, so that what it asks for all the same goes
+/// nowhere; that finds candidates on this machine alone, and does not hide their addresses behind names of mDNS; that has
+/// a camera, and nobody who would have to allow it.
 const PREFERENCES: &str = r#"
 user_pref("media.peerconnection.ice.loopback", true);
 user_pref("media.peerconnection.ice.obfuscate_host_addresses", false);
@@ -36,12 +38,12 @@ user_pref("extensions.getAddons.cache.enabled", false);
 user_pref("network.captive-portal-service.enabled", false);
 user_pref("network.connectivity-service.enabled", false);
 user_pref("network.dns.disablePrefetch", true);
+user_pref("network.dns.native-is-localhost", true);
 user_pref("network.prefetch-next", false);
 user_pref("network.proxy.type", 0);
 user_pref("network.trr.mode", 5);
 user_pref("privacy.trackingprotection.enabled", false);
 user_pref("remote.prefs.recommended", true);
-user_pref("services.settings.server", "http://127.0.0.1:9");
 user_pref("toolkit.telemetry.enabled", false);
 user_pref("toolkit.telemetry.server", "");
 user_pref("toolkit.telemetry.unified", false);
@@ -61,10 +63,22 @@ pub struct Firefox {
 impl Firefox {
     /// Starts some at the same time.
     pub fn start<const N: usize>() -> [Firefox; N] {
+        Firefox::start_in("light")
+    }
+
+    /// The same, whose pages are in these colors: `light`, `dark`, or `forced`. It cannot change them later.
+    pub fn start_in<const N: usize>(colors: &str) -> [Firefox; N] {
+        let (scheme, use_of_theirs) = (u8::from(colors != "dark"), if colors == "forced" { 2 } else { 1 });
+        let preferences = format!(
+            r#"{PREFERENCES}
+user_pref("layout.css.prefers-color-scheme.content-override", {scheme});
+user_pref("browser.display.document_color_use", {use_of_theirs});
+"#
+        );
         let flags = "--headless --no-remote --profile . --remote-debugging-port 0 about:blank";
         let start = || {
             Program::start_after(FIREFOX, flags, |home| {
-                std::fs::write(home.join("user.js"), PREFERENCES).unwrap();
+                std::fs::write(home.join("user.js"), &preferences).unwrap();
             })
         };
         [(); N].map(|()| start()).map(Firefox::attach)
@@ -83,11 +97,15 @@ impl Firefox {
             Firefox { _program: program, socket, context: Value::Null, commands: 0, errors: Vec::new() };
         browser.command("session.new", json!({"capabilities": {}}));
         browser.command("session.subscribe", json!({"events": ["log.entryAdded"]}));
-        let report = "() => addEventListener('unhandledrejection', ({ reason }) => console.error('unhandled', String(reason)))";
-        browser.command("script.addPreloadScript", json!({"functionDeclaration": report}));
         let tree = browser.command("browsingContext.getTree", json!({}));
         browser.context = tree["contexts"][0]["context"].clone();
         browser
+    }
+
+    /// From now on the page is as wide and as high as this, in pixels.
+    pub fn resize(&mut self, width: u32, height: u32) {
+        let viewport = json!({"width": width, "height": height});
+        self.command("browsingContext.setViewport", json!({"context": self.context, "viewport": viewport}));
     }
 
     /// Does something of the protocol, and returns what it returns.
@@ -132,14 +150,18 @@ impl Browser for Firefox {
 
     #[track_caller]
     fn write(&mut self, selector: &str, text: &str) {
-        self.eval(&format!(
-            "(() => {{
-                const field = document.querySelector({selector:?});
-                field.value = {text:?};
-                field.dispatchEvent(new Event('input', {{ bubbles: true }}));
-                field.form.requestSubmit();
-            }})()"
-        ));
+        self.eval(&format!("document.querySelector({selector:?}).select()"));
+        let keys = text.chars().chain(['\u{e007}']); // Enter, as WebDriver has it.
+        let actions: Vec<Value> = keys
+            .flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key})))
+            .collect();
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
+        self.command("input.performActions", json!({"context": self.context, "actions": [keyboard]}));
+    }
+
+    fn picture(&mut self) -> Vec<u8> {
+        let result = self.command("browsingContext.captureScreenshot", json!({"context": self.context}));
+        BASE64.decode(result["data"].as_str().unwrap().as_bytes()).unwrap()
     }
 
     fn errors(&mut self) -> &mut Vec<String> {

@@ -1,0 +1,54 @@
+//! Where a request has its token, and what it is told if the token is not good.
+
+use std::time::Duration;
+
+use super::{Answer, Request};
+use crate::token::{Claims, Fault, Secrets};
+
+impl Request<'_> {
+    /// What the token says, from the header or else from the query: browsers cannot set headers.
+    pub(super) fn claims(
+        &self,
+        target: &str,
+        room: &str,
+        secrets: &Secrets,
+        wall: Duration,
+    ) -> Result<Claims, Fault> {
+        let query = target.split_once('?').map_or("", |(_, query)| query);
+        let in_query = query.split('&').filter_map(|field| field.strip_prefix("token="));
+        let in_header = self.values("authorization").map(bearer);
+        let mut tokens: Vec<&str> = in_header.collect::<Option<_>>().ok_or(Fault::Malformed)?;
+        if tokens.is_empty() {
+            tokens.extend(in_query);
+        }
+        match tokens[..] {
+            [] | [""] => Err(Fault::Missing),
+            [token] => {
+                let claims = secrets.verify(token, wall)?;
+                if claims.allows(room) { Ok(claims) } else { Err(Fault::Room) }
+            }
+            _ => Err(Fault::Malformed),
+        }
+    }
+
+    /// RFC 6750 section 3.
+    pub(super) fn unauthorized(&self, fault: Fault) -> Answer {
+        let (status, error) = match fault {
+            Fault::Room => (403, "Bearer error=\"insufficient_scope\""),
+            _ => (401, "Bearer error=\"invalid_token\""),
+        };
+        let mut headers = vec![("WWW-Authenticate", error)];
+        headers.extend(self.shared_with_its_origin());
+        let mut answer = self.plain(status, fault.sentence(), &headers);
+        if let Answer::Plain { refused: Some(refusal), .. } = &mut answer {
+            refusal.fault = Some(fault);
+        }
+        answer
+    }
+}
+
+/// The token in the value of an `Authorization` header (RFC 6750 section 2.1).
+fn bearer(value: &[u8]) -> Option<&str> {
+    let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}

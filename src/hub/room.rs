@@ -1,0 +1,35 @@
+//! A room, as far as pairing and meshes go.
+
+use super::Slot;
+use super::order::Order;
+use crate::stamp::Stamp;
+
+pub struct Room {
+    pub name: Box<str>,
+    /// Connections in it, registered or not. The room goes with the last.
+    pub members: u32,
+    /// Who was asked for an offer, or whose offer stands.
+    pub offerer: Option<Slot>,
+    /// Who waits, first come first.
+    pub line: Order,
+    /// Who joined, oldest first.
+    pub mesh: Order,
+    /// When the room moves on all the same. Set while somebody waits.
+    pub patience: Option<Stamp>,
+    /// Whether it has moved since `settle` last looked.
+    pub moved: bool,
+}
+
+impl Room {
+    pub fn new(name: &str) -> Room {
+        Room {
+            name: name.into(),
+            members: 0,
+            offerer: None,
+            line: Order::default(),
+            mesh: Order::default(),
+            patience: None,
+            moved: false,
+        }
+    }
+}

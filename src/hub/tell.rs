@@ -1,0 +1,44 @@
+//! What peers are told.
+
+use super::{Hub, Slot, Turn, refused};
+use crate::message::{self, Code, Refusal, Reply};
+use crate::protocol::Effect;
+
+impl Hub {
+    /// Says something of the server's own.
+    pub(super) fn tell(&self, to: Slot, reply: &Reply, turn: &mut Turn) {
+        turn.out.push(Effect::Send(self.peer(to).conn, reply.text()));
+    }
+
+    /// The same where a peer connects to another after it.
+    pub(super) fn tell_with_ice(&self, to: Slot, text: String, turn: &mut Turn) {
+        let peer = self.peer(to);
+        let until = peer.claims.as_ref().map(|claims| claims.until);
+        let servers = self.ice.servers(self.id(to), self.epoch + turn.now, until);
+        turn.out.push(Effect::Send(peer.conn, message::with_ice_servers(text, &servers)));
+    }
+
+    pub(super) fn tell_left(&self, who: Slot, to: Slot, turn: &mut Turn) {
+        self.tell(to, &Reply::PeerLeft { id: self.id(who) }, turn);
+    }
+
+    pub(super) fn refuse(&mut self, slot: Slot, refusal: Refusal, target: Option<&str>, turn: &mut Turn) {
+        self.tally.errors[refusal.code as usize] += 1;
+        self.tell(slot, &Reply::Error { refusal, target }, turn);
+    }
+
+    /// Passes on what a peer said, all of it or nothing.
+    pub(super) fn forward<T>(&self, to: Slot, texts: T, turn: &mut Turn) -> Result<(), Refusal>
+    where
+        T: AsRef<[String]> + IntoIterator<Item = String>,
+    {
+        let to = self.peer(to).conn;
+        if !turn.out.has_room(to, texts.as_ref()) {
+            return refused(Code::PeerBusy, "the queue of that peer is full; try again later");
+        }
+        for text in texts {
+            turn.out.push(Effect::Send(to, text));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,58 @@
+//! What an operator says to a running server by signals.
+
+use std::io;
+use std::mem;
+
+use log::{info, warn};
+use mio::Interest;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+
+use super::{SIGNALS, Server, Service};
+
+impl<S: Service> Server<S> {
+    /// From now on SIGTERM, SIGINT and SIGHUP are for [`Server::run`], and no longer end the process.
+    ///
+    /// # Errors
+    /// A system call that this needs fails.
+    pub fn heed_signals(&mut self) -> io::Result<()> {
+        let signals = self.signals.insert(Signals::new([SIGTERM, SIGINT, SIGHUP])?);
+        self.poll.registry().register(signals, SIGNALS, Interest::READABLE)
+    }
+
+    /// Serves until a signal comes, then says goodbye. A second signal ends it at once.
+    ///
+    /// # Errors
+    /// The poll fails, which no peer can bring about.
+    pub fn run(&mut self) -> io::Result<()> {
+        while !self.is_stopped() {
+            self.turn(None)?;
+            if !mem::take(&mut self.signalled) {
+                continue;
+            }
+            let came: Vec<_> = self.signals.iter_mut().flat_map(|signals| signals.pending()).collect();
+            for signal in came {
+                match signal {
+                    SIGHUP => self.reload(),
+                    _ if self.stop_at.is_some() => return Ok(()),
+                    _ => self.stop(),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads anew what is in files. If one of them is of no use, nothing changes.
+    fn reload(&mut self) {
+        let config = &mut self.connections.shared.config;
+        let mut renewed = config.clone();
+        match renewed.read_files() {
+            Ok(()) => {
+                info!("SIGHUP: secrets were read anew");
+                *config = renewed;
+                self.service.renew(config);
+            }
+            Err(error) => warn!("SIGHUP: {error}; the old secrets stay"),
+        }
+    }
+}
