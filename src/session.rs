@@ -270,8 +270,8 @@ impl<S: Stream> Session<S> {
         if self.is_over() {
             return;
         }
-        let max = shared.queue_and_pongs_max();
         let Some(work) = &mut self.work else { return };
+        let max = shared.queue_and_pongs_max();
         let written = work.queue.write(&mut self.stream, max, shared.now);
         work.charge(&mut shared.budget);
         let is_empty = work.queue.is_empty();

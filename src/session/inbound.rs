@@ -74,7 +74,10 @@ impl<S: Stream> Session<S> {
         let taken = work.inbound.take(scratch, max, &shared.budget);
         work.charge(&mut shared.budget);
         match taken? {
-            Taken::Control(opcode, payload) => self.take_control(opcode, payload, shared),
+            Taken::Control(opcode) => {
+                let payload = mem::take(&mut work.inbound.begun);
+                self.take_control(opcode, payload, shared)
+            }
             taken => Ok(taken),
         }
     }
@@ -103,8 +106,8 @@ pub(super) enum Taken {
     Here(Range<usize>, bool),
     /// A message that the codec has put there.
     Message,
-    /// A control frame: its opcode and its payload.
-    Control(u8, Vec<u8>),
+    /// A control frame, of this opcode. What was begun is its payload.
+    Control(u8),
     /// Something that is not yet whole.
     Part,
 }
@@ -145,12 +148,12 @@ impl Inbound {
         let mut begun = Vec::new();
         if self.to_come == 0 {
             let Some(header) = self.gather(scratch, max)? else { return Ok(Taken::Part) };
-            begun = mem::take(&mut self.begun);
             if header.is_control() {
-                let mut payload = begun.split_off(header.bytes);
-                frame::unmask(&mut payload, header.mask);
-                return Ok(Taken::Control(header.opcode, payload));
+                self.begun.drain(..header.bytes);
+                frame::unmask(&mut self.begun, header.mask);
+                return Ok(Taken::Control(header.opcode));
             }
+            begun = mem::take(&mut self.begun);
             self.announce(header, max, budget)?;
         }
         let payload = scratch.take(self.to_come);
