@@ -59,7 +59,8 @@ export class Peer {
   /** Whether the server has lost sight of it, and only the connection lives. */ away = false;
   attempt = 0; isUnheard = false; isHeld = false; // Something may not have arrived; it will be said again soon.
   /** @type {Room} */ #room;
-  #making = false; #settling = false;
+  #making = false; #settling = false; // An offer of ours is being made, or an answer to it set.
+  /** Which version of theirs is being answered. @type {string=} */ #answering = "";
 
   /** @param {string} id @param {Room} room @param {RTCConfiguration} options */
   constructor(id, room, options) {
@@ -118,24 +119,30 @@ export class Peer {
 
   /** @param {string} type @param {string} text JSON of a description or a candidate */
   async receive(type, text) {
-    const { pc } = this, content = JSON.parse(text), isStable = pc.signalingState === "stable";
+    const { pc } = this, content = JSON.parse(text), state = pc.signalingState;
     if (type === "candidate") return this.#addCandidate(content);
-    const { localDescription: ours, currentRemoteDescription: theirs } = pc;
-    const collides = this.#making || !isStable && !this.#settling;
+    const { localDescription: ours, currentRemoteDescription: theirs } = pc, said = version(origin(content));
+    const collides = this.#making || state !== "stable" && !this.#settling;
     if (type === "answer") {
       const isLate = ours?.type !== "offer" || content.to && version(content.to) !== version(origin(ours));
       if (isLate) return this.#insist();
-      if (isStable) return this.#addCandidates(content.sdp); // Heard before, but perhaps not all that came with it.
-    } else if (theirs && version(origin(theirs)) === version(origin(content))) {
-      await this.#addCandidates(content.sdp); // Heard before, too. They have our answer, or want that one and no other.
+      const isAwaited = state === "have-local-offer" && !this.#settling;
+      if (!isAwaited) return this.#addCandidates(content.sdp); // Heard before, but perhaps not all that came with it.
+      this.#settling = true;
+      return pc.setRemoteDescription(content).finally(() => this.#settling = false);
+    }
+    if (said === this.#answering) return this.#addCandidates(content.sdp); // Heard before, too.
+    if (theirs && version(origin(theirs)) === said) {
+      await this.#addCandidates(content.sdp); // They have not our answer yet, or want that one and no other.
       this.#describe(pc.currentLocalDescription, theirs);
       return this.#insist();
-    } else if (collides && this.#room.id > this.id) return this.#insist(); // The lesser id is polite.
-    this.#settling = type === "answer";
-    await pc.setRemoteDescription(content).finally(() => this.#settling = false);
-    if (type === "answer") return;
+    }
+    if (collides && this.#room.id > this.id) return this.#insist(); // The lesser id is polite.
+    this.#answering = said;
+    await pc.setRemoteDescription(content);
     if (!this.channel) this.begin([]);
     await pc.setLocalDescription();
+    this.#answering = "";
     this.#describe();
   }
 

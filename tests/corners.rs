@@ -206,6 +206,49 @@ fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
 }
 
 #[test]
+fn what_is_heard_twice_at_once_is_heard_once() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let (server, _stderr) = run(OPEN);
+    let mut browser = page(&server, &[]);
+    // Descriptions come twice in a row. An answer may wait for the next offer, to come before it and after it.
+    browser.eval(
+        r#"let waits = false, answer;
+        const { set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
+        Object.defineProperty(WebSocket.prototype, "onmessage", {
+            set(listener) {
+                set.call(this, listener && ((event) => {
+                    const { type, sdp } = JSON.parse(event.data);
+                    if (type === "answer" && waits) return answer = event;
+                    const all = type === "offer" && answer ? [answer, event, answer] : sdp ? [event, event] : [event];
+                    answer = undefined;
+                    all.forEach(listener);
+                }));
+            },
+        });
+        const offers = () => new Set(sent.filter(({ type }) => type === "offer").map(({ sdp }) => sdp.sdp)).size;
+        const a = await enter("A"), b = await enter("B"); 0"#,
+    );
+    browser.until("meet(a, b) && isStable(a, b)");
+    assert_eq!(browser.eval("offers()"), 1);
+    browser.eval(
+        "const before = peer(b).pc;
+        waits = true;
+        peer(b).pc.addTrack(silence, stream); 0",
+    );
+    browser.until("answer");
+    browser.eval(
+        "waits = false;
+        peer(a).pc.addTrack(new AudioContext().createMediaStreamDestination().stream.getTracks()[0], stream); 0",
+    );
+    browser.until("!answer && isStable(a, b) && receives(a).length === 1 && receives(b).length === 1");
+    assert_eq!(browser.eval("errors"), json!([]));
+    assert_eq!(browser.eval("peer(b).pc === before"), true);
+    close(browser);
+}
+
+#[test]
 fn what_was_on_its_way_is_no_answer() {
     if !is_installed(CHROMIUM) {
         return;

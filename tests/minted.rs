@@ -21,7 +21,8 @@ fn example(language: &str) -> &'static str {
 
 #[track_caller]
 fn output(command: &mut Command) -> String {
-    let output = command.env("SECRET", SECRET).output().unwrap();
+    // Debian's pip installs nothing beside its own packages otherwise, not even into a directory of ours.
+    let output = command.env("SECRET", SECRET).env("PIP_BREAK_SYSTEM_PACKAGES", "1").output().unwrap();
     let (stdout, stderr) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{command:?}\n{stdout}\n{stderr}");
