@@ -11,9 +11,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use noroshi::config::Config;
+use noroshi::gate::Gate;
 use noroshi::http::Door;
 use noroshi::hub::Hub;
-use noroshi::protocol::{Conn, Effect, Input, Outbox};
+use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox};
 use noroshi::session::{Event, Scratch, Session, Shared};
 use pipe::{ADDRESS, Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -72,7 +73,7 @@ fn instructions(bytes: usize) -> Option<f64> {
 
 /// A peer that sends candidates to another, and what is between them.
 struct Line {
-    hub: Hub,
+    gate: Gate,
     sessions: Sessions,
     scratch: Scratch,
     frame: Vec<u8>,
@@ -88,8 +89,8 @@ impl Outbox for Sessions {
         self.sessions[to.slot()].has_room(texts, &self.shared)
     }
 
-    fn may_keep(&mut self, bytes: usize) -> bool {
-        self.shared.budget.allows(bytes)
+    fn keep(&mut self, bytes: usize) -> bool {
+        self.shared.budget.keep(bytes)
     }
 
     fn push(&mut self, effect: Effect<'_>) {
@@ -102,13 +103,14 @@ impl Outbox for Sessions {
 impl Line {
     fn new(bytes: usize) -> Line {
         let config = Config { rate_max: 0, ..Config::default() };
-        let (hub, mut shared) = (Hub::new(&config), Shared::new(config));
+        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        let mut shared = Shared::new(config);
         let sessions = [(); 2].map(|()| {
             let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
             Session::new(pipe, Door::Main, ADDRESS.into(), &mut shared)
         });
         let sessions = Sessions { shared, sessions };
-        let mut line = Line { hub, sessions, scratch: Scratch::default(), frame: Vec::new() };
+        let mut line = Line { gate, sessions, scratch: Scratch::default(), frame: Vec::new() };
         line.turn(0, REQUEST.as_bytes());
         line.turn(1, REQUEST.as_bytes());
         for (who, text) in
@@ -146,16 +148,16 @@ impl Line {
         sessions[who].fill(&mut self.scratch, shared);
         loop {
             let Sessions { sessions, shared } = &mut self.sessions;
-            let Some(event) = sessions[who].next(&mut self.scratch, shared) else { break };
+            let Some(event) = sessions[who].next(&mut self.scratch, shared, &self.gate) else { break };
             let input = match &event {
                 Event::Refused(status, refusal) => panic!("{status}, {}", refusal.why),
-                Event::Upgraded(room, claims) => Input::Connected(conn, room, claims.as_ref()),
+                Event::Upgraded(target, claims) => Input::Connected(conn, target, claims.as_ref()),
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(_) => unreachable!("only text is sent"),
             };
-            self.hub.handle(Duration::ZERO, input, &mut self.sessions);
+            self.gate.handle(Duration::ZERO, Duration::ZERO, input, &mut self.sessions);
         }
-        self.hub.handle(Duration::ZERO, Input::Alive(conn), &mut self.sessions);
+        self.gate.handle(Duration::ZERO, Duration::ZERO, Input::Alive(conn), &mut self.sessions);
         let Sessions { sessions, shared } = &mut self.sessions;
         for session in sessions {
             session.flush(shared);

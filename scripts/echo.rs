@@ -3,26 +3,30 @@
 //! cargo run --release --example echo -- FLAGS OF NOROSHI
 
 use std::io;
-use std::time::Duration;
 
 use noroshi::config::{Command, Config};
+use noroshi::gate::{Gate, Protocol, Turn};
 use noroshi::http::Door;
-use noroshi::protocol::{Effect, Input, Outbox};
-use noroshi::server::{Connections, Server, Service};
+use noroshi::metrics::Counts;
+use noroshi::protocol::{Dialect, Input};
+use noroshi::server::Server;
 
 struct Echo;
 
-impl Service for Echo {
-    fn handle(&mut self, _now: Duration, input: Input, connections: &mut Connections) {
+impl Protocol for Echo {
+    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
         match input {
             // Who has an id may be silent.
-            Input::Connected(conn, room, _) => {
-                connections.push(Effect::Registered { conn, room, id: "echo" })
-            }
-            Input::Text(conn, text) => connections.push(Effect::Send(conn, text.to_owned())),
-            Input::Binary(conn, bytes) => connections.send_binary(conn, bytes),
-            Input::Alive(_) | Input::Disconnected(_) | Input::Time => {}
+            Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "echo"),
+            Input::Text(conn, text) => turn.send(conn, text.to_owned()),
+            Input::Binary(conn, bytes) => turn.send_binary(conn, bytes),
+            Input::Disconnected(conn) => turn.left(conn, "", Some("echo")),
+            Input::Dropped { .. } | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
         }
+    }
+
+    fn counts(&self) -> Counts {
+        Counts::default()
     }
 }
 
@@ -30,7 +34,8 @@ fn main() -> io::Result<()> {
     let Ok(Command::Run(config)) = Config::parse(std::env::args_os().skip(1)) else {
         return Err(io::Error::other("usage: the flags of noroshi"));
     };
-    let mut server = Server::with(Echo, config)?;
+    let gate = Gate::new(&config).to(Dialect::Noroshi, Echo);
+    let mut server = Server::with(gate, config)?;
     server.heed_signals()?;
     for address in server.addresses(Door::Main) {
         eprintln!("listening on ws://{address}/ws");

@@ -9,8 +9,8 @@ pub struct Budget {
     bytes_max: usize,
     /// By connections: their places, queues and what is coming in.
     used: usize,
-    /// By what the hub keeps.
-    pub kept: usize,
+    /// By what protocols keep. What they keep no longer is taken off now and then only: see [`Budget::recount`].
+    kept: usize,
 }
 
 impl Budget {
@@ -22,6 +22,18 @@ impl Budget {
     /// Whether so much more may be used.
     pub fn allows(&self, bytes: usize) -> bool {
         self.used + self.kept + bytes <= self.bytes_max
+    }
+
+    /// Counts so many bytes more that a protocol keeps, if they may be.
+    pub fn keep(&mut self, bytes: usize) -> bool {
+        let may = self.allows(bytes);
+        self.kept += if may { bytes } else { 0 };
+        may
+    }
+
+    /// So much is kept.
+    pub fn recount(&mut self, kept: usize) {
+        self.kept = kept;
     }
 
     /// What used this many bytes uses that many now.

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use tungstenite::handshake::derive_accept_key;
 
-use crate::config::{
-    Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX, ROOM_BYTES_MAX,
-};
+use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
 use crate::metrics::Metrics;
 use crate::origin;
 use crate::page::{File, LIBRARY, PAGE};
+use crate::protocol::Target;
 use crate::token::{Claims, Fault};
 
 mod forwarded;
+mod route;
 mod token;
 
 /// Which listener a connection came through.
@@ -37,17 +37,19 @@ pub enum Place {
     Full,
     /// Not for this address.
     Crowded,
+    /// Not in this room.
+    NoRoom,
 }
 
 /// What to do with a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Send this response and speak WebSocket, in this room.
+    /// Send this response and speak WebSocket.
     Upgrade {
         /// The bytes of the 101.
         response: Vec<u8>,
-        /// The name of the room; empty: the default room.
-        room: String,
+        /// What was asked for.
+        target: Target,
         /// What its token says, where one is needed.
         claims: Option<Claims>,
     },
@@ -129,7 +131,7 @@ fn has_bare_line_feed(head: &[u8]) -> bool {
 }
 
 /// The answer to a request. Whether there is a place for it may depend on where it says that it comes from, which is
-/// asked only of what a trusted proxy sends. `wall` is the time since 1970.
+/// asked only of what a trusted proxy sends, and on what it asks for. `wall` is the time since 1970.
 pub fn answer(
     head: &[u8],
     door: Door,
@@ -137,7 +139,7 @@ pub fn answer(
     metrics: &Metrics,
     is_trusted: bool,
     wall: Duration,
-    place: impl FnOnce(Option<IpAddr>) -> Place,
+    place: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Place,
 ) -> Answer {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut headers);
@@ -156,22 +158,24 @@ pub fn answer(
         // RFC 9112 section 3.2.
         return request.plain(400, "a request has one Host header", &[]);
     }
-    let place = place(if is_trusted { request.forwarded(config) } else { None });
+    let (path, query) = route::path_and_query(target);
+    let route = if door == Door::Main { route::target(path, query) } else { None };
+    let forwarded = if is_trusted { request.forwarded(config) } else { None };
+    let place = place(forwarded, route.as_ref().and_then(|route| route.as_ref().ok()));
     if method == "OPTIONS" {
         // HAProxy asks so whether somebody is there.
         return response(204, b"", &[ALLOW], true);
     }
-    let mut answer = match (door, path(target)) {
+    let mut answer = match (door, path) {
         (Door::Metrics, "/metrics") => {
             let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
             request.page(200, &metrics.render(), &[kind])
         }
         (Door::Main, "/healthz") => request.page(200, "ok", &[TEXT]),
-        (Door::Main, "/ws") => request.upgrade(target, None, config, place, wall),
         (Door::Main, "/") if config.page => request.file(&PAGE, config),
         (Door::Main, "/noroshi.js") if config.page => request.file(&LIBRARY, config),
-        (Door::Main, path) => match path.strip_prefix("/ws/") {
-            Some(room) => request.upgrade(target, Some(room), config, place, wall),
+        (Door::Main, _) => match route {
+            Some(route) => request.upgrade(route, config, place, wall),
             None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         },
         (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
@@ -249,8 +253,7 @@ impl<'a> Request<'a> {
 
     fn upgrade(
         &self,
-        target: &str,
-        room: Option<&str>,
+        route: Result<Target, &'static str>,
         config: &Config,
         place: Place,
         wall: Duration,
@@ -258,16 +261,17 @@ impl<'a> Request<'a> {
         if !matches!(self.method, "GET" | "HEAD") {
             return self.plain(405, "a WebSocket begins with GET", &[ALLOW]);
         }
-        if room.is_some_and(|room| !is_room(room)) {
-            return self.plain(400, "a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -", &[]);
-        }
+        let target = match route {
+            Ok(target) => target,
+            Err(sentence) => return self.plain(400, sentence, &[]),
+        };
         if !self.may_come_from_its_origin(config) {
             return self.foreign();
         }
         // Before the rest: a browser does not say how an upgrade was refused, but shows the answer to a plain request.
         let claims = match &config.token_secrets {
             None => None,
-            Some(secrets) => match self.claims(target, room.unwrap_or_default(), secrets, wall) {
+            Some(secrets) => match self.claims(&target, secrets, wall) {
                 Ok(claims) => Some(claims),
                 Err(fault) => return self.unauthorized(fault),
             },
@@ -287,13 +291,14 @@ impl<'a> Request<'a> {
             Place::Free => {}
             Place::Full => return self.plain(503, "the server is full", &[]),
             Place::Crowded => return self.plain(429, "too many connections from your address", &[]),
+            Place::NoRoom => return self.plain(503, "the room is full", &[]),
         }
         let response = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {}\r\n\r\n",
             derive_accept_key(key.as_bytes())
         );
-        Answer::Upgrade { response: response.into_bytes(), room: room.unwrap_or_default().to_owned(), claims }
+        Answer::Upgrade { response: response.into_bytes(), target, claims }
     }
 
     /// The usual cause is a proxy that does not pass on `Host` as the browser has sent it: the log must let that be seen.
@@ -319,22 +324,6 @@ impl<'a> Request<'a> {
         let may = |origin| config.allow_origins.iter().any(|allowed| allowed.has(origin)) || is_own(origin);
         self.value("origin").is_some_and(may)
     }
-}
-
-/// The path of a request target: without a query, and without scheme and host (RFC 9112 section 3.2.2).
-fn path(target: &str) -> &str {
-    let target = match target.split_once("://") {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
-            &rest[rest.find(['/', '?']).unwrap_or(rest.len())..]
-        }
-        _ => target,
-    };
-    target.split(['?', '#']).next().unwrap_or_default()
-}
-
-fn is_room(name: &str) -> bool {
-    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
-    (1..=ROOM_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_fine) && name != "." && name != ".."
 }
 
 /// Whether this is the base64 of 16 bytes.

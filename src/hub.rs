@@ -1,8 +1,7 @@
 //! Noroshi's own protocol: who is paired with whom, who waits, who hears what.
 //!
-//! No socket, no clock, no log, no randomness in here. One [`Input`] goes in, with the time as an argument;
-//! effects come out into the [`Outbox`] that the caller hands in, all of them before [`Hub::handle`] returns.
-//! Nothing a peer sends is an error of the hub's: the answer to a wrong message is a message.
+//! A [`Protocol`], and as pure as all of them. Nothing a peer sends is an error of the hub's: the answer to a wrong
+//! message is a message.
 //!
 //! The rules are in `pairing` and `mesh`, which know nothing of how a peer comes to its id: that is in `ids`. A peer
 //! is in a slot, by which all others refer to it; whatever refers to a peer is undone before its slot is free, and
@@ -17,10 +16,12 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::config::Config;
+use crate::gate::{Protocol, Turn};
 use crate::ice::Ice;
 use crate::message::{self, Body, Code, Kind, Refusal, Request};
-use crate::protocol::{Close, Conn, Effect, Input, Outbox};
-use crate::rate::{Rate, Verdict};
+use crate::metrics::Counts;
+use crate::protocol::{Close, Conn, Input};
+use crate::rate::Verdict;
 use crate::stamp::Stamp;
 use crate::token::Claims;
 
@@ -40,22 +41,10 @@ use room::Room;
 /// Where a peer is.
 type Slot = u32;
 
-/// What was counted since the start.
-#[derive(Clone, Debug, Default)]
-pub struct Tally {
-    /// Well-formed messages, by [`Kind`].
-    pub messages: [u64; Kind::ALL.len()],
-    /// Refused messages, by [`Code`].
-    pub errors: [u64; Code::ALL.len()],
-}
-
 /// All rooms and peers.
 pub struct Hub {
     mesh_peers_max: usize,
     ice: Ice,
-    /// What time it was, since 1970, when the hub's time began.
-    epoch: Duration,
-    rate: Option<Rate>,
     /// By slot.
     peers: Vec<Option<Peer>>,
     /// Who is before and after each peer in the order in which it is.
@@ -66,25 +55,12 @@ pub struct Hub {
     ids: HashTable<Slot>,
     names: HashTable<u32>,
     hasher: RandomState,
-    /// When to wake up for what. A room and a claim know their entry, and take it out when it is void.
-    alarms: BTreeSet<(Stamp, Alarm)>,
-    /// Bytes of what peers have said that are kept. What is kept no longer is taken off by `recount` only.
-    kept: usize,
-    tally: Tally,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Alarm {
-    /// This room has not moved for too long.
-    Patience(u32),
-    /// The holder of an id that others claim had its time.
-    Probe(Slot),
-}
-
-/// What the handling of one input needs at every step.
-struct Turn<'a> {
-    now: Duration,
-    out: &'a mut dyn Outbox,
+    /// When which room has not moved for too long. A room knows its entry, and takes it out when it is void.
+    alarms: BTreeSet<(Stamp, u32)>,
+    /// Well-formed messages since the start, by [`Kind`].
+    messages: [u64; Kind::ALL.len()],
+    /// Refused messages, by [`Code`].
+    errors: [u64; Code::ALL.len()],
 }
 
 const NO_MEMORY: Refusal =
@@ -94,14 +70,61 @@ fn refused<T>(code: Code, message: &'static str) -> Result<T, Refusal> {
     Err(Refusal { code, message })
 }
 
+impl Protocol for Hub {
+    /// # Panics
+    /// If a connection connects in a slot that another still has.
+    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+        match input {
+            Input::Connected(conn, target, claims) => return self.enter(conn, &target.room, claims),
+            Input::Time => return self.lose_patience(turn),
+            _ => {}
+        }
+        let Some(slot) = input.conn().and_then(|conn| self.find(conn)) else { return };
+        match input {
+            Input::Text(_, text) => self.text(slot, text, turn),
+            // What is not UTF-8 is no JSON, and neither is nothing.
+            Input::Binary(_, bytes) => self.text(slot, str::from_utf8(bytes).unwrap_or_default(), turn),
+            Input::Dropped { tell, .. } => self.drop_one(slot, Verdict::Drop { tell }, turn),
+            Input::Alive(_) => self.alive(slot, turn),
+            Input::Silent(_) => self.close(slot, Close::Replaced, turn),
+            Input::Disconnected(_) => self.exit(slot, turn),
+            Input::Connected(..) | Input::Time => {}
+        }
+    }
+
+    fn wake_at(&self) -> Option<Duration> {
+        self.alarms.first().map(|(at, _)| at.get())
+    }
+
+    fn kept(&self) -> usize {
+        self.peers.iter().flatten().map(Peer::kept).sum()
+    }
+
+    /// From now on passwords for TURN are made from the secret that is in here.
+    fn renew(&mut self, config: &Config) {
+        self.ice = Ice::new(config);
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            peers: self.ids.len(),
+            rooms: self.rooms.len(),
+            messages: Kind::ALL.map(Kind::name).into_iter().zip(self.messages).collect(),
+            errors: Code::ALL.map(Code::name).into_iter().zip(self.errors).collect(),
+        }
+    }
+
+    fn check(&self) {
+        self.check_all();
+    }
+}
+
 impl Hub {
     /// A hub without rooms.
     pub fn new(config: &Config) -> Hub {
         Hub {
             mesh_peers_max: config.mesh_peers_max,
             ice: Ice::new(config),
-            epoch: Duration::ZERO,
-            rate: Rate::per_second(config.rate_max),
             peers: Vec::new(),
             links: Links::default(),
             rooms: Slab::new(),
@@ -109,87 +132,9 @@ impl Hub {
             names: HashTable::new(),
             hasher: RandomState::new(),
             alarms: BTreeSet::new(),
-            kept: 0,
-            tally: Tally::default(),
+            messages: Default::default(),
+            errors: Default::default(),
         }
-    }
-
-    /// Takes one input. `now` is the time since any fixed moment and never goes back. Inputs of connections that
-    /// are unknown, or that the hub has closed, are ignored.
-    ///
-    /// # Panics
-    /// If a connection connects in a slot that another still has.
-    pub fn handle(&mut self, now: Duration, input: Input<'_>, out: &mut dyn Outbox) {
-        let turn = &mut Turn { now, out };
-        if let Input::Connected(conn, room, claims) = input {
-            return self.enter(conn, room, claims);
-        }
-        let (Input::Text(conn, _) | Input::Binary(conn, _) | Input::Alive(conn) | Input::Disconnected(conn)) =
-            input
-        else {
-            return self.ring(turn);
-        };
-        let Some(slot) = self.find(conn) else { return };
-        match input {
-            Input::Text(_, text) => self.text(slot, text, turn),
-            // What is not UTF-8 is no JSON, and neither is nothing.
-            Input::Binary(_, bytes) => self.text(slot, str::from_utf8(bytes).unwrap_or_default(), turn),
-            Input::Alive(_) => self.alive(slot, turn),
-            Input::Disconnected(_) => self.exit(slot, turn),
-            Input::Connected(..) | Input::Time => {}
-        }
-    }
-
-    /// Says what time it was, since 1970, at the moment from which `now` is counted. For credentials: peers and TURN
-    /// servers go by the clock on the wall, which may be set at any time.
-    pub fn set_epoch(&mut self, epoch: Duration) {
-        self.epoch = epoch;
-    }
-
-    /// From now on passwords for TURN are made from the secret that is in here.
-    pub fn renew(&mut self, config: &Config) {
-        self.ice = Ice::new(config);
-    }
-
-    /// When [`Input::Time`] is due next.
-    pub fn wake_at(&self) -> Option<Duration> {
-        self.alarms.first().map(|(at, _)| at.get())
-    }
-
-    /// How many peers have an id.
-    pub fn peers(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// How many rooms somebody is in.
-    pub fn rooms(&self) -> usize {
-        self.rooms.len()
-    }
-
-    /// The counts since the start.
-    pub fn tally(&self) -> &Tally {
-        &self.tally
-    }
-
-    /// How many bytes of offers, candidates and claims are kept, at most: see [`Hub::recount`].
-    pub fn kept(&self) -> usize {
-        self.kept
-    }
-
-    /// Counts what is kept anew. Growth is counted at once, but that something is gone is known only after this, which
-    /// looks at all peers: enough for a limit, if it is done now and then.
-    pub fn recount(&mut self) {
-        self.kept = self.peers.iter().flatten().map(Peer::kept).sum();
-    }
-
-    /// The room of a connection, and the id that it has or had there.
-    pub fn who(&self, conn: Conn) -> Option<(&str, Option<&str>)> {
-        let peer = self.peer(self.find(conn)?);
-        let id = match &peer.who {
-            Who::Closed(id) => id.as_deref(),
-            _ => peer.id(),
-        };
-        Some((&self.rooms[peer.room as usize].name, id))
     }
 
     // ---- Coming and going ----
@@ -215,10 +160,12 @@ impl Hub {
         self.peers[slot] = Some(Peer::new(conn, room, claims));
     }
 
+    /// A peer is gone: all is undone that refers to it, and it is forgotten.
     fn exit(&mut self, slot: Slot, turn: &mut Turn) {
         self.depart(slot, turn);
+        let (conn, room) = (self.peer(slot).conn, self.peer(slot).room);
+        turn.left(conn, &self.rooms[room as usize].name, self.peer(slot).id());
         self.retire(slot, turn);
-        let room = self.peer(slot).room;
         self.peers[slot as usize] = None;
         self.rooms[room as usize].members -= 1;
         if self.rooms[room as usize].members == 0 {
@@ -230,20 +177,8 @@ impl Hub {
     }
 
     fn close(&mut self, slot: Slot, why: Close, turn: &mut Turn) {
-        self.depart(slot, turn);
-        turn.out.push(Effect::Close(self.peer(slot).conn, why));
-        self.retire(slot, turn);
-    }
-
-    /// Wakes up for what is due.
-    fn ring(&mut self, turn: &mut Turn) {
-        while self.wake_at().is_some_and(|at| at <= turn.now) {
-            match self.alarms.pop_first() {
-                Some((_, Alarm::Patience(room))) => self.lose_patience(room, turn),
-                Some((_, Alarm::Probe(holder))) => self.close(holder, Close::Replaced, turn),
-                None => return,
-            }
-        }
+        turn.close(self.peer(slot).conn, why);
+        self.exit(slot, turn);
     }
 
     /// Takes a peer out of whatever flow it is in, and tells those concerned. It is idle then.
@@ -268,29 +203,19 @@ impl Hub {
     // ---- A message ----
 
     fn text(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        if matches!(self.peer(slot).who, Who::Closed(_)) || !self.pay(slot, message::blocks(text), 0, turn) {
-            return;
-        }
         match self.peer(slot).who {
             Who::Claimant(_) => self.keep(slot, text, turn),
             _ => self.obey(slot, text, &BTreeSet::new(), turn),
         }
     }
 
-    /// Takes tokens for a message, of which some are paid. If there are too few, the message is to be dropped.
-    fn pay(&mut self, slot: Slot, tokens: usize, paid: usize, turn: &mut Turn) -> bool {
-        let rate = self.rate;
-        let verdict = self.peer_mut(slot).bucket.pay(rate, tokens, paid, turn.now);
-        self.sentence(slot, verdict, turn);
-        verdict == Verdict::Pass
-    }
-
-    fn sentence(&mut self, slot: Slot, verdict: Verdict, turn: &mut Turn) {
+    /// A message was too much, and is dropped.
+    fn drop_one(&mut self, slot: Slot, verdict: Verdict, turn: &mut Turn) {
         let refusal = Refusal { code: Code::RateLimited, message: "too many messages; this one was dropped" };
         match verdict {
             Verdict::Pass => {}
             Verdict::Drop { tell: true } => self.refuse(slot, refusal, None, turn),
-            Verdict::Drop { tell: false } => self.tally.errors[refusal.code as usize] += 1,
+            Verdict::Drop { tell: false } => self.errors[refusal.code as usize] += 1,
             Verdict::Close => self.close(slot, Close::RateLimited, turn),
         }
     }
@@ -314,12 +239,13 @@ impl Hub {
                 Err(Some(refusal)) => return self.refuse(slot, refusal, target, turn),
             }
         }
-        if let Body::Candidates(candidates) = &body
-            && !self.pay(slot, candidates.len(), message::blocks(text), turn)
-        {
-            return;
+        if let Body::Candidates(candidates) = &body {
+            let verdict = turn.pay(self.peer(slot).conn, candidates.len(), text.len());
+            if verdict != Verdict::Pass {
+                return self.drop_one(slot, verdict, turn);
+            }
         }
-        self.tally.messages[body.kind() as usize] += 1;
+        self.messages[body.kind() as usize] += 1;
         let served = self.speak_as(slot, &id, turn).and_then(|()| self.serve(slot, target, &body, turn));
         if let Err(refusal) = served {
             self.refuse(slot, refusal, target, turn);

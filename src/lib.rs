@@ -48,15 +48,17 @@ pub mod http;
 
 pub mod page;
 
-pub mod metrics;
-
 pub mod hub;
 
 pub mod message;
 
-pub mod protocol;
-
 pub mod ice;
+
+pub mod gate;
+
+pub mod metrics;
+
+pub mod protocol;
 
 pub mod rate;
 

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::config::{CANDIDATES_MAX, ID_BYTES_MAX, RATE_BLOCK_BYTES};
+use crate::config::{CANDIDATES_MAX, ID_BYTES_MAX};
 use crate::json;
 use crate::named::named;
 
@@ -139,11 +139,6 @@ pub struct Refusal {
     pub code: Code,
     /// For people.
     pub message: &'static str,
-}
-
-/// How often a message counts towards the rate, by its size.
-pub fn blocks(text: &str) -> usize {
-    text.len().div_ceil(RATE_BLOCK_BYTES).max(1)
 }
 
 /// Reads one message of a client.

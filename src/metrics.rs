@@ -9,16 +9,10 @@ use std::time::Duration;
 pub struct Metrics {
     /// WebSocket connections now.
     pub connections: usize,
-    /// Connections with an id now.
-    pub peers: usize,
-    /// Rooms that somebody is in now.
-    pub rooms: usize,
     /// WebSocket connections opened since the start.
     pub connections_total: u64,
-    /// Well-formed messages, by `type`.
-    pub messages: BTreeMap<&'static str, u64>,
-    /// Refused messages, by `code`.
-    pub errors: BTreeMap<&'static str, u64>,
+    /// What each protocol has counted.
+    pub protocols: BTreeMap<&'static str, Counts>,
     /// Ended WebSocket connections, by reason.
     pub closings: BTreeMap<&'static str, u64>,
     /// Requests for a WebSocket that were refused, by status.
@@ -40,6 +34,19 @@ pub struct Metrics {
     pub started: Duration,
 }
 
+/// What a protocol counts.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Connections with an id now.
+    pub peers: usize,
+    /// Rooms that somebody is in now.
+    pub rooms: usize,
+    /// Well-formed messages since the start, by `type`.
+    pub messages: Vec<(&'static str, u64)>,
+    /// Refused messages, by `code`.
+    pub errors: Vec<(&'static str, u64)>,
+}
+
 /// From a turn that nobody notices to one that everybody does.
 pub const TURN_SECONDS: [f64; 4] = [0.001, 0.01, 0.1, 1.0];
 
@@ -55,24 +62,25 @@ impl Metrics {
     pub fn render(&self) -> String {
         let mut page = Page(String::with_capacity(4096));
         page.plain("connections", "gauge", "WebSocket connections now.", self.connections);
-        page.plain("peers", "gauge", "Connections with an id now.", self.peers);
-        page.plain("rooms", "gauge", "Rooms that somebody is in now.", self.rooms);
         page.plain("connections_total", "counter", "WebSocket connections opened.", self.connections_total);
-        page.labelled("messages_total", "Well-formed messages of clients, by type.", "type", &self.messages);
-        page.labelled("errors_total", "Refused messages of clients, by code.", "code", &self.errors);
-        page.labelled("closings_total", "Ended WebSocket connections, by reason.", "reason", &self.closings);
-        page.labelled(
-            "refused_upgrades_total",
-            "Requests for a WebSocket that were refused, by status.",
-            "status",
-            &self.refused_upgrades,
-        );
-        page.labelled(
-            "refused_tokens_total",
-            "Requests for a WebSocket whose token was not believed, by reason.",
-            "reason",
-            &self.refused_tokens,
-        );
+        let protocols = || self.protocols.iter();
+        let by = |label, value: &dyn Display| format!("{label}=\"{value}\"");
+        let peers = protocols().map(|(protocol, counts)| (by("protocol", protocol), counts.peers as u64));
+        page.labelled("peers", "gauge", "Connections with an id now.", peers);
+        let rooms = protocols().map(|(protocol, counts)| (by("protocol", protocol), counts.rooms as u64));
+        page.labelled("rooms", "gauge", "Rooms that somebody is in now.", rooms);
+        let messages = protocols().flat_map(|(protocol, counts)| of(protocol, "type", &counts.messages));
+        page.labelled("messages_total", "counter", "Well-formed messages of clients, by type.", messages);
+        let errors = protocols().flat_map(|(protocol, counts)| of(protocol, "code", &counts.errors));
+        page.labelled("errors_total", "counter", "Refused messages of clients, by code.", errors);
+        let closings = self.closings.iter().map(|(reason, count)| (by("reason", reason), *count));
+        page.labelled("closings_total", "counter", "Ended WebSocket connections, by reason.", closings);
+        let upgrades = self.refused_upgrades.iter().map(|(status, count)| (by("status", status), *count));
+        let help = "Requests for a WebSocket that were refused, by status.";
+        page.labelled("refused_upgrades_total", "counter", help, upgrades);
+        let tokens = self.refused_tokens.iter().map(|(reason, count)| (by("reason", reason), *count));
+        let help = "Requests for a WebSocket whose token was not believed, by reason.";
+        page.labelled("refused_tokens_total", "counter", help, tokens);
         page.plain("received_bytes_total", "counter", "Bytes read from connections.", self.bytes_in);
         page.plain("sent_bytes_total", "counter", "Bytes written to connections.", self.bytes_out);
         page.turns(&self.turns, self.turns_took);
@@ -87,6 +95,13 @@ impl Metrics {
     }
 }
 
+/// Numbers of a protocol with their labels, which are names of ours, in which nothing needs an escape.
+fn of(protocol: &str, label: &str, numbers: &[(&str, u64)]) -> Vec<(String, u64)> {
+    let sample =
+        |(name, value): &(&str, u64)| (format!("protocol=\"{protocol}\",{label}=\"{name}\""), *value);
+    numbers.iter().map(sample).collect()
+}
+
 struct Page(String);
 
 impl Page {
@@ -99,11 +114,10 @@ impl Page {
         self.line(format_args!("noroshi_{name} {value}"));
     }
 
-    /// Labels are names of ours, in which nothing needs an escape.
-    fn labelled<L: Display>(&mut self, name: &str, help: &str, label: &str, values: &BTreeMap<L, u64>) {
-        self.head(&format!("noroshi_{name}"), "counter", help);
-        for (key, value) in values {
-            self.line(format_args!("noroshi_{name}{{{label}=\"{key}\"}} {value}"));
+    fn labelled(&mut self, name: &str, kind: &str, help: &str, samples: impl Iterator<Item = (String, u64)>) {
+        self.head(&format!("noroshi_{name}"), kind, help);
+        for (labels, value) in samples {
+            self.line(format_args!("noroshi_{name}{{{labels}}} {value}"));
         }
     }
 

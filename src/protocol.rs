@@ -1,8 +1,6 @@
-//! What a signaling protocol is told, and what it can do: the words between the loop and the rules.
-//!
-//! A protocol is pure. One [`Input`] goes in, with the time as an argument; [`Effect`]s come out into the [`Outbox`] that
-//! is handed in with it.
+//! The words between connections and signaling protocols: what can happen, and what a protocol can do.
 
+use crate::named::named;
 use crate::token::Claims;
 
 /// A connection: a number that is never used again, and a slot of a table, which is. The two share 64 bits, so
@@ -33,34 +31,79 @@ impl Conn {
     }
 }
 
+named! {
+    /// A signaling protocol. The first is our own.
+    pub enum Dialect {
+        /// The README's.
+        Noroshi = "noroshi",
+    }
+}
+
+/// What the upgrade of a connection asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The protocol, by the path.
+    pub dialect: Dialect,
+    /// The room, by the path; empty: the default room, or none is named there.
+    pub room: String,
+    /// What was behind the `?`.
+    pub query: String,
+}
+
 /// All that can happen.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// A connection to the room of this name (empty: the default room) is open, of whom its token, where one is needed,
-    /// says this.
-    Connected(Conn, &'a str, Option<&'a Claims>),
-    /// It sent a message of text. A holder of an id that is probed is not alive by this alone.
+    /// A connection is open, which asked for this, and of whom its token, where one is needed, says this.
+    Connected(Conn, &'a Target, Option<&'a Claims>),
+    /// It sent a message of text. This alone is no sign of life.
     Text(Conn, &'a str),
-    /// It sent a message of bytes, which are taken for text.
+    /// It sent a message of bytes.
     Binary(Conn, &'a [u8]),
-    /// Something arrived from it, be it a pong or half a frame.
+    /// It sent a message that was dropped, because there were too many.
+    Dropped {
+        /// The connection.
+        conn: Conn,
+        /// Whether it is to be told, which it is at most once a second.
+        tell: bool,
+    },
+    /// Something arrived from it, be it a pong or half a frame. A protocol hears of this only from whom it had probed.
     Alive(Conn),
+    /// Whom the protocol had probed did not show life in time.
+    Silent(Conn),
     /// It is gone, or about to be: nothing more is sent to it.
     Disconnected(Conn),
     /// Time has passed. Due when the protocol has said so, allowed at any time.
     Time,
 }
 
-/// All that the hub can do.
+impl Input<'_> {
+    /// The connection that something happened to.
+    pub fn conn(&self) -> Option<Conn> {
+        match self {
+            Input::Connected(conn, ..)
+            | Input::Text(conn, _)
+            | Input::Binary(conn, _)
+            | Input::Dropped { conn, .. }
+            | Input::Alive(conn)
+            | Input::Silent(conn)
+            | Input::Disconnected(conn) => Some(*conn),
+            Input::Time => None,
+        }
+    }
+}
+
+/// All that a protocol can do.
 #[derive(Debug)]
 pub enum Effect<'a> {
     /// Send this message.
     Send(Conn, String),
+    /// Send this message of bytes.
+    SendBinary(Conn, Vec<u8>),
     /// Send a WebSocket ping, so that a living peer shows life.
     Ping(Conn),
-    /// Close the connection. The hub has forgotten it but for its name; `Disconnected` is still to be told.
+    /// Close the connection. Its protocol has forgotten it.
     Close(Conn, Close),
-    /// The connection has an id from now on. For the log.
+    /// The connection has said what it must say in time, and has an id from now on. For the log.
     Registered {
         /// The connection.
         conn: Conn,
@@ -69,12 +112,21 @@ pub enum Effect<'a> {
         /// Its id.
         id: &'a str,
     },
+    /// The protocol has forgotten the connection, as it does once with each. For the log.
+    Left {
+        /// The connection.
+        conn: Conn,
+        /// Its room.
+        room: &'a str,
+        /// Its id, if it had one.
+        id: Option<&'a str>,
+    },
 }
 
-/// Why the hub closes a connection.
+/// Why a protocol closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// It showed no life while another claimed its id.
+    /// It showed no life while another claimed its place.
     Replaced,
     /// It went on sending too much.
     RateLimited,
@@ -82,12 +134,11 @@ pub enum Close {
 
 /// Where effects go, in order.
 pub trait Outbox {
-    /// Whether all of these can still be queued for the peer. Asked before an offer, an answer or candidates are
-    /// forwarded; what the server itself has to say is sent in any case.
+    /// Whether all of these can still be queued for the peer. Asked before something is forwarded; what the server itself
+    /// has to say is sent in any case.
     fn has_room(&mut self, to: Conn, texts: &[String]) -> bool;
-    /// Whether the hub may keep so many bytes more than it does. Asked before an offer, candidates or what a claimant
-    /// sends are kept.
-    fn may_keep(&mut self, bytes: usize) -> bool;
+    /// Counts so many bytes more that are kept, if they may be.
+    fn keep(&mut self, bytes: usize) -> bool;
     /// Takes an effect.
     fn push(&mut self, effect: Effect<'_>);
 }

@@ -1,11 +1,14 @@
 //! How much one connection may send: a token bucket, and what becomes of those who ignore it.
-//!
-//! Pure, like the hub that uses it: time is an argument.
 
 use std::time::Duration;
 
-use crate::config::{RATE_BURST_SECONDS, RATE_OFFENCE_MAX, RATE_PAUSE, RATE_TOLD_EVERY};
+use crate::config::{RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_OFFENCE_MAX, RATE_PAUSE, RATE_TOLD_EVERY};
 use crate::stamp::Stamp;
+
+/// How often a message counts, by its bytes.
+pub fn blocks(bytes: usize) -> usize {
+    bytes.div_ceil(RATE_BLOCK_BYTES).max(1)
+}
 
 /// What `--max-rate` means: a token every so often, and how many there may be.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,6 @@
 mod clock;
 mod connections;
 mod listen;
-mod service;
 mod signals;
 
 use std::io::{self, ErrorKind};
@@ -24,29 +23,28 @@ use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::config::Config;
+use crate::gate::Gate;
 use crate::http::Door;
 use crate::hub::Hub;
 use crate::limits::{DESCRIPTORS_SPARE, STOP_TIME_MAX, SWEEP_EVERY};
-use crate::protocol::Input;
-use crate::session::{End, Event, Fill, Scratch};
+use crate::protocol::{Dialect, Input};
+use crate::session::{End, Event, Fill, Scratch, Shared};
 use clock::Clock;
+use connections::Connections;
 use listen::Listeners;
-
-pub use connections::Connections;
-pub use service::Service;
 
 /// Sessions have the tokens of their slots, and listeners count down from the one before this.
 const SIGNALS: Token = Token(usize::MAX - 1);
 
 /// A server that listens.
-pub struct Server<S = Hub> {
+pub struct Server {
     poll: Poll,
     events: Events,
     clock: Clock,
     listeners: Listeners,
     connections: Connections,
     scratch: Scratch,
-    service: S,
+    gate: Gate,
     /// Slots whose session may have more to read, though no event will say so.
     ready: Vec<usize>,
     /// When all deadlines are looked at next.
@@ -67,21 +65,15 @@ impl Server {
     /// # Errors
     /// An address that cannot be bound, or a system call that the loop needs and that fails.
     pub fn bind(config: Config) -> io::Result<Server> {
-        Server::with(Hub::new(&config), config)
+        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        Server::with(gate, config)
     }
 
-    /// The rooms and the peers.
-    pub fn hub(&self) -> &Hub {
-        &self.service
-    }
-}
-
-impl<S: Service> Server<S> {
-    /// The same for something else to be served.
+    /// The same with other protocols behind the door.
     ///
     /// # Errors
     /// See [`Server::bind`].
-    pub fn with(service: S, config: Config) -> io::Result<Server<S>> {
+    pub fn with(gate: Gate, config: Config) -> io::Result<Server> {
         let poll = Poll::new()?;
         let listeners = Listeners::bind(&config, poll.registry())?;
         // All that is ready is heard in one turn. The memory that is never needed is never touched.
@@ -93,7 +85,7 @@ impl<S: Service> Server<S> {
             listeners,
             connections: Connections::new(config),
             scratch: Scratch::default(),
-            service,
+            gate,
             ready: Vec::new(),
             sweep_at: Duration::ZERO,
             sweep: None,
@@ -106,6 +98,11 @@ impl<S: Service> Server<S> {
     /// Where it listens, with the real ports, in the order of the configuration.
     pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> {
         self.listeners.addresses(door)
+    }
+
+    /// The protocols, and who speaks them.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// How many connections it has, of any kind.
@@ -186,7 +183,7 @@ impl<S: Service> Server<S> {
         }
         let busy = !self.connections.entries.is_empty() || self.listeners.have_failed();
         let sweep = busy.then_some(self.sweep_at);
-        let next = [self.service.wake_at(), sweep, self.stop_at].into_iter().flatten().min()?;
+        let next = [self.gate.wake_at(), sweep, self.stop_at].into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
 
@@ -220,14 +217,14 @@ impl<S: Service> Server<S> {
             self.collect();
         }
         self.connections.shared.full = self.connections.are_full();
-        let Server { connections, scratch, service, .. } = self;
+        let Server { connections, scratch, gate, .. } = self;
         let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
-        let now = connections.shared.now;
-        while let Some(event) = connections.next(slot, scratch) {
+        let (now, wall) = (connections.shared.now, connections.shared.wall);
+        while let Some(event) = connections.next(slot, scratch, gate) {
             let input = match &event {
-                Event::Upgraded(room, claims) => {
+                Event::Upgraded(target, claims) => {
                     connections.upgrade(slot);
-                    Input::Connected(conn, room, claims.as_ref())
+                    Input::Connected(conn, target, claims.as_ref())
                 }
                 Event::Refused(status, refusal) => {
                     connections.refuse(slot, *status, refusal);
@@ -236,7 +233,7 @@ impl<S: Service> Server<S> {
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(bytes) => Input::Binary(conn, bytes),
             };
-            service.handle(now, input, connections);
+            gate.handle(now, wall, input, connections);
         }
         let entry = &mut self.connections.entries[slot];
         let more = fill == Fill::More || (fill == Fill::Drained && entry.half_closed);
@@ -249,10 +246,10 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// What is due by the clock: the service's alarms, and a slice of the sessions.
+    /// What is due by the clock: the protocols' alarms, and a slice of the sessions.
     fn tick(&mut self) {
         let now = self.connections.shared.now;
-        if self.service.wake_at().is_some_and(|at| at <= now) {
+        if self.gate.wake_at().is_some_and(|at| at <= now) {
             self.tell(Input::Time);
         }
         if self.sweep.is_none() && self.sweep_at <= now {
@@ -260,7 +257,10 @@ impl<S: Service> Server<S> {
             self.sweep_at = now + SWEEP_EVERY;
             self.listeners.retry();
             self.connections.tell_refusals();
-            self.service.sweep(self.clock.epoch(), &mut self.connections);
+            let Shared { config, budget, .. } = &mut self.connections.shared;
+            if config.memory_bytes_max.is_some() {
+                budget.recount(self.gate.each().map(|(_, protocol)| protocol.kept()).sum());
+            }
         }
         if let Some(from) = self.sweep {
             self.sweep = self.connections.tick(from);
@@ -277,8 +277,6 @@ impl<S: Service> Server<S> {
             entry.session.flush(&mut self.connections.shared);
             if entry.served && !entry.session.is_open() {
                 let conn = entry.conn;
-                let (room, id) = self.service.who(conn);
-                self.connections.part(slot, room, id);
                 self.tell(Input::Disconnected(conn));
             }
             if self.connections.entries[slot].session.is_over() {
@@ -289,10 +287,11 @@ impl<S: Service> Server<S> {
         self.connections.touched.clear();
     }
 
-    // ---- The service ----
+    // ---- The protocols ----
 
     fn tell(&mut self, input: Input) {
-        self.service.handle(self.connections.shared.now, input, &mut self.connections);
+        let (now, wall) = (self.connections.shared.now, self.connections.shared.wall);
+        self.gate.handle(now, wall, input, &mut self.connections);
     }
 
     /// Brings the counts of others into the metrics.
@@ -301,6 +300,7 @@ impl<S: Service> Server<S> {
         metrics.connections = self.connections.upgraded;
         metrics.started = self.clock.epoch();
         metrics.descriptors = clock::descriptors();
-        self.service.collect(metrics);
+        let counts = self.gate.each().map(|(dialect, protocol)| (dialect.name(), protocol.counts()));
+        metrics.protocols = counts.collect();
     }
 }

@@ -31,8 +31,10 @@ use std::time::Duration;
 use tungstenite::Message;
 
 use crate::address::Address;
+use crate::gate::Gate;
 use crate::http::{Door, Refusal};
 use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_MAX};
+use crate::protocol::Target;
 use crate::stamp::Stamp;
 use crate::token::Claims;
 use inbound::Taken;
@@ -51,8 +53,8 @@ pub trait Stream: Read + Write {
 /// What a session has to say to the server.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// It speaks WebSocket from now on, in this room, and its token, where one is needed, says this.
-    Upgraded(String, Option<Claims>),
+    /// It speaks WebSocket from now on, asked for this, and its token, where one is needed, says this.
+    Upgraded(Target, Option<Claims>),
     /// It asked for a WebSocket and was answered with this status, and why.
     Refused(u16, Refusal),
     /// A message of text.
@@ -218,11 +220,16 @@ impl<S: Stream> Session<S> {
     }
 
     /// Takes the next event out of what was read. `None`: all of it is taken.
-    pub fn next<'a>(&mut self, scratch: &'a mut Scratch, shared: &mut Shared) -> Option<Event<'a>> {
+    pub fn next<'a>(
+        &mut self,
+        scratch: &'a mut Scratch,
+        shared: &mut Shared,
+        gate: &Gate,
+    ) -> Option<Event<'a>> {
         while !scratch.unread.is_empty() {
             match self.phase {
                 Phase::Head => {
-                    if let Some(event) = self.take_head(scratch, shared) {
+                    if let Some(event) = self.take_head(scratch, shared, gate) {
                         return Some(event);
                     }
                 }

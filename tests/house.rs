@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use common::files::rust_files;
 
 /// In the order of `lib.rs`: who is above may import who is below.
-const MODULES: [&str; 20] = [
-    "server", "session", "http", "page", "metrics", "hub", "message", "protocol", "ice", "rate", "stamp",
-    "logger", "budget", "config", "token", "json", "limits", "origin", "address", "named",
+const MODULES: [&str; 21] = [
+    "server", "session", "http", "page", "hub", "message", "ice", "gate", "metrics", "protocol", "rate",
+    "stamp", "logger", "budget", "config", "token", "json", "limits", "origin", "address", "named",
 ];
 
 /// Which files know which crates, beside the standard library.
@@ -91,16 +91,19 @@ fn imports_point_downward() {
                     "main" => true,
                     // The two arms of the map do not know each other.
                     "hub" => {
-                        ["message", "protocol", "ice", "rate", "stamp", "config", "token"].contains(&imported)
+                        ["message", "ice", "gate", "metrics", "protocol", "rate", "stamp", "config", "token"]
+                            .contains(&imported)
                     }
-                    "http" => ["page", "metrics", "config", "origin", "address", "token"].contains(&imported),
+                    "http" => ["page", "metrics", "protocol", "config", "origin", "address", "token"]
+                        .contains(&imported),
                     "session" => !["hub", "message", "json", "rate", "logger"].contains(&imported),
                     "message" | "ice" => ["json", "config", "named"].contains(&imported),
                     "rate" => ["stamp", "config"].contains(&imported),
                     "budget" => imported == "config",
                     "config" => ["token", "limits", "origin", "address"].contains(&imported),
                     "token" => ["json", "limits", "named"].contains(&imported),
-                    "protocol" => imported == "token",
+                    "gate" => ["metrics", "protocol", "rate", "stamp", "config"].contains(&imported),
+                    "protocol" => ["token", "named"].contains(&imported),
                     "logger" => imported == "limits",
                     "page" | "metrics" | "json" | "limits" | "stamp" | "origin" | "address" | "named" => {
                         false
@@ -135,7 +138,7 @@ fn each_crate_is_known_where_it_belongs() {
 }
 
 /// Modules, and files of others.
-const PURE: [&str; 18] = [
+const PURE: [&str; 19] = [
     "session/end",
     "session/frame",
     "http",
@@ -143,6 +146,7 @@ const PURE: [&str; 18] = [
     "metrics",
     "hub",
     "message",
+    "gate",
     "protocol",
     "ice",
     "json",
@@ -215,14 +219,14 @@ const FILE_LINES_MAX: usize = 400;
 
 /// Files that are longer, and how long they may be until they are divided.
 const LONG_FILES: [(&str, usize); 3] =
-    [("scripts/load.rs", 1284), ("tests/fuzz/model.rs", 597), ("tests/fuzz/stream.rs", 531)];
+    [("scripts/load.rs", 1284), ("tests/fuzz/model.rs", 597), ("tests/fuzz/stream.rs", 536)];
 
 /// What one reads to understand how a candidate gets from one socket to another, and how many lines of code that is.
 const FIRST_PATH: [&str; 8] =
     ["server", "session", "protocol", "hub", "hub/pairing", "hub/mesh", "message", "message/reply"];
 const FIRST_PATH_LINES_MAX: usize = 1_450;
 /// All lines of code.
-const SRC_LINES_MAX: usize = 4_800;
+const SRC_LINES_MAX: usize = 4_950;
 
 #[test]
 fn files_are_short() {

@@ -4,10 +4,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::memory::Memory;
+use common::memory::{Memory, target};
 use common::transcript::{Heard, Wire};
 use noroshi::config::{Config, KEPT_BYTES_MAX, Secret};
-use noroshi::message::{Code, Kind};
 use noroshi::protocol::Input;
 use noroshi::token::Claims;
 use serde_json::{Value, json};
@@ -44,7 +43,7 @@ fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() 
         config.ice_servers = vec!["stun:s.example".into(), "turn:t.example".into()];
         config.turn_secret = Some(Secret("north".into()));
     });
-    wire.hub.set_epoch(Duration::from_secs(1_000_000_000));
+    wire.epoch = Duration::from_secs(1_000_000_000);
     wire.open("A", "");
     let told = |wire: &mut Memory, who: &str, kind: &str| {
         say(wire, who, json!({"type": kind, "id": who}));
@@ -66,7 +65,7 @@ fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() 
         expected("1000046800:6dcd4ce23d88e2ee", "XN+jwWiUy5jx5bx97NJjjKi57dE=")
     );
     // Somebody sets the clock back.
-    wire.hub.set_epoch(Duration::from_secs(999_996_400));
+    wire.epoch = Duration::from_secs(999_996_400);
     assert_eq!(told(&mut wire, "A", "connect"), first);
     say(&mut wire, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
     wire.open("B", "");
@@ -83,7 +82,7 @@ fn a_password_ends_at_most_a_call_after_the_token() {
         config.ice_servers = vec!["turn:t.example".into()];
         config.turn_secret = Some(Secret("north".into()));
     });
-    wire.hub.set_epoch(Duration::from_secs(1_000_000_000));
+    wire.epoch = Duration::from_secs(1_000_000_000);
     for (who, seconds, expiry) in [("A", 60, 1_000_000_060 + 14_400), ("B", 1_000_000, 1_000_043_200)] {
         let until = Duration::from_secs(1_000_000_000 + seconds);
         wire.admit(who, "", &Claims { until, room: None, id: Some(who.into()) });
@@ -191,8 +190,8 @@ fn a_claim_is_paid_and_counted_once() {
     open(&mut wire, "C");
     say(&mut wire, "C", json!({"type": "answer", "id": "C", "target_id": "A"}));
     assert_eq!(heard(&mut wire, "C")["candidate"].as_str().unwrap().len(), 79);
-    assert_eq!(wire.hub.tally().messages[Kind::CandidateAdd as usize], 1);
-    assert_eq!(wire.hub.tally().errors[Code::RateLimited as usize], 0);
+    assert_eq!(wire.count("candidateAdd"), 1);
+    assert_eq!(wire.count("rate_limited"), 0);
     Box::new(wire).finish();
 }
 
@@ -203,7 +202,7 @@ fn a_full_array_of_candidates_can_be_sent_at_any_rate() {
     for _ in 0..2 {
         wire.pass(3600);
         say(&mut wire, "A", json!({"type": "candidateAdd", "id": "A", "candidates": vec![1; 64]}));
-        assert_ne!(wire.hub.tally().messages[Kind::CandidateAdd as usize], 0);
+        assert_ne!(wire.count("candidateAdd"), 0);
     }
     assert_eq!(code(&mut wire, "A"), "too_many", "which is not too fast");
     Box::new(wire).finish();
@@ -216,25 +215,25 @@ fn a_chain_of_claims_costs_no_more_than_its_messages() {
     const CLAIMANTS: usize = 50;
     let mut wire = memory(|config| config.rate_max = 0);
     for holder in 0..IDS {
-        wire.hub.handle(wire.now, Input::Connected(holder_conn(holder), "", None), &mut wire.outbox);
+        wire.handle(Input::Connected(holder_conn(holder), &target(""), None));
         let text = json!({"type": "leave", "id": holder.to_string()}).to_string();
-        wire.hub.handle(wire.now, Input::Text(holder_conn(holder), &text), &mut wire.outbox);
+        wire.handle(Input::Text(holder_conn(holder), &text));
     }
     for claimant in 0..CLAIMANTS {
         let conn = holder_conn(IDS + claimant);
-        wire.hub.handle(wire.now, Input::Connected(conn, "", None), &mut wire.outbox);
+        wire.handle(Input::Connected(conn, &target(""), None));
         for id in 0..IDS {
             let text = json!({"type": "leave", "id": id.to_string()}).to_string();
-            wire.hub.handle(wire.now, Input::Text(conn, &text), &mut wire.outbox);
+            wire.handle(Input::Text(conn, &text));
         }
     }
     for holder in 0..IDS {
-        wire.hub.handle(wire.now, Input::Alive(holder_conn(holder)), &mut wire.outbox);
+        wire.handle(Input::Alive(holder_conn(holder)));
     }
-    wire.hub.check();
-    assert_eq!(wire.hub.tally().errors[Code::IdTaken as usize], (IDS * CLAIMANTS) as u64);
+    wire.gate.each().for_each(|(_, protocol)| protocol.check());
+    assert_eq!(wire.count("id_taken"), (IDS * CLAIMANTS) as u64);
     for i in 0..IDS + CLAIMANTS {
-        wire.hub.handle(wire.now, Input::Disconnected(holder_conn(i)), &mut wire.outbox);
+        wire.handle(Input::Disconnected(holder_conn(i)));
     }
     Box::new(wire).finish();
 }
@@ -282,7 +281,7 @@ fn what_cannot_be_kept_is_refused() {
     wire.deafen("A");
     wire.open("claimant", "");
     say(&mut wire, "claimant", json!({"type": "connect", "id": "A"}));
-    let kept = wire.hub.kept();
+    let kept = wire.outbox.kept;
     assert!(kept > 0);
     wire.outbox.out_of_memory = true;
     for message in [
@@ -300,7 +299,7 @@ fn what_cannot_be_kept_is_refused() {
     assert_eq!(heard(&mut wire, "late")["target_id"], "B");
     say(&mut wire, "claimant", json!({"type": "connect", "id": "A"}));
     assert_eq!(code(&mut wire, "claimant"), "rate_limited");
-    assert_eq!(wire.hub.kept(), kept);
+    assert_eq!(wire.outbox.kept, kept);
 
     // Nor is what was stored for the offer that was refused kept for another.
     wire.outbox.out_of_memory = false;
@@ -327,7 +326,6 @@ fn what_cannot_be_kept_is_refused() {
     for who in ["A", "B", "claimant", "late"] {
         wire.leave(who);
     }
-    assert!(wire.hub.kept() > kept, "growth is known at once");
-    wire.hub.recount();
-    assert_eq!(wire.hub.kept(), 0);
+    assert!(wire.outbox.kept > kept, "growth is known at once");
+    assert_eq!(wire.kept(), 0);
 }

@@ -7,9 +7,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::memory::{Recorded, Recorder};
+use common::memory::{Recorded, Recorder, gate, left, target};
 use noroshi::config::Config;
-use noroshi::hub::Hub;
+use noroshi::gate::Gate;
 use noroshi::protocol::{Conn, Input};
 use serde_json::Value;
 
@@ -34,7 +34,7 @@ const ROOMS: [&str; 3] = ["", "tea", "mesh"];
 
 struct World {
     dice: Dice,
-    hub: Hub,
+    gate: Gate,
     now: Duration,
     out: Recorder,
     /// Everybody who is connected, with the id under which it speaks.
@@ -47,14 +47,14 @@ impl World {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let rate_max = *dice.pick(&[0, 0, 2, 100]);
         let config = Config { mesh_peers_max: 3, rate_max, ..Config::default() };
-        let hub = Hub::new(&config);
+        let gate = gate(&config);
         let (peers, out) = (BTreeMap::new(), Recorder::default());
-        World { dice, hub, now: Duration::ZERO, out, peers, connections: 0 }
+        World { dice, gate, now: Duration::ZERO, out, peers, connections: 0 }
     }
 
     fn input(&mut self, input: Input) {
-        self.hub.handle(self.now, input, &mut self.out);
-        self.hub.check();
+        self.gate.handle(self.now, self.now, input, &mut self.out);
+        self.gate.each().for_each(|(_, protocol)| protocol.check());
         while let Some(effect) = self.out.effects.pop_front() {
             match effect {
                 Recorded::Send(to, text) => {
@@ -77,6 +77,7 @@ impl World {
                 Recorded::Registered(conn) => {
                     assert!(self.peers.contains_key(&conn));
                 }
+                Recorded::Left(_) => {}
             }
         }
     }
@@ -125,7 +126,7 @@ impl World {
                 self.connections += 1;
                 let conn = Conn::new(self.connections, slot);
                 self.peers.insert(conn, id);
-                self.input(Input::Connected(conn, room, None));
+                self.input(Input::Connected(conn, &target(room), None));
             }
             (3, Some((conn, _))) => {
                 self.peers.remove(&conn);
@@ -143,10 +144,10 @@ impl World {
                 self.input(Input::Time);
             }
             (7, _) => {
-                if let Some(due) = self.hub.wake_at() {
+                if let Some(due) = self.gate.wake_at() {
                     self.now = self.now.max(due);
                     self.input(Input::Time);
-                    assert!(self.hub.wake_at().is_none_or(|at| at > self.now));
+                    assert!(self.gate.wake_at().is_none_or(|at| at > self.now));
                 }
             }
             (_, Some((conn, id))) => {
@@ -160,7 +161,7 @@ impl World {
         while let Some((conn, _)) = self.peers.pop_first() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!((self.hub.peers(), self.hub.rooms(), self.hub.wake_at()), (0, 0, None));
+        assert_eq!(left(&self.gate), (0, 0, None));
     }
 }
 
@@ -183,7 +184,7 @@ fn the_hub_is_consistent_whatever_happens() {
 // ---- Large rooms ----
 
 struct Crowd {
-    hub: Hub,
+    gate: Gate,
     out: Recorder,
     effects: usize,
 }
@@ -193,19 +194,19 @@ const CROWD: usize = 20_000;
 impl Crowd {
     /// So many peers that connect to one room.
     fn new() -> Crowd {
-        let hub = Hub::new(&Config::default());
-        let mut crowd = Crowd { hub, out: Recorder::default(), effects: 0 };
+        let gate = gate(&Config::default());
+        let mut crowd = Crowd { gate, out: Recorder::default(), effects: 0 };
         for i in 0..CROWD {
-            crowd.input(Input::Connected(conn(i), "", None));
+            crowd.input(Input::Connected(conn(i), &target(""), None));
             crowd.say(i, "connect", "");
         }
         crowd
     }
 
     fn input(&mut self, input: Input) {
-        self.hub.handle(Duration::ZERO, input, &mut self.out);
-        self.effects += self.out.effects.len();
-        self.out.effects.clear();
+        self.gate.handle(Duration::ZERO, Duration::ZERO, input, &mut self.out);
+        let told = self.out.effects.drain(..).filter(|effect| !matches!(effect, Recorded::Left(_)));
+        self.effects += told.count();
     }
 
     fn say(&mut self, who: usize, kind: &str, more: &str) {
@@ -217,7 +218,7 @@ impl Crowd {
         for i in 0..CROWD {
             self.input(Input::Disconnected(conn(i)));
         }
-        assert_eq!((self.hub.peers(), self.hub.rooms(), self.hub.wake_at()), (0, 0, None));
+        assert_eq!(left(&self.gate), (0, 0, None));
     }
 }
 

@@ -8,7 +8,7 @@ mod common;
 use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::memory::Memory;
+use common::memory::{Memory, Recorded, left, target};
 use common::transcript::{Heard, Wire};
 use noroshi::config::{Config, KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PROBE_TIME_MAX};
 use noroshi::message::Kind;
@@ -74,10 +74,9 @@ impl Siege {
 
     /// Puts something into the hub and forgets the effects, but for their number.
     fn input(&mut self, input: Input) -> usize {
-        self.wire.hub.handle(self.wire.now, input, &mut self.wire.outbox);
-        let effects = self.wire.outbox.effects.len();
-        self.wire.outbox.effects.clear();
-        effects
+        self.wire.handle(input);
+        let effects = self.wire.outbox.effects.drain(..);
+        effects.filter(|effect| !matches!(effect, Recorded::Left(_))).count()
     }
 
     /// What is allocated now, the test's own things among it.
@@ -197,7 +196,7 @@ fn two_hundred_fight_for_the_id_of_the_living() {
         siege.say(who, json!({"type": "leave", "id": who}));
         assert_eq!(siege.heard(who), None);
     }
-    assert_eq!(siege.wire.hub.peers(), PAIR.len() + 1 + FIGHTERS);
+    assert_eq!(left(&siege.wire.gate).0, PAIR.len() + 1 + FIGHTERS);
     siege.end();
 }
 
@@ -214,7 +213,7 @@ fn two_hundred_fight_for_the_id_of_the_dead() {
     for who in &fighters[1..] {
         siege.taken(who);
     }
-    assert_eq!(siege.wire.hub.peers(), PAIR.len() + 1);
+    assert_eq!(left(&siege.wire.gate).0, PAIR.len() + 1);
     siege.end();
 }
 
@@ -249,7 +248,7 @@ fn twenty_thousand_wait_in_one_room() {
     let conns: Vec<Conn> = (10..10 + CROWD).map(|i| Conn::new(i as u64, i)).collect();
     let before = siege.allocated();
     for conn in &conns {
-        siege.input(Input::Connected(*conn, "tea", None));
+        siege.input(Input::Connected(*conn, &target("tea"), None));
         siege.input(Input::Text(*conn, &format!(r#"{{"type":"connect","id":"{}"}}"#, conn.number())));
     }
     let taken = siege.allocated() - before;

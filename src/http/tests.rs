@@ -11,14 +11,14 @@ fn ask(door: Door, config: &Config, full: bool, head: &str) -> (u16, String) {
     let head = format!("{head}\r\n");
     assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
     let place = if full { Place::Full } else { Place::Free };
-    match answer(head.as_bytes(), door, config, &Metrics::default(), false, Duration::ZERO, |_| place) {
-        Answer::Upgrade { response, room, .. } => {
+    match answer(head.as_bytes(), door, config, &Metrics::default(), false, Duration::ZERO, |_, _| place) {
+        Answer::Upgrade { response, target, .. } => {
             let response = String::from_utf8(response).unwrap();
             assert!(response.starts_with("HTTP/1.1 101 "));
             // The example of RFC 6455 section 1.3.
             assert!(response.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
             assert!(response.ends_with("\r\n\r\n"));
-            (101, room)
+            (101, target.room)
         }
         Answer::Plain { status, response, .. } => {
             let response = String::from_utf8(response).unwrap();
@@ -73,7 +73,7 @@ fn a_subprotocol_is_not_taken() {
         &Metrics::default(),
         false,
         Duration::ZERO,
-        |_| Place::Free,
+        |_, _| Place::Free,
     );
     let Answer::Upgrade { response, .. } = answer else { panic!("{answer:?}") };
     assert!(!String::from_utf8(response).unwrap().contains("Sec-WebSocket-Protocol"));
@@ -132,7 +132,7 @@ fn where_a_request_comes_from() {
     let from = |headers: &str| {
         let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
         let mut from = None;
-        answer(head.as_bytes(), Door::Main, &config, &Metrics::default(), true, Duration::ZERO, |ip| {
+        answer(head.as_bytes(), Door::Main, &config, &Metrics::default(), true, Duration::ZERO, |ip, _| {
             from = ip;
             Place::Free
         });

@@ -3,19 +3,13 @@
 use std::time::Duration;
 
 use super::{Answer, Request};
+use crate::protocol::Target;
 use crate::token::{Claims, Fault, Secrets};
 
 impl Request<'_> {
     /// What the token says, from the header or else from the query: browsers cannot set headers.
-    pub(super) fn claims(
-        &self,
-        target: &str,
-        room: &str,
-        secrets: &Secrets,
-        wall: Duration,
-    ) -> Result<Claims, Fault> {
-        let query = target.split_once('?').map_or("", |(_, query)| query);
-        let in_query = query.split('&').filter_map(|field| field.strip_prefix("token="));
+    pub(super) fn claims(&self, target: &Target, secrets: &Secrets, wall: Duration) -> Result<Claims, Fault> {
+        let in_query = target.query.split('&').filter_map(|field| field.strip_prefix("token="));
         let in_header = self.values("authorization").map(bearer);
         let mut tokens: Vec<&str> = in_header.collect::<Option<_>>().ok_or(Fault::Malformed)?;
         if tokens.is_empty() {
@@ -25,7 +19,7 @@ impl Request<'_> {
             [] | [""] => Err(Fault::Missing),
             [token] => {
                 let claims = secrets.verify(token, wall)?;
-                if claims.allows(room) { Ok(claims) } else { Err(Fault::Room) }
+                if claims.allows(&target.room) { Ok(claims) } else { Err(Fault::Room) }
             }
             _ => Err(Fault::Malformed),
         }

@@ -7,16 +7,17 @@ use std::collections::{BTreeSet, VecDeque};
 use std::hash::BuildHasher;
 use std::mem;
 
-use super::order::Order;
-use super::peer::{Claim, Claimant, Who};
-use super::{Alarm, Hub, NO_MEMORY, Slot, Turn};
-use crate::config::{KEPT_BYTES_MAX, KEPT_MESSAGES_MAX, PROBE_TIME_MAX};
+use super::peer::{Claimant, Who};
+use super::{Hub, NO_MEMORY, Slot};
+use crate::config::{KEPT_BYTES_MAX, KEPT_MESSAGES_MAX};
+use crate::gate::Turn;
 use crate::message::{self, Code, Refusal};
-use crate::protocol::{Close, Effect};
+use crate::protocol::Close;
 
 const FOREIGN_ID: Refusal =
     Refusal { code: Code::IdMismatch, message: "this connection speaks as another id" };
 const ID_TAKEN: Refusal = Refusal { code: Code::IdTaken, message: "the id belongs to a peer that is here" };
+
 impl Hub {
     /// Who has this id in a room.
     pub(super) fn holder(&self, room: u32, id: &str) -> Option<Slot> {
@@ -54,7 +55,7 @@ impl Hub {
         if self.peer(holder).owns_its_id() {
             return Err(Some(ID_TAKEN));
         }
-        if !turn.out.may_keep(text.len()) {
+        if !turn.keep(text.len()) {
             return Err(Some(NO_MEMORY));
         }
         self.claim(slot, holder, text, turn);
@@ -78,7 +79,7 @@ impl Hub {
         let peer = self.peer_mut(slot);
         peer.who = Who::Registered(id.into());
         let (conn, room) = (peer.conn, peer.room);
-        turn.out.push(Effect::Registered { conn, room: &self.rooms[room as usize].name, id });
+        turn.registered(conn, &self.rooms[room as usize].name, id);
         let Hub { ids, peers, hasher, .. } = self;
         ids.insert_unique(hasher.hash_one((room, id)), slot, |slot| {
             let peer = peers[*slot as usize].as_ref().expect("who is registered is here");
@@ -86,37 +87,31 @@ impl Hub {
         });
     }
 
-    /// Takes the id, or the claim of one, from a peer that has departed. It stays a member of its room.
+    /// Takes the id, or the claim of one, from a peer that has departed.
     pub(super) fn retire(&mut self, slot: Slot, turn: &mut Turn) {
         let peer = self.peer_mut(slot);
         let room = peer.room;
-        match mem::replace(&mut peer.who, Who::Closed(None)) {
+        match mem::replace(&mut peer.who, Who::Nameless) {
             Who::Nameless => {}
-            closed @ Who::Closed(_) => peer.who = closed,
             Who::Claimant(claimant) => {
                 let Hub { peers, links, .. } = self;
                 let holder = peers[claimant.holder as usize].as_mut();
-                let claim = holder.and_then(|holder| holder.claim.as_mut()).expect("a claimant has a claim");
-                links.remove(&mut claim.claimants, slot);
+                let order = holder.and_then(|holder| holder.claimants.as_mut()).expect("it is claimed");
+                links.remove(order, slot);
             }
             Who::Registered(id) => {
                 let entry = self.ids.find_entry(self.hasher.hash_one((room, &*id)), |it| *it == slot);
                 entry.expect("who is registered is in the table").remove();
                 let claimants = self.end_claim(slot);
                 self.award(&id, &claimants, turn);
-                self.peer_mut(slot).who = Who::Closed(Some(id));
             }
         }
     }
 
     /// A peer waits for the probe of whoever holds the id that it claims.
     fn claim(&mut self, slot: Slot, holder: Slot, text: &str, turn: &mut Turn) {
-        self.kept += text.len();
-        if self.peer(holder).claim.is_none() {
-            let until = (turn.now + PROBE_TIME_MAX).into();
-            self.alarms.insert((until, Alarm::Probe(holder)));
-            turn.out.push(Effect::Ping(self.peer(holder).conn));
-            self.peer_mut(holder).claim = Some(Box::new(Claim { until, claimants: Order::default() }));
+        if self.peer(holder).claimants.is_none() {
+            turn.probe(self.peer(holder).conn);
         }
         let claimant = Claimant {
             id: self.id(holder).into(),
@@ -127,8 +122,8 @@ impl Hub {
             taken: BTreeSet::new(),
         };
         let Hub { peers, links, .. } = self;
-        let claim = peers[holder as usize].as_mut().and_then(|holder| holder.claim.as_mut());
-        links.push_back(&mut claim.expect("it was made").claimants, slot);
+        let holder = peers[holder as usize].as_mut().expect("who has an id is here");
+        links.push_back(holder.claimants.get_or_insert_default(), slot);
         self.peer_mut(slot).who = Who::Claimant(Box::new(claimant));
     }
 
@@ -138,13 +133,12 @@ impl Hub {
         let Who::Claimant(claimant) = &mut peer.who else { return };
         let is_full =
             claimant.kept_bytes + text.len() > KEPT_BYTES_MAX || claimant.kept.len() >= KEPT_MESSAGES_MAX;
-        if is_full || !turn.out.may_keep(text.len()) {
-            let verdict = peer.bucket.offend(turn.now);
-            self.sentence(slot, verdict, turn);
+        if is_full || !turn.keep(text.len()) {
+            let verdict = turn.offend(peer.conn);
+            self.drop_one(slot, verdict, turn);
         } else {
             claimant.kept_bytes += text.len();
             claimant.kept.push_back(text.into());
-            self.kept += text.len();
         }
     }
 
@@ -156,9 +150,8 @@ impl Hub {
 
     /// Takes down the claim of a holder's id, if there is one. Those who claimed it, first come first.
     fn end_claim(&mut self, holder: Slot) -> Vec<Slot> {
-        let Some(claim) = self.peer_mut(holder).claim.take() else { return Vec::new() };
-        self.alarms.remove(&(claim.until, Alarm::Probe(holder)));
-        self.links.iter(&claim.claimants).collect()
+        let claimants = self.peer_mut(holder).claimants.take();
+        claimants.map_or(Vec::new(), |claimants| self.links.iter(&claimants).collect())
     }
 
     /// The holder is gone: the first claimant has the id, the others have not.
@@ -176,7 +169,7 @@ impl Hub {
         for slot in claimants {
             let Some(mut claimant) = self.end_waiting(slot) else { continue };
             let request = message::parse(&claimant.first).expect("a claim is well-formed");
-            self.tally.messages[request.body.kind() as usize] += 1;
+            self.messages[request.body.kind() as usize] += 1;
             self.refuse(slot, ID_TAKEN, request.target.as_deref(), turn);
             claimant.taken.insert(mem::take(&mut claimant.id));
             self.replay(slot, claimant, turn);
@@ -197,8 +190,9 @@ impl Hub {
     /// Handles what was kept, up to a message that claims another id: what is behind it is kept on.
     fn replay(&mut self, slot: Slot, mut claimant: Claimant, turn: &mut Turn) {
         loop {
-            match &mut self.peer_mut(slot).who {
-                Who::Closed(_) => return,
+            // It may have said too much, and be gone.
+            let Some(peer) = &mut self.peers[slot as usize] else { return };
+            match &mut peer.who {
                 Who::Claimant(next) => {
                     next.kept = claimant.kept;
                     next.kept_bytes = claimant.kept_bytes;

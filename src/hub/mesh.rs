@@ -1,7 +1,8 @@
 //! Meshes: who joined a room knows all who did, and everybody addresses everybody.
 
 use super::peer::Flow;
-use super::{Hub, Slot, Turn, refused};
+use super::{Hub, Slot, refused};
+use crate::gate::Turn;
 use crate::message::{Code, Refusal, Reply};
 
 impl Hub {

@@ -5,8 +5,9 @@ use std::mem;
 
 use super::order::{Links, Order};
 use super::peer::{Flow, Hold, Offer};
-use super::{Alarm, Hub, NO_MEMORY, Room, Slot, Turn, refused};
+use super::{Hub, NO_MEMORY, Room, Slot, refused};
 use crate::config::{CANDIDATES_MAX, PATIENCE, STORED_BYTES_MAX};
+use crate::gate::Turn;
 use crate::message::{Candidates, Code, Refusal, Reply};
 
 const NAME_IT: Refusal = Refusal { code: Code::BadMessage, message: "a joined peer names its target_id" };
@@ -75,13 +76,17 @@ impl Hub {
         *moved = false;
         if *patience != due {
             if let Some(due) = mem::replace(patience, due) {
-                self.alarms.remove(&(due, Alarm::Patience(room)));
+                self.alarms.remove(&(due, room));
             }
-            self.alarms.extend(due.map(|due| (due, Alarm::Patience(room))));
+            self.alarms.extend(due.map(|due| (due, room)));
         }
     }
 
-    pub(super) fn lose_patience(&mut self, room: u32, turn: &mut Turn) {
+    /// The room that has not moved for longest moves on, if its time has come.
+    pub(super) fn lose_patience(&mut self, turn: &mut Turn) {
+        let first = self.alarms.first().filter(|(due, _)| due.get() <= turn.now).copied();
+        let Some((due, room)) = first else { return };
+        self.alarms.remove(&(due, room));
         if self.standing(room).is_some() {
             let first = self.links.pop_front(&mut self.rooms[room as usize].line);
             self.hand(room, first.expect("patience is set while somebody waits"), turn);
@@ -186,7 +191,7 @@ impl Hub {
             return refused(Code::NotOfferer, "another peer is the offerer; connect and wait to be asked");
         }
         let text = Reply::Offer { sdp, target: self.id(slot), id: None }.text();
-        if !turn.out.may_keep(text.capacity()) {
+        if !turn.keep(text.capacity()) {
             let peer = self.peer_mut(slot);
             peer.refused = true;
             if peer.offer().is_none() {
@@ -194,7 +199,6 @@ impl Hub {
             }
             return Err(NO_MEMORY);
         }
-        self.kept += text.capacity();
         self.let_go(slot);
         let peer = self.peer_mut(slot);
         peer.flow = Flow::Offerer;
@@ -302,17 +306,15 @@ impl Hub {
     /// Keeps candidates for the offer of their peer, standing or to come.
     fn store(&mut self, slot: Slot, candidates: &Candidates, turn: &mut Turn) -> Result<(), Refusal> {
         let (count, bytes) = self.peer(slot).stored();
-        let (count, bytes) =
-            (count + candidates.len(), bytes + candidates.iter().map(str::len).sum::<usize>());
-        if count > CANDIDATES_MAX || bytes > STORED_BYTES_MAX {
+        let (count, more) = (count + candidates.len(), candidates.iter().map(str::len).sum::<usize>());
+        if count > CANDIDATES_MAX || bytes + more > STORED_BYTES_MAX {
             return refused(Code::TooMany, "at most 64 candidates, and 64 KiB of them, are stored");
         }
         // A string that grows may come to have twice the room it needs.
-        if !turn.out.may_keep(2 * bytes) {
+        if !turn.keep(2 * (more + candidates.len())) {
             return Err(NO_MEMORY);
         }
         let offering = self.peer_mut(slot).offering.get_or_insert_default();
-        let room = offering.candidates.capacity();
         for candidate in candidates.iter() {
             if !offering.candidates.is_empty() {
                 offering.candidates.push('|');
@@ -320,8 +322,6 @@ impl Hub {
             offering.candidates.push_str(candidate);
         }
         offering.candidate_count = count;
-        let grown = offering.candidates.capacity() - room;
-        self.kept += grown;
         Ok(())
     }
 }

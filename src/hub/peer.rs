@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, VecDeque};
 use super::Slot;
 use super::order::Order;
 use crate::protocol::Conn;
-use crate::rate::Bucket;
 use crate::token::Claims;
 
 pub struct Peer {
@@ -19,10 +18,9 @@ pub struct Peer {
     /// Boxed, because most peers have no offer most of the time.
     pub offering: Option<Box<Offering>>,
     /// Those who claim its id: it is being probed, and any sign of life will do.
-    pub claim: Option<Box<Claim>>,
+    pub claimants: Option<Box<Order>>,
     /// What its token says, where one is needed.
     pub claims: Option<Box<Claims>>,
-    pub bucket: Bucket,
 }
 
 /// Who it is.
@@ -33,8 +31,6 @@ pub enum Who {
     Claimant(Box<Claimant>),
     /// It has this id.
     Registered(Box<str>),
-    /// Closed by the hub, and not yet disconnected. It had this id, which the log will name.
-    Closed(Option<Box<str>>),
 }
 
 /// What it is doing. Whoever is not registered is idle.
@@ -87,13 +83,6 @@ pub struct Offer {
     pub handed: bool,
 }
 
-/// The claims of one id.
-pub struct Claim {
-    /// Until when its holder has time to show life.
-    pub until: crate::stamp::Stamp,
-    pub claimants: Order,
-}
-
 pub struct Claimant {
     pub id: Box<str>,
     /// Who holds it.
@@ -116,9 +105,8 @@ impl Peer {
             who: Who::Nameless,
             flow: Flow::Idle,
             offering: None,
-            claim: None,
+            claimants: None,
             claims: claims.cloned().map(Box::new),
-            bucket: Bucket::default(),
         }
     }
 

@@ -1,21 +1,21 @@
 //! What peers are told.
 
-use super::{Hub, Slot, Turn, refused};
+use super::{Hub, Slot, refused};
+use crate::gate::Turn;
 use crate::message::{self, Code, Refusal, Reply};
-use crate::protocol::Effect;
 
 impl Hub {
     /// Says something of the server's own.
     pub(super) fn tell(&self, to: Slot, reply: &Reply, turn: &mut Turn) {
-        turn.out.push(Effect::Send(self.peer(to).conn, reply.text()));
+        turn.send(self.peer(to).conn, reply.text());
     }
 
     /// The same where a peer connects to another after it.
     pub(super) fn tell_with_ice(&self, to: Slot, text: String, turn: &mut Turn) {
         let peer = self.peer(to);
         let until = peer.claims.as_ref().map(|claims| claims.until);
-        let servers = self.ice.servers(self.id(to), self.epoch + turn.now, until);
-        turn.out.push(Effect::Send(peer.conn, message::with_ice_servers(text, &servers)));
+        let servers = self.ice.servers(self.id(to), turn.wall, until);
+        turn.send(peer.conn, message::with_ice_servers(text, &servers));
     }
 
     pub(super) fn tell_left(&self, who: Slot, to: Slot, turn: &mut Turn) {
@@ -23,7 +23,7 @@ impl Hub {
     }
 
     pub(super) fn refuse(&mut self, slot: Slot, refusal: Refusal, target: Option<&str>, turn: &mut Turn) {
-        self.tally.errors[refusal.code as usize] += 1;
+        self.errors[refusal.code as usize] += 1;
         self.tell(slot, &Reply::Error { refusal, target }, turn);
     }
 
@@ -32,13 +32,9 @@ impl Hub {
     where
         T: AsRef<[String]> + IntoIterator<Item = String>,
     {
-        let to = self.peer(to).conn;
-        if !turn.out.has_room(to, texts.as_ref()) {
-            return refused(Code::PeerBusy, "the queue of that peer is full; try again later");
+        if turn.forward(self.peer(to).conn, texts) {
+            return Ok(());
         }
-        for text in texts {
-            turn.out.push(Effect::Send(to, text));
-        }
-        Ok(())
+        refused(Code::PeerBusy, "the queue of that peer is full; try again later")
     }
 }

@@ -11,6 +11,7 @@ use slab::Slab;
 
 use crate::address::Address;
 use crate::config::Config;
+use crate::gate::Gate;
 use crate::http::{self, Door, Refusal};
 use crate::limits::{
     CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
@@ -20,8 +21,8 @@ use crate::session::{self, End, Event, Scratch, Session, Shared};
 use crate::stamp::Stamp;
 use crate::token::Fault;
 
-/// All connections, as far as a service reaches them.
-pub struct Connections {
+/// All connections.
+pub(super) struct Connections {
     pub(super) entries: Slab<Entry>,
     pub(super) shared: Shared,
     /// Slots that something happened to in this turn.
@@ -42,7 +43,7 @@ pub(super) struct Entry {
     since: Stamp,
     /// Whether it was counted as a WebSocket.
     upgraded: bool,
-    /// Whether the service knows it.
+    /// Whether a protocol knows it.
     pub served: bool,
     /// Whether it is in `touched`.
     pub touched: bool,
@@ -74,11 +75,6 @@ impl Connections {
         }
     }
 
-    /// Sends a message of bytes, for which the signaling has no use.
-    pub fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
-        self.reach(to.slot(), |session, shared| session.send_binary(bytes, shared));
-    }
-
     /// Does something with a session, which is flushed at the end of the turn, and parted with if it has ended.
     pub(super) fn reach<T>(
         &mut self,
@@ -93,8 +89,13 @@ impl Connections {
     }
 
     /// What a session that was just reached has to say next.
-    pub(super) fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
-        self.entries[slot].session.next(scratch, &mut self.shared)
+    pub(super) fn next<'a>(
+        &mut self,
+        slot: usize,
+        scratch: &'a mut Scratch,
+        gate: &Gate,
+    ) -> Option<Event<'a>> {
+        self.entries[slot].session.next(scratch, &mut self.shared, gate)
     }
 
     /// Whether somebody can be accepted.
@@ -186,7 +187,7 @@ impl Connections {
     }
 
     /// A WebSocket is one no longer. It was in this room, with this id.
-    pub(super) fn part(&mut self, slot: usize, room: &str, id: Option<&str>) {
+    fn part(&mut self, slot: usize, room: &str, id: Option<&str>) {
         let entry = &mut self.entries[slot];
         entry.served = false;
         let end = entry.session.end().expect("what is no longer open has an end").name();
@@ -215,13 +216,16 @@ impl Outbox for Connections {
         self.entries[to.slot()].session.has_room(texts, &self.shared)
     }
 
-    fn may_keep(&mut self, bytes: usize) -> bool {
-        self.shared.budget.allows(bytes)
+    fn keep(&mut self, bytes: usize) -> bool {
+        self.shared.budget.keep(bytes)
     }
 
     fn push(&mut self, effect: Effect<'_>) {
         match effect {
             Effect::Send(to, text) => self.reach(to.slot(), |session, shared| session.send(text, shared)),
+            Effect::SendBinary(to, bytes) => {
+                self.reach(to.slot(), |session, shared| session.send_binary(&bytes, shared))
+            }
             Effect::Ping(to) => self.reach(to.slot(), |session, shared| session.ping(shared)),
             Effect::Close(to, why) => self.reach(to.slot(), |session, shared| {
                 let end = match why {
@@ -239,6 +243,7 @@ impl Outbox for Connections {
                     entry.session.address()
                 );
             }
+            Effect::Left { conn, room, id } => self.part(conn.slot(), room, id),
         }
     }
 }

@@ -8,9 +8,9 @@ use mio::Interest;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use super::{SIGNALS, Server, Service};
+use super::{SIGNALS, Server};
 
-impl<S: Service> Server<S> {
+impl Server {
     /// From now on SIGTERM, SIGINT and SIGHUP are for [`Server::run`], and no longer end the process.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl<S: Service> Server<S> {
             Ok(()) => {
                 info!("SIGHUP: secrets were read anew");
                 *config = renewed;
-                self.service.renew(config);
+                self.gate.renew(config);
             }
             Err(error) => warn!("SIGHUP: {error}; the old secrets stay"),
         }

@@ -3,12 +3,18 @@
 use super::inbound::Scratch;
 use super::work::{Shared, Work};
 use super::{Event, Phase, Session, Stream};
+use crate::gate::Gate;
 use crate::http::{self, Answer, Door, Place};
 use crate::limits::{ALWAYS_HELD_BYTES, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX};
 
 impl<S: Stream> Session<S> {
     /// Takes the head of the request, and answers it if that was all.
-    pub(super) fn take_head(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Option<Event<'static>> {
+    pub(super) fn take_head(
+        &mut self,
+        scratch: &mut Scratch,
+        shared: &mut Shared,
+        gate: &Gate,
+    ) -> Option<Event<'static>> {
         let work = Work::begin(&mut self.work, shared);
         let unread = scratch.unread.clone();
         let searched = work.inbound.begun.len();
@@ -24,18 +30,27 @@ impl<S: Stream> Session<S> {
                 scratch.unread = unread.start + end - searched..unread.end;
                 let Shared { config, metrics, crowd, full, wall, .. } = shared;
                 let is_trusted = self.door == Door::Main && config.trusts(self.address.ip());
-                http::answer(&head[..end], self.door, config, metrics, is_trusted, *wall, |forwarded| {
-                    if let Some(ip) = forwarded {
-                        self.address = ip.into();
-                        self.counted = true;
-                        crowd.enter(self.address);
-                    }
-                    match crowd.excess(self.address) {
-                        _ if *full => Place::Full,
-                        0 => Place::Free,
-                        _ => Place::Crowded,
-                    }
-                })
+                http::answer(
+                    &head[..end],
+                    self.door,
+                    config,
+                    metrics,
+                    is_trusted,
+                    *wall,
+                    |forwarded, target| {
+                        if let Some(ip) = forwarded {
+                            self.address = ip.into();
+                            self.counted = true;
+                            crowd.enter(self.address);
+                        }
+                        match crowd.excess(self.address) {
+                            _ if *full => Place::Full,
+                            1.. => Place::Crowded,
+                            0 if target.is_some_and(|target| !gate.has_place(target)) => Place::NoRoom,
+                            0 => Place::Free,
+                        }
+                    },
+                )
             }
             None if head.len() <= HEAD_BYTES_MAX && fits => return None,
             None if !fits => http::no_memory(head),
@@ -58,10 +73,10 @@ impl<S: Stream> Session<S> {
 
     fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event<'static>> {
         let (response, event) = match answer {
-            Answer::Upgrade { response, room, claims } => {
+            Answer::Upgrade { response, target, claims } => {
                 self.phase = Phase::Open;
                 self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
-                (response, Some(Event::Upgraded(room, claims)))
+                (response, Some(Event::Upgraded(target, claims)))
             }
             Answer::Plain { status, refused, response } => {
                 self.finish(super::End::Http, shared.now);

@@ -1,19 +1,39 @@
-//! The bare hub, with an outbox on memory.
+//! All protocols behind their door, with an outbox on memory.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use noroshi::config::Config;
+use noroshi::gate::Gate;
 use noroshi::hub::Hub;
-use noroshi::protocol::{Close, Conn, Effect, Input, Outbox};
+use noroshi::protocol::{Close, Conn, Dialect, Effect, Input, Outbox, Target};
 use noroshi::token::Claims;
 
 use super::transcript::{Heard, Wire};
 
-/// Peers by name, around a hub. They answer pings at once, unless they are deaf.
+/// The hub alone behind the door.
+pub fn gate(config: &Config) -> Gate {
+    Gate::new(config).to(Dialect::Noroshi, Hub::new(config))
+}
+
+/// A room of noroshi's own protocol.
+pub fn target(room: &str) -> Target {
+    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: String::new() }
+}
+
+/// What has an id, rooms, and when something is due.
+pub fn left(gate: &Gate) -> (usize, usize, Option<Duration>) {
+    let sum = gate.each().map(|(_, protocol)| protocol.counts());
+    let (peers, rooms) = sum.fold((0, 0), |(peers, rooms), it| (peers + it.peers, rooms + it.rooms));
+    (peers, rooms, gate.wake_at())
+}
+
+/// Peers by name, around the protocols. They answer pings at once, unless they are deaf.
 pub struct Memory {
-    pub hub: Hub,
+    pub gate: Gate,
     pub now: Duration,
+    /// What time it was, since 1970, when the time began.
+    pub epoch: Duration,
     pub outbox: Recorder,
     names: BTreeMap<String, Conn>,
     heard: BTreeMap<Conn, VecDeque<Heard>>,
@@ -28,6 +48,8 @@ pub struct Recorder {
     pub full: BTreeSet<Conn>,
     /// Whether nothing more may be kept.
     pub out_of_memory: bool,
+    /// Bytes that were kept so far.
+    pub kept: usize,
 }
 
 #[derive(Debug, PartialEq)]
@@ -36,6 +58,7 @@ pub enum Recorded {
     Ping(Conn),
     Close(Conn, Close),
     Registered(Conn),
+    Left(Conn),
 }
 
 impl Outbox for Recorder {
@@ -43,16 +66,19 @@ impl Outbox for Recorder {
         !self.full.contains(&to)
     }
 
-    fn may_keep(&mut self, _: usize) -> bool {
+    fn keep(&mut self, bytes: usize) -> bool {
+        self.kept += if self.out_of_memory { 0 } else { bytes };
         !self.out_of_memory
     }
 
     fn push(&mut self, effect: Effect<'_>) {
         self.effects.push_back(match effect {
             Effect::Send(to, text) => Recorded::Send(to, text),
+            Effect::SendBinary(..) => unreachable!("nobody says bytes"),
             Effect::Ping(to) => Recorded::Ping(to),
             Effect::Close(to, why) => Recorded::Close(to, why),
             Effect::Registered { conn, .. } => Recorded::Registered(conn),
+            Effect::Left { conn, .. } => Recorded::Left(conn),
         });
     }
 }
@@ -60,8 +86,9 @@ impl Outbox for Recorder {
 impl Memory {
     pub fn new(config: &Config) -> Memory {
         Memory {
-            hub: Hub::new(config),
+            gate: gate(config),
             now: Duration::ZERO,
+            epoch: Duration::ZERO,
             outbox: Recorder::default(),
             names: BTreeMap::new(),
             heard: BTreeMap::new(),
@@ -74,10 +101,27 @@ impl Memory {
         self.names[who]
     }
 
+    /// How often a kind of message or an error has been counted.
+    pub fn count(&self, name: &str) -> u64 {
+        let counts = self.gate.each().map(|(_, protocol)| protocol.counts());
+        let all = counts.flat_map(|counts| [counts.messages, counts.errors].concat());
+        all.filter(|(it, _)| *it == name).map(|(_, count)| count).sum()
+    }
+
+    /// Bytes that are kept.
+    pub fn kept(&self) -> usize {
+        self.gate.each().map(|(_, protocol)| protocol.kept()).sum()
+    }
+
+    /// Puts something in.
+    pub fn handle(&mut self, input: Input) {
+        self.gate.handle(self.now, self.epoch + self.now, input, &mut self.outbox);
+    }
+
     /// Puts something in and lets everybody hear what comes of it.
     pub fn input(&mut self, input: Input) {
-        self.hub.handle(self.now, input, &mut self.outbox);
-        self.hub.check();
+        self.handle(input);
+        self.gate.each().for_each(|(_, protocol)| protocol.check());
         while let Some(effect) = self.outbox.effects.pop_front() {
             match effect {
                 Recorded::Send(to, text) => self.hear(to, Heard::Text(text)),
@@ -91,7 +135,7 @@ impl Memory {
                     self.hear(to, Heard::Closed(code));
                     self.input(Input::Disconnected(to));
                 }
-                Recorded::Registered(_) => {}
+                Recorded::Registered(_) | Recorded::Left(_) => {}
             }
         }
     }
@@ -101,7 +145,7 @@ impl Memory {
         self.connections += 1;
         self.names.insert(who.to_owned(), conn);
         self.heard.insert(conn, VecDeque::new());
-        self.input(Input::Connected(conn, room, claims));
+        self.input(Input::Connected(conn, &target(room), claims));
     }
 
     fn hear(&mut self, who: Conn, heard: Heard) {
@@ -138,7 +182,7 @@ impl Wire for Memory {
 
     fn pass(&mut self, seconds: u64) {
         let until = self.now + Duration::from_secs(seconds);
-        while let Some(due) = self.hub.wake_at().filter(|due| *due <= until) {
+        while let Some(due) = self.gate.wake_at().filter(|due| *due <= until) {
             self.now = self.now.max(due);
             self.input(Input::Time);
         }
@@ -153,6 +197,6 @@ impl Wire for Memory {
         for conn in self.heard.keys().copied().collect::<Vec<_>>() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!((self.hub.peers(), self.hub.rooms(), self.hub.wake_at()), (0, 0, None));
+        assert_eq!(left(&self.gate), (0, 0, None));
     }
 }

@@ -6,7 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use noroshi::config::Config;
+use noroshi::gate::Gate;
 use noroshi::http::Door;
+use noroshi::hub::Hub;
+use noroshi::protocol::Dialect;
 use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
 
 /// What a request for an upgrade looks like.
@@ -81,6 +84,7 @@ impl Stream for Pipe {
 pub struct Line {
     pub session: Session<Pipe>,
     pub shared: Shared,
+    pub gate: Gate,
     pub scratch: Scratch,
     /// Messages that came out, `+ROOM` for the upgrade among them.
     pub events: Vec<String>,
@@ -91,10 +95,12 @@ pub struct Line {
 impl Line {
     pub fn new(door: Door, config: Config) -> Line {
         let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
+        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
         let mut shared = Shared::new(config);
         Line {
             session: Session::new(pipe, door, ADDRESS.into(), &mut shared),
             shared,
+            gate,
             scratch: Scratch::default(),
             events: Vec::new(),
             refused: None,
@@ -120,9 +126,9 @@ impl Line {
     pub fn turn(&mut self) {
         while !self.session.is_over() {
             let fill = self.session.fill(&mut self.scratch, &mut self.shared);
-            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared) {
+            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared, &self.gate) {
                 match event {
-                    Event::Upgraded(room, _) => self.events.push(format!("+{room}")),
+                    Event::Upgraded(target, _) => self.events.push(format!("+{}", target.room)),
                     Event::Refused(status, refusal) => self.refused = Some((status, refusal.why)),
                     Event::Text(text) => self.events.push(text.to_owned()),
                     Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),

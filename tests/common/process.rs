@@ -62,12 +62,15 @@ impl Running {
         self.ask(self.address, "/healthz").ends_with("\r\n\r\nok")
     }
 
-    /// A sample of the metrics page, by name and labels, without `noroshi_`.
+    /// A sample of the metrics page, by name and labels, without `noroshi_` and the label of the protocol, of whom all
+    /// are taken together.
     pub fn metric(&self, name: &str) -> f64 {
         let page = self.ask(self.metrics, "/metrics");
         let samples = page.lines().filter_map(|line| line.strip_prefix("noroshi_")?.rsplit_once(' '));
-        let sample = samples.into_iter().find(|(key, _)| *key == name);
-        sample.unwrap_or_else(|| panic!("{name} is not in {page}")).1.parse().unwrap()
+        let values = samples.filter(|(key, _)| without_protocol(key) == name);
+        let values: Vec<f64> = values.map(|(_, value)| value.parse().unwrap()).collect();
+        assert!(!values.is_empty(), "{name} is not in {page}");
+        values.iter().sum()
     }
 
     pub fn descriptors(&self) -> usize {
@@ -141,5 +144,14 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         assert!(began.elapsed() < Duration::from_secs(10), "{what}");
         sleep(Duration::from_millis(10));
+    }
+}
+
+/// The name and the labels of a sample, but for the protocol, which is the first.
+fn without_protocol(key: &str) -> String {
+    let Some((name, labels)) = key.split_once("{protocol=\"") else { return key.to_owned() };
+    match labels.split_once("\",") {
+        Some((_, others)) => format!("{name}{{{others}"),
+        None => name.to_owned(),
     }
 }

@@ -15,6 +15,7 @@ use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::{Bytes, ClientRequestBuilder, Error, Message, WebSocket};
 
+use super::memory::left;
 use super::transcript::{Heard, SECRET, Wire};
 
 /// After so long in the real world, what a test waits for will not come.
@@ -238,6 +239,6 @@ impl Wire for Net {
     fn finish(mut self: Box<Self>) {
         self.clients.clear();
         self.until(|net| (net.server.sessions() == 0).then_some(()));
-        assert_eq!((self.server.hub().peers(), self.server.hub().rooms()), (0, 0));
+        assert_eq!(left(self.server.gate()), (0, 0, None));
     }
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use model::{Model, Said};
 use noroshi::config::Config;
+use noroshi::gate::Gate;
 use noroshi::hub::Hub;
-use noroshi::protocol::{Conn, Effect, Input, Outbox};
+use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox, Target};
 use serde_json::Value;
 
 #[cfg(not(test))]
@@ -34,7 +35,7 @@ const ROOMS: [&str; 2] = ["", "tea"];
 const PEERS_MAX: usize = 10;
 
 struct World {
-    hub: Hub,
+    gate: Gate,
     now: Duration,
     out: Out,
     /// Without one where rate or memory are limited.
@@ -42,6 +43,8 @@ struct World {
     /// By slot.
     peers: [Option<Conn>; PEERS_MAX],
     connections: u64,
+    /// Who ever had an id.
+    registered: BTreeSet<Conn>,
     errors: u64,
 }
 
@@ -59,7 +62,7 @@ impl Outbox for Out {
         !self.full.contains(&to)
     }
 
-    fn may_keep(&mut self, _: usize) -> bool {
+    fn keep(&mut self, _: usize) -> bool {
         !self.out_of_memory
     }
 
@@ -73,9 +76,11 @@ impl Outbox for Out {
                 }
                 (to, Said::Text(message))
             }
+            Effect::SendBinary(..) => unreachable!("the hub says no bytes"),
             Effect::Ping(to) => (to, Said::Ping),
             Effect::Close(to, why) => (to, Said::Close(why)),
             Effect::Registered { conn, .. } => (conn, Said::Registered),
+            Effect::Left { conn, room, id } => (conn, Said::Left(room.to_owned(), id.map(str::to_owned))),
         });
     }
 }
@@ -85,12 +90,13 @@ impl World {
         let rate_max = [0, 0, 0, 3][usize::from(how % 4)];
         let config = Config { mesh_peers_max: 1 + usize::from(how / 4 % 4), rate_max, ..Config::default() };
         World {
-            hub: Hub::new(&config),
+            gate: Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config)),
             now: Duration::ZERO,
             out: Out::default(),
             model: (rate_max == 0).then(|| Model::new(config.mesh_peers_max)),
             peers: [None; PEERS_MAX],
             connections: 0,
+            registered: BTreeSet::new(),
             errors: 0,
         }
     }
@@ -118,12 +124,11 @@ impl World {
             (3, _) => {
                 self.now += Duration::from_millis(100 * who as u64);
                 self.input(Input::Time);
-                self.hub.recount();
             }
             (4, _) => {
-                self.now = self.now.max(self.hub.wake_at().unwrap_or_default());
+                self.now = self.now.max(self.gate.wake_at().unwrap_or_default());
                 self.input(Input::Time);
-                assert!(self.hub.wake_at().is_none_or(|at| at > self.now));
+                assert!(self.gate.wake_at().is_none_or(|at| at > self.now));
             }
             (5, Some(conn)) => {
                 let length = usize::from(byte()?).min(data.len());
@@ -137,13 +142,15 @@ impl World {
                 self.connections += 1;
                 let conn = Conn::new(self.connections, slot);
                 self.peers[slot] = Some(conn);
-                self.input(Input::Connected(conn, ROOMS[who / PEERS_MAX % 2], None));
+                let room = ROOMS[who / PEERS_MAX % 2].to_owned();
+                let target = Target { dialect: Dialect::Noroshi, room, query: String::new() };
+                self.input(Input::Connected(conn, &target, None));
             }
             (_, Some(conn)) => {
                 let (kind, target, more) = (byte()?, usize::from(byte()?), usize::from(byte()?));
                 let id = if who < 200 { IDS[slot % 7] } else { IDS[who % 8] };
                 // What a claimant sends is kept up to a limit, which the model has not.
-                let is_registered = self.hub.who(conn).is_some_and(|(_, id)| id.is_some());
+                let is_registered = self.registered.contains(&conn);
                 let more = if is_registered { more } else { more % 8 };
                 let text = message(kind, id, IDS[target % 8], more);
                 self.input(Input::Text(conn, &text));
@@ -153,12 +160,14 @@ impl World {
     }
 
     fn input(&mut self, input: Input) {
-        self.hub.handle(self.now, input, &mut self.out);
-        self.hub.check();
+        self.gate.handle(self.now, self.now, input, &mut self.out);
+        let (_, hub) = self.gate.each().next().unwrap();
+        hub.check();
         let mut said = std::mem::take(&mut self.out.said);
         for (conn, said) in &said {
             let is_here = self.peers[conn.slot()] == Some(*conn);
-            assert!(is_here, "{said:?} is said to somebody who is gone");
+            assert!(is_here || matches!(said, Said::Left(..)), "{said:?} is said to somebody who is gone");
+            self.registered.extend(Some(*conn).filter(|_| *said == Said::Registered));
             self.errors += u64::from(matches!(said, Said::Text(message) if message["type"] == "error"));
         }
         let Some(model) = &mut self.model else { return };
@@ -169,19 +178,18 @@ impl World {
         expected.sort_by_key(|(conn, _)| *conn);
         said.sort_by_key(|(conn, _)| *conn);
         assert_eq!(said, expected, "after {input:?}");
-        assert_eq!(self.hub.wake_at(), model.wake_at());
-        assert_eq!((self.hub.peers(), self.hub.rooms()), (model.peers(), model.rooms()));
-        for conn in self.peers.iter().flatten() {
-            assert_eq!(self.hub.who(*conn), model.who(*conn));
-        }
-        assert_eq!(self.hub.tally().errors.iter().sum::<u64>(), self.errors);
+        assert_eq!(self.gate.wake_at(), model.wake_at());
+        let counts = hub.counts();
+        assert_eq!((counts.peers, counts.rooms), (model.peers(), model.rooms()));
+        assert_eq!(counts.errors.iter().map(|(_, count)| count).sum::<u64>(), self.errors);
     }
 
     fn end(mut self) {
         for conn in self.peers.into_iter().flatten() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!((self.hub.peers(), self.hub.rooms(), self.hub.wake_at()), (0, 0, None));
+        let (_, hub) = self.gate.each().next().unwrap();
+        assert_eq!((hub.counts().peers, hub.counts().rooms, self.gate.wake_at()), (0, 0, None));
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Said {
     Ping,
     Close(Close),
     Registered,
+    /// The room and the id that it had there.
+    Left(String, Option<String>),
 }
 
 pub struct Model {
@@ -60,7 +62,6 @@ enum State {
     Handed(Conn, u64),
     Paired(Conn),
     Joined,
-    Closed,
 }
 
 #[derive(Clone)]
@@ -87,9 +88,9 @@ impl Model {
 
     pub fn handle(&mut self, input: Input) {
         match input {
-            Input::Connected(conn, room, _) => {
-                self.rooms.entry(room.to_owned()).or_default();
-                let (room, state) = (room.to_owned(), State::Nameless);
+            Input::Connected(conn, target, _) => {
+                self.rooms.entry(target.room.clone()).or_default();
+                let (room, state) = (target.room.clone(), State::Nameless);
                 let peer = Peer {
                     room,
                     id: None,
@@ -102,7 +103,7 @@ impl Model {
                 self.peers.insert(conn, peer);
             }
             Input::Text(conn, text) => match self.peers.get_mut(&conn).map(|peer| &mut peer.state) {
-                None | Some(State::Closed) => {}
+                None => {}
                 Some(State::Claimant(claimant)) => claimant.kept.push_back(text.to_owned()),
                 Some(_) => self.obey(conn, text, &[]),
             },
@@ -118,26 +119,23 @@ impl Model {
             Input::Disconnected(conn) => {
                 if self.peers.contains_key(&conn) {
                     self.depart(conn);
-                    self.retire(conn);
-                    let room = self.peers.remove(&conn).unwrap().room;
-                    if self.peers.values().all(|peer| peer.room != room) {
-                        self.rooms.remove(&room);
-                    }
+                    self.exit(conn);
                 }
             }
+            Input::Dropped { .. } | Input::Silent(_) => unreachable!("the door makes these"),
             Input::Time => {
                 while let Some(due) = self.wake_at().filter(|due| *due <= self.now) {
                     let room = self.rooms.iter().find(|(_, room)| room.patience == Some(due));
                     match room.map(|(name, _)| name.clone()) {
                         Some(room) => self.lose_patience(&room),
                         None => {
-                            // Of those that are due at the same moment, by their places.
+                            // Of those that are due at the same moment, first come first.
                             let due = self.claims.iter().filter(|(_, (until, _))| *until == due);
                             let holders = due.map(|((room, id), _)| self.lookup(room, id).unwrap());
-                            let holder = holders.min_by_key(|holder| holder.slot()).unwrap();
+                            let holder = holders.min().unwrap();
                             self.depart(holder);
                             self.said.push((holder, Said::Close(Close::Replaced)));
-                            self.retire(holder);
+                            self.exit(holder);
                         }
                     }
                 }
@@ -155,11 +153,7 @@ impl Model {
     }
 
     pub fn peers(&self) -> usize {
-        self.peers.values().filter(|peer| !matches!(peer.state, State::Closed) && peer.id.is_some()).count()
-    }
-
-    pub fn who(&self, conn: Conn) -> Option<(&str, Option<&str>)> {
-        self.peers.get(&conn).map(|peer| (&*peer.room, peer.id.as_deref()))
+        self.peers.values().filter(|peer| peer.id.is_some()).count()
     }
 
     // ---- Words ----
@@ -218,9 +212,7 @@ impl Model {
     // ---- Ids ----
 
     fn lookup(&self, room: &str, id: &str) -> Option<Conn> {
-        let is_it = |peer: &Peer| {
-            peer.room == room && peer.id.as_deref() == Some(id) && !matches!(peer.state, State::Closed)
-        };
+        let is_it = |peer: &Peer| peer.room == room && peer.id.as_deref() == Some(id);
         self.peers.iter().find(|(_, peer)| is_it(peer)).map(|(conn, _)| *conn)
     }
 
@@ -251,9 +243,15 @@ impl Model {
     }
 
     /// Takes the id, or the claim, from who has departed.
-    fn retire(&mut self, conn: Conn) {
+    /// Who has departed is forgotten.
+    fn exit(&mut self, conn: Conn) {
         let claim = self.claim_of(conn).map(|key| (key.1.clone(), self.claims.remove(&key).unwrap().1));
-        if let State::Claimant(_) = std::mem::replace(&mut self.peer(conn).state, State::Closed) {
+        let peer = self.peers.remove(&conn).unwrap();
+        self.said.push((conn, Said::Left(peer.room.clone(), peer.id)));
+        if self.peers.values().all(|other| other.room != peer.room) {
+            self.rooms.remove(&peer.room);
+        }
+        if let State::Claimant(_) = peer.state {
             for (_, claimants) in self.claims.values_mut() {
                 claimants.retain(|claimant| *claimant != conn);
             }
@@ -553,7 +551,7 @@ impl Model {
         let id = self.peers[&conn].id.clone();
         let left = json!({"type": "peerLeft", "id": id});
         match self.peers[&conn].state {
-            State::Nameless | State::Claimant(_) | State::Closed => return,
+            State::Nameless | State::Claimant(_) => return,
             State::Idle | State::Offerer => {}
             State::Waiting => self.unwait(conn),
             State::Handed(..) => self.let_go(conn),

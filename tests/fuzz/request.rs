@@ -45,7 +45,7 @@ pub fn check(data: &[u8]) {
                 &Metrics::default(),
                 !config.trusted_proxies.is_empty(),
                 std::time::Duration::ZERO,
-                |_| place,
+                |_, _| place,
             )
         }
         None if bytes.len() <= HEAD_BYTES_MAX => {
@@ -57,12 +57,12 @@ pub fn check(data: &[u8]) {
     };
     let sent = line.sent();
     match answer {
-        Answer::Upgrade { response, room, .. } => {
+        Answer::Upgrade { response, target, .. } => {
             assert!(sent.starts_with(&response));
-            assert_eq!(line.events.first(), Some(&format!("+{room}")));
+            assert_eq!(line.events.first(), Some(&format!("+{}", target.room)));
             assert_eq!(parse(&response), (101, b"".to_vec(), None));
             assert!(door == Door::Main && !full);
-            check_upgrade(&bytes[..ends.unwrap()], &room);
+            check_upgrade(&bytes[..ends.unwrap()], &target.room);
         }
         Answer::Plain { status, response, .. } => {
             assert!(line.events.is_empty());

@@ -12,7 +12,10 @@ use std::time::Duration;
 use noroshi::config::{
     BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX, QUEUE_BYTES_SPARE, SPARE_BYTES_MAX,
 };
+use noroshi::gate::Gate;
 use noroshi::http::Door;
+use noroshi::hub::Hub;
+use noroshi::protocol::Dialect;
 use noroshi::session::{End, Event, Fill, Scratch, Session, Shared};
 use pipe::{ADDRESS, CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -44,6 +47,7 @@ struct World {
 
 struct House {
     shared: Shared,
+    gate: Gate,
     scratch: Scratch,
     /// What sessions, and what they share, have allocated.
     held: isize,
@@ -78,11 +82,12 @@ impl World {
         };
         let memory_bytes_max = spare.map(|spare| BASE_BYTES + 2 * CONNECTION_BYTES + spare);
         let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
+        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
         let mut shared = Shared::new(config);
         // Room for the first entry of a map is no news.
         shared.metrics.refused_upgrades.insert(408, 0);
         let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
-        World { house: House { shared, scratch: Scratch::default(), held: 0 }, peers }
+        World { house: House { shared, gate, scratch: Scratch::default(), held: 0 }, peers }
     }
 
     fn step(&mut self, data: &mut &[u8]) -> Option<()> {
@@ -267,11 +272,11 @@ impl Peer {
         let (mut heard, mut upgraded) = (self.heard, self.upgraded);
         self.measured(house, |session, house| {
             while !session.is_over() {
-                let fill = session.fill(&mut house.scratch, &mut house.shared);
-                while let Some(event) = session.next(&mut house.scratch, &mut house.shared) {
+                let fill = session.fill(&mut house.scratch, &mut house.shared, &house.gate);
+                while let Some(event) = session.next(&mut house.scratch, &mut house.shared, &house.gate) {
                     match event {
-                        Event::Upgraded(room, _) => {
-                            assert!(room == "tea" && !upgraded);
+                        Event::Upgraded(target, _) => {
+                            assert!(target.room == "tea" && !upgraded);
                             upgraded = true;
                             continue;
                         }
@@ -319,7 +324,7 @@ impl Peer {
         self.session.close(End::GoingAway, &mut house.shared);
         self.session.tick(&mut house.shared);
         self.session.flush(&mut house.shared);
-        assert!(self.session.next(&mut house.scratch, &mut house.shared).is_none());
+        assert!(self.session.next(&mut house.scratch, &mut house.shared, &house.gate).is_none());
         assert_eq!((self.session.stream().writes, self.session.end()), (writes, end));
     }
 

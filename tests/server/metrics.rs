@@ -38,9 +38,11 @@ pub fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
             let (key, value) = line.rsplit_once(' ').unwrap();
             let name = match key.split_once('{') {
                 Some((name, labels)) => {
-                    let (label, value) = labels.strip_suffix("\"}").unwrap().split_once("=\"").unwrap();
-                    let is_fine = |b: u8| b.is_ascii_alphanumeric() || b"_.+".contains(&b);
-                    assert!(is_name(label) && value.bytes().all(is_fine), "{line}");
+                    for label in labels.strip_suffix("\"}").unwrap().split("\",") {
+                        let (label, value) = label.split_once("=\"").unwrap();
+                        let is_fine = |b: u8| b.is_ascii_alphanumeric() || b"_.+".contains(&b);
+                        assert!(is_name(label) && value.bytes().all(is_fine), "{line}");
+                    }
                     name
                 }
                 None => key,
@@ -60,8 +62,8 @@ fn metrics_count() {
     let mut net = net();
     let before = metrics(&mut net);
     assert_eq!(before["noroshi_connections"], 0.0);
-    assert_eq!(before["noroshi_messages_total{type=\"connect\"}"], 0.0);
-    assert_eq!(before["noroshi_errors_total{code=\"bad_json\"}"], 0.0);
+    assert_eq!(before["noroshi_messages_total{protocol=\"noroshi\",type=\"connect\"}"], 0.0);
+    assert_eq!(before["noroshi_errors_total{protocol=\"noroshi\",code=\"bad_json\"}"], 0.0);
     assert_eq!(before["noroshi_closings_total{reason=\"left\"}"], 0.0);
     net.open("A", "");
     net.open("B", "tea");
@@ -73,11 +75,11 @@ fn metrics_count() {
     let after = metrics(&mut net);
     for (name, value) in [
         ("noroshi_connections", 1.0),
-        ("noroshi_peers", 1.0),
-        ("noroshi_rooms", 1.0),
+        ("noroshi_peers{protocol=\"noroshi\"}", 1.0),
+        ("noroshi_rooms{protocol=\"noroshi\"}", 1.0),
         ("noroshi_connections_total", 2.0),
-        ("noroshi_messages_total{type=\"connect\"}", 1.0),
-        ("noroshi_errors_total{code=\"bad_json\"}", 1.0),
+        ("noroshi_messages_total{protocol=\"noroshi\",type=\"connect\"}", 1.0),
+        ("noroshi_errors_total{protocol=\"noroshi\",code=\"bad_json\"}", 1.0),
         ("noroshi_closings_total{reason=\"left\"}", 1.0),
         ("noroshi_refused_upgrades_total{status=\"404\"}", 1.0),
     ] {

@@ -1,0 +1,259 @@
+//! The door between connections and protocols: what every protocol needs is done here, before it or for it.
+//!
+//! A connection is handed to the protocol that its upgrade asked for. What it says is paid for by its size before the
+//! protocol hears it, and whoever is probed has its time. What else all have in common, the first message in time, the
+//! pings, the limits of queues and of memory, belongs to sessions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::config::{Config, PROBE_TIME_MAX};
+use crate::metrics::Counts;
+use crate::protocol::{Close, Conn, Dialect, Effect, Input, Outbox, Target};
+use crate::rate::{Bucket, Rate, Verdict, blocks};
+use crate::stamp::Stamp;
+
+/// A signaling protocol: who hears what. It is pure: no socket, no clock, no log, no randomness. One [`Input`] goes in,
+/// and what comes of it goes out through the [`Turn`], all of it before `handle` returns.
+pub trait Protocol {
+    /// Takes one input. Those of connections that it does not know, or has forgotten, are ignored.
+    fn handle(&mut self, input: Input<'_>, turn: &mut Turn<'_>);
+
+    /// When [`Input::Time`] is due next. One input is for one alarm.
+    fn wake_at(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether an upgrade to this target may succeed.
+    fn has_place(&self, _target: &Target) -> bool {
+        true
+    }
+
+    /// Bytes of what connections have said that it keeps.
+    fn kept(&self) -> usize {
+        0
+    }
+
+    /// There may be other secrets in the configuration.
+    fn renew(&mut self, _config: &Config) {}
+
+    /// What it has counted.
+    fn counts(&self) -> Counts;
+
+    /// Checks what must be true between any two inputs. For tests: it looks at everything.
+    ///
+    /// # Panics
+    /// If it is not.
+    fn check(&self) {}
+}
+
+/// What a protocol has in hand while it handles an input.
+pub struct Turn<'a> {
+    /// The time since any fixed moment, which never goes back.
+    pub now: Duration,
+    /// What time it is, since 1970: credentials go by the clock on the wall, which may be set at any time.
+    pub wall: Duration,
+    common: &'a mut Common,
+    out: &'a mut dyn Outbox,
+}
+
+impl Turn<'_> {
+    /// Says something of the server's own. A peer that would miss it is closed.
+    pub fn send(&mut self, to: Conn, text: String) {
+        self.out.push(Effect::Send(to, text));
+    }
+
+    /// The same with a message of bytes.
+    pub fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
+        self.out.push(Effect::SendBinary(to, bytes.to_owned()));
+    }
+
+    /// Passes on what a peer said, all of it or, if its queue is too full for that, nothing. Returns whether it did.
+    pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
+        let has_room = self.out.has_room(to, texts.as_ref());
+        if has_room {
+            texts.into_iter().for_each(|text| self.send(to, text));
+        }
+        has_room
+    }
+
+    /// Asks for a sign of life: [`Input::Alive`] or, after [`PROBE_TIME_MAX`], [`Input::Silent`] will follow.
+    pub fn probe(&mut self, conn: Conn) {
+        self.common.probes.begin(conn, self.now);
+        self.out.push(Effect::Ping(conn));
+    }
+
+    /// Closes a connection, which the protocol forgets now.
+    pub fn close(&mut self, conn: Conn, why: Close) {
+        self.common.probes.end(conn);
+        self.out.push(Effect::Close(conn, why));
+    }
+
+    /// Whether so many bytes more may be kept, which then are.
+    pub fn keep(&mut self, bytes: usize) -> bool {
+        self.out.keep(bytes)
+    }
+
+    /// Takes tokens for a message that turns out to be dearer than by its size, for which it has paid.
+    pub fn pay(&mut self, conn: Conn, tokens: usize, bytes: usize) -> Verdict {
+        let Common { rate, buckets, .. } = self.common;
+        buckets[conn.slot()].pay(*rate, tokens, blocks(bytes), self.now)
+    }
+
+    /// A message was too much, for whatever reason.
+    pub fn offend(&mut self, conn: Conn) -> Verdict {
+        self.common.buckets[conn.slot()].offend(self.now)
+    }
+
+    /// The connection has said what it must say in time.
+    pub fn registered(&mut self, conn: Conn, room: &str, id: &str) {
+        self.out.push(Effect::Registered { conn, room, id });
+    }
+
+    /// The protocol has forgotten the connection.
+    pub fn left(&mut self, conn: Conn, room: &str, id: Option<&str>) {
+        self.out.push(Effect::Left { conn, room, id });
+    }
+}
+
+/// All protocols, and what they have in common.
+pub struct Gate {
+    protocols: [Option<Box<dyn Protocol>>; Dialect::ALL.len()],
+    /// Which of them a connection speaks, by slot.
+    dialects: Vec<Dialect>,
+    common: Common,
+}
+
+/// What is the same for all protocols.
+struct Common {
+    rate: Option<Rate>,
+    /// By slot.
+    buckets: Vec<Bucket>,
+    probes: Probes,
+}
+
+impl Gate {
+    /// One that leads nowhere yet.
+    pub fn new(config: &Config) -> Gate {
+        let rate = Rate::per_second(config.rate_max);
+        let common = Common { rate, buckets: Vec::new(), probes: Probes::default() };
+        Gate { protocols: Default::default(), dialects: Vec::new(), common }
+    }
+
+    /// The same, with a protocol for those who ask for this one.
+    pub fn to(mut self, dialect: Dialect, protocol: impl Protocol + 'static) -> Gate {
+        self.protocols[dialect as usize] = Some(Box::new(protocol));
+        self
+    }
+
+    /// Takes one input: see [`Turn`] for the times.
+    ///
+    /// # Panics
+    /// If a connection connects in a slot that another still has, or asks for a protocol that is not there.
+    pub fn handle(&mut self, now: Duration, wall: Duration, input: Input<'_>, out: &mut dyn Outbox) {
+        let Gate { protocols, dialects, common } = self;
+        let Some(conn) = input.conn() else { return self.ring(now, wall, out) };
+        let slot = conn.slot();
+        if let Input::Connected(_, target, _) = input {
+            if dialects.len() <= slot {
+                dialects.resize(slot + 1, target.dialect);
+                common.buckets.resize_with(slot + 1, Bucket::default);
+            }
+            dialects[slot] = target.dialect;
+        }
+        let verdict = match input {
+            Input::Text(_, text) => common.pay(conn, text.len(), now),
+            Input::Binary(_, bytes) => common.pay(conn, bytes.len(), now),
+            Input::Alive(_) if !common.probes.end(conn) => return,
+            _ => Verdict::Pass,
+        };
+        let protocol = protocols[dialects[slot] as usize].as_mut().expect("nobody else asks for others");
+        let turn = &mut Turn { now, wall, common, out };
+        match verdict {
+            Verdict::Pass => protocol.handle(input, turn),
+            Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, turn),
+            Verdict::Close => {
+                turn.close(conn, Close::RateLimited);
+                protocol.handle(Input::Disconnected(conn), turn);
+            }
+        }
+        if let Input::Disconnected(_) = input {
+            common.probes.end(conn);
+            common.buckets[slot] = Bucket::default();
+        }
+    }
+
+    /// Wakes those up who are due, one by one.
+    fn ring(&mut self, now: Duration, wall: Duration, out: &mut dyn Outbox) {
+        while let Some(due) = self.wake_at().filter(|due| *due <= now) {
+            let is_due = |it: &&mut Box<dyn Protocol>| it.wake_at() == Some(due);
+            if let Some(protocol) = self.protocols.iter_mut().flatten().find(is_due) {
+                protocol.handle(Input::Time, &mut Turn { now, wall, common: &mut self.common, out });
+            } else if let Some(conn) = self.common.probes.pop() {
+                self.handle(now, wall, Input::Silent(conn), out);
+            }
+        }
+    }
+
+    /// When [`Input::Time`] is due next.
+    pub fn wake_at(&self) -> Option<Duration> {
+        let alarms = self.each().filter_map(|(_, protocol)| protocol.wake_at());
+        alarms.chain(self.common.probes.first()).min()
+    }
+
+    /// Whether an upgrade to this target may succeed.
+    pub fn has_place(&self, target: &Target) -> bool {
+        self.protocols[target.dialect as usize].as_ref().is_some_and(|protocol| protocol.has_place(target))
+    }
+
+    /// All protocols that it leads to.
+    pub fn each(&self) -> impl Iterator<Item = (Dialect, &dyn Protocol)> {
+        let all = Dialect::ALL.into_iter().zip(&self.protocols);
+        all.filter_map(|(dialect, protocol)| Some((dialect, &**protocol.as_ref()?)))
+    }
+
+    /// There may be other secrets in the configuration.
+    pub fn renew(&mut self, config: &Config) {
+        self.protocols.iter_mut().flatten().for_each(|protocol| protocol.renew(config));
+    }
+}
+
+impl Common {
+    #[inline]
+    fn pay(&mut self, conn: Conn, bytes: usize, now: Duration) -> Verdict {
+        self.buckets[conn.slot()].pay(self.rate, blocks(bytes), 0, now)
+    }
+}
+
+/// Who is asked for a sign of life, and until when.
+#[derive(Default)]
+struct Probes {
+    until: BTreeMap<Conn, Stamp>,
+    order: BTreeSet<(Stamp, Conn)>,
+}
+
+impl Probes {
+    fn begin(&mut self, conn: Conn, now: Duration) {
+        self.end(conn);
+        let until = (now + PROBE_TIME_MAX).into();
+        self.until.insert(conn, until);
+        self.order.insert((until, conn));
+    }
+
+    /// Returns whether it was asked.
+    fn end(&mut self, conn: Conn) -> bool {
+        let until = self.until.remove(&conn);
+        until.is_some_and(|until| self.order.remove(&(until, conn)))
+    }
+
+    fn first(&self) -> Option<Duration> {
+        self.order.first().map(|(until, _)| until.get())
+    }
+
+    /// Takes out who has had its time first.
+    fn pop(&mut self) -> Option<Conn> {
+        let (_, conn) = self.order.pop_first()?;
+        self.until.remove(&conn);
+        Some(conn)
+    }
+}
