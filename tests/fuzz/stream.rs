@@ -272,7 +272,7 @@ impl Peer {
         let (mut heard, mut upgraded) = (self.heard, self.upgraded);
         self.measured(house, |session, house| {
             while !session.is_over() {
-                let fill = session.fill(&mut house.scratch, &mut house.shared, &house.gate);
+                let fill = session.fill(&mut house.scratch, &mut house.shared);
                 while let Some(event) = session.next(&mut house.scratch, &mut house.shared, &house.gate) {
                     match event {
                         Event::Upgraded(target, _) => {
