@@ -217,10 +217,6 @@ fn no_word_of_unsafe() {
 /// Lines of a file, all that is in it counted.
 const FILE_LINES_MAX: usize = 400;
 
-/// Files that are longer, and how long they may be until they are divided.
-const LONG_FILES: [(&str, usize); 3] =
-    [("scripts/load.rs", 1284), ("tests/fuzz/model.rs", 597), ("tests/fuzz/stream.rs", 536)];
-
 /// What one reads to understand how a candidate gets from one socket to another, and how many lines of code that is.
 const FIRST_PATH: [&str; 8] =
     ["server", "session", "protocol", "hub", "hub/pairing", "hub/mesh", "message", "message/reply"];
@@ -232,13 +228,7 @@ const SRC_LINES_MAX: usize = 4_950;
 fn files_are_short() {
     for path in ["src", "scripts", "tests"].into_iter().flat_map(rust_files) {
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();
-        match LONG_FILES.iter().find(|(long, _)| Path::new(long) == path) {
-            None => assert!(lines <= FILE_LINES_MAX, "{} has {lines} lines", path.display()),
-            Some((_, max)) => {
-                assert!(lines <= *max, "{} has {lines} lines", path.display());
-                assert!(lines > FILE_LINES_MAX, "{} is no longer long", path.display());
-            }
-        }
+        assert!(lines <= FILE_LINES_MAX, "{} has {lines} lines", path.display());
     }
 }
 

@@ -127,7 +127,7 @@ fn its_figures_were_measured_with_its_flags() {
     let flags = README.split("The server has the flags\n`").nth(1).unwrap().split('`').next().unwrap();
     assert_eq!(flags.split(' ').count(), 6);
     for flag in flags.split(' ') {
-        assert!(include_str!("../scripts/load.rs").contains(&format!("\"{flag}\",\n")), "{flag}");
+        assert!(include_str!("../scripts/load/target.rs").contains(&format!("\"{flag}\",\n")), "{flag}");
     }
 }
 

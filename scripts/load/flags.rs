@@ -1,0 +1,130 @@
+//! The command line.
+
+pub const USAGE: &str = "\
+load: how fast is a signaling server?
+
+usage: load [flags]
+
+  --url ws://HOST:PORT/ws   the server [default: starts noroshi on a free port, without a rate limit]
+  --mode MODE               relay, call, connect, idle or churn [default: relay]
+  --pairs N                 pairs that relay, or calls or connections at a time [default: 100]
+  --idle N                  idle connections, in mode idle or beside the others [default: 0; 10000 in mode idle]
+  --room-size N             of those in one room; 0 = all of them [default: 2]
+  --joined                  they have joined the mesh of their room
+  --in-flight W             candidates on their way in each pair [default: 1]
+  --payload WHAT            candidate (200 bytes), sdp (2500), or a number of bytes [default: candidate]
+  --seconds S               how long to measure [default: 5]
+  --one-room                calls one at a time in /ws, for servers without rooms
+  --pid PID                 the server's process on this machine, for its CPU time and memory
+  --versus URL2             give another server the same work in turn, and print ratios
+  --pid2 PID2               its process
+  --json                    print one JSON object
+";
+
+pub struct Flags {
+    pub url: Option<String>,
+    pub mode: Kind,
+    pub pairs: usize,
+    pub idle: usize,
+    pub room_size: usize,
+    pub joined: bool,
+    pub in_flight: usize,
+    pub payload: usize,
+    pub seconds: f64,
+    pub one_room: bool,
+    pub pid: Option<u32>,
+    pub versus: Option<String>,
+    pub pid2: Option<u32>,
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Relay,
+    Call,
+    Connect,
+    Idle,
+    Churn,
+}
+
+impl Kind {
+    pub const ALL: [(&'static str, &'static str, Kind); 5] = [
+        ("relay", "candidates", Kind::Relay),
+        ("call", "calls", Kind::Call),
+        ("connect", "handshakes", Kind::Connect),
+        ("idle", "connections", Kind::Idle),
+        ("churn", "cycles", Kind::Churn),
+    ];
+
+    pub fn names(self) -> (&'static str, &'static str) {
+        let (name, unit, _) =
+            Self::ALL.into_iter().find(|(_, _, kind)| *kind == self).expect("all are listed");
+        (name, unit)
+    }
+}
+
+impl Flags {
+    pub fn parse() -> Result<Option<Flags>, lexopt::Error> {
+        use lexopt::prelude::*;
+        let mut flags = Flags {
+            url: None,
+            mode: Kind::Relay,
+            pairs: 100,
+            idle: 0,
+            room_size: 2,
+            joined: false,
+            in_flight: 1,
+            payload: 200,
+            seconds: 5.0,
+            one_room: false,
+            pid: None,
+            versus: None,
+            pid2: None,
+            json: false,
+        };
+        let positive = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or("not a positive number");
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Long("url") => flags.url = Some(parser.value()?.string()?),
+                Long("mode") => {
+                    flags.mode = parser.value()?.parse_with(|text| {
+                        let found = Kind::ALL.into_iter().find(|(name, _, _)| *name == text);
+                        found.map(|(_, _, kind)| kind).ok_or("not relay, call, connect, idle or churn")
+                    })?;
+                }
+                Long("pairs") => flags.pairs = parser.value()?.parse_with(positive)?,
+                Long("idle") => flags.idle = parser.value()?.parse()?,
+                Long("room-size") => flags.room_size = parser.value()?.parse()?,
+                Long("joined") => flags.joined = true,
+                Long("in-flight") => flags.in_flight = parser.value()?.parse_with(positive)?,
+                Long("payload") => {
+                    flags.payload = parser.value()?.parse_with(|text| match text {
+                        "candidate" => Ok(200),
+                        "sdp" => Ok(2500),
+                        bytes => positive(bytes),
+                    })?;
+                }
+                Long("seconds") => {
+                    let seconds =
+                        |text: &str| text.parse().ok().filter(|s| *s > 0.0 && *s < 1e6).ok_or("not a time");
+                    flags.seconds = parser.value()?.parse_with(seconds)?;
+                }
+                Long("one-room") => flags.one_room = true,
+                Long("pid") => flags.pid = Some(parser.value()?.parse()?),
+                Long("versus") => flags.versus = Some(parser.value()?.string()?),
+                Long("pid2") => flags.pid2 = Some(parser.value()?.parse()?),
+                Long("json") => flags.json = true,
+                Short('h') | Long("help") => return Ok(None),
+                _ => return Err(arg.unexpected()),
+            }
+        }
+        if flags.mode == Kind::Idle && flags.idle == 0 {
+            flags.idle = 10_000;
+        }
+        if flags.pid2.is_some() && flags.versus.is_none() {
+            return Err("--pid2 goes with --versus".into());
+        }
+        Ok(Some(flags))
+    }
+}
