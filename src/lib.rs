@@ -4,19 +4,18 @@
 //! somebody they both know. What is said is in the README; this is the map of how it is done.
 //!
 //! ```text
-//! main ─→ server ─→ session ─→ http ─→ page           config: what an operator chose    limits: and what not
-//!    │          │           │       └──→ metrics      address: where peers are, and how many in one place
-//!    │          │           └──→ budget               origin: where pages are from     token: who may come in
-//!    │          │                                     budget: how much memory is used
-//!    └─→ logger └─→ hub ─→ message ─→ json            rate: how much one peer may send
-//!                     ├──→ ice ──────↗                stamp: a moment in eight bytes
-//!                     ├──→ rate
-//!                     └──→ protocol
+//! main ─→ server ─→ session ─→ http ─→ page          config: what an operator chose    limits: and what not
+//!    │          │           └──→ gate                address: where peers are, and how many in one place
+//!    │          │                                    origin: where pages are from     token: who may come in
+//!    │          │                                    budget: how much memory is used  metrics: what is counted
+//!    └─→ logger └─→ hub ─→ gate ─→ protocol          rate: how much one peer may send
+//!                     ├──→ message ─→ json           stamp: a moment in eight bytes
+//!                     └──→ ice ──────↗               named: enums whose values have names
 //! ```
 //!
-//! Imports point downward in the list of modules below, and the two arms of the drawing do not know each other;
-//! `config`, `limits`, `address`, `token` and `stamp` may be used by all. A test holds the files to this, and to the
-//! following.
+//! Imports point downward in the list of modules below; what serves connections (`session`, `http`) and the rules of a
+//! protocol (`hub`) do not know each other. Between them is the `gate`: there every protocol is the same to those who
+//! carry bytes, and all connections are numbers to the protocol. A test holds the files to this, and to the following.
 //!
 //! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
 //!   `json` knows serde_json, only `config` knows lexopt, only `token` and `ice` know what signs.
@@ -32,9 +31,10 @@
 //! *candidate* and *SDP* are WebRTC's (RFC 8829), and are never looked into. *Poll*, *token* and *interest* are
 //! mio's; the token that lets somebody in is a *JWT*.
 //!
-//! To read it all, follow a message: [`server`] (`Server::turn`), [`session`] (`fill`, `next`), [`hub`]
-//! (`handle`, `obey`, and `candidates` in `hub/pairing.rs`), [`message`] (`parse`, `Reply`), and back out through
-//! `Outbox` and `Session::flush`.
+//! To read it, follow a candidate: [`server`] (`Server::turn`, `receive`), [`session`] (`fill`, `next`), [`gate`]
+//! (`Gate::handle`), [`hub`] (`handle`, `obey`), [`message`] (`parse`), `candidates` in `hub/pairing.rs`, and back out:
+//! `Reply::text`, `Turn::forward`, `Connections::push`, and at the end of the turn `Session::flush`. All else may be
+//! taken at its name until you want to know how it is done.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
