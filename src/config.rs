@@ -55,6 +55,10 @@ pub struct Config {
     pub token_secret_file: Option<PathBuf>,
     /// What is in that file, once it is read.
     pub token_secrets: Option<Secrets>,
+    /// The path at which Ayame's protocol is spoken, if it is.
+    pub ayame: Option<String>,
+    /// The path before the rooms of matchbox's protocol, if it is spoken. Empty: the rooms are at the top.
+    pub matchbox: Option<String>,
     /// Whether to serve the page and the client library.
     pub page: bool,
     /// Where to serve `GET /metrics`, if anywhere.
@@ -104,6 +108,8 @@ impl Default for Config {
             turn_secret: None,
             token_secret_file: None,
             token_secrets: None,
+            ayame: None,
+            matchbox: None,
             page: true,
             metrics: None,
             log: LevelFilter::Info,

@@ -12,7 +12,7 @@ use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGI
 use crate::metrics::Metrics;
 use crate::origin;
 use crate::page::{File, LIBRARY, PAGE};
-use crate::protocol::Target;
+use crate::protocol::{Dialect, Target};
 use crate::token::{Claims, Fault};
 
 mod forwarded;
@@ -158,8 +158,9 @@ pub fn answer(
         // RFC 9112 section 3.2.
         return request.plain(400, "a request has one Host header", &[]);
     }
+    let is_upgrade = request.lists("upgrade", "websocket");
     let (path, query) = route::path_and_query(target);
-    let route = if door == Door::Main { route::target(path, query) } else { None };
+    let route = if door == Door::Main { route::target(path, query, is_upgrade, config) } else { None };
     let forwarded = if is_trusted { request.forwarded(config) } else { None };
     let place = place(forwarded, route.as_ref().and_then(|route| route.as_ref().ok()));
     if method == "OPTIONS" {
@@ -171,19 +172,29 @@ pub fn answer(
             let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
             request.page(200, &metrics.render(), &[kind])
         }
-        (Door::Main, "/healthz") => request.page(200, "ok", &[TEXT]),
-        (Door::Main, "/") if config.page => request.file(&PAGE, config),
-        (Door::Main, "/noroshi.js") if config.page => request.file(&LIBRARY, config),
-        (Door::Main, _) => match route {
-            Some(route) => request.upgrade(route, config, place, wall),
-            None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
+        (Door::Main, path) if is_health(path, config) => request.page(200, "ok", &[TEXT]),
+        (Door::Main, path) => match (route, path) {
+            (Some(route), _) => request.upgrade(route, config, place, wall),
+            (None, "/") if config.page => request.file(&PAGE, config),
+            (None, "/noroshi.js") if config.page => request.file(&LIBRARY, config),
+            (None, _) => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         },
         (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
     };
     if let Answer::Plain { refused, .. } = &mut answer {
-        refused.take_if(|_| door == Door::Metrics || !request.lists("upgrade", "websocket"));
+        refused.take_if(|_| door == Door::Metrics || !is_upgrade);
     }
     answer
+}
+
+/// Whether an operator asks here whether the server is there. Those who come from other servers ask where they did.
+fn is_health(path: &str, config: &Config) -> bool {
+    match path {
+        "/healthz" => true,
+        "/.ok" => config.ayame.is_some(),
+        "/health" => config.matchbox.is_some(),
+        _ => false,
+    }
 }
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
@@ -270,6 +281,8 @@ impl<'a> Request<'a> {
         }
         // Before the rest: a browser does not say how an upgrade was refused, but shows the answer to a plain request.
         let claims = match &config.token_secrets {
+            // An Ayame client says its token, and its room, in its first message.
+            Some(_) if target.dialect == Dialect::Ayame => None,
             None => None,
             Some(secrets) => match self.claims(&target, secrets, wall) {
                 Ok(claims) => Some(claims),

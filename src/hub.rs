@@ -20,21 +20,21 @@ use crate::gate::{Protocol, Turn};
 use crate::ice::Ice;
 use crate::message::{self, Body, Code, Kind, Refusal, Request};
 use crate::metrics::Counts;
+use crate::order::Links;
 use crate::protocol::{Close, Conn, Input};
 use crate::rate::Verdict;
+use crate::slots::Slots;
 use crate::stamp::Stamp;
 use crate::token::Claims;
 
 mod check;
 mod ids;
 mod mesh;
-mod order;
 mod pairing;
 mod peer;
 mod room;
 mod tell;
 
-use order::Links;
 use peer::{Flow, Peer, Who};
 use room::Room;
 
@@ -46,7 +46,7 @@ pub struct Hub {
     mesh_peers_max: usize,
     ice: Ice,
     /// By slot.
-    peers: Vec<Option<Peer>>,
+    peers: Slots<Peer>,
     /// Who is before and after each peer in the order in which it is.
     links: Links,
     rooms: Slab<Room>,
@@ -79,7 +79,7 @@ impl Protocol for Hub {
             Input::Time => return self.lose_patience(turn),
             _ => {}
         }
-        let Some(slot) = input.conn().and_then(|conn| self.find(conn)) else { return };
+        let Some(slot) = input.conn().and_then(|conn| self.peers.find(conn)) else { return };
         match input {
             Input::Text(_, text) => self.text(slot, text, turn),
             // What is not UTF-8 is no JSON, and neither is nothing.
@@ -97,7 +97,7 @@ impl Protocol for Hub {
     }
 
     fn kept(&self) -> usize {
-        self.peers.iter().flatten().map(Peer::kept).sum()
+        self.peers.iter().map(|(_, peer)| peer.kept()).sum()
     }
 
     /// From now on passwords for TURN are made from the secret that is in here.
@@ -125,7 +125,7 @@ impl Hub {
         Hub {
             mesh_peers_max: config.mesh_peers_max,
             ice: Ice::new(config),
-            peers: Vec::new(),
+            peers: Slots::NEW,
             links: Links::default(),
             rooms: Slab::new(),
             ids: HashTable::new(),
@@ -151,22 +151,17 @@ impl Hub {
             }
         };
         self.rooms[room as usize].members += 1;
-        let slot = conn.slot();
-        if self.peers.len() <= slot {
-            self.peers.resize_with(slot + 1, || None);
-        }
-        self.links.fit(slot as Slot);
-        assert!(self.peers[slot].is_none(), "a slot has one connection at a time");
-        self.peers[slot] = Some(Peer::new(conn, room, claims));
+        let slot = self.peers.put(conn, Peer::new(room, claims));
+        self.links.fit(slot);
     }
 
     /// A peer is gone: all is undone that refers to it, and it is forgotten.
     fn exit(&mut self, slot: Slot, turn: &mut Turn) {
         self.depart(slot, turn);
-        let (conn, room) = (self.peer(slot).conn, self.peer(slot).room);
-        turn.left(conn, &self.rooms[room as usize].name, self.peer(slot).id());
+        let room = self.peer(slot).room;
+        turn.left(self.peers.conn(slot), &self.rooms[room as usize].name, self.peer(slot).id());
         self.retire(slot, turn);
-        self.peers[slot as usize] = None;
+        self.peers.take(slot);
         self.rooms[room as usize].members -= 1;
         if self.rooms[room as usize].members == 0 {
             let hash = self.hasher.hash_one(&*self.rooms[room as usize].name);
@@ -177,7 +172,7 @@ impl Hub {
     }
 
     fn close(&mut self, slot: Slot, why: Close, turn: &mut Turn) {
-        turn.close(self.peer(slot).conn, why);
+        turn.close(self.peers.conn(slot), why);
         self.exit(slot, turn);
     }
 
@@ -240,7 +235,7 @@ impl Hub {
             }
         }
         if let Body::Candidates(candidates) = &body {
-            let verdict = turn.pay(self.peer(slot).conn, candidates.len(), text.len());
+            let verdict = turn.pay(self.peers.conn(slot), candidates.len(), text.len());
             if verdict != Verdict::Pass {
                 return self.drop_one(slot, verdict, turn);
             }
@@ -273,18 +268,12 @@ impl Hub {
 
     // ---- Looking things up ----
 
-    /// Where a connection is that the hub knows.
-    fn find(&self, conn: Conn) -> Option<Slot> {
-        let peer = self.peers.get(conn.slot())?.as_ref()?;
-        (peer.conn == conn).then_some(conn.slot() as Slot)
-    }
-
     fn peer(&self, slot: Slot) -> &Peer {
-        self.peers[slot as usize].as_ref().expect("the hub refers only to peers that it knows")
+        &self.peers[slot]
     }
 
     fn peer_mut(&mut self, slot: Slot) -> &mut Peer {
-        self.peers[slot as usize].as_mut().expect("the hub refers only to peers that it knows")
+        &mut self.peers[slot]
     }
 
     fn id(&self, slot: Slot) -> &str {

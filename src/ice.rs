@@ -35,6 +35,18 @@ impl Ice {
         Ice { begin, secret: config.turn_secret.clone().filter(|_| !turn.is_empty()).map(|secret| secret.0) }
     }
 
+    /// A message, which is a JSON object, with the servers for this peer in it, if there are any: see [`Ice::servers`].
+    pub fn add_to(&self, mut text: String, id: &str, now: Duration, until: Option<Duration>) -> String {
+        let servers = self.servers(id, now, until);
+        if !servers.is_empty() {
+            text.pop();
+            text.push_str(",\"iceServers\":");
+            text.push_str(&servers);
+            text.push('}');
+        }
+        text
+    }
+
     /// The JSON of `iceServers` for this peer, at this time since 1970. Empty: there are none. `until` is when its token
     /// ends: its password ends a call later.
     pub fn servers(&self, id: &str, now: Duration, until: Option<Duration>) -> String {

@@ -52,11 +52,21 @@ pub mod hub;
 
 pub mod message;
 
+pub mod ayame;
+
+pub mod matchbox;
+
+pub mod order;
+
+pub mod slots;
+
 pub mod ice;
 
 pub mod gate;
 
 pub mod metrics;
+
+pub mod uuid;
 
 pub mod protocol;
 

@@ -50,8 +50,12 @@ pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 
 /// An id, in bytes of UTF-8: a UUID three times over.
 pub const ID_BYTES_MAX: usize = 128;
-/// The name of a room, in bytes: a SHA-256 in hexadecimal.
+/// The name of a room of our own protocol, in bytes: a SHA-256 in hexadecimal.
 pub const ROOM_BYTES_MAX: usize = 64;
+/// The name of a room of other protocols, in bytes: any text, such as names of users joined.
+pub const ROOM_TEXT_BYTES_MAX: usize = 256;
+/// How often an Ayame client hears a ping. momo gives up after 30 s without one.
+pub const AYAME_PING_EVERY: Duration = Duration::from_secs(25);
 /// Candidates in one `candidates` array, and stored for one peer. A browser gathers ten or twenty.
 pub const CANDIDATES_MAX: usize = 64;
 /// Bytes of the candidates stored for one peer: a KiB each, five times what a browser writes.

@@ -11,7 +11,7 @@ use crate::named::named;
 
 mod reply;
 
-pub use reply::{Reply, with_ice_servers};
+pub use reply::Reply;
 
 /// A well-formed message of a client.
 #[derive(Debug)]

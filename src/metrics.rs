@@ -47,6 +47,29 @@ pub struct Counts {
     pub errors: Vec<(&'static str, u64)>,
 }
 
+impl Counts {
+    /// Nothing yet, of these messages and errors.
+    pub fn of(messages: &[&'static str], errors: &[&'static str]) -> Counts {
+        let zeros = |names: &[&'static str]| names.iter().map(|name| (*name, 0)).collect();
+        Counts { peers: 0, rooms: 0, messages: zeros(messages), errors: zeros(errors) }
+    }
+
+    /// Counts a message of this name.
+    pub fn message(&mut self, name: &str) {
+        count(&mut self.messages, name);
+    }
+
+    /// Counts an error of this name.
+    pub fn error(&mut self, name: &str) {
+        count(&mut self.errors, name);
+    }
+}
+
+fn count(counts: &mut [(&'static str, u64)], name: &str) {
+    let count = counts.iter_mut().find(|(it, _)| *it == name);
+    count.expect("it was announced, so that it is seen before it first happens").1 += 1;
+}
+
 /// From a turn that nobody notices to one that everybody does.
 pub const TURN_SECONDS: [f64; 4] = [0.001, 0.01, 0.1, 1.0];
 

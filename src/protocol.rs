@@ -20,6 +20,16 @@ impl Conn {
         Conn(number << Self::SLOT_BITS | slot as u64)
     }
 
+    /// The connection of these bits, as [`Conn::bits`] gives them.
+    pub fn from_bits(bits: u64) -> Conn {
+        Conn(bits)
+    }
+
+    /// Number and slot in one.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Counted from the start of the server.
     pub fn number(self) -> u64 {
         self.0 >> Self::SLOT_BITS
@@ -36,6 +46,10 @@ named! {
     pub enum Dialect {
         /// The README's.
         Noroshi = "noroshi",
+        /// OpenAyame's.
+        Ayame = "ayame",
+        /// matchbox's.
+        Matchbox = "matchbox",
     }
 }
 
@@ -130,6 +144,8 @@ pub enum Close {
     Replaced,
     /// It went on sending too much.
     RateLimited,
+    /// There is nothing more to say.
+    Finished,
 }
 
 /// Where effects go, in order.

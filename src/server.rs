@@ -12,6 +12,7 @@ mod connections;
 mod listen;
 mod signals;
 
+use std::hash::RandomState;
 use std::io::{self, ErrorKind};
 use std::mem;
 use std::net::SocketAddr;
@@ -22,11 +23,13 @@ use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
 
+use crate::ayame::Ayame;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::http::Door;
 use crate::hub::Hub;
 use crate::limits::{DESCRIPTORS_SPARE, STOP_TIME_MAX, SWEEP_EVERY};
+use crate::matchbox::Matchbox;
 use crate::protocol::{Dialect, Input};
 use crate::session::{End, Event, Fill, Scratch, Shared};
 use clock::Clock;
@@ -65,7 +68,13 @@ impl Server {
     /// # Errors
     /// An address that cannot be bound, or a system call that the loop needs and that fails.
     pub fn bind(config: Config) -> io::Result<Server> {
-        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        let mut gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        if config.ayame.is_some() {
+            gate = gate.to(Dialect::Ayame, Ayame::new(&config, RandomState::new()));
+        }
+        if config.matchbox.is_some() {
+            gate = gate.to(Dialect::Matchbox, Matchbox::new(&config, RandomState::new()));
+        }
         Server::with(gate, config)
     }
 

@@ -53,6 +53,8 @@ named! {
         NotYetValid = "not_yet_valid",
         /// It is for another room.
         Room = "room",
+        /// It is for another id.
+        Id = "id",
     }
 }
 
@@ -66,6 +68,7 @@ impl Fault {
             Fault::Expired => "the token has expired",
             Fault::NotYetValid => "the token is not yet valid",
             Fault::Room => "the token is for another room",
+            Fault::Id => "the token is for another id",
         }
     }
 }
@@ -107,6 +110,20 @@ impl Secrets {
             |key: &&Hmac<Sha256>| (*key).clone().chain_update(signed).verify_slice(&signature).is_ok();
         self.keys.iter().find(is_ours).ok_or(Fault::Signature)?;
         Claims::parse(&claims, now)
+    }
+
+    /// The same, if it lets its bearer into this room and, where the id is known by now, under this id. An empty token is
+    /// none.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn admit(&self, token: &str, room: &str, id: Option<&str>, now: Duration) -> Result<Claims, Fault> {
+        let claims = if token.is_empty() { Err(Fault::Missing) } else { self.verify(token, now) }?;
+        match (&claims.id, id) {
+            _ if !claims.allows(room) => Err(Fault::Room),
+            (Some(own), Some(id)) if **own != *id => Err(Fault::Id),
+            _ => Ok(claims),
+        }
     }
 
     /// A token that says this.

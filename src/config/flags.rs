@@ -100,6 +100,14 @@ impl Config {
                 }
                 Long("turn-secret-file") => config.turn_secret_file = Some(parser.value()?.into()),
                 Long("token-secret-file") => config.token_secret_file = Some(parser.value()?.into()),
+                Long("ayame") => {
+                    let path = parser.optional_value().unwrap_or_else(|| "/signaling".into()).string()?;
+                    config.ayame = Some(named("--ayame", &path, mount)?);
+                }
+                Long("matchbox") => {
+                    let prefix = parser.optional_value().unwrap_or_else(|| "/".into()).string()?;
+                    config.matchbox = Some(named("--matchbox", &prefix, prefix_of_rooms)?);
+                }
                 Long("no-page") => config.page = false,
                 Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
                 Long("log") => config.log = value(&mut parser, "--log", level)?,
@@ -107,6 +115,9 @@ impl Config {
                 Short('V') | Long("version") => return Ok(Command::Version),
                 _ => return Err(arg.unexpected()),
             }
+        }
+        if config.ayame.is_some() && config.ayame == config.matchbox {
+            return Err("--ayame and --matchbox: at the same path".into());
         }
         let turn = config.ice_servers.iter().find(|url| url.starts_with("turn"));
         match (turn, &config.turn_secret_file) {
@@ -148,6 +159,9 @@ usage: noroshi [flags]
                              the secret shared with the TURN servers, from which passwords are made [default: none]
       --token-secret-file FILE
                              let in only who has a token, signed with a secret in this file [default: none]
+      --ayame[=PATH]         speak Ayame's protocol there too [default: off; /signaling without a path]
+      --matchbox[=PREFIX]    speak matchbox's protocol too, with its rooms at PREFIX/ROOM
+                             [default: off; /ROOM without a prefix]
       --no-page              serve neither the page nor /noroshi.js [default: serve them]
       --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
@@ -205,7 +219,27 @@ fn value<T, E: Display>(
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, lexopt::Error> {
     let value = lexopt::ValueExt::string(parser.value()?)?;
-    read(&value).map_err(|error| format!("{flag} {value}: {error}").into())
+    named(flag, &value, read)
+}
+
+fn named<T, E: Display>(
+    flag: &str,
+    value: &str,
+    read: impl Fn(&str) -> Result<T, E>,
+) -> Result<T, lexopt::Error> {
+    read(value).map_err(|error| format!("{flag} {value}: {error}").into())
+}
+
+/// A path at which nothing of our own is.
+fn mount(path: &str) -> Result<String, &'static str> {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~-".contains(&byte);
+    let is_ours = path == "/healthz" || path == "/ws" || path.starts_with("/ws/");
+    let is_one = path.starts_with('/') && path.len() > 1 && !path.ends_with('/') && path.bytes().all(is_fine);
+    (is_one && !is_ours).then(|| path.to_owned()).ok_or("not a path such as /signaling that is free")
+}
+
+fn prefix_of_rooms(prefix: &str) -> Result<String, &'static str> {
+    if prefix == "/" { Ok(String::new()) } else { mount(prefix) }
 }
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {
@@ -269,106 +303,4 @@ fn level(text: &str) -> Result<LevelFilter, &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::Secret;
-    use super::*;
-
-    fn parse(line: &str) -> Result<Command, String> {
-        Config::parse(line.split_whitespace().map(OsString::from))
-    }
-
-    #[test]
-    fn every_flag() {
-        let line = "-l 127.0.0.1:1 --listen [::1]:2 --allow-origin https://a.example --allow-origin=* \
-            --max-connections 3 --max-connections-per-ip 9 --trust-proxy 10.0.0.0/8 --trust-proxy ::1 \
-            --max-memory 1G --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
-            --ice-server stun:a.example --ice-server=turn:b.example --turn-secret-file /etc/secret --no-page \
-            --metrics 127.0.0.1:8 --log debug";
-        let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
-        assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
-        assert_eq!(
-            config.allow_origins,
-            ["https://a.example", "*"].map(|text| Allowed::parse(text).unwrap())
-        );
-        assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
-        assert_eq!((config.connections_per_ip_max, config.memory_bytes_max), (9, Some(1 << 30)));
-        assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));
-        assert_eq!((config.message_bytes_max, config.rate_max), (5 * 1024, 0));
-        assert_eq!(config.ping_interval, Duration::from_secs(7));
-        assert_eq!(config.ice_servers, ["stun:a.example", "turn:b.example"]);
-        assert_eq!(config.turn_secret_file, Some("/etc/secret".into()));
-        assert!(!config.page);
-        assert_eq!(config.metrics, Some("127.0.0.1:8".parse().unwrap()));
-        assert_eq!(config.log, LevelFilter::Debug);
-    }
-
-    #[test]
-    fn ice_servers() {
-        for url in [
-            "stun:stun.example",
-            "stuns:stun.example:5349",
-            "turn:192.0.2.1",
-            "turn:[2001:db8::1]:3478?transport=tcp",
-            "turns:[2001:db8::1]",
-            "turn:turn_1.example?transport=udp",
-        ] {
-            assert_eq!(ice_server(url), Ok(url.to_owned()));
-        }
-        for url in [
-            "",
-            "stun",
-            "stun:",
-            "stun:?transport=udp",
-            "STUN:a.example",
-            "http://a.example",
-            "stun://a.example",
-            "turn:user@a.example",
-            "stun:a.example:",
-            "stun:a.example:0",
-            "stun:a.example:+1",
-            "stun:a.example:65536",
-            "stun:a.example?transport=udp",
-            "turn:a.example?transport=tls",
-            "turn:2001:db8::1",
-            "turn:[2001:db8::1",
-            "turn:[a.example]",
-            "turn:a b",
-            &format!("stun:{}", "x".repeat(300)),
-        ] {
-            assert!(ice_server(url).is_err(), "{url}");
-        }
-        let nine = "--ice-server stun:a.example ".repeat(9);
-        assert_eq!(parse(&nine).unwrap_err(), "--ice-server: at most 8");
-        assert_eq!(
-            parse("--ice-server turn:a.example").unwrap_err(),
-            "--ice-server turn:a.example: needs --turn-secret-file"
-        );
-        assert!(parse("--turn-secret-file /x --ice-server stun:a.example").is_err());
-    }
-
-    #[test]
-    fn a_secret_is_shown_to_nobody() {
-        let turn_secret = Some(Secret("open sesame".to_owned()));
-        assert!(!format!("{:?}", Config { turn_secret, ..Config::default() }).contains("sesame"));
-    }
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [("1024", 1024), ("64K", 65_536), ("1M", 1 << 20), ("16m", 16 << 20)] {
-            assert_eq!(size(text, KIB, 16 * MIB), Ok(bytes));
-        }
-        for text in ["", "K", "1023", "17M", "1G", "-1K", "1.5K", "99999999999999999999K"] {
-            assert!(size(text, KIB, 16 * MIB).is_err(), "{text}");
-        }
-        for (bytes, text) in [(0, "0"), (1023, "1023"), (65_536, "64K"), (65_537, "64.1K"), (3 << 29, "1.5G")]
-        {
-            assert_eq!(Size(bytes).to_string(), text);
-        }
-    }
-
-    #[test]
-    fn a_wrong_value_is_named_with_its_flag_in_one_line() {
-        assert_eq!(parse("--max-rate x").unwrap_err(), "--max-rate x: not a whole number from 0 to 1000000");
-        assert!(!Config::parse([OsString::from("--x\ny")]).unwrap_err().contains('\n'));
-    }
-}
+mod tests;

@@ -1,6 +1,8 @@
 //! Which path leads to which protocol.
 
-use crate::config::ROOM_BYTES_MAX;
+use percent_encoding::percent_decode_str;
+
+use crate::config::{Config, ROOM_BYTES_MAX, ROOM_TEXT_BYTES_MAX};
 use crate::protocol::{Dialect, Target};
 
 /// A request target without scheme and host (RFC 9112 section 3.2.2), in two.
@@ -15,19 +17,47 @@ pub(super) fn path_and_query(target: &str) -> (&str, &str) {
     target.split_once('?').unwrap_or((target, ""))
 }
 
-/// What a path leads to, if it is for WebSockets, or why it cannot.
-pub(super) fn target(path: &str, query: &str) -> Option<Result<Target, &'static str>> {
-    let room = match path.strip_prefix("/ws")? {
-        "" => Ok(""),
-        room => Some(room.strip_prefix('/')?)
-            .filter(|room| is_room(room))
-            .ok_or("a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -"),
+/// What a path leads to, if it is for WebSockets, or why it cannot. Where the rooms of matchbox are at the top, a plain
+/// request for what else is there is not for them.
+pub(super) fn target(
+    path: &str,
+    query: &str,
+    is_upgrade: bool,
+    config: &Config,
+) -> Option<Result<Target, &'static str>> {
+    let (dialect, room) = if let Some(room) = below("/ws", path) {
+        (Dialect::Noroshi, our_room(room))
+    } else if config.ayame.as_deref() == Some(path) {
+        (Dialect::Ayame, Ok(String::new()))
+    } else {
+        let is_page = config.page && matches!(path, "/" | "/noroshi.js");
+        let prefix = config.matchbox.as_deref().filter(|_| is_upgrade || !is_page)?;
+        (Dialect::Matchbox, decoded(below(prefix, path)?))
     };
-    Some(room.map(|room| Target {
-        dialect: Dialect::Noroshi,
-        room: room.to_owned(),
-        query: query.to_owned(),
-    }))
+    Some(room.map(|room| Target { dialect, room, query: query.to_owned() }))
+}
+
+/// What is behind a path and a slash, if there is one.
+fn below<'a>(prefix: &str, path: &'a str) -> Option<Option<&'a str>> {
+    match path.strip_prefix(prefix)? {
+        "" => Some(None),
+        rest => rest.strip_prefix('/').map(Some),
+    }
+}
+
+fn our_room(room: Option<&str>) -> Result<String, &'static str> {
+    let name = room.unwrap_or_default();
+    let is_fine = room.is_none() || is_room(name);
+    is_fine.then(|| name.to_owned()).ok_or("a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -")
+}
+
+/// A room of matchbox is one segment of a path, of any text; none is a room of its own.
+fn decoded(room: Option<&str>) -> Result<String, &'static str> {
+    let room = room.unwrap_or_default();
+    let text = percent_decode_str(room).decode_utf8().ok();
+    text.filter(|text| !room.contains('/') && text.len() <= ROOM_TEXT_BYTES_MAX)
+        .map(String::from)
+        .ok_or("a room is one segment of the path, of at most 256 bytes of UTF-8")
 }
 
 fn is_room(name: &str) -> bool {

@@ -16,11 +16,8 @@ impl Request<'_> {
             tokens.extend(in_query);
         }
         match tokens[..] {
-            [] | [""] => Err(Fault::Missing),
-            [token] => {
-                let claims = secrets.verify(token, wall)?;
-                if claims.allows(&target.room) { Ok(claims) } else { Err(Fault::Room) }
-            }
+            [] => Err(Fault::Missing),
+            [token] => secrets.admit(token, &target.room, None, wall),
             _ => Err(Fault::Malformed),
         }
     }
@@ -28,7 +25,7 @@ impl Request<'_> {
     /// RFC 6750 section 3.
     pub(super) fn unauthorized(&self, fault: Fault) -> Answer {
         let (status, error) = match fault {
-            Fault::Room => (403, "Bearer error=\"insufficient_scope\""),
+            Fault::Room | Fault::Id => (403, "Bearer error=\"insufficient_scope\""),
             _ => (401, "Bearer error=\"invalid_token\""),
         };
         let mut headers = vec![("WWW-Authenticate", error)];

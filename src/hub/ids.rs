@@ -78,11 +78,11 @@ impl Hub {
     fn register(&mut self, slot: Slot, id: &str, turn: &mut Turn) {
         let peer = self.peer_mut(slot);
         peer.who = Who::Registered(id.into());
-        let (conn, room) = (peer.conn, peer.room);
-        turn.registered(conn, &self.rooms[room as usize].name, id);
+        let room = peer.room;
+        turn.registered(self.peers.conn(slot), &self.rooms[room as usize].name, id);
         let Hub { ids, peers, hasher, .. } = self;
         ids.insert_unique(hasher.hash_one((room, id)), slot, |slot| {
-            let peer = peers[*slot as usize].as_ref().expect("who is registered is here");
+            let peer = &peers[*slot];
             hasher.hash_one((peer.room, peer.id().expect("who is registered has an id")))
         });
     }
@@ -95,8 +95,7 @@ impl Hub {
             Who::Nameless => {}
             Who::Claimant(claimant) => {
                 let Hub { peers, links, .. } = self;
-                let holder = peers[claimant.holder as usize].as_mut();
-                let order = holder.and_then(|holder| holder.claimants.as_mut()).expect("it is claimed");
+                let order = peers[claimant.holder].claimants.as_mut().expect("it is claimed");
                 links.remove(order, slot);
             }
             Who::Registered(id) => {
@@ -111,7 +110,7 @@ impl Hub {
     /// A peer waits for the probe of whoever holds the id that it claims.
     fn claim(&mut self, slot: Slot, holder: Slot, text: &str, turn: &mut Turn) {
         if self.peer(holder).claimants.is_none() {
-            turn.probe(self.peer(holder).conn);
+            turn.probe(self.peers.conn(holder));
         }
         let claimant = Claimant {
             id: self.id(holder).into(),
@@ -122,19 +121,17 @@ impl Hub {
             taken: BTreeSet::new(),
         };
         let Hub { peers, links, .. } = self;
-        let holder = peers[holder as usize].as_mut().expect("who has an id is here");
-        links.push_back(holder.claimants.get_or_insert_default(), slot);
+        links.push_back(peers[holder].claimants.get_or_insert_default(), slot);
         self.peer_mut(slot).who = Who::Claimant(Box::new(claimant));
     }
 
     /// What a claimant says meanwhile is kept, as much as fits.
     pub(super) fn keep(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        let peer = self.peers[slot as usize].as_mut().expect("whoever speaks is here");
-        let Who::Claimant(claimant) = &mut peer.who else { return };
+        let Who::Claimant(claimant) = &mut self.peers[slot].who else { return };
         let is_full =
             claimant.kept_bytes + text.len() > KEPT_BYTES_MAX || claimant.kept.len() >= KEPT_MESSAGES_MAX;
         if is_full || !turn.keep(text.len()) {
-            let verdict = turn.offend(peer.conn);
+            let verdict = turn.offend(self.peers.conn(slot));
             self.drop_one(slot, verdict, turn);
         } else {
             claimant.kept_bytes += text.len();
@@ -191,7 +188,7 @@ impl Hub {
     fn replay(&mut self, slot: Slot, mut claimant: Claimant, turn: &mut Turn) {
         loop {
             // It may have said too much, and be gone.
-            let Some(peer) = &mut self.peers[slot as usize] else { return };
+            let Some(peer) = self.peers.get_mut(slot) else { return };
             match &mut peer.who {
                 Who::Claimant(next) => {
                     next.kept = claimant.kept;

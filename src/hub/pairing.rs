@@ -3,12 +3,12 @@
 
 use std::mem;
 
-use super::order::{Links, Order};
 use super::peer::{Flow, Hold, Offer};
 use super::{Hub, NO_MEMORY, Room, Slot, refused};
 use crate::config::{CANDIDATES_MAX, PATIENCE, STORED_BYTES_MAX};
 use crate::gate::Turn;
 use crate::message::{Candidates, Code, Refusal, Reply};
+use crate::order::{Links, Order};
 
 const NAME_IT: Refusal = Refusal { code: Code::BadMessage, message: "a joined peer names its target_id" };
 
@@ -115,8 +115,7 @@ impl Hub {
         let room = &mut rooms[room as usize];
         room.moved = true;
         let owner = room.offerer.expect("a standing offer has an owner");
-        let offering = peers[owner as usize].as_mut().and_then(|owner| owner.offering.as_mut());
-        let offering = offering.expect("a standing offer is in an offering");
+        let offering = peers[owner].offering.as_mut().expect("a standing offer is in an offering");
         let offer = offering.offer.as_mut().expect("the offer stands");
         offer.held += 1;
         offer.handed = true;
@@ -130,7 +129,7 @@ impl Hub {
     pub(super) fn let_go(&mut self, slot: Slot) {
         let Flow::Handed(hold) = mem::replace(&mut self.peer_mut(slot).flow, Flow::Idle) else { return };
         let Hub { peers, links, .. } = self;
-        let owner = peers[hold.owner as usize].as_mut().expect("who has holders is here");
+        let owner = &mut peers[hold.owner];
         let Some(offering) = &mut owner.offering else { return };
         links.remove(&mut offering.holders, slot);
         if let Some(offer) = &mut offering.offer

@@ -3,12 +3,10 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::Slot;
-use super::order::Order;
-use crate::protocol::Conn;
+use crate::order::Order;
 use crate::token::Claims;
 
 pub struct Peer {
-    pub conn: Conn,
     /// Its room.
     pub room: u32,
     /// Its last offer was refused: candidates without a target belong to that offer, and are dropped.
@@ -97,9 +95,8 @@ pub struct Claimant {
 }
 
 impl Peer {
-    pub fn new(conn: Conn, room: u32, claims: Option<&Claims>) -> Peer {
+    pub fn new(room: u32, claims: Option<&Claims>) -> Peer {
         Peer {
-            conn,
             room,
             refused: false,
             who: Who::Nameless,

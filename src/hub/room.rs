@@ -1,7 +1,7 @@
 //! A room, as far as pairing and meshes go.
 
 use super::Slot;
-use super::order::Order;
+use crate::order::Order;
 use crate::stamp::Stamp;
 
 pub struct Room {

@@ -2,20 +2,19 @@
 
 use super::{Hub, Slot, refused};
 use crate::gate::Turn;
-use crate::message::{self, Code, Refusal, Reply};
+use crate::message::{Code, Refusal, Reply};
 
 impl Hub {
     /// Says something of the server's own.
     pub(super) fn tell(&self, to: Slot, reply: &Reply, turn: &mut Turn) {
-        turn.send(self.peer(to).conn, reply.text());
+        turn.send(self.peers.conn(to), reply.text());
     }
 
     /// The same where a peer connects to another after it.
     pub(super) fn tell_with_ice(&self, to: Slot, text: String, turn: &mut Turn) {
         let peer = self.peer(to);
         let until = peer.claims.as_ref().map(|claims| claims.until);
-        let servers = self.ice.servers(self.id(to), turn.wall, until);
-        turn.send(peer.conn, message::with_ice_servers(text, &servers));
+        turn.send(self.peers.conn(to), self.ice.add_to(text, self.id(to), turn.wall, until));
     }
 
     pub(super) fn tell_left(&self, who: Slot, to: Slot, turn: &mut Turn) {
@@ -32,7 +31,7 @@ impl Hub {
     where
         T: AsRef<[String]> + IntoIterator<Item = String>,
     {
-        if turn.forward(self.peer(to).conn, texts) {
+        if turn.forward(self.peers.conn(to), texts) {
             return Ok(());
         }
         refused(Code::PeerBusy, "the queue of that peer is full; try again later")

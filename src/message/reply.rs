@@ -56,17 +56,6 @@ impl Reply<'_> {
     }
 }
 
-/// A message, with the servers for ICE if there are any: the JSON of `iceServers`.
-pub fn with_ice_servers(mut text: String, servers: &str) -> String {
-    if !servers.is_empty() {
-        text.pop();
-        text.push_str(",\"iceServers\":");
-        text.push_str(servers);
-        text.push('}');
-    }
-    text
-}
-
 /// A JSON object in the making.
 struct Object(Vec<u8>);
 

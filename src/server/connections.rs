@@ -231,6 +231,7 @@ impl Outbox for Connections {
                 let end = match why {
                     Close::Replaced => End::Replaced,
                     Close::RateLimited => End::RateLimited,
+                    Close::Finished => End::Finished,
                 };
                 session.close(end, shared);
             }),

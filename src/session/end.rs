@@ -30,6 +30,8 @@ named! {
         NoMemory = "no_memory",
         /// The peer showed no life while another claimed its id.
         Replaced = "replaced",
+        /// By the rules of its protocol there was nothing more to say.
+        Finished = "finished",
         /// The peer showed no life for two ping intervals.
         Silent = "silent",
         /// The server stops.
@@ -49,6 +51,7 @@ impl End {
             End::Unregistered => (1008, "nothing registered"),
             End::Slow => (1013, "reads too slowly"),
             End::NoMemory => (1013, "server out of memory"),
+            End::Finished => (1000, ""),
             End::Replaced => (4000, "replaced"),
             End::Silent => (4001, "no sign of life"),
             End::GoingAway => (1001, "server going away"),

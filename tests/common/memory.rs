@@ -1,19 +1,31 @@
 //! All protocols behind their door, with an outbox on memory.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::RandomState;
 use std::time::Duration;
 
+use noroshi::ayame::Ayame;
 use noroshi::config::Config;
 use noroshi::gate::Gate;
 use noroshi::hub::Hub;
+use noroshi::matchbox::Matchbox;
 use noroshi::protocol::{Close, Conn, Dialect, Effect, Input, Outbox, Target};
 use noroshi::token::Claims;
 
+use percent_encoding::percent_decode_str;
+
 use super::transcript::{Heard, Wire};
 
-/// The hub alone behind the door.
+/// All protocols of a configuration behind the door.
 pub fn gate(config: &Config) -> Gate {
-    Gate::new(config).to(Dialect::Noroshi, Hub::new(config))
+    let mut gate = Gate::new(config).to(Dialect::Noroshi, Hub::new(config));
+    if config.ayame.is_some() {
+        gate = gate.to(Dialect::Ayame, Ayame::new(config, RandomState::new()));
+    }
+    if config.matchbox.is_some() {
+        gate = gate.to(Dialect::Matchbox, Matchbox::new(config, RandomState::new()));
+    }
+    gate
 }
 
 /// A room of noroshi's own protocol.
@@ -131,6 +143,7 @@ impl Memory {
                     let code = match why {
                         Close::Replaced => 4000,
                         Close::RateLimited => 1008,
+                        Close::Finished => 1000,
                     };
                     self.hear(to, Heard::Closed(code));
                     self.input(Input::Disconnected(to));
@@ -140,12 +153,12 @@ impl Memory {
         }
     }
 
-    fn enter(&mut self, who: &str, room: &str, claims: Option<&Claims>) {
+    fn enter(&mut self, who: &str, target: &Target, claims: Option<&Claims>) {
         let conn = Conn::new(self.connections, self.connections as usize);
         self.connections += 1;
         self.names.insert(who.to_owned(), conn);
         self.heard.insert(conn, VecDeque::new());
-        self.input(Input::Connected(conn, &target(room), claims));
+        self.input(Input::Connected(conn, target, claims));
     }
 
     fn hear(&mut self, who: Conn, heard: Heard) {
@@ -157,11 +170,26 @@ impl Memory {
 
 impl Wire for Memory {
     fn open(&mut self, who: &str, room: &str) {
-        self.enter(who, room, None);
+        self.enter(who, &target(room), None);
     }
 
     fn admit(&mut self, who: &str, room: &str, claims: &Claims) {
-        self.enter(who, room, Some(claims));
+        self.enter(who, &target(room), Some(claims));
+    }
+
+    fn open_at(&mut self, who: &str, path: &str) {
+        let (room, query) = path.split_once('?').unwrap_or((path, ""));
+        let room = percent_decode_str(room.trim_start_matches('/')).decode_utf8().unwrap().into_owned();
+        let (dialect, room) =
+            if room == "signaling" { (Dialect::Ayame, String::new()) } else { (Dialect::Matchbox, room) };
+        let target = Target { dialect, room, query: query.to_owned() };
+        assert!(self.gate.has_place(&target));
+        self.enter(who, &target, None);
+    }
+
+    /// There is no HTTP here.
+    fn status(&mut self, _: &str, _: bool) -> Option<u16> {
+        None
     }
 
     fn say(&mut self, who: &str, text: &[u8], binary: bool) {
@@ -174,6 +202,10 @@ impl Wire for Memory {
 
     fn deafen(&mut self, who: &str) {
         self.deaf.insert(self.conn(who));
+    }
+
+    fn cut(&mut self, who: &str) {
+        self.leave(who);
     }
 
     fn leave(&mut self, who: &str) {

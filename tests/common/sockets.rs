@@ -9,7 +9,7 @@ use noroshi::config::Config;
 use noroshi::http::Door;
 use noroshi::server::Server;
 use noroshi::token::{Claims, Secrets};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
@@ -96,7 +96,10 @@ impl Net {
 
     pub fn websocket(&mut self, room: &str) -> WebSocket<TcpStream> {
         let slash = if room.is_empty() || room.starts_with('?') { "" } else { "/" };
-        let path = format!("/ws{slash}{room}");
+        self.websocket_at(&format!("/ws{slash}{room}"))
+    }
+
+    pub fn websocket_at(&mut self, path: &str) -> WebSocket<TcpStream> {
         let uri = format!("ws://{}{path}", self.address).parse().unwrap();
         let stream = self.connect(Door::Main);
         let request = ClientRequestBuilder::new(uri);
@@ -129,6 +132,11 @@ impl Net {
     /// Waits until the server has handled what `who` sent, and then until all have heard what came of it.
     pub fn settle(&mut self, who: &str) {
         self.echo(&[who]);
+        self.hear_all();
+    }
+
+    /// Waits until all have heard all.
+    fn hear_all(&mut self) {
         let names: Vec<String> = self.clients.keys().cloned().collect();
         self.echo(&names.iter().map(String::as_str).collect::<Vec<_>>());
     }
@@ -152,8 +160,8 @@ impl Net {
         }
     }
 
-    fn enter(&mut self, who: &str, room: &str, query: &str) {
-        let socket = Some(self.websocket(&format!("{room}{query}")));
+    fn enter(&mut self, who: &str, socket: WebSocket<TcpStream>) {
+        let socket = Some(socket);
         let client = Client { socket, heard: VecDeque::new(), pongs: 0, deaf: false };
         self.clients.insert(who.to_owned(), client);
         self.settle(who);
@@ -184,12 +192,30 @@ impl Net {
 
 impl Wire for Net {
     fn open(&mut self, who: &str, room: &str) {
-        self.enter(who, room, "");
+        let socket = self.websocket(room);
+        self.enter(who, socket);
     }
 
     fn admit(&mut self, who: &str, room: &str, claims: &Claims) {
         let token = Secrets::parse(SECRET).unwrap().sign(claims);
-        self.enter(who, room, &format!("?token={token}"));
+        let socket = self.websocket(&format!("{room}?token={token}"));
+        self.enter(who, socket);
+    }
+
+    fn open_at(&mut self, who: &str, path: &str) {
+        let socket = self.websocket_at(path);
+        self.enter(who, socket);
+    }
+
+    fn status(&mut self, path: &str, is_upgrade: bool) -> Option<u16> {
+        let upgrade = if is_upgrade {
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        } else {
+            ""
+        };
+        let answer = self.ask(Door::Main, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{upgrade}\r\n"));
+        answer.split(' ').nth(1)?.parse().ok()
     }
 
     fn say(&mut self, who: &str, text: &[u8], binary: bool) {
@@ -202,6 +228,15 @@ impl Wire for Net {
 
     fn deafen(&mut self, who: &str) {
         self.clients.get_mut(who).unwrap().deaf = true;
+    }
+
+    fn cut(&mut self, who: &str) {
+        let socket = self.clients.get_mut(who).unwrap().socket.take().unwrap();
+        SockRef::from(socket.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(socket);
+        let left = self.server.sessions() - 1;
+        self.until(|net| (net.server.sessions() == left).then_some(()));
+        self.hear_all();
     }
 
     fn leave(&mut self, who: &str) {
@@ -220,15 +255,13 @@ impl Wire for Net {
         });
         // Its own goodbye is nothing it hears.
         self.clients.get_mut(who).unwrap().heard.truncate(left);
-        let names: Vec<String> = self.clients.keys().cloned().collect();
-        self.echo(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        self.hear_all();
     }
 
     fn pass(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.server.advance(Duration::from_secs(1));
-            let names: Vec<String> = self.clients.keys().cloned().collect();
-            self.echo(&names.iter().map(String::as_str).collect::<Vec<_>>());
+            self.hear_all();
         }
     }
 

@@ -383,6 +383,7 @@ fn text(number: usize, length: usize) -> String {
 fn code(end: End) -> u16 {
     match end {
         End::Http | End::Left | End::Lost => panic!("nothing is said"),
+        End::Finished => 1000,
         End::GoingAway => 1001,
         End::Protocol => 1002,
         End::NotUtf8 => 1007,

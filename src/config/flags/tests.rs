@@ -1,0 +1,120 @@
+//! The command line, read.
+
+use super::super::Secret;
+use super::*;
+
+fn parse(line: &str) -> Result<Command, String> {
+    Config::parse(line.split_whitespace().map(OsString::from))
+}
+
+#[test]
+fn every_flag() {
+    let line = "-l 127.0.0.1:1 --listen [::1]:2 --allow-origin https://a.example --allow-origin=* \
+        --max-connections 3 --max-connections-per-ip 9 --trust-proxy 10.0.0.0/8 --trust-proxy ::1 \
+        --max-memory 1G --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
+        --ice-server stun:a.example --ice-server=turn:b.example --turn-secret-file /etc/secret --no-page \
+        --metrics 127.0.0.1:8 --log debug --ayame --matchbox=/games";
+    let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
+    assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
+    assert_eq!(config.allow_origins, ["https://a.example", "*"].map(|text| Allowed::parse(text).unwrap()));
+    assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
+    assert_eq!((config.connections_per_ip_max, config.memory_bytes_max), (9, Some(1 << 30)));
+    assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));
+    assert_eq!((config.message_bytes_max, config.rate_max), (5 * 1024, 0));
+    assert_eq!(config.ping_interval, Duration::from_secs(7));
+    assert_eq!(config.ice_servers, ["stun:a.example", "turn:b.example"]);
+    assert_eq!(config.turn_secret_file, Some("/etc/secret".into()));
+    assert_eq!((config.ayame.as_deref(), config.matchbox.as_deref()), (Some("/signaling"), Some("/games")));
+    assert!(!config.page);
+    assert_eq!(config.metrics, Some("127.0.0.1:8".parse().unwrap()));
+    assert_eq!(config.log, LevelFilter::Debug);
+}
+
+#[test]
+fn ice_servers() {
+    for url in [
+        "stun:stun.example",
+        "stuns:stun.example:5349",
+        "turn:192.0.2.1",
+        "turn:[2001:db8::1]:3478?transport=tcp",
+        "turns:[2001:db8::1]",
+        "turn:turn_1.example?transport=udp",
+    ] {
+        assert_eq!(ice_server(url), Ok(url.to_owned()));
+    }
+    for url in [
+        "",
+        "stun",
+        "stun:",
+        "stun:?transport=udp",
+        "STUN:a.example",
+        "http://a.example",
+        "stun://a.example",
+        "turn:user@a.example",
+        "stun:a.example:",
+        "stun:a.example:0",
+        "stun:a.example:+1",
+        "stun:a.example:65536",
+        "stun:a.example?transport=udp",
+        "turn:a.example?transport=tls",
+        "turn:2001:db8::1",
+        "turn:[2001:db8::1",
+        "turn:[a.example]",
+        "turn:a b",
+        &format!("stun:{}", "x".repeat(300)),
+    ] {
+        assert!(ice_server(url).is_err(), "{url}");
+    }
+    let nine = "--ice-server stun:a.example ".repeat(9);
+    assert_eq!(parse(&nine).unwrap_err(), "--ice-server: at most 8");
+    assert_eq!(
+        parse("--ice-server turn:a.example").unwrap_err(),
+        "--ice-server turn:a.example: needs --turn-secret-file"
+    );
+    assert!(parse("--turn-secret-file /x --ice-server stun:a.example").is_err());
+}
+
+#[test]
+fn a_secret_is_shown_to_nobody() {
+    let turn_secret = Some(Secret("open sesame".to_owned()));
+    assert!(!format!("{:?}", Config { turn_secret, ..Config::default() }).contains("sesame"));
+}
+
+#[test]
+fn sizes() {
+    for (text, bytes) in [("1024", 1024), ("64K", 65_536), ("1M", 1 << 20), ("16m", 16 << 20)] {
+        assert_eq!(size(text, KIB, 16 * MIB), Ok(bytes));
+    }
+    for text in ["", "K", "1023", "17M", "1G", "-1K", "1.5K", "99999999999999999999K"] {
+        assert!(size(text, KIB, 16 * MIB).is_err(), "{text}");
+    }
+    for (bytes, text) in [(0, "0"), (1023, "1023"), (65_536, "64K"), (65_537, "64.1K"), (3 << 29, "1.5G")] {
+        assert_eq!(Size(bytes).to_string(), text);
+    }
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_flag_in_one_line() {
+    assert_eq!(parse("--max-rate x").unwrap_err(), "--max-rate x: not a whole number from 0 to 1000000");
+    assert!(!Config::parse([OsString::from("--x\ny")]).unwrap_err().contains('\n'));
+}
+
+#[test]
+fn other_protocols_have_paths_of_their_own() {
+    let Ok(Command::Run(config)) = parse("--matchbox --ayame=/a/b.c") else { panic!("they are fine") };
+    assert_eq!((config.ayame.as_deref(), config.matchbox.as_deref()), (Some("/a/b.c"), Some("")));
+    for line in [
+        "--ayame=/ws",
+        "--ayame=/ws/tea",
+        "--ayame=/",
+        "--ayame=",
+        "--ayame=signaling",
+        "--ayame=/a?b",
+        "--matchbox=/healthz",
+        "--matchbox=/games/",
+        "--matchbox=/a --ayame=/a",
+        "--ayame /signaling",
+    ] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+}
