@@ -18,13 +18,10 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::order::{Links, Order};
 use crate::protocol::{Close, Conn, Input};
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::stamp::Stamp;
 use crate::token::Secrets;
 use crate::uuid::Uuids;
-
-/// Where a client is.
-type Slot = u32;
 
 /// All rooms, and who is in them or before them.
 pub struct Ayame {

@@ -23,7 +23,7 @@ use crate::metrics::Counts;
 use crate::order::Links;
 use crate::protocol::{Close, Conn, Input};
 use crate::rate::Verdict;
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::stamp::Stamp;
 use crate::token::Claims;
 
@@ -37,9 +37,6 @@ mod tell;
 
 use peer::{Flow, Peer, Who};
 use room::Room;
-
-/// Where a peer is.
-type Slot = u32;
 
 /// All rooms and peers.
 pub struct Hub {

@@ -15,7 +15,7 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::order::{Links, Order};
 use crate::protocol::{Conn, Input, Target};
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::uuid::Uuids;
 
 /// All groups, and who is in them.
@@ -80,7 +80,7 @@ impl Matchbox {
         }
     }
 
-    fn leave(&mut self, slot: u32, turn: &mut Turn) {
+    fn leave(&mut self, slot: Slot, turn: &mut Turn) {
         let (conn, group) = self.members.take(slot);
         self.links.remove(&mut self.groups[group].members, slot);
         let id = self.uuids.of(conn);
@@ -101,7 +101,7 @@ impl Matchbox {
     }
 
     /// What cannot be understood, or delivered, is passed over: there is no word for it.
-    fn hear(&mut self, slot: u32, text: &str, turn: &mut Turn) {
+    fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
         let (receiver, data) = match said(text) {
             Some(Said::Signal { receiver, data }) => (receiver, data),
             Some(Said::KeepAlive) => return self.counts.message("KeepAlive"),

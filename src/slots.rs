@@ -5,6 +5,9 @@ use std::ops::{Index, IndexMut};
 
 use crate::protocol::Conn;
 
+/// Where a connection is.
+pub type Slot = u32;
+
 /// A place for each connection.
 pub struct Slots<T>(Vec<Option<(Conn, T)>>);
 
@@ -18,53 +21,53 @@ impl<T> Slots<T> {
     ///
     /// # Panics
     /// If another is in its slot.
-    pub fn put(&mut self, conn: Conn, value: T) -> u32 {
+    pub fn put(&mut self, conn: Conn, value: T) -> Slot {
         if self.0.len() <= conn.slot() {
             self.0.resize_with(conn.slot() + 1, || None);
         }
         let before = self.0[conn.slot()].replace((conn, value));
         assert!(before.is_none(), "a slot has one connection at a time");
-        conn.slot() as u32
+        conn.slot() as Slot
     }
 
     /// Where a connection is, if it is here.
-    pub fn find(&self, conn: Conn) -> Option<u32> {
+    pub fn find(&self, conn: Conn) -> Option<Slot> {
         let (it, _) = self.0.get(conn.slot())?.as_ref()?;
-        (*it == conn).then_some(conn.slot() as u32)
+        (*it == conn).then_some(conn.slot() as Slot)
     }
 
     /// Who is in a slot.
-    pub fn conn(&self, slot: u32) -> Conn {
+    pub fn conn(&self, slot: Slot) -> Conn {
         self.0[slot as usize].as_ref().expect(HERE).0
     }
 
     /// What is known of whoever is in a slot, if anybody is.
-    pub fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut T> {
         self.0[slot as usize].as_mut().map(|(_, value)| value)
     }
 
     /// A connection goes.
-    pub fn take(&mut self, slot: u32) -> (Conn, T) {
+    pub fn take(&mut self, slot: Slot) -> (Conn, T) {
         self.0[slot as usize].take().expect(HERE)
     }
 
     /// All who are here.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, &T)> {
         let all = self.0.iter().enumerate();
-        all.filter_map(|(slot, entry)| entry.as_ref().map(|(_, value)| (slot as u32, value)))
+        all.filter_map(|(slot, entry)| entry.as_ref().map(|(_, value)| (slot as Slot, value)))
     }
 }
 
-impl<T> Index<u32> for Slots<T> {
+impl<T> Index<Slot> for Slots<T> {
     type Output = T;
 
-    fn index(&self, slot: u32) -> &T {
+    fn index(&self, slot: Slot) -> &T {
         &self.0[slot as usize].as_ref().expect(HERE).1
     }
 }
 
-impl<T> IndexMut<u32> for Slots<T> {
-    fn index_mut(&mut self, slot: u32) -> &mut T {
+impl<T> IndexMut<Slot> for Slots<T> {
+    fn index_mut(&mut self, slot: Slot) -> &mut T {
         &mut self.0[slot as usize].as_mut().expect(HERE).1
     }
 }
