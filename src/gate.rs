@@ -53,6 +53,7 @@ pub struct Turn<'a> {
     pub now: Duration,
     /// What time it is, since 1970: credentials go by the clock on the wall, which may be set at any time.
     pub wall: Duration,
+    dialect: Dialect,
     common: &'a mut Common,
     out: &'a mut dyn Outbox,
 }
@@ -112,7 +113,7 @@ impl Turn<'_> {
 
     /// The protocol has forgotten the connection.
     pub fn left(&mut self, conn: Conn, room: &str, id: Option<&str>) {
-        self.out.push(Effect::Left { conn, room, id });
+        self.out.push(Effect::Left { conn, dialect: self.dialect, room, id });
     }
 }
 
@@ -167,8 +168,9 @@ impl Gate {
             Input::Alive(_) if !common.probes.end(conn) => return,
             _ => Verdict::Pass,
         };
-        let protocol = protocols[dialects[slot] as usize].as_mut().expect("nobody else asks for others");
-        let turn = &mut Turn { now, wall, common, out };
+        let dialect = dialects[slot];
+        let protocol = protocols[dialect as usize].as_mut().expect("nobody else asks for others");
+        let turn = &mut Turn { now, wall, dialect, common, out };
         match verdict {
             Verdict::Pass => protocol.handle(input, turn),
             Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, turn),
@@ -186,9 +188,12 @@ impl Gate {
     /// Wakes those up who are due, one by one.
     fn ring(&mut self, now: Duration, wall: Duration, out: &mut dyn Outbox) {
         while let Some(due) = self.wake_at().filter(|due| *due <= now) {
-            let is_due = |it: &&mut Box<dyn Protocol>| it.wake_at() == Some(due);
-            if let Some(protocol) = self.protocols.iter_mut().flatten().find(is_due) {
-                protocol.handle(Input::Time, &mut Turn { now, wall, common: &mut self.common, out });
+            let Gate { protocols, common, .. } = self;
+            let is_due =
+                |it: &Option<Box<dyn Protocol>>| it.as_ref().is_some_and(|it| it.wake_at() == Some(due));
+            let found = Dialect::ALL.into_iter().zip(protocols).find(|(_, protocol)| is_due(protocol));
+            if let Some((dialect, Some(protocol))) = found {
+                protocol.handle(Input::Time, &mut Turn { now, wall, dialect, common, out });
             } else if let Some(conn) = self.common.probes.pop() {
                 self.handle(now, wall, Input::Silent(conn), out);
             }

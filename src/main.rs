@@ -48,11 +48,16 @@ fn serve(config: Config) -> io::Result<()> {
         config.memory_bytes_max.map(|bytes| Size(bytes as u64)),
     );
     let has_page = config.page;
+    let ayame = config.ayame.as_ref().map(|path| ("Ayame", path.clone()));
+    let matchbox = config.matchbox.as_ref().map(|prefix| ("matchbox", format!("{prefix}/ROOM")));
     let mut server = Server::bind(config)?;
     // Before anybody is told that it listens, and may want it to stop.
     server.heed_signals()?;
     for address in server.addresses(Door::Main) {
         say(format_args!("listening on ws://{address}/ws"));
+        for (name, path) in [&ayame, &matchbox].into_iter().flatten() {
+            say(format_args!("{name} clients connect to ws://{address}{path}"));
+        }
     }
     if let Some(address) = server.addresses(Door::Main).next().filter(|_| has_page) {
         let is_local = address.ip().is_unspecified() || address.ip().is_loopback();

@@ -130,6 +130,8 @@ pub enum Effect<'a> {
     Left {
         /// The connection.
         conn: Conn,
+        /// What it spoke.
+        dialect: Dialect,
         /// Its room.
         room: &'a str,
         /// Its id, if it had one.

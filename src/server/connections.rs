@@ -16,7 +16,7 @@ use crate::http::{self, Door, Refusal};
 use crate::limits::{
     CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
 };
-use crate::protocol::{Close, Conn, Effect, Outbox};
+use crate::protocol::{Close, Conn, Dialect, Effect, Outbox};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
 use crate::stamp::Stamp;
 use crate::token::Fault;
@@ -187,16 +187,18 @@ impl Connections {
     }
 
     /// A WebSocket is one no longer. It was in this room, with this id.
-    fn part(&mut self, slot: usize, room: &str, id: Option<&str>) {
+    fn part(&mut self, slot: usize, dialect: Dialect, room: &str, id: Option<&str>) {
         let entry = &mut self.entries[slot];
         entry.served = false;
         let end = entry.session.end().expect("what is no longer open has an end").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
+        let foreign = Some(dialect.name()).filter(|_| dialect != Dialect::Noroshi);
         info!(
-            "connection {} from {} ended after {:.1} s: {end}; room {room:?}, {}",
+            "connection {} from {} ended after {:.1} s: {end}; {}room {room:?}, {}",
             entry.conn.number(),
             entry.session.address(),
             (self.shared.now - entry.since.get()).as_secs_f64(),
+            foreign.map_or(String::new(), |name| format!("{name} ")),
             id.map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
     }
@@ -244,7 +246,7 @@ impl Outbox for Connections {
                     entry.session.address()
                 );
             }
-            Effect::Left { conn, room, id } => self.part(conn.slot(), room, id),
+            Effect::Left { conn, dialect, room, id } => self.part(conn.slot(), dialect, room, id),
         }
     }
 }

@@ -48,8 +48,13 @@ impl Client {
     }
 
     /// From now on it speaks WebSocket, in this room.
-    pub fn upgraded(mut self, room: &str) -> Client {
-        self.send(REQUEST.replace("/ws/tea", &format!("/ws/{room}")).as_bytes());
+    pub fn upgraded(self, room: &str) -> Client {
+        self.upgraded_at(&format!("/ws/{room}"))
+    }
+
+    /// The same at a path of another protocol.
+    pub fn upgraded_at(mut self, path: &str) -> Client {
+        self.send(REQUEST.replace("/ws/tea", path).as_bytes());
         let head = self.head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         self

@@ -80,7 +80,7 @@ impl Outbox for Out {
             Effect::Ping(to) => (to, Said::Ping),
             Effect::Close(to, why) => (to, Said::Close(why)),
             Effect::Registered { conn, .. } => (conn, Said::Registered),
-            Effect::Left { conn, room, id } => (conn, Said::Left(room.to_owned(), id.map(str::to_owned))),
+            Effect::Left { conn, room, id, .. } => (conn, Said::Left(room.to_owned(), id.map(str::to_owned))),
         });
     }
 }
