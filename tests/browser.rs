@@ -2,22 +2,16 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::spawn;
-use std::time::Duration;
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::firefox::{FIREFOX, Firefox};
+use common::neighbours::{TURNSERVER, coturn, serve};
 use common::process::{Running, eventually, run};
-use common::program::{Program, is_installed};
-use common::readme::block;
+use common::program::is_installed;
 use nix::sys::signal::Signal;
 use serde_json::json;
-
-const TURNSERVER: &str = "/usr/bin/turnserver";
 
 /// Waits for its turn: the tests run one after another, or they would be too much for a small machine. `None` if they
 /// cannot run here.
@@ -195,27 +189,10 @@ fn count_on(three: &mut [Chromium; 3]) {
     }
 }
 
-/// Serves a document on a port of its own, until all tests have ended.
-fn serve(document: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let answer = move |mut stream: TcpStream| {
-        let _ = stream.read(&mut [0; 4096]);
-        let length = document.len();
-        let head = format!("Content-Type: text/html\r\nContent-Length: {length}\r\nConnection: close");
-        let _ = write!(stream, "HTTP/1.1 200 OK\r\n{head}\r\n\r\n{document}");
-    };
-    // Each in a thread of its own, because a browser opens more connections than it uses.
-    spawn(move || {
-        listener.incoming().map(Result::unwrap).for_each(|stream| drop(spawn(move || answer(stream))))
-    });
-    address
-}
-
 #[test]
 fn a_page_from_the_article_works_unchanged() {
     let Some(_turn) = turn(&[CHROMIUM]) else { return };
-    let page = serve(include_str!("pages/article.html"));
+    let page = serve(&[("/", include_str!("pages/article.html"))]);
     let (server, _stderr) = run(&format!(r#"exec "$0" --allow-origin http://{page}"#));
     let [mut first, mut second] = Chromium::start();
     let url = format!("http://{page}/#ws://{}/ws", server.address);
@@ -237,31 +214,11 @@ fn a_page_from_the_article_works_unchanged() {
     empties(&server);
 }
 
-/// Starts coturn as the README has it, with a secret, and returns its port.
-fn coturn(secret: &str) -> (Program, u16) {
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let arguments = format!(
-        "-c turnserver.conf --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers --no-tls --no-dtls \
-        --no-cli --log-file stdout --pidfile pid --userdb db"
-    );
-    let coturn = Program::start_after(TURNSERVER, &arguments, |home| {
-        let lines = block("use-auth-secret").replace("SECRET", secret);
-        std::fs::write(home.join("turnserver.conf"), lines).unwrap();
-    });
-    // A binding request (RFC 8489 section 6).
-    let request = b"\0\x01\0\0\x21\x12\xa4\x42noroshi test";
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    client.connect(("127.0.0.1", port)).unwrap();
-    client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    coturn.until("an answer", || client.send(request).and_then(|_| client.recv(&mut [0; 512])).ok());
-    (coturn, port)
-}
-
 #[test]
 fn a_relay_carries_those_who_have_credentials_of_the_server() {
     let Some(_turn) = turn(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
     let (coturn, port) = coturn("open-sesame");
-    let page = serve(include_str!("pages/relay.html"));
+    let page = serve(&[("/", include_str!("pages/relay.html"))]);
     let file = coturn.home.join("secret");
     let ([mut chromium], [mut firefox, mut other]) = (Chromium::start(), Firefox::start());
     let meet = |secret: &str, flow: &str, mut two: [&mut dyn Browser; 2]| {

@@ -9,6 +9,7 @@ pub mod client;
 pub mod files;
 pub mod firefox;
 pub mod memory;
+pub mod neighbours;
 pub mod pipe;
 pub mod process;
 pub mod program;

@@ -37,7 +37,11 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// A new directory with a package of npm in its node_modules, to be removed by the caller. `None` without npm.
 pub fn npm(package: &str) -> Option<PathBuf> {
     let npm = find("npm")?;
-    let home = std::env::temp_dir().join(format!("noroshi-{package}-{}", std::process::id()));
+    let home = std::env::temp_dir().join(format!(
+        "noroshi-npm-{}-{}",
+        package.replace('/', "-"),
+        std::process::id()
+    ));
     std::fs::create_dir_all(&home).unwrap();
     let install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", package];
     assert!(Command::new(npm).args(install).current_dir(&home).status().unwrap().success());

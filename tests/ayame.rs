@@ -1,0 +1,214 @@
+//! Pages that people have: Ayame's own web SDK from npm, unmodified, on a page of another origin.
+
+mod common;
+
+use std::sync::{Mutex, PoisonError};
+
+use common::browser::Browser;
+use common::chromium::{CHROMIUM, Chromium};
+use common::client::Client;
+use common::firefox::{FIREFOX, Firefox};
+use common::neighbours::{TURNSERVER, coturn, serve};
+use common::process::{Running, eventually, run};
+use common::program::{is_installed, npm};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The address of the page, if all is installed that it needs.
+fn page(programs: &[&str]) -> Option<std::net::SocketAddr> {
+    if !programs.iter().all(|program| is_installed(program)) {
+        return None;
+    }
+    let home = npm("@open-ayame/ayame-web-sdk@2025.1.1")?;
+    let sdk = home.join("node_modules/@open-ayame/ayame-web-sdk/dist/ayame.mjs");
+    let sdk = std::fs::read_to_string(sdk).unwrap();
+    std::fs::remove_dir_all(home).unwrap();
+    Some(serve(&[("/", include_str!("pages/ayame.html")), ("/ayame.mjs", &sdk)]))
+}
+
+fn open(browser: &mut dyn Browser, page: std::net::SocketAddr) {
+    browser.open(&format!("http://localhost:{}/", page.port()));
+    browser.until("window.enter");
+}
+
+/// Comes in, and says how that went.
+fn enter(browser: &mut dyn Browser, server: &Running, options: &str) -> String {
+    let url = format!("ws://{}/signaling", server.address);
+    browser.eval(&format!("await enter('{url}', {options})")).as_str().unwrap().to_owned()
+}
+
+/// Waits until each of them hears what the other says.
+fn talk(pair: &mut [&mut dyn Browser; 2], words: &str) {
+    for browser in &mut *pair {
+        browser.until("window.channel?.readyState === 'open'");
+    }
+    for i in [0, 1] {
+        pair[i].eval(&format!("channel.send('{words} {i}')"));
+        pair[1 - i].until(&format!("said.includes('{words} {i}')"));
+    }
+}
+
+/// Waits until each of them sees the other.
+fn see(pair: &mut [&mut dyn Browser; 2]) {
+    for browser in pair {
+        browser.until("document.querySelector('video').srcObject?.getVideoTracks().length === 1");
+        browser.until("document.querySelector('video').videoWidth > 0");
+    }
+}
+
+fn empties(server: &Running) {
+    eventually("nobody is left", || server.metric("connections") + server.metric("rooms") == 0.0);
+}
+
+const CAMERA: &str = "{ stream: true, iceServers: [] }";
+const CHAT: &str = "{ audio: { enabled: false }, video: { enabled: false }, iceServers: [] }";
+
+fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: &Running) {
+    assert_eq!(enter(first, server, CAMERA), "in");
+    assert_eq!(enter(second, server, CAMERA), "in");
+    let mut pair: [&mut dyn Browser; 2] = [first, second];
+    see(&mut pair);
+    talk(&mut pair, "hello");
+    // One goes: the other hears bye, and then that its own connection is closed.
+    pair[0].eval("await connection.disconnect()");
+    pair[1].until("heard.includes('bye') && heard.includes('disconnect WS-CLOSED')");
+    empties(server);
+    // Both come back with the objects that they have.
+    for browser in &mut pair {
+        browser.eval("window.channel = undefined");
+        assert_eq!(browser.eval("await again(true)"), "in");
+    }
+    talk(&mut pair, "again");
+    for browser in &mut pair {
+        browser.eval("await connection.disconnect()");
+    }
+    empties(server);
+}
+
+#[test]
+fn two_meet_see_each_other_part_and_come_back() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(page) = page(&[CHROMIUM, FIREFOX]) else { return };
+    let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
+    let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
+    let ([mut a, mut b], [mut c]) = (Chromium::start(), Firefox::start());
+    for browser in [&mut a as &mut dyn Browser, &mut b, &mut c] {
+        open(browser, page);
+    }
+    meet_see_and_part(&mut a, &mut b, &server);
+    meet_see_and_part(&mut a, &mut c, &server);
+    meet_see_and_part(&mut c, &mut b, &server);
+    for browser in [&mut a as &mut dyn Browser, &mut b, &mut c] {
+        browser.is_content();
+    }
+}
+
+#[test]
+fn a_third_is_refused_unless_one_of_the_two_is_dead() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(page) = page(&[CHROMIUM]) else { return };
+    let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
+    let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
+    let [mut a, mut b, mut c] = Chromium::start();
+    for browser in [&mut a, &mut b, &mut c] {
+        open(browser, page);
+    }
+    assert_eq!(enter(&mut a, &server, CHAT), "in");
+    assert_eq!(enter(&mut b, &server, CHAT), "in");
+    talk(&mut [&mut a, &mut b], "hello");
+    assert_eq!(enter(&mut c, &server, CHAT), "REJECTED");
+    c.until("heard.includes('disconnect full')");
+    talk(&mut [&mut a, &mut b], "still here");
+    for browser in [&mut a, &mut b, &mut c] {
+        browser.eval("await connection.disconnect()");
+        browser.until("!connection.webSocket && !connection.peerConnection");
+    }
+    empties(&server);
+    // One whose network is gone: its partner hears bye, and comes back as the second.
+    let mut dead = Client::connect(server.address).upgraded_at("/signaling");
+    dead.say(json!({"type": "register", "roomId": "tea"}));
+    assert_eq!(dead.heard()["isExistUser"], false);
+    assert_eq!(b.eval("await again(false)"), "in");
+    assert_eq!(c.eval("await again(false)"), "in");
+    b.until("heard.includes('bye') && !connection.webSocket && !connection.peerConnection");
+    assert_eq!(b.eval("window.channel = undefined, await again(false)"), "in");
+    talk(&mut [&mut b, &mut c], "without it");
+    drop(dead);
+    for browser in [&mut a, &mut b, &mut c] {
+        browser.eval("await connection.disconnect()");
+        browser.is_content();
+    }
+    empties(&server);
+}
+
+#[test]
+fn a_restart_ends_all_but_what_is_standalone() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(page) = page(&[CHROMIUM, FIREFOX]) else { return };
+    let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
+    let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
+    let ([mut a], [mut b]) = (Chromium::start(), Firefox::start());
+    open(&mut a, page);
+    open(&mut b, page);
+    let mut pair: [&mut dyn Browser; 2] = [&mut a, &mut b];
+    for browser in &mut pair {
+        assert_eq!(enter(*browser, &server, CHAT), "in");
+    }
+    talk(&mut pair, "hello");
+    server.signal(Signal::SIGTERM);
+    for browser in &mut pair {
+        browser.until("heard.includes('disconnect WS-CLOSED')");
+    }
+    drop(server);
+    // Who is standalone needs the server only to meet.
+    let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
+    let standalone = CHAT.replace("iceServers", "standalone: true, iceServers");
+    for browser in &mut pair {
+        browser.eval("window.channel = undefined");
+        assert_eq!(enter(*browser, &server, &standalone), "in");
+    }
+    talk(&mut pair, "alone");
+    empties(&server);
+    assert_eq!(server.metric("errors_total{code=\"not_understood\"}"), 0.0);
+    server.signal(Signal::SIGTERM);
+    talk(&mut pair, "still");
+    for browser in &mut pair {
+        assert!(!browser.eval("heard.join()").as_str().unwrap().contains("bye"));
+        browser.eval("await connection.disconnect()");
+        // The second to have met the other says so to a connection that is closed, with Ayame's own server too.
+        browser.errors().retain(|error| !error.contains("WebSocket is already in CLOSING or CLOSED state"));
+        browser.is_content();
+    }
+}
+
+#[test]
+fn the_relay_that_they_are_told_carries_them() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(page) = page(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
+    let (coturn, port) = coturn("open-sesame");
+    let file = coturn.home.join("secret");
+    std::fs::write(&file, "open-sesame").unwrap();
+    let (server, _stderr) = run(&format!(
+        r#"exec "$0" --ayame --allow-origin http://localhost:{} --ice-server turn:127.0.0.1:{port} --turn-secret-file {}"#,
+        page.port(),
+        file.display()
+    ));
+    let ([mut a], [mut b]) = (Chromium::start(), Firefox::start());
+    open(&mut a, page);
+    open(&mut b, page);
+    let mut pair: [&mut dyn Browser; 2] = [&mut a, &mut b];
+    for browser in &mut pair {
+        assert_eq!(enter(*browser, &server, &CHAT.replace("iceServers", "relay: true, iceServers")), "in");
+    }
+    talk(&mut pair, "by the relay");
+    for browser in &mut pair {
+        assert_eq!(browser.eval("await route()"), json!(["relay", "relay"]));
+    }
+    for browser in &mut pair {
+        browser.eval("await connection.disconnect()");
+        browser.is_content();
+    }
+    empties(&server);
+}

@@ -1,0 +1,150 @@
+//! Peers of matchbox_socket 0.15, unmodified, on the server of which this is the address: ws://HOST:PORT[/PREFIX].
+
+use std::collections::BTreeSet;
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
+
+use futures::executor::block_on;
+use matchbox_socket::{Packet, PeerId, PeerState, RtcIceServerConfig, WebRtcSocket};
+
+/// After so long, what a peer waits for will not come.
+const GIVE_UP: Duration = Duration::from_secs(60);
+/// Messages from each to each, on each of two channels.
+const MESSAGES: u8 = 100;
+const RELIABLE: usize = 0;
+const UNRELIABLE: usize = 1;
+
+struct Peer {
+    name: &'static str,
+    socket: WebRtcSocket,
+    /// Those who are connected to it.
+    others: BTreeSet<PeerId>,
+    /// Those who were and are no longer.
+    gone: BTreeSet<PeerId>,
+}
+
+impl Peer {
+    fn enter(name: &'static str, url: String) -> Peer {
+        // Of this machine alone.
+        let ice = RtcIceServerConfig { urls: vec![], username: None, credential: None };
+        let builder = WebRtcSocket::builder(url).ice_server(ice);
+        let (socket, message_loop) = builder.add_reliable_channel().add_unreliable_channel().build();
+        spawn(move || block_on(message_loop));
+        Peer { name, socket, others: BTreeSet::new(), gone: BTreeSet::new() }
+    }
+
+    fn look(&mut self) {
+        for (id, state) in self.socket.update_peers() {
+            match state {
+                PeerState::Connected => assert!(self.others.insert(id), "{} connects twice", self.name),
+                PeerState::Disconnected => {
+                    self.others.remove(&id);
+                    self.gone.insert(id);
+                }
+            }
+        }
+    }
+
+    fn id(&mut self) -> PeerId {
+        self.socket.id().expect("it has an id before it has others")
+    }
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < GIVE_UP, "waited in vain: {what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until each of these is connected to all others, and to nobody else.
+fn meet(peers: &mut [&mut Peer]) {
+    let count = peers.len() - 1;
+    until("they meet", || {
+        peers.iter_mut().for_each(|peer| peer.look());
+        peers.iter().all(|peer| peer.others.len() == count)
+    });
+    let ids: BTreeSet<PeerId> = peers.iter_mut().map(|peer| peer.id()).collect();
+    for peer in peers {
+        let own = peer.id();
+        let others: BTreeSet<PeerId> = ids.iter().copied().filter(|id| *id != own).collect();
+        assert_eq!(peer.others, others, "{} knows the others", peer.name);
+    }
+}
+
+/// Each says so many things to each, on both channels. What is reliable comes whole and in order, of the rest most.
+fn talk(peers: &mut [&mut Peer]) {
+    for peer in &mut *peers {
+        for n in 0..MESSAGES {
+            for id in peer.others.clone() {
+                for channel in [RELIABLE, UNRELIABLE] {
+                    peer.socket.channel_mut(channel).send(Packet::copy_from_slice(&[n]), id);
+                }
+            }
+        }
+    }
+    for peer in peers {
+        let mut heard: Vec<(PeerId, u8)> = Vec::new();
+        let expected = peer.others.len() * usize::from(MESSAGES);
+        let mut lossy = 0;
+        until("all is heard", || {
+            let packets = peer.socket.channel_mut(RELIABLE).receive();
+            heard.extend(packets.into_iter().map(|(id, packet)| (id, packet[0])));
+            lossy += peer.socket.channel_mut(UNRELIABLE).receive().len();
+            heard.len() >= expected && lossy >= expected / 2
+        });
+        for id in &peer.others {
+            let from = heard.iter().filter(|(sender, _)| sender == id).map(|(_, n)| *n);
+            assert!(from.eq(0..MESSAGES), "{} hears all in order", peer.name);
+        }
+        assert!(heard.len() == expected && lossy <= expected);
+    }
+}
+
+fn main() {
+    let base = std::env::args().nth(1).expect("ws://HOST:PORT");
+    let enter = |name, room: &str| Peer::enter(name, format!("{base}/{room}"));
+
+    println!("two meet, in another room a third is alone");
+    let (mut a, mut b, mut alone) = (enter("a", "tea"), enter("b", "tea"), enter("alone", "coffee"));
+    meet(&mut [&mut a, &mut b]);
+    talk(&mut [&mut a, &mut b]);
+
+    println!("a third comes");
+    let mut c = enter("c", "tea");
+    meet(&mut [&mut a, &mut b, &mut c]);
+    talk(&mut [&mut a, &mut b, &mut c]);
+
+    println!("one leaves");
+    let left = b.id();
+    drop(b);
+    until("they see it", || {
+        [&mut a, &mut c].into_iter().all(|peer| {
+            peer.look();
+            peer.gone.contains(&left)
+        })
+    });
+    meet(&mut [&mut a, &mut c]);
+    talk(&mut [&mut a, &mut c]);
+    alone.look();
+    assert!(alone.others.is_empty() && alone.gone.is_empty());
+
+    println!("groups of two, and of three");
+    let mut pairs: Vec<Peer> = ["d", "e", "f", "g"]
+        .map(|name| {
+            let mut peer = enter(name, "pairs?next=2");
+            // One after the other, so that it is known who is with whom.
+            until("it has an id", || peer.socket.id().is_some());
+            peer
+        })
+        .into();
+    let mut three: Vec<Peer> = ["h", "i", "j"].map(|name| enter(name, "pairs?next=3")).into();
+    for pair in pairs.chunks_mut(2) {
+        meet(&mut pair.iter_mut().collect::<Vec<_>>());
+        talk(&mut pair.iter_mut().collect::<Vec<_>>());
+    }
+    meet(&mut three.iter_mut().collect::<Vec<_>>());
+    talk(&mut three.iter_mut().collect::<Vec<_>>());
+    println!("done");
+}
