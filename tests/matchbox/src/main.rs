@@ -73,32 +73,35 @@ fn meet(peers: &mut [&mut Peer]) {
     }
 }
 
-/// Each says so many things to each, on both channels. What is reliable comes whole and in order, of the rest most.
-fn talk(peers: &mut [&mut Peer]) {
+/// Each says so many things to each, on both channels. What is reliable comes whole and in order, of the rest most, and
+/// nothing twice. The round is in each message, because what is unreliable may be late.
+fn talk(peers: &mut [&mut Peer], round: u8) {
     for peer in &mut *peers {
         for n in 0..MESSAGES {
             for id in peer.others.clone() {
                 for channel in [RELIABLE, UNRELIABLE] {
-                    peer.socket.channel_mut(channel).send(Packet::copy_from_slice(&[n]), id);
+                    peer.socket.channel_mut(channel).send(Packet::copy_from_slice(&[round, n]), id);
                 }
             }
         }
     }
     for peer in peers {
-        let mut heard: Vec<(PeerId, u8)> = Vec::new();
         let expected = peer.others.len() * usize::from(MESSAGES);
-        let mut lossy = 0;
+        let (mut heard, mut lossy) = ([vec![], vec![]], BTreeSet::new());
         until("all is heard", || {
-            let packets = peer.socket.channel_mut(RELIABLE).receive();
-            heard.extend(packets.into_iter().map(|(id, packet)| (id, packet[0])));
-            lossy += peer.socket.channel_mut(UNRELIABLE).receive().len();
-            heard.len() >= expected && lossy >= expected / 2
+            for (channel, heard) in heard.iter_mut().enumerate() {
+                let packets = peer.socket.channel_mut(channel).receive().into_iter();
+                heard.extend(packets.filter(|(_, it)| it[0] == round).map(|(id, it)| (id, it[1])));
+            }
+            lossy = heard[UNRELIABLE].iter().copied().collect();
+            heard[RELIABLE].len() >= expected && lossy.len() >= expected / 2
         });
+        assert_eq!(lossy.len(), heard[UNRELIABLE].len(), "{} hears nothing twice", peer.name);
         for id in &peer.others {
-            let from = heard.iter().filter(|(sender, _)| sender == id).map(|(_, n)| *n);
+            let from = heard[RELIABLE].iter().filter(|(sender, _)| sender == id).map(|(_, n)| *n);
             assert!(from.eq(0..MESSAGES), "{} hears all in order", peer.name);
         }
-        assert!(heard.len() == expected && lossy <= expected);
+        assert_eq!(heard[RELIABLE].len(), expected);
     }
 }
 
@@ -109,12 +112,12 @@ fn main() {
     println!("two meet, in another room a third is alone");
     let (mut a, mut b, mut alone) = (enter("a", "tea"), enter("b", "tea"), enter("alone", "coffee"));
     meet(&mut [&mut a, &mut b]);
-    talk(&mut [&mut a, &mut b]);
+    talk(&mut [&mut a, &mut b], 1);
 
     println!("a third comes");
     let mut c = enter("c", "tea");
     meet(&mut [&mut a, &mut b, &mut c]);
-    talk(&mut [&mut a, &mut b, &mut c]);
+    talk(&mut [&mut a, &mut b, &mut c], 2);
 
     println!("one leaves");
     let left = b.id();
@@ -126,7 +129,7 @@ fn main() {
         })
     });
     meet(&mut [&mut a, &mut c]);
-    talk(&mut [&mut a, &mut c]);
+    talk(&mut [&mut a, &mut c], 3);
     alone.look();
     assert!(alone.others.is_empty() && alone.gone.is_empty());
 
@@ -142,9 +145,9 @@ fn main() {
     let mut three: Vec<Peer> = ["h", "i", "j"].map(|name| enter(name, "pairs?next=3")).into();
     for pair in pairs.chunks_mut(2) {
         meet(&mut pair.iter_mut().collect::<Vec<_>>());
-        talk(&mut pair.iter_mut().collect::<Vec<_>>());
+        talk(&mut pair.iter_mut().collect::<Vec<_>>(), 4);
     }
     meet(&mut three.iter_mut().collect::<Vec<_>>());
-    talk(&mut three.iter_mut().collect::<Vec<_>>());
+    talk(&mut three.iter_mut().collect::<Vec<_>>(), 5);
     println!("done");
 }
