@@ -1,6 +1,6 @@
 //! A client of frames made by hand, on a blocking socket: it costs little, and may do what no client should.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -55,7 +55,21 @@ impl Client {
     /// The same at a path of another protocol.
     pub fn upgraded_at(mut self, path: &str) -> Client {
         self.send(REQUEST.replace("/ws/tea", path).as_bytes());
-        let head = self.head();
+        // What comes in the same segment is for later.
+        let mut bytes = [0; 1024];
+        let end = loop {
+            let n = match self.stream.0.peek(&mut bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                peeked => peeked.unwrap(),
+            };
+            assert!(n > 0, "a head ends");
+            let end = bytes[..n].windows(4).position(|end| end == b"\r\n\r\n");
+            if let Some(end) = end {
+                break end + 4;
+            }
+        };
+        self.stream.read_exact(&mut bytes[..end]).unwrap();
+        let head = String::from_utf8_lossy(&bytes[..end]);
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         self
     }
@@ -73,6 +87,11 @@ impl Client {
 
     pub fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
+    }
+
+    /// The same to a server that may have closed already.
+    pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)
     }
 
     pub fn say(&mut self, message: Value) {
@@ -139,6 +158,16 @@ impl Client {
         match self.hear() {
             Heard::Text(text) => serde_json::from_str(&text).unwrap(),
             Heard::Closed(code) => panic!("closed with {code}"),
+        }
+    }
+
+    /// The next message that is no JSON ping of Ayame's.
+    pub fn answered(&mut self) -> Value {
+        loop {
+            let heard = self.heard();
+            if heard["type"] != "ping" {
+                return heard;
+            }
         }
     }
 
