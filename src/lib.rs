@@ -8,9 +8,11 @@
 //!    │          │           └──→ gate                address: where peers are, and how many in one place
 //!    │          │                                    origin: where pages are from     token: who may come in
 //!    │          │                                    budget: how much memory is used  metrics: what is counted
-//!    └─→ logger └─→ hub ─→ gate ─→ protocol          rate: how much one peer may send
-//!                     ├──→ message ─→ json           stamp: a moment in eight bytes
-//!                     └──→ ice ──────↗               named: enums whose values have names
+//!    └─→ logger ├──→ hub ─→ gate ─→ protocol         rate: how much one peer may send
+//!               │      ├──→ message ─→ json          stamp: a moment in eight bytes
+//!               │      └──→ ice ──────↗              named: enums whose values have names
+//!               └──→ ayame, matchbox: as the hub,    slots: what is known of each connection
+//!                    and ─→ uuid                     order: who is before whom
 //! ```
 //!
 //! Imports point downward in the list of modules below; what serves connections (`session`, `http`) and the rules of a

@@ -159,9 +159,8 @@ usage: noroshi [flags]
                              the secret shared with the TURN servers, from which passwords are made [default: none]
       --token-secret-file FILE
                              let in only who has a token, signed with a secret in this file [default: none]
-      --ayame[=PATH]         speak Ayame's protocol there too [default: off; /signaling without a path]
-      --matchbox[=PREFIX]    speak matchbox's protocol too, with its rooms at PREFIX/ROOM
-                             [default: off; /ROOM without a prefix]
+      --ayame[=PATH]         speak Ayame's protocol too, at PATH or else at /signaling [default: off]
+      --matchbox[=PREFIX]    speak matchbox's protocol too, at PREFIX/ROOM or else at /ROOM [default: off]
       --no-page              serve neither the page nor /noroshi.js [default: serve them]
       --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
