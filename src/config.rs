@@ -59,6 +59,8 @@ pub struct Config {
     pub ayame: Option<String>,
     /// The path before the rooms of matchbox's protocol, if it is spoken. Empty: the rooms are at the top.
     pub matchbox: Option<String>,
+    /// How long rooms may go on when the server is told to stop.
+    pub drain: Duration,
     /// Whether to serve the page and the client library.
     pub page: bool,
     /// Where to serve `GET /metrics`, if anywhere.
@@ -110,6 +112,7 @@ impl Default for Config {
             token_secrets: None,
             ayame: None,
             matchbox: None,
+            drain: Duration::ZERO,
             page: true,
             metrics: None,
             log: LevelFilter::Info,

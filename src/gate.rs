@@ -29,6 +29,16 @@ pub trait Protocol {
         true
     }
 
+    /// Whether somebody is there already whom an upgrade to this target may meet, as far as that can be told.
+    fn has_room(&self, _target: &Target) -> bool {
+        true
+    }
+
+    /// A number that all in one room share, for what concerns a whole room.
+    fn room(&self, conn: Conn) -> usize {
+        conn.slot()
+    }
+
     /// Bytes of what connections have said that it keeps.
     fn kept(&self) -> usize {
         0
@@ -206,9 +216,21 @@ impl Gate {
         alarms.chain(self.common.probes.first()).min()
     }
 
-    /// Whether an upgrade to this target may succeed.
+    /// See [`Protocol::has_place`].
     pub fn has_place(&self, target: &Target) -> bool {
         self.protocols[target.dialect as usize].as_ref().is_some_and(|protocol| protocol.has_place(target))
+    }
+
+    /// See [`Protocol::has_room`].
+    pub fn has_room(&self, target: &Target) -> bool {
+        self.protocols[target.dialect as usize].as_ref().is_some_and(|protocol| protocol.has_room(target))
+    }
+
+    /// See [`Protocol::room`].
+    pub fn room(&self, conn: Conn) -> usize {
+        let protocol =
+            self.dialects.get(conn.slot()).and_then(|dialect| self.protocols[*dialect as usize].as_ref());
+        protocol.map_or(0, |protocol| protocol.room(conn))
     }
 
     /// All protocols that it leads to.

@@ -39,6 +39,8 @@ pub enum Place {
     Crowded,
     /// Not in this room.
     NoRoom,
+    /// Not for a new room: the server is about to stop.
+    Draining,
 }
 
 /// What to do with a request.
@@ -172,7 +174,10 @@ pub fn answer(
             let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
             request.page(200, &metrics.render(), &[kind])
         }
-        (Door::Main, path) if is_health(path, config) => request.page(200, "ok", &[TEXT]),
+        (Door::Main, path) if is_health(path, config) => match place {
+            Place::Draining => request.page(503, "draining", &[TEXT]),
+            _ => request.page(200, "ok", &[TEXT]),
+        },
         (Door::Main, path) => match (route, path) {
             (Some(route), _) => request.upgrade(route, config, place, wall),
             (None, "/") if config.page => request.file(&PAGE, config),
@@ -304,6 +309,7 @@ impl<'a> Request<'a> {
             Place::Free => {}
             Place::Full => return self.plain(503, "the server is full", &[]),
             Place::Crowded => return self.plain(429, "too many connections from your address", &[]),
+            Place::Draining => return self.plain(503, "the server is about to stop; come again", &[]),
             Place::NoRoom => return self.plain(503, "the room is full", &[]),
         }
         let response = format!(

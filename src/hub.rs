@@ -21,7 +21,7 @@ use crate::ice::Ice;
 use crate::message::{self, Body, Code, Kind, Refusal, Request};
 use crate::metrics::Counts;
 use crate::order::Links;
-use crate::protocol::{Close, Conn, Input};
+use crate::protocol::{Close, Conn, Input, Target};
 use crate::rate::Verdict;
 use crate::slots::{Slot, Slots};
 use crate::stamp::Stamp;
@@ -93,6 +93,14 @@ impl Protocol for Hub {
         self.alarms.first().map(|(at, _)| at.get())
     }
 
+    fn has_room(&self, target: &Target) -> bool {
+        self.named(&target.room).is_some()
+    }
+
+    fn room(&self, conn: Conn) -> usize {
+        self.peers.find(conn).map_or(0, |slot| self.peer(slot).room as usize)
+    }
+
     fn kept(&self) -> usize {
         self.peers.iter().map(|(_, peer)| peer.kept()).sum()
     }
@@ -137,19 +145,23 @@ impl Hub {
     // ---- Coming and going ----
 
     fn enter(&mut self, conn: Conn, name: &str, claims: Option<&Claims>) {
-        let hash = self.hasher.hash_one(name);
-        let room = match self.names.find(hash, |room| *self.rooms[*room as usize].name == *name) {
-            Some(room) => *room,
-            None => {
-                let room = self.rooms.insert(Room::new(name)) as u32;
-                let Hub { names, rooms, hasher, .. } = self;
-                names.insert_unique(hash, room, |room| hasher.hash_one(&*rooms[*room as usize].name));
-                room
-            }
-        };
+        let room = self.named(name).unwrap_or_else(|| {
+            let room = self.rooms.insert(Room::new(name)) as u32;
+            let Hub { names, rooms, hasher, .. } = self;
+            names.insert_unique(hasher.hash_one(name), room, |room| {
+                hasher.hash_one(&*rooms[*room as usize].name)
+            });
+            room
+        });
         self.rooms[room as usize].members += 1;
         let slot = self.peers.put(conn, Peer::new(room, claims));
         self.links.fit(slot);
+    }
+
+    /// The room of this name.
+    fn named(&self, name: &str) -> Option<u32> {
+        let has_it = |room: &u32| *self.rooms[*room as usize].name == *name;
+        self.names.find(self.hasher.hash_one(name), has_it).copied()
     }
 
     /// A peer is gone: all is undone that refers to it, and it is forgotten.

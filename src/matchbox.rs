@@ -139,6 +139,14 @@ impl Protocol for Matchbox {
         group.is_none_or(|group| group.members.len() < self.peers_max)
     }
 
+    fn has_room(&self, target: &Target) -> bool {
+        self.open.contains_key(&key(target))
+    }
+
+    fn room(&self, conn: Conn) -> usize {
+        self.members.find(conn).map_or(0, |slot| self.members[slot])
+    }
+
     fn counts(&self) -> Counts {
         let peers = self.members.iter().count();
         Counts { peers, rooms: self.groups.len(), ..self.counts.clone() }

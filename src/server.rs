@@ -11,6 +11,7 @@ mod clock;
 mod connections;
 mod listen;
 mod signals;
+mod stop;
 
 use std::hash::RandomState;
 use std::io::{self, ErrorKind};
@@ -18,7 +19,6 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use log::info;
 use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
@@ -28,10 +28,10 @@ use crate::config::Config;
 use crate::gate::Gate;
 use crate::http::Door;
 use crate::hub::Hub;
-use crate::limits::{DESCRIPTORS_SPARE, STOP_TIME_MAX, SWEEP_EVERY};
+use crate::limits::{DESCRIPTORS_SPARE, SWEEP_EVERY};
 use crate::matchbox::Matchbox;
 use crate::protocol::{Dialect, Input};
-use crate::session::{End, Event, Fill, Scratch, Shared};
+use crate::session::{Event, Fill, Scratch, Shared};
 use clock::Clock;
 use connections::Connections;
 use listen::Listeners;
@@ -54,6 +54,8 @@ pub struct Server {
     sweep_at: Duration,
     /// The slot at which a sweep that has begun goes on.
     sweep: Option<usize>,
+    /// When a drain that has begun is over.
+    drained_at: Option<Duration>,
     /// When a stop that has begun ends at the latest.
     stop_at: Option<Duration>,
     /// For SIGTERM, SIGINT and SIGHUP, see [`Server::heed_signals`].
@@ -98,6 +100,7 @@ impl Server {
             ready: Vec::new(),
             sweep_at: Duration::ZERO,
             sweep: None,
+            drained_at: None,
             stop_at: None,
             signals: None,
             signalled: false,
@@ -117,25 +120,6 @@ impl Server {
     /// How many connections it has, of any kind.
     pub fn sessions(&self) -> usize {
         self.connections.entries.len()
-    }
-
-    /// Stops accepting and closes everybody with 1001. From now on the turns lead to [`Server::is_stopped`].
-    pub fn stop(&mut self) {
-        info!("stopping");
-        self.listeners.close();
-        let now = self.clock.now();
-        self.connections.shared.now = now;
-        self.stop_at = Some(now + STOP_TIME_MAX);
-        let slots: Vec<usize> = self.connections.entries.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            self.connections.reach(slot, |session, shared| session.close(End::GoingAway, shared));
-        }
-        self.settle();
-    }
-
-    /// Whether a stop has come to its end.
-    pub fn is_stopped(&self) -> bool {
-        self.stop_at.is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
     }
 
     /// Moves the clock forward. For tests, which have no time to wait.
@@ -190,7 +174,8 @@ impl Server {
         if !self.ready.is_empty() || self.sweep.is_some() || self.listeners.are_ready(&self.connections) {
             return Some(Duration::ZERO);
         }
-        let busy = !self.connections.entries.is_empty() || self.listeners.have_failed();
+        let busy =
+            !self.connections.entries.is_empty() || self.listeners.have_failed() || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
         let next = [self.gate.wake_at(), sweep, self.stop_at].into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
@@ -266,6 +251,9 @@ impl Server {
             self.sweep_at = now + SWEEP_EVERY;
             self.listeners.retry();
             self.connections.tell_refusals();
+            if let Some(until) = self.drained_at {
+                self.drain_on(until);
+            }
             let Shared { config, budget, .. } = &mut self.connections.shared;
             if config.memory_bytes_max.is_some() {
                 budget.recount(self.gate.each().map(|(_, protocol)| protocol.kept()).sum());

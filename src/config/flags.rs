@@ -108,6 +108,10 @@ impl Config {
                     let prefix = parser.optional_value().unwrap_or_else(|| "/".into()).string()?;
                     config.matchbox = Some(named("--matchbox", &prefix, prefix_of_rooms)?);
                 }
+                Long("drain") => {
+                    let seconds = value(&mut parser, "--drain", |text| within(text, 0, 86_400))?;
+                    config.drain = Duration::from_secs(seconds);
+                }
                 Long("no-page") => config.page = false,
                 Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
                 Long("log") => config.log = value(&mut parser, "--log", level)?,
@@ -161,6 +165,7 @@ usage: noroshi [flags]
                              let in only who has a token, signed with a secret in this file [default: none]
       --ayame[=PATH]         speak Ayame's protocol too, at PATH or else at /signaling [default: off]
       --matchbox[=PREFIX]    speak matchbox's protocol too, at PREFIX/ROOM or else at /ROOM [default: off]
+      --drain SECONDS        told to stop, serve the rooms that there are for so long [default: 0]
       --no-page              serve neither the page nor /noroshi.js [default: serve them]
       --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]

@@ -152,6 +152,21 @@ impl Connections {
         slots.last().map(|last| last + 1).filter(|_| slots.len() == SWEEP_PER_TURN)
     }
 
+    /// Says goodbye to this share of the rooms, those that were already told so among them, which is the same for all in one
+    /// room: they shall meet again elsewhere.
+    pub(super) fn dismiss(&mut self, share: f64, gate: &Gate) {
+        let is_told = |entry: &Entry| {
+            // Rooms are numbered from 0: multiplied so, neighbours come to lie far apart.
+            let scattered = (gate.room(entry.conn) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            entry.served && (scattered >> 32) as f64 / 2_f64.powi(32) < share
+        };
+        let told: Vec<usize> =
+            self.entries.iter().filter(|(_, entry)| is_told(entry)).map(|(slot, _)| slot).collect();
+        for slot in told {
+            self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
+        }
+    }
+
     /// A connection is a WebSocket now.
     pub(super) fn upgrade(&mut self, slot: usize) {
         let entry = &mut self.entries[slot];

@@ -20,7 +20,8 @@ impl Server {
         self.poll.registry().register(signals, SIGNALS, Interest::READABLE)
     }
 
-    /// Serves until a signal comes, then says goodbye. A second signal ends it at once.
+    /// Serves until a signal comes, then says goodbye, or drains before that. Each further signal goes on to the next of
+    /// these, and the last ends it at once.
     ///
     /// # Errors
     /// The poll fails, which no peer can bring about.
@@ -35,6 +36,9 @@ impl Server {
                 match signal {
                     SIGHUP => self.reload(),
                     _ if self.stop_at.is_some() => return Ok(()),
+                    _ if self.drained_at.is_none() && !self.connections.shared.config.drain.is_zero() => {
+                        self.drain()
+                    }
                     _ => self.stop(),
                 }
             }

@@ -28,7 +28,7 @@ impl<S: Stream> Session<S> {
             _ if http::is_impossible(head) => http::malformed(head),
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread = unread.start + end - searched..unread.end;
-                let Shared { config, metrics, crowd, full, wall, .. } = shared;
+                let Shared { config, metrics, crowd, full, draining, wall, .. } = shared;
                 let is_trusted = self.door == Door::Main && config.trusts(self.address.ip());
                 http::answer(
                     &head[..end],
@@ -44,6 +44,9 @@ impl<S: Stream> Session<S> {
                             crowd.enter(self.address);
                         }
                         match crowd.excess(self.address) {
+                            _ if *draining && target.is_none_or(|target| !gate.has_room(target)) => {
+                                Place::Draining
+                            }
                             _ if *full => Place::Full,
                             1.. => Place::Crowded,
                             0 if target.is_some_and(|target| !gate.has_place(target)) => Place::NoRoom,

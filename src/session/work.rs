@@ -26,6 +26,8 @@ pub struct Shared {
     pub wall: Duration,
     /// Whether there is no place for another WebSocket.
     pub full: bool,
+    /// Whether the server is about to stop, and no new room begins here.
+    pub draining: bool,
     /// How many connections come from where.
     pub crowd: Crowd,
     /// How much memory is used.
@@ -45,6 +47,7 @@ impl Shared {
             now: Duration::ZERO,
             wall: Duration::ZERO,
             full: false,
+            draining: false,
             spare: Vec::new(),
         }
     }
