@@ -15,6 +15,7 @@ use crate::address::Network;
 use crate::origin::Allowed;
 use crate::token::Secrets;
 
+mod environment;
 mod flags;
 
 pub use flags::{Command, Mint};
@@ -24,8 +25,10 @@ pub use crate::limits::*;
 /// What the command line says.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen. Empty: `[::]:8080`, or `0.0.0.0:8080` where the kernel has no IPv6.
+    /// Where to listen. Empty: this port of `[::]`, or of `0.0.0.0` where the kernel has no IPv6.
     pub listen: Vec<SocketAddr>,
+    /// For that.
+    pub port: u16,
     /// Pages that may connect besides those of the server's own host.
     pub allow_origins: Vec<Allowed>,
     /// WebSocket connections at a time. Ten thousand idle ones are a few MB.
@@ -96,6 +99,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             listen: Vec::new(),
+            port: 8080,
             allow_origins: Vec::new(),
             connections_max: 10_000,
             connections_per_ip_max: 0,

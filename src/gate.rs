@@ -1,4 +1,4 @@
-//! The door between connections and protocols: what every protocol needs is done here, before it or for it.
+//! Between connections and protocols: what every protocol needs is done here, before it or for it.
 //!
 //! A connection is handed to the protocol that its upgrade asked for. What it says is paid for by its size before the
 //! protocol hears it, and whoever is probed has its time. What else all have in common, the first message in time, the
@@ -30,7 +30,7 @@ pub trait Protocol {
     }
 
     /// Whether somebody is there already whom an upgrade to this target may meet, as far as that can be told.
-    fn has_room(&self, _target: &Target) -> bool {
+    fn knows_room(&self, _target: &Target) -> bool {
         true
     }
 
@@ -171,11 +171,16 @@ impl Gate {
                 common.buckets.resize_with(slot + 1, Bucket::default);
             }
             dialects[slot] = target.dialect;
+            common.buckets[slot] = Bucket::default();
         }
         let verdict = match input {
             Input::Text(_, text) => common.pay(conn, text.len(), now),
             Input::Binary(_, bytes) => common.pay(conn, bytes.len(), now),
             Input::Alive(_) if !common.probes.end(conn) => return,
+            Input::Disconnected(_) => {
+                common.probes.end(conn);
+                Verdict::Pass
+            }
             _ => Verdict::Pass,
         };
         let dialect = dialects[slot];
@@ -188,10 +193,6 @@ impl Gate {
                 turn.close(conn, Close::RateLimited);
                 protocol.handle(Input::Disconnected(conn), turn);
             }
-        }
-        if let Input::Disconnected(_) = input {
-            common.probes.end(conn);
-            common.buckets[slot] = Bucket::default();
         }
     }
 
@@ -221,9 +222,9 @@ impl Gate {
         self.protocols[target.dialect as usize].as_ref().is_some_and(|protocol| protocol.has_place(target))
     }
 
-    /// See [`Protocol::has_room`].
-    pub fn has_room(&self, target: &Target) -> bool {
-        self.protocols[target.dialect as usize].as_ref().is_some_and(|protocol| protocol.has_room(target))
+    /// See [`Protocol::knows_room`].
+    pub fn knows_room(&self, target: &Target) -> bool {
+        self.protocols[target.dialect as usize].as_ref().is_some_and(|protocol| protocol.knows_room(target))
     }
 
     /// See [`Protocol::room`].

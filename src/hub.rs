@@ -93,7 +93,7 @@ impl Protocol for Hub {
         self.alarms.first().map(|(at, _)| at.get())
     }
 
-    fn has_room(&self, target: &Target) -> bool {
+    fn knows_room(&self, target: &Target) -> bool {
         self.named(&target.room).is_some()
     }
 
@@ -224,7 +224,7 @@ impl Hub {
         }
     }
 
-    /// Does what a message says, which is paid for but for its candidates. If it was kept while its sender claimed
+    /// Does what a message says. Its size is paid for already, its candidates are paid for here. If it was kept while its sender claimed
     /// ids, those that were `taken` are not claimed again.
     fn obey(&mut self, slot: Slot, text: &str, taken: &BTreeSet<Box<str>>, turn: &mut Turn) {
         let Request { id, target, body } = match message::parse(text) {

@@ -31,11 +31,11 @@
 //! The words: a *peer* is who speaks, under an id, in a *room*. A *connection* ([`protocol::Conn`]) is how it is
 //! reached, and has a number that is never used again. A *session* is a connection as bytes. *Offer*, *answer*,
 //! *candidate* and *SDP* are WebRTC's (RFC 8829), and are never looked into. *Poll*, *token* and *interest* are
-//! mio's; the token that lets somebody in is a *JWT*.
+//! mio's; a peer's token is the JWT that lets it in, and those of a rate are what a message costs.
 //!
 //! To read it, follow a candidate: [`server`] (`Server::turn`, `receive`), [`session`] (`fill`, `next`), [`gate`]
 //! (`Gate::handle`), [`hub`] (`handle`, `obey`), [`message`] (`parse`), `candidates` in `hub/pairing.rs`, and back out:
-//! `Reply::text`, `Turn::forward`, `Connections::push`, and at the end of the turn `Session::flush`. All else may be
+//! `Reply::text`, `Turn::forward`, `push` in `server/connections.rs`, and at the end of the turn `Session::flush`. All else may be
 //! taken at its name until you want to know how it is done.
 
 #![forbid(unsafe_code)]

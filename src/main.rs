@@ -16,7 +16,7 @@ use noroshi::server::Server;
 use noroshi::token::Claims;
 
 fn main() -> ExitCode {
-    let mut config = match Config::parse(std::env::args_os().skip(1)) {
+    let mut config = match Config::parse_with(std::env::vars_os(), std::env::args_os().skip(1)) {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help()),
         Ok(Command::Token(mint)) => return token(mint),

@@ -139,7 +139,7 @@ impl Protocol for Matchbox {
         group.is_none_or(|group| group.members.len() < self.peers_max)
     }
 
-    fn has_room(&self, target: &Target) -> bool {
+    fn knows_room(&self, target: &Target) -> bool {
         self.open.contains_key(&key(target))
     }
 

@@ -4,8 +4,8 @@
 //! reads until the kernel has no more, but only one scratch full of it in one turn; who may have more is in the
 //! ready queue, and the next poll does not wait. Whoever was touched is flushed once when all have been heard, and
 //! whoever the clock touches after that. Sessions that are over are freed then, and new ones accepted last, so that
-//! no event of a turn can reach a newcomer in an old slot. The signaling rules are the hub's; this loop carries its
-//! effects out.
+//! no event of a turn can reach a newcomer in an old slot. The rules are the protocols', behind the gate, and
+//! `connections` carries their effects out.
 
 mod clock;
 mod connections;
@@ -80,7 +80,7 @@ impl Server {
         Server::with(gate, config)
     }
 
-    /// The same with other protocols behind the door.
+    /// The same with other protocols behind the gate.
     ///
     /// # Errors
     /// See [`Server::bind`].
@@ -192,7 +192,7 @@ impl Server {
                 self.receive(slot);
             }
             if event.is_writable() {
-                self.connections.reach(slot, |_, _| ());
+                self.connections.touch(slot);
             }
         } else if event.token() == SIGNALS {
             self.signalled = true;

@@ -234,6 +234,7 @@ impl<S: Stream> Session<S> {
                     }
                 }
                 Phase::Open | Phase::Closing => match self.take_frame(scratch, shared) {
+                    // It came whole, and lies there.
                     Ok(Taken::Here(range, is_text)) if self.is_open() => {
                         let bytes = &scratch.bytes[range];
                         if !is_text {
@@ -247,6 +248,7 @@ impl<S: Stream> Session<S> {
                         }
                         return text.map(Event::Text);
                     }
+                    // It came in pieces, which the codec has put together.
                     Ok(Taken::Message) if self.is_open() => {
                         return match &scratch.message {
                             Message::Text(text) => Some(Event::Text(text)),

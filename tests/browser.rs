@@ -91,7 +91,7 @@ fn three_meet_talk_and_see_each_other_and_one_is_killed() {
         browser.until("document.querySelector('[data-peer=Aoi] video').videoWidth > 0");
     }
     // The picture in the README.
-    if let Some(path) = std::env::var_os("NOROSHI_SCREENSHOT") {
+    if let Some(path) = std::env::var_os("TEST_SCREENSHOT") {
         ren.eval("document.querySelector('#camera').click()");
         aoi.until(&format!("({}) > 15", decoded("Ren")));
         aoi.resize(1100, 780, "light");

@@ -43,8 +43,8 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
     if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
         return;
     }
-    let mut seed = std::env::var("NOROSHI_SEED").map_or(1, |seed| seed.parse().unwrap());
-    println!("NOROSHI_SEED={seed}");
+    let mut seed = std::env::var("TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    println!("TEST_SEED={seed}");
     let (server, _stderr) = run(r#"exec "$0" --allow-origin "*""#);
     let wire = Wire::to(server.address);
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());

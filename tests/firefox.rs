@@ -159,7 +159,7 @@ fn whoever_comes_first() {
     acquaint(&mut chromium, &mut firefox);
 }
 
-/// Pictures are saved where NOROSHI_LOOKS says, for somebody to look at.
+/// Pictures are saved where TEST_LOOKS says, for somebody to look at.
 #[test]
 fn the_page_fits_whatever_its_width_and_colors() {
     if !is_installed(FIREFOX) {
@@ -184,7 +184,7 @@ fn the_page_fits_whatever_its_width_and_colors() {
             let wide =
                 aoi.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth");
             assert_eq!(wide, 0, "{colors} at {width}");
-            if let Some(folder) = std::env::var_os("NOROSHI_LOOKS") {
+            if let Some(folder) = std::env::var_os("TEST_LOOKS") {
                 let file = Path::new(&folder).join(format!("firefox-{width}-{colors}.png"));
                 std::fs::write(file, aoi.picture()).unwrap();
             }

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::memory::{Memory, target};
+use common::memory::{Memory, Recorded, target};
 use common::transcript::{Heard, Wire};
 use noroshi::config::{Config, KEPT_BYTES_MAX, Secret};
 use noroshi::protocol::Input;
@@ -328,4 +328,28 @@ fn what_cannot_be_kept_is_refused() {
     }
     assert!(wire.outbox.kept > kept, "growth is known at once");
     assert_eq!(wire.kept(), 0);
+}
+
+/// A slot is used again, but not the tokens of who was in it before.
+#[test]
+fn who_comes_after_a_flood_has_a_full_bucket() {
+    let mut wire = memory(|config| config.rate_max = 1);
+    let conn = |number| noroshi::protocol::Conn::new(number, 0);
+    wire.handle(Input::Connected(conn(1), &target(""), None));
+    let is_closed = |wire: &Memory| {
+        wire.outbox.effects.iter().any(|effect| matches!(effect, Recorded::Close(it, _) if *it == conn(1)))
+    };
+    while !is_closed(&wire) {
+        wire.now += Duration::from_millis(20);
+        wire.handle(Input::Text(conn(1), r#"{"type":"leave","id":"A"}"#));
+    }
+    wire.outbox.effects.clear();
+    // The server tells nobody twice that a connection is gone.
+    wire.handle(Input::Connected(conn(2), &target(""), None));
+    for _ in 0..10 {
+        wire.handle(Input::Text(conn(2), r#"{"type":"leave","id":"B"}"#));
+    }
+    assert_eq!(wire.outbox.effects.drain(..).collect::<Vec<_>>(), [Recorded::Registered(conn(2))]);
+    wire.handle(Input::Disconnected(conn(2)));
+    Box::new(wire).finish();
 }

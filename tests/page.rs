@@ -17,7 +17,7 @@ fn enter(browser: &mut Chromium, server: &Running, name: &str) {
 
 /// Saves a picture of each look where this variable says, for somebody to look at.
 fn look(browser: &mut Chromium, name: &str) {
-    let Some(folder) = std::env::var_os("NOROSHI_LOOKS") else { return };
+    let Some(folder) = std::env::var_os("TEST_LOOKS") else { return };
     for (width, height) in [(320, 900), (390, 844), (1100, 780)] {
         for colors in ["light", "dark", "forced"] {
             browser.resize(width, height, colors);

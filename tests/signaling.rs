@@ -49,8 +49,8 @@ fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
     if !is_installed(CHROMIUM) {
         return;
     }
-    let mut seed = std::env::var("NOROSHI_SEED").map_or(1, |seed| seed.parse().unwrap());
-    println!("NOROSHI_SEED={seed}");
+    let mut seed = std::env::var("TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    println!("TEST_SEED={seed}");
     let (server, _stderr) = run(OPEN);
     let wires = [Wire::to(server.address), Wire::to(server.address)];
     let mut browser = page(&server, [&wires[0], &wires[1]]);

@@ -1,6 +1,6 @@
 //! Many peers at random against the hub, which must be consistent after each input and empty at the end.
 //!
-//! The seed of a failing run is printed; `NOROSHI_SEED=… cargo test --test simulation` plays it alone.
+//! The seed of a failing run is printed; `TEST_SEED=… cargo test --test simulation` plays it alone.
 
 mod common;
 
@@ -167,12 +167,12 @@ impl World {
 
 #[test]
 fn the_hub_is_consistent_whatever_happens() {
-    let seeds = match std::env::var("NOROSHI_SEED") {
+    let seeds = match std::env::var("TEST_SEED") {
         Ok(seed) => vec![seed.parse().expect("a number")],
         Err(_) => (0..400).collect(),
     };
     for seed in seeds {
-        println!("NOROSHI_SEED={seed}");
+        println!("TEST_SEED={seed}");
         let mut world = World::new(seed);
         for _ in 0..500 {
             world.step();

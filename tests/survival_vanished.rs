@@ -38,7 +38,7 @@ fn a_client_that_is_stopped() {
 /// This needs a network of its own, so it runs itself in one.
 #[test]
 fn a_network_that_is_cut() {
-    const INSIDE: &str = "NOROSHI_TEST_IS_IN_ITS_OWN_NETWORK";
+    const INSIDE: &str = "TEST_IS_IN_ITS_OWN_NETWORK";
     if std::env::var_os(INSIDE).is_some() {
         return cut_the_network();
     }

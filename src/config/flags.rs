@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{Config, GIB, ICE_SERVER_BYTES_MAX, ICE_SERVERS_MAX, ID_BYTES_MAX, KIB, MIB, Size};
+use super::{Config, GIB, ICE_SERVER_BYTES_MAX, ICE_SERVERS_MAX, ID_BYTES_MAX, KIB, MIB, Size, environment};
 use crate::address::Network;
 use crate::origin::Allowed;
 
@@ -45,7 +45,23 @@ impl Config {
     /// # Errors
     /// One line that names the flag and what it wants.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-        Self::parse_flags(args).map_err(|error| error.to_string().replace(char::is_control, "?"))
+        Self::parse_with([], args)
+    }
+
+    /// The same after what variables of the environment say, see `environment`.
+    ///
+    /// # Errors
+    /// The same, or the variable is named.
+    pub fn parse_with(
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+        args: impl IntoIterator<Item = OsString>,
+    ) -> Result<Command, String> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        // Another command than to serve has flags of its own.
+        let serves = args.first().is_none_or(|first| first.as_encoded_bytes().starts_with(b"-"));
+        let mut all = if serves { environment::flags(variables, &args)? } else { Vec::new() };
+        all.extend(args);
+        Self::parse_flags(all).map_err(|error| error.to_string().replace(char::is_control, "?"))
     }
 
     fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
@@ -108,6 +124,8 @@ impl Config {
                     let prefix = parser.optional_value().unwrap_or_else(|| "/".into()).string()?;
                     config.matchbox = Some(named("--matchbox", &prefix, prefix_of_rooms)?);
                 }
+                // Only the environment says this.
+                Long("port") => config.port = value(&mut parser, "PORT", |text| within(text, 1, 65_535))?,
                 Long("drain") => {
                     let seconds = value(&mut parser, "--drain", |text| within(text, 0, 86_400))?;
                     config.drain = Duration::from_secs(seconds);
@@ -171,6 +189,9 @@ usage: noroshi [flags]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
   -h, --help                 print this
   -V, --version              print the version
+
+Each may be said by the environment too: NOROSHI_MAX_RATE=5 is --max-rate 5, NOROSHI_NO_PAGE=yes is --no-page, lists
+are separated by commas or spaces, and PORT=80 is the port of the default address. Flags win.
 ",
             version = env!("CARGO_PKG_VERSION"),
             connections = d.connections_max,

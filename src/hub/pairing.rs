@@ -1,5 +1,6 @@
-//! Pairing, the article's flow: the first who connects is asked for an offer, the offer stands until somebody answers
-//! it, whoever comes meanwhile is handed it or waits in the line.
+//! Pairing, the flow of the article that it all began with (in the README, "For those who know the article"): the first
+//! who connects is asked for an offer, the offer stands until somebody answers it, whoever comes meanwhile is handed it or
+//! waits in the line.
 
 use std::mem;
 
@@ -282,7 +283,8 @@ impl Hub {
         let was_handed = peer.offer().is_some_and(|offer| offer.handed);
         let to = match (self.target(slot, target), peer.flow) {
             (Ok(Some(target)), _) => target,
-            // Trickled to the name of a peer that is still to come.
+            // Trickled to the name of a peer that is still to come: once somebody was handed the offer, a name that is
+            // unknown is wrong.
             (Err(_), Flow::Offerer) if !was_handed && target != peer.id() => {
                 return self.store(slot, candidates, turn);
             }

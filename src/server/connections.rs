@@ -75,17 +75,21 @@ impl Connections {
         }
     }
 
-    /// Does something with a session, which is flushed at the end of the turn, and parted with if it has ended.
+    /// Does something with a session, and touches it.
     pub(super) fn reach<T>(
         &mut self,
         slot: usize,
         work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T,
     ) -> T {
-        let entry = &mut self.entries[slot];
-        if !mem::replace(&mut entry.touched, true) {
+        self.touch(slot);
+        work(&mut self.entries[slot].session, &mut self.shared)
+    }
+
+    /// Has a session flushed at the end of the turn, and parted with if it has ended.
+    pub(super) fn touch(&mut self, slot: usize) {
+        if !mem::replace(&mut self.entries[slot].touched, true) {
             self.touched.push(slot);
         }
-        work(&mut entry.session, &mut self.shared)
     }
 
     /// What a session that was just reached has to say next.
@@ -146,7 +150,7 @@ impl Connections {
         let slots: Vec<usize> = occupied.take(SWEEP_PER_TURN).collect();
         for &slot in &slots {
             if self.entries[slot].session.tick(&mut self.shared) {
-                self.reach(slot, |_, _| ());
+                self.touch(slot);
             }
         }
         slots.last().map(|last| last + 1).filter(|_| slots.len() == SWEEP_PER_TURN)

@@ -45,7 +45,7 @@ impl Listeners {
             sockets.push((listen(*address)?, Door::Main));
         }
         if config.listen.is_empty() {
-            sockets.push((listen_by_default()?, Door::Main));
+            sockets.push((listen_by_default(config.port)?, Door::Main));
         }
         if let Some(address) = config.metrics {
             sockets.push((listen(address)?, Door::Metrics));
@@ -137,9 +137,9 @@ impl Listener {
     }
 }
 
-/// Port 8080 of all addresses of the machine.
-fn listen_by_default() -> io::Result<TcpListener> {
-    let (all, all_v4) = ((Ipv6Addr::UNSPECIFIED, 8080).into(), (Ipv4Addr::UNSPECIFIED, 8080).into());
+/// A port of all addresses of the machine.
+fn listen_by_default(port: u16) -> io::Result<TcpListener> {
+    let (all, all_v4) = ((Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into());
     match listen(all) {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Err(error),

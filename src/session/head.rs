@@ -44,7 +44,7 @@ impl<S: Stream> Session<S> {
                             crowd.enter(self.address);
                         }
                         match crowd.excess(self.address) {
-                            _ if *draining && target.is_none_or(|target| !gate.has_room(target)) => {
+                            _ if *draining && target.is_none_or(|target| !gate.knows_room(target)) => {
                                 Place::Draining
                             }
                             _ if *full => Place::Full,

@@ -1,0 +1,329 @@
+//! Three nodes behind HAProxy as the README has it: whoever should meet meets, whatever becomes of the nodes.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::browser::Browser;
+use common::chromium::{CHROMIUM, Chromium};
+use common::process::{Running, eventually, run};
+use common::program::{Program, is_installed};
+use common::readme::block;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tungstenite::{Error, Message, WebSocket};
+
+const HAPROXY: &str = "/usr/sbin/haproxy";
+/// After so long, who should meet does not.
+const GIVE_UP: Duration = Duration::from_secs(60);
+/// The balancer asks every second, and believes the second answer.
+const NOTICED: Duration = Duration::from_millis(2500);
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+struct Cluster {
+    ports: [u16; 3],
+    /// `None`: it is down.
+    nodes: [Option<Running>; 3],
+    balancer: Program,
+    address: SocketAddr,
+}
+
+impl Cluster {
+    fn start() -> Cluster {
+        let ports = [(); 3].map(|()| free_port());
+        let (port, peers) = (free_port(), free_port());
+        let nodes = ports.map(|port| Some(node(port)));
+        let balancer = Program::start_after(HAPROXY, "-W -f haproxy.cfg", |home| {
+            let mut text = block("balance uri path-only");
+            for (from, to) in [
+                (":8080\n", format!("127.0.0.1:{port}\n")),
+                ("127.0.0.1:10000", format!("127.0.0.1:{peers}")),
+                ("10.0.0.1:8080", format!("127.0.0.1:{}", ports[0])),
+                ("10.0.0.2:8080", format!("127.0.0.1:{}", ports[1])),
+                ("10.0.0.3:8080", format!("127.0.0.1:{}", ports[2])),
+            ] {
+                assert!(text.contains(from), "{from}");
+                text = text.replacen(from, &to, 1);
+            }
+            std::fs::write(home.join("haproxy.cfg"), text).unwrap();
+        });
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        balancer.until("the balancer", || TcpStream::connect(address).ok());
+        Cluster { ports, nodes, balancer, address }
+    }
+
+    fn kill(&mut self, node: usize) {
+        self.nodes[node].take().unwrap().signal(Signal::SIGKILL);
+    }
+
+    fn restart(&mut self, number: usize) {
+        self.nodes[number] = Some(node(self.ports[number]));
+    }
+}
+
+fn node(port: u16) -> Running {
+    run(&format!(r#"exec "$0" -l 127.0.0.1:{port} --drain 8 --log error"#)).0
+}
+
+/// A peer that does what the library does: it comes back when it is cut.
+struct Member {
+    room: String,
+    id: String,
+    socket: Option<WebSocket<TcpStream>>,
+    again_at: Instant,
+    /// How often it came.
+    came: u32,
+    /// Those who are there, as far as it has heard.
+    others: BTreeSet<String>,
+    said: u32,
+    heard: BTreeSet<(String, u64)>,
+}
+
+impl Member {
+    fn new(room: &str, id: &str) -> Member {
+        let (others, heard) = (BTreeSet::new(), BTreeSet::new());
+        Member {
+            room: room.to_owned(),
+            id: id.to_owned(),
+            socket: None,
+            again_at: Instant::now(),
+            came: 0,
+            others,
+            said: 0,
+            heard,
+        }
+    }
+
+    fn open(&mut self, address: SocketAddr) -> Option<WebSocket<TcpStream>> {
+        let stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (mut socket, _) = tungstenite::client(format!("ws://{address}/ws/{}", self.room), stream).ok()?;
+        socket.send(Message::text(json!({"type": "join", "id": self.id}).to_string())).ok()?;
+        socket.get_ref().set_nonblocking(true).unwrap();
+        self.came += 1;
+        Some(socket)
+    }
+
+    /// Hears what there is, or comes back.
+    fn turn(&mut self, address: SocketAddr) {
+        if self.socket.is_none() && self.again_at <= Instant::now() {
+            self.socket = self.open(address);
+        }
+        let mut is_lost = false;
+        while let Some(socket) = &mut self.socket {
+            match socket.read() {
+                Ok(Message::Text(text)) => self.hear(&serde_json::from_str(&text).unwrap()),
+                Ok(Message::Close(_)) => is_lost = true,
+                Ok(_) => {}
+                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    is_lost = true;
+                    break;
+                }
+            }
+        }
+        if is_lost || self.socket.is_none() {
+            // Not all at once: as the library, between half and one and a half of a pause.
+            let pause = 125 + u64::from(self.came + self.said) * 97 % 250;
+            if is_lost || self.again_at <= Instant::now() {
+                self.again_at = Instant::now() + Duration::from_millis(pause);
+            }
+            self.socket = None;
+            self.others.clear();
+        }
+    }
+
+    fn hear(&mut self, message: &Value) {
+        let id = message["id"].as_str().map(str::to_owned);
+        match message["type"].as_str().unwrap() {
+            "joined" => {
+                let peers = message["peers"].as_array().unwrap().iter();
+                self.others = peers.map(|id| id.as_str().unwrap().to_owned()).collect();
+            }
+            "peerJoined" => _ = self.others.insert(id.unwrap()),
+            "peerLeft" => _ = self.others.remove(&id.unwrap()),
+            "candidate" => {
+                let said: Value = serde_json::from_str(message["candidate"].as_str().unwrap()).unwrap();
+                assert_eq!(said["room"], *self.room, "it is for the right room");
+                assert!(self.heard.insert((id.unwrap(), said["n"].as_u64().unwrap())), "it is heard once");
+            }
+            // Who is named has just gone.
+            "error" => {}
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Says something to each.
+    fn say(&mut self) {
+        self.said += 1;
+        let candidate = json!({"room": self.room, "n": self.said});
+        for target in &self.others {
+            let said =
+                json!({"type": "candidateAdd", "id": self.id, "target_id": target, "candidate": candidate});
+            if let Some(socket) = &mut self.socket {
+                // Its end is seen by the next read.
+                let _ = socket.send(Message::text(said.to_string()));
+            }
+        }
+    }
+}
+
+const ROOMS: usize = 100;
+
+/// The members go on, and talk, until something is so. Returns how long that took.
+#[track_caller]
+fn until(
+    members: &mut [Member],
+    address: SocketAddr,
+    mut is_so: impl FnMut(&mut [Member]) -> bool,
+) -> Duration {
+    let began = Instant::now();
+    loop {
+        for member in &mut *members {
+            member.turn(address);
+            member.say();
+        }
+        if is_so(members) {
+            return began.elapsed();
+        }
+        assert!(began.elapsed() < GIVE_UP, "who should meet does not");
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Waits until each has met its partner, and nobody else.
+#[track_caller]
+fn meet(members: &mut [Member], address: SocketAddr) -> Duration {
+    until(members, address, |members| {
+        members.iter().all(|member| {
+            let partner = if member.id == "a" { "b" } else { "a" };
+            member.socket.is_some() && member.others.iter().eq([partner])
+        })
+    })
+}
+
+/// Somebody else comes into each room, sees both, and goes.
+#[track_caller]
+fn visit(members: &mut [Member], address: SocketAddr) {
+    meet(members, address);
+    let mut guests: Vec<Member> =
+        (0..ROOMS).map(|room| Member::new(&format!("room-{room}"), "guest")).collect();
+    let began = Instant::now();
+    while guests.iter().any(|guest| guest.others.len() < 2) {
+        members.iter_mut().chain(&mut guests).for_each(|member| member.turn(address));
+        let apart = guests.iter().filter(|guest| guest.others.len() < 2).count();
+        assert!(began.elapsed() < GIVE_UP, "{apart} do not see both who are there");
+        sleep(Duration::from_millis(20));
+    }
+    assert!(guests.iter().all(|guest| guest.came == 1), "they see both at once");
+    drop(guests);
+    meet(members, address);
+}
+
+#[test]
+fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
+    if !is_installed(HAPROXY) {
+        return;
+    }
+    let mut cluster = Cluster::start();
+    let address = cluster.address;
+    let mut members: Vec<Member> =
+        (0..ROOMS).flat_map(|room| ["a", "b"].map(|id| Member::new(&format!("room-{room}"), id))).collect();
+    println!("all meet in {:?}", meet(&mut members, address));
+    for node in cluster.nodes.iter().flatten() {
+        assert!(node.metric("rooms") > 10.0, "each node has its share");
+    }
+    visit(&mut members, address);
+
+    cluster.kill(0);
+    let lost = until(&mut members, address, |members| members.iter().any(|member| member.socket.is_none()));
+    println!("killed: all meet again in {:?}", lost + meet(&mut members, address));
+    visit(&mut members, address);
+    cluster.restart(0);
+    until(&mut members, address, {
+        let began = Instant::now();
+        move |_| began.elapsed() > NOTICED
+    });
+    // The hash would have them on the node that is back, where nobody is.
+    visit(&mut members, address);
+
+    for number in 0..3 {
+        let began = Instant::now();
+        let came: u32 = members.iter().map(|member| member.came).sum();
+        let node = cluster.nodes[number].as_mut().unwrap();
+        node.signal(Signal::SIGTERM);
+        let mut code = None;
+        until(&mut members, address, |_| {
+            code = node.child.try_wait().unwrap();
+            code.is_some()
+        });
+        assert_eq!(code.unwrap().code(), Some(0));
+        let moved = members.iter().map(|member| member.came).sum::<u32>() - came;
+        println!("node {number} is drained in {:?}, {moved} have moved", began.elapsed());
+        cluster.restart(number);
+        let back = Instant::now();
+        until(&mut members, address, |_| back.elapsed() > NOTICED);
+        visit(&mut members, address);
+    }
+
+    cluster.balancer.signal(Signal::SIGUSR2);
+    let began = Instant::now();
+    until(&mut members, address, |_| began.elapsed() > NOTICED);
+    // The new process knows where each room is, and the old one still carries those who were there.
+    visit(&mut members, address);
+    println!("reloaded");
+
+    drop(members);
+    eventually("nobody is left", || {
+        cluster.nodes.iter().flatten().all(|node| node.metric("connections") + node.metric("rooms") == 0.0)
+    });
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+
+#[test]
+fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
+    if !is_installed(HAPROXY) || !is_installed(CHROMIUM) {
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut cluster = Cluster::start();
+    let [mut first, mut second, mut third] = Chromium::start();
+    let enter = |browser: &mut Chromium, name: &str| {
+        browser.open(&format!("http://{}/?room=tea&name={name}", cluster.address));
+        browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+    };
+    enter(&mut first, "first");
+    enter(&mut second, "second");
+    for browser in [&mut first, &mut second] {
+        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+        browser.eval("window.connection = [...room.peers.values()][0].pc; window.offline = 0");
+        browser.eval("room.addEventListener('offline', () => window.offline += 1)");
+    }
+    for number in 0..3 {
+        let node = cluster.nodes[number].as_mut().unwrap();
+        node.signal(Signal::SIGTERM);
+        assert_eq!(node.code(), Some(0));
+        cluster.nodes[number] = Some(self::node(cluster.ports[number]));
+        sleep(NOTICED);
+    }
+    // Whoever else comes meets both, who have the same connection as before.
+    let address = cluster.address;
+    third.open(&format!("http://{address}/?room=tea&name=third"));
+    third.until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
+    for browser in [&mut first, &mut second] {
+        browser.until("room.online && [...room.peers.values()].filter((peer) => peer.alive).length === 2");
+        assert_eq!(browser.eval("[...room.peers.values()].some(({ pc }) => pc === window.connection)"), true);
+        assert_eq!(browser.eval("window.connection.connectionState"), "connected");
+        assert_ne!(browser.eval("window.offline"), 0, "its node was one of the three");
+        browser.is_content();
+    }
+}
