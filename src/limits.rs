@@ -137,5 +137,7 @@ pub const ORIGIN_LOGGED_MAX: usize = 100;
 /// Lines of the log that are written after stderr was found to take some. A pipe that does has room for 4 KiB (pipe(7)),
 /// and the longest line, with an id of nothing but control characters, has a little more than 1 KiB.
 pub const LOG_LINES_AT_ONCE: u32 = 3;
+/// How often a supervisor is told how many connections there are, at most.
+pub const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);

@@ -12,6 +12,7 @@ mod connections;
 mod listen;
 mod signals;
 mod stop;
+mod supervisor;
 
 use std::hash::RandomState;
 use std::io::{self, ErrorKind};
@@ -35,6 +36,7 @@ use crate::session::{Event, Fill, Scratch, Shared};
 use clock::Clock;
 use connections::Connections;
 use listen::Listeners;
+use supervisor::Supervisor;
 
 /// Sessions have the tokens of their slots, and listeners count down from the one before this.
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -58,6 +60,7 @@ pub struct Server {
     drained_at: Option<Duration>,
     /// When a stop that has begun ends at the latest.
     stop_at: Option<Duration>,
+    supervisor: Supervisor,
     /// For SIGTERM, SIGINT and SIGHUP, see [`Server::heed_signals`].
     signals: Option<Signals>,
     /// Whether a signal has come.
@@ -102,6 +105,7 @@ impl Server {
             sweep: None,
             drained_at: None,
             stop_at: None,
+            supervisor: Supervisor::new(),
             signals: None,
             signalled: false,
         })
@@ -165,6 +169,8 @@ impl Server {
         self.settle();
         self.listeners.accept(&mut self.connections, self.poll.registry());
 
+        let rooms = || self.gate.each().map(|(_, protocol)| protocol.counts().rooms).sum();
+        self.supervisor.turned(began, self.connections.upgraded, rooms);
         self.connections.shared.metrics.turned(self.clock.now() - began);
         Ok(())
     }
@@ -177,7 +183,8 @@ impl Server {
         let busy =
             !self.connections.entries.is_empty() || self.listeners.have_failed() || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
-        let next = [self.gate.wake_at(), sweep, self.stop_at].into_iter().flatten().min()?;
+        let next =
+            [self.gate.wake_at(), sweep, self.stop_at, self.supervisor.due()].into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
 

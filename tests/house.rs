@@ -15,9 +15,11 @@ const MODULES: [&str; 26] = [
 ];
 
 /// Which files know which crates, beside the standard library.
-const CRATES: [(&str, &[&str]); 19] = [
+const CRATES: [(&str, &[&str]); 21] = [
     ("mio", &["server"]),
     ("socket2", &["server"]),
+    ("listenfd", &["server"]),
+    ("sd_notify", &["server"]),
     ("signal_hook", &["server"]),
     ("signal_hook_mio", &["server"]),
     ("tungstenite", &["session", "http"]),
@@ -231,7 +233,7 @@ const FIRST_PATH_LINES_MAX: usize = 1_450;
 const DIALECTS: [&str; 2] = ["ayame", "matchbox"];
 const DIALECT_LINES_MAX: usize = 250;
 /// All lines of code.
-const SRC_LINES_MAX: usize = 5_700;
+const SRC_LINES_MAX: usize = 5_800;
 
 #[test]
 fn files_are_short() {

@@ -8,10 +8,11 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use log::{debug, warn};
 use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::connections::Connections;
 use crate::address::Address;
@@ -44,7 +45,15 @@ impl Listeners {
         for address in &config.listen {
             sockets.push((listen(*address)?, Door::Main));
         }
-        if config.listen.is_empty() {
+        let mut passed = ListenFd::from_env();
+        for index in 0..passed.len() {
+            let socket =
+                passed.take_tcp_listener(index).and_then(|socket| socket.ok_or(ErrorKind::Other.into()));
+            let socket =
+                socket.map_err(|error| io::Error::other(format!("a socket that was passed: {error}")))?;
+            sockets.push((inherited(socket)?, Door::Main));
+        }
+        if sockets.is_empty() {
             sockets.push((listen_by_default(config.port)?, Door::Main));
         }
         if let Some(address) = config.metrics {
@@ -146,6 +155,15 @@ fn listen_by_default(port: u16) -> io::Result<TcpListener> {
         // The kernel has no IPv6, or it is switched off.
         Err(_) => listen(all_v4),
     }
+}
+
+/// A socket of a supervisor's, which listens already.
+fn inherited(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    let socket = SockRef::from(&listener);
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(TcpListener::from_std(listener))
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

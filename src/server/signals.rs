@@ -26,6 +26,7 @@ impl Server {
     /// # Errors
     /// The poll fails, which no peer can bring about.
     pub fn run(&mut self) -> io::Result<()> {
+        self.supervisor.ready();
         while !self.is_stopped() {
             self.turn(None)?;
             if !mem::take(&mut self.signalled) {

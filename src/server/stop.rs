@@ -12,6 +12,7 @@ impl Server {
     /// Stops accepting and closes everybody with 1001. From now on the turns lead to [`Server::is_stopped`].
     pub fn stop(&mut self) {
         info!("stopping");
+        self.supervisor.stopping();
         self.listeners.close();
         self.drained_at = None;
         let now = self.clock.now();
@@ -29,6 +30,7 @@ impl Server {
     pub fn drain(&mut self) {
         let time = self.connections.shared.config.drain;
         info!("draining for {} s", time.as_secs());
+        self.supervisor.stopping();
         self.connections.shared.draining = true;
         self.drained_at = Some(self.clock.now() + time);
     }

@@ -1,0 +1,109 @@
+//! What systemd is told, and what it hands over; the units of the README.
+
+mod common;
+
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::client::Client;
+use common::process::{NOROSHI, run};
+use common::program::{Program, is_installed};
+use common::readme::block;
+use nix::sys::signal::Signal;
+
+const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
+const ANALYZE: &str = "/usr/bin/systemd-analyze";
+const GIVE_UP: Duration = Duration::from_secs(20);
+
+/// What a supervisor hears.
+struct Ear(UnixDatagram);
+
+impl Ear {
+    fn heard(&self) -> String {
+        let mut text = [0; 256];
+        let n = self.0.recv(&mut text).expect("it says something");
+        String::from_utf8_lossy(&text[..n]).trim_end().to_owned()
+    }
+
+    /// Waits until this is said, whatever is said before.
+    fn until(&self, expected: &str) {
+        let began = Instant::now();
+        while self.heard() != expected {
+            assert!(began.elapsed() < GIVE_UP, "waited in vain: {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_supervisor_hears_that_it_is_ready_alive_and_stops() {
+    let path = std::env::temp_dir().join(format!("noroshi-notify-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let ear = Ear(UnixDatagram::bind(&path).unwrap());
+    ear.0.set_read_timeout(Some(GIVE_UP)).unwrap();
+    let (mut server, _stderr) = run(&format!(
+        r#"export NOTIFY_SOCKET={} WATCHDOG_USEC=200000; exec "$0" --drain 60"#,
+        path.display()
+    ));
+    assert_eq!(ear.heard(), "READY=1");
+    ear.until("STATUS=0 connections, 0 rooms");
+    // Nobody is there, and it wakes up all the same.
+    (0..5).for_each(|_| ear.until("WATCHDOG=1"));
+    let client = Client::open(server.address, "tea").registered("A");
+    ear.until("STATUS=1 connections, 1 rooms");
+    drop(client);
+    ear.until("STATUS=0 connections, 0 rooms");
+    // A loop that is stuck says nothing.
+    server.signal(Signal::SIGSTOP);
+    ear.0.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+    while ear.0.recv(&mut [0; 256]).is_ok() {}
+    ear.0.set_read_timeout(Some(GIVE_UP)).unwrap();
+    server.signal(Signal::SIGCONT);
+    ear.until("WATCHDOG=1");
+    server.signal(Signal::SIGTERM);
+    ear.until("STOPPING=1");
+    assert_eq!(server.code(), Some(0));
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn a_socket_that_is_handed_over_is_served() {
+    if !is_installed(ACTIVATE) {
+        return;
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let arguments = format!("-l 127.0.0.1:{port} {NOROSHI} --log error");
+    let program = Program::start(ACTIVATE, &arguments);
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    program.until("the socket", || std::net::TcpStream::connect(address).ok());
+    // That one waited in the backlog.
+    let mut client = Client::open(address, "tea").registered("A");
+    assert!(client.settle().is_empty());
+    let log = || std::fs::read_to_string(program.home.join("log")).unwrap();
+    assert!(log().contains(&format!("listening on ws://127.0.0.1:{port}/ws")), "{}", log());
+    assert!(!log().contains(":8080"), "the default is for who is given nothing: {}", log());
+}
+
+#[test]
+fn the_units_of_the_readme_are_sound_and_leave_little_open() {
+    if !is_installed(ANALYZE) {
+        return;
+    }
+    let home = std::env::temp_dir().join(format!("noroshi-units-{}", std::process::id()));
+    std::fs::create_dir_all(&home).unwrap();
+    let service = home.join("noroshi.service");
+    std::fs::write(&service, block("[Service]").replace("/usr/local/bin/noroshi", NOROSHI)).unwrap();
+    std::fs::write(home.join("noroshi.socket"), block("[Socket]")).unwrap();
+    let analyze = |arguments: &[&str], files: &[&str]| {
+        let mut command = Command::new(ANALYZE);
+        command.args(arguments).args(files.iter().map(|file| home.join(file)));
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (is_fine, said) = analyze(&["verify"], &["noroshi.service", "noroshi.socket"]);
+    assert!(is_fine && said.is_empty(), "{said}");
+    let (is_fine, said) = analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
+    assert!(is_fine, "{said}");
+    std::fs::remove_dir_all(home).unwrap();
+}
