@@ -5,6 +5,7 @@ mod common;
 use std::hash::RandomState;
 use std::time::Duration;
 
+use common::dice::Dice;
 use common::memory::{Memory, Recorded, Recorder, left};
 use common::sockets::Net;
 use common::transcript::{Heard, SECRET, Transcript, Wire};
@@ -254,21 +255,6 @@ fn who_says_too_much_is_closed_and_what_finds_no_room_is_dropped() {
 
 // ---- At random ----
 
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[self.roll(from.len() as u64) as usize]
-    }
-}
-
 /// What somebody may say, sensible or not. `ids` are those that anybody was ever told.
 fn message(dice: &mut Dice, dialect: Dialect, ids: &[String]) -> String {
     let id = match ids.len() {
@@ -285,12 +271,12 @@ fn message(dice: &mut Dice, dialect: Dialect, ids: &[String]) -> String {
     }
     match dice.roll(20) {
         0..10 => {
-            let room = dice.pick(&["tea", "coffee"]);
-            let standalone = dice.pick(&["true", "false", "null", "false"]);
+            let room = *dice.pick(&["tea", "coffee"]);
+            let standalone = *dice.pick(&["true", "false", "null", "false"]);
             format!(r#"{{"type":"register","roomId":"{room}","standalone":{standalone}}}"#)
         }
         10 => r#"{"type":"connected"}"#.to_owned(),
-        11 => dice.pick(&["{", r#"{"type":"x"}"#, r#"{"type":"register"}"#]).to_owned(),
+        11 => dice.pick(&["{", r#"{"type":"x"}"#, r#"{"type":"register"}"#]).to_string(),
         12..15 => r#"{"type":"pong"}"#.to_owned(),
         _ => format!(r#"{{"type":"{}"}}"#, dice.pick(&["offer", "answer", "candidate"])),
     }
@@ -316,8 +302,8 @@ fn whatever_happens_they_are_consistent_and_end_empty() {
                 (0..2, _) | (_, None) if step < 500 => {
                     let slot = (0..).find(|slot| here.iter().all(|(conn, _)| conn.slot() != *slot)).unwrap();
                     let dialect = if dice.roll(2) == 0 { Dialect::Ayame } else { Dialect::Matchbox };
-                    let query = dice.pick(&["", "next=2", "next=3"]).to_owned();
-                    target = Target { dialect, room: dice.pick(&["", "tea"]).to_owned(), query };
+                    let query = dice.pick(&["", "next=2", "next=3"]).to_string();
+                    target = Target { dialect, room: dice.pick(&["", "tea"]).to_string(), query };
                     number += 1;
                     let conn = Conn::new(number, slot);
                     if gate.has_place(&target) {

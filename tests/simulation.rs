@@ -7,27 +7,12 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::dice::Dice;
 use common::memory::{Recorded, Recorder, gate, left, target};
 use noroshi::config::Config;
 use noroshi::gate::Gate;
 use noroshi::protocol::{Conn, Input};
 use serde_json::Value;
-
-/// Marsaglia's xorshift64: enough to be arbitrary, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.roll(from.len() as u64) as usize]
-    }
-}
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "nobody"];
 const ROOMS: [&str; 3] = ["", "tea", "mesh"];

@@ -6,6 +6,7 @@
 pub mod browser;
 pub mod chromium;
 pub mod client;
+pub mod dice;
 pub mod files;
 pub mod firefox;
 pub mod memory;
