@@ -158,6 +158,25 @@ fn rooms_and_groups_without_end() {
     siege.end(AT_REST + 4 * MIB);
 }
 
+/// What a peer chooses cannot forge a line of the log, nor make one that does not fit into a pipe.
+#[test]
+fn names_of_rooms_in_the_log() {
+    let siege = Siege::of_script(&format!(r#"exec "$0" --log debug {BOTH}"#));
+    let name = format!("x\n2026-01-01 ERROR forged {}", "\u{7f}".repeat(200));
+    let mut board = ayame(siege.address(), &name);
+    assert_eq!(board.heard()["type"], "accept");
+    let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let mut game = matchbox(siege.address(), &encoded);
+    id(&mut game);
+    drop((board, game));
+    let log = siege.end(AT_REST);
+    for dialect in ["ayame", "matchbox"] {
+        let line = log.lines().find(|line| line.contains(&format!("; {dialect} room \"x\\n2026"))).unwrap();
+        assert!(line.len() < 1024, "{line}");
+    }
+    assert!(log.lines().all(|line| !line.starts_with("2026-01-01")), "{log}");
+}
+
 /// A budget refuses whoever would need more, of any protocol, and the pair does not notice.
 #[test]
 fn a_budget_holds_for_them_too() {
