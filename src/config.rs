@@ -17,7 +17,7 @@ use crate::token::Secrets;
 
 mod flags;
 
-pub use flags::{Command, Mint};
+pub use flags::{Command, Mint, Probe};
 
 pub use crate::limits::*;
 
