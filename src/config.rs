@@ -18,7 +18,7 @@ use crate::token::Secrets;
 mod environment;
 mod flags;
 
-pub use flags::{Command, Mint};
+pub use flags::{Command, Mint, Probe};
 
 pub use crate::limits::*;
 

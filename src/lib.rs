@@ -8,9 +8,9 @@
 //!    │          │           └──→ gate                address: where peers are, and how many in one place
 //!    │          │                                    origin: where pages are from     token: who may come in
 //!    │          │                                    budget: how much memory is used  metrics: what is counted
-//!    └─→ logger ├──→ hub ─→ gate ─→ protocol         rate: how much one peer may send
-//!               │      ├──→ message ─→ json          stamp: a moment in eight bytes
-//!               │      └──→ ice ──────↗              named: enums whose values have names
+//!    ├─→ logger ├──→ hub ─→ gate ─→ protocol         rate: how much one peer may send
+//!    │          │      ├──→ message ─→ json          stamp: a moment in eight bytes
+//!    └─→ health │      └──→ ice ──────↗              named: enums whose values have names
 //!               └──→ ayame, matchbox: as the hub,    slots: what is known of each connection
 //!                    and ─→ uuid                     order: who is before whom
 //! ```
@@ -21,7 +21,7 @@
 //!
 //! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
 //!   `json` knows serde_json, only `config` knows lexopt, only `token` and `ice` know what signs.
-//! - Only `main`, `server`, `session` and `logger` do I/O, and `config` reads the files that its flags name; only
+//! - Only `main`, `server`, `session`, `logger` and `health` do I/O, and `config` reads the files that its flags name; only
 //!   `server` reads the clock, and `main` for a token; only `main` and `server` write to the log.
 //! - Time is an argument: the time since the start, looked up once a turn of the loop by `server`.
 //! - Everything that can grow has a limit, with a name, a unit and a reason, in [`limits`] or, with a flag,
@@ -43,6 +43,8 @@
 
 // In the order of imports, which the blank lines keep.
 pub mod server;
+
+pub mod health;
 
 pub mod session;
 

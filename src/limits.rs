@@ -141,3 +141,10 @@ pub const LOG_LINES_AT_ONCE: u32 = 3;
 pub const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
+
+// ---- `noroshi health` ----
+
+/// For each step of asking a server whether it is well: who is busy for longer is not.
+pub const HEALTH_TIME_MAX: Duration = Duration::from_secs(2);
+/// What is read of the answer; ours has under 200 bytes.
+pub const HTTP_ANSWER_BYTES_MAX: u64 = 4096;

@@ -9,7 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Mint, Size, read_token_secrets};
+use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Mint, Probe, Size, read_token_secrets};
+use noroshi::health;
 use noroshi::http::Door;
 use noroshi::logger::{self, say};
 use noroshi::server::Server;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help()),
         Ok(Command::Token(mint)) => return token(mint),
+        Ok(Command::Health(probe)) => return health(&probe),
         Ok(Command::Version) => return print(concat!("noroshi ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
             say(format_args!("noroshi: {error}; see --help"));
@@ -111,6 +113,17 @@ fn token(mint: Mint) -> ExitCode {
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + mint.ttl;
     let claims = Claims { until, room: mint.room.map(Box::from), id: mint.id.map(Box::from) };
     print(&format!("{}\n", secrets.sign(&claims)))
+}
+
+/// Asks a server whether it is well.
+fn health(probe: &Probe) -> ExitCode {
+    match health::ask(probe) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format_args!("noroshi: http://{}{}: {error}", probe.authority, probe.path));
+            ExitCode::from(1)
+        }
+    }
 }
 
 fn print(text: &str) -> ExitCode {

@@ -35,6 +35,26 @@ fn help_and_version() {
 }
 
 #[test]
+fn it_asks_another_whether_it_is_well() {
+    let (server, _stderr) = run("exec \"$0\"");
+    let url = |path: &str| format!("http://{}{path}", server.address);
+    let output = noroshi(&["health", &url("")]);
+    assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    // Somebody who takes connections and never answers, and nobody.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("http://{}", silent.local_addr().unwrap());
+    for (url, why) in
+        [(url("/nowhere"), "404"), (silent, "timed out"), ("http://127.0.0.1:1".into(), "refused")]
+    {
+        let output = noroshi(&["health", &url]);
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        assert!(line.lines().count() == 1 && line.contains(&url) && line.contains(why), "{line}");
+    }
+    assert_eq!(noroshi(&["health", "https://a.example:443"]).status.code(), Some(2));
+}
+
+#[test]
 fn a_wrong_flag_is_named_in_one_line() {
     for (args, named) in [
         (&["--lsiten", "1"][..], "--lsiten"),

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use common::files::rust_files;
 
 /// In the order of `lib.rs`: who is above may import who is below.
-const MODULES: [&str; 26] = [
-    "server", "session", "http", "page", "hub", "message", "ayame", "matchbox", "order", "slots", "ice",
-    "gate", "metrics", "uuid", "protocol", "rate", "stamp", "logger", "budget", "config", "token", "json",
-    "limits", "origin", "address", "named",
+const MODULES: [&str; 27] = [
+    "server", "health", "session", "http", "page", "hub", "message", "ayame", "matchbox", "order", "slots",
+    "ice", "gate", "metrics", "uuid", "protocol", "rate", "stamp", "logger", "budget", "config", "token",
+    "json", "limits", "origin", "address", "named",
 ];
 
 /// Which files know which crates, beside the standard library.
@@ -103,7 +103,7 @@ fn imports_point_downward() {
                     "session" => !["hub", "message", "json", "rate", "logger"].contains(&imported),
                     "message" | "ice" => ["json", "config", "named"].contains(&imported),
                     "rate" => ["stamp", "config"].contains(&imported),
-                    "budget" => imported == "config",
+                    "budget" | "health" => imported == "config",
                     "config" => ["token", "limits", "origin", "address"].contains(&imported),
                     "token" => ["json", "limits", "named"].contains(&imported),
                     "gate" => ["metrics", "protocol", "rate", "stamp", "config"].contains(&imported),
@@ -233,7 +233,7 @@ const FIRST_PATH_LINES_MAX: usize = 1_450;
 const DIALECTS: [&str; 2] = ["ayame", "matchbox"];
 const DIALECT_LINES_MAX: usize = 250;
 /// All lines of code.
-const SRC_LINES_MAX: usize = 5_800;
+const SRC_LINES_MAX: usize = 5_900;
 
 #[test]
 fn files_are_short() {

@@ -92,7 +92,11 @@ fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     let home = std::env::temp_dir().join(format!("noroshi-units-{}", std::process::id()));
     std::fs::create_dir_all(&home).unwrap();
     let service = home.join("noroshi.service");
-    std::fs::write(&service, block("[Service]").replace("/usr/local/bin/noroshi", NOROSHI)).unwrap();
+    std::fs::write(
+        &service,
+        block("[Service]").replace("ExecStart=noroshi", &format!("ExecStart={NOROSHI}")),
+    )
+    .unwrap();
     std::fs::write(home.join("noroshi.socket"), block("[Socket]")).unwrap();
     let analyze = |arguments: &[&str], files: &[&str]| {
         let mut command = Command::new(ANALYZE);

@@ -20,6 +20,8 @@ pub enum Command {
     Run(Config),
     /// Print a token and exit.
     Token(Mint),
+    /// Ask a server whether it is well, and exit.
+    Health(Probe),
     /// Print the help and exit.
     Help,
     /// Print the version and exit.
@@ -37,6 +39,15 @@ pub struct Mint {
     pub id: Option<String>,
     /// How long it is good for.
     pub ttl: Duration,
+}
+
+/// The server that is asked whether it is well.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Its host and port.
+    pub authority: String,
+    /// What is asked for there.
+    pub path: String,
 }
 
 impl Config {
@@ -69,8 +80,13 @@ impl Config {
 
         let mut config = Config::default();
         let mut parser = lexopt::Parser::from_args(args);
-        if parser.try_raw_args().is_some_and(|mut args| args.next_if(|arg| arg == "token").is_some()) {
+        let mut is_command =
+            |name| parser.try_raw_args().is_some_and(|mut args| args.next_if(|arg| arg == name).is_some());
+        if is_command("token") {
             return mint(&mut parser);
+        }
+        if is_command("health") {
+            return health(&mut parser);
         }
         while let Some(arg) = parser.next()? {
             match arg {
@@ -160,6 +176,7 @@ noroshi {version}: a WebRTC signaling server
 
 usage: noroshi [flags]
        noroshi token --secret-file FILE [--room ROOM] [--id ID] [--ttl 1h]
+       noroshi health [http://HOST:PORT/PATH]
 
   -l, --listen ADDR          address and port to listen on; repeatable; port 0 picks a free one
                              [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
@@ -222,6 +239,34 @@ fn mint(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     }
     let secret_file = secret_file.ok_or("token: --secret-file is missing")?;
     Ok(Command::Token(Mint { secret_file, room, id, ttl }))
+}
+
+/// What comes after `health`.
+fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
+    use lexopt::prelude::*;
+
+    let mut url = None;
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Value(text) if url.is_none() => url = Some(text.string()?),
+            Short('h') | Long("help") => return Ok(Command::Help),
+            _ => return Err(arg.unexpected()),
+        }
+    }
+    Ok(Command::Health(named("health", url.as_deref().unwrap_or("http://127.0.0.1:8080"), probe)?))
+}
+
+fn probe(url: &str) -> Result<Probe, &'static str> {
+    let read = || {
+        let rest = url.strip_prefix("http://")?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (host, port) = authority.rsplit_once(':')?;
+        let is_fine =
+            !host.is_empty() && port.parse::<u16>().is_ok() && url.bytes().all(|b| b.is_ascii_graphic());
+        let path = if path.is_empty() { "/healthz" } else { path };
+        is_fine.then(|| Probe { authority: authority.to_owned(), path: path.to_owned() })
+    };
+    read().ok_or("not a URL such as http://127.0.0.1:8080/healthz")
 }
 
 fn peer_id(text: &str) -> Result<String, String> {

@@ -118,3 +118,25 @@ fn other_protocols_have_paths_of_their_own() {
         assert!(parse(line).is_err(), "{line}");
     }
 }
+
+#[test]
+fn who_is_asked_for_its_health() {
+    for (line, authority, path) in [
+        ("health", "127.0.0.1:8080", "/healthz"),
+        ("health http://a.example:80", "a.example:80", "/healthz"),
+        ("health http://[::1]:8081/", "[::1]:8081", "/"),
+        ("health http://10.0.0.1:1/a/b?c", "10.0.0.1:1", "/a/b?c"),
+    ] {
+        let Ok(Command::Health(probe)) = parse(line) else { panic!("{line}") };
+        assert_eq!((probe.authority.as_str(), probe.path.as_str()), (authority, path));
+    }
+    for url in
+        ["", "a.example:80", "https://a.example:443/", "http://a.example", "http://:80", "http://a:99999"]
+    {
+        assert!(probe(url).is_err(), "{url}");
+    }
+    assert!(probe("http://a:80/ HTTP/1.1\r\nX: y").is_err());
+    assert!(parse("health http://a:80 http://b:80").is_err());
+    assert!(parse("health --listen [::1]:2").is_err());
+    assert!(matches!(parse("health --help"), Ok(Command::Help)));
+}

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Packages of a release, in target/dist: a binary for each target, a .deb of the one for x86_64, and their checksums.
+# Those for musl are static, and Rust brings along all that it takes to link them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+dist=$target/dist
+targets=("$@")
+if [ $# = 0 ]; then
+    targets=({x86_64,i686,aarch64}-unknown-linux-musl armv7-unknown-linux-gnueabihf)
+fi
+
+cargo_version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+version=$(git describe --tags --always --dirty 2>/dev/null || echo "$cargo_version")
+# Debian's versions begin with a number, and what follows a hyphen is something else there.
+deb_version=${version#v}
+[[ $deb_version =~ ^[0-9]+\. ]] || deb_version=$cargo_version+git$deb_version
+deb_version=${deb_version//-/+}
+
+rm -rf "$dist"
+mkdir -p "$dist"
+for triple in "${targets[@]}"; do
+    case $triple in
+        *-musl*) linker=rust-lld ;;
+        armv7-unknown-linux-gnueabihf) linker=arm-linux-gnueabihf-gcc ;;
+        *) linker= ;;
+    esac
+    rustup --quiet target add "$triple"
+    variable=${triple^^}
+    env ${linker:+"CARGO_TARGET_${variable//-/_}_LINKER=$linker"} \
+        cargo build --quiet --locked --release --bin noroshi --target "$triple"
+    cp "$target/$triple/release/noroshi" "$dist/noroshi-$version-$triple"
+    if [ "$triple" != x86_64-unknown-linux-musl ]; then
+        continue
+    elif command -v cargo-deb >/dev/null; then
+        cargo deb --quiet --locked --no-build --no-strip --target "$triple" --deb-version "$deb_version" --output "$dist/"
+    else
+        echo "no .deb without cargo-deb: cargo install cargo-deb" >&2
+    fi
+done
+
+cd "$dist"
+sha256sum noroshi* >SHA256SUMS
+echo "| file | bytes |"
+echo "|---|---|"
+stat --format "| %n | %s |" noroshi*
