@@ -1,0 +1,173 @@
+//! What is released runs where there is nothing else, under other processors, and comes and goes as a package.
+//! To build it takes minutes: only in CI, and with TEST_DIST=1, which has it all.
+
+mod common;
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use common::process::run;
+use common::program::find;
+use common::readme::block;
+use noroshi::config::Config;
+
+const X86_64: &str = "x86_64-unknown-linux-musl";
+const AARCH64: &str = "aarch64-unknown-linux-musl";
+const ARMV7: &str = "armv7-unknown-linux-gnueabihf";
+
+/// Without a macro, because the harness keeps to itself what those print.
+fn say(line: &str) {
+    writeln!(std::io::stderr(), "{line}").unwrap();
+}
+
+fn all_is_wanted() -> bool {
+    std::env::var_os("TEST_DIST").is_some()
+}
+
+fn has_failed(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The folder with what was built, once for all tests.
+fn dist() -> Option<&'static Path> {
+    static DIST: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        if !all_is_wanted() && std::env::var_os("CI").is_none() {
+            say("SKIPPED the packages: to build them takes minutes; TEST_DIST=1 has them built");
+            return None;
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let began = Instant::now();
+        let mut script = Command::new(root.join("scripts/dist.sh"));
+        script.args([X86_64, AARCH64]).args(all_is_wanted().then_some(ARMV7));
+        let output = script.output().unwrap();
+        assert!(output.status.success(), "{}", has_failed(&output));
+        say(&format!("the packages were built in {:?}", began.elapsed()));
+        let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+        Some(root.join(target).join("dist"))
+    };
+    DIST.get_or_init(build).as_deref()
+}
+
+/// The one that ends so.
+fn package(dist: &Path, end: &str) -> String {
+    let mut names = dist.read_dir().unwrap().map(|entry| entry.unwrap().path().display().to_string());
+    names.find(|name| name.ends_with(end)).unwrap_or_else(|| panic!("there is no …{end}"))
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+/// A directory that is removed in the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("noroshi-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// As in the image: its user, its two commands, and a root with one file in it.
+#[test]
+fn the_static_binary_needs_nothing_beside_it() {
+    let Some(dist) = dist() else { return };
+    let image = include_str!("../scripts/Dockerfile");
+    let user = image.lines().find_map(|line| line.strip_prefix("USER ")).unwrap();
+    assert!(
+        image.contains("\nENTRYPOINT [\"/noroshi\"]") && image.contains("CMD [\"/noroshi\", \"health\"]")
+    );
+    let root = Folder::new("chroot");
+    std::fs::copy(package(dist, X86_64), root.0.join("noroshi")).unwrap();
+    let root = root.0.display();
+    let command = match is_root() {
+        true => format!("exec chroot --userspec={user}:{user} {root} /noroshi"),
+        false => format!("exec unshare -r chroot {root} /noroshi"),
+    };
+    let (server, _stderr) = run(&command);
+    assert!(server.is_healthy());
+    say(&format!("{X86_64} has {} KiB of memory at start", server.memory().0 / 1024));
+    let health =
+        |url: &str| Command::new("sh").args(["-c", &format!("{command} health {url}")]).output().unwrap();
+    let output = health(&format!("http://{}", server.address));
+    assert!(output.status.success() && has_failed(&output).is_empty(), "{}", has_failed(&output));
+    assert_eq!(health("http://127.0.0.1:1").status.code(), Some(1));
+}
+
+#[test]
+fn other_processors_serve() {
+    let Some(dist) = dist() else { return };
+    for (target, emulator) in [(AARCH64, "qemu-aarch64"), (ARMV7, "qemu-arm -L /usr/arm-linux-gnueabihf")] {
+        if target == ARMV7 && !all_is_wanted() {
+            say(&format!("SKIPPED {target}: TEST_DIST=1 has it built"));
+            continue;
+        }
+        if find(emulator.split(' ').next().unwrap()).is_none() {
+            continue;
+        }
+        let (server, _stderr) = run(&format!("exec {emulator} {}", package(dist, target)));
+        assert!(server.is_healthy(), "{target}");
+        let health = format!("{emulator} {} health http://{}", package(dist, target), server.address);
+        assert!(Command::new("sh").args(["-c", &health]).status().unwrap().success(), "{target}");
+    }
+}
+
+/// In CI into the machine itself, elsewhere into a directory, which scripts of the package know as DPKG_ROOT.
+#[test]
+fn the_package_of_debian_comes_and_goes() {
+    let (Some(dist), Some(_), Some(_)) = (dist(), find("dpkg"), find("cargo-deb")) else { return };
+    let folder = Folder::new("dpkg");
+    let is_real = is_root() && std::env::var_os("CI").is_some();
+    let root = if is_real { PathBuf::from("/") } else { folder.0.clone() };
+    if !is_real {
+        for folder in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        std::fs::write(root.join("var/lib/dpkg/status"), "").unwrap();
+    }
+    let dpkg = |arguments: &[&str]| {
+        let mut command = Command::new(if is_root() { "env" } else { "unshare" });
+        command.args((!is_root()).then_some("-r")).arg("dpkg");
+        if !is_real {
+            command.arg(format!("--root={}", root.display())).arg("--force-script-chrootless");
+        }
+        let output = command.args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", has_failed(&output));
+    };
+    let program = root.join("usr/bin/noroshi");
+    assert!(!program.exists(), "{} is there already", program.display());
+    dpkg(&["-i", &package(dist, "_amd64.deb")]);
+    let version = Command::new(&program).arg("--version").output().unwrap();
+    assert_eq!(version.stdout, format!("noroshi {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
+    let unit = std::fs::read_to_string(root.join("usr/lib/systemd/system/noroshi.service")).unwrap();
+    assert_eq!(unit, include_str!("../scripts/noroshi.service"));
+    dpkg(&["-r", "noroshi"]);
+    assert!(!program.exists() && !root.join("usr/lib/systemd/system/noroshi.service").exists());
+}
+
+#[test]
+fn the_unit_is_that_of_the_readme() {
+    assert_eq!(block("[Service]").trim_end(), include_str!("../scripts/noroshi.service").trim_end());
+}
+
+#[test]
+fn the_manual_has_the_flags_of_the_help() {
+    let help = Config::help();
+    let flags = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let flags = flags.map(|line| line.split("  ").next().unwrap().replace('-', "\\-"));
+    let manual = include_str!("../scripts/noroshi.8").lines();
+    let told = manual.filter_map(|line| line.strip_prefix(".B ")).filter(|it| it.starts_with("\\-"));
+    assert_eq!(told.collect::<Vec<_>>(), flags.collect::<Vec<_>>());
+}
