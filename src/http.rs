@@ -11,7 +11,7 @@ use tungstenite::handshake::derive_accept_key;
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
 use crate::metrics::Metrics;
 use crate::origin;
-use crate::page::{File, LIBRARY, PAGE};
+use crate::page::{CHECK, File, LIBRARY, PAGE};
 use crate::protocol::{Dialect, Target};
 use crate::token::{Claims, Fault};
 
@@ -22,7 +22,7 @@ mod token;
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
-    /// WebSockets, the page and the library, and `/healthz`.
+    /// WebSockets, the pages and the library, and `/healthz`.
     Main,
     /// `/metrics`.
     Metrics,
@@ -176,6 +176,7 @@ pub fn answer(
         (Door::Main, path) => match (route, path) {
             (Some(route), _) => request.upgrade(route, config, place, wall),
             (None, "/") if config.page => request.file(&PAGE, config),
+            (None, "/check") if config.page => request.file(&CHECK, config),
             (None, "/noroshi.js") if config.page => request.file(&LIBRARY, config),
             (None, _) => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         },

@@ -30,7 +30,7 @@ pub(super) fn target(
     } else if config.ayame.as_deref() == Some(path) {
         (Dialect::Ayame, Ok(String::new()))
     } else {
-        let is_page = config.page && matches!(path, "/" | "/noroshi.js");
+        let is_page = config.page && matches!(path, "/" | "/check" | "/noroshi.js");
         let prefix = config.matchbox.as_deref().filter(|_| is_upgrade || !is_page)?;
         (Dialect::Matchbox, decoded(below(prefix, path)?))
     };
