@@ -40,13 +40,17 @@ pub fn serve(files: &[(&str, &str)]) -> SocketAddr {
 
 /// Starts coturn as the README has it, with a secret, and returns its port.
 pub fn coturn(secret: &str) -> (Program, u16) {
+    coturn_with(&block("use-auth-secret").replace("SECRET", secret))
+}
+
+/// The same, with these lines in its turnserver.conf.
+pub fn coturn_with(lines: &str) -> (Program, u16) {
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let arguments = format!(
         "-c turnserver.conf --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers --no-tls --no-dtls \
         --no-cli --log-file stdout --pidfile pid --userdb db"
     );
     let coturn = Program::start_after(TURNSERVER, &arguments, |home| {
-        let lines = block("use-auth-secret").replace("SECRET", secret);
         std::fs::write(home.join("turnserver.conf"), lines).unwrap();
     });
     // A binding request (RFC 8489 section 6).
