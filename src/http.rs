@@ -11,7 +11,7 @@ use tungstenite::handshake::derive_accept_key;
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
 use crate::metrics::Metrics;
 use crate::origin;
-use crate::page::{File, LIBRARY, PAGE};
+use crate::page::{self, File};
 use crate::protocol::{Dialect, Target};
 use crate::token::{Claims, Fault};
 
@@ -22,7 +22,7 @@ mod token;
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
-    /// WebSockets, the page and the library, and `/healthz`.
+    /// WebSockets, the pages and the library, and `/healthz`.
     Main,
     /// `/metrics`.
     Metrics,
@@ -174,15 +174,16 @@ pub fn answer(
             let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
             request.page(200, &metrics.render(), &[kind])
         }
-        (Door::Main, path) if is_health(path, config) => match place {
+        (Door::Main, path) if route::is_health(path, config) => match place {
             Place::Draining => request.page(503, "draining", &[TEXT]),
             _ => request.page(200, "ok", &[TEXT]),
         },
         (Door::Main, path) => match (route, path) {
             (Some(route), _) => request.upgrade(route, config, place, wall),
-            (None, "/") if config.page => request.file(&PAGE, config),
-            (None, "/noroshi.js") if config.page => request.file(&LIBRARY, config),
-            (None, _) => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
+            (None, path) => match page::at(path).filter(|_| config.page) {
+                Some(file) => request.file(file, config),
+                None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
+            },
         },
         (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
     };
@@ -190,16 +191,6 @@ pub fn answer(
         refused.take_if(|_| door == Door::Metrics || !is_upgrade);
     }
     answer
-}
-
-/// Whether an operator asks here whether the server is there. Those who come from other servers ask where they did.
-fn is_health(path: &str, config: &Config) -> bool {
-    match path {
-        "/healthz" => true,
-        "/.ok" => config.ayame.is_some(),
-        "/health" => config.matchbox.is_some(),
-        _ => false,
-    }
 }
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");

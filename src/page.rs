@@ -1,11 +1,20 @@
-//! What a browser is served: the page at `/`, and the client library, which it uses and others may. Both are built
-//! into the program.
+//! What a browser is served: the page at `/`, the client library, which it uses and others may, and the page at `/check`.
+//! All are built into the program.
 
 /// The page: one document with its style and its script.
 pub const PAGE: File = File {
     kind: "text/html; charset=utf-8",
     body: include_str!("page.html"),
-    policy: Some(POLICY),
+    policy: Some(PAGE_POLICY),
+    is_shared: false,
+};
+
+/// The page that says whether a deployment works from where it is opened. It goes without the library, because it tells
+/// apart what that makes good by itself.
+pub const CHECK: File = File {
+    kind: "text/html; charset=utf-8",
+    body: include_str!("check.html"),
+    policy: Some(CHECK_POLICY),
     is_shared: false,
 };
 
@@ -19,9 +28,15 @@ pub const LIBRARY: File = File {
 
 /// What the page may do (CSP3): run its own script and the library, have its own style and the icon in its head, and
 /// speak with this server. The hashes are those of its elements; a test computes them.
-const POLICY: &str = "default-src 'none'; \
+const PAGE_POLICY: &str = "default-src 'none'; \
     script-src 'self' 'sha256-T1xJ0XSbpxWYNxgcRzNQViyS1+3K8H6vCh6DeNbO+Sc='; \
     style-src 'sha256-fbUl1+zs7Fre/xp/T0EqDbcfyQ+j67rNFAT76hdjN0o='; \
+    connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The same for the other page, which has a script of its own only.
+const CHECK_POLICY: &str = "default-src 'none'; \
+    script-src 'sha256-PHmXutJgRcoEMRCDu9iEH/lbcwOVHpqt+23a0W0UrQk='; \
+    style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// A file as it is served.
@@ -44,6 +59,16 @@ impl File {
     }
 }
 
+/// What is served at a path.
+pub fn at(path: &str) -> Option<&'static File> {
+    match path {
+        "/" => Some(&PAGE),
+        "/check" => Some(&CHECK),
+        "/noroshi.js" => Some(&LIBRARY),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use data_encoding::BASE64;
@@ -52,23 +77,26 @@ mod tests {
     use super::*;
 
     /// The text of the only element with this start tag.
-    fn element(start: &str, end: &str) -> &'static str {
-        let (before, rest) = PAGE.body.split_once(start).expect(start);
+    fn element(page: &File, start: &str, end: &str) -> &'static str {
+        let (before, rest) = page.body.split_once(start).expect(start);
         let (text, after) = rest.split_once(end).expect(end);
         assert!(!before.contains(end) && !after.contains(end), "there is one");
         text
     }
 
     #[test]
-    fn the_policy_lets_the_page_do_what_it_does_and_nothing_else() {
-        for (start, end) in [("<script type=\"module\">", "</script>"), ("<style>", "</style>")] {
-            let hash = format!("'sha256-{}'", BASE64.encode(&Sha256::digest(element(start, end))));
-            assert!(POLICY.contains(&hash), "the policy needs {hash} for {start}");
-        }
-        assert_eq!(POLICY.matches("'sha256-").count(), 2);
-        // What a policy by hashes forbids, and what would come from elsewhere.
-        for foreign in [" style=", " onclick=", " onload=", "src=", "url(", "@import"] {
-            assert!(!PAGE.body.contains(foreign), "{foreign}");
+    fn the_policies_let_the_pages_do_what_they_do_and_nothing_else() {
+        for page in [PAGE, CHECK] {
+            let policy = page.policy.expect("it is a document");
+            for (start, end) in [("<script type=\"module\">", "</script>"), ("<style>", "</style>")] {
+                let hash = format!("'sha256-{}'", BASE64.encode(&Sha256::digest(element(&page, start, end))));
+                assert!(policy.contains(&hash), "the policy needs {hash} for {start}");
+            }
+            assert_eq!(policy.matches("'sha256-").count(), 2);
+            // What a policy by hashes forbids, and what would come from elsewhere.
+            for foreign in [" style=", " onclick=", " onload=", "src=", "url(", "@import"] {
+                assert!(!page.body.contains(foreign), "{foreign}");
+            }
         }
     }
 

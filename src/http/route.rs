@@ -3,6 +3,7 @@
 use percent_encoding::percent_decode_str;
 
 use crate::config::{Config, ROOM_BYTES_MAX, ROOM_TEXT_BYTES_MAX};
+use crate::page;
 use crate::protocol::{Dialect, Target};
 
 /// A request target without scheme and host (RFC 9112 section 3.2.2), in two.
@@ -30,7 +31,7 @@ pub(super) fn target(
     } else if config.ayame.as_deref() == Some(path) {
         (Dialect::Ayame, Ok(String::new()))
     } else {
-        let is_page = config.page && matches!(path, "/" | "/noroshi.js");
+        let is_page = config.page && page::at(path).is_some();
         let prefix = config.matchbox.as_deref().filter(|_| is_upgrade || !is_page)?;
         (Dialect::Matchbox, decoded(below(prefix, path)?))
     };
@@ -63,4 +64,14 @@ fn decoded(room: Option<&str>) -> Result<String, &'static str> {
 fn is_room(name: &str) -> bool {
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
     (1..=ROOM_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_fine) && name != "." && name != ".."
+}
+
+/// Whether an operator asks here whether the server is there. Those who come from other servers ask where they did.
+pub(super) fn is_health(path: &str, config: &Config) -> bool {
+    match path {
+        "/healthz" => true,
+        "/.ok" => config.ayame.is_some(),
+        "/health" => config.matchbox.is_some(),
+        _ => false,
+    }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::address::Network;
 use crate::origin::Allowed;
+use crate::page::{LIBRARY, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const ASKS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
@@ -212,15 +213,18 @@ fn files() {
     let (status, library) = get("GET /noroshi.js HTTP/1.1");
     assert_eq!(status, 200);
     assert!(library.contains("\r\nContent-Type: text/javascript; charset=utf-8\r\n"), "{library}");
+    let (status, check) = get("GET /check HTTP/1.1");
+    assert_eq!(status, 200);
+    assert!(check.contains("Content-Security-Policy: default-src 'none'; script-src 'sha256-"), "{check}");
     assert_eq!(get("HEAD / HTTP/1.1"), (200, page.clone()));
     assert_eq!(get("HEAD /noroshi.js HTTP/1.0"), (200, library));
     assert_eq!(get("POST / HTTP/1.1").0, 405);
-    for target in ["//", "/index.html", "/noroshi.js/", "/NOROSHI.js"] {
+    for target in ["//", "/index.html", "/check/", "/noroshi.js/", "/NOROSHI.js"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
     assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0, 404);
     let config = Config { page: false, ..Config::default() };
-    for target in ["/", "/noroshi.js"] {
+    for target in ["/", "/check", "/noroshi.js"] {
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n");
         assert_eq!(ask(Door::Main, &config, false, &head).0, 404, "{target}");
     }

@@ -1,0 +1,341 @@
+//! The page that says whether a deployment works: where it does, and where each thing is wrong that can be.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::browser::Browser;
+use common::chromium::{CHROMIUM, Chromium};
+use common::firefox::{FIREFOX, Firefox};
+use common::neighbours::{TURNSERVER, coturn, serve};
+use common::process::{NOROSHI, Running, run};
+use common::program::{GIVE_UP, is_installed};
+use common::wire::Wire;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+/// Waits for its turn: a small machine has not more than two browsers at a time. `None` if they cannot run here.
+fn turn() -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let is_possible = [CHROMIUM, FIREFOX, TURNSERVER].iter().all(|program| is_installed(program));
+    is_possible.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What such a report must not have: the user names and passwords of TURN, and tokens.
+const SECRETS: &str = r"/\d{9,}:[0-9a-f]{16}|[A-Za-z0-9+\/]{27}=|eyJ/";
+
+/// What the page says, line by line, when all is tested but camera and microphone.
+struct Said(Value);
+
+impl Said {
+    /// Opens the page in some browsers at the same time.
+    #[track_caller]
+    fn by(browsers: [&mut dyn Browser; 2], url: &str) -> [Said; 2] {
+        let mut browsers = browsers;
+        for browser in &mut browsers {
+            browser.open(url);
+        }
+        browsers.map(|browser| Said::now(browser))
+    }
+
+    /// Waits until the page is done.
+    #[track_caller]
+    fn now(browser: &mut dyn Browser) -> Said {
+        let began = Instant::now();
+        while browser.eval("document.querySelector('#status').dataset.state") == "waiting" {
+            assert!(began.elapsed() < GIVE_UP, "{}", browser.eval("document.body.innerText"));
+            sleep(Duration::from_millis(50));
+        }
+        browser.is_content();
+        let said = browser.eval(
+            "Object.fromEntries([...document.querySelectorAll('#lines > li')].map((it) => [it.id, [it.dataset.state,
+            ...['.title', '.words'].map((part) => it.querySelector(part).textContent)]]))",
+        );
+        let said = said.as_object().unwrap();
+        // The report has all of it, and nothing that nobody may know.
+        let report = browser.eval("document.querySelector('#report').value");
+        let report = report.as_str().unwrap();
+        for (id, line) in said {
+            let [state, title, words] = [0, 1, 2].map(|i| line[i].as_str().unwrap());
+            let colon = if words.is_empty() { "" } else { ": " };
+            let line = format!("[{state}] {title}{colon}{words}");
+            assert!(report.lines().any(|it| it == line), "{id}: {line}\n{report}");
+        }
+        assert_eq!(report.lines().filter(|line| line.starts_with('[')).count(), said.len(), "{report}");
+        assert_eq!(browser.eval(&format!("{SECRETS}.test(document.querySelector('#report').value)")), false);
+        assert_eq!(browser.eval(&format!("{SECRETS}.test(document.body.innerText)")), false);
+        Said(said.clone().into())
+    }
+
+    /// In which state a line is, and something that it says.
+    #[track_caller]
+    fn has(&self, id: &str, state: &str, words: &str) {
+        let line = &self.0[id];
+        assert_eq!(line[0], state, "{id}: {:#}", self.0);
+        assert!(line[2].as_str().unwrap().contains(words), "{id}: {words}: {:#}", self.0);
+    }
+
+    /// That there is no line but these.
+    #[track_caller]
+    fn has_only(&self, others: &[&str]) {
+        let known = ["https", "websocket", "rooms", "idle", "clock", "servers", "relay", "devices"];
+        let mut expected = [&known[..], others].concat();
+        expected.sort_unstable();
+        let mut ids: Vec<&str> = self.0.as_object().unwrap().keys().map(String::as_str).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, expected);
+    }
+}
+
+/// A server that hands out a STUN and a TURN server at this port, with passwords by this secret.
+fn handing_out(home: &Path, secret: &str, port: u16, query: &str) -> Running {
+    let file = home.join("secret");
+    std::fs::write(&file, secret).unwrap();
+    run(&format!(
+        r#"exec "$0" --ice-server stun:127.0.0.1:{port} --ice-server 'turn:127.0.0.1:{port}{query}' \
+        --turn-secret-file {}"#,
+        file.display()
+    ))
+    .0
+}
+
+fn url(server: &Running) -> String {
+    format!("http://{}/check?idle=3", server.address)
+}
+
+fn browsers() -> (Chromium, Firefox) {
+    let ([chromium], [firefox]) = (Chromium::start(), Firefox::start());
+    (chromium, firefox)
+}
+
+#[test]
+fn where_all_is_right_it_says_so() {
+    let Some(_turn) = turn() else { return };
+    let (mut chromium, mut firefox) = browsers();
+    let (coturn, port) = coturn("open-sesame");
+    let server = handing_out(&coturn.home, "open-sesame", port, "");
+    for browser in [&mut chromium as &mut dyn Browser, &mut firefox] {
+        browser.open(&url(&server));
+        browser.until(
+            "/^Still waiting: it must live for 3 s/.test(document.querySelector('#idle .words').textContent)",
+        );
+        let said = Said::now(browser);
+        said.has_only(&["stun-0", "turn-udp-1", "turn-tcp-1"]);
+        said.has("https", "ok", "From elsewhere it is");
+        said.has("websocket", "ok", "below /ws");
+        said.has("rooms", "ok", "saw the other leave");
+        said.has("idle", "ok", "silent for 3 s");
+        said.has("clock", "ok", "agree");
+        said.has("servers", "ok", &format!("stun:127.0.0.1:{port}, turn:127.0.0.1:{port}"));
+        // On one machine both addresses are the same, and browsers keep one.
+        said.has("stun-0", "warning", "not behind a NAT");
+        said.has("turn-udp-1", "ok", "Credentials accepted.");
+        let hint = format!("add --ice-server turn:127.0.0.1:{port}?transport=tcp");
+        said.has("turn-tcp-1", "ok", &hint);
+        said.has("relay", "ok", "ms there and back");
+        let numbers = r"/^\d+\.\d ms .*, (\d+\.\d) Mbit\/s\.$/.exec(document.querySelector('#relay .words').textContent)";
+        browser.until(&format!("Number(({numbers})?.[1]) > 0.5"));
+        browser.until("document.querySelector('#status').textContent.startsWith('It works, but')");
+        said.has("devices", "waiting", "will ask");
+        browser.eval("document.querySelector('#devices button').click()");
+        browser.until("document.querySelector('#devices').dataset.state === 'ok'");
+        let said = Said::now(browser);
+        said.has("devices", "ok", "camera “");
+        said.has("devices", "ok", "microphone “");
+        browser.eval("document.querySelector('#copy').click()");
+        // Whether a browser lets a page copy is its own affair; the text is there and selected.
+        browser
+            .until("/^Report copied|^Copy the text above/.test(document.querySelector('#copy').textContent)");
+        browser.is_content();
+    }
+    for colors in ["light", "dark"] {
+        chromium.resize(320, 900, colors);
+        assert_eq!(chromium.eval("document.documentElement.scrollWidth <= 320"), true);
+        if let Some(folder) = std::env::var_os("TEST_LOOKS") {
+            std::fs::write(Path::new(&folder).join(format!("check-{colors}.png")), chromium.picture())
+                .unwrap();
+        }
+    }
+    // What is looked for in the report is what the page was told.
+    let told = "await new Promise((resolve) => {
+        const socket = new WebSocket(location.href.replace(/^http(.*)check.*/, 'ws$1ws/tea'));
+        socket.onopen = () => socket.send('{\"type\":\"join\",\"id\":\"A\"}');
+        socket.onmessage = ({ data }) => resolve(JSON.parse(data).iceServers[1]);
+    })";
+    let Value::Object(told) = firefox.eval(told) else { panic!("no servers") };
+    for secret in ["username", "credential"] {
+        assert_eq!(firefox.eval(&format!("{SECRETS}.test({})", told[secret])), true, "{secret}");
+    }
+    // Over tcp alone, as it is handed out.
+    let server = handing_out(&coturn.home, "open-sesame", port, "?transport=tcp");
+    for said in Said::by([&mut chromium, &mut firefox], &url(&server)) {
+        said.has_only(&["stun-0", "turn-tcp-1"]);
+        said.has("turn-tcp-1", "ok", "Credentials accepted.");
+        said.has("relay", "ok", "ms there and back");
+    }
+}
+
+#[test]
+fn a_turn_server_that_refuses_or_is_not_there_is_told_apart() {
+    let Some(_turn) = turn() else { return };
+    let (mut chromium, mut firefox) = browsers();
+    let mut both = |home: &Path, secret: &str, port: u16| {
+        Said::by([&mut chromium, &mut firefox], &url(&handing_out(home, secret, port, "")))
+    };
+    let (coturn, port) = coturn("open-sesame");
+    for said in both(&coturn.home, "open-barley", port) {
+        said.has("websocket", "ok", "");
+        for id in ["turn-udp-1", "turn-tcp-1"] {
+            said.has(id, "failed", "401, the password is refused");
+            said.has(id, "failed", "static-auth-secret must be");
+            said.has(id, "failed", "realm");
+        }
+        said.has("stun-0", "warning", "not behind a NAT");
+        said.has("relay", "skipped", "No TURN server that is handed out works");
+    }
+    // Taken by nobody, and kept so.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let [in_chromium, in_firefox] = both(&coturn.home, "open-sesame", nobody);
+    for said in [&in_chromium, &in_firefox] {
+        said.has("stun-0", "failed", "Unreachable (701)");
+        said.has("turn-udp-1", "failed", "Unreachable (701)");
+        said.has("turn-udp-1", "failed", "3478 udp and tcp");
+        // Nobody was told of it.
+        said.has("turn-tcp-1", "warning", "Unreachable (701)");
+        said.has("relay", "skipped", "No TURN server that is handed out works");
+        said.has("clock", "ok", "agree");
+    }
+}
+
+#[test]
+fn a_proxy_that_cuts_or_does_not_pass_on_is_seen() {
+    let Some(_turn) = turn() else { return };
+    let (mut chromium, mut firefox) = browsers();
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let wire = Wire::to(server.address);
+    for browser in [&mut chromium as &mut dyn Browser, &mut firefox] {
+        browser.open(&format!("http://{}/check?idle=20", wire.address));
+        browser.until("document.querySelector('#idle .words').textContent.startsWith('Still')");
+        sleep(Duration::from_secs(2));
+        wire.cut();
+        let said = Said::now(browser);
+        said.has_only(&[]);
+        said.has("rooms", "ok", "");
+        let words = said.0["idle"][2].as_str().unwrap();
+        let (lived, _) =
+            words.strip_prefix("It was cut after ").unwrap().split_once(" s (1006)").expect(words);
+        assert!(["2", "3"].contains(&lived), "{words}");
+        said.has("idle", "failed", &format!("most likely the proxy has a timeout of {lived} s"));
+        said.has("servers", "warning", "--ice-server stun:");
+        said.has("clock", "skipped", "Not needed");
+        said.has("relay", "skipped", "--turn-secret-file");
+    }
+    // The server goes.
+    chromium.open(&format!("http://{}/check?idle=20", server.address));
+    chromium.until("document.querySelector('#idle .words').textContent.startsWith('Still')");
+    server.signal(Signal::SIGTERM);
+    Said::now(&mut chromium).has("idle", "failed", "with 1001: the server or the proxy was stopped");
+    let page = serve(&[("/check", include_str!("../src/check.html"))]);
+    for said in Said::by([&mut chromium, &mut firefox], &format!("http://{page}/check")) {
+        said.has("websocket", "failed", "What answers below /ws is not noroshi (404)");
+        for id in ["rooms", "idle", "clock", "servers", "relay"] {
+            said.has(id, "skipped", "Needs a WebSocket");
+        }
+    }
+    // Every name is this machine for Firefox, and no browser trusts a name without TLS.
+    let (server, _stderr) = run(r#"exec "$0""#);
+    firefox.open(&format!("http://noroshi.example:{}/check?idle=3", server.address.port()));
+    let said = Said::now(&mut firefox);
+    said.has("https", "failed", "put a proxy that speaks TLS in front");
+    said.has("devices", "failed", "on https pages");
+    said.has("websocket", "ok", "");
+}
+
+#[test]
+fn a_clock_that_is_wrong_is_seen() {
+    let Some(_turn) = turn() else { return };
+    let (mut chromium, mut firefox) = browsers();
+    let (coturn, port) = coturn("open-sesame");
+    std::fs::write(coturn.home.join("secret"), "open-sesame").unwrap();
+    let (server, _stderr) = run(&format!(
+        r#"exec "$0" --allow-origin '*' --ice-server turn:127.0.0.1:{port} --turn-secret-file {}"#,
+        coturn.home.join("secret").display()
+    ));
+    for (shift, state, words) in [
+        ("+ 290", "ok", "agree"),
+        ("- 290", "ok", "agree"),
+        ("+ 400", "warning", "s behind this device"),
+        ("- 400", "warning", "s ahead of this device"),
+    ] {
+        // The page as it is, but for the time, and so of another origin.
+        let mut page = include_str!("../src/check.html").to_owned();
+        for (from, to) in [
+            ("new URL(\"ws\", location.href)", format!("new URL(\"http://{}/ws\")", server.address)),
+            ("Date.now() / 1000", format!("(Date.now() / 1000 {shift})")),
+        ] {
+            assert_eq!(page.matches(from).count(), 1, "{from}");
+            page = page.replace(from, &to);
+        }
+        let page = serve(&[("/check", &page)]);
+        for said in Said::by([&mut chromium, &mut firefox], &format!("http://{page}/check?idle=1")) {
+            said.has("clock", state, words);
+        }
+    }
+}
+
+#[test]
+fn where_a_token_is_needed_it_says_how_to_get_one_and_keeps_it_to_itself() {
+    let Some(_turn) = turn() else { return };
+    let (mut chromium, mut firefox) = browsers();
+    let (coturn, port) = coturn("open-sesame");
+    let [turn, tokens] = ["turn", "tokens"].map(|name| coturn.home.join(name));
+    std::fs::write(&turn, "open-sesame").unwrap();
+    std::fs::write(&tokens, "0123456789abcdef0123456789abcdef").unwrap();
+    let (server, _stderr) = run(&format!(
+        r#"exec "$0" --ice-server turn:127.0.0.1:{port} --turn-secret-file {} --token-secret-file {}"#,
+        turn.display(),
+        tokens.display()
+    ));
+    let mint = |claims: &[&str]| {
+        let minted = Command::new(NOROSHI)
+            .args(["token", "--secret-file"])
+            .arg(&tokens)
+            .args(claims)
+            .output()
+            .unwrap();
+        assert!(minted.status.success(), "{minted:?}");
+        String::from_utf8(minted.stdout).unwrap().trim().to_owned()
+    };
+    let mut both = |name: &str, token: &str| {
+        // Another name each time, or only the fragment would change.
+        let url = format!("http://{}/check?idle=1&{name}#token={token}", server.address);
+        Said::by([&mut chromium, &mut firefox], &url)
+    };
+    for said in both("missing", "") {
+        said.has("websocket", "failed", "there is none in this address");
+        said.has("websocket", "failed", "noroshi token --secret-file");
+    }
+    for said in both("bad", "eyJ.e30.x") {
+        said.has("websocket", "failed", "this one is not good");
+    }
+    for said in both("any", &mint(&["--ttl", "9h"])) {
+        said.has("rooms", "ok", "");
+        said.has("clock", "ok", "agree");
+        said.has("relay", "ok", "");
+    }
+    for said in both("one", &mint(&["--ttl", "1h", "--room", "tea-*", "--id", "日"])) {
+        said.has("websocket", "ok", "");
+        said.has("rooms", "skipped", "is for one id");
+        said.has("idle", "ok", "");
+        said.has("clock", "skipped", "good for 8 hours");
+        said.has("turn-udp-0", "ok", "");
+    }
+    for said in both("room", &mint(&["--ttl", "1h", "--room", "tea"])) {
+        said.has("rooms", "ok", "");
+        assert_eq!(said.0["websocket"], json!(["ok", "WebSocket", "It opens, below /ws."]));
+    }
+}
