@@ -35,8 +35,8 @@
 //!
 //! To read it, follow a candidate: [`server`] (`Server::turn`, `receive`), [`session`] (`fill`, `next`), [`gate`]
 //! (`Gate::handle`), [`hub`] (`handle`, `obey`), [`message`] (`parse`), `candidates` in `hub/pairing.rs`, and back out:
-//! `Reply::text`, `Turn::forward`, `push` in `server/connections.rs`, and at the end of the turn `Session::flush`. All else may be
-//! taken at its name until you want to know how it is done.
+//! `Reply::text`, `Turn::forward`, `push` in `server/connections.rs`, and at the end of the turn `Session::flush`. All
+//! else may be taken at its name until you want to know how it is done.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
