@@ -92,7 +92,7 @@ const CADDY: Kind = Kind {
 
 const HAPROXY: Kind = Kind {
     program: "/usr/sbin/haproxy",
-    line: "option forwardfor",
+    line: "timeout tunnel 60s",
     changes: &[(":::443 v4v6", "127.0.0.1:PORT"), ("/etc/haproxy", "HOME")],
     around: ["", ""],
     file: "haproxy.cfg",
