@@ -107,8 +107,7 @@ impl Turn<'_> {
 
     /// Takes tokens for a message that turns out to be dearer than by its size, for which it has paid.
     pub fn pay(&mut self, conn: Conn, tokens: usize, bytes: usize) -> Verdict {
-        let Common { rate, buckets, .. } = self.common;
-        buckets[conn.slot()].pay(*rate, tokens, blocks(bytes), self.now)
+        self.common.pay(conn, tokens, blocks(bytes), self.now)
     }
 
     /// A message was too much, for whatever reason.
@@ -174,8 +173,8 @@ impl Gate {
             common.buckets[slot] = Bucket::default();
         }
         let verdict = match input {
-            Input::Text(_, text) => common.pay(conn, text.len(), now),
-            Input::Binary(_, bytes) => common.pay(conn, bytes.len(), now),
+            Input::Text(_, text) => common.pay(conn, blocks(text.len()), 0, now),
+            Input::Binary(_, bytes) => common.pay(conn, blocks(bytes.len()), 0, now),
             Input::Alive(_) if !common.probes.end(conn) => return,
             Input::Disconnected(_) => {
                 common.probes.end(conn);
@@ -219,25 +218,27 @@ impl Gate {
 
     /// See [`Protocol::has_place`].
     pub fn has_place(&self, target: &Target) -> bool {
-        self.protocols[target.dialect as usize].as_ref().is_some_and(|protocol| protocol.has_place(target))
+        self.protocol(target.dialect).is_some_and(|protocol| protocol.has_place(target))
     }
 
     /// See [`Protocol::knows_room`].
     pub fn knows_room(&self, target: &Target) -> bool {
-        self.protocols[target.dialect as usize].as_ref().is_some_and(|protocol| protocol.knows_room(target))
+        self.protocol(target.dialect).is_some_and(|protocol| protocol.knows_room(target))
     }
 
     /// See [`Protocol::room`].
     pub fn room(&self, conn: Conn) -> usize {
-        let protocol =
-            self.dialects.get(conn.slot()).and_then(|dialect| self.protocols[*dialect as usize].as_ref());
-        protocol.map_or(0, |protocol| protocol.room(conn))
+        let dialect = self.dialects.get(conn.slot());
+        dialect.and_then(|dialect| self.protocol(*dialect)).map_or(0, |protocol| protocol.room(conn))
+    }
+
+    fn protocol(&self, dialect: Dialect) -> Option<&dyn Protocol> {
+        self.protocols[dialect as usize].as_deref()
     }
 
     /// All protocols that it leads to.
     pub fn each(&self) -> impl Iterator<Item = (Dialect, &dyn Protocol)> {
-        let all = Dialect::ALL.into_iter().zip(&self.protocols);
-        all.filter_map(|(dialect, protocol)| Some((dialect, &**protocol.as_ref()?)))
+        Dialect::ALL.into_iter().filter_map(|dialect| Some((dialect, self.protocol(dialect)?)))
     }
 
     /// There may be other secrets in the configuration.
@@ -248,8 +249,8 @@ impl Gate {
 
 impl Common {
     #[inline]
-    fn pay(&mut self, conn: Conn, bytes: usize, now: Duration) -> Verdict {
-        self.buckets[conn.slot()].pay(self.rate, blocks(bytes), 0, now)
+    fn pay(&mut self, conn: Conn, tokens: usize, paid: usize, now: Duration) -> Verdict {
+        self.buckets[conn.slot()].pay(self.rate, tokens, paid, now)
     }
 }
 

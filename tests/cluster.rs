@@ -27,6 +27,9 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// One cluster at a time: they choose their ports before they have them.
+static TURN: Mutex<()> = Mutex::new(());
+
 struct Cluster {
     ports: [u16; 3],
     /// `None`: it is down.
@@ -233,6 +236,7 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
     if !is_installed(HAPROXY) {
         return;
     }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut cluster = Cluster::start();
     let address = cluster.address;
     let mut members: Vec<Member> =
@@ -290,8 +294,6 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
     });
 }
 
-static TURN: Mutex<()> = Mutex::new(());
-
 #[test]
 fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
     if !is_installed(HAPROXY) || !is_installed(CHROMIUM) {
@@ -309,7 +311,11 @@ fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
     enter(&mut second, "second");
     for browser in [&mut first, &mut second] {
         browser.until("[...room.peers.values()].some((peer) => peer.alive)");
-        browser.eval("window.connection = [...room.peers.values()][0].pc; 0");
+        browser.eval("window.connection = [...room.peers.values()][0].pc; window.came = window.offline = 0");
+        browser.eval("room.addEventListener('offline', () => window.offline += 1)");
+        browser.eval(
+            "window.WebSocket = class extends WebSocket { constructor(url) { super(url); window.came += 1; } }; 0",
+        );
     }
     for number in 0..3 {
         let node = cluster.nodes[number].as_mut().unwrap();
@@ -325,6 +331,8 @@ fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
         browser.until("room.online && [...room.peers.values()].filter((peer) => peer.alive).length === 2");
         assert_eq!(browser.eval("[...room.peers.values()].some(({ pc }) => pc === window.connection)"), true);
         assert_eq!(browser.eval("window.connection.connectionState"), "connected");
+        let seen = browser.eval("`came ${window.came}, was offline ${window.offline}`");
+        assert_ne!(browser.eval("window.came"), 0, "its node was one of the three: {seen}");
         browser.is_content();
     }
 }

@@ -2,10 +2,10 @@
 
 mod common;
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use common::files::Folder;
 use common::program::find;
 use noroshi::token::Secrets;
 
@@ -39,27 +39,10 @@ fn is_believed(token: &str) {
     assert!(left > Duration::from_secs(3500) && left <= Duration::from_secs(3600), "{left:?}");
 }
 
-/// A directory of its own, for what is installed there.
-struct Home(PathBuf);
-
-impl Home {
-    fn new(name: &str) -> Home {
-        let home = std::env::temp_dir().join(format!("noroshi-{}-{name}", std::process::id()));
-        std::fs::create_dir(&home).unwrap();
-        Home(home)
-    }
-}
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn node_with_jsonwebtoken() {
     let Some((node, npm)) = find("node").zip(find("npm")) else { return };
-    let home = Home::new("node");
+    let home = Folder::new("node");
     let script = format!("{}\nconsole.log(token)", example("js"));
     output(
         Command::new(npm)
@@ -72,7 +55,7 @@ fn node_with_jsonwebtoken() {
 #[test]
 fn python_with_pyjwt() {
     let Some(python) = find("python3") else { return };
-    let home = Home::new("python");
+    let home = Folder::new("python");
     let script = format!("{}\nprint(token)", example("python"));
     let pip =
         ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", "packages", "PyJWT"];

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
+use common::files::Folder;
 use common::process::{NOROSHI, run};
 use common::program::{Program, is_installed};
 use common::readme::block;
@@ -37,8 +38,8 @@ impl Ear {
 
 #[test]
 fn a_supervisor_hears_that_it_is_ready_alive_and_stops() {
-    let path = std::env::temp_dir().join(format!("noroshi-notify-{}", std::process::id()));
-    let _ = std::fs::remove_file(&path);
+    let folder = Folder::new("notify");
+    let path = folder.0.join("socket");
     let ear = Ear(UnixDatagram::bind(&path).unwrap());
     ear.0.set_read_timeout(Some(GIVE_UP)).unwrap();
     let (mut server, _stderr) = run(&format!(
@@ -63,7 +64,6 @@ fn a_supervisor_hears_that_it_is_ready_alive_and_stops() {
     server.signal(Signal::SIGTERM);
     ear.until("STOPPING=1");
     assert_eq!(server.code(), Some(0));
-    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
@@ -89,8 +89,7 @@ fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     if !is_installed(ANALYZE) {
         return;
     }
-    let home = std::env::temp_dir().join(format!("noroshi-units-{}", std::process::id()));
-    std::fs::create_dir_all(&home).unwrap();
+    let Folder(home) = &Folder::new("units");
     let service = home.join("noroshi.service");
     std::fs::write(
         &service,
@@ -109,5 +108,4 @@ fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     assert!(is_fine && said.is_empty(), "{said}");
     let (is_fine, said) = analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
     assert!(is_fine, "{said}");
-    std::fs::remove_dir_all(home).unwrap();
 }

@@ -53,7 +53,7 @@ pub(super) fn flags(
         if LISTS.contains(&&*flag) {
             let each = text.ok_or_else(|| format!("{name}: not UTF-8"))?.split([',', ' ']);
             flags.extend(each.filter(|value| !value.is_empty()).map(|value| with(value.as_ref())));
-        } else if VALUES.contains(&&*flag) || (name == "PORT" && flag == "port") {
+        } else if VALUES.contains(&&*flag) || name == "PORT" {
             flags.push(with(&value));
         } else if !SWITCHES.contains(&&*flag) {
             return Err(format!("{name}: there is no such flag"));

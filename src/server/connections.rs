@@ -156,17 +156,10 @@ impl Connections {
         slots.last().map(|last| last + 1).filter(|_| slots.len() == SWEEP_PER_TURN)
     }
 
-    /// Says goodbye to this share of the rooms, those that were already told so among them, which is the same for all in one
-    /// room: they shall meet again elsewhere.
-    pub(super) fn dismiss(&mut self, share: f64, gate: &Gate) {
-        let is_told = |entry: &Entry| {
-            // Rooms are numbered from 0: multiplied so, neighbours come to lie far apart.
-            let scattered = (gate.room(entry.conn) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            entry.served && (scattered >> 32) as f64 / 2_f64.powi(32) < share
-        };
-        let told: Vec<usize> =
-            self.entries.iter().filter(|(_, entry)| is_told(entry)).map(|(slot, _)| slot).collect();
-        for slot in told {
+    /// Says goodbye to all of whom this is so.
+    pub(super) fn dismiss(&mut self, is_told: impl Fn(&Entry) -> bool) {
+        let told = self.entries.iter().filter(|(_, entry)| is_told(entry));
+        for slot in told.map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
         }
     }
@@ -212,13 +205,12 @@ impl Connections {
         let end = entry.session.end().expect("what is no longer open has an end").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
         let room = shown(room);
-        let foreign = Some(dialect.name()).filter(|_| dialect != Dialect::Noroshi);
+        let whose = if dialect == Dialect::Noroshi { String::new() } else { format!("{} ", dialect.name()) };
         info!(
-            "connection {} from {} ended after {:.1} s: {end}; {}room {room:?}, {}",
+            "connection {} from {} ended after {:.1} s: {end}; {whose}room {room:?}, {}",
             entry.conn.number(),
             entry.session.address(),
             (self.shared.now - entry.since.get()).as_secs_f64(),
-            foreign.map_or(String::new(), |name| format!("{name} ")),
             id.map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
     }

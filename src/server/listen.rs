@@ -159,11 +159,16 @@ fn listen_by_default(port: u16) -> io::Result<TcpListener> {
 
 /// A socket of a supervisor's, which listens already.
 fn inherited(listener: std::net::TcpListener) -> io::Result<TcpListener> {
-    listener.set_nonblocking(true)?;
-    let socket = SockRef::from(&listener);
-    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    socket.set_tcp_nodelay(true)?;
+    prepare(&SockRef::from(&listener))?;
     Ok(TcpListener::from_std(listener))
+}
+
+fn prepare(socket: &Socket) -> io::Result<()> {
+    // Not as a flag of its type, which macOS does not know.
+    socket.set_nonblocking(true)?;
+    // Both are inherited by what is accepted: no system call for each connection.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_nodelay(true)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -173,16 +178,12 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Not as a flag of its type, which macOS does not know.
-    socket.set_nonblocking(true)?;
+    prepare(&socket)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
     // Restarting must not wait for the old connections' TIME_WAIT.
     socket.set_reuse_address(true)?;
-    // Both are inherited by what is accepted: no system call for each connection.
-    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(TcpListener::from_std(socket.into()))

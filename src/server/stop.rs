@@ -6,7 +6,7 @@ use log::info;
 
 use super::Server;
 use crate::limits::STOP_TIME_MAX;
-use crate::session::{End, Shared};
+use crate::session::Shared;
 
 impl Server {
     /// Stops accepting and closes everybody with 1001. From now on the turns lead to [`Server::is_stopped`].
@@ -18,10 +18,7 @@ impl Server {
         let now = self.clock.now();
         self.connections.shared.now = now;
         self.stop_at = Some(now + STOP_TIME_MAX);
-        let slots: Vec<usize> = self.connections.entries.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            self.connections.reach(slot, |session, shared| session.close(End::GoingAway, shared));
-        }
+        self.connections.dismiss(|_| true);
         self.settle();
     }
 
@@ -43,11 +40,18 @@ impl Server {
         if share >= 1.0 || self.connections.upgraded == 0 {
             return self.stop();
         }
-        self.connections.dismiss(share, &self.gate);
+        let Server { connections, gate, .. } = self;
+        // Those that were told before among them, and all in a room: they shall meet again elsewhere.
+        connections.dismiss(|entry| entry.served && scattered(gate.room(entry.conn)) < share);
     }
 
     /// Whether a stop has come to its end.
     pub fn is_stopped(&self) -> bool {
         self.stop_at.is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
     }
+}
+
+/// A number from 0 to 1. Rooms are numbered from 0: multiplied so, neighbours come to lie far apart.
+fn scattered(room: usize) -> f64 {
+    ((room as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as f64 / 2_f64.powi(32)
 }

@@ -1,4 +1,4 @@
-//! The files of the project, for tests that read them.
+//! The files of the project, for tests that read them, and folders for those that write some.
 
 use std::path::{Path, PathBuf};
 
@@ -17,4 +17,21 @@ pub fn rust_files(folder: &str) -> Vec<PathBuf> {
     }
     files.sort();
     files
+}
+
+/// A folder that is removed in the end.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("noroshi-{name}-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
