@@ -27,6 +27,7 @@ impl From<IpAddr> for Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match (self.ip(), self.port) {
+            _ if *self == Address::UNIX => f.write_str("a local socket"),
             (ip, 0) => ip.fmt(f),
             (ip, port) => SocketAddr::new(ip, port).fmt(f),
         }
@@ -34,6 +35,9 @@ impl fmt::Display for Address {
 }
 
 impl Address {
+    /// Of all who connect to the socket in a file. Nobody else can be there, as no connection comes from `::`.
+    pub const UNIX: Address = Address { ip: Ipv6Addr::UNSPECIFIED, port: 1 };
+
     /// Without the port.
     pub fn ip(&self) -> IpAddr {
         self.ip.to_canonical()
@@ -189,6 +193,8 @@ mod tests {
         assert_eq!(socket("[::ffff:192.0.2.1]:80"), "192.0.2.1:80");
         assert_eq!(socket("[2001:db8::1]:80"), "[2001:db8::1]:80");
         assert_eq!(Address::from(ip("192.0.2.1")).to_string(), "192.0.2.1");
+        assert_eq!(Address::UNIX.to_string(), "a local socket");
+        assert_ne!(Address::from(ip("::")), Address::UNIX, "which a proxy may have been told");
         assert_eq!(size_of::<Address>(), 18);
     }
 }

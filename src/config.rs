@@ -5,18 +5,19 @@
 
 use std::fmt::{self, Display};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::address::Network;
+use crate::address::{Address, Network};
 use crate::origin::Allowed;
 use crate::token::Secrets;
 
 mod environment;
 mod flags;
+mod values;
 
 pub use flags::{Command, Mint, Probe};
 
@@ -26,7 +27,7 @@ pub use crate::limits::*;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen. Empty: this port of `[::]`, or of `0.0.0.0` where the kernel has no IPv6.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listen>,
     /// For that.
     pub port: u16,
     /// Pages that may connect besides those of the server's own host.
@@ -70,6 +71,24 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// How much to log.
     pub log: LevelFilter,
+}
+
+/// Where to listen, or where one listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// At an address and port.
+    Tcp(SocketAddr),
+    /// At the socket in a file.
+    Unix(PathBuf),
+}
+
+impl Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => address.fmt(f),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// Something that is shown to nobody.
@@ -144,9 +163,9 @@ impl Config {
         Ok(())
     }
 
-    /// Whether this is one of the proxies that are believed.
-    pub fn trusts(&self, ip: IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|network| network.contains(ip))
+    /// Whether this is one of the proxies that are believed. At the socket of a file there is nobody else.
+    pub fn trusts(&self, address: Address) -> bool {
+        address == Address::UNIX || self.trusted_proxies.iter().any(|network| network.contains(address.ip()))
     }
 
     /// What all connections can use together at worst, in bytes, if there is no `--max-memory`: a full queue, a

@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use crate::config::{HEALTH_TIME_MAX, HTTP_ANSWER_BYTES_MAX, Probe};
 
@@ -10,10 +12,10 @@ use crate::config::{HEALTH_TIME_MAX, HTTP_ANSWER_BYTES_MAX, Probe};
 /// # Errors
 /// Whatever is not an answer of 200: what went wrong, or what was said instead.
 pub fn ask(probe: &Probe) -> io::Result<()> {
-    let mut stream = connect(&probe.authority)?;
+    let mut stream = connect(probe)?;
     stream.set_read_timeout(Some(HEALTH_TIME_MAX))?;
     stream.set_write_timeout(Some(HEALTH_TIME_MAX))?;
-    let Probe { authority, path } = probe;
+    let Probe { authority, path, .. } = probe;
     let head = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes())?;
     let mut answer = Vec::new();
@@ -31,9 +33,13 @@ pub fn ask(probe: &Probe) -> io::Result<()> {
 }
 
 /// To the first address of the name that takes the connection: `localhost` is two.
-fn connect(authority: &str) -> io::Result<TcpStream> {
+fn connect(probe: &Probe) -> io::Result<TcpStream> {
+    if let Some(path) = &probe.socket {
+        // To read and to write are the same for a socket of any family.
+        return UnixStream::connect(path).map(|stream| OwnedFd::from(stream).into());
+    }
     let mut last = io::Error::other("the name has no address");
-    for address in authority.to_socket_addrs()? {
+    for address in probe.authority.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, HEALTH_TIME_MAX) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,

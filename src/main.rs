@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Mint, Probe, Size, read_token_secrets};
+use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Listen, Mint, Probe, Size, read_token_secrets};
 use noroshi::health;
 use noroshi::http::Door;
 use noroshi::logger::{self, say};
@@ -55,7 +55,11 @@ fn serve(config: Config) -> io::Result<()> {
     let mut server = Server::bind(config)?;
     // Before anybody is told that it listens, and may want it to stop.
     server.heed_signals()?;
-    for address in server.addresses(Door::Main) {
+    for place in server.places(Door::Main) {
+        let Listen::Tcp(address) = place else {
+            say(format_args!("listening on {place}"));
+            continue;
+        };
         say(format_args!("listening on ws://{address}/ws"));
         for (name, path) in [&ayame, &matchbox].into_iter().flatten() {
             say(format_args!("{name} clients connect to ws://{address}{path}"));
@@ -120,7 +124,7 @@ fn health(probe: &Probe) -> ExitCode {
     match health::ask(probe) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(format_args!("noroshi: http://{}{}: {error}", probe.authority, probe.path));
+            say(format_args!("noroshi: {probe}: {error}"));
             ExitCode::from(1)
         }
     }

@@ -25,7 +25,7 @@ use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::ayame::Ayame;
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::gate::Gate;
 use crate::http::Door;
 use crate::hub::Hub;
@@ -111,9 +111,17 @@ impl Server {
         })
     }
 
-    /// Where it listens, with the real ports, in the order of the configuration.
+    /// Where it listens, with the real ports.
+    pub fn places(&self, door: Door) -> impl Iterator<Item = Listen> {
+        self.listeners.places(door)
+    }
+
+    /// The same where it listens at an address.
     pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> {
-        self.listeners.addresses(door)
+        self.places(door).filter_map(|place| match place {
+            Listen::Tcp(address) => Some(address),
+            Listen::Unix(_) => None,
+        })
     }
 
     /// The protocols, and who speaks them.

@@ -117,7 +117,7 @@ pub struct Session<S> {
 impl<S: Stream> Session<S> {
     /// A connection that was just accepted.
     pub fn new(stream: S, door: Door, address: Address, shared: &mut Shared) -> Session<S> {
-        let counted = door == Door::Main && !shared.config.trusts(address.ip());
+        let counted = door == Door::Main && !shared.config.trusts(address);
         if counted {
             shared.crowd.enter(address);
         }

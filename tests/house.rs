@@ -233,7 +233,7 @@ const FIRST_PATH_LINES_MAX: usize = 1_450;
 const DIALECTS: [&str; 2] = ["ayame", "matchbox"];
 const DIALECT_LINES_MAX: usize = 250;
 /// All lines of code.
-const SRC_LINES_MAX: usize = 5_900;
+const SRC_LINES_MAX: usize = 6_000;
 
 #[test]
 fn files_are_short() {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
+use common::files::Folder;
 use common::process::{Running, eventually, run};
 use common::program::{Program, is_installed};
 use common::readme::{README, block};
@@ -35,6 +36,8 @@ struct Kind {
     arguments: &'static str,
     /// What the README says to write instead where there are pages of one's own.
     own_pages: (&'static str, &'static [&'static str]),
+    /// What it says for the server's socket in a file.
+    local: &'static str,
     /// Has the running proxy read its file again.
     reload: fn(&Program),
     /// How a WebSocket ends at a reload, if it does.
@@ -60,6 +63,7 @@ const NGINX: Kind = Kind {
     file: "nginx.conf",
     arguments: "-p . -e stderr -c nginx.conf",
     own_pages: ("location /", &[r"location ~ ^/(ws|ws/.*|noroshi\.js)$"]),
+    local: "unix:/run/noroshi.sock",
     reload: |proxy| proxy.signal(Signal::SIGHUP),
     reload_ends: None,
     cuts: true,
@@ -79,6 +83,7 @@ const CADDY: Kind = Kind {
         "reverse_proxy 127.0.0.1:8080",
         &["@noroshi path /ws /ws/* /noroshi.js", "reverse_proxy @noroshi 127.0.0.1:8080"],
     ),
+    local: "unix//run/noroshi.sock",
     reload: |proxy| {
         let reload = format!("reload --config Caddyfile --address unix//{}/admin", proxy.home.display());
         let mut command = std::process::Command::new("/usr/bin/caddy");
@@ -101,6 +106,7 @@ const HAPROXY: Kind = Kind {
         "default_backend noroshi",
         &[r"use_backend noroshi if { path_reg ^/(ws|ws/.*|noroshi\.js)$ }"],
     ),
+    local: "unix@/run/noroshi.sock",
     reload: |proxy| proxy.signal(Signal::SIGUSR2),
     reload_ends: None,
     cuts: true,
@@ -116,6 +122,11 @@ struct Proxy {
 impl Proxy {
     /// Starts it in front of this server, with more changes of the block than are needed.
     fn start(kind: &'static Kind, server: SocketAddr, changes: &[(&str, String)]) -> Proxy {
+        Proxy::before(kind, &server.to_string(), changes)
+    }
+
+    /// The same in front of what is written so.
+    fn before(kind: &'static Kind, server: &str, changes: &[(&str, String)]) -> Proxy {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let program = Program::start_after(kind.program, kind.arguments, |home| {
             tls::certificate(home);
@@ -127,7 +138,7 @@ impl Proxy {
             changes.iter().for_each(|(from, to)| change(from, to));
             kind.changes.iter().for_each(|(from, to)| change(from, to));
             change("example.com", HOST);
-            change("127.0.0.1:8080", &server.to_string());
+            change("127.0.0.1:8080", server);
             change("HOME", home.to_str().unwrap());
             change("PORT", &port.to_string());
             fs::write(home.join(kind.file), text).unwrap();
@@ -315,6 +326,27 @@ fn haproxy_serves() {
 #[test]
 fn haproxy_serves_beside_others() {
     serves_beside_others(&HAPROXY);
+}
+
+#[test]
+fn each_reaches_a_socket_in_a_file() {
+    for kind in [&NGINX, &CADDY, &HAPROXY] {
+        if !can_run(kind) {
+            continue;
+        }
+        assert!(README.contains(&format!("`{}`", kind.local)), "{}", kind.local);
+        let folder = Folder::new("proxied");
+        let socket = folder.0.join("socket").display().to_string();
+        // The workers of nginx are somebody else.
+        let (_server, mut log) = run(&format!(r#"umask 0; exec "$0" --log debug -l unix:{socket}"#));
+        let local = kind.local.replace("/run/noroshi.sock", &socket);
+        let proxy = Proxy::before(kind, &local, &[]);
+        let mut a = proxy.peer("A", [127, 0, 0, 7], "");
+        assert_eq!(address_of("A", &mut log), "127.0.0.7");
+        let mut b = proxy.peer("B", [127, 0, 0, 8], "X-Forwarded-For: 192.0.2.1\r\n");
+        assert_eq!(address_of("B", &mut log), "127.0.0.8");
+        talk(&mut a, &mut b);
+    }
 }
 
 #[test]

@@ -85,6 +85,25 @@ fn a_socket_that_is_handed_over_is_served() {
 }
 
 #[test]
+fn so_is_one_in_a_file() {
+    if !is_installed(ACTIVATE) {
+        return;
+    }
+    let folder = Folder::new("handed");
+    let path = folder.0.join("socket");
+    let program = Program::start(ACTIVATE, &format!("-l {} {NOROSHI} --log error", path.display()));
+    program.until("the socket", || std::os::unix::net::UnixStream::connect(&path).ok());
+    let health = Command::new(NOROSHI).arg("health").arg(format!("unix:{}", path.display())).status();
+    assert!(health.unwrap().success());
+    let log = std::fs::read_to_string(program.home.join("log")).unwrap();
+    assert!(log.contains(&format!("listening on unix:{}", path.display())), "{log}");
+    // It is the supervisor's, and not removed.
+    program.signal(Signal::SIGTERM);
+    program.until("its end", || std::os::unix::net::UnixStream::connect(&path).err());
+    assert!(path.exists());
+}
+
+#[test]
 fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     if !is_installed(ANALYZE) {
         return;

@@ -76,7 +76,7 @@ fn is_said(flag: &str, args: &[OsString]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Command, Config};
+    use super::super::{Command, Config, Listen};
 
     fn parse(variables: &str, args: &str) -> Result<Config, String> {
         let variables = variables.split(';').filter_map(|variable| variable.split_once('='));
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(parse(listen, "").unwrap().listen.len(), 3);
         for args in ["-l 127.0.0.1:9", "-l127.0.0.1:9", "--listen=127.0.0.1:9"] {
             let listen = parse(listen, args).unwrap().listen;
-            assert_eq!(listen, ["127.0.0.1:9".parse().unwrap()], "{args}");
+            assert_eq!(listen, [Listen::Tcp("127.0.0.1:9".parse().unwrap())], "{args}");
         }
         for (value, page, ayame) in [
             ("1", false, Some("/signaling")),

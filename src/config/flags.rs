@@ -1,15 +1,14 @@
 //! The command line: the only file that knows lexopt.
 
 use std::ffi::OsString;
-use std::fmt::Display;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use log::LevelFilter;
-
-use super::{Config, GIB, ICE_SERVER_BYTES_MAX, ICE_SERVERS_MAX, ID_BYTES_MAX, KIB, MIB, Size, environment};
-use crate::address::Network;
+use super::values::{
+    address, ice_server, level, listen, mount, network, peer_id, prefix_of_rooms, probe, size, time, within,
+};
+use super::{Config, GIB, ICE_SERVERS_MAX, KIB, MIB, environment};
 use crate::origin::Allowed;
 
 /// What the command line asks for.
@@ -44,10 +43,21 @@ pub struct Mint {
 /// The server that is asked whether it is well.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Probe {
+    /// Its socket, if that is a file.
+    pub socket: Option<PathBuf>,
     /// Its host and port.
     pub authority: String,
     /// What is asked for there.
     pub path: String,
+}
+
+impl Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match &self.socket {
+            Some(socket) => write!(f, "unix:{}", socket.display()),
+            None => write!(f, "http://{}{}", self.authority, self.path),
+        }
+    }
 }
 
 impl Config {
@@ -90,7 +100,7 @@ impl Config {
         }
         while let Some(arg) = parser.next()? {
             match arg {
-                Short('l') | Long("listen") => config.listen.push(value(&mut parser, "--listen", address)?),
+                Short('l') | Long("listen") => config.listen.push(value(&mut parser, "--listen", listen)?),
                 Long("allow-origin") => {
                     config.allow_origins.push(value(&mut parser, "--allow-origin", Allowed::parse)?);
                 }
@@ -176,10 +186,10 @@ noroshi {version}: a WebRTC signaling server
 
 usage: noroshi [flags]
        noroshi token --secret-file FILE [--room ROOM] [--id ID] [--ttl 1h]
-       noroshi health [http://HOST:PORT/PATH]
+       noroshi health [http://HOST:PORT/PATH | unix:PATH]
 
-  -l, --listen ADDR          address and port to listen on; repeatable; port 0 picks a free one
-                             [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
+  -l, --listen ADDR          address and port to listen on, where port 0 picks a free one, or unix:PATH, where a
+                             proxy connects; repeatable [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
       --allow-origin ORIGIN  let pages of this origin connect too; repeatable; * allows all
                              [default: same host only]
       --max-connections N    WebSocket connections at a time [default: {connections}]
@@ -256,32 +266,6 @@ fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     Ok(Command::Health(named("health", url.as_deref().unwrap_or("http://127.0.0.1:8080"), probe)?))
 }
 
-fn probe(url: &str) -> Result<Probe, &'static str> {
-    let read = || {
-        let rest = url.strip_prefix("http://")?;
-        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let (host, port) = authority.rsplit_once(':')?;
-        let is_fine =
-            !host.is_empty() && port.parse::<u16>().is_ok() && url.bytes().all(|b| b.is_ascii_graphic());
-        let path = if path.is_empty() { "/healthz" } else { path };
-        is_fine.then(|| Probe { authority: authority.to_owned(), path: path.to_owned() })
-    };
-    read().ok_or("not a URL such as http://127.0.0.1:8080/healthz")
-}
-
-fn peer_id(text: &str) -> Result<String, String> {
-    let is_one = (1..=ID_BYTES_MAX).contains(&text.len());
-    is_one.then(|| text.to_owned()).ok_or_else(|| format!("an id has 1 to {ID_BYTES_MAX} bytes"))
-}
-
-/// `90s`, `5m`, `1h` or `7d`.
-fn time(text: &str) -> Result<Duration, &'static str> {
-    let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
-    let read = |(letter, unit)| Some(text.strip_suffix(letter)?.parse::<u32>().ok()? as u64 * unit);
-    let seconds = units.into_iter().find_map(read).filter(|seconds| *seconds > 0);
-    seconds.map(Duration::from_secs).ok_or("not a time such as 90s, 5m, 1h or 7d")
-}
-
 /// The value of a flag, or an error that names the flag.
 fn value<T, E: Display>(
     parser: &mut lexopt::Parser,
@@ -298,78 +282,6 @@ fn named<T, E: Display>(
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, lexopt::Error> {
     read(value).map_err(|error| format!("{flag} {value}: {error}").into())
-}
-
-/// A path at which nothing of our own is.
-fn mount(path: &str) -> Result<String, &'static str> {
-    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~-".contains(&byte);
-    let is_ours = path == "/healthz" || path == "/ws" || path.starts_with("/ws/");
-    let is_one = path.starts_with('/') && path.len() > 1 && !path.ends_with('/') && path.bytes().all(is_fine);
-    (is_one && !is_ours).then(|| path.to_owned()).ok_or("not a path such as /signaling that is free")
-}
-
-fn prefix_of_rooms(prefix: &str) -> Result<String, &'static str> {
-    if prefix == "/" { Ok(String::new()) } else { mount(prefix) }
-}
-
-fn address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_| "not an address and port, such as 127.0.0.1:8080 or [::]:8080")
-}
-
-fn network(text: &str) -> Result<Network, &'static str> {
-    Network::parse(text).ok_or("not an address or a network, such as 127.0.0.1 or 10.0.0.0/8")
-}
-
-/// A URL of RFC 7064 or RFC 7065. Browsers refuse to connect at all when one of them is wrong.
-fn ice_server(text: &str) -> Result<String, &'static str> {
-    let is_one = || {
-        let (scheme, rest) = text.split_once(':')?;
-        let rest = match scheme {
-            "stun" | "stuns" => rest,
-            "turn" | "turns" => ["?transport=udp", "?transport=tcp"]
-                .iter()
-                .find_map(|transport| rest.strip_suffix(transport))
-                .unwrap_or(rest),
-            _ => return None,
-        };
-        let (host, port) =
-            rest.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).unwrap_or((rest, "3478"));
-        let is_port =
-            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse().is_ok_and(|port: u16| port > 0);
-        let is_host = match host.strip_prefix('[') {
-            Some(ip) => ip.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
-            None => {
-                !host.is_empty()
-                    && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-            }
-        };
-        (is_port && is_host && text.len() <= ICE_SERVER_BYTES_MAX).then(|| text.to_owned())
-    };
-    is_one().ok_or("not stun:HOST, stuns:HOST, turn:HOST or turns:HOST with, perhaps, :PORT, and ?transport=tcp for TURN")
-}
-
-fn within<N>(text: &str, min: N, max: N) -> Result<N, String>
-where
-    N: std::str::FromStr + PartialOrd + std::fmt::Display,
-{
-    match text.parse() {
-        Ok(number) if (&min..=&max).contains(&&number) => Ok(number),
-        _ => Err(format!("not a whole number from {min} to {max}")),
-    }
-}
-
-fn size(text: &str, min: usize, max: usize) -> Result<usize, String> {
-    let units = [(['K', 'k'], KIB), (['M', 'm'], MIB), (['G', 'g'], GIB)];
-    let unit = units.iter().find_map(|(letters, unit)| Some((text.strip_suffix(letters)?, *unit)));
-    let (digits, unit) = unit.unwrap_or((text, 1));
-    let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
-    bytes
-        .filter(|bytes| (min..=max).contains(bytes))
-        .ok_or_else(|| format!("not a size from {} to {}", Size(min as u64), Size(max as u64)))
-}
-
-fn level(text: &str) -> Result<LevelFilter, &'static str> {
-    text.parse().map_err(|_| "not one of off, error, warn, info, debug, trace")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ impl Request<'_> {
         let mut last = None;
         for ip in hops.into_iter().rev().map_while(hop) {
             last = Some(ip);
-            if !config.trusts(ip) {
+            if !config.trusts(ip.into()) {
                 break;
             }
         }

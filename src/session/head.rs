@@ -29,7 +29,7 @@ impl<S: Stream> Session<S> {
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread = unread.start + end - searched..unread.end;
                 let Shared { config, metrics, crowd, full, draining, wall, .. } = shared;
-                let is_trusted = self.door == Door::Main && config.trusts(self.address.ip());
+                let is_trusted = self.door == Door::Main && config.trusts(self.address);
                 http::answer(
                     &head[..end],
                     self.door,

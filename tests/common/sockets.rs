@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use noroshi::config::Config;
+use noroshi::config::{Config, Listen};
 use noroshi::http::Door;
 use noroshi::server::Server;
 use noroshi::token::{Claims, Secrets};
@@ -39,7 +39,7 @@ struct Client {
 impl Net {
     /// A server on a free port of loopback.
     pub fn new(config: &Config) -> Net {
-        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let listen = vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())];
         let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
         let address = server.addresses(Door::Main).next().unwrap();
         Net { server, address, clients: BTreeMap::new(), pings: 0 }

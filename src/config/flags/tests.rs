@@ -1,7 +1,10 @@
 //! The command line, read.
 
-use super::super::Secret;
+use log::LevelFilter;
+
+use super::super::{Listen, Secret, Size};
 use super::*;
+use crate::address::Network;
 
 fn parse(line: &str) -> Result<Command, String> {
     Config::parse(line.split_whitespace().map(OsString::from))
@@ -9,13 +12,14 @@ fn parse(line: &str) -> Result<Command, String> {
 
 #[test]
 fn every_flag() {
-    let line = "-l 127.0.0.1:1 --listen [::1]:2 --allow-origin https://a.example --allow-origin=* \
+    let line = "-l 127.0.0.1:1 --listen [::1]:2 -lunix:/run/it --allow-origin https://a.example --allow-origin=* \
         --max-connections 3 --max-connections-per-ip 9 --trust-proxy 10.0.0.0/8 --trust-proxy ::1 \
         --max-memory 1G --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
         --ice-server stun:a.example --ice-server=turn:b.example --turn-secret-file /etc/secret --no-page \
         --metrics 127.0.0.1:8 --log debug --ayame --matchbox=/games";
     let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
-    assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
+    let [first, second] = ["127.0.0.1:1", "[::1]:2"].map(|address| Listen::Tcp(address.parse().unwrap()));
+    assert_eq!(config.listen, [first, second, Listen::Unix("/run/it".into())]);
     assert_eq!(config.allow_origins, ["https://a.example", "*"].map(|text| Allowed::parse(text).unwrap()));
     assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
     assert_eq!((config.connections_per_ip_max, config.memory_bytes_max), (9, Some(1 << 30)));
@@ -111,6 +115,7 @@ fn other_protocols_have_paths_of_their_own() {
         "--ayame=signaling",
         "--ayame=/a?b",
         "--matchbox=/healthz",
+        "--listen unix:",
         "--matchbox=/games/",
         "--matchbox=/a --ayame=/a",
         "--ayame /signaling",
@@ -129,10 +134,18 @@ fn who_is_asked_for_its_health() {
     ] {
         let Ok(Command::Health(probe)) = parse(line) else { panic!("{line}") };
         assert_eq!((probe.authority.as_str(), probe.path.as_str()), (authority, path));
+        assert_eq!(probe.to_string(), format!("http://{authority}{path}"));
     }
-    for url in
-        ["", "a.example:80", "https://a.example:443/", "http://a.example", "http://:80", "http://a:99999"]
-    {
+    assert_eq!(probe("unix:/run/it").unwrap().to_string(), "unix:/run/it");
+    for url in [
+        "",
+        "unix:",
+        "a.example:80",
+        "https://a.example:443/",
+        "http://a.example",
+        "http://:80",
+        "http://a:99999",
+    ] {
         assert!(probe(url).is_err(), "{url}");
     }
     assert!(probe("http://a:80/ HTTP/1.1\r\nX: y").is_err());

@@ -1,0 +1,123 @@
+//! What the values of flags may be. Each is read, or is told in one line what it should be.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use super::flags::Probe;
+use super::{GIB, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, Listen, MIB, Size};
+use crate::address::Network;
+
+pub(super) fn probe(url: &str) -> Result<Probe, &'static str> {
+    let read = || {
+        if let Some(path) = url.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Some(Probe {
+                socket: Some(path.into()),
+                authority: "localhost".to_owned(),
+                path: "/healthz".to_owned(),
+            });
+        }
+        let rest = url.strip_prefix("http://")?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (host, port) = authority.rsplit_once(':')?;
+        let is_fine =
+            !host.is_empty() && port.parse::<u16>().is_ok() && url.bytes().all(|b| b.is_ascii_graphic());
+        let path = if path.is_empty() { "/healthz" } else { path };
+        is_fine.then(|| Probe { socket: None, authority: authority.to_owned(), path: path.to_owned() })
+    };
+    read().ok_or("not a URL such as http://127.0.0.1:8080/healthz, nor unix:PATH")
+}
+
+pub(super) fn peer_id(text: &str) -> Result<String, String> {
+    let is_one = (1..=ID_BYTES_MAX).contains(&text.len());
+    is_one.then(|| text.to_owned()).ok_or_else(|| format!("an id has 1 to {ID_BYTES_MAX} bytes"))
+}
+
+/// `90s`, `5m`, `1h` or `7d`.
+pub(super) fn time(text: &str) -> Result<Duration, &'static str> {
+    let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let read = |(letter, unit)| Some(text.strip_suffix(letter)?.parse::<u32>().ok()? as u64 * unit);
+    let seconds = units.into_iter().find_map(read).filter(|seconds| *seconds > 0);
+    seconds.map(Duration::from_secs).ok_or("not a time such as 90s, 5m, 1h or 7d")
+}
+
+/// A path at which nothing of our own is.
+pub(super) fn mount(path: &str) -> Result<String, &'static str> {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~-".contains(&byte);
+    let is_ours = path == "/healthz" || path == "/ws" || path.starts_with("/ws/");
+    let is_one = path.starts_with('/') && path.len() > 1 && !path.ends_with('/') && path.bytes().all(is_fine);
+    (is_one && !is_ours).then(|| path.to_owned()).ok_or("not a path such as /signaling that is free")
+}
+
+pub(super) fn prefix_of_rooms(prefix: &str) -> Result<String, &'static str> {
+    if prefix == "/" { Ok(String::new()) } else { mount(prefix) }
+}
+
+pub(super) fn listen(text: &str) -> Result<Listen, &'static str> {
+    match text.strip_prefix("unix:") {
+        Some("") => Err("no path of a socket"),
+        Some(path) => Ok(Listen::Unix(path.into())),
+        None => address(text).map(Listen::Tcp),
+    }
+}
+
+pub(super) fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "not an address and port, such as 127.0.0.1:8080 or [::]:8080")
+}
+
+pub(super) fn network(text: &str) -> Result<Network, &'static str> {
+    Network::parse(text).ok_or("not an address or a network, such as 127.0.0.1 or 10.0.0.0/8")
+}
+
+/// A URL of RFC 7064 or RFC 7065. Browsers refuse to connect at all when one of them is wrong.
+pub(super) fn ice_server(text: &str) -> Result<String, &'static str> {
+    let is_one = || {
+        let (scheme, rest) = text.split_once(':')?;
+        let rest = match scheme {
+            "stun" | "stuns" => rest,
+            "turn" | "turns" => ["?transport=udp", "?transport=tcp"]
+                .iter()
+                .find_map(|transport| rest.strip_suffix(transport))
+                .unwrap_or(rest),
+            _ => return None,
+        };
+        let (host, port) =
+            rest.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).unwrap_or((rest, "3478"));
+        let is_port =
+            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse().is_ok_and(|port: u16| port > 0);
+        let is_host = match host.strip_prefix('[') {
+            Some(ip) => ip.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
+            None => {
+                !host.is_empty()
+                    && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+            }
+        };
+        (is_port && is_host && text.len() <= ICE_SERVER_BYTES_MAX).then(|| text.to_owned())
+    };
+    is_one().ok_or("not stun:HOST, stuns:HOST, turn:HOST or turns:HOST with, perhaps, :PORT, and ?transport=tcp for TURN")
+}
+
+pub(super) fn within<N>(text: &str, min: N, max: N) -> Result<N, String>
+where
+    N: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    match text.parse() {
+        Ok(number) if (&min..=&max).contains(&&number) => Ok(number),
+        _ => Err(format!("not a whole number from {min} to {max}")),
+    }
+}
+
+pub(super) fn size(text: &str, min: usize, max: usize) -> Result<usize, String> {
+    let units = [(['K', 'k'], KIB), (['M', 'm'], MIB), (['G', 'g'], GIB)];
+    let unit = units.iter().find_map(|(letters, unit)| Some((text.strip_suffix(letters)?, *unit)));
+    let (digits, unit) = unit.unwrap_or((text, 1));
+    let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit));
+    bytes
+        .filter(|bytes| (min..=max).contains(bytes))
+        .ok_or_else(|| format!("not a size from {} to {}", Size(min as u64), Size(max as u64)))
+}
+
+pub(super) fn level(text: &str) -> Result<LevelFilter, &'static str> {
+    text.parse().map_err(|_| "not one of off, error, warn, info, debug, trace")
+}

@@ -1,0 +1,120 @@
+//! A socket in a file, where a proxy on the same machine connects.
+
+mod common;
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::client::Client;
+use common::files::Folder;
+use common::pipe::REQUEST;
+use common::process::{NOROSHI, Running, eventually, run};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+/// A connection to the socket in this file. What is done with it does not ask of which family it is.
+fn connect(path: &Path) -> Client {
+    Client::over(TcpStream::from(OwnedFd::from(UnixStream::connect(path).unwrap())))
+}
+
+/// What the server answers to a request for a WebSocket with this header.
+fn ask(path: &Path, header: &str) -> (Client, u16) {
+    let mut client = connect(path);
+    client.send(REQUEST.replace("Host: h\r\n", &format!("Host: h\r\n{header}")).as_bytes());
+    let status = client.head().split(' ').nth(1).unwrap().parse().unwrap();
+    (client, status)
+}
+
+fn noroshi(arguments: &[&str]) -> Output {
+    Command::new(NOROSHI).args(arguments).output().unwrap()
+}
+
+/// A server that is not started, and what it says of that.
+fn refusal(path: &Path) -> String {
+    let output = noroshi(&["--listen", &format!("unix:{}", path.display())]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn is_well(path: &Path) -> bool {
+    noroshi(&["health", &format!("unix:{}", path.display())]).status.success()
+}
+
+fn serve(path: &Path, flags: &str) -> Running {
+    run(&format!(r#"umask 027; exec "$0" -l unix:{} --log error {flags}"#, path.display())).0
+}
+
+#[test]
+fn it_has_the_mode_of_the_umask_and_an_end() {
+    let folder = Folder::new("local");
+    let path = &folder.0.join("socket");
+    let mut server = serve(path, "");
+    let file = fs::symlink_metadata(path).unwrap();
+    assert!(file.file_type().is_socket());
+    assert_eq!(file.permissions().mode() & 0o777, 0o750);
+    assert!(is_well(path));
+
+    let taken = format!("noroshi: cannot listen on unix:{}: Address already in use", path.display());
+    assert!(refusal(path).starts_with(&taken), "{}", refusal(path));
+    assert!(is_well(path), "somebody else's start has taken nothing away");
+
+    server.signal(Signal::SIGKILL);
+    server.code();
+    assert!(path.exists() && !is_well(path));
+    let mut server = serve(path, "");
+    assert!(is_well(path), "nobody had listened there");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    assert!(!path.exists());
+
+    fs::write(path, "mine").unwrap();
+    assert!(refusal(path).starts_with(&taken));
+    assert_eq!(fs::read(path).unwrap(), b"mine");
+    let [far, nowhere] = [folder.0.join("x".repeat(120)), folder.0.join("no/socket")];
+    assert!([far, nowhere].iter().all(|path| refusal(path).starts_with("noroshi: cannot listen on unix:")));
+}
+
+#[test]
+fn who_connects_there_is_believed_when_it_says_for_whom() {
+    let folder = Folder::new("believed");
+    let path = &folder.0.join("socket");
+    let server = serve(path, "--max-connections-per-ip 1");
+    // Of whom nothing is said are not counted.
+    let clients = ["A", "B", "C"].map(|id| ask(path, "").0.registered(id));
+    let here = "X-Forwarded-For: 192.0.2.1\r\n";
+    let (first, status) = ask(path, here);
+    assert_eq!(status, 101);
+    assert_eq!(ask(path, here).1, 429);
+    // Whoever connects to the port is asked for himself.
+    let mut other = Client::connect(server.address);
+    other.send(REQUEST.replace("Host: h\r\n", &format!("Host: h\r\n{here}")).as_bytes());
+    assert!(other.head().starts_with("HTTP/1.1 101 "));
+    let mut another = Client::connect(server.address);
+    another.send(REQUEST.as_bytes());
+    assert!(another.head().starts_with("HTTP/1.1 429 "));
+    drop((clients, first, other, another));
+    eventually("nobody is left", || server.metric("connections") == 0.0);
+}
+
+#[test]
+fn what_is_larger_than_the_buffers_of_the_kernel_arrives() {
+    let folder = Folder::new("large");
+    let path = &folder.0.join("socket");
+    let _server = serve(path, "--max-message 1M");
+    let [mut a, mut b] = ["A", "B"].map(|id| ask(path, "").0.registered(id));
+    let texts = ["x", "y"].map(|letter| letter.repeat(900_000));
+    for text in &texts {
+        a.say(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": text}));
+    }
+    // All of it waits for one who does not read yet.
+    assert!(a.settle().is_empty());
+    for text in texts {
+        let candidate = format!("\"{text}\"");
+        assert_eq!(b.heard(), json!({"type": "candidate", "id": "A", "candidate": candidate}));
+    }
+}
