@@ -8,7 +8,7 @@ use noroshi::config::{Command, Config};
 use noroshi::gate::{Gate, Protocol, Turn};
 use noroshi::http::Door;
 use noroshi::metrics::Counts;
-use noroshi::protocol::{Dialect, Input};
+use noroshi::protocol::{Conn, Dialect, Input, Member};
 use noroshi::server::Server;
 
 struct Echo;
@@ -20,9 +20,13 @@ impl Protocol for Echo {
             Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "echo"),
             Input::Text(conn, text) => turn.send(conn, text.to_owned()),
             Input::Binary(conn, bytes) => turn.send_binary(conn, bytes),
-            Input::Disconnected(conn) => turn.left(conn, "", Some("echo")),
+            Input::Disconnected(conn) => turn.left(conn, self.member(conn)),
             Input::Dropped { .. } | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
         }
+    }
+
+    fn member(&self, _: Conn) -> Option<Member<'_>> {
+        Some(Member { room: "", id: Some("echo".into()), state: "echo" })
     }
 
     fn counts(&self) -> Counts {

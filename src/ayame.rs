@@ -17,7 +17,7 @@ use crate::ice::Ice;
 use crate::json;
 use crate::metrics::Counts;
 use crate::order::{Links, Order};
-use crate::protocol::{Close, Conn, Input};
+use crate::protocol::{Close, Conn, Input, Member};
 use crate::slots::{Slot, Slots};
 use crate::stamp::Stamp;
 use crate::token::Secrets;
@@ -69,9 +69,6 @@ struct Room {
 /// What a message may say beside what is only passed on.
 const FIELDS: [&str; 6] = ["type", "roomId", "clientId", "key", "signalingKey", "standalone"];
 
-/// The values of these fields. `null` is a missing one.
-type Fields<'a> = [Option<&'a str>; FIELDS.len()];
-
 impl Ayame {
     /// Without anybody. Ids of connections are made with this key.
     pub fn new(config: &Config, key: RandomState) -> Ayame {
@@ -108,22 +105,19 @@ impl Ayame {
 
     /// A connection is gone, and with it the room in which it has a seat.
     fn exit(&mut self, slot: Slot, turn: &mut Turn) {
-        let (conn, client) = self.clients.take(slot);
+        let conn = self.clients.conn(slot);
+        turn.left(conn, self.member(conn));
+        let (_, client) = self.clients.take(slot);
         if !client.standalone {
             self.links.remove(&mut self.pings, slot);
         }
         match client.place {
-            Place::Nowhere => turn.left(conn, "", None),
+            Place::Nowhere => {}
             Place::Before(name) => {
-                turn.left(conn, &name, None);
-                if let Some(room) = self.rooms.get_mut(&name) {
-                    room.before.retain(|it| *it != slot);
-                }
+                let room = self.rooms.get_mut(&name).expect("who waits for a seat waits in a room");
+                room.before.retain(|it| *it != slot);
             }
-            Place::In(name) => {
-                turn.left(conn, &name, Some(&self.uuids.of(conn)));
-                self.end_room(&name, slot, turn);
-            }
+            Place::In(name) => self.end_room(&name, slot, turn),
         }
     }
 
@@ -145,12 +139,8 @@ impl Ayame {
     // ---- Messages ----
 
     fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        let mut fields = Fields::default();
-        let object = json::object(text, |key, value| {
-            let field = FIELDS.iter().zip(&mut fields).find(|(name, _)| **name == key);
-            field.into_iter().for_each(|(_, field)| *field = Some(value).filter(|value| *value != "null"));
-        });
-        let kind = object.and(fields[0]).and_then(json::string);
+        let fields = json::fields(text, FIELDS).unwrap_or_default();
+        let kind = fields[0].and_then(json::string);
         let is_seated = matches!(self.clients[slot].place, Place::In(_));
         match kind.as_deref() {
             Some("pong") => {}
@@ -180,7 +170,7 @@ impl Ayame {
         }
     }
 
-    fn register(&mut self, slot: Slot, fields: Fields, turn: &mut Turn) {
+    fn register(&mut self, slot: Slot, fields: [Option<&str>; FIELDS.len()], turn: &mut Turn) {
         self.counts.message("register");
         let [_, room, client, key, signaling_key, standalone] = fields;
         let (room, client, key) = (text(room), text(client), text(signaling_key.or(key)));
@@ -286,6 +276,15 @@ impl Protocol for Ayame {
 
     fn wake_at(&self) -> Option<Duration> {
         Some(self.clients[self.pings.first()?].ping_at.get())
+    }
+
+    fn member(&self, conn: Conn) -> Option<Member<'_>> {
+        let (room, id, state) = match &self.clients[self.clients.find(conn)?].place {
+            Place::Nowhere => ("", None, "nameless"),
+            Place::Before(room) => (&**room, None, "waiting"),
+            Place::In(room) => (&**room, Some(self.uuids.of(conn).into()), "seated"),
+        };
+        Some(Member { room, id, state })
     }
 
     fn renew(&mut self, config: &Config) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::config::{Config, PROBE_TIME_MAX};
 use crate::metrics::Counts;
-use crate::protocol::{Close, Conn, Dialect, Effect, Input, Outbox, Target};
+use crate::protocol::{Close, Conn, Dialect, Effect, Input, Member, Outbox, Target};
 use crate::rate::{Bucket, Rate, Verdict, blocks};
 use crate::stamp::Stamp;
 
@@ -34,10 +34,8 @@ pub trait Protocol {
         true
     }
 
-    /// A number that all in one room share, for what concerns a whole room.
-    fn room(&self, conn: Conn) -> usize {
-        conn.slot()
-    }
+    /// Where a connection is, if it is here.
+    fn member(&self, conn: Conn) -> Option<Member<'_>>;
 
     /// Bytes of what connections have said that it keeps.
     fn kept(&self) -> usize {
@@ -120,9 +118,13 @@ impl Turn<'_> {
         self.out.push(Effect::Registered { conn, room, id });
     }
 
-    /// The protocol has forgotten the connection.
-    pub fn left(&mut self, conn: Conn, room: &str, id: Option<&str>) {
-        self.out.push(Effect::Left { conn, dialect: self.dialect, room, id });
+    /// The protocol is about to forget the connection, which is this.
+    ///
+    /// # Panics
+    /// If it was not here.
+    pub fn left(&mut self, conn: Conn, member: Option<Member<'_>>) {
+        let member = member.expect("only who was here leaves");
+        self.out.push(Effect::Left { conn, dialect: self.dialect, member });
     }
 }
 
@@ -226,10 +228,10 @@ impl Gate {
         self.protocol(target.dialect).is_some_and(|protocol| protocol.knows_room(target))
     }
 
-    /// See [`Protocol::room`].
-    pub fn room(&self, conn: Conn) -> usize {
-        let dialect = self.dialects.get(conn.slot());
-        dialect.and_then(|dialect| self.protocol(*dialect)).map_or(0, |protocol| protocol.room(conn))
+    /// See [`Protocol::member`].
+    pub fn member(&self, conn: Conn) -> Option<(Dialect, Member<'_>)> {
+        let dialect = *self.dialects.get(conn.slot())?;
+        Some((dialect, self.protocol(dialect)?.member(conn)?))
     }
 
     fn protocol(&self, dialect: Dialect) -> Option<&dyn Protocol> {

@@ -9,15 +9,17 @@ use std::time::Duration;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
-use crate::metrics::Metrics;
 use crate::origin;
 use crate::page::{self, File};
 use crate::protocol::{Dialect, Target};
-use crate::token::{Claims, Fault};
 
+mod answer;
 mod forwarded;
 mod route;
 mod token;
+
+pub use answer::{About, Answer, Question, Refusal, told};
+use answer::{TEXT, plain, response};
 
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,38 +43,6 @@ pub enum Place {
     NoRoom,
     /// Not for a new room: the server is about to stop.
     Draining,
-}
-
-/// What to do with a request.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// Send this response and speak WebSocket.
-    Upgrade {
-        /// The bytes of the 101.
-        response: Vec<u8>,
-        /// What was asked for.
-        target: Target,
-        /// What its token says, where one is needed.
-        claims: Option<Claims>,
-    },
-    /// Send this response and close.
-    Plain {
-        /// Why, if the request was for a WebSocket.
-        refused: Option<Refusal>,
-        /// The status code in it.
-        status: u16,
-        /// The bytes of the response.
-        response: Vec<u8>,
-    },
-}
-
-/// Why a request for a WebSocket was refused.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// For the log: what the peer chose is quoted.
-    pub why: String,
-    /// What is wrong with its token, if it is that.
-    pub fault: Option<Fault>,
 }
 
 /// The statuses with which an upgrade may be refused.
@@ -138,7 +108,6 @@ pub fn answer(
     head: &[u8],
     door: Door,
     config: &Config,
-    metrics: &Metrics,
     is_trusted: bool,
     wall: Duration,
     place: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Place,
@@ -170,10 +139,11 @@ pub fn answer(
         return response(204, b"", &[ALLOW], true);
     }
     let mut answer = match (door, path) {
-        (Door::Metrics, "/metrics") => {
-            let kind = ("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
-            request.page(200, &metrics.render(), &[kind])
-        }
+        (Door::Metrics, "/metrics") => request.ask(About::Metrics),
+        (Door::Metrics, "/rooms") => match route::rooms(query) {
+            Some(about) => request.ask(about),
+            None => request.plain(400, "ask for /rooms?room=ROOM&after=NEXT, or without one of these", &[]),
+        },
         (Door::Main, path) if route::is_health(path, config) => match place {
             Place::Draining => request.page(503, "draining", &[TEXT]),
             _ => request.page(200, "ok", &[TEXT]),
@@ -185,7 +155,7 @@ pub fn answer(
                 None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
             },
         },
-        (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics", &[]),
+        (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics and /rooms", &[]),
     };
     if let Answer::Plain { refused, .. } = &mut answer {
         refused.take_if(|_| door == Door::Metrics || !is_upgrade);
@@ -193,7 +163,6 @@ pub fn answer(
     answer
 }
 
-const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
 const ALLOW: (&str, &str) = ("Allow", "GET, HEAD, OPTIONS");
 
 struct Request<'a> {
@@ -222,8 +191,17 @@ impl<'a> Request<'a> {
     }
 
     fn page(&self, status: u16, body: &str, headers: &[(&str, &str)]) -> Answer {
+        self.read(|head_only| response(status, body.as_bytes(), headers, head_only))
+    }
+
+    fn ask(&self, about: About) -> Answer {
+        self.read(|head_only| Answer::Ask(Question { about, head_only }))
+    }
+
+    /// The answer to who only wants to read.
+    fn read(&self, answer: impl FnOnce(bool) -> Answer) -> Answer {
         match self.method {
-            "GET" | "HEAD" => response(status, body.as_bytes(), headers, self.method == "HEAD"),
+            "GET" | "HEAD" => answer(self.method == "HEAD"),
             _ => self.plain(405, "only GET, HEAD and OPTIONS are answered here", &[ALLOW]),
         }
     }
@@ -340,51 +318,6 @@ impl<'a> Request<'a> {
 fn is_key(key: &str) -> bool {
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
     key.strip_suffix("==").is_some_and(|digits| digits.len() == 22 && digits.bytes().all(is_fine))
-}
-
-fn plain(status: u16, sentence: &str, headers: &[(&str, &str)], head_only: bool) -> Answer {
-    let headers = [&[TEXT], headers].concat();
-    let mut answer = response(status, format!("{sentence}\n").as_bytes(), &headers, head_only);
-    if let Answer::Plain { refused, .. } = &mut answer {
-        *refused = Some(Refusal { why: sentence.to_owned(), fault: None });
-    }
-    answer
-}
-
-fn response(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool) -> Answer {
-    let reason = match status {
-        200 => "OK",
-        204 => "No Content",
-        304 => "Not Modified",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        426 => "Upgrade Required",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        503 => "Service Unavailable",
-        _ => unreachable!("these are all"),
-    };
-    // RFC 9110 section 7.8: who sends Upgrade lists it in Connection.
-    let connection = if status == 426 { "Upgrade, close" } else { "close" };
-    let mut head = format!("HTTP/1.1 {status} {reason}\r\nConnection: {connection}\r\n");
-    for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    // RFC 9110 section 8.6.
-    if status != 204 {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-    }
-    head.push_str("\r\n");
-    let mut response = head.into_bytes();
-    // RFC 9110 section 15.4.5: whoever has the body is not sent it again.
-    if !head_only && status != 304 {
-        response.extend_from_slice(body);
-    }
-    Answer::Plain { status, response, refused: None }
 }
 
 #[cfg(test)]

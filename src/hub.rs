@@ -8,6 +8,7 @@
 //! [`Hub::check`] says so. Whatever a peer does costs O(log n) in a room of n, but for telling those who must be told.
 //! Tables of hashes are never iterated, so that the same inputs have the same effects.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::ice::Ice;
 use crate::message::{self, Body, Code, Kind, Refusal, Request};
 use crate::metrics::Counts;
 use crate::order::Links;
-use crate::protocol::{Close, Conn, Input, Target};
+use crate::protocol::{Close, Conn, Input, Member, Target};
 use crate::rate::Verdict;
 use crate::slots::{Slot, Slots};
 use crate::stamp::Stamp;
@@ -97,8 +98,10 @@ impl Protocol for Hub {
         self.named(&target.room).is_some()
     }
 
-    fn room(&self, conn: Conn) -> usize {
-        self.peers.find(conn).map_or(0, |slot| self.peer(slot).room as usize)
+    fn member(&self, conn: Conn) -> Option<Member<'_>> {
+        let peer = self.peer(self.peers.find(conn)?);
+        let room = &self.rooms[peer.room as usize].name;
+        Some(Member { room, id: peer.id().map(Cow::from), state: peer.state() })
     }
 
     fn kept(&self) -> usize {
@@ -168,7 +171,8 @@ impl Hub {
     fn exit(&mut self, slot: Slot, turn: &mut Turn) {
         self.depart(slot, turn);
         let room = self.peer(slot).room;
-        turn.left(self.peers.conn(slot), &self.rooms[room as usize].name, self.peer(slot).id());
+        let conn = self.peers.conn(slot);
+        turn.left(conn, self.member(conn));
         self.retire(slot, turn);
         self.peers.take(slot);
         self.rooms[room as usize].members -= 1;

@@ -31,6 +31,18 @@ pub fn object<'a>(text: &'a str, mut field: impl FnMut(&str, &'a str)) -> Option
     }
 }
 
+/// The values of these fields of an object; of equal keys the last counts, and `null` is a missing one. `None`: the text is
+/// no JSON object.
+pub fn fields<'a, const N: usize>(text: &'a str, names: [&str; N]) -> Option<[Option<&'a str>; N]> {
+    let mut values = [None; N];
+    object(text, |key, value| {
+        if let Some(i) = names.iter().position(|name| *name == key) {
+            values[i] = Some(value).filter(|value| *value != "null");
+        }
+    })?;
+    Some(values)
+}
+
 /// Reads an array, and hands over its elements until it is told `false`. `None`: the text is no JSON array.
 pub fn array<'a>(text: &'a str, mut element: impl FnMut(&'a str) -> bool) -> Option<()> {
     let bytes = text.as_bytes();

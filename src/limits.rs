@@ -120,6 +120,11 @@ pub const REFUSED_AT_ONCE: usize = 16;
 pub const CROWD_REFUSED_AT_ONCE: usize = 4;
 /// Connections of the `--metrics` listener, which has room even when the server is full.
 pub const METRICS_AT_ONCE: usize = 4;
+/// Members on one page of `GET /rooms`: all are looked at for each page, and so many are remembered.
+pub const MEMBERS_LISTED_MAX: usize = 1000;
+/// Bytes after which a page of `GET /rooms` gets no more members. All that [`METRICS_AT_ONCE`] may be told is small beside
+/// [`BASE_BYTES`].
+pub const ROOMS_BYTES_MAX: usize = 64 * KIB;
 /// Descriptors beside the connections: standard streams, epoll, signals, listeners and what a library may open.
 pub const DESCRIPTORS_SPARE: usize = REFUSED_AT_ONCE + METRICS_AT_ONCE + 12;
 /// What `--max-memory` counts for the program itself, its tables and spare buffers.

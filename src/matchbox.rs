@@ -14,7 +14,7 @@ use crate::gate::{Protocol, Turn};
 use crate::json;
 use crate::metrics::Counts;
 use crate::order::{Links, Order};
-use crate::protocol::{Conn, Input, Target};
+use crate::protocol::{Conn, Input, Member, Target};
 use crate::slots::{Slot, Slots};
 use crate::uuid::Uuids;
 
@@ -81,11 +81,11 @@ impl Matchbox {
     }
 
     fn leave(&mut self, slot: Slot, turn: &mut Turn) {
-        let (conn, group) = self.members.take(slot);
+        let conn = self.members.conn(slot);
+        turn.left(conn, self.member(conn));
+        let (_, group) = self.members.take(slot);
         self.links.remove(&mut self.groups[group].members, slot);
-        let id = self.uuids.of(conn);
-        turn.left(conn, &self.groups[group].key.0, Some(&id));
-        self.tell_all(group, &format!(r#"{{"PeerLeft":"{id}"}}"#), turn);
+        self.tell_all(group, &format!(r#"{{"PeerLeft":"{}"}}"#, self.uuids.of(conn)), turn);
         if self.groups[group].members.is_empty() {
             let key = self.groups.remove(group).key;
             if self.open.get(&key) == Some(&group) {
@@ -143,8 +143,9 @@ impl Protocol for Matchbox {
         self.open.contains_key(&key(target))
     }
 
-    fn room(&self, conn: Conn) -> usize {
-        self.members.find(conn).map_or(0, |slot| self.members[slot])
+    fn member(&self, conn: Conn) -> Option<Member<'_>> {
+        let group = &self.groups[self.members[self.members.find(conn)?]];
+        Some(Member { room: &group.key.0, id: Some(self.uuids.of(conn).into()), state: "joined" })
     }
 
     fn counts(&self) -> Counts {

@@ -146,10 +146,11 @@ pub struct Refusal {
 /// # Errors
 /// What is wrong with it, and the peer it names, if that much could be read.
 pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)> {
-    let mut fields = Fields::default();
-    if json::object(text, |key, value| fields.set(key, value)).is_none() {
+    let names = ["type", "id", "target_id", "sdp", "candidate", "candidates"];
+    let Some([kind, id, target_id, sdp, candidate, candidates]) = json::fields(text, names) else {
         return Err((Refusal { code: Code::BadJson, message: "the message is not a JSON object" }, None));
-    }
+    };
+    let fields = Fields { kind, id, target_id, sdp, candidate, candidates };
     let target = fields.target_id();
     match (fields.request(), target) {
         (Ok((id, body)), Ok(target)) => Ok(Request { id, target, body }),
@@ -162,8 +163,7 @@ pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)>
     }
 }
 
-/// The fields of a message that mean something, as they were written. `null` is a missing field.
-#[derive(Default)]
+/// The fields of a message that mean something, as they were written.
 struct Fields<'a> {
     kind: Option<&'a str>,
     id: Option<&'a str>,
@@ -174,19 +174,6 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn set(&mut self, key: &str, value: &'a str) {
-        let field = match key {
-            "type" => &mut self.kind,
-            "id" => &mut self.id,
-            "target_id" => &mut self.target_id,
-            "sdp" => &mut self.sdp,
-            "candidate" => &mut self.candidate,
-            "candidates" => &mut self.candidates,
-            _ => return,
-        };
-        *field = Some(value).filter(|value| *value != "null");
-    }
-
     /// The sender and what it says.
     fn request(&self) -> Result<(Cow<'a, str>, Body<'a>), Refusal> {
         let bad = |message| Refusal { code: Code::BadMessage, message };

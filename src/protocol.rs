@@ -1,5 +1,7 @@
 //! The words between connections and signaling protocols: what can happen, and what a protocol can do.
 
+use std::borrow::Cow;
+
 use crate::named::named;
 use crate::token::Claims;
 
@@ -62,6 +64,17 @@ pub struct Target {
     pub room: String,
     /// What was behind the `?`.
     pub query: String,
+}
+
+/// Where a connection is, and what it does there. For the operator.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// Its room.
+    pub room: &'a str,
+    /// Its id, if it has one.
+    pub id: Option<Cow<'a, str>>,
+    /// A word of its protocol's.
+    pub state: &'static str,
 }
 
 /// All that can happen.
@@ -132,10 +145,8 @@ pub enum Effect<'a> {
         conn: Conn,
         /// What it spoke.
         dialect: Dialect,
-        /// Its room.
-        room: &'a str,
-        /// Its id, if it had one.
-        id: Option<&'a str>,
+        /// Where it was.
+        member: Member<'a>,
     },
 }
 

@@ -10,6 +10,7 @@
 mod clock;
 mod connections;
 mod listen;
+mod questions;
 mod signals;
 mod stop;
 mod supervisor;
@@ -222,9 +223,6 @@ impl Server {
             return;
         };
         let conn = entry.conn;
-        if entry.session.door() == Door::Metrics {
-            self.collect();
-        }
         self.connections.shared.full = self.connections.are_full();
         let Server { connections, scratch, gate, .. } = self;
         let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
@@ -238,6 +236,11 @@ impl Server {
                 Event::Refused(status, refusal) => {
                     connections.refuse(slot, *status, refusal);
                     continue;
+                }
+                Event::Asked(question) => {
+                    let answer = self.told(question);
+                    self.connections.reach(slot, |session, shared| session.answer(answer, shared));
+                    break;
                 }
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(bytes) => Input::Binary(conn, bytes),
@@ -304,15 +307,5 @@ impl Server {
     fn tell(&mut self, input: Input) {
         let (now, wall) = (self.connections.shared.now, self.connections.shared.wall);
         self.gate.handle(now, wall, input, &mut self.connections);
-    }
-
-    /// Brings the counts of others into the metrics.
-    fn collect(&mut self) {
-        let metrics = &mut self.connections.shared.metrics;
-        metrics.connections = self.connections.upgraded;
-        metrics.started = self.clock.epoch();
-        metrics.descriptors = clock::descriptors();
-        let counts = self.gate.each().map(|(dialect, protocol)| (dialect.name(), protocol.counts()));
-        metrics.protocols = counts.collect();
     }
 }

@@ -13,10 +13,9 @@
 //! itself, see [`Session::tick`].
 //!
 //! A session owns its stream, which may be two buffers in a test. It reads only in [`Session::fill`] and writes
-//! only in [`Session::flush`]; all else is done in memory, so that a burst goes out in one write. What it read
-//! lies in the [`Scratch`] of all, and [`Session::next`] takes it from there to the last byte before anybody else
-//! reads. Time is an argument. A session at rest is a descriptor and a few numbers: it rests when nothing is begun and
-//! nothing waits to go out.
+//! only in [`Session::flush`]; all else is done in memory, so that a burst goes out in one write. What it read lies in
+//! the [`Scratch`] of all, and [`Session::next`] takes it from there to the last byte before anybody else reads. A session
+//! at rest, with nothing begun and nothing that waits to go out, is a descriptor and a few numbers.
 
 mod end;
 pub mod frame;
@@ -32,7 +31,7 @@ use tungstenite::Message;
 
 use crate::address::Address;
 use crate::gate::Gate;
-use crate::http::{Door, Refusal};
+use crate::http::{Door, Question, Refusal};
 use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_MAX};
 use crate::protocol::Target;
 use crate::stamp::Stamp;
@@ -53,10 +52,12 @@ pub trait Stream: Read + Write {
 /// What a session has to say to the server.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// It speaks WebSocket from now on, asked for this, and its token, where one is needed, says this.
+    /// It speaks WebSocket, asked for this, and its token, where one is needed, says this.
     Upgraded(Target, Option<Claims>),
     /// It asked for a WebSocket and was answered with this status, and why.
     Refused(u16, Refusal),
+    /// It asks this, and waits for [`Session::answer`].
+    Asked(Question),
     /// A message of text.
     Text(&'a str),
     /// A message of bytes.

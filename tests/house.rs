@@ -98,8 +98,9 @@ fn imports_point_downward() {
                     // Nor does one protocol know another.
                     "ayame" | "matchbox" => !["hub", "message", "ayame", "matchbox"].contains(&imported),
                     "slots" | "uuid" => imported == "protocol",
-                    "http" => ["page", "metrics", "protocol", "config", "origin", "address", "token"]
-                        .contains(&imported),
+                    "http" => {
+                        ["page", "protocol", "config", "origin", "address", "token"].contains(&imported)
+                    }
                     "session" => !["hub", "message", "json", "rate", "logger"].contains(&imported),
                     "message" | "ice" => ["json", "config", "named"].contains(&imported),
                     "rate" => ["stamp", "config"].contains(&imported),
@@ -233,7 +234,7 @@ const FIRST_PATH_LINES_MAX: usize = 1_450;
 const DIALECTS: [&str; 2] = ["ayame", "matchbox"];
 const DIALECT_LINES_MAX: usize = 250;
 /// All lines of code.
-const SRC_LINES_MAX: usize = 6_000;
+const SRC_LINES_MAX: usize = 6_150;
 
 #[test]
 fn files_are_short() {

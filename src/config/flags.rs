@@ -212,7 +212,7 @@ usage: noroshi [flags]
       --matchbox[=PREFIX]    speak matchbox's protocol too, at PREFIX/ROOM or else at /ROOM [default: off]
       --drain SECONDS        told to stop, serve the rooms that there are for so long [default: 0]
       --no-page              serve neither / nor /check nor /noroshi.js [default: serve them]
-      --metrics ADDR         serve GET /metrics there, for Prometheus [default: off]
+      --metrics ADDR         serve GET /metrics there, for Prometheus, and GET /rooms [default: off]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
   -h, --help                 print this
   -V, --version              print the version

@@ -2,6 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
+use super::About;
 use crate::config::{Config, ROOM_BYTES_MAX, ROOM_TEXT_BYTES_MAX};
 use crate::page;
 use crate::protocol::{Dialect, Target};
@@ -64,6 +65,22 @@ fn decoded(room: Option<&str>) -> Result<String, &'static str> {
 fn is_room(name: &str) -> bool {
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
     (1..=ROOM_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_fine) && name != "." && name != ".."
+}
+
+/// What is asked about the rooms, by the query: its name, percent-encoded, and where the page before has ended, as that says.
+pub(super) fn rooms(query: &str) -> Option<About> {
+    let (mut room, mut after) = (None, None);
+    for field in query.split('&').filter(|field| !field.is_empty()) {
+        match field.split_once('=')? {
+            ("room", name) => room = Some(percent_decode_str(name).decode_utf8().ok()?.into_owned()),
+            ("after", place) => {
+                let (room, conn) = place.split_once('.')?;
+                after = Some((u64::from_str_radix(room, 16).ok()?, u64::from_str_radix(conn, 16).ok()?));
+            }
+            _ => return None,
+        }
+    }
+    Some(About::Rooms { room, after })
 }
 
 /// Whether an operator asks here whether the server is there. Those who come from other servers ask where they did.

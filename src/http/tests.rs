@@ -12,7 +12,12 @@ fn ask(door: Door, config: &Config, full: bool, head: &str) -> (u16, String) {
     let head = format!("{head}\r\n");
     assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
     let place = if full { Place::Full } else { Place::Free };
-    match answer(head.as_bytes(), door, config, &Metrics::default(), false, Duration::ZERO, |_, _| place) {
+    let answer = match answer(head.as_bytes(), door, config, false, Duration::ZERO, |_, _| place) {
+        Answer::Ask(question) => told(&question, "told"),
+        answer => answer,
+    };
+    match answer {
+        Answer::Ask(_) => unreachable!("it was told"),
         Answer::Upgrade { response, target, .. } => {
             let response = String::from_utf8(response).unwrap();
             assert!(response.starts_with("HTTP/1.1 101 "));
@@ -67,15 +72,8 @@ fn upgrades() {
 #[test]
 fn a_subprotocol_is_not_taken() {
     let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Protocol: a, b\r\n{KEY}{ASKS}\r\n");
-    let answer = answer(
-        head.as_bytes(),
-        Door::Main,
-        &Config::default(),
-        &Metrics::default(),
-        false,
-        Duration::ZERO,
-        |_, _| Place::Free,
-    );
+    let answer =
+        answer(head.as_bytes(), Door::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
     let Answer::Upgrade { response, .. } = answer else { panic!("{answer:?}") };
     assert!(!String::from_utf8(response).unwrap().contains("Sec-WebSocket-Protocol"));
 }
@@ -133,7 +131,7 @@ fn where_a_request_comes_from() {
     let from = |headers: &str| {
         let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
         let mut from = None;
-        answer(head.as_bytes(), Door::Main, &config, &Metrics::default(), true, Duration::ZERO, |ip, _| {
+        answer(head.as_bytes(), Door::Main, &config, true, Duration::ZERO, |ip, _| {
             from = ip;
             Place::Free
         });
@@ -192,6 +190,27 @@ fn pages() {
     assert_eq!(metrics("GET /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
     assert_eq!(metrics("HEAD /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
     assert_eq!(metrics("PUT /metrics HTTP/1.1\r\nHost: h\r\n"), 405);
+    assert_eq!(metrics("PUT /rooms HTTP/1.1\r\nHost: h\r\n"), 405);
+    assert_eq!(metrics("HEAD /rooms?room=tea HTTP/1.1\r\nHost: h\r\n"), 200);
+    for (query, expected) in [
+        ("", Some((None, None))),
+        ("room=tea", Some((Some("tea"), None))),
+        ("room=", Some((Some(""), None))),
+        ("room=%E8%8C%B6%20%22&after=ff.10", Some((Some("茶 \""), Some((255, 16))))),
+        ("after=ffffffffffffffff.0", Some((None, Some((u64::MAX, 0))))),
+        ("after=1ffffffffffffffff.0", None),
+        ("after=1", None),
+        ("after=+1.x", None),
+        ("room=%ff", None),
+        ("room", None),
+        ("rooms=tea", None),
+    ] {
+        let expected = expected
+            .map(|(room, after): (Option<&str>, _)| About::Rooms { room: room.map(String::from), after });
+        assert_eq!(route::rooms(query), expected, "{query}");
+        let status = metrics(&format!("GET /rooms?{query} HTTP/1.1\r\nHost: h\r\n"));
+        assert_eq!(status, if expected.is_some() { 200 } else { 400 });
+    }
     assert_eq!(metrics(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 404);
 }
 

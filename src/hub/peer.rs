@@ -115,6 +115,20 @@ impl Peer {
         }
     }
 
+    /// What it is doing, in a word of the README's.
+    pub fn state(&self) -> &'static str {
+        match (&self.who, self.flow) {
+            (Who::Nameless, _) => "nameless",
+            (Who::Claimant(_), _) => "claimant",
+            (_, Flow::Idle) => "idle",
+            (_, Flow::Offerer) => "offerer",
+            (_, Flow::Waiting) => "waiting",
+            (_, Flow::Handed(_)) => "handed",
+            (_, Flow::Paired(_)) => "paired",
+            (_, Flow::Joined) => "joined",
+        }
+    }
+
     /// Bytes of what it said that are kept.
     pub fn kept(&self) -> usize {
         if let Who::Claimant(claimant) = &self.who {

@@ -16,7 +16,7 @@ use crate::http::{self, Door, Refusal};
 use crate::limits::{
     CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, ROOM_BYTES_MAX, SWEEP_PER_TURN,
 };
-use crate::protocol::{Close, Conn, Dialect, Effect, Outbox};
+use crate::protocol::{Close, Conn, Dialect, Effect, Member, Outbox};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
 use crate::stamp::Stamp;
 use crate::token::Fault;
@@ -40,7 +40,7 @@ pub(super) struct Connections {
 pub(super) struct Entry {
     pub session: Session<TcpStream>,
     pub conn: Conn,
-    since: Stamp,
+    pub since: Stamp,
     /// Whether it was counted as a WebSocket.
     upgraded: bool,
     /// Whether a protocol knows it.
@@ -198,20 +198,20 @@ impl Connections {
         }
     }
 
-    /// A WebSocket is one no longer. It was in this room, with this id.
-    fn part(&mut self, slot: usize, dialect: Dialect, room: &str, id: Option<&str>) {
+    /// A WebSocket is one no longer. It was here.
+    fn part(&mut self, slot: usize, dialect: Dialect, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.served = false;
         let end = entry.session.end().expect("what is no longer open has an end").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
-        let room = shown(room);
+        let room = shown(member.room);
         let whose = if dialect == Dialect::Noroshi { String::new() } else { format!("{} ", dialect.name()) };
         info!(
             "connection {} from {} ended after {:.1} s: {end}; {whose}room {room:?}, {}",
             entry.conn.number(),
             entry.session.address(),
             (self.shared.now - entry.since.get()).as_secs_f64(),
-            id.map_or("no id".to_owned(), |id| format!("id {id:?}")),
+            member.id.as_ref().map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
     }
 
@@ -264,7 +264,7 @@ impl Outbox for Connections {
                     entry.session.address()
                 );
             }
-            Effect::Left { conn, dialect, room, id } => self.part(conn.slot(), dialect, room, id),
+            Effect::Left { conn, dialect, member } => self.part(conn.slot(), dialect, &member),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use log::info;
 
 use super::Server;
+use super::questions::number;
 use crate::limits::STOP_TIME_MAX;
 use crate::session::Shared;
 
@@ -42,16 +43,12 @@ impl Server {
         }
         let Server { connections, gate, .. } = self;
         // Those that were told before among them, and all in a room: they shall meet again elsewhere.
-        connections.dismiss(|entry| entry.served && scattered(gate.room(entry.conn)) < share);
+        let room = |conn| gate.member(conn).map_or(0, |(dialect, member)| number(dialect, &member));
+        connections.dismiss(|entry| entry.served && (room(entry.conn) as f64 / u64::MAX as f64) < share);
     }
 
     /// Whether a stop has come to its end.
     pub fn is_stopped(&self) -> bool {
         self.stop_at.is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
     }
-}
-
-/// A number from 0 to 1. Rooms are numbered from 0: multiplied so, neighbours come to lie far apart.
-fn scattered(room: usize) -> f64 {
-    ((room as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as f64 / 2_f64.powi(32)
 }

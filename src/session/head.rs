@@ -28,32 +28,24 @@ impl<S: Stream> Session<S> {
             _ if http::is_impossible(head) => http::malformed(head),
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread = unread.start + end - searched..unread.end;
-                let Shared { config, metrics, crowd, full, draining, wall, .. } = shared;
+                let Shared { config, crowd, full, draining, wall, .. } = shared;
                 let is_trusted = self.door == Door::Main && config.trusts(self.address);
-                http::answer(
-                    &head[..end],
-                    self.door,
-                    config,
-                    metrics,
-                    is_trusted,
-                    *wall,
-                    |forwarded, target| {
-                        if let Some(ip) = forwarded {
-                            self.address = ip.into();
-                            self.counted = true;
-                            crowd.enter(self.address);
+                http::answer(&head[..end], self.door, config, is_trusted, *wall, |forwarded, target| {
+                    if let Some(ip) = forwarded {
+                        self.address = ip.into();
+                        self.counted = true;
+                        crowd.enter(self.address);
+                    }
+                    match crowd.excess(self.address) {
+                        _ if *draining && target.is_none_or(|target| !gate.knows_room(target)) => {
+                            Place::Draining
                         }
-                        match crowd.excess(self.address) {
-                            _ if *draining && target.is_none_or(|target| !gate.knows_room(target)) => {
-                                Place::Draining
-                            }
-                            _ if *full => Place::Full,
-                            1.. => Place::Crowded,
-                            0 if target.is_some_and(|target| !gate.has_place(target)) => Place::NoRoom,
-                            0 => Place::Free,
-                        }
-                    },
-                )
+                        _ if *full => Place::Full,
+                        1.. => Place::Crowded,
+                        0 if target.is_some_and(|target| !gate.has_place(target)) => Place::NoRoom,
+                        0 => Place::Free,
+                    }
+                })
             }
             None if head.len() <= HEAD_BYTES_MAX && fits => return None,
             None if !fits => http::no_memory(head),
@@ -74,7 +66,8 @@ impl<S: Stream> Session<S> {
         self.answer(http::timeout(head), shared);
     }
 
-    fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event<'static>> {
+    /// Answers the request.
+    pub fn answer(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event<'static>> {
         let (response, event) = match answer {
             Answer::Upgrade { response, target, claims } => {
                 self.phase = Phase::Open;
@@ -85,6 +78,7 @@ impl<S: Stream> Session<S> {
                 self.finish(super::End::Http, shared.now);
                 (response, refused.map(|refusal| Event::Refused(status, refusal)))
             }
+            Answer::Ask(question) => return Some(Event::Asked(question)),
         };
         let work = Work::begin(&mut self.work, shared);
         work.inbound.begun = Vec::new();

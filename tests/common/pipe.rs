@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use noroshi::config::Config;
 use noroshi::gate::Gate;
-use noroshi::http::Door;
+use noroshi::http::{self, Door};
 use noroshi::hub::Hub;
 use noroshi::protocol::Dialect;
 use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
@@ -15,6 +15,9 @@ use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
 /// What a request for an upgrade looks like.
 pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// What an operator is told here.
+pub const ASKED: &str = "asked";
 
 /// Where the peers are.
 pub const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -130,6 +133,9 @@ impl Line {
                 match event {
                     Event::Upgraded(target, _) => self.events.push(format!("+{}", target.room)),
                     Event::Refused(status, refusal) => self.refused = Some((status, refusal.why)),
+                    Event::Asked(question) => {
+                        self.session.answer(http::told(&question, ASKED), &mut self.shared);
+                    }
                     Event::Text(text) => self.events.push(text.to_owned()),
                     Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),
                 }

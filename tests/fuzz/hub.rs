@@ -80,7 +80,9 @@ impl Outbox for Out {
             Effect::Ping(to) => (to, Said::Ping),
             Effect::Close(to, why) => (to, Said::Close(why)),
             Effect::Registered { conn, .. } => (conn, Said::Registered),
-            Effect::Left { conn, room, id, .. } => (conn, Said::Left(room.to_owned(), id.map(str::to_owned))),
+            Effect::Left { conn, member, .. } => {
+                (conn, Said::Left(member.room.to_owned(), member.id.map(String::from)))
+            }
         });
     }
 }

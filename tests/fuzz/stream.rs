@@ -283,6 +283,7 @@ impl Peer {
                             continue;
                         }
                         Event::Refused(status, refusal) => panic!("{status} {}", refusal.why),
+                        Event::Asked(question) => panic!("{question:?}"),
                         Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[heard].parts()),
                         Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[heard].parts()),
                     }

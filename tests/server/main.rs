@@ -5,6 +5,7 @@ mod common;
 mod drain;
 mod metrics;
 mod places;
+mod rooms;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;

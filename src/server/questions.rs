@@ -1,0 +1,96 @@
+//! What an operator asks: the metrics, and who is in which room.
+
+use std::collections::BinaryHeap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::{Server, clock};
+use crate::http::{self, About, Answer, Question};
+use crate::json;
+use crate::limits::{MEMBERS_LISTED_MAX, ROOMS_BYTES_MAX};
+use crate::protocol::{Dialect, Member};
+
+impl Server {
+    /// The answer to a question.
+    pub(super) fn told(&mut self, question: &Question) -> Answer {
+        let text = match &question.about {
+            About::Metrics => self.metrics(),
+            About::Rooms { room, after } => self.rooms(room.as_deref(), *after),
+        };
+        http::told(question, &text)
+    }
+
+    /// The metrics, with the counts of others in them.
+    fn metrics(&mut self) -> String {
+        let metrics = &mut self.connections.shared.metrics;
+        metrics.connections = self.connections.upgraded;
+        metrics.started = self.clock.epoch();
+        metrics.descriptors = clock::descriptors();
+        let counts = self.gate.each().map(|(dialect, protocol)| (dialect.name(), protocol.counts()));
+        metrics.protocols = counts.collect();
+        metrics.render()
+    }
+
+    /// A page of the list of all members by rooms, or of those in rooms of this name, from behind a place in it. Rooms are
+    /// in no order that means anything, but in the same on all pages.
+    fn rooms(&self, name: Option<&str>, after: Option<(u64, u64)>) -> String {
+        // The first that are behind that place, as many as may be on a page.
+        let (mut first, mut more) = (BinaryHeap::new(), false);
+        for (_, entry) in &self.connections.entries {
+            let Some((dialect, member)) = self.gate.member(entry.conn) else { continue };
+            let place = (number(dialect, &member), entry.conn.bits(), entry.conn.slot());
+            let is_behind = after.is_none_or(|after| after < (place.0, place.1));
+            if is_behind && name.is_none_or(|name| name == member.room) {
+                first.push(place);
+            }
+            if first.len() > MEMBERS_LISTED_MAX {
+                first.pop();
+                more = true;
+            }
+        }
+        let mut rooms: Vec<(Dialect, &str, Vec<String>)> = Vec::new();
+        let (mut bytes, mut last) = (0, None);
+        for (number, bits, slot) in first.into_sorted_vec() {
+            if bytes > ROOMS_BYTES_MAX {
+                more = true;
+                break;
+            }
+            let entry = &self.connections.entries[slot];
+            let (dialect, Member { room, id, state }) =
+                self.gate.member(entry.conn).expect("it was here just now");
+            if rooms.last().is_none_or(|last| (last.0, last.1) != (dialect, room)) {
+                bytes += room.len();
+                rooms.push((dialect, room, Vec::new()));
+            }
+            let member = format!(
+                r#"{{"connection":{},"id":{},"state":"{state}","address":"{}","since":{}}}"#,
+                entry.conn.number(),
+                id.map_or("null".to_owned(), |id| quoted(&id)),
+                entry.session.address(),
+                (self.clock.epoch() + entry.since.get()).as_secs(),
+            );
+            bytes += member.len();
+            rooms.last_mut().expect("there is one by now").2.push(member);
+            last = Some((number, bits));
+        }
+        let rooms = rooms.iter().map(|(dialect, room, members)| {
+            let (protocol, room, members) = (dialect.name(), quoted(room), members.join(","));
+            format!(r#"{{"protocol":"{protocol}","room":{room},"members":[{members}]}}"#)
+        });
+        let rooms: Vec<String> = rooms.collect();
+        let next = last.filter(|_| more).map(|(number, bits)| format!(r#""{number:x}.{bits:x}""#));
+        format!(r#"{{"rooms":[{}],"next":{}}}"#, rooms.join(","), next.as_deref().unwrap_or("null"))
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let mut json = Vec::new();
+    json::push_string(&mut json, text);
+    String::from_utf8(json).expect("text stays text")
+}
+
+/// A number that all in one room share, and that says nothing of it.
+pub(super) fn number(dialect: Dialect, member: &Member) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (dialect as u8, member.room).hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,123 @@
+//! Who is in which room, as an operator is told.
+
+use std::collections::BTreeSet;
+
+use noroshi::config::ROOMS_BYTES_MAX;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
+    let answer = net.ask(Door::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("Content-Type: application/json"), "{head}");
+    (serde_json::from_str(body).unwrap(), body.len())
+}
+
+/// What stays the same from run to run, in order.
+fn rooms(net: &mut Net, query: &str) -> Vec<Value> {
+    let (mut page, _) = ask_rooms(net, query);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(page["next"], Value::Null);
+    let rooms = page["rooms"].as_array_mut().unwrap();
+    for member in rooms.iter_mut().flat_map(|room| room["members"].as_array_mut().unwrap()) {
+        let member = member.as_object_mut().unwrap();
+        let address = member.remove("address").unwrap();
+        assert!(address.as_str().unwrap().starts_with("127.0.0.1:"), "{address}");
+        let since = member.remove("since").unwrap().as_u64().unwrap();
+        assert!((now - 60..=now).contains(&since), "{since} {now}");
+    }
+    rooms.sort_by_key(Value::to_string);
+    rooms.clone()
+}
+
+#[test]
+fn it_names_all_members_and_what_they_do() {
+    let mut net = with(|config| {
+        config.ayame = Some("/signaling".into());
+        config.matchbox = Some(String::new());
+    });
+    assert_eq!(rooms(&mut net, ""), Vec::<Value>::new());
+    for (who, path) in [
+        ("A", "/ws/tea"),
+        ("B", "/ws/tea"),
+        ("C", "/ws/tea"),
+        ("D", "/ws"),
+        ("E", "/signaling"),
+        ("F", "/signaling"),
+        ("G", "/%22tea"),
+    ] {
+        net.open_at(who, path);
+    }
+    let mut say = |who: &str, message: Value| net.say(who, Message::text(message.to_string()));
+    say("A", json!({"type": "connect", "id": "A"}));
+    say("B", json!({"type": "connect", "id": "B"}));
+    say("C", json!({"type": "join", "id": "C\"\n"}));
+    say("E", json!({"type": "register", "roomId": "tea", "clientId": "E"}));
+    let uuid = |net: &mut Net, who: &str, key: &str| heard(net, who)[key].as_str().unwrap().to_owned();
+    let (ayame, matchbox) = (uuid(&mut net, "E", "connectionId"), uuid(&mut net, "G", "IdAssigned"));
+    let member =
+        |connection: u64, id: Value, state: &str| json!({"connection": connection, "id": id, "state": state});
+    let tea = json!({"protocol": "noroshi", "room": "tea", "members": [
+        member(2, json!("A"), "offerer"),
+        member(3, json!("B"), "waiting"),
+        member(4, json!("C\"\n"), "joined"),
+    ]});
+    let ayame = json!({"protocol": "ayame", "room": "tea", "members": [member(6, json!(ayame), "seated")]});
+    let all = [
+        json!({"protocol": "ayame", "room": "", "members": [member(7, Value::Null, "nameless")]}),
+        ayame.clone(),
+        json!({"protocol": "matchbox", "room": "\"tea", "members": [member(8, json!(matchbox), "joined")]}),
+        json!({"protocol": "noroshi", "room": "", "members": [member(5, Value::Null, "nameless")]}),
+        tea.clone(),
+    ];
+    let sorted = |mut rooms: Vec<Value>| {
+        rooms.sort_by_key(Value::to_string);
+        rooms
+    };
+    assert_eq!(rooms(&mut net, ""), sorted(all.to_vec()));
+    assert_eq!(rooms(&mut net, "?room=tea"), sorted(vec![ayame, tea]));
+    assert_eq!(rooms(&mut net, "?room=%22tea"), all[2..3]);
+    assert_eq!(rooms(&mut net, "?room=nowhere"), Vec::<Value>::new());
+    for request in ["POST /rooms", "GET /rooms?after=x", "GET /rooms/tea"] {
+        let answer = net.ask(Door::Metrics, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    while ["A", "B", "C", "E", "F", "G"].iter().any(|who| net.next(who).is_some()) {}
+    net.finish();
+}
+
+#[test]
+fn it_comes_in_pages() {
+    let mut net = net();
+    assert!(net.ask(Door::Main, "GET /rooms HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    // Each takes six times as much as it says.
+    let ids: Vec<String> = (0..200).map(|i| format!("{}{i:03}", "\u{1}".repeat(125))).collect();
+    let mut sockets = Vec::new();
+    for (i, id) in ids.iter().enumerate() {
+        let mut socket = net.websocket(if i % 2 == 0 { "large" } else { &id[125..] });
+        socket.send(Message::text(json!({"type": "leave", "id": id}).to_string())).unwrap();
+        sockets.push(socket);
+    }
+    let peers = |net: &mut Net| metrics(net)["noroshi_peers{protocol=\"noroshi\"}"] as usize;
+    while peers(&mut net) < ids.len() {}
+    let (mut seen, mut query, mut pages) = (BTreeSet::new(), String::new(), 0);
+    loop {
+        let (page, bytes) = ask_rooms(&mut net, &query);
+        pages += 1;
+        assert!(bytes < ROOMS_BYTES_MAX + 4000, "{bytes}");
+        let mut names = BTreeSet::new();
+        for room in page["rooms"].as_array().unwrap() {
+            assert!(names.insert(room["room"].as_str().unwrap()), "a room is on a page once");
+            for member in room["members"].as_array().unwrap() {
+                assert!(seen.insert(member["id"].as_str().unwrap().to_owned()), "nobody is listed twice");
+            }
+        }
+        let Some(next) = page["next"].as_str() else { break };
+        query = format!("?after={next}");
+    }
+    assert_eq!(seen, ids.into_iter().collect());
+    assert_eq!(pages, 3);
+    drop(sockets);
+    net.finish();
+}
