@@ -152,6 +152,7 @@ impl Line {
             let input = match &event {
                 Event::Refused(status, refusal) => panic!("{status}, {}", refusal.why),
                 Event::Upgraded(target, claims) => Input::Connected(conn, target, claims.as_ref()),
+                Event::Asked(question) => panic!("{question:?}"),
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(_) => unreachable!("only text is sent"),
             };

@@ -3,6 +3,7 @@
 //! cargo run --release --example echo -- FLAGS OF NOROSHI
 
 use std::io;
+use std::time::Duration;
 
 use noroshi::config::{Command, Config};
 use noroshi::gate::{Gate, Protocol, Turn};
@@ -29,7 +30,7 @@ impl Protocol for Echo {
         Some(Member { room: "", id: Some("echo".into()), state: "echo" })
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self, _: Duration) -> Counts {
         Counts::default()
     }
 }

@@ -292,7 +292,7 @@ impl Protocol for Ayame {
         self.secrets = config.token_secrets.clone();
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self, _: Duration) -> Counts {
         let peers = self.rooms.values().map(|room| room.seats.len()).sum();
         Counts { peers, rooms: self.rooms.len(), ..self.counts.clone() }
     }

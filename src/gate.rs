@@ -45,8 +45,8 @@ pub trait Protocol {
     /// There may be other secrets in the configuration.
     fn renew(&mut self, _config: &Config) {}
 
-    /// What it has counted.
-    fn counts(&self) -> Counts;
+    /// What it has counted until now.
+    fn counts(&self, now: Duration) -> Counts;
 
     /// Checks what must be true between any two inputs. For tests: it looks at everything.
     ///

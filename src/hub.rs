@@ -29,6 +29,7 @@ use crate::stamp::Stamp;
 use crate::token::Claims;
 
 mod check;
+mod handshakes;
 mod ids;
 mod mesh;
 mod pairing;
@@ -36,6 +37,7 @@ mod peer;
 mod room;
 mod tell;
 
+use handshakes::{Handshakes, Outcome};
 use peer::{Flow, Peer, Who};
 use room::Room;
 
@@ -59,6 +61,7 @@ pub struct Hub {
     messages: [u64; Kind::ALL.len()],
     /// Refused messages, by [`Code`].
     errors: [u64; Code::ALL.len()],
+    handshakes: Handshakes,
 }
 
 const NO_MEMORY: Refusal =
@@ -113,12 +116,13 @@ impl Protocol for Hub {
         self.ice = Ice::new(config);
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self, now: Duration) -> Counts {
         Counts {
             peers: self.ids.len(),
             rooms: self.rooms.len(),
             messages: Kind::ALL.map(Kind::name).into_iter().zip(self.messages).collect(),
             errors: Code::ALL.map(Code::name).into_iter().zip(self.errors).collect(),
+            handshakes: Some(self.handshakes.counts(now)),
         }
     }
 
@@ -142,6 +146,7 @@ impl Hub {
             alarms: BTreeSet::new(),
             messages: Default::default(),
             errors: Default::default(),
+            handshakes: Handshakes::default(),
         }
     }
 
@@ -191,6 +196,7 @@ impl Hub {
 
     /// Takes a peer out of whatever flow it is in, and tells those concerned. It is idle then.
     fn depart(&mut self, slot: Slot, turn: &mut Turn) {
+        self.handshakes.leave(slot, turn.now);
         let room = self.peer(slot).room;
         match self.peer(slot).flow {
             Flow::Idle => {}
@@ -270,7 +276,11 @@ impl Hub {
     ) -> Result<(), Refusal> {
         match body {
             Body::Connect => self.connect(slot, turn),
-            Body::Offer(sdp) => return self.offer(slot, self.target(slot, target)?, sdp, turn),
+            Body::Offer(sdp) => {
+                let target = self.target(slot, target);
+                let offered = target.and_then(|target| self.offer(slot, target, sdp, turn));
+                return offered.inspect_err(|_| self.handshakes.count(Outcome::Refused));
+            }
             Body::Answer(sdp) => return self.answer(slot, self.target(slot, target)?, sdp, turn),
             Body::Candidates(candidates) => return self.candidates(slot, target, candidates, turn),
             Body::Join => return self.join(slot, turn),

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::RandomState;
+use std::time::Duration;
 
 use slab::Slab;
 
@@ -148,7 +149,7 @@ impl Protocol for Matchbox {
         Some(Member { room: &group.key.0, id: Some(self.uuids.of(conn).into()), state: "joined" })
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self, _: Duration) -> Counts {
         let peers = self.members.iter().count();
         Counts { peers, rooms: self.groups.len(), ..self.counts.clone() }
     }

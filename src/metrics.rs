@@ -23,11 +23,8 @@ pub struct Metrics {
     pub bytes_in: u64,
     /// Bytes written to connections.
     pub bytes_out: u64,
-    /// Turns of the poll loop, by how long they took, waiting not counted: at most as long as the first of
-    /// [`TURN_SECONDS`], and so on, or longer than the last.
-    pub turns: [u64; TURN_SECONDS.len() + 1],
-    /// How long all of them took.
-    pub turns_took: Duration,
+    /// Turns of the poll loop, by how long they took, waiting not counted.
+    pub turns: Histogram,
     /// Descriptors that the process has open now.
     pub descriptors: u64,
     /// When the process started, since 1970.
@@ -45,13 +42,15 @@ pub struct Counts {
     pub messages: Vec<(&'static str, u64)>,
     /// Refused messages, by `code`.
     pub errors: Vec<(&'static str, u64)>,
+    /// Offers that were made since the start, by `outcome`, and how long it took to answer them, if it knows of any.
+    pub handshakes: Option<(Vec<(&'static str, u64)>, Histogram)>,
 }
 
 impl Counts {
     /// Nothing yet, of these messages and errors.
     pub fn of(messages: &[&'static str], errors: &[&'static str]) -> Counts {
         let zeros = |names: &[&'static str]| names.iter().map(|name| (*name, 0)).collect();
-        Counts { peers: 0, rooms: 0, messages: zeros(messages), errors: zeros(errors) }
+        Counts { messages: zeros(messages), errors: zeros(errors), ..Counts::default() }
     }
 
     /// Counts a message of this name.
@@ -70,17 +69,26 @@ fn count(counts: &mut [(&'static str, u64)], name: &str) {
     count.expect("it was announced, so that it is seen before it first happens").1 += 1;
 }
 
-/// From a turn that nobody notices to one that everybody does.
-pub const TURN_SECONDS: [f64; 4] = [0.001, 0.01, 0.1, 1.0];
+/// From what nobody notices to what nobody waits for.
+const SECONDS: [f64; 7] = [0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0];
+
+/// How often something took at most as long as the first of some times, and so on, or longer than the last.
+#[derive(Clone, Debug, Default)]
+pub struct Histogram {
+    counts: [u64; SECONDS.len() + 1],
+    sum: Duration,
+}
+
+impl Histogram {
+    /// Counts one.
+    pub fn record(&mut self, took: Duration) {
+        let bucket = SECONDS.iter().take_while(|seconds| took.as_secs_f64() > **seconds).count();
+        self.counts[bucket] += 1;
+        self.sum += took;
+    }
+}
 
 impl Metrics {
-    /// Counts a turn of the poll loop.
-    pub fn turned(&mut self, took: Duration) {
-        let bucket = TURN_SECONDS.iter().take_while(|seconds| took.as_secs_f64() > **seconds).count();
-        self.turns[bucket] += 1;
-        self.turns_took += took;
-    }
-
     /// The text for `GET /metrics`.
     pub fn render(&self) -> String {
         let mut page = Page(String::with_capacity(4096));
@@ -106,7 +114,17 @@ impl Metrics {
         page.labelled("refused_tokens_total", "counter", help, tokens);
         page.plain("received_bytes_total", "counter", "Bytes read from connections.", self.bytes_in);
         page.plain("sent_bytes_total", "counter", "Bytes written to connections.", self.bytes_out);
-        page.turns(&self.turns, self.turns_took);
+        page.head("noroshi_loop_turn_seconds", "histogram", "Turns of the poll loop, waiting not counted.");
+        page.histogram("loop_turn_seconds", None, &self.turns);
+        let handshakes =
+            || protocols().filter_map(|(protocol, counts)| Some((protocol, counts.handshakes.as_ref()?)));
+        let help = "Offers that reached somebody or were refused, by what became of them.";
+        let outcomes = handshakes().flat_map(|(protocol, (outcomes, _))| of(protocol, "outcome", outcomes));
+        page.labelled("handshakes_total", "counter", help, outcomes);
+        page.head("noroshi_answer_seconds", "histogram", "From an offer to its answer.");
+        for (protocol, (_, answers)) in handshakes() {
+            page.histogram("answer_seconds", Some(&by("protocol", protocol)), answers);
+        }
         page.head("noroshi_build_info", "gauge", "Always 1; the version is in the label.");
         page.line(format_args!("noroshi_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
         // The names that Prometheus' own libraries give to these.
@@ -144,16 +162,22 @@ impl Page {
         }
     }
 
-    fn turns(&mut self, turns: &[u64], took: Duration) {
-        const NAME: &str = "noroshi_loop_turn_seconds";
-        self.head(NAME, "histogram", "Turns of the poll loop, waiting not counted.");
+    /// With these labels, if any.
+    fn histogram(&mut self, name: &str, labels: Option<&str>, it: &Histogram) {
+        let (all, more) = (
+            labels.map_or(String::new(), |labels| format!("{{{labels}}}")),
+            labels.map_or(String::new(), |labels| format!("{labels},")),
+        );
         let mut sum = 0;
-        for (bucket, count) in turns.iter().enumerate() {
+        for (bucket, count) in it.counts.iter().enumerate() {
             sum += count;
-            let most = TURN_SECONDS.get(bucket).map_or("+Inf".to_owned(), f64::to_string);
-            self.line(format_args!("{NAME}_bucket{{le=\"{most}\"}} {sum}"));
+            let most = SECONDS.get(bucket).map_or("+Inf".to_owned(), f64::to_string);
+            self.line(format_args!("noroshi_{name}_bucket{{{more}le=\"{most}\"}} {sum}"));
         }
-        self.line(format_args!("{NAME}_sum {}\n{NAME}_count {sum}", took.as_secs_f64()));
+        self.line(format_args!(
+            "noroshi_{name}_sum{all} {}\nnoroshi_{name}_count{all} {sum}",
+            it.sum.as_secs_f64()
+        ));
     }
 
     fn line(&mut self, line: impl Display) {

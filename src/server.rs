@@ -178,9 +178,9 @@ impl Server {
         self.settle();
         self.listeners.accept(&mut self.connections, self.poll.registry());
 
-        let rooms = || self.gate.each().map(|(_, protocol)| protocol.counts().rooms).sum();
+        let rooms = || self.gate.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
         self.supervisor.turned(began, self.connections.upgraded, rooms);
-        self.connections.shared.metrics.turned(self.clock.now() - began);
+        self.connections.shared.metrics.turns.record(self.clock.now() - began);
         Ok(())
     }
 

@@ -65,7 +65,11 @@ fn all_protocols_are_on_one_port_and_their_rooms_do_not_meet() {
     ] {
         assert_eq!(net.status(path, is_upgrade), Some(status), "{path}");
     }
-    let counts = net.server.gate().each().map(|(dialect, protocol)| (dialect, protocol.counts().peers));
+    let counts = net
+        .server
+        .gate()
+        .each()
+        .map(|(dialect, protocol)| (dialect, protocol.counts(std::time::Duration::ZERO).peers));
     let counts: Vec<_> = counts.collect();
     assert_eq!(counts, [(Dialect::Noroshi, 1), (Dialect::Ayame, 1), (Dialect::Matchbox, 2)]);
     net.finish();

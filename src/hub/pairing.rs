@@ -4,6 +4,7 @@
 
 use std::mem;
 
+use super::handshakes::Outcome;
 use super::peer::{Flow, Hold, Offer};
 use super::{Hub, NO_MEMORY, Room, Slot, refused};
 use crate::config::{CANDIDATES_MAX, PATIENCE, STORED_BYTES_MAX};
@@ -122,6 +123,7 @@ impl Hub {
         offer.handed = true;
         let (hold, text) = (Hold { owner, offer: offer.number }, offer.text.clone());
         links.push_back(&mut offering.holders, to);
+        self.handshakes.begin(owner, to, turn.now);
         self.tell_with_ice(to, text, turn);
         self.peer_mut(to).flow = Flow::Handed(hold);
     }
@@ -173,6 +175,7 @@ impl Hub {
         };
         let id = self.id(slot);
         self.forward(to, [Reply::Offer { sdp, target: id, id: Some(id) }.text()], turn)?;
+        self.handshakes.begin(slot, to, turn.now);
         // What the target held of the sender's is overtaken by this.
         if matches!(self.peer(to).flow, Flow::Handed(hold) if hold.owner == slot) {
             self.let_go(to);
@@ -235,6 +238,7 @@ impl Hub {
         };
         let pairs = match flow {
             Flow::Handed(hold) if hold.owner == to && !self.stands(hold) => {
+                self.handshakes.end(to, slot, Outcome::Refused, turn.now);
                 let refusal = Refusal { code: Code::OfferTaken, message: "that offer was taken or replaced" };
                 self.refuse(slot, refusal, target.map(|to| self.id(to).to_owned()).as_deref(), turn);
                 self.connect(slot, turn);
@@ -243,7 +247,10 @@ impl Hub {
             Flow::Idle | Flow::Handed(_) => self.peer(to).offer().is_some(),
             _ => false,
         };
-        self.forward(to, [Reply::Answer { sdp, id: self.id(slot) }.text()], turn)?;
+        let forwarded = self.forward(to, [Reply::Answer { sdp, id: self.id(slot) }.text()], turn);
+        let outcome = if forwarded.is_ok() { Outcome::Answered } else { Outcome::Refused };
+        self.handshakes.end(to, slot, outcome, turn.now);
+        forwarded?;
         if pairs {
             self.pair(to, slot, turn);
         }

@@ -25,7 +25,8 @@ impl Server {
         metrics.connections = self.connections.upgraded;
         metrics.started = self.clock.epoch();
         metrics.descriptors = clock::descriptors();
-        let counts = self.gate.each().map(|(dialect, protocol)| (dialect.name(), protocol.counts()));
+        let now = self.clock.now();
+        let counts = self.gate.each().map(|(dialect, protocol)| (dialect.name(), protocol.counts(now)));
         metrics.protocols = counts.collect();
         metrics.render()
     }

@@ -35,7 +35,7 @@ pub fn target(room: &str) -> Target {
 
 /// What has an id, rooms, and when something is due.
 pub fn left(gate: &Gate) -> (usize, usize, Option<Duration>) {
-    let sum = gate.each().map(|(_, protocol)| protocol.counts());
+    let sum = gate.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
     let (peers, rooms) = sum.fold((0, 0), |(peers, rooms), it| (peers + it.peers, rooms + it.rooms));
     (peers, rooms, gate.wake_at())
 }
@@ -115,7 +115,7 @@ impl Memory {
 
     /// How often a kind of message or an error has been counted.
     pub fn count(&self, name: &str) -> u64 {
-        let counts = self.gate.each().map(|(_, protocol)| protocol.counts());
+        let counts = self.gate.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
         let all = counts.flat_map(|counts| [counts.messages, counts.errors].concat());
         all.filter(|(it, _)| *it == name).map(|(_, count)| count).sum()
     }

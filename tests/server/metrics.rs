@@ -111,3 +111,54 @@ fn an_idle_server_sleeps() {
     assert!(turns(&mut net) - before < 15.0);
     net.finish();
 }
+
+#[test]
+fn offers_and_what_becomes_of_them() {
+    let mut net = net();
+    let say = |net: &mut Net, who: &str, rest: &str| {
+        net.say(who, Message::text(format!(r#"{{"id":"{who}",{rest}}}"#)));
+    };
+    let outcomes = |net: &mut Net| {
+        let metrics = metrics(net);
+        ["answered", "unanswered", "refused", "left"].map(|outcome| {
+            metrics[&format!("noroshi_handshakes_total{{protocol=\"noroshi\",outcome=\"{outcome}\"}}")]
+        })
+    };
+    for who in ["A", "B"] {
+        net.open(who, "");
+    }
+    say(&mut net, "A", r#""type":"offer","sdp":1"#);
+    assert_eq!(outcomes(&mut net), [0.0; 4], "nobody is there to answer");
+    say(&mut net, "B", r#""type":"connect""#);
+    net.pass(2);
+    say(&mut net, "B", r#""type":"answer","sdp":2"#);
+    assert_eq!(outcomes(&mut net), [1.0, 0.0, 0.0, 0.0]);
+    let seconds = metrics(&mut net);
+    let seconds =
+        |le: &str| seconds[&format!("noroshi_answer_seconds_bucket{{protocol=\"noroshi\",le=\"{le}\"}}")];
+    assert_eq!((seconds("1"), seconds("3"), seconds("+Inf")), (0.0, 1.0, 1.0));
+    // Both offer at once, and one of them is answered.
+    say(&mut net, "A", r#""type":"offer","sdp":3"#);
+    say(&mut net, "B", r#""type":"offer","sdp":4"#);
+    say(&mut net, "A", r#""type":"answer","sdp":5"#);
+    // What nobody asked for answers nothing.
+    say(&mut net, "A", r#""type":"answer","sdp":6"#);
+    assert_eq!(outcomes(&mut net), [2.0, 0.0, 0.0, 0.0]);
+    say(&mut net, "A", r#""type":"offer","sdp":7"#);
+    say(&mut net, "B", r#""type":"leave""#);
+    assert_eq!(outcomes(&mut net), [2.0, 0.0, 0.0, 1.0]);
+    say(&mut net, "A", r#""type":"offer","sdp":8,"target_id":"nobody""#);
+    say(&mut net, "A", r#""type":"offer","sdp":9"#);
+    say(&mut net, "B", r#""type":"offer","sdp":10"#);
+    assert_eq!(outcomes(&mut net), [2.0, 0.0, 2.0, 1.0]);
+    say(&mut net, "B", r#""type":"connect""#);
+    net.pass(31);
+    assert_eq!(outcomes(&mut net), [2.0, 1.0, 2.0, 1.0]);
+    // It is passed on all the same.
+    say(&mut net, "B", r#""type":"answer","sdp":11"#);
+    assert_eq!(outcomes(&mut net), [2.0, 1.0, 2.0, 1.0]);
+    for who in ["A", "B"] {
+        while net.next(who).is_some() {}
+    }
+    net.finish();
+}
