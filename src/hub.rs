@@ -279,7 +279,7 @@ impl Hub {
             Body::Offer(sdp) => {
                 let target = self.target(slot, target);
                 let offered = target.and_then(|target| self.offer(slot, target, sdp, turn));
-                return offered.inspect_err(|_| self.handshakes.count(Outcome::Refused));
+                return offered.inspect_err(|_| self.handshakes.count(Outcome::Refused, 1));
             }
             Body::Answer(sdp) => return self.answer(slot, self.target(slot, target)?, sdp, turn),
             Body::Candidates(candidates) => return self.candidates(slot, target, candidates, turn),

@@ -105,8 +105,9 @@ pub const RATE_OFFENCE_MAX: Duration = Duration::from_secs(5);
 /// The listen backlog. mio's 128 makes a burst of a thousand connects wait for TCP's retransmission, a second.
 /// How long an offer may take to be answered, for the metrics. Whoever is asked for a camera may think about it.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(30);
-/// Offers that are followed at a time, for the metrics: a third of a MB.
-pub const HANDSHAKES_MAX: usize = 4096;
+/// Offers that are followed at a time, for the metrics. Few servers have so many within a second, and all are looked through
+/// with each.
+pub const HANDSHAKES_MAX: usize = 1000;
 /// The kernel caps it at net.core.somaxconn.
 pub const BACKLOG: i32 = 4096;
 /// The kernel's send buffer of a connection. Unset, Linux hides 4 MB behind a peer that does not read.
