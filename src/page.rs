@@ -35,7 +35,7 @@ const PAGE_POLICY: &str = "default-src 'none'; \
 
 /// The same for the other page, which has a script of its own only.
 const CHECK_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-l9hFD6DCXggWF0drPwFLR3HhG+GwcbMwqmSd0eTFxQs='; \
+    script-src 'sha256-0ZzsSlgMTKKZKikfElCt10CNJg6dG+mW5dWy60G7shY='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

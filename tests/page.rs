@@ -4,10 +4,11 @@ mod common;
 
 use std::path::PathBuf;
 
+use common::axe::{axe, judge};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, run};
-use common::program::{is_installed, npm};
+use common::program::is_installed;
 use serde_json::{Value, json};
 
 fn enter(browser: &mut Chromium, server: &Running, name: &str) {
@@ -153,43 +154,6 @@ fn a_phone_shows_all_and_says_that_something_was_said() {
     phone.until("document.querySelector('#unread').hidden && document.activeElement.id === 'say'");
     phone.kill();
     other.kill();
-}
-
-/// The rules of axe-core, from npm.
-fn axe() -> Option<String> {
-    let home = npm("axe-core")?;
-    let rules = std::fs::read_to_string(home.join("node_modules/axe-core/axe.min.js")).unwrap();
-    std::fs::remove_dir_all(home).unwrap();
-    Some(rules)
-}
-
-/// What axe finds, in each look.
-fn judge(browser: &mut Chromium, axe: &str) {
-    browser.eval(&format!("{axe}; 0"));
-    for (width, colors) in [(1100, "light"), (1100, "dark"), (320, "light")] {
-        browser.resize(width, 780, colors);
-        let found = browser.eval(
-            "(await axe.run({ resultTypes: ['violations'] })).violations
-                .map(({ id, nodes }) => [id, ...nodes.map(({ html }) => html)])",
-        );
-        assert_eq!(found, json!([]), "{width} {colors}");
-    }
-    // WCAG 1.4.11, which axe leaves to people: the edge of a field stands out from what is around it.
-    let faint = browser.eval(
-        "(() => {
-            const lightness = (color) => {
-                const [r, g, b] = color.match(/[\\d.]+/g).map((it) => it / 255).map((it) => it <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4);
-                return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
-            };
-            const ground = (it) => { const color = getComputedStyle(it).backgroundColor; return /, 0\\)$/.test(color) ? ground(it.parentElement) : color; };
-            const fields = [...document.querySelectorAll('input, button:not(.main)')].filter((it) => it.checkVisibility());
-            return fields.filter((it) => {
-                const [edge, around] = [getComputedStyle(it).borderColor, ground(it.parentElement)].map(lightness);
-                return Math.max(edge, around) / Math.min(edge, around) < 3;
-            }).map((it) => it.id || it.className);
-        })()",
-    );
-    assert_eq!(faint, json!([]));
 }
 
 #[test]

@@ -38,6 +38,12 @@ impl Chromium {
         [(); N].map(|()| Program::start(CHROMIUM, FLAGS)).map(Chromium::attach)
     }
 
+    /// Starts one that trusts whoever has the key with this hash, as TURN over TLS must be trusted too.
+    pub fn trusting(hash: &str) -> Chromium {
+        let flags = format!("--ignore-certificate-errors-spki-list={hash} {FLAGS}");
+        Chromium::attach(Program::start(CHROMIUM, &flags))
+    }
+
     fn attach(program: Program) -> Chromium {
         let socket = program.until("the address of the DevTools", || {
             let text = std::fs::read_to_string(program.home.join("DevToolsActivePort")).ok()?;
@@ -80,6 +86,11 @@ impl Chromium {
     /// From now on it takes whatever certificate a server shows.
     pub fn trust(&mut self) {
         self.command("Security.setIgnoreCertificateErrors", json!({"ignore": true}));
+    }
+
+    /// From now on its page has the focus, as if somebody sat before it.
+    pub fn focus(&mut self) {
+        self.command("Emulation.setFocusEmulationEnabled", json!({"enabled": true}));
     }
 
     /// What nothing holds is freed.

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
 
+pub mod axe;
 pub mod browser;
 pub mod chromium;
 pub mod client;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::program::Program;
 use super::readme::block;
+use super::tls;
 
 pub const TURNSERVER: &str = "/usr/bin/turnserver";
 
@@ -38,15 +39,48 @@ pub fn serve(files: &[(&str, &str)]) -> SocketAddr {
     address
 }
 
+/// A STUN server that sees everybody behind a NAT, and its address.
+pub fn stun() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    spawn(move || {
+        let mut request = [0; 512];
+        while let Ok((_, from)) = socket.recv_from(&mut request) {
+            // A binding success with an XOR-MAPPED-ADDRESS of 203.0.113.7:5000 (RFC 8489 sections 5 and 14.2).
+            let mut answer = b"\x01\x01\0\x0c\x21\x12\xa4\x42............\0\x20\0\x08\0\x01".to_vec();
+            answer[8..20].copy_from_slice(&request[8..20]);
+            answer.extend((5000_u16 ^ 0x2112).to_be_bytes());
+            answer.extend((u32::from_be_bytes([203, 0, 113, 7]) ^ 0x2112_a442).to_be_bytes());
+            let _ = socket.send_to(&answer, from);
+        }
+    });
+    address
+}
+
 /// Starts coturn as the README has it, with a secret, and returns its port.
 pub fn coturn(secret: &str) -> (Program, u16) {
+    coturn_with(secret, "--no-tls", "nothing of it")
+}
+
+/// The same with TLS at this port, as [`tls::HOST`].
+pub fn coturn_over_tls(secret: &str, port: u16) -> (Program, u16) {
+    let flags = format!("--tls-listening-port {port} --cert fullchain.pem --pkey privkey.pem");
+    coturn_with(secret, &flags, "nothing of it")
+}
+
+/// The same with more flags, and without the line that begins so.
+pub fn coturn_with(secret: &str, flags: &str, left_out: &str) -> (Program, u16) {
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let arguments = format!(
-        "-c turnserver.conf --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers --no-tls --no-dtls \
+        "-c turnserver.conf --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers {flags} --no-dtls \
         --no-cli --log-file stdout --pidfile pid --userdb db"
     );
     let coturn = Program::start_after(TURNSERVER, &arguments, |home| {
+        if flags.contains("--cert") {
+            tls::certificate(home);
+        }
         let lines = block("use-auth-secret").replace("SECRET", secret);
+        let lines: String = lines.split_inclusive('\n').filter(|line| !line.starts_with(left_out)).collect();
         std::fs::write(home.join("turnserver.conf"), lines).unwrap();
     });
     // A binding request (RFC 8489 section 6).

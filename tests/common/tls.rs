@@ -25,6 +25,14 @@ pub fn certificate(home: &Path) {
     std::fs::write(home.join(format!("{HOST}.pem")), read("fullchain.pem") + &read("privkey.pem")).unwrap();
 }
 
+/// The hash of the public key in that certificate (RFC 7469 section 2.4).
+pub fn hash(home: &Path) -> String {
+    let pipe = "openssl x509 -in fullchain.pem -pubkey -noout | openssl pkey -pubin -outform der \
+        | openssl dgst -sha256 -binary | openssl base64";
+    let hash = Command::new("sh").args(["-c", pipe]).current_dir(home).output().unwrap();
+    String::from_utf8(hash.stdout).unwrap().trim().to_owned()
+}
+
 /// Connects over TLS, from this address of the machine, to who must have the certificate that was made here. Reading
 /// from the stream ends when the other side ends or is refused.
 pub fn connect(home: &Path, from: Ipv4Addr, to: SocketAddr) -> TcpStream {
