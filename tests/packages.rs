@@ -91,13 +91,26 @@ fn the_static_binary_needs_nothing_beside_it() {
     assert_eq!(health("http://127.0.0.1:1").status.code(), Some(1));
 }
 
+/// What stands in for other processors, and what links for them.
+const OTHERS: [(&str, &str, &str); 2] = [
+    (AARCH64, "qemu-aarch64", "rust-lld"),
+    (ARMV7, "qemu-arm -L /usr/arm-linux-gnueabihf", "arm-linux-gnueabihf-gcc"),
+];
+
 #[test]
-fn other_processors_serve() {
+fn other_processors_serve_and_pass_the_unit_tests() {
     let Some(dist) = dist() else { return };
-    for (target, emulator) in [(AARCH64, "qemu-aarch64"), (ARMV7, "qemu-arm -L /usr/arm-linux-gnueabihf")] {
+    for (target, emulator, linker) in OTHERS {
         if find(emulator.split(' ').next().unwrap()).is_none() {
             continue;
         }
+        let variable =
+            |end: &str| format!("CARGO_TARGET_{}_{end}", target.to_ascii_uppercase().replace('-', "_"));
+        let mut tests = Command::new(env!("CARGO"));
+        tests.args(["test", "--quiet", "--locked", "--lib", "--target", target]);
+        let output =
+            tests.env(variable("LINKER"), linker).env(variable("RUNNER"), emulator).output().unwrap();
+        assert!(output.status.success(), "{target}: {}", has_failed(&output));
         let (server, _stderr) = run(&format!("exec {emulator} {}", package(dist, target)));
         assert!(server.is_healthy(), "{target}");
         let health = format!("{emulator} {} health http://{}", package(dist, target), server.address);
@@ -135,7 +148,7 @@ fn the_package_of_debian_comes_and_goes() {
     assert_eq!(version.stdout, format!("noroshi {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
     let unit = std::fs::read_to_string(root.join("usr/lib/systemd/system/noroshi.service")).unwrap();
     assert_eq!(unit, include_str!("../scripts/noroshi.service"));
-    dpkg(&["-r", "noroshi"]);
+    dpkg(&["-P", "noroshi"]);
     assert!(!program.exists() && !root.join("usr/lib/systemd/system/noroshi.service").exists());
 }
 
