@@ -139,7 +139,8 @@ impl Ayame {
     // ---- Messages ----
 
     fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        let fields = json::fields(text, FIELDS).unwrap_or_default();
+        let place = |key: &str| FIELDS.iter().position(|name| *name == key);
+        let fields = json::fields(text, place).unwrap_or_default();
         let kind = fields[0].and_then(json::string);
         let is_seated = matches!(self.clients[slot].place, Place::In(_));
         match kind.as_deref() {

@@ -31,13 +31,16 @@ pub fn object<'a>(text: &'a str, mut field: impl FnMut(&str, &'a str)) -> Option
     }
 }
 
-/// The values of these fields of an object; of equal keys the last counts, and `null` is a missing one. `None`: the text is
-/// no JSON object.
-pub fn fields<'a, const N: usize>(text: &'a str, names: [&str; N]) -> Option<[Option<&'a str>; N]> {
+/// The values of those fields of an object that have a place; of equal keys the last counts, and `null` is a missing one.
+/// `None`: the text is no JSON object.
+pub fn fields<const N: usize>(
+    text: &str,
+    place: impl Fn(&str) -> Option<usize>,
+) -> Option<[Option<&str>; N]> {
     let mut values = [None; N];
     object(text, |key, value| {
-        if let Some(i) = names.iter().position(|name| *name == key) {
-            values[i] = Some(value).filter(|value| *value != "null");
+        if let Some(place) = place(key) {
+            values[place] = Some(value).filter(|value| *value != "null");
         }
     })?;
     Some(values)

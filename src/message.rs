@@ -146,8 +146,16 @@ pub struct Refusal {
 /// # Errors
 /// What is wrong with it, and the peer it names, if that much could be read.
 pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)> {
-    let names = ["type", "id", "target_id", "sdp", "candidate", "candidates"];
-    let Some([kind, id, target_id, sdp, candidate, candidates]) = json::fields(text, names) else {
+    let place = |key: &str| match key {
+        "type" => Some(0),
+        "id" => Some(1),
+        "target_id" => Some(2),
+        "sdp" => Some(3),
+        "candidate" => Some(4),
+        "candidates" => Some(5),
+        _ => None,
+    };
+    let Some([kind, id, target_id, sdp, candidate, candidates]) = json::fields(text, place) else {
         return Err((Refusal { code: Code::BadJson, message: "the message is not a JSON object" }, None));
     };
     let fields = Fields { kind, id, target_id, sdp, candidate, candidates };
