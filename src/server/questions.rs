@@ -7,7 +7,7 @@ use super::{Server, clock};
 use crate::http::{self, About, Answer, Question};
 use crate::json;
 use crate::limits::{MEMBERS_LISTED_MAX, ROOMS_BYTES_MAX};
-use crate::protocol::{Dialect, Member};
+use crate::protocol::{Conn, Dialect, Member};
 
 impl Server {
     /// The answer to a question.
@@ -38,9 +38,8 @@ impl Server {
         let (mut first, mut more) = (BinaryHeap::new(), false);
         for (_, entry) in &self.connections.entries {
             let Some((dialect, member)) = self.gate.member(entry.conn) else { continue };
-            let place = (number(dialect, &member), entry.conn.bits(), entry.conn.slot());
-            let is_behind = after.is_none_or(|after| after < (place.0, place.1));
-            if is_behind && name.is_none_or(|name| name == member.room) {
+            let place = (number(dialect, &member), entry.conn.bits());
+            if after.is_none_or(|after| after < place) && name.is_none_or(|name| name == member.room) {
                 first.push(place);
             }
             if first.len() > MEMBERS_LISTED_MAX {
@@ -48,19 +47,21 @@ impl Server {
                 more = true;
             }
         }
-        let mut rooms: Vec<(Dialect, &str, Vec<String>)> = Vec::new();
+        // What each room begins with, and its members.
+        let mut rooms: Vec<(String, Vec<String>)> = Vec::new();
         let (mut bytes, mut last) = (0, None);
-        for (number, bits, slot) in first.into_sorted_vec() {
+        for place in first.into_sorted_vec() {
             if bytes > ROOMS_BYTES_MAX {
                 more = true;
                 break;
             }
-            let entry = &self.connections.entries[slot];
+            let entry = &self.connections.entries[Conn::from_bits(place.1).slot()];
             let (dialect, Member { room, id, state }) =
                 self.gate.member(entry.conn).expect("it was here just now");
-            if rooms.last().is_none_or(|last| (last.0, last.1) != (dialect, room)) {
-                bytes += room.len();
-                rooms.push((dialect, room, Vec::new()));
+            let begin = format!(r#"{{"protocol":"{}","room":{},"members":["#, dialect.name(), quoted(room));
+            if rooms.last().is_none_or(|last| last.0 != begin) {
+                bytes += begin.len();
+                rooms.push((begin, Vec::new()));
             }
             let member = format!(
                 r#"{{"connection":{},"id":{},"state":"{state}","address":"{}","since":{}}}"#,
@@ -70,14 +71,11 @@ impl Server {
                 (self.clock.epoch() + entry.since.get()).as_secs(),
             );
             bytes += member.len();
-            rooms.last_mut().expect("there is one by now").2.push(member);
-            last = Some((number, bits));
+            rooms.last_mut().expect("there is one by now").1.push(member);
+            last = Some(place);
         }
-        let rooms = rooms.iter().map(|(dialect, room, members)| {
-            let (protocol, room, members) = (dialect.name(), quoted(room), members.join(","));
-            format!(r#"{{"protocol":"{protocol}","room":{room},"members":[{members}]}}"#)
-        });
-        let rooms: Vec<String> = rooms.collect();
+        let rooms: Vec<String> =
+            rooms.iter().map(|(begin, members)| format!("{begin}{}]}}", members.join(","))).collect();
         let next = last.filter(|_| more).map(|(number, bits)| format!(r#""{number:x}.{bits:x}""#));
         format!(r#"{{"rooms":[{}],"next":{}}}"#, rooms.join(","), next.as_deref().unwrap_or("null"))
     }
