@@ -15,7 +15,7 @@ use common::client::Client;
 use common::firefox::{FIREFOX, Firefox};
 use common::neighbours::{TURNSERVER, coturn, coturn_over_tls, coturn_with, serve, stun};
 use common::process::{NOROSHI, Running, run};
-use common::program::{GIVE_UP, is_installed};
+use common::program::{GIVE_UP, free_port, is_installed};
 use common::tls;
 use common::wire::Wire;
 use nix::sys::signal::Signal;
@@ -218,7 +218,7 @@ fn a_turn_server_that_refuses_or_is_not_there_is_told_apart() {
     in_firefox.has("turn-udp-1", "ok", "Credentials accepted.");
     in_firefox.has("relay", "ok", "ms there and back");
     // Taken by nobody, and kept so.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = free_port();
     let [in_chromium, in_firefox] = both(&coturn.home, "open-sesame", nobody);
     for said in [&in_chromium, &in_firefox] {
         said.has("stun-0", "failed", "Unreachable (browsers say 701, or nothing)");
@@ -234,7 +234,7 @@ fn a_turn_server_that_refuses_or_is_not_there_is_told_apart() {
 #[test]
 fn over_tls_the_certificate_counts() {
     let Some(_turn) = turn().filter(|_| is_installed(tls::OPENSSL)) else { return };
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let (coturn, _) = coturn_over_tls("open-sesame", port);
     let secret = coturn.home.join("secret");
     std::fs::write(&secret, "open-sesame").unwrap();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, eventually, run};
-use common::program::{Program, is_installed};
+use common::program::{Program, free_port, is_installed};
 use common::readme::block;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -22,10 +22,6 @@ const HAPROXY: &str = "/usr/sbin/haproxy";
 const GIVE_UP: Duration = Duration::from_secs(60);
 /// The balancer asks every second, and believes the second answer.
 const NOTICED: Duration = Duration::from_millis(2500);
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// One cluster at a time: they choose their ports before they have them.
 static TURN: Mutex<()> = Mutex::new(());

@@ -5,7 +5,7 @@ mod common;
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, eventually, run};
-use common::program::is_installed;
+use common::program::{free_port, is_installed};
 use serde_json::json;
 
 /// A page that has the library, and helpers to see what happens to a room. All rooms of a test can be in one page.
@@ -220,7 +220,7 @@ fn who_does_not_come_in_is_told_why() {
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
     browser.eval("const a = await enter('A'), b = await enter('B', connect); 0");
     let port = server.address.port();
     for (how, code) in [

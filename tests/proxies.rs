@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
 use common::files::Folder;
 use common::process::{Running, eventually, run};
-use common::program::{Program, is_installed};
+use common::program::{Program, free_port, is_installed};
 use common::readme::{README, block};
 use common::tls::{self, HOST, OPENSSL};
 use nix::sys::signal::Signal;
@@ -127,7 +127,7 @@ impl Proxy {
 
     /// The same in front of what is written so.
     fn before(kind: &'static Kind, server: &str, changes: &[(&str, String)]) -> Proxy {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let program = Program::start_after(kind.program, kind.arguments, |home| {
             tls::certificate(home);
             let mut text = kind.around.join(&block(kind.line));

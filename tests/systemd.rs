@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::client::Client;
 use common::files::Folder;
 use common::process::{NOROSHI, run};
-use common::program::{Program, is_installed};
+use common::program::{Program, free_port, is_installed};
 use common::readme::block;
 use nix::sys::signal::Signal;
 
@@ -71,7 +71,7 @@ fn a_socket_that_is_handed_over_is_served() {
     if !is_installed(ACTIVATE) {
         return;
     }
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let arguments = format!("-l 127.0.0.1:{port} {NOROSHI} --log error");
     let program = Program::start(ACTIVATE, &arguments);
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::spawn;
 use std::time::Duration;
 
-use super::program::Program;
+use super::program::{Program, free_port};
 use super::readme::block;
 use super::tls;
 
@@ -70,7 +70,7 @@ pub fn coturn_over_tls(secret: &str, port: u16) -> (Program, u16) {
 
 /// The same with more flags, and without the line that begins so.
 pub fn coturn_with(secret: &str, flags: &str, left_out: &str) -> (Program, u16) {
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let arguments = format!(
         "-c turnserver.conf --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers {flags} --no-dtls \
         --no-cli --log-file stdout --pidfile pid --userdb db"
