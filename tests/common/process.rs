@@ -10,6 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tungstenite::WebSocket;
 
+use super::program::GIVE_UP;
+
 pub const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
 
 /// A running server, killed with the test.
@@ -142,7 +144,7 @@ impl Write for Patient {
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+        assert!(began.elapsed() < GIVE_UP, "{what}");
         sleep(Duration::from_millis(10));
     }
 }
