@@ -4,7 +4,6 @@
 //! A [`Protocol`], and as pure as all of them. When one of the two goes, the room is gone, and the other with it. A third
 //! has the two probed, and is told that the room is full only if both show life.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::RandomState;
 use std::mem;
@@ -174,6 +173,8 @@ impl Ayame {
     fn register(&mut self, slot: Slot, fields: [Option<&str>; FIELDS.len()], turn: &mut Turn) {
         self.counts.message("register");
         let [_, room, client, key, signaling_key, standalone] = fields;
+        // What is missing is empty.
+        let text = |field: Option<_>| json::string(field.unwrap_or(r#""""#));
         let (room, client, key) = (text(room), text(client), text(signaling_key.or(key)));
         let room = room.filter(|room| (1..=ROOM_TEXT_BYTES_MAX).contains(&room.len()));
         let is_standalone = standalone.map_or(Some(false), |flag| flag.parse().ok());
@@ -308,9 +309,4 @@ impl Protocol for Ayame {
         let pinged = self.clients.iter().filter(|(_, client)| !client.standalone).count();
         assert_eq!(pinged, self.pings.len());
     }
-}
-
-/// A field of text, which may be missing.
-fn text(field: Option<&str>) -> Option<Cow<'_, str>> {
-    field.map_or(Some(Cow::default()), json::string)
 }

@@ -229,12 +229,12 @@ const FILE_LINES_MAX: usize = 400;
 /// What one reads to understand how a candidate gets from one socket to another, and how many lines of code that is.
 const FIRST_PATH: [&str; 8] =
     ["server", "session", "protocol", "hub", "hub/pairing", "hub/mesh", "message", "message/reply"];
-const FIRST_PATH_LINES_MAX: usize = 1_460;
+const FIRST_PATH_LINES_MAX: usize = 1_470;
 /// Each protocol that is not our own.
 const DIALECTS: [&str; 2] = ["ayame", "matchbox"];
 const DIALECT_LINES_MAX: usize = 250;
 /// All lines of code.
-const SRC_LINES_MAX: usize = 100;
+const SRC_LINES_MAX: usize = 6_250;
 
 #[test]
 fn files_are_short() {

@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,9 +12,11 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use common::files::Folder;
-use common::process::run;
-use common::program::find;
+use common::process::{eventually, run};
+use common::program::{find, free_port};
 use common::readme::block;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use noroshi::config::Config;
 
 const X86_64: &str = "x86_64-unknown-linux-musl";
@@ -96,6 +99,65 @@ const OTHERS: [(&str, &str, &str); 2] = [
     (AARCH64, "qemu-aarch64", "rust-lld"),
     (ARMV7, "qemu-arm -L /usr/arm-linux-gnueabihf", "arm-linux-gnueabihf-gcc"),
 ];
+
+/// By buildah, as docker wants a daemon. What is run there is in a root of its own, but has the network of this machine.
+#[test]
+fn the_image_is_built_and_serves() {
+    let Some(dist) = dist() else { return };
+    if find("buildah").is_none() || !is_root() {
+        return;
+    }
+    let home = Folder::new("image");
+    let tool = |arguments: &[&str]| {
+        let mut buildah = Command::new("buildah");
+        buildah.args(["--storage-driver", "vfs", "--root"]).arg(home.0.join("root"));
+        buildah.arg("--runroot").arg(home.0.join("run")).args(arguments);
+        buildah
+    };
+    let done = |arguments: &[&str]| {
+        let output = tool(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", has_failed(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let binary = Path::new(&package(dist, X86_64)).file_name().unwrap().to_str().unwrap().to_owned();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = root.join("scripts/Dockerfile").display().to_string();
+    let argument = format!("BINARY={binary}");
+    let context = dist.display().to_string();
+    done(&[
+        "bud",
+        "--format=docker",
+        "--isolation=chroot",
+        "-f",
+        &file,
+        "--build-arg",
+        &argument,
+        "-t",
+        "it",
+        &context,
+    ]);
+    let config = done(&["inspect", "--type=image", "--format={{.Docker.Config}}", "it"]);
+    assert!(config.contains("65534") && config.contains("[CMD /noroshi health]"), "{config}");
+    let container = done(&["from", "it"]);
+    let mut run = tool(&["run", "--isolation=chroot", &container, "--", "/noroshi"]);
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut server = run.args(["-l", &address, "--log=error"]).spawn().unwrap();
+    eventually("it serves", || {
+        let health = [
+            "run",
+            "--isolation=chroot",
+            &container,
+            "--",
+            "/noroshi",
+            "health",
+            &format!("http://{address}"),
+        ];
+        tool(&health).output().unwrap().status.success()
+    });
+    kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
+    server.wait().unwrap();
+    eventually("it stops", || TcpStream::connect(&address).is_err());
+}
 
 #[test]
 fn other_processors_serve_and_pass_the_unit_tests() {
