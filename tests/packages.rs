@@ -136,8 +136,8 @@ fn the_image_is_built_and_serves() {
         "it",
         &context,
     ]);
-    let config = done(&["inspect", "--type=image", "--format={{.Docker.Config}}", "it"]);
-    assert!(config.contains("65534") && config.contains("[CMD /noroshi health]"), "{config}");
+    let config = "--format={{.Docker.Config.User}} {{.Docker.Config.Healthcheck.Test}}";
+    assert_eq!(done(&["inspect", "--type=image", config, "it"]), "65534 [CMD /noroshi health]");
     let container = done(&["from", "it"]);
     let mut run = tool(&["run", "--isolation=chroot", &container, "--", "/noroshi"]);
     let address = format!("127.0.0.1:{}", free_port());
