@@ -22,6 +22,7 @@ impl Hub {
                 orders.insert(claimant, ('c', slot));
             }
         }
+        assert!(self.handshakes.peers().all(|slot| self.peer(slot).id().is_some()), "who leaves, leaves all");
         assert_eq!(self.names.len(), self.rooms.len());
         for (key, room) in &self.rooms {
             let key = key as u32;

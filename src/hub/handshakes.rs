@@ -44,6 +44,11 @@ impl Handshakes {
         (Outcome::ALL.map(Outcome::name).into_iter().zip(outcomes).collect(), self.answers.clone())
     }
 
+    /// Whose they are.
+    pub fn peers(&self) -> impl Iterator<Item = Slot> {
+        self.open.iter().flat_map(|(from, to, _)| [*from, *to])
+    }
+
     /// What became of one or more.
     pub fn count(&mut self, outcome: Outcome, number: usize) {
         self.outcomes[outcome as usize] += number as u64;
