@@ -181,7 +181,7 @@ impl World {
         said.sort_by_key(|(conn, _)| *conn);
         assert_eq!(said, expected, "after {input:?}");
         assert_eq!(self.gate.wake_at(), model.wake_at());
-        let counts = hub.counts(std::time::Duration::ZERO);
+        let counts = hub.counts(self.now);
         assert_eq!((counts.peers, counts.rooms), (model.peers(), model.rooms()));
         assert_eq!(counts.errors.iter().map(|(_, count)| count).sum::<u64>(), self.errors);
     }
@@ -191,14 +191,8 @@ impl World {
             self.input(Input::Disconnected(conn));
         }
         let (_, hub) = self.gate.each().next().unwrap();
-        assert_eq!(
-            (
-                hub.counts(std::time::Duration::ZERO).peers,
-                hub.counts(std::time::Duration::ZERO).rooms,
-                self.gate.wake_at()
-            ),
-            (0, 0, None)
-        );
+        let counts = hub.counts(self.now);
+        assert_eq!((counts.peers, counts.rooms, self.gate.wake_at()), (0, 0, None));
     }
 }
 
