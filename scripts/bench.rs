@@ -10,6 +10,7 @@ mod pipe;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use noroshi::budget::Reservation;
 use noroshi::config::Config;
 use noroshi::gate::Gate;
 use noroshi::http::Door;
@@ -89,8 +90,8 @@ impl Outbox for Sessions {
         self.sessions[to.slot()].has_room(texts, &self.shared)
     }
 
-    fn keep(&mut self, bytes: usize) -> bool {
-        self.shared.budget.keep(bytes)
+    fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
+        self.shared.budget.reserve(bytes)
     }
 
     fn push(&mut self, effect: Effect<'_>) {
@@ -154,7 +155,7 @@ impl Line {
                 Event::Upgraded(target, claims) => Input::Connected(conn, target, claims.as_ref()),
                 Event::Asked(question) => panic!("{question:?}"),
                 Event::Text(text) => Input::Text(conn, text),
-                Event::Binary(_) => unreachable!("only text is sent"),
+                Event::Binary(_) | Event::Ping(_) | Event::Overhead => unreachable!("only text is sent"),
             };
             self.gate.handle(Duration::ZERO, Duration::ZERO, input, &mut self.sessions);
         }

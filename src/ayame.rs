@@ -10,7 +10,7 @@ use std::mem;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::{AYAME_PING_EVERY, Config, ROOM_TEXT_BYTES_MAX};
+use crate::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX, Config, ROOM_TEXT_BYTES_MAX};
 use crate::gate::{Protocol, Turn};
 use crate::ice::Ice;
 use crate::json;
@@ -113,8 +113,9 @@ impl Ayame {
         match client.place {
             Place::Nowhere => {}
             Place::Before(name) => {
-                let room = self.rooms.get_mut(&name).expect("who waits for a seat waits in a room");
-                room.before.retain(|it| *it != slot);
+                if let Some(room) = self.rooms.get_mut(&name) {
+                    room.before.retain(|it| *it != slot);
+                }
             }
             Place::In(name) => self.end_room(&name, slot, turn),
         }
@@ -202,6 +203,9 @@ impl Ayame {
             let is_second = room.seats.len() == 2;
             return self.accept(slot, name, is_second, turn);
         }
+        if room.before.len() >= AYAME_WAITING_MAX {
+            return self.reject(slot, FULL, turn);
+        }
         room.before.push(slot);
         self.clients[slot].place = Place::Before(name);
         for &seat in &room.seats {
@@ -242,6 +246,19 @@ impl Ayame {
         }
     }
 
+    /// Ends the probe of a seat that has shown no life. Without a third that still waits, nothing changes.
+    fn silent(&mut self, slot: Slot, turn: &mut Turn) {
+        let is_awaited = match &self.clients[slot].place {
+            Place::In(name) => self.rooms.get(name).is_some_and(|room| !room.before.is_empty()),
+            Place::Nowhere | Place::Before(_) => false,
+        };
+        if is_awaited {
+            self.end(slot, Close::Replaced, turn);
+        } else {
+            self.clients[slot].probed = false;
+        }
+    }
+
     /// Pings whoever is next, if its time has come.
     fn ping(&mut self, turn: &mut Turn) {
         let Some(first) = self.pings.first() else { return };
@@ -270,7 +287,7 @@ impl Protocol for Ayame {
             Input::Binary(_, bytes) => self.hear(slot, str::from_utf8(bytes).unwrap_or_default(), turn),
             Input::Dropped { .. } => self.counts.error("rate_limited"),
             Input::Alive(_) => self.alive(slot, turn),
-            Input::Silent(_) => self.end(slot, Close::Replaced, turn),
+            Input::Silent(_) => self.silent(slot, turn),
             Input::Disconnected(_) => self.exit(slot, turn),
             Input::Connected(..) | Input::Time => {}
         }
@@ -305,6 +322,9 @@ impl Protocol for Ayame {
             assert!(room.seats.iter().all(|slot| matches!(place(*slot), Place::In(it) if it == name)));
             assert!(room.before.iter().all(|slot| matches!(place(*slot), Place::Before(it) if it == name)));
             assert!(room.seats.len() == 2 || room.before.is_empty(), "nobody waits before a free seat");
+            assert!(room.before.len() <= AYAME_WAITING_MAX);
+            let is_probed = room.seats.iter().any(|slot| self.clients[*slot].probed);
+            assert!(is_probed || room.before.is_empty(), "a third waits for a probe");
         }
         let pinged = self.clients.iter().filter(|(_, client)| !client.standalone).count();
         assert_eq!(pinged, self.pings.len());

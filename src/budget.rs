@@ -1,48 +1,104 @@
-//! The memory that peers may make the server use (`--max-memory`): what is used is counted as it grows, and what
-//! would be too much is refused before it is there.
+//! Accounts for the memory that peers make the server use (`--max-memory`).
+//!
+//! Memory is counted before it is allocated; what would exceed the limit is refused. Sessions report the size of their
+//! buffers as it changes ([`Budget::change`]). Protocols hold a [`Reservation`] for everything they store, which gives
+//! its bytes back when it is dropped, so that accounting cannot drift.
+
+use std::cell::Cell;
+use std::mem;
+use std::rc::Rc;
 
 use crate::config::{BASE_BYTES, Config};
 
-/// Bytes that may be used, and that are.
+/// The limit, and the bytes in use.
 #[derive(Debug)]
 pub struct Budget {
     bytes_max: usize,
-    /// By connections: their places, queues and what is coming in.
+    /// Used by connections: their records, queues and incoming messages.
     used: usize,
-    /// By what protocols keep. What they keep no longer is taken off now and then only: see [`Budget::recount`].
-    kept: usize,
+    /// Reserved by protocols. Shared with the reservations, which subtract from it when they are dropped.
+    reserved: Rc<Cell<usize>>,
+}
+
+/// Bytes that a protocol has reserved. Dropping it releases them.
+#[derive(Debug)]
+pub struct Reservation {
+    bytes: usize,
+    reserved: Rc<Cell<usize>>,
+}
+
+impl Reservation {
+    /// Takes over the bytes of another reservation.
+    pub fn absorb(&mut self, mut other: Reservation) {
+        self.bytes += mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.reserved.set(self.reserved.get() - self.bytes);
+    }
 }
 
 impl Budget {
-    /// As much as the configuration says.
+    /// Creates the budget that the configuration allows.
     pub fn new(config: &Config) -> Budget {
-        Budget { bytes_max: config.memory_bytes_max.unwrap_or(usize::MAX), used: BASE_BYTES, kept: 0 }
+        Budget {
+            bytes_max: config.memory_bytes_max.unwrap_or(usize::MAX),
+            used: BASE_BYTES,
+            reserved: Rc::default(),
+        }
     }
 
-    /// Whether so much more may be used.
+    /// Returns whether this many further bytes may be used.
     pub fn allows(&self, bytes: usize) -> bool {
-        self.used + self.kept + bytes <= self.bytes_max
+        self.used().saturating_add(bytes) <= self.bytes_max
     }
 
-    /// Counts so many bytes more that a protocol keeps, if they may be.
-    pub fn keep(&mut self, bytes: usize) -> bool {
-        let may = self.allows(bytes);
-        self.kept += if may { bytes } else { 0 };
-        may
+    /// Reserves bytes for something that a protocol stores, if the limit allows it.
+    pub fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        if !self.allows(bytes) {
+            return None;
+        }
+        self.reserved.set(self.reserved.get() + bytes);
+        Some(Reservation { bytes, reserved: Rc::clone(&self.reserved) })
     }
 
-    /// So much is kept.
-    pub fn recount(&mut self, kept: usize) {
-        self.kept = kept;
-    }
-
-    /// What used this many bytes uses that many now.
+    /// Records that a buffer counted with `before` bytes has `now` bytes.
     pub fn change(&mut self, before: usize, now: usize) {
         self.used = self.used + now - before;
     }
 
-    /// Bytes that are used, as far as they are counted.
+    /// Returns the bytes in use, as far as they are counted.
     pub fn used(&self) -> usize {
-        self.used + self.kept
+        self.used + self.reserved()
+    }
+
+    /// Returns the bytes that protocols have reserved.
+    pub fn reserved(&self) -> usize {
+        self.reserved.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropping_a_reservation_releases_its_bytes() {
+        let config = Config { memory_bytes_max: Some(BASE_BYTES + 100), ..Config::default() };
+        let budget = Budget::new(&config);
+        let first = budget.reserve(60).expect("60 of 100");
+        assert!(budget.reserve(41).is_none());
+        let second = budget.reserve(40).expect("100 of 100");
+        assert_eq!(budget.reserved(), 100);
+        drop(first);
+        assert_eq!(budget.reserved(), 40);
+        assert!(budget.allows(60) && !budget.allows(61));
+        let mut both = budget.reserve(10).expect("50 of 100");
+        both.absorb(second);
+        assert_eq!(budget.reserved(), 50);
+        drop(both);
+        assert_eq!(budget.used(), BASE_BYTES);
     }
 }

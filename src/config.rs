@@ -173,7 +173,7 @@ impl Config {
     pub fn worst_case_bytes(&self) -> u64 {
         let incoming = 2 * self.message_bytes_max;
         let kept =
-            (2 * self.message_bytes_max + STORED_BYTES_MAX).max(self.message_bytes_max + KEPT_BYTES_MAX);
+            (2 * self.message_bytes_max + STORED_BYTES_MAX).max(self.message_bytes_max + READ_BYTES_MAX);
         let each = CONNECTION_BYTES + 2 * self.queue_bytes_max() + incoming + kept;
         // More than a small machine can count to.
         BASE_BYTES as u64 + self.connections_max as u64 * each as u64

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::config::{Config, PROBE_TIME_MAX};
+use crate::budget::Reservation;
+use crate::config::{Config, PROBE_TIME_MAX, TIMERS_PER_TURN};
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Dialect, Effect, Input, Member, Outbox, Target};
 use crate::rate::{Bucket, Rate, Verdict, blocks};
@@ -36,11 +37,6 @@ pub trait Protocol {
 
     /// Where a connection is, if it is here.
     fn member(&self, conn: Conn) -> Option<Member<'_>>;
-
-    /// Bytes of what connections have said that it keeps.
-    fn kept(&self) -> usize {
-        0
-    }
 
     /// There may be other secrets in the configuration.
     fn renew(&mut self, _config: &Config) {}
@@ -98,19 +94,34 @@ impl Turn<'_> {
         self.out.push(Effect::Close(conn, why));
     }
 
-    /// Whether so many bytes more may be kept, which then are.
-    pub fn keep(&mut self, bytes: usize) -> bool {
-        self.out.keep(bytes)
+    /// Ends a probe, if one is running, without consequences for the probed peer.
+    pub fn cancel_probe(&mut self, conn: Conn) {
+        self.common.probes.end(conn);
     }
 
-    /// Takes tokens for a message that turns out to be dearer than by its size, for which it has paid.
-    pub fn pay(&mut self, conn: Conn, tokens: usize, bytes: usize) -> Verdict {
-        self.common.pay(conn, tokens, blocks(bytes), self.now)
+    /// Stops reading from a connection until [`Turn::resume_reading`]. Input of it that was read already is handled
+    /// then, too.
+    pub fn pause_reading(&mut self, conn: Conn) {
+        self.out.push(Effect::PauseReading(conn));
     }
 
-    /// A message was too much, for whatever reason.
-    pub fn offend(&mut self, conn: Conn) -> Verdict {
-        self.common.buckets[conn.slot()].offend(self.now)
+    /// Reads from a connection again.
+    pub fn resume_reading(&mut self, conn: Conn) {
+        self.out.push(Effect::ResumeReading(conn));
+    }
+
+    /// Reserves memory for something that the protocol stores. `None`: `--max-memory` does not allow it.
+    pub fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
+        self.out.reserve(bytes)
+    }
+
+    /// Charges a message that costs `credits` in all. Those for its size, `bytes`, were charged when it came in.
+    pub fn charge(&mut self, conn: Conn, credits: usize, bytes: usize) -> Verdict {
+        let charged = blocks(bytes);
+        if credits <= charged {
+            return Verdict::Pass;
+        }
+        self.common.pay(conn, credits, charged, self.now)
     }
 
     /// The connection has said what it must say in time.
@@ -189,17 +200,34 @@ impl Gate {
         let turn = &mut Turn { now, wall, dialect, common, out };
         match verdict {
             Verdict::Pass => protocol.handle(input, turn),
-            Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, turn),
-            Verdict::Close => {
-                turn.close(conn, Close::RateLimited);
-                protocol.handle(Input::Disconnected(conn), turn);
-            }
+            verdict => drop_input(&mut **protocol, conn, verdict, turn),
         }
     }
 
-    /// Wakes those up who are due, one by one.
+    /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the connection may go on.
+    /// If not, the protocol reports that to the peer, or the connection is closed, as after a message that is too much.
+    pub fn charge_frame(
+        &mut self,
+        now: Duration,
+        wall: Duration,
+        conn: Conn,
+        out: &mut dyn Outbox,
+    ) -> bool {
+        let Gate { protocols, dialects, common } = self;
+        let verdict = common.pay(conn, 1, 0, now);
+        if verdict == Verdict::Pass {
+            return true;
+        }
+        let dialect = dialects[conn.slot()];
+        let protocol = protocols[dialect as usize].as_mut().expect("nobody else asks for others");
+        drop_input(&mut **protocol, conn, verdict, &mut Turn { now, wall, dialect, common, out });
+        false
+    }
+
+    /// Handles timers that are due, at most [`TIMERS_PER_TURN`] of them. Those that are left are still due.
     fn ring(&mut self, now: Duration, wall: Duration, out: &mut dyn Outbox) {
-        while let Some(due) = self.wake_at().filter(|due| *due <= now) {
+        for _ in 0..TIMERS_PER_TURN {
+            let Some(due) = self.wake_at().filter(|due| *due <= now) else { return };
             let Gate { protocols, common, .. } = self;
             let is_due =
                 |it: &Option<Box<dyn Protocol>>| it.as_ref().is_some_and(|it| it.wake_at() == Some(due));
@@ -243,9 +271,29 @@ impl Gate {
         Dialect::ALL.into_iter().filter_map(|dialect| Some((dialect, self.protocol(dialect)?)))
     }
 
+    /// See [`Protocol::check`].
+    ///
+    /// # Panics
+    /// See there.
+    pub fn check(&self) {
+        self.each().for_each(|(_, protocol)| protocol.check());
+    }
+
     /// There may be other secrets in the configuration.
     pub fn renew(&mut self, config: &Config) {
         self.protocols.iter_mut().flatten().for_each(|protocol| protocol.renew(config));
+    }
+}
+
+/// Tells a protocol that an input was dropped because its sender is over the rate, or closes the connection.
+fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, turn: &mut Turn<'_>) {
+    match verdict {
+        Verdict::Pass => {}
+        Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, turn),
+        Verdict::Close => {
+            turn.close(conn, Close::RateLimited);
+            protocol.handle(Input::Disconnected(conn), turn);
+        }
     }
 }
 

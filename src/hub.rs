@@ -23,7 +23,7 @@ use crate::message::{self, Body, Code, Kind, Refusal, Request};
 use crate::metrics::Counts;
 use crate::order::Links;
 use crate::protocol::{Close, Conn, Input, Member, Target};
-use crate::rate::Verdict;
+use crate::rate::{Verdict, blocks};
 use crate::slots::{Slot, Slots};
 use crate::stamp::Stamp;
 use crate::token::Claims;
@@ -34,10 +34,12 @@ mod ids;
 mod mesh;
 mod pairing;
 mod peer;
+mod price;
 mod room;
 mod tell;
 
 use handshakes::{Handshakes, Outcome};
+use ids::{FOREIGN_ID, Identity};
 use peer::{Flow, Peer, Who};
 use room::Room;
 
@@ -87,7 +89,7 @@ impl Protocol for Hub {
             Input::Binary(_, bytes) => self.text(slot, str::from_utf8(bytes).unwrap_or_default(), turn),
             Input::Dropped { tell, .. } => self.drop_one(slot, Verdict::Drop { tell }, turn),
             Input::Alive(_) => self.alive(slot, turn),
-            Input::Silent(_) => self.close(slot, Close::Replaced, turn),
+            Input::Silent(_) => self.silent(slot, turn),
             Input::Disconnected(_) => self.exit(slot, turn),
             Input::Connected(..) | Input::Time => {}
         }
@@ -105,10 +107,6 @@ impl Protocol for Hub {
         let peer = self.peer(self.peers.find(conn)?);
         let room = &self.rooms[peer.room as usize].name;
         Some(Member { room, id: peer.id().map(Cow::from), state: peer.state() })
-    }
-
-    fn kept(&self) -> usize {
-        self.peers.iter().map(|(_, peer)| peer.kept()).sum()
     }
 
     /// From now on passwords for TURN are made from the secret that is in here.
@@ -216,14 +214,57 @@ impl Hub {
 
     // ---- A message ----
 
+    /// Handles a message. Everything is checked and charged before anything changes.
     fn text(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        match self.peer(slot).who {
-            Who::Claimant(_) => self.keep(slot, text, turn),
-            _ => self.obey(slot, text, &BTreeSet::new(), turn),
+        if let Who::Claimant(_) = self.peer(slot).who {
+            debug_assert!(false, "a claimant is not read");
+            return;
         }
+        let request = match message::parse(text) {
+            Ok(request) => request,
+            Err((refusal, target)) => return self.refuse(slot, refusal, target.as_deref(), turn),
+        };
+        let Request { id, target, body } = &request;
+        let target = target.as_deref();
+        let identity = self.identify(slot, id, body);
+        let credits = self.price(slot, identity, target, body, text.len());
+        let verdict = turn.charge(self.peers.conn(slot), credits, text.len());
+        if verdict != Verdict::Pass {
+            return self.drop_one(slot, verdict, turn);
+        }
+        self.messages[body.kind() as usize] += 1;
+        match identity {
+            Identity::Own => {}
+            Identity::New => self.register(slot, id, turn),
+            Identity::TakesOver(holder) => self.take_over(slot, holder, id, turn),
+            Identity::Claims(holder) => {
+                if let Err(refusal) = self.claim(slot, holder, text, turn) {
+                    self.refuse(slot, refusal, target, turn);
+                }
+                return;
+            }
+            Identity::Taken => return self.refuse_id(slot, id, target, turn),
+            Identity::Foreign => return self.refuse(slot, FOREIGN_ID, target, turn),
+            Identity::RefusedBefore => {
+                self.errors[Code::IdTaken as usize] += 1;
+                return;
+            }
+        }
+        self.serve(slot, target, body, turn);
     }
 
-    /// A message was too much, and is dropped.
+    /// Handles the message with which a peer has claimed its id, which it has now.
+    fn serve_first(&mut self, slot: Slot, request: &Request, bytes: usize, turn: &mut Turn) {
+        let target = request.target.as_deref();
+        let credits = blocks(bytes) + self.consequences(slot, target, &request.body);
+        let verdict = turn.charge(self.peers.conn(slot), credits, bytes);
+        if verdict != Verdict::Pass {
+            return self.drop_one(slot, verdict, turn);
+        }
+        self.serve(slot, target, &request.body, turn);
+    }
+
+    /// Drops a message that is over the rate.
     fn drop_one(&mut self, slot: Slot, verdict: Verdict, turn: &mut Turn) {
         let refusal = Refusal { code: Code::RateLimited, message: "too many messages; this one was dropped" };
         match verdict {
@@ -234,40 +275,14 @@ impl Hub {
         }
     }
 
-    /// Does what a message says. Its size is paid for already, its candidates are paid for here. If it was kept while its sender claimed
-    /// ids, those that were `taken` are not claimed again.
-    fn obey(&mut self, slot: Slot, text: &str, taken: &BTreeSet<Box<str>>, turn: &mut Turn) {
-        let Request { id, target, body } = match message::parse(text) {
-            Ok(request) => request,
-            Err((refusal, target)) => return self.refuse(slot, refusal, target.as_deref(), turn),
-        };
-        if taken.contains(&*id) {
-            return;
-        }
-        let target = target.as_deref();
-        let mut rivals = Vec::new();
-        if let Some(holder) = self.rival(slot, &id) {
-            match self.contest(slot, holder, text, turn) {
-                Ok(losers) => rivals = losers,
-                Err(None) => return,
-                Err(Some(refusal)) => return self.refuse(slot, refusal, target, turn),
-            }
-        }
-        if let Body::Candidates(candidates) = &body {
-            let verdict = turn.pay(self.peers.conn(slot), candidates.len(), text.len());
-            if verdict != Verdict::Pass {
-                return self.drop_one(slot, verdict, turn);
-            }
-        }
-        self.messages[body.kind() as usize] += 1;
-        let served = self.speak_as(slot, &id, turn).and_then(|()| self.serve(slot, target, &body, turn));
-        if let Err(refusal) = served {
+    /// Does what a registered peer asks for, or tells it why not.
+    fn serve(&mut self, slot: Slot, target: Option<&str>, body: &Body, turn: &mut Turn) {
+        if let Err(refusal) = self.try_serve(slot, target, body, turn) {
             self.refuse(slot, refusal, target, turn);
         }
-        self.reject_all(rivals, turn);
     }
 
-    fn serve(
+    fn try_serve(
         &mut self,
         slot: Slot,
         target: Option<&str>,

@@ -106,16 +106,17 @@ fn push_escape(out: &mut Vec<u8>, byte: u8) {
     }
 }
 
+/// The escape sequences of the control characters (RFC 8259 section 7), by their codes.
+const CONTROL_ESCAPES: [&str; 32] = [
+    "\\u0000", "\\u0001", "\\u0002", "\\u0003", "\\u0004", "\\u0005", "\\u0006", "\\u0007", "\\b", "\\t", "\\n",
+    "\\u000b", "\\f", "\\r", "\\u000e", "\\u000f", "\\u0010", "\\u0011", "\\u0012", "\\u0013", "\\u0014",
+    "\\u0015", "\\u0016", "\\u0017", "\\u0018", "\\u0019", "\\u001a", "\\u001b", "\\u001c", "\\u001d",
+    "\\u001e", "\\u001f",
+];
+
 #[cold]
 fn push_control(out: &mut Vec<u8>, byte: u8) {
-    match byte {
-        b'\n' => out.extend_from_slice(b"\\n"),
-        b'\r' => out.extend_from_slice(b"\\r"),
-        b'\t' => out.extend_from_slice(b"\\t"),
-        b'\x08' => out.extend_from_slice(b"\\b"),
-        b'\x0c' => out.extend_from_slice(b"\\f"),
-        _ => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
-    }
+    out.extend_from_slice(CONTROL_ESCAPES[usize::from(byte)].as_bytes());
 }
 
 /// Whether a byte means itself in a string: it is no quote, no backslash and no control character.

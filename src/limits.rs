@@ -31,8 +31,12 @@ pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 pub const DRAIN_BYTES_MAX: usize = 256 * KIB;
 /// What waits to be sent to one peer, at least; see [`crate::config::Config::queue_bytes_max`].
 pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
-/// Room beyond the queue for pongs, which must not fail when messages do. Without that, the last ping waits for its pong.
-pub const QUEUE_BYTES_SPARE: usize = KIB;
+/// Queue space beyond [`QUEUE_BYTES_MAX`] for messages of the server itself. Forwarded messages never use it, so that a
+/// peer cannot fill another peer's queue in order to make a message of the server fail.
+pub const QUEUE_BYTES_RESERVE: usize = 64 * KIB;
+/// Control frames that wait to be sent ahead of the queue: eight of the longest pongs. When there is no room, only the
+/// latest ping is answered (RFC 6455 section 5.5.3).
+pub const CONTROL_BYTES_MAX: usize = KIB;
 /// A peer whose queue is full and that takes no byte for this long is closed.
 pub const STALL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Bytes that one read takes from a socket, which is also what one session may do in one turn of the loop.
@@ -60,11 +64,15 @@ pub const AYAME_PING_EVERY: Duration = Duration::from_secs(25);
 pub const CANDIDATES_MAX: usize = 64;
 /// Bytes of the candidates stored for one peer: a KiB each, five times what a browser writes.
 pub const STORED_BYTES_MAX: usize = 64 * KIB;
-/// What a claimant of an id sends while the holder is probed, beside its first message.
-pub const KEPT_BYTES_MAX: usize = 64 * KIB;
-/// The same in messages, because an empty one costs memory too. Well-formed ones fill the bytes before: the
-/// shortest has 23.
-pub const KEPT_MESSAGES_MAX: usize = KEPT_BYTES_MAX / 16;
+/// Connections that wait at a time for the probe of one holder of an id. Only the first of them can get the id; further
+/// ones are told `id_taken` at once.
+pub const CLAIMANTS_MAX: usize = 64;
+/// Peers that hold one offer at a time. All but one of them will be told `offer_taken`; further ones wait in the queue
+/// of the room.
+pub const OFFER_HOLDERS_MAX: usize = 64;
+/// Ayame clients that wait at a time for the probe of a full room. At most two of them can get a seat; further ones are
+/// rejected at once.
+pub const AYAME_WAITING_MAX: usize = 16;
 /// How long the holder of a claimed id has to show life.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a room waits for an offer or an answer before it asks, or hands the offer to, the next in the line.
@@ -93,6 +101,12 @@ pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 pub const RATE_BURST_SECONDS: u32 = 10;
 /// A message counts once for every block of this size that it begins.
 pub const RATE_BLOCK_BYTES: usize = 4 * KIB;
+/// Deliveries that one credit pays for, where one message makes the server tell several peers something. A delivery costs
+/// about a microsecond of CPU, and the system call that writes it three to five more.
+pub const RATE_DELIVERIES_PER_CREDIT: usize = 64;
+/// Payload of a fragment, in bytes, from which on it costs no credit beside those of its message. Smaller fragments cost
+/// one credit each: a message of 64 KiB in fragments of one byte is as much work as 65,536 messages.
+pub const FRAGMENT_BYTES_FREE: usize = KIB;
 /// A sender is told `rate_limited` at most once in this time.
 pub const RATE_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// A sender that is not over the limit for this long has ended its offence.
@@ -114,6 +128,19 @@ pub const BACKLOG: i32 = 4096;
 pub const SEND_BUFFER_BYTES: usize = 64 * KIB;
 /// Connections accepted in one turn of the loop: about a millisecond.
 pub const ACCEPTS_PER_TURN: usize = 256;
+/// Units of work that the events of one turn of the loop may cause: one for each message handled, and one for each
+/// message queued. Sessions with further input wait for the next turn. About 5 ms of CPU.
+pub const WORK_PER_TURN: usize = 4096;
+/// Units of work that the input of one session may cause in one turn, so that one session whose messages go to many
+/// peers does not delay others. What it has sent beyond that is handled in the next turn.
+pub const WORK_PER_SESSION: usize = 512;
+/// Timers of protocols that are handled in one turn of the loop.
+pub const TIMERS_PER_TURN: usize = 256;
+/// Ended connections that are reported to their protocols in one turn of the loop. Each may have to be announced to a
+/// whole room.
+pub const DEPARTURES_PER_TURN: usize = 256;
+/// Sessions that are closed in one turn of the loop when the server stops or drains.
+pub const CLOSES_PER_TURN: usize = 1024;
 /// Sessions whose deadlines are looked at, and that are pinged where due, in one turn of the loop.
 pub const SWEEP_PER_TURN: usize = 256;
 /// How often all deadlines are looked at, and so their precision.

@@ -16,6 +16,7 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::order::{Links, Order};
 use crate::protocol::{Conn, Input, Member, Target};
+use crate::rate::deliveries;
 use crate::slots::{Slot, Slots};
 use crate::uuid::Uuids;
 
@@ -72,7 +73,11 @@ impl Matchbox {
         let id = self.uuids.of(conn);
         turn.registered(conn, &key.0, &id);
         turn.send(conn, format!(r#"{{"IdAssigned":"{id}"}}"#));
-        self.tell_all(group, &format!(r#"{{"NewPeer":"{id}"}}"#), turn);
+        let announcement = format!(r#"{{"NewPeer":"{id}"}}"#);
+        // A new connection has all its credits: this reduces them, and is never refused.
+        let credits = deliveries(self.groups[group].members.len(), announcement.len());
+        turn.charge(conn, 1 + credits, 0);
+        self.tell_all(group, &announcement, turn);
         let slot = self.members.put(conn, group);
         self.links.fit(slot);
         self.links.push_back(&mut self.groups[group].members, slot);

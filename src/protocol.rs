@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::budget::Reservation;
 use crate::named::named;
 use crate::token::Claims;
 
@@ -128,6 +129,10 @@ pub enum Effect<'a> {
     SendBinary(Conn, Vec<u8>),
     /// Send a WebSocket ping, so that a living peer shows life.
     Ping(Conn),
+    /// Stop reading from the connection. What the peer sends stays in the kernel's buffers, so that TCP holds it back.
+    PauseReading(Conn),
+    /// Read from the connection again.
+    ResumeReading(Conn),
     /// Close the connection. Its protocol has forgotten it.
     Close(Conn, Close),
     /// The connection has said what it must say in time, and has an id from now on. For the log.
@@ -166,8 +171,8 @@ pub trait Outbox {
     /// Whether all of these can still be queued for the peer. Asked before something is forwarded; what the server itself
     /// has to say is sent in any case.
     fn has_room(&mut self, to: Conn, texts: &[String]) -> bool;
-    /// Counts so many bytes more that are kept, if they may be.
-    fn keep(&mut self, bytes: usize) -> bool;
+    /// Reserves memory for something that a protocol stores, if `--max-memory` allows it.
+    fn reserve(&mut self, bytes: usize) -> Option<Reservation>;
     /// Takes an effect.
     fn push(&mut self, effect: Effect<'_>);
 }

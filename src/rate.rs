@@ -2,12 +2,20 @@
 
 use std::time::Duration;
 
-use crate::config::{RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_OFFENCE_MAX, RATE_PAUSE, RATE_TOLD_EVERY};
+use crate::config::{
+    RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_DELIVERIES_PER_CREDIT, RATE_OFFENCE_MAX, RATE_PAUSE, RATE_TOLD_EVERY,
+};
 use crate::stamp::Stamp;
 
-/// How often a message counts, by its bytes.
+/// Returns the credits that a message of this size costs: one for every [`RATE_BLOCK_BYTES`] begun, at least one.
 pub fn blocks(bytes: usize) -> usize {
     bytes.div_ceil(RATE_BLOCK_BYTES).max(1)
+}
+
+/// Returns the credits that telling a text of this size to this many peers costs: one for every
+/// [`RATE_DELIVERIES_PER_CREDIT`] deliveries begun, times the blocks of the text.
+pub fn deliveries(peers: usize, bytes: usize) -> usize {
+    peers.div_ceil(RATE_DELIVERIES_PER_CREDIT) * blocks(bytes)
 }
 
 /// What `--max-rate` means: a token every so often, and how many there may be.
@@ -106,6 +114,22 @@ mod tests {
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn deliveries_cost_a_credit_for_every_64_begun_and_every_4_kib_begun() {
+        for (peers, bytes, credits) in [
+            (0, 100, 0),
+            (1, 0, 1),
+            (1, 4096, 1),
+            (1, 4097, 2),
+            (63, 100, 1),
+            (64, 100, 1),
+            (65, 100, 2),
+            (130, 9000, 9),
+        ] {
+            assert_eq!(deliveries(peers, bytes), credits, "{bytes} bytes to {peers}");
+        }
     }
 
     #[test]

@@ -30,10 +30,12 @@ use crate::config::{Config, Listen};
 use crate::gate::Gate;
 use crate::http::Door;
 use crate::hub::Hub;
-use crate::limits::{DESCRIPTORS_SPARE, SWEEP_EVERY};
+use crate::limits::{
+    DEPARTURES_PER_TURN, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_SESSION, WORK_PER_TURN,
+};
 use crate::matchbox::Matchbox;
 use crate::protocol::{Dialect, Input};
-use crate::session::{Event, Fill, Scratch, Shared};
+use crate::session::{Event, Fill, Scratch};
 use clock::Clock;
 use connections::Connections;
 use listen::Listeners;
@@ -41,6 +43,11 @@ use supervisor::Supervisor;
 
 /// Sessions have the tokens of their slots, and listeners count down from the one before this.
 const SIGNALS: Token = Token(usize::MAX - 1);
+
+/// Connections up to which a debug build checks all invariants after every turn; with more, after every
+/// [`CHECKED_SELDOM_EVERY`]th.
+const CHECKED_ALWAYS_MAX: usize = 256;
+const CHECKED_SELDOM_EVERY: u32 = 64;
 
 /// A server that listens.
 pub struct Server {
@@ -51,8 +58,6 @@ pub struct Server {
     connections: Connections,
     scratch: Scratch,
     gate: Gate,
-    /// Slots whose session may have more to read, though no event will say so.
-    ready: Vec<usize>,
     /// When all deadlines are looked at next.
     sweep_at: Duration,
     /// The slot at which a sweep that has begun goes on.
@@ -61,11 +66,19 @@ pub struct Server {
     drained_at: Option<Duration>,
     /// When a stop that has begun ends at the latest.
     stop_at: Option<Duration>,
+    /// The slot at which a stop that has begun goes on to close sessions.
+    stop_from: Option<usize>,
+    /// The share of the rooms that a drain has closed so far, from 0 to 1.
+    drained_share: f64,
     supervisor: Supervisor,
     /// For SIGTERM, SIGINT and SIGHUP, see [`Server::heed_signals`].
     signals: Option<Signals>,
     /// Whether a signal has come.
     signalled: bool,
+    /// Turns so far, for the checks of a debug build.
+    turns: u32,
+    /// Whether the last turn found nothing to do.
+    was_idle: bool,
 }
 
 impl Server {
@@ -101,14 +114,17 @@ impl Server {
             connections: Connections::new(config),
             scratch: Scratch::default(),
             gate,
-            ready: Vec::new(),
             sweep_at: Duration::ZERO,
             sweep: None,
             drained_at: None,
             stop_at: None,
+            stop_from: None,
+            drained_share: 0.0,
             supervisor: Supervisor::new(),
             signals: None,
             signalled: false,
+            turns: 0,
+            was_idle: false,
         })
     }
 
@@ -133,6 +149,11 @@ impl Server {
     /// How many connections it has, of any kind.
     pub fn sessions(&self) -> usize {
         self.connections.entries.len()
+    }
+
+    /// Returns whether the last turn found nothing to do. For tests, which wait for that.
+    pub fn was_idle(&self) -> bool {
+        self.was_idle
     }
 
     /// Moves the clock forward. For tests, which have no time to wait.
@@ -161,14 +182,22 @@ impl Server {
             Err(error) => return Err(error),
         }
 
-        let ready = mem::take(&mut self.ready);
+        self.was_idle = events.is_empty() && self.timeout() != Some(Duration::ZERO);
+        self.connections.work = 0;
         for event in &events {
             self.notice(event);
         }
-        for slot in ready {
-            if let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.ready) {
-                entry.ready = false;
+        // Sessions that were ready before come first, so that those whose events come in every turn cannot starve them.
+        for slot in mem::take(&mut self.connections.ready) {
+            // The slot may have been freed, and may have another connection by now.
+            let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.ready) else {
+                continue;
+            };
+            entry.ready = false;
+            if self.connections.work < WORK_PER_TURN {
                 self.receive(slot);
+            } else {
+                self.connections.mark_ready(slot);
             }
         }
         self.events = events;
@@ -181,12 +210,19 @@ impl Server {
         let rooms = || self.gate.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
         self.supervisor.turned(began, self.connections.upgraded, rooms);
         self.connections.shared.metrics.turns.record(self.clock.now() - began);
+        if cfg!(debug_assertions) {
+            self.check_now_and_then();
+        }
         Ok(())
     }
 
     /// How long there is nothing to do, if nothing happens.
     fn timeout(&self) -> Option<Duration> {
-        if !self.ready.is_empty() || self.sweep.is_some() || self.listeners.are_ready(&self.connections) {
+        let Connections { ready, touched, .. } = &self.connections;
+        if !ready.is_empty() || !touched.is_empty() || self.stop_from.is_some() {
+            return Some(Duration::ZERO);
+        }
+        if self.sweep.is_some() || self.listeners.are_ready(&self.connections) {
             return Some(Duration::ZERO);
         }
         let busy =
@@ -203,9 +239,8 @@ impl Server {
         let Token(slot) = event.token();
         if let Some(entry) = self.connections.entries.get_mut(slot) {
             entry.half_closed |= event.is_read_closed() || event.is_error();
-            // Who is in the ready queue has its read from there, and one is enough.
-            if (event.is_readable() || entry.half_closed) && !entry.ready {
-                self.receive(slot);
+            if event.is_readable() || entry.half_closed {
+                self.connections.mark_ready(slot);
             }
             if event.is_writable() {
                 self.connections.touch(slot);
@@ -217,43 +252,66 @@ impl Server {
         }
     }
 
-    /// Lets a session read once, and handles all that came.
+    /// Lets a session read once, and handles what came, as far as one session may have in one turn.
     fn receive(&mut self, slot: usize) {
-        let Some(entry) = self.connections.entries.get(slot) else {
+        let entry = &self.connections.entries[slot];
+        let (conn, is_half_closed) = (entry.conn, entry.half_closed);
+        if entry.session.is_paused() {
+            // It will not send anything further: there is nothing to wait for.
+            if is_half_closed {
+                self.connections.reach(slot, |session, _| session.disconnected());
+            }
             return;
-        };
-        let conn = entry.conn;
+        }
         self.connections.shared.full = self.connections.are_full();
+        let work_before = self.connections.work;
         let Server { connections, scratch, gate, .. } = self;
         let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
         let (now, wall) = (connections.shared.now, connections.shared.wall);
+        let mut is_deferred = false;
         while let Some(event) = connections.next(slot, scratch, gate) {
-            let input = match &event {
+            connections.work += 1;
+            match event {
                 Event::Upgraded(target, claims) => {
                     connections.upgrade(slot);
-                    Input::Connected(conn, target, claims.as_ref())
+                    gate.handle(now, wall, Input::Connected(conn, &target, claims.as_ref()), connections);
                 }
-                Event::Refused(status, refusal) => {
-                    connections.refuse(slot, *status, refusal);
-                    continue;
-                }
+                Event::Refused(status, refusal) => connections.refuse(slot, status, &refusal),
                 Event::Asked(question) => {
-                    let answer = self.told(question);
+                    let answer = self.told(&question);
                     self.connections.reach(slot, |session, shared| session.answer(answer, shared));
+                    // What came behind the request is discarded with the rest of the scratch.
+                    self.scratch.clear();
                     break;
                 }
-                Event::Text(text) => Input::Text(conn, text),
-                Event::Binary(bytes) => Input::Binary(conn, bytes),
-            };
-            gate.handle(now, wall, input, connections);
+                Event::Text(text) => gate.handle(now, wall, Input::Text(conn, text), connections),
+                Event::Binary(bytes) => gate.handle(now, wall, Input::Binary(conn, bytes), connections),
+                Event::Ping(payload) => {
+                    if gate.charge_frame(now, wall, conn, connections) {
+                        connections.reach(slot, |session, shared| session.pong(payload, shared));
+                    }
+                }
+                Event::Overhead => _ = gate.charge_frame(now, wall, conn, connections),
+            }
+            if connections.entries[slot].session.is_paused() {
+                connections.hold_or_close(slot, scratch);
+            } else if connections.work - work_before >= WORK_PER_SESSION {
+                is_deferred = connections.reach(slot, |session, shared| session.hold(scratch, shared));
+            }
         }
-        let entry = &mut self.connections.entries[slot];
-        let more = fill == Fill::More || (fill == Fill::Drained && entry.half_closed);
-        if more && !mem::replace(&mut entry.ready, true) {
-            self.ready.push(slot);
+        let entry = &self.connections.entries[slot];
+        if entry.session.is_paused() {
+            if is_half_closed {
+                self.connections.reach(slot, |session, _| session.disconnected());
+            }
+        } else if is_deferred
+            || matches!(fill, Fill::More | Fill::Held)
+            || (fill == Fill::Drained && is_half_closed)
+        {
+            self.connections.mark_ready(slot);
         }
-        // A goodbye is no sign of life.
-        if matches!(fill, Fill::More | Fill::Drained) && entry.session.is_open() {
+        // The end of a connection is no sign of life.
+        if matches!(fill, Fill::More | Fill::Drained) && self.connections.entries[slot].session.is_open() {
             self.tell(Input::Alive(conn));
         }
     }
@@ -272,34 +330,55 @@ impl Server {
             if let Some(until) = self.drained_at {
                 self.drain_on(until);
             }
-            let Shared { config, budget, .. } = &mut self.connections.shared;
-            if config.memory_bytes_max.is_some() {
-                budget.recount(self.gate.each().map(|(_, protocol)| protocol.kept()).sum());
-            }
         }
         if let Some(from) = self.sweep {
-            self.sweep = self.connections.tick(from);
+            let Server { connections, gate, drained_share, .. } = self;
+            self.sweep = connections.tick(from, |entry| stop::is_drained(entry, gate, *drained_share));
+        }
+        if let Some(from) = self.stop_from {
+            self.stop_from = self.connections.close_all(from);
         }
     }
 
-    /// Flushes whoever was touched, once each, and parts with those who have ended. Parting touches others.
+    /// Flushes all dirty sessions, reports those that have ended to their protocols, and frees those that are over. A
+    /// report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_TURN`] are left for the next turn.
     fn settle(&mut self) {
-        let mut next = 0;
+        let (mut next, mut departures) = (0, 0);
         while let Some(&slot) = self.connections.touched.get(next) {
-            next += 1;
             let entry = &mut self.connections.entries[slot];
+            let is_alive = entry.session.flush(&mut self.connections.shared);
+            let conn = entry.conn;
+            let has_left = entry.served && !entry.session.is_open();
+            if has_left && departures >= DEPARTURES_PER_TURN {
+                break;
+            }
+            next += 1;
             entry.touched = false;
-            entry.session.flush(&mut self.connections.shared);
-            if entry.served && !entry.session.is_open() {
-                let conn = entry.conn;
+            if entry.session.end_pause_if_closing() {
+                self.connections.mark_ready(slot);
+            }
+            if has_left {
+                departures += 1;
                 self.tell(Input::Disconnected(conn));
+            } else if is_alive {
+                self.tell(Input::Alive(conn));
             }
             if self.connections.entries[slot].session.is_over() {
                 self.connections.free(slot);
                 self.listeners.retry();
             }
         }
-        self.connections.touched.clear();
+        self.connections.touched.drain(..next);
+    }
+
+    /// Checks the invariants of everything: after every turn, or after some turns where that would take too long.
+    fn check_now_and_then(&mut self) {
+        self.turns = self.turns.wrapping_add(1);
+        let is_small = self.connections.entries.len() <= CHECKED_ALWAYS_MAX;
+        if is_small || self.turns.is_multiple_of(CHECKED_SELDOM_EVERY) {
+            self.connections.check();
+            self.gate.check();
+        }
     }
 
     // ---- The protocols ----

@@ -25,6 +25,7 @@ mod queue;
 mod work;
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::time::Duration;
 
 use tungstenite::Message;
@@ -62,6 +63,10 @@ pub enum Event<'a> {
     Text(&'a str),
     /// A message of bytes.
     Binary(&'a [u8]),
+    /// A ping with this payload, to be answered with [`Session::pong`].
+    Ping(Vec<u8>),
+    /// A pong or a small fragment. There is nothing to do but to charge the peer for it.
+    Overhead,
 }
 
 /// What a read found.
@@ -71,6 +76,8 @@ pub enum Fill {
     More,
     /// A short read, which proves that the kernel has no more (epoll(7)).
     Drained,
+    /// Input that was set aside before by [`Session::hold`]. Nothing was read from the stream, which may have more.
+    Held,
     /// There is nothing now.
     Empty,
     /// Nothing will ever come again.
@@ -105,6 +112,8 @@ pub struct Session<S> {
     silent_since: Stamp,
     /// Whether it was asked since something came.
     asked: bool,
+    /// Whether reading is paused.
+    paused: bool,
     /// Whether both have said Close.
     closed: bool,
     /// Whether the last read left nothing in the kernel.
@@ -133,6 +142,7 @@ impl<S: Stream> Session<S> {
             deadline: Some((shared.now + HEAD_TIME_MAX).into()),
             silent_since: shared.now.into(),
             asked: false,
+            paused: false,
             closed: false,
             drained: false,
             ended: false,
@@ -188,8 +198,41 @@ impl<S: Stream> Session<S> {
 
     // ---- In ----
 
+    /// Pauses reading: the caller calls [`Session::fill`] again after [`Session::resume`]. Meanwhile silence does not count.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Ends a pause.
+    pub fn resume(&mut self, now: Duration) {
+        self.paused = false;
+        self.silent_since = now.into();
+        self.asked = false;
+    }
+
+    /// Ends the pause of a session that is closing. Returns whether there was one, and the session is to be read again.
+    pub fn end_pause_if_closing(&mut self) -> bool {
+        !self.is_open() && mem::take(&mut self.paused)
+    }
+
+    /// Returns whether reading is paused. A session that is closing is always read, for the peer's Close frame.
+    pub fn is_paused(&self) -> bool {
+        self.paused && self.is_open()
+    }
+
+    /// Ends the session because the peer has closed its side of the connection or TCP has failed.
+    pub fn disconnected(&mut self) {
+        self.ended = true;
+        self.over(End::Lost);
+    }
+
     /// Reads once, as much as the scratch holds. [`Session::next`] is to be called until it has no more.
     pub fn fill(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Fill {
+        debug_assert!(scratch.unread.is_empty(), "input of another session was not handled");
+        scratch.unread = 0..0;
+        if self.take_held(scratch, shared) {
+            return Fill::Held;
+        }
         let read = loop {
             match self.stream.read(&mut scratch.bytes) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -257,6 +300,8 @@ impl<S: Stream> Session<S> {
                             _ => unreachable!("the codec is given nothing else"),
                         };
                     }
+                    Ok(Taken::Ping(payload)) if self.is_open() => return Some(Event::Ping(payload)),
+                    Ok(Taken::Overhead) if self.is_open() => return Some(Event::Overhead),
                     Ok(_) => {}
                     Err(end) => self.fail(end, shared),
                 },
@@ -275,30 +320,37 @@ impl<S: Stream> Session<S> {
 
     // ---- Out ----
 
-    /// Writes as much as the stream takes.
-    pub fn flush(&mut self, shared: &mut Shared) {
+    /// Writes as much as the stream takes. Returns whether the peer showed life by that: its TCP has acknowledged bytes of
+    /// a queue that was full.
+    pub fn flush(&mut self, shared: &mut Shared) -> bool {
         if self.is_over() {
-            return;
+            return false;
         }
-        let Some(work) = &mut self.work else { return };
-        let max = shared.queue_and_pongs_max();
+        let Some(work) = &mut self.work else { return false };
+        let max = shared.config.queue_bytes_max();
         let written = work.queue.write(&mut self.stream, max, shared.now);
         work.charge(&mut shared.budget);
         let is_empty = work.queue.is_empty();
+        let is_alive = written.as_ref().is_ok_and(|written| written.acknowledged);
         match written {
-            Ok(bytes) => shared.metrics.bytes_out += bytes as u64,
+            Ok(written) => shared.metrics.bytes_out += written.bytes as u64,
             Err(_) => self.over(End::Lost),
+        }
+        if is_alive {
+            self.silent_since = shared.now.into();
+            self.asked = false;
         }
         if is_empty {
             self.flushed(shared);
         }
+        is_alive && self.is_open()
     }
 
     /// All that was to be said is said.
     fn flushed(&mut self, shared: &mut Shared) {
         match self.phase {
             Phase::Open => {
-                if let Some(work) = self.work.take_if(|work| work.inbound.is_between_messages()) {
+                if let Some(work) = self.work.take_if(|work| work.inbound.is_at_rest()) {
                     work.rest(shared);
                 }
             }
@@ -383,7 +435,7 @@ impl<S: Stream> Session<S> {
             return false;
         }
         let queue_max = shared.config.queue_bytes_max();
-        let is_silent = now - self.silent_since.get() >= shared.config.ping_interval;
+        let is_silent = !self.paused && now - self.silent_since.get() >= shared.config.ping_interval;
         if is_silent && self.asked {
             self.close(End::Silent, shared);
         } else if self.work.as_ref().is_some_and(|work| work.queue.is_stalled(queue_max, now)) {

@@ -107,8 +107,10 @@ fn imports_point_downward() {
                     "budget" | "health" => imported == "config",
                     "config" => ["token", "limits", "origin", "address"].contains(&imported),
                     "token" => ["json", "limits", "named"].contains(&imported),
-                    "gate" => ["metrics", "protocol", "rate", "stamp", "config"].contains(&imported),
-                    "protocol" => ["token", "named"].contains(&imported),
+                    "gate" => {
+                        ["metrics", "protocol", "rate", "stamp", "config", "budget"].contains(&imported)
+                    }
+                    "protocol" => ["token", "named", "budget"].contains(&imported),
                     "logger" => imported == "limits",
                     "order" | "page" | "metrics" | "json" | "limits" | "stamp" | "origin" | "address"
                     | "named" => false,

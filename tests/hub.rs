@@ -4,9 +4,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::memory::{Memory, Recorded, target};
+use common::memory::{Memory, Recorded, left, target};
 use common::transcript::{Heard, Wire};
-use noroshi::config::{Config, KEPT_BYTES_MAX, Secret};
+use noroshi::config::{CLAIMANTS_MAX, Config, OFFER_HOLDERS_MAX, Secret};
 use noroshi::protocol::Input;
 use noroshi::token::Claims;
 use serde_json::{Value, json};
@@ -139,7 +139,7 @@ fn too_many_by_size() {
     Box::new(wire).finish();
 }
 
-/// A probed holder, and a claimant of its id that has said its first message.
+/// A probed holder, and a claimant of its id that has sent its first message.
 fn claim(wire: &mut Memory, first: Value) {
     open(wire, "A");
     wire.deafen("A");
@@ -148,36 +148,59 @@ fn claim(wire: &mut Memory, first: Value) {
 }
 
 #[test]
-fn what_a_claimant_sends_is_kept_up_to_a_limit() {
-    let mut wire = memory(|_| ());
+fn what_a_claimant_sends_is_not_read_before_the_probe_ends() {
+    let mut wire = memory(|config| config.rate_max = 0);
     claim(&mut wire, json!({"type": "candidateAdd", "id": "A", "candidate": "x".repeat(60_000)}));
-    let leave = br#"{"type":"leave","id":"A"}"#;
-    let half = [&leave[..], &b" ".repeat(KEPT_BYTES_MAX / 2 - leave.len())].concat();
-    wire.say("B", &half, false);
-    wire.say("B", &half, false);
+    let reserved = wire.reserved();
+    for _ in 0..10_000 {
+        say(&mut wire, "B", json!({"type": "leave", "id": "A"}));
+    }
     assert_eq!(wire.next("B"), None);
-    wire.say("B", b" ", false);
-    assert_eq!(code(&mut wire, "B"), "rate_limited");
+    assert_eq!((wire.reserved(), wire.count("leave")), (reserved, 1), "the server has none of it");
     wire.pass(5);
+    assert_eq!(wire.count("leave"), 10_001);
     say(&mut wire, "B", json!({"type": "connect", "id": "A"}));
     assert_eq!(heard(&mut wire, "B"), json!({"type": "offer"}));
     Box::new(wire).finish();
 }
 
 #[test]
-fn the_shortest_messages_are_kept_up_to_the_same_limit() {
-    let mut wire = memory(|config| config.rate_max = 0);
+fn claimants_beyond_the_limit_are_told_at_once() {
+    let mut wire = memory(|_| ());
+    open(&mut wire, "A");
+    wire.deafen("A");
+    let names: Vec<String> = (0..=CLAIMANTS_MAX).map(|i| format!("C{i}")).collect();
+    for name in &names {
+        wire.open(name, "");
+        say(&mut wire, name, json!({"type": "join", "id": "A"}));
+    }
+    for name in &names[..CLAIMANTS_MAX] {
+        assert_eq!(wire.next(name), None, "{name} waits");
+    }
+    assert_eq!(code(&mut wire, &names[CLAIMANTS_MAX]), "id_taken");
+    wire.pass(5);
+    assert_eq!(heard(&mut wire, &names[0])["type"], "joined");
+    for name in &names[1..CLAIMANTS_MAX] {
+        assert_eq!(code(&mut wire, name), "id_taken");
+    }
+    Box::new(wire).finish();
+}
+
+#[test]
+fn a_probe_that_ends_without_claimants_changes_nothing() {
+    let mut wire = memory(|_| ());
     claim(&mut wire, json!({"type": "join", "id": "A"}));
-    let join = br#"{"type":"join","id":"A"}"#;
-    for _ in 0..KEPT_BYTES_MAX / join.len() {
-        wire.say("B", join, false);
-    }
-    assert_eq!(wire.next("B"), None);
-    for _ in 0..KEPT_BYTES_MAX {
-        wire.input(Input::Text(wire.conn("B"), ""));
-    }
-    assert_eq!(code(&mut wire, "B"), "rate_limited", "those without a byte have a limit too");
+    wire.pass(1);
     wire.leave("B");
+    wire.pass(5);
+    assert_eq!(left(&wire.gate), (1, 1, None), "the holder is still there");
+    // The next claim begins another probe.
+    wire.open("C", "");
+    say(&mut wire, "C", json!({"type": "join", "id": "A"}));
+    wire.pass(4);
+    assert_eq!(wire.next("C"), None);
+    wire.pass(1);
+    assert_eq!(heard(&mut wire, "C")["type"], "joined");
     Box::new(wire).finish();
 }
 
@@ -208,38 +231,95 @@ fn a_full_array_of_candidates_can_be_sent_at_any_rate() {
     Box::new(wire).finish();
 }
 
-/// Each message that was kept is read once, however many probes it waits for: else this takes minutes.
+/// Everything that a message makes the server say is paid for: one credit for every 64 deliveries begun, and for every
+/// 4 KiB begun of an answer.
 #[test]
-fn a_chain_of_claims_costs_no_more_than_its_messages() {
-    const IDS: usize = 1000;
-    const CLAIMANTS: usize = 50;
-    let mut wire = memory(|config| config.rate_max = 0);
-    for holder in 0..IDS {
-        wire.handle(Input::Connected(holder_conn(holder), &target(""), None));
-        let text = json!({"type": "leave", "id": holder.to_string()}).to_string();
-        wire.handle(Input::Text(holder_conn(holder), &text));
+fn deliveries_and_long_answers_cost_credits() {
+    // Each row: peers in the mesh, the length of their ids, a message of one that is not, and its credits in all.
+    for (others, id_bytes, messages, credits) in [
+        (0, 5, &["join"][..], 2),
+        (1, 5, &["join"], 3),
+        (63, 5, &["join"], 3),
+        (64, 5, &["join"], 3),
+        (65, 5, &["join"], 4),
+        // 30 ids of 128 bytes are more than 4 KiB.
+        (29, 128, &["join"], 3),
+        (30, 128, &["join"], 4),
+        (30, 128, &["join", "join"], 4 + 3),
+        (65, 5, &["join", "leave"], 4 + 3),
+        (65, 5, &["join", "leave", "leave"], 4 + 3 + 1),
+        (65, 5, &["join", "connect"], 4 + 3),
+    ] {
+        let mut wire = memory(|config| {
+            config.mesh_peers_max = 1000;
+            config.rate_max = 1;
+        });
+        for i in 0..others {
+            let name = format!("{i:0>id_bytes$}");
+            wire.open(&name, "");
+            say(&mut wire, &name, json!({"type": "join", "id": name}));
+        }
+        wire.open("X", "");
+        // A full bucket has ten credits. The messages cost what is left of it, and not one more.
+        for _ in 0..10 - credits {
+            wire.say("X", b"x", false);
+        }
+        for message in messages {
+            say(&mut wire, "X", json!({"type": message, "id": "X"}));
+        }
+        assert_eq!(wire.count("rate_limited"), 0, "{messages:?} with {others} others");
+        wire.say("X", b"x", false);
+        assert_eq!(wire.count("rate_limited"), 1, "{messages:?} with {others} others");
+        Box::new(wire).finish();
     }
-    for claimant in 0..CLAIMANTS {
-        let conn = holder_conn(IDS + claimant);
-        wire.handle(Input::Connected(conn, &target(""), None));
-        for id in 0..IDS {
-            let text = json!({"type": "leave", "id": id.to_string()}).to_string();
-            wire.handle(Input::Text(conn, &text));
+}
+
+/// Of a message that costs too much nothing happens, also if its sender has no id yet.
+#[test]
+fn a_message_that_costs_too_much_changes_nothing() {
+    let mut wire = memory(|config| config.rate_max = 1);
+    for i in 0..30 {
+        let name = format!("{i:0>128}");
+        wire.open(&name, "");
+        say(&mut wire, &name, json!({"type": "join", "id": name}));
+        while wire.next(&name).is_some() {}
+    }
+    wire.open("X", "");
+    for _ in 0..9 {
+        wire.say("X", b"x", false);
+        assert_eq!(code(&mut wire, "X"), "bad_json");
+    }
+    say(&mut wire, "X", json!({"type": "join", "id": "X"}));
+    assert_eq!(code(&mut wire, "X"), "rate_limited");
+    for i in 0..30 {
+        let name = format!("{i:0>128}");
+        while let Some(Heard::Text(text)) = wire.next(&name) {
+            assert!(!text.contains(r#""id":"X""#), "{name} heard {text}");
         }
     }
-    for holder in 0..IDS {
-        wire.handle(Input::Alive(holder_conn(holder)));
-    }
-    wire.gate.each().for_each(|(_, protocol)| protocol.check());
-    assert_eq!(wire.count("id_taken"), (IDS * CLAIMANTS) as u64);
-    for i in 0..IDS + CLAIMANTS {
-        wire.handle(Input::Disconnected(holder_conn(i)));
-    }
+    assert_eq!(left(&wire.gate).0, 30, "X is not registered");
     Box::new(wire).finish();
 }
 
-fn holder_conn(i: usize) -> noroshi::protocol::Conn {
-    noroshi::protocol::Conn::new(i as u64, i)
+/// One message makes the server say no more than its sender has paid for, whatever the room holds.
+#[test]
+fn an_offer_is_held_by_a_limited_number_of_peers() {
+    let mut wire = memory(|_| ());
+    open(&mut wire, "A");
+    say(&mut wire, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
+    let names: Vec<String> = (0..=OFFER_HOLDERS_MAX).map(|i| format!("H{i}")).collect();
+    for name in &names {
+        wire.open(name, "");
+        say(&mut wire, name, json!({"type": "connect", "id": name}));
+    }
+    for name in &names[..OFFER_HOLDERS_MAX] {
+        assert_eq!(heard(&mut wire, name)["sdp"], "1");
+    }
+    let last = &names[OFFER_HOLDERS_MAX];
+    assert_eq!(wire.next(last), None, "it waits");
+    say(&mut wire, &names[0], json!({"type": "answer", "id": names[0], "target_id": "A"}));
+    assert_eq!(heard(&mut wire, last), json!({"type": "offer"}), "it is asked");
+    Box::new(wire).finish();
 }
 
 #[test]
@@ -281,8 +361,8 @@ fn what_cannot_be_kept_is_refused() {
     wire.deafen("A");
     wire.open("claimant", "");
     say(&mut wire, "claimant", json!({"type": "connect", "id": "A"}));
-    let kept = wire.outbox.kept;
-    assert!(kept > 0);
+    let reserved = wire.reserved();
+    assert!(reserved > 0);
     wire.outbox.out_of_memory = true;
     for message in [
         json!({"type": "offer", "id": "B", "sdp": 1}),
@@ -297,9 +377,10 @@ fn what_cannot_be_kept_is_refused() {
     assert_eq!(wire.next("B"), None);
     say(&mut wire, "late", json!({"type": "answer", "id": "A", "target_id": "B"}));
     assert_eq!(heard(&mut wire, "late")["target_id"], "B");
-    say(&mut wire, "claimant", json!({"type": "connect", "id": "A"}));
-    assert_eq!(code(&mut wire, "claimant"), "rate_limited");
-    assert_eq!(wire.outbox.kept, kept);
+    wire.open("second claimant", "");
+    say(&mut wire, "second claimant", json!({"type": "connect", "id": "A"}));
+    assert_eq!(code(&mut wire, "second claimant"), "too_many");
+    assert_eq!(wire.reserved(), reserved);
 
     // Nor is what was stored for the offer that was refused kept for another.
     wire.outbox.out_of_memory = false;
@@ -323,11 +404,28 @@ fn what_cannot_be_kept_is_refused() {
     say(&mut wire, "B", json!({"type": "offer", "id": "B", "sdp": 1}));
     say(&mut wire, "B", json!({"type": "candidateAdd", "id": "B", "candidate": 1}));
     assert_eq!(wire.next("B"), None);
-    for who in ["A", "B", "claimant", "late"] {
-        wire.leave(who);
+    assert!(wire.reserved() > reserved);
+    Box::new(wire).finish();
+}
+
+/// Peers that replace what is stored use no more memory than what is there now.
+#[test]
+fn replaced_offers_and_dropped_candidates_release_their_memory() {
+    let mut wire = memory(|config| config.rate_max = 0);
+    open(&mut wire, "A");
+    let mut reserved = Vec::new();
+    for _ in 0..100 {
+        say(&mut wire, "A", json!({"type": "offer", "id": "A", "sdp": "x".repeat(60_000)}));
+        for _ in 0..10 {
+            say(&mut wire, "A", json!({"type": "candidateAdd", "id": "A", "candidate": "x".repeat(1000)}));
+        }
+        assert_eq!(wire.next("A"), None);
+        reserved.push(wire.reserved());
     }
-    assert!(wire.outbox.kept > kept, "growth is known at once");
-    assert_eq!(wire.kept(), 0);
+    assert!(reserved.iter().all(|it| *it == reserved[0]), "{reserved:?}");
+    say(&mut wire, "A", json!({"type": "leave", "id": "A"}));
+    assert_eq!(wire.reserved(), 0);
+    Box::new(wire).finish();
 }
 
 /// A slot is used again, but not the tokens of who was in it before.

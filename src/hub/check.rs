@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::peer::{Flow, Peer, Who};
 use super::{Hub, Slot};
-use crate::config::{CANDIDATES_MAX, STORED_BYTES_MAX};
+use crate::config::{CANDIDATES_MAX, CLAIMANTS_MAX, STORED_BYTES_MAX};
 
 impl Hub {
     pub(super) fn check_all(&self) {
@@ -52,6 +52,9 @@ impl Hub {
         assert_eq!(orders, expected.collect());
         alarms.sort();
         assert!(self.alarms.iter().eq(&alarms));
+        assert!(self.peers.iter().all(|(_, peer)| {
+            peer.claimants.as_ref().is_none_or(|claimants| claimants.len() <= CLAIMANTS_MAX)
+        }));
         assert_eq!(self.ids.len(), self.peers.iter().filter(|(_, peer)| peer.id().is_some()).count());
     }
 
@@ -78,6 +81,7 @@ impl Hub {
             assert_eq!(offer.held, self.holders(peer).iter().filter(|holder| holds(holder)).count());
             assert!(peer.flow == Flow::Offerer && (offer.handed || offer.held == 0));
         }
+        assert_eq!(offering.candidates_memory.is_some(), !offering.candidates.is_empty());
         assert!(offering.candidate_count <= CANDIDATES_MAX);
         assert!(offering.candidates.len() < STORED_BYTES_MAX + CANDIDATES_MAX);
         let is_met = matches!(peer.flow, Flow::Paired(_) | Flow::Joined);

@@ -1,25 +1,45 @@
-//! Who a peer is: ids, and what becomes of those who claim the id of another.
+//! Ids: registration, and conflicts between connections that use the same id.
 //!
-//! The holder of an id that somebody claims is probed. If it shows life, those who claim it are told that it is taken;
-//! if it does not, or goes, the first of them has it. Whoever has a token for an id does not wait.
+//! The holder of an id that another connection claims is probed. If it shows life, those who claim the id are told
+//! `id_taken`; if it does not, or leaves, the first claimant gets the id. A connection whose token is for the id does not
+//! wait: it replaces the holder. A claimant is not read while it waits, so that TCP holds back what it sends.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::hash::BuildHasher;
 use std::mem;
 
 use super::peer::{Claimant, Who};
 use super::{Hub, NO_MEMORY, Slot};
-use crate::config::{KEPT_BYTES_MAX, KEPT_MESSAGES_MAX};
+use crate::config::CLAIMANTS_MAX;
 use crate::gate::Turn;
-use crate::message::{self, Code, Refusal};
+use crate::message::{self, Body, Code, Refusal, Request};
 use crate::protocol::Close;
 
-const FOREIGN_ID: Refusal =
+pub(super) const FOREIGN_ID: Refusal =
     Refusal { code: Code::IdMismatch, message: "this connection speaks as another id" };
-const ID_TAKEN: Refusal = Refusal { code: Code::IdTaken, message: "the id belongs to a peer that is here" };
+pub(super) const ID_TAKEN: Refusal =
+    Refusal { code: Code::IdTaken, message: "the id belongs to a peer that is here" };
+
+/// What the id in a message means for the connection that sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// The connection has this id.
+    Own,
+    /// The connection has no id, and this one is free.
+    New,
+    /// Another connection holds the id, but the token of this one is for it: the holder is replaced.
+    TakesOver(Slot),
+    /// Another connection holds the id, and has to be probed.
+    Claims(Slot),
+    /// Another connection holds the id, and keeps it.
+    Taken,
+    /// The connection has another id, or a token for another one.
+    Foreign,
+    /// The id was refused to this connection before, and the message does not claim it again.
+    RefusedBefore,
+}
 
 impl Hub {
-    /// Who has this id in a room.
+    /// Returns the peer that has this id in a room.
     pub(super) fn holder(&self, room: u32, id: &str) -> Option<Slot> {
         let has_it = |slot: &Slot| {
             let peer = self.peer(*slot);
@@ -28,54 +48,36 @@ impl Hub {
         self.ids.find(self.hasher.hash_one((room, id)), has_it).copied()
     }
 
-    /// Who has the id that somebody without one gives itself, and may.
-    pub(super) fn rival(&self, slot: Slot, id: &str) -> Option<Slot> {
+    /// Decides what the id of a message means. Changes nothing.
+    pub(super) fn identify(&self, slot: Slot, id: &str, body: &Body) -> Identity {
         let peer = self.peer(slot);
-        let may_have_it = matches!(peer.who, Who::Nameless) && peer.may_speak_as(id);
-        if may_have_it { self.holder(peer.room, id) } else { None }
+        let refused = match &peer.who {
+            Who::Registered(own) if **own == *id => return Identity::Own,
+            Who::Registered(_) | Who::Claimant(_) => return Identity::Foreign,
+            Who::Nameless => None,
+            Who::Refused(refused) => Some(&***refused),
+        };
+        if !peer.may_speak_as(id) {
+            return Identity::Foreign;
+        }
+        if refused == Some(id) && !matches!(body, Body::Connect | Body::Join) {
+            return Identity::RefusedBefore;
+        }
+        let Some(holder) = self.holder(peer.room, id) else {
+            return Identity::New;
+        };
+        if peer.owns_its_id() {
+            return Identity::TakesOver(holder);
+        }
+        let claimants = self.peer(holder).claimants.as_ref().map_or(0, |claimants| claimants.len());
+        if self.peer(holder).owns_its_id() || claimants >= CLAIMANTS_MAX {
+            return Identity::Taken;
+        }
+        Identity::Claims(holder)
     }
 
-    /// Somebody says its first message under an id that another holds. If the id is free after this, those who claimed
-    /// it and have lost it; they are still to be told.
-    ///
-    /// # Errors
-    /// Why it does not have the id; `None`, if it waits for the probe to show whether it will.
-    pub(super) fn contest(
-        &mut self,
-        slot: Slot,
-        holder: Slot,
-        text: &str,
-        turn: &mut Turn,
-    ) -> Result<Vec<Slot>, Option<Refusal>> {
-        if self.peer(slot).owns_its_id() {
-            let losers = self.end_claim(holder);
-            self.close(holder, Close::Replaced, turn);
-            return Ok(losers);
-        }
-        if self.peer(holder).owns_its_id() {
-            return Err(Some(ID_TAKEN));
-        }
-        if !turn.keep(text.len()) {
-            return Err(Some(NO_MEMORY));
-        }
-        self.claim(slot, holder, text, turn);
-        Err(None)
-    }
-
-    /// Whoever has no id yet is registered under the one that it gives itself; the others keep theirs.
-    pub(super) fn speak_as(&mut self, slot: Slot, id: &str, turn: &mut Turn) -> Result<(), Refusal> {
-        let peer = self.peer(slot);
-        match &peer.who {
-            Who::Registered(own) if **own == *id => Ok(()),
-            Who::Nameless if peer.may_speak_as(id) => {
-                self.register(slot, id, turn);
-                Ok(())
-            }
-            _ => Err(FOREIGN_ID),
-        }
-    }
-
-    fn register(&mut self, slot: Slot, id: &str, turn: &mut Turn) {
+    /// Gives an id that is free to a peer that has none.
+    pub(super) fn register(&mut self, slot: Slot, id: &str, turn: &mut Turn) {
         let peer = self.peer_mut(slot);
         peer.who = Who::Registered(id.into());
         let room = peer.room;
@@ -92,116 +94,107 @@ impl Hub {
         let peer = self.peer_mut(slot);
         let room = peer.room;
         match mem::replace(&mut peer.who, Who::Nameless) {
-            Who::Nameless => {}
+            Who::Nameless | Who::Refused(_) => {}
             Who::Claimant(claimant) => {
                 let Hub { peers, links, .. } = self;
-                let order = peers[claimant.holder].claimants.as_mut().expect("it is claimed");
-                links.remove(order, slot);
+                if let Some(claimants) = &mut peers[claimant.holder].claimants {
+                    links.remove(claimants, slot);
+                }
             }
             Who::Registered(id) => {
                 let entry = self.ids.find_entry(self.hasher.hash_one((room, &*id)), |it| *it == slot);
                 entry.expect("who is registered is in the table").remove();
-                let claimants = self.end_claim(slot);
-                self.award(&id, &claimants, turn);
+                let claimants = self.end_claim(slot, turn);
+                self.grant_to_first(&id, claimants, turn);
             }
         }
     }
 
-    /// A peer waits for the probe of whoever holds the id that it claims.
-    fn claim(&mut self, slot: Slot, holder: Slot, text: &str, turn: &mut Turn) {
+    /// Ends the probe of a holder that has shown no life. Without a claimant that is still there, nothing changes.
+    pub(super) fn silent(&mut self, holder: Slot, turn: &mut Turn) {
+        if self.peer(holder).claimants.as_ref().is_some_and(|claimants| claimants.is_empty()) {
+            self.peer_mut(holder).claimants = None;
+            return;
+        }
+        self.close(holder, Close::Replaced, turn);
+    }
+
+    /// Makes a peer wait for the probe of the holder of the id that it claims.
+    ///
+    /// # Errors
+    /// Its message cannot be stored for that long.
+    pub(super) fn claim(
+        &mut self,
+        slot: Slot,
+        holder: Slot,
+        text: &str,
+        turn: &mut Turn,
+    ) -> Result<(), Refusal> {
+        let bytes = text.len() + size_of::<Claimant>();
+        let memory = turn.reserve(bytes).ok_or(NO_MEMORY)?;
         if self.peer(holder).claimants.is_none() {
             turn.probe(self.peers.conn(holder));
         }
-        let claimant = Claimant {
-            id: self.id(holder).into(),
-            holder,
-            first: text.into(),
-            kept: VecDeque::new(),
-            kept_bytes: 0,
-            taken: BTreeSet::new(),
-        };
         let Hub { peers, links, .. } = self;
         links.push_back(peers[holder].claimants.get_or_insert_default(), slot);
-        self.peer_mut(slot).who = Who::Claimant(Box::new(claimant));
+        self.peer_mut(slot).who = Who::Claimant(Box::new(Claimant { holder, first: text.into(), memory }));
+        turn.pause_reading(self.peers.conn(slot));
+        Ok(())
     }
 
-    /// What a claimant says meanwhile is kept, as much as fits.
-    pub(super) fn keep(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        let Who::Claimant(claimant) = &mut self.peers[slot].who else { return };
-        let is_full =
-            claimant.kept_bytes + text.len() > KEPT_BYTES_MAX || claimant.kept.len() >= KEPT_MESSAGES_MAX;
-        if is_full || !turn.keep(text.len()) {
-            let verdict = turn.offend(self.peers.conn(slot));
-            self.drop_one(slot, verdict, turn);
-        } else {
-            claimant.kept_bytes += text.len();
-            claimant.kept.push_back(text.into());
-        }
+    /// Replaces the holder of an id by the peer whose token is for that id.
+    pub(super) fn take_over(&mut self, slot: Slot, holder: Slot, id: &str, turn: &mut Turn) {
+        let claimants = self.end_claim(holder, turn);
+        self.reject_claimants(id, claimants, turn);
+        self.close(holder, Close::Replaced, turn);
+        self.register(slot, id, turn);
     }
 
-    /// A sign of life ends the probe in favour of the holder.
+    /// Ends the probe of a holder that shows life: the claimants do not get the id.
     pub(super) fn alive(&mut self, slot: Slot, turn: &mut Turn) {
-        let losers = self.end_claim(slot);
-        self.reject_all(losers, turn);
-    }
-
-    /// Takes down the claim of a holder's id, if there is one. Those who claimed it, first come first.
-    fn end_claim(&mut self, holder: Slot) -> Vec<Slot> {
-        let claimants = self.peer_mut(holder).claimants.take();
-        claimants.map_or(Vec::new(), |claimants| self.links.iter(&claimants).collect())
-    }
-
-    /// The holder is gone: the first claimant has the id, the others have not.
-    fn award(&mut self, id: &str, claimants: &[Slot], turn: &mut Turn) {
-        let Some((first, others)) = claimants.split_first() else { return };
-        if let Some(claimant) = self.end_waiting(*first) {
-            self.register(*first, id, turn);
-            self.obey(*first, &claimant.first, &claimant.taken, turn);
-            self.replay(*first, claimant, turn);
-        }
-        self.reject_all(others.to_vec(), turn);
-    }
-
-    pub(super) fn reject_all(&mut self, claimants: Vec<Slot>, turn: &mut Turn) {
-        for slot in claimants {
-            let Some(mut claimant) = self.end_waiting(slot) else { continue };
-            let request = message::parse(&claimant.first).expect("a claim is well-formed");
-            self.messages[request.body.kind() as usize] += 1;
-            self.refuse(slot, ID_TAKEN, request.target.as_deref(), turn);
-            claimant.taken.insert(mem::take(&mut claimant.id));
-            self.replay(slot, claimant, turn);
+        let claimants = self.end_claim(slot, turn);
+        if let Some(id) = self.peer(slot).id() {
+            self.reject_claimants(&id.to_owned(), claimants, turn);
         }
     }
 
-    fn end_waiting(&mut self, slot: Slot) -> Option<Claimant> {
-        let who = &mut self.peer_mut(slot).who;
-        match mem::replace(who, Who::Nameless) {
-            Who::Claimant(claimant) => Some(*claimant),
-            other => {
-                *who = other;
-                None
+    /// Ends the claim to a holder's id, if there is one, and the probe. Returns the claimants, oldest first; the caller
+    /// must grant them the id or reject them at once.
+    fn end_claim(&mut self, holder: Slot, turn: &mut Turn) -> Vec<(Slot, Box<Claimant>)> {
+        let Some(claimants) = self.peer_mut(holder).claimants.take() else { return Vec::new() };
+        turn.cancel_probe(self.peers.conn(holder));
+        let slots: Vec<Slot> = self.links.iter(&claimants).collect();
+        let mut ended = Vec::with_capacity(slots.len());
+        for slot in slots {
+            if let Who::Claimant(claimant) = mem::replace(&mut self.peer_mut(slot).who, Who::Nameless) {
+                turn.resume_reading(self.peers.conn(slot));
+                ended.push((slot, claimant));
             }
         }
+        ended
     }
 
-    /// Handles what was kept, up to a message that claims another id: what is behind it is kept on.
-    fn replay(&mut self, slot: Slot, mut claimant: Claimant, turn: &mut Turn) {
-        loop {
-            // It may have said too much, and be gone.
-            let Some(peer) = self.peers.get_mut(slot) else { return };
-            match &mut peer.who {
-                Who::Claimant(next) => {
-                    next.kept = claimant.kept;
-                    next.kept_bytes = claimant.kept_bytes;
-                    next.taken = claimant.taken;
-                    return;
-                }
-                Who::Nameless | Who::Registered(_) => {
-                    let Some(text) = claimant.kept.pop_front() else { return };
-                    claimant.kept_bytes -= text.len();
-                    self.obey(slot, &text, &claimant.taken, turn);
-                }
-            }
+    /// Gives the id of a holder that has left to the first claimant, and handles the message that claimed it.
+    fn grant_to_first(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, turn: &mut Turn) {
+        let mut claimants = claimants.into_iter();
+        let Some((first, claimant)) = claimants.next() else { return };
+        self.register(first, id, turn);
+        self.reject_claimants(id, claimants.collect(), turn);
+        if let Ok(request) = message::parse(&claimant.first) {
+            self.serve_first(first, &request, claimant.first.len(), turn);
         }
+    }
+
+    fn reject_claimants(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, turn: &mut Turn) {
+        for (slot, claimant) in claimants {
+            let target = message::parse(&claimant.first).ok().and_then(|request: Request| request.target);
+            self.refuse_id(slot, id, target.as_deref(), turn);
+        }
+    }
+
+    /// Tells a peer without an id that this one is taken, and remembers that it was refused.
+    pub(super) fn refuse_id(&mut self, slot: Slot, id: &str, target: Option<&str>, turn: &mut Turn) {
+        self.peer_mut(slot).who = Who::Refused(Box::new(id.into()));
+        self.refuse(slot, ID_TAKEN, target, turn);
     }
 }

@@ -7,7 +7,7 @@ use std::mem;
 use super::handshakes::Outcome;
 use super::peer::{Flow, Hold, Offer};
 use super::{Hub, NO_MEMORY, Room, Slot, refused};
-use crate::config::{CANDIDATES_MAX, PATIENCE, STORED_BYTES_MAX};
+use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, PATIENCE, STORED_BYTES_MAX};
 use crate::gate::Turn;
 use crate::message::{Candidates, Code, Refusal, Reply};
 use crate::order::{Links, Order};
@@ -32,16 +32,20 @@ impl Hub {
 
     /// Idle peers connect, in this order: each is handed the offer that stands, or waits where `push` puts it.
     fn line_up(&mut self, room: u32, who: &[Slot], push: fn(&mut Links, &mut Order, Slot), turn: &mut Turn) {
-        if self.standing(room).is_some() && self.rooms[room as usize].line.is_empty() {
-            for &slot in who {
+        for &slot in who {
+            if self.offer_to_next(room).is_some() {
                 self.hand(room, slot, turn);
-            }
-        } else {
-            for &slot in who {
+            } else {
                 push(&mut self.links, &mut self.rooms[room as usize].line, slot);
                 self.peer_mut(slot).flow = Flow::Waiting;
             }
         }
+    }
+
+    /// Returns the offer that the next peer that connects is handed, if it does not have to wait.
+    pub(super) fn offer_to_next(&self, room: u32) -> Option<&Offer> {
+        let is_anybody_waiting = !self.rooms[room as usize].line.is_empty();
+        self.standing(room).filter(|offer| !is_anybody_waiting && offer.held < OFFER_HOLDERS_MAX)
     }
 
     pub(super) fn leave_line(&mut self, slot: Slot) {
@@ -107,7 +111,7 @@ impl Hub {
     }
 
     /// Whether the offer that somebody holds still stands.
-    fn stands(&self, hold: Hold) -> bool {
+    pub(super) fn stands(&self, hold: Hold) -> bool {
         self.peer(hold.owner).offer().is_some_and(|offer| offer.number == hold.offer)
     }
 
@@ -194,21 +198,21 @@ impl Hub {
             return refused(Code::NotOfferer, "another peer is the offerer; connect and wait to be asked");
         }
         let text = Reply::Offer { sdp, target: self.id(slot), id: None }.text();
-        if !turn.keep(text.capacity()) {
+        let Some(memory) = turn.reserve(text.capacity()) else {
             let peer = self.peer_mut(slot);
             peer.refused = true;
             if peer.offer().is_none() {
                 peer.drop_candidates();
             }
             return Err(NO_MEMORY);
-        }
+        };
         self.let_go(slot);
         let peer = self.peer_mut(slot);
         peer.flow = Flow::Offerer;
         peer.refused = false;
         let offering = peer.offering.get_or_insert_default();
         offering.offers = offering.offers.wrapping_add(1);
-        let offer = Offer { number: offering.offers, text, held: 0, handed: false };
+        let offer = Offer { number: offering.offers, text, held: 0, handed: false, memory };
         if offering.offer.replace(offer).is_some() {
             peer.drop_candidates();
         }
@@ -266,6 +270,7 @@ impl Hub {
         let offering = self.peer_mut(a).offering.as_mut().expect("the offer stands");
         offering.offer = None;
         let candidates = mem::take(&mut offering.candidates);
+        offering.candidates_memory = None;
         if !candidates.is_empty() {
             self.tell(b, &Reply::Candidate { candidate: &candidates, id: self.id(a) }, turn);
         }
@@ -319,10 +324,12 @@ impl Hub {
             return refused(Code::TooMany, "at most 64 candidates, and 64 KiB of them, are stored");
         }
         // A string that grows may come to have twice the room it needs.
-        if !turn.keep(2 * (more + candidates.len())) {
-            return Err(NO_MEMORY);
-        }
+        let memory = turn.reserve(2 * (more + candidates.len())).ok_or(NO_MEMORY)?;
         let offering = self.peer_mut(slot).offering.get_or_insert_default();
+        match &mut offering.candidates_memory {
+            Some(reservation) => reservation.absorb(memory),
+            None => offering.candidates_memory = Some(memory),
+        }
         for candidate in candidates.iter() {
             if !offering.candidates.is_empty() {
                 offering.candidates.push('|');

@@ -1,8 +1,7 @@
 //! What the hub knows of a peer. Two questions: who is it, and what is it doing?
 
-use std::collections::{BTreeSet, VecDeque};
-
 use super::Slot;
+use crate::budget::Reservation;
 use crate::order::Order;
 use crate::token::Claims;
 
@@ -25,7 +24,9 @@ pub struct Peer {
 pub enum Who {
     /// It has no id yet.
     Nameless,
-    /// It claims an id that somebody holds.
+    /// It has no id yet, and was refused this one. Boxed twice, so that a peer without it is no larger.
+    Refused(Box<Box<str>>),
+    /// It claims an id that another peer holds, and is not read until that peer's probe ends.
     Claimant(Box<Claimant>),
     /// It has this id.
     Registered(Box<str>),
@@ -68,6 +69,8 @@ pub struct Offering {
     pub candidates: String,
     /// How many they are.
     pub candidate_count: usize,
+    /// The memory of the candidates.
+    pub candidates_memory: Option<Reservation>,
 }
 
 pub struct Offer {
@@ -79,19 +82,19 @@ pub struct Offer {
     pub held: usize,
     /// Whether anybody was ever handed it.
     pub handed: bool,
+    /// The memory of the text.
+    #[expect(dead_code, reason = "it is released when it is dropped")]
+    pub memory: Reservation,
 }
 
 pub struct Claimant {
-    pub id: Box<str>,
-    /// Who holds it.
+    /// The peer that holds the id.
     pub holder: Slot,
-    /// The message that claims it.
+    /// The message that claims the id. It is handled when the claim succeeds.
     pub first: Box<str>,
-    /// What came after that.
-    pub kept: VecDeque<Box<str>>,
-    pub kept_bytes: usize,
-    /// Ids that this connection claimed before, in vain.
-    pub taken: BTreeSet<Box<str>>,
+    /// The memory of the message.
+    #[expect(dead_code, reason = "it is released when it is dropped")]
+    pub memory: Reservation,
 }
 
 impl Peer {
@@ -118,7 +121,7 @@ impl Peer {
     /// What it is doing, in a word of the README's.
     pub fn state(&self) -> &'static str {
         match (&self.who, self.flow) {
-            (Who::Nameless, _) => "nameless",
+            (Who::Nameless | Who::Refused(_), _) => "nameless",
             (Who::Claimant(_), _) => "claimant",
             (_, Flow::Idle) => "idle",
             (_, Flow::Offerer) => "offerer",
@@ -127,15 +130,6 @@ impl Peer {
             (_, Flow::Paired(_)) => "paired",
             (_, Flow::Joined) => "joined",
         }
-    }
-
-    /// Bytes of what it said that are kept.
-    pub fn kept(&self) -> usize {
-        if let Who::Claimant(claimant) = &self.who {
-            return claimant.first.len() + claimant.kept_bytes;
-        }
-        let text = self.offer().map_or(0, |offer| offer.text.capacity());
-        text + self.offering.as_ref().map_or(0, |offering| offering.candidates.capacity())
     }
 
     /// Whether its token, where one is needed, is for this id, or for any.
@@ -165,6 +159,7 @@ impl Peer {
         if let Some(offering) = &mut self.offering {
             offering.candidates = String::new();
             offering.candidate_count = 0;
+            offering.candidates_memory = None;
             self.tidy();
         }
     }

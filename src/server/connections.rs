@@ -1,5 +1,6 @@
 //! All connections: the sessions by their slots, who was touched in this turn, and what is said of each.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem;
 use std::net::Shutdown;
@@ -10,11 +11,12 @@ use mio::{Interest, Registry, Token};
 use slab::Slab;
 
 use crate::address::Address;
+use crate::budget::Reservation;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::http::{self, Door, Refusal};
 use crate::limits::{
-    CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, ROOM_BYTES_MAX, SWEEP_PER_TURN,
+    CLOSES_PER_TURN, CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, ROOM_BYTES_MAX, SWEEP_PER_TURN,
 };
 use crate::protocol::{Close, Conn, Dialect, Effect, Member, Outbox};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
@@ -27,6 +29,11 @@ pub(super) struct Connections {
     pub(super) shared: Shared,
     /// Slots that something happened to in this turn.
     pub(super) touched: Vec<usize>,
+    /// Slots whose session is to be read in the next turn, though no event may say so.
+    pub(super) ready: Vec<usize>,
+    /// Units of work in this turn: messages that were handled or queued. See
+    /// [`WORK_PER_TURN`](crate::limits::WORK_PER_TURN).
+    pub(super) work: usize,
     /// Connections so far.
     numbers: u64,
     /// WebSockets, closing ones included.
@@ -68,6 +75,8 @@ impl Connections {
             entries: Slab::new(),
             shared,
             touched: Vec::new(),
+            ready: Vec::new(),
+            work: 0,
             numbers: 0,
             upgraded: 0,
             metrics_sessions: 0,
@@ -89,6 +98,13 @@ impl Connections {
     pub(super) fn touch(&mut self, slot: usize) {
         if !mem::replace(&mut self.entries[slot].touched, true) {
             self.touched.push(slot);
+        }
+    }
+
+    /// Has a session read in the next turn, unless it is going to be anyway.
+    pub(super) fn mark_ready(&mut self, slot: usize) {
+        if !mem::replace(&mut self.entries[slot].ready, true) {
+            self.ready.push(slot);
         }
     }
 
@@ -144,23 +160,62 @@ impl Connections {
         self.upgraded >= self.shared.config.connections_max || !self.shared.budget.allows(0)
     }
 
-    /// Has so many sessions look at the clock as one turn may, from this slot on. Returns where to go on.
-    pub(super) fn tick(&mut self, from: usize) -> Option<usize> {
-        let occupied = (from..self.entries.capacity()).filter(|slot| self.entries.contains(*slot));
-        let slots: Vec<usize> = occupied.take(SWEEP_PER_TURN).collect();
-        for &slot in &slots {
+    /// Evaluates the deadlines of as many sessions as one turn may, from this slot on, and closes those that are to be
+    /// dismissed. Returns where to go on.
+    pub(super) fn tick(&mut self, from: usize, is_dismissed: impl Fn(&Entry) -> bool) -> Option<usize> {
+        let (slots, next) = self.slice(from, SWEEP_PER_TURN);
+        for slot in slots {
+            if is_dismissed(&self.entries[slot]) {
+                self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
+            }
             if self.entries[slot].session.tick(&mut self.shared) {
                 self.touch(slot);
             }
         }
-        slots.last().map(|last| last + 1).filter(|_| slots.len() == SWEEP_PER_TURN)
+        next
     }
 
-    /// Says goodbye to all of whom this is so.
-    pub(super) fn dismiss(&mut self, is_told: impl Fn(&Entry) -> bool) {
-        let told = self.entries.iter().filter(|(_, entry)| is_told(entry));
-        for slot in told.map(|(slot, _)| slot).collect::<Vec<_>>() {
+    /// Closes as many sessions as one turn may, from this slot on. Returns where to go on.
+    pub(super) fn close_all(&mut self, from: usize) -> Option<usize> {
+        let (slots, next) = self.slice(from, CLOSES_PER_TURN);
+        for slot in slots {
             self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
+        }
+        next
+    }
+
+    /// Returns the next occupied slots, and where the slice after them begins.
+    fn slice(&self, from: usize, max: usize) -> (Vec<usize>, Option<usize>) {
+        let occupied = (from..self.entries.capacity()).filter(|slot| self.entries.contains(*slot));
+        let slots: Vec<usize> = occupied.take(max).collect();
+        let next = slots.last().map(|last| last + 1).filter(|_| slots.len() == max);
+        (slots, next)
+    }
+
+    /// Sets aside the rest of what a paused session has sent, or disconnects it if there is no memory for that.
+    pub(super) fn hold_or_close(&mut self, slot: usize, scratch: &mut Scratch) {
+        if !self.reach(slot, |session, shared| session.hold(scratch, shared)) {
+            self.reach(slot, |session, shared| session.close(End::NoMemory, shared));
+        }
+    }
+
+    /// Checks what must be true between any two turns. Looks at everything: for debug builds.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub(super) fn check(&self) {
+        let count = |is_counted: fn(&Entry) -> bool| {
+            self.entries.iter().filter(|(_, entry)| is_counted(entry)).count()
+        };
+        assert_eq!(count(|entry| entry.upgraded), self.upgraded);
+        assert_eq!(count(|entry| entry.session.door() == Door::Metrics), self.metrics_sessions);
+        let ready: BTreeSet<usize> = self.ready.iter().copied().collect();
+        assert!(self.entries.iter().all(|(slot, entry)| !entry.ready || ready.contains(&slot)));
+        assert_eq!(count(|entry| entry.touched), self.touched.len());
+        assert!(self.touched.iter().all(|slot| self.entries[*slot].touched));
+        for (_, entry) in &self.entries {
+            assert!(entry.upgraded || !entry.served, "only a WebSocket has a protocol");
+            assert!(entry.served || !entry.session.is_open(), "an open WebSocket has a protocol");
         }
     }
 
@@ -236,17 +291,26 @@ impl Outbox for Connections {
         self.entries[to.slot()].session.has_room(texts, &self.shared)
     }
 
-    fn keep(&mut self, bytes: usize) -> bool {
-        self.shared.budget.keep(bytes)
+    fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
+        self.shared.budget.reserve(bytes)
     }
 
     fn push(&mut self, effect: Effect<'_>) {
         match effect {
-            Effect::Send(to, text) => self.reach(to.slot(), |session, shared| session.send(text, shared)),
+            Effect::Send(to, text) => {
+                self.work += 1;
+                self.reach(to.slot(), |session, shared| session.send(text, shared));
+            }
             Effect::SendBinary(to, bytes) => {
+                self.work += 1;
                 self.reach(to.slot(), |session, shared| session.send_binary(&bytes, shared))
             }
             Effect::Ping(to) => self.reach(to.slot(), |session, shared| session.ping(shared)),
+            Effect::PauseReading(conn) => self.entries[conn.slot()].session.pause(),
+            Effect::ResumeReading(conn) => {
+                self.entries[conn.slot()].session.resume(self.shared.now);
+                self.mark_ready(conn.slot());
+            }
             Effect::Close(to, why) => self.reach(to.slot(), |session, shared| {
                 let end = match why {
                     Close::Replaced => End::Replaced,

@@ -5,7 +5,9 @@ use std::time::Duration;
 use log::info;
 
 use super::Server;
+use super::connections::Entry;
 use super::questions::number;
+use crate::gate::Gate;
 use crate::limits::STOP_TIME_MAX;
 use crate::session::Shared;
 
@@ -19,7 +21,7 @@ impl Server {
         let now = self.clock.now();
         self.connections.shared.now = now;
         self.stop_at = Some(now + STOP_TIME_MAX);
-        self.connections.dismiss(|_| true);
+        self.stop_from = self.connections.close_all(0);
         self.settle();
     }
 
@@ -33,7 +35,7 @@ impl Server {
         self.drained_at = Some(self.clock.now() + time);
     }
 
-    /// Goes on with a drain.
+    /// Decides which rooms are to be told by now to go elsewhere. The next sweep tells them.
     pub(super) fn drain_on(&mut self, until: Duration) {
         let Shared { config, now, .. } = &self.connections.shared;
         let half = config.drain / 2;
@@ -41,14 +43,21 @@ impl Server {
         if share >= 1.0 || self.connections.upgraded == 0 {
             return self.stop();
         }
-        let Server { connections, gate, .. } = self;
-        // Those that were told before among them, and all in a room: they shall meet again elsewhere.
-        let room = |conn| gate.member(conn).map_or(0, |(dialect, member)| number(dialect, &member));
-        connections.dismiss(|entry| entry.served && (room(entry.conn) as f64 / u64::MAX as f64) < share);
+        self.drained_share = share;
     }
 
     /// Whether a stop has come to its end.
     pub fn is_stopped(&self) -> bool {
         self.stop_at.is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
     }
+}
+
+/// Returns whether the room of a connection belongs to this share of all rooms, in which everybody is told to go elsewhere.
+/// All members of a room belong to the same share, so that they meet again.
+pub(super) fn is_drained(entry: &Entry, gate: &Gate, share: f64) -> bool {
+    if share <= 0.0 || !entry.served {
+        return false;
+    }
+    let room = gate.member(entry.conn).map_or(0, |(dialect, member)| number(dialect, &member));
+    (room as f64 / u64::MAX as f64) < share
 }

@@ -176,6 +176,16 @@ pub fn push(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// Returns the length of the frame of ours, as [`push`] appends it, that these bytes begin with.
+pub fn len_of_ours(bytes: &[u8]) -> usize {
+    let big_endian = |bytes: &[u8]| bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+    match bytes[1] {
+        126 => 4 + big_endian(&bytes[2..4]),
+        127 => 10 + big_endian(&bytes[2..10]),
+        length => 2 + usize::from(length),
+    }
+}
+
 /// What [`push`] appends for a payload of this length.
 pub fn len(payload: usize) -> usize {
     let header = match payload {
@@ -288,6 +298,7 @@ mod tests {
             let mut out = Vec::new();
             push(&mut out, TEXT, &vec![b'x'; payload]);
             assert_eq!(out.len(), len(payload));
+            assert_eq!(out.len(), len_of_ours(&out));
             // With a mask it would be a client's.
             out[1] |= 0x80;
             let header = Header::parse(&out, payload).map(|header| header.map(|header| header.payload));

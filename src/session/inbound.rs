@@ -16,7 +16,7 @@ use super::frame::{self, Header};
 use super::work::{Shared, Work};
 use super::{End, Session, Stream};
 use crate::budget::Budget;
-use crate::limits::{CODEC_BYTES, READ_BYTES_MAX};
+use crate::limits::{ALWAYS_HELD_BYTES, CODEC_BYTES, FRAGMENT_BYTES_FREE, READ_BYTES_MAX};
 
 /// What the last read brought, and what was made of it. All sessions share one: who has read takes it all before
 /// another reads.
@@ -44,7 +44,7 @@ impl Scratch {
     }
 
     /// Nothing of it matters any more. Returns how much that was.
-    pub(super) fn clear(&mut self) -> usize {
+    pub fn clear(&mut self) -> usize {
         mem::take(&mut self.unread).len()
     }
 
@@ -74,29 +74,55 @@ impl<S: Stream> Session<S> {
         let taken = work.inbound.take(scratch, max, &shared.budget);
         work.charge(&mut shared.budget);
         match taken? {
-            Taken::Control(opcode) => {
+            Taken::Control(frame::CLOSE) => {
                 let payload = mem::take(&mut work.inbound.begun);
-                self.take_control(opcode, payload, shared)
+                self.take_close(&payload, shared)?;
+                Ok(Taken::Part)
+            }
+            Taken::Control(frame::PING) => Ok(Taken::Ping(mem::take(&mut work.inbound.begun))),
+            Taken::Control(_) => {
+                work.inbound.begun = Vec::new();
+                Ok(Taken::Overhead)
             }
             taken => Ok(taken),
         }
     }
 
-    /// Takes a control frame. A pong is nothing more: that it came is all that it says.
-    fn take_control(&mut self, opcode: u8, payload: Vec<u8>, shared: &mut Shared) -> Result<Taken, End> {
-        if opcode == frame::PING && self.is_open() {
-            let max = shared.queue_and_pongs_max();
-            self.queue(shared, |queue, now| queue.answer_ping(payload, max, now));
-        } else if opcode == frame::CLOSE {
-            frame::check_close(&payload)?;
-            // It is answered with its like, or is the answer to ours.
-            if self.is_open() {
-                self.queue(shared, |queue, now| queue.push_close(&payload, now));
-            }
-            self.closed = true;
-            self.finish(End::Left, shared.now);
+    /// Handles a Close frame: it is answered with the same status code, or is the answer to ours.
+    fn take_close(&mut self, payload: &[u8], shared: &mut Shared) -> Result<(), End> {
+        frame::check_close(payload)?;
+        if self.is_open() {
+            self.queue(shared, |queue, now| queue.push_close(payload, now));
         }
-        Ok(Taken::Part)
+        self.closed = true;
+        self.finish(End::Left, shared.now);
+        Ok(())
+    }
+
+    /// Sets aside what was read and not yet handled, for the next [`Session::fill`]. Returns whether the memory limit
+    /// allows that; if not, nothing changes.
+    pub fn hold(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> bool {
+        let bytes = scratch.unread.len();
+        if bytes == 0 {
+            return true;
+        }
+        if bytes > ALWAYS_HELD_BYTES && !shared.budget.allows(bytes) {
+            return false;
+        }
+        let work = Work::begin(&mut self.work, shared);
+        work.inbound.held = scratch.take(bytes).to_vec();
+        work.charge(&mut shared.budget);
+        true
+    }
+
+    /// Puts what was set aside back into the scratch. Returns whether there was anything.
+    pub(super) fn take_held(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> bool {
+        let Some(work) = self.work.as_mut().filter(|work| !work.inbound.held.is_empty()) else { return false };
+        let held = mem::take(&mut work.inbound.held);
+        scratch.bytes[..held.len()].copy_from_slice(&held);
+        scratch.unread = 0..held.len();
+        work.charge(&mut shared.budget);
+        true
     }
 }
 
@@ -108,6 +134,10 @@ pub(super) enum Taken {
     Message,
     /// A control frame, of this opcode. What was begun is its payload.
     Control(u8),
+    /// A ping, with this payload.
+    Ping(Vec<u8>),
+    /// A frame without any further meaning that costs work: a pong, or a small fragment.
+    Overhead,
     /// Something that is not yet whole.
     Part,
 }
@@ -117,6 +147,8 @@ pub(super) enum Taken {
 pub(super) struct Inbound {
     /// The head of the request, or the header of a frame, or a control frame, as far as it came.
     pub begun: Vec<u8>,
+    /// Input that was read and is not yet handled: see [`Session::hold`]. At most [`READ_BYTES_MAX`].
+    pub held: Vec<u8>,
     /// Bytes of a frame that are still to come.
     to_come: usize,
     /// Whether a message is fragmented and its last frame has not begun.
@@ -132,6 +164,11 @@ impl Inbound {
         self.begun.is_empty() && self.to_come == 0 && !self.unfinished
     }
 
+    /// Returns whether nothing is stored that a later read needs.
+    pub fn is_at_rest(&self) -> bool {
+        self.is_between_messages() && self.held.is_empty()
+    }
+
     /// Drops all but what is useful to any other session.
     pub fn rest(&mut self) {
         self.codec = None;
@@ -140,12 +177,13 @@ impl Inbound {
     /// Bytes of memory. The codec's buffers grow by doubling.
     pub fn capacity(&self) -> usize {
         let codec = if self.codec.is_some() { CODEC_BYTES + 2 * self.announced } else { 0 };
-        self.begun.capacity() + codec
+        self.begun.capacity() + self.held.capacity() + codec
     }
 
     /// Takes what there is of one frame.
     pub fn take(&mut self, scratch: &mut Scratch, max: usize, budget: &Budget) -> Result<Taken, End> {
         let mut begun = Vec::new();
+        let mut is_small_fragment = false;
         if self.to_come == 0 {
             let Some(header) = self.gather(scratch, max)? else { return Ok(Taken::Part) };
             if header.is_control() {
@@ -154,6 +192,8 @@ impl Inbound {
                 return Ok(Taken::Control(header.opcode));
             }
             begun = mem::take(&mut self.begun);
+            // The last fragment is paid for with the message.
+            is_small_fragment = !header.fin && header.payload < FRAGMENT_BYTES_FREE;
             self.announce(header, max, budget)?;
         }
         let payload = scratch.take(self.to_come);
@@ -172,6 +212,9 @@ impl Inbound {
             Ok(message) => {
                 scratch.message = message;
                 Ok(Taken::Message)
+            }
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock && is_small_fragment => {
+                Ok(Taken::Overhead)
             }
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Ok(Taken::Part),
             Err(error) => Err(error.into()),

@@ -11,7 +11,7 @@ use super::queue::Queue;
 use crate::address::Crowd;
 use crate::budget::Budget;
 use crate::config::Config;
-use crate::limits::{QUEUE_BYTES_SPARE, SPARE_BYTES_MAX, SPARE_WORKS_MAX};
+use crate::limits::{SPARE_BYTES_MAX, SPARE_WORKS_MAX};
 use crate::metrics::Metrics;
 
 /// What all sessions share, because only one is at work at a time.
@@ -50,11 +50,6 @@ impl Shared {
             draining: false,
             spare: Vec::new(),
         }
-    }
-
-    /// What may wait to be sent to one peer, pongs included, which must not fail when messages do.
-    pub(super) fn queue_and_pongs_max(&self) -> usize {
-        self.config.queue_bytes_max() + QUEUE_BYTES_SPARE
     }
 }
 

@@ -5,6 +5,7 @@ use std::hash::RandomState;
 use std::time::Duration;
 
 use noroshi::ayame::Ayame;
+use noroshi::budget::{Budget, Reservation};
 use noroshi::config::Config;
 use noroshi::gate::Gate;
 use noroshi::hub::Hub;
@@ -40,7 +41,8 @@ pub fn left(gate: &Gate) -> (usize, usize, Option<Duration>) {
     (peers, rooms, gate.wake_at())
 }
 
-/// Peers by name, around the protocols. They answer pings at once, unless they are deaf.
+/// Peers by name, around the protocols. They answer pings at once, unless they are deaf. Events come in the order of the
+/// server: the messages of a read, then the sign of life; what a paused connection has sent comes when it is read again.
 pub struct Memory {
     pub gate: Gate,
     pub now: Duration,
@@ -50,24 +52,42 @@ pub struct Memory {
     names: BTreeMap<String, Conn>,
     heard: BTreeMap<Conn, VecDeque<Heard>>,
     deaf: BTreeSet<Conn>,
+    /// Connections that are not read, with what they have sent meanwhile.
+    paused: BTreeMap<Conn, VecDeque<Message>>,
+    /// The same for connections that are to be read again.
+    resumed: VecDeque<(Conn, VecDeque<Message>)>,
     connections: u64,
 }
 
-/// Keeps all effects. Those in `full` have no room for what is forwarded.
-#[derive(Default)]
+/// A message as it was sent, and whether it is binary.
+type Message = (Vec<u8>, bool);
+
+/// Records all effects. Connections in `full` have no room for forwarded messages.
 pub struct Recorder {
     pub effects: VecDeque<Recorded>,
     pub full: BTreeSet<Conn>,
-    /// Whether nothing more may be kept.
+    /// Whether no further memory may be reserved.
     pub out_of_memory: bool,
-    /// Bytes that were kept so far.
-    pub kept: usize,
+    pub budget: Budget,
+}
+
+impl Default for Recorder {
+    fn default() -> Recorder {
+        Recorder {
+            effects: VecDeque::new(),
+            full: BTreeSet::new(),
+            out_of_memory: false,
+            budget: Budget::new(&Config::default()),
+        }
+    }
 }
 
 #[derive(Debug, PartialEq)]
 pub enum Recorded {
     Send(Conn, String),
     Ping(Conn),
+    PauseReading(Conn),
+    ResumeReading(Conn),
     Close(Conn, Close),
     Registered(Conn),
     Left(Conn),
@@ -78,9 +98,8 @@ impl Outbox for Recorder {
         !self.full.contains(&to)
     }
 
-    fn keep(&mut self, bytes: usize) -> bool {
-        self.kept += if self.out_of_memory { 0 } else { bytes };
-        !self.out_of_memory
+    fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
+        if self.out_of_memory { None } else { self.budget.reserve(bytes) }
     }
 
     fn push(&mut self, effect: Effect<'_>) {
@@ -88,6 +107,8 @@ impl Outbox for Recorder {
             Effect::Send(to, text) => Recorded::Send(to, text),
             Effect::SendBinary(..) => unreachable!("nobody says bytes"),
             Effect::Ping(to) => Recorded::Ping(to),
+            Effect::PauseReading(conn) => Recorded::PauseReading(conn),
+            Effect::ResumeReading(conn) => Recorded::ResumeReading(conn),
             Effect::Close(to, why) => Recorded::Close(to, why),
             Effect::Registered { conn, .. } => Recorded::Registered(conn),
             Effect::Left { conn, .. } => Recorded::Left(conn),
@@ -105,6 +126,8 @@ impl Memory {
             names: BTreeMap::new(),
             heard: BTreeMap::new(),
             deaf: BTreeSet::new(),
+            paused: BTreeMap::new(),
+            resumed: VecDeque::new(),
             connections: 0,
         }
     }
@@ -120,9 +143,9 @@ impl Memory {
         all.filter(|(it, _)| *it == name).map(|(_, count)| count).sum()
     }
 
-    /// Bytes that are kept.
-    pub fn kept(&self) -> usize {
-        self.gate.each().map(|(_, protocol)| protocol.kept()).sum()
+    /// Bytes of memory that are reserved.
+    pub fn reserved(&self) -> usize {
+        self.outbox.budget.reserved()
     }
 
     /// Puts something in.
@@ -132,13 +155,22 @@ impl Memory {
 
     /// Puts something in and lets everybody hear what comes of it.
     pub fn input(&mut self, input: Input) {
+        if let Input::Disconnected(conn) = input {
+            self.paused.remove(&conn);
+            self.resumed.retain(|(resumed, _)| *resumed != conn);
+        }
         self.handle(input);
-        self.gate.each().for_each(|(_, protocol)| protocol.check());
+        self.gate.check();
         while let Some(effect) = self.outbox.effects.pop_front() {
             match effect {
                 Recorded::Send(to, text) => self.hear(to, Heard::Text(text)),
                 Recorded::Ping(to) if self.deaf.contains(&to) => {}
                 Recorded::Ping(to) => self.input(Input::Alive(to)),
+                Recorded::PauseReading(conn) => _ = self.paused.insert(conn, VecDeque::new()),
+                Recorded::ResumeReading(conn) => {
+                    let sent = self.paused.remove(&conn).expect("only who is paused is resumed");
+                    self.resumed.push_back((conn, sent));
+                }
                 Recorded::Close(to, why) => {
                     let code = match why {
                         Close::Replaced => 4000,
@@ -151,6 +183,24 @@ impl Memory {
                 Recorded::Registered(_) | Recorded::Left(_) => {}
             }
         }
+        while let Some((conn, sent)) = self.resumed.pop_front() {
+            self.deliver(conn, sent);
+        }
+    }
+
+    /// Handles what one connection has sent, in order, until it is paused.
+    fn deliver(&mut self, conn: Conn, mut sent: VecDeque<Message>) {
+        while let Some((text, is_binary)) = sent.pop_front() {
+            match std::str::from_utf8(&text) {
+                Ok(text) if !is_binary => self.input(Input::Text(conn, text)),
+                _ => self.input(Input::Binary(conn, &text)),
+            }
+            if let Some(waiting) = self.paused.get_mut(&conn) {
+                waiting.extend(sent);
+                break;
+            }
+        }
+        self.input(Input::Alive(conn));
     }
 
     fn enter(&mut self, who: &str, target: &Target, claims: Option<&Claims>) {
@@ -193,10 +243,11 @@ impl Wire for Memory {
     }
 
     fn say(&mut self, who: &str, text: &[u8], binary: bool) {
-        self.input(Input::Alive(self.conn(who)));
-        match std::str::from_utf8(text) {
-            Ok(text) if !binary => self.input(Input::Text(self.conn(who), text)),
-            _ => self.input(Input::Binary(self.conn(who), text)),
+        let conn = self.conn(who);
+        let message = (text.to_vec(), binary);
+        match self.paused.get_mut(&conn) {
+            Some(waiting) => waiting.push_back(message),
+            None => self.deliver(conn, [message].into()),
         }
     }
 
@@ -230,5 +281,6 @@ impl Wire for Memory {
             self.input(Input::Disconnected(conn));
         }
         assert_eq!(left(&self.gate), (0, 0, None));
+        assert_eq!(self.reserved(), 0, "all memory is released");
     }
 }

@@ -138,6 +138,8 @@ impl Line {
                     }
                     Event::Text(text) => self.events.push(text.to_owned()),
                     Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),
+                    Event::Ping(payload) => self.session.pong(payload, &mut self.shared),
+                    Event::Overhead => {}
                 }
             }
             if matches!(fill, Fill::Empty | Fill::Ended) {

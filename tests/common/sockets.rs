@@ -13,7 +13,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
-use tungstenite::{Bytes, ClientRequestBuilder, Error, Message, WebSocket};
+use tungstenite::{ClientRequestBuilder, Error, Message, WebSocket};
 
 use super::memory::left;
 use super::transcript::{Heard, SECRET, Wire};
@@ -25,14 +25,12 @@ pub struct Net {
     pub server: Server,
     address: SocketAddr,
     clients: BTreeMap<String, Client>,
-    pings: u64,
 }
 
 struct Client {
     /// `None` after the connection ended.
     socket: Option<WebSocket<TcpStream>>,
     heard: VecDeque<Heard>,
-    pongs: u64,
     deaf: bool,
 }
 
@@ -42,7 +40,7 @@ impl Net {
         let listen = vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())];
         let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
         let address = server.addresses(Door::Main).next().unwrap();
-        Net { server, address, clients: BTreeMap::new(), pings: 0 }
+        Net { server, address, clients: BTreeMap::new() }
     }
 
     /// Lets the server turn until something is so.
@@ -126,45 +124,27 @@ impl Net {
             }
             sent => sent.unwrap(),
         }
-        self.settle(who);
+        self.settle();
     }
 
-    /// Waits until the server has handled what `who` sent, and then until all have heard what came of it.
-    pub fn settle(&mut self, who: &str) {
-        self.echo(&[who]);
-        self.hear_all();
-    }
-
-    /// Waits until all have heard all.
-    fn hear_all(&mut self) {
-        let names: Vec<String> = self.clients.keys().cloned().collect();
-        self.echo(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    }
-
-    /// Each of these pings the server and hears all up to the pong, if it is still there.
-    fn echo(&mut self, who: &[&str]) {
-        self.pings += 1;
-        let ping = self.pings;
-        for who in who {
-            let client = self.clients.get_mut(*who).unwrap();
-            if let Some(socket) = client.socket.as_mut().filter(|_| !client.deaf) {
-                let _ = socket.send(Message::Ping(Bytes::copy_from_slice(&ping.to_be_bytes())));
-            }
-        }
-        for who in who {
-            self.until(|net| {
-                net.listen();
-                let client = &net.clients[*who];
-                (client.socket.is_none() || client.deaf || client.pongs == ping).then_some(())
-            });
+    /// Waits until the server has handled everything that was sent, and the clients have heard what came of it. On loopback,
+    /// what is sent has arrived when the system call returns, so that a server without anything to do has handled it all.
+    pub fn settle(&mut self) {
+        let mut idle_turns = 0;
+        let began = Instant::now();
+        while idle_turns < 2 {
+            self.server.turn(Some(Duration::ZERO)).unwrap();
+            idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
+            self.listen();
+            assert!(began.elapsed() < GIVE_UP, "the server does not come to rest");
         }
     }
 
     fn enter(&mut self, who: &str, socket: WebSocket<TcpStream>) {
         let socket = Some(socket);
-        let client = Client { socket, heard: VecDeque::new(), pongs: 0, deaf: false };
+        let client = Client { socket, heard: VecDeque::new(), deaf: false };
         self.clients.insert(who.to_owned(), client);
-        self.settle(who);
+        self.settle();
     }
 
     /// Everybody who is not deaf hears what there is, and answers pings.
@@ -173,9 +153,6 @@ impl Net {
             while let Some(socket) = &mut client.socket {
                 match socket.read() {
                     Ok(Message::Text(text)) => client.heard.push_back(Heard::Text(text.to_string())),
-                    Ok(Message::Pong(data)) => {
-                        client.pongs = u64::from_be_bytes(data.as_ref().try_into().unwrap());
-                    }
                     Ok(Message::Close(frame)) => {
                         let code = frame.map_or(1005, |frame| frame.code.into());
                         client.heard.push_back(Heard::Closed(code));
@@ -236,7 +213,7 @@ impl Wire for Net {
         drop(socket);
         let left = self.server.sessions() - 1;
         self.until(|net| (net.server.sessions() == left).then_some(()));
-        self.hear_all();
+        self.settle();
     }
 
     fn leave(&mut self, who: &str) {
@@ -249,19 +226,19 @@ impl Wire for Net {
             client.socket = None;
         }
         let left = client.heard.len();
-        self.until(|net| {
-            net.listen();
-            net.clients[who].socket.is_none().then_some(())
-        });
-        // Its own goodbye is nothing it hears.
-        self.clients.get_mut(who).unwrap().heard.truncate(left);
-        self.hear_all();
+        self.settle();
+        let client = self.clients.get_mut(who).unwrap();
+        // A claimant is not read while it waits: the server sees that TCP is closed.
+        client.socket = None;
+        // The answer to its own Close frame is nothing that the transcript lists.
+        client.heard.truncate(left);
+        self.settle();
     }
 
     fn pass(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.server.advance(Duration::from_secs(1));
-            self.hear_all();
+            self.settle();
         }
     }
 

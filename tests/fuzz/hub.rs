@@ -62,8 +62,8 @@ impl Outbox for Out {
         !self.full.contains(&to)
     }
 
-    fn keep(&mut self, _: usize) -> bool {
-        !self.out_of_memory
+    fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
+        if self.out_of_memory { None } else { self.budget.reserve(bytes) }
     }
 
     fn push(&mut self, effect: Effect<'_>) {

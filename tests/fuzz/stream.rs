@@ -11,7 +11,8 @@ mod reading;
 use std::time::Duration;
 
 use noroshi::config::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, Config, DRAIN_BYTES_MAX, QUEUE_BYTES_SPARE, SPARE_BYTES_MAX,
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX, QUEUE_BYTES_RESERVE,
+    READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
 use noroshi::gate::Gate;
 use noroshi::http::Door;
@@ -71,6 +72,8 @@ struct Peer {
     /// Why the session was closed from this side.
     closed: Option<End>,
     upgraded: bool,
+    /// After how many events of a read the rest is set aside; 0: never.
+    hold_after: usize,
     /// Whether TCP broke, or time ran out: what is queued may be lost.
     cut: bool,
 }
@@ -126,7 +129,15 @@ impl World {
                 peer.pings += usize::from(peer.session.is_open());
                 peer.measured(house, |session, house| session.ping(&mut house.shared));
             }
-            13 => peer.session.registered(),
+            13 => match byte()? {
+                0..64 => peer.session.registered(),
+                64..128 => peer.session.pause(),
+                128..192 => {
+                    peer.session.resume(house.shared.now);
+                    peer.turn(0, house);
+                }
+                n => peer.hold_after = usize::from(n % 8),
+            },
             14 => {
                 house.shared.now += Duration::from_millis(100 * u64::from(byte()?));
                 for peer in peers {
@@ -161,8 +172,11 @@ impl World {
         if let Some(max) = self.house.shared.config.memory_bytes_max {
             assert!(charged <= max - BASE_BYTES + 4 * CONNECTION_BYTES, "{charged} bytes of {max}");
         } else {
-            let queue = self.house.shared.config.queue_bytes_max() + 3 * QUEUE_BYTES_SPARE;
-            let bound = 2 * (CONNECTION_BYTES + 2 * queue + 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES);
+            // One message may exceed the reserve; it is as long as 16 bits can say.
+            let queue = self.house.shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE + (1 << 16);
+            let control = 4 * CONTROL_BYTES_MAX;
+            let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
+            let bound = 2 * (CONNECTION_BYTES + 2 * queue + control + incoming);
             assert!(charged <= bound, "{charged} bytes are charged");
         }
         if self.peers.iter().all(|peer| peer.session.is_at_rest()) {
@@ -172,6 +186,7 @@ impl World {
 
     fn end(mut self) {
         for peer in &mut self.peers {
+            peer.session.resume(self.house.shared.now);
             peer.session.stream().room = usize::MAX;
             peer.turn(usize::MAX, &mut self.house);
         }
@@ -212,6 +227,7 @@ impl Peer {
             output: Vec::new(),
             closed: None,
             upgraded: false,
+            hold_after: 0,
             cut: false,
         }
     }
@@ -232,19 +248,27 @@ impl Peer {
         done
     }
 
+    /// Forwards a message, or sends one of the server itself.
     fn send(&mut self, length: usize, house: &mut House) {
         let number = self.sent.len();
-        let (was_open, taken) = self.measured(house, |session, house| {
+        let is_forwarded = length % 2 == 0;
+        let (was_open, is_refused) = self.measured(house, |session, house| {
             let (text, shared) = (text(number, length), &mut house.shared);
-            let (was_open, taken) =
-                (session.is_open(), session.has_room(std::slice::from_ref(&text), shared));
-            session.send(text, shared);
-            (was_open, taken)
+            let was_open = session.is_open();
+            let is_refused = is_forwarded && !session.has_room(std::slice::from_ref(&text), shared);
+            if !is_refused {
+                session.send(text, shared);
+            }
+            (was_open, is_refused)
         });
-        match (was_open, taken) {
-            (false, _) => {}
+        match (was_open, self.session.is_open()) {
+            (true, true) if is_refused => {}
             (true, true) => self.sent.push(length),
-            (true, false) => self.closed = self.session.end(),
+            (true, false) => {
+                assert!(!is_forwarded, "what has room can be sent");
+                self.closed = self.session.end();
+            }
+            (false, _) => {}
         }
     }
 
@@ -272,9 +296,12 @@ impl Peer {
         let half_closed = pipe.ended;
         let messages = std::mem::take(&mut self.reading.messages);
         let (mut heard, mut upgraded) = (self.heard, self.upgraded);
+        let hold_after = self.hold_after;
         self.measured(house, |session, house| {
-            while !session.is_over() {
+            while !session.is_over() && !session.is_paused() {
                 let fill = session.fill(&mut house.scratch, &mut house.shared);
+                let mut events = 0;
+                let mut is_held = false;
                 while let Some(event) = session.next(&mut house.scratch, &mut house.shared, &house.gate) {
                     match event {
                         Event::Upgraded(target, _) => {
@@ -282,14 +309,24 @@ impl Peer {
                             upgraded = true;
                             continue;
                         }
+                        Event::Ping(payload) => {
+                            session.pong(payload, &mut house.shared);
+                            continue;
+                        }
+                        Event::Overhead => continue,
                         Event::Refused(status, refusal) => panic!("{status} {}", refusal.why),
                         Event::Asked(question) => panic!("{question:?}"),
                         Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[heard].parts()),
                         Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[heard].parts()),
                     }
                     heard += 1;
+                    events += 1;
+                    if events == hold_after {
+                        is_held = session.hold(&mut house.scratch, &mut house.shared);
+                    }
                 }
-                if fill != Fill::More && !(fill == Fill::Drained && half_closed) {
+                let has_more = is_held || matches!(fill, Fill::More | Fill::Held);
+                if !has_more && !(fill == Fill::Drained && half_closed) {
                     break;
                 }
             }
@@ -302,7 +339,9 @@ impl Peer {
     }
 
     fn check(&mut self, is_limited: bool) {
-        if self.session.is_open() {
+        if self.session.is_paused() {
+            assert!(self.heard <= self.reading.messages.len());
+        } else if self.session.is_open() {
             assert_eq!(self.heard, self.reading.messages.len());
             assert_eq!((self.session.end(), self.reading.end), (None, None));
         } else if let Some(end) = self.closed {
@@ -371,7 +410,7 @@ impl Peer {
         }
         if whole {
             assert_eq!((texts, closed), (self.sent.len(), !self.session.is_open()));
-            assert!(pings >= self.pings);
+            assert!(pings >= self.pings.min(1));
         }
     }
 }

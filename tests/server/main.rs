@@ -222,7 +222,7 @@ fn what_came_while_the_server_stood_still_is_heard_before_the_clock_speaks() {
         net.socket(who).send(Message::Pong(Default::default())).unwrap();
     }
     net.server.advance(Duration::from_secs(29));
-    net.settle("0");
+    net.settle();
     assert_eq!(heard(&mut net, "claimant")["code"], "id_taken");
     for who in &names {
         assert_eq!(net.next(who), None);
@@ -242,7 +242,7 @@ fn a_stop_says_goodbye_to_all() {
     let waiting = net.connect(Door::Main);
     net.deafen("C");
     net.server.stop();
-    net.settle("A");
+    net.settle();
     assert_eq!([net.next("A"), net.next("A")], [Some(Heard::Closed(1001)), None]);
     assert_eq!([net.next("B"), net.next("B")], [Some(Heard::Closed(1001)), None]);
     assert!(!net.server.is_stopped(), "C has two seconds to answer");
@@ -256,7 +256,7 @@ fn a_stop_waits_no_longer_than_it_must() {
     let mut net = net();
     net.open("A", "");
     net.server.stop();
-    net.settle("A");
+    net.settle();
     assert!(net.server.is_stopped());
 }
 

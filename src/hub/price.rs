@@ -1,0 +1,102 @@
+//! Prices: the credits that a message costs for what the server says because of it.
+//!
+//! A message is paid for by its size before the hub sees it. Some messages make the server tell many peers something, or
+//! answer with a long text; their senders pay for that, too, before anything changes. See "Limits" in the README.
+
+use super::ids::Identity;
+use super::peer::Flow;
+use super::{Hub, Slot};
+use crate::config::ID_BYTES_MAX;
+use crate::message::Body;
+use crate::rate::{blocks, deliveries};
+
+/// Bytes of `{"type":"peerLeft","id":"…"}` and its like around the id.
+const NOTICE_BYTES: usize = 64;
+
+impl Hub {
+    /// Returns the credits that a message costs in all; `bytes` is its size.
+    pub(super) fn price(
+        &self,
+        slot: Slot,
+        identity: Identity,
+        target: Option<&str>,
+        body: &Body,
+        bytes: usize,
+    ) -> usize {
+        let incoming = match body {
+            Body::Candidates(candidates) => blocks(bytes).max(candidates.len()),
+            _ => blocks(bytes),
+        };
+        let outgoing = match identity {
+            Identity::Own | Identity::New => self.consequences(slot, target, body),
+            Identity::TakesOver(holder) => self.departure(holder) + self.consequences(slot, target, body),
+            // A claim that succeeds is charged for the consequences of its message then.
+            Identity::Claims(_) | Identity::Taken | Identity::Foreign | Identity::RefusedBefore => 0,
+        };
+        incoming + outgoing
+    }
+
+    /// Returns the credits for what a message of a registered peer makes the server say.
+    pub(super) fn consequences(&self, slot: Slot, target: Option<&str>, body: &Body) -> usize {
+        match body {
+            Body::Connect => self.price_of_connect(slot),
+            Body::Join => self.price_of_join(slot),
+            Body::Leave => self.departure(slot),
+            Body::Answer(_) => self.price_of_answer(slot, target),
+            Body::Offer(_) | Body::Candidates(_) => 0,
+        }
+    }
+
+    /// A peer that connects may leave a mesh, and may be handed the current offer.
+    fn price_of_connect(&self, slot: Slot) -> usize {
+        let peer = self.peer(slot);
+        let departure = match peer.flow {
+            Flow::Offerer | Flow::Waiting | Flow::Paired(_) => return 0,
+            Flow::Handed(hold) if self.stands(hold) => return 0,
+            Flow::Joined => self.departure(slot),
+            Flow::Handed(_) | Flow::Idle => 0,
+        };
+        let offer = self.offer_to_next(peer.room).map_or(0, |offer| blocks(offer.text.len()));
+        departure + offer
+    }
+
+    /// A peer that joins is announced to all others, and told who they are.
+    fn price_of_join(&self, slot: Slot) -> usize {
+        let peer = self.peer(slot);
+        let mesh = &self.rooms[peer.room as usize].mesh;
+        let is_joined = peer.flow == Flow::Joined;
+        if !is_joined && mesh.len() >= self.mesh_peers_max {
+            return 0;
+        }
+        let ids = self.links.iter(mesh).map(|other| self.id(other).len() + 3).sum::<usize>();
+        let answer = blocks(NOTICE_BYTES + ID_BYTES_MAX + ids);
+        if is_joined {
+            return answer;
+        }
+        let announcement = deliveries(mesh.len(), NOTICE_BYTES + ID_BYTES_MAX);
+        self.departure(slot) + announcement + answer
+    }
+
+    /// A peer whose answer makes a pair is told the candidates that the offerer has stored.
+    fn price_of_answer(&self, slot: Slot, target: Option<&str>) -> usize {
+        let offerer = match (self.target(slot, target), self.peer(slot).flow) {
+            (Ok(Some(named)), _) => named,
+            (Ok(None), Flow::Handed(hold)) => hold.owner,
+            _ => return 0,
+        };
+        let (_, bytes) = self.peer(offerer).stored();
+        if bytes == 0 { 0 } else { blocks(bytes) }
+    }
+
+    /// Returns the credits for telling all concerned that a peer has left.
+    fn departure(&self, slot: Slot) -> usize {
+        let peer = self.peer(slot);
+        let others = match peer.flow {
+            Flow::Paired(_) => 1,
+            Flow::Joined => self.rooms[peer.room as usize].mesh.len() - 1,
+            Flow::Idle | Flow::Offerer | Flow::Waiting | Flow::Handed(_) => 0,
+        };
+        let holders = peer.offering.as_ref().map_or(0, |offering| offering.holders.len());
+        deliveries(others + holders, NOTICE_BYTES + ID_BYTES_MAX)
+    }
+}
