@@ -66,7 +66,7 @@ pub const CANDIDATES_MAX: usize = 64;
 pub const STORED_BYTES_MAX: usize = 64 * KIB;
 /// Connections that wait at a time for the probe of one holder of an id. Only the first of them can get the id; further
 /// ones are told `id_taken` at once.
-pub const CLAIMANTS_MAX: usize = 64;
+pub const CLAIMANTS_MAX: usize = 256;
 /// Peers that hold one offer at a time. All but one of them will be told `offer_taken`; further ones wait in the queue
 /// of the room.
 pub const OFFER_HOLDERS_MAX: usize = 64;

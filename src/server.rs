@@ -30,9 +30,7 @@ use crate::config::{Config, Listen};
 use crate::gate::Gate;
 use crate::http::Door;
 use crate::hub::Hub;
-use crate::limits::{
-    DEPARTURES_PER_TURN, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_SESSION, WORK_PER_TURN,
-};
+use crate::limits::{DEPARTURES_PER_TURN, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_SESSION, WORK_PER_TURN};
 use crate::matchbox::Matchbox;
 use crate::protocol::{Dialect, Input};
 use crate::session::{Event, Fill, Scratch};

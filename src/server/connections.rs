@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::gate::Gate;
 use crate::http::{self, Door, Refusal};
 use crate::limits::{
-    CLOSES_PER_TURN, CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, ROOM_BYTES_MAX, SWEEP_PER_TURN,
+    CLOSES_PER_TURN, CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, ROOM_BYTES_MAX,
+    SWEEP_PER_TURN,
 };
 use crate::protocol::{Close, Conn, Dialect, Effect, Member, Outbox};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
