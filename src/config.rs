@@ -168,14 +168,15 @@ impl Config {
         address == Address::UNIX || self.trusted_proxies.iter().any(|network| network.contains(address.ip()))
     }
 
-    /// What all connections can use together at worst, in bytes, if there is no `--max-memory`: a full queue, a
-    /// message that comes in slowly, an offer that stands, candidates that are stored; or a claim of an id.
+    /// Returns what all connections can use together at worst, in bytes, if there is no `--max-memory`. For each: a full
+    /// queue, a message that comes in slowly, input that waits for the next turn, an offer and stored candidates. Buffers
+    /// that grow may come to have twice the room they need.
     pub fn worst_case_bytes(&self) -> u64 {
-        let incoming = 2 * self.message_bytes_max;
-        let kept =
-            (2 * self.message_bytes_max + STORED_BYTES_MAX).max(self.message_bytes_max + READ_BYTES_MAX);
-        let each = CONNECTION_BYTES + 2 * self.queue_bytes_max() + incoming + kept;
-        // More than a small machine can count to.
+        let outgoing = 2 * (self.queue_bytes_max() + QUEUE_BYTES_RESERVE) + CONTROL_BYTES_MAX;
+        let incoming = 2 * self.message_bytes_max + READ_BYTES_MAX;
+        let stored = 2 * self.message_bytes_max + 2 * STORED_BYTES_MAX;
+        let each = CONNECTION_BYTES + outgoing + incoming + stored;
+        // The sum is more than a small machine can count to.
         BASE_BYTES as u64 + self.connections_max as u64 * each as u64
     }
 
