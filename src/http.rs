@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tungstenite::handshake::derive_accept_key;
 
-use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
+use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX};
 use crate::origin;
 use crate::page::{self, File};
 use crate::protocol::{Dialect, Target};
@@ -294,10 +294,7 @@ impl<'a> Request<'a> {
         let mut answer = self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
         if let Answer::Plain { refused: Some(Refusal { why, .. }), .. } = &mut answer {
             let all = |name| self.values(name).map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
-            // No line of the log is longer than a writable pipe has room for.
-            let text = |name| all(name).chars().take(ORIGIN_LOGGED_MAX).collect::<String>();
-            *why =
-                format!("Origin {:?} is not of Host {:?}; see --allow-origin", text("origin"), text("host"));
+            *why = format!("Origin {:?} is not of Host {:?}; see --allow-origin", all("origin"), all("host"));
         }
         answer
     }

@@ -142,11 +142,18 @@ pub const CONNECTION_BYTES: usize = 2 * KIB;
 pub const ALWAYS_HELD_BYTES: usize = KIB;
 /// Refused upgrades that have a line each in the log in one second. The others are counted in one more.
 pub const REFUSALS_LOGGED_MAX: usize = 10;
-/// Characters of the `Origin` and the `Host` in that line.
-pub const ORIGIN_LOGGED_MAX: usize = 100;
-/// Lines of the log that are written after stderr was found to take some. A pipe that does has room for 4 KiB (pipe(7)),
-/// and the longest line, with an id of nothing but control characters, has a little more than 1 KiB.
-pub const LOG_LINES_AT_ONCE: u32 = 3;
+/// One line on stderr, in bytes, with its line feed. An id of 128 characters that are all escaped fits. A line that is longer
+/// is truncated.
+pub const LOG_LINE_BYTES_MAX: usize = KIB;
+/// What precedes the message in a line of the log, but for the target, in bytes: the time, the level, brackets and spaces;
+/// and the line feed.
+pub const LOG_PREFIX_BYTES: usize = 48;
+/// Lines that are written to stderr after a poll found it writable. A pipe that is writable takes 4 KiB without blocking
+/// (pipe(7)).
+pub const LOG_LINES_AT_ONCE: u32 = 4;
+const _: () = assert!(LOG_LINES_AT_ONCE as usize * LOG_LINE_BYTES_MAX <= 4 * KIB);
+/// How long the last line, which reports a panic, waits for stderr to become writable.
+pub const PANIC_REPORT_TIME_MAX: Duration = Duration::from_secs(1);
 /// How often a supervisor is told how many connections there are, at most.
 pub const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// How long connections have to say goodbye when the server stops.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::process::{NOROSHI, Patient, Running, eventually, run};
 use nix::sys::signal::Signal;
-use noroshi::config::Config;
+use noroshi::config::{Config, LOG_LINE_BYTES_MAX};
 use tungstenite::{Error, Message, WebSocket};
 
 fn noroshi(args: &[&str]) -> Output {
@@ -86,6 +86,22 @@ fn a_wrong_flag_is_named_in_one_line() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
         assert!(stderr.contains(named) && stderr.lines().count() == 1, "{args:?}: {stderr}");
         assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn error_message_is_one_line_of_limited_length() {
+    let long = format!("unix:/{}", "x".repeat(5000));
+    for (listen, said) in [
+        (long.as_str(), "xxx [truncated]\n"),
+        ("unix:/no/where\nforged", "cannot listen on unix:/no/where\\nforged: "),
+        ("unix:/no/where\u{2028}\u{202e}forged", "cannot listen on unix:/no/where\\u{2028}\\u{202e}forged: "),
+    ] {
+        let output = noroshi(&["-l", listen]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(said) && stderr.ends_with('\n'), "{stderr}");
+        assert!(stderr.lines().count() == 1 && stderr.len() <= LOG_LINE_BYTES_MAX, "{stderr}");
     }
 }
 

@@ -125,6 +125,8 @@ fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     };
     let (is_fine, said) = analyze(&["verify"], &["noroshi.service", "noroshi.socket"]);
     assert!(is_fine && said.is_empty(), "{said}");
+    // Any exit code but 0, also that of a panic.
+    assert!(block("[Service]").lines().any(|line| line == "Restart=on-failure"));
     let (is_fine, said) = analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
     assert!(is_fine, "{said}");
 }

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::gate::Gate;
 use crate::http::{self, Door, Refusal};
 use crate::limits::{
-    CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, ROOM_BYTES_MAX, SWEEP_PER_TURN,
+    CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
 };
 use crate::protocol::{Close, Conn, Dialect, Effect, Member, Outbox};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
@@ -190,6 +190,11 @@ impl Connections {
         }
     }
 
+    /// Whether upgrades were refused since the last sweep, so that another sweep is due.
+    pub(super) fn has_refusals_to_report(&self) -> bool {
+        self.refusals > 0
+    }
+
     /// Says what was not said since the last time.
     pub(super) fn tell_refusals(&mut self) {
         let refusals = mem::take(&mut self.refusals);
@@ -204,7 +209,7 @@ impl Connections {
         entry.served = false;
         let end = entry.session.end().expect("what is no longer open has an end").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
-        let room = shown(member.room);
+        let room = member.room;
         let whose = if dialect == Dialect::Noroshi { String::new() } else { format!("{} ", dialect.name()) };
         info!(
             "connection {} from {} ended after {:.1} s: {end}; {whose}room {room:?}, {}",
@@ -223,12 +228,6 @@ impl Connections {
         debug!("connection {} from {} is gone", entry.conn.number(), entry.session.address());
         entry.session.free(&mut self.shared);
     }
-}
-
-/// The name of a room for the log, of which no line may be longer than a writable pipe has room for: see
-/// [`LOG_LINES_AT_ONCE`](crate::limits::LOG_LINES_AT_ONCE). Those of other protocols may be any text.
-fn shown(room: &str) -> String {
-    room.chars().take(ROOM_BYTES_MAX).collect()
 }
 
 impl Outbox for Connections {
@@ -256,7 +255,7 @@ impl Outbox for Connections {
                 session.close(end, shared);
             }),
             Effect::Registered { conn, room, id } => {
-                let (room, entry) = (shown(room), &mut self.entries[conn.slot()]);
+                let entry = &mut self.entries[conn.slot()];
                 entry.session.registered();
                 debug!(
                     "connection {} from {} registered: room {room:?}, id {id:?}",
