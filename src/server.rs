@@ -189,8 +189,10 @@ impl Server {
         if !self.ready.is_empty() || self.sweep.is_some() || self.listeners.are_ready(&self.connections) {
             return Some(Duration::ZERO);
         }
-        let busy =
-            !self.connections.entries.is_empty() || self.listeners.have_failed() || self.drained_at.is_some();
+        let busy = !self.connections.entries.is_empty()
+            || self.connections.has_refusals_to_report()
+            || self.listeners.have_failed()
+            || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
         let next =
             [self.gate.wake_at(), sweep, self.stop_at, self.supervisor.due()].into_iter().flatten().min()?;
