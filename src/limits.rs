@@ -82,6 +82,8 @@ pub const TURN_CREDENTIALS_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 pub const CALL_TIME_MAX: Duration = Duration::from_secs(4 * 60 * 60);
 /// A secret of `--token-secret-file`, in bytes: as many as the hash that it goes into has (RFC 7518 section 3.2).
 pub const TOKEN_SECRET_BYTES_MIN: usize = 32;
+/// A file of secrets, in bytes, comments included: a secret has some hundred at most.
+pub const SECRET_FILE_BYTES_MAX: usize = 64 * KIB;
 /// Secrets in that file: a new one, and the one before it. A bad token costs a hash for each.
 pub const TOKEN_SECRETS_MAX: usize = 2;
 /// A token, in bytes: ten times what one for a room and an id takes, and what a hash of costs 10 µs.
@@ -156,6 +158,8 @@ const _: () = assert!(LOG_LINES_AT_ONCE as usize * LOG_LINE_BYTES_MAX <= 4 * KIB
 pub const PANIC_REPORT_TIME_MAX: Duration = Duration::from_secs(1);
 /// How often a supervisor is told how many connections there are, at most.
 pub const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// How long the server waits for a supervisor to take the messages that it is ready, and that it stops. Both are sent once.
+pub const NOTIFY_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 

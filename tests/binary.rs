@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use common::files::Folder;
 use common::process::{NOROSHI, Patient, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::{Config, LOG_LINE_BYTES_MAX};
@@ -119,9 +120,11 @@ fn the_page_is_served_unless_it_is_not_wanted() {
 
 #[test]
 fn a_secret_comes_from_its_file_and_goes_nowhere() {
-    // A file that nobody has to remove.
-    let (mut server, mut stderr) = run("exec 3<<END\n north-by-northwest\nEND\n\
-         exec \"$0\" --log trace --ice-server turn:t.example --turn-secret-file /dev/fd/3");
+    let folder = Folder::new("secret-in-a-file");
+    let file = folder.0.join("secret");
+    std::fs::write(&file, " north-by-northwest\n").unwrap();
+    let flags = format!("--log trace --ice-server turn:t.example --turn-secret-file {}", file.display());
+    let (mut server, mut stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let mut socket = server.websocket("/ws");
     say(&mut socket, r#"{"type":"join","id":"A"}"#);
     let joined = socket.read().unwrap().into_text().unwrap();

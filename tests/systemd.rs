@@ -67,6 +67,27 @@ fn a_supervisor_hears_that_it_is_ready_alive_and_stops() {
 }
 
 #[test]
+fn supervisor_that_does_not_read_blocks_nobody() {
+    let folder = Folder::new("unread-notify");
+    let path = folder.0.join("socket");
+    let ear = Ear(UnixDatagram::bind(&path).unwrap());
+    ear.0.set_read_timeout(Some(GIVE_UP)).unwrap();
+    // Its queue is full before the server starts.
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"filler", &path).is_ok() {}
+    let script = format!(r#"export NOTIFY_SOCKET={} WATCHDOG_USEC=20000; exec "$0""#, path.display());
+    let (mut server, _stderr) = run(&script);
+    for _ in 0..20 {
+        assert!(server.is_healthy());
+    }
+    // When it reads again, it hears again.
+    ear.until("WATCHDOG=1");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+}
+
+#[test]
 fn a_socket_that_is_handed_over_is_served() {
     if !is_installed(ACTIVATE) {
         return;
