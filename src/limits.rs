@@ -104,14 +104,18 @@ pub const RATE_OFFENCE_MAX: Duration = Duration::from_secs(5);
 
 // ---- The process ----
 
-/// The listen backlog. mio's 128 makes a burst of a thousand connects wait for TCP's retransmission, a second.
 /// How long an offer may take to be answered, for the metrics. Whoever is asked for a camera may think about it.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(30);
 /// Offers that are followed at a time, for the metrics. Few servers have so many within a second, and all are looked through
 /// with each.
 pub const HANDSHAKES_MAX: usize = 1000;
+/// The listen backlog. mio's 128 makes a burst of a thousand connects wait for TCP's retransmission, a second.
 /// The kernel caps it at net.core.somaxconn.
 pub const BACKLOG: i32 = 4096;
+/// How long a start waits for another one that binds a socket in the same directory, which takes a millisecond.
+pub const SOCKET_LOCK_TIME_MAX: Duration = Duration::from_secs(5);
+/// How often it tries meanwhile.
+pub const SOCKET_LOCK_RETRY_EVERY: Duration = Duration::from_millis(10);
 /// The kernel's send buffer of a connection. Unset, Linux hides 4 MB behind a peer that does not read.
 pub const SEND_BUFFER_BYTES: usize = 64 * KIB;
 /// Connections accepted in one turn of the loop: about a millisecond.

@@ -62,7 +62,7 @@ pub struct Server {
     /// When a stop that has begun ends at the latest.
     stop_at: Option<Duration>,
     supervisor: Supervisor,
-    /// For SIGTERM, SIGINT and SIGHUP, see [`Server::heed_signals`].
+    /// The signals that are handled, see [`Server::heed_signals`].
     signals: Option<Signals>,
     /// Whether a signal has come.
     signalled: bool,

@@ -176,7 +176,7 @@ fn flags_that_contradict_each_other() {
 
 #[test]
 fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let (mut server, _stderr) = run(r#"exec "$0""#);
         let mut sockets = [server.websocket("/ws"), server.websocket("/ws/tea")];
         server.signal(signal);
@@ -211,6 +211,19 @@ fn sigstop_and_sigcont_are_nothing() {
     say(&mut socket, r#"{"type":"connect","id":"A"}"#);
     server.signal(Signal::SIGCONT);
     assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
+}
+
+#[test]
+fn sigusr1_sigusr2_and_sigpipe_are_ignored() {
+    let (mut server, _stderr) = run(r#"exec "$0""#);
+    let mut socket = server.websocket("/ws");
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE] {
+        server.signal(signal);
+    }
+    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
+    assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
 }
 
 #[test]

@@ -125,6 +125,26 @@ fn so_is_one_in_a_file() {
 }
 
 #[test]
+fn connection_of_a_socket_unit_with_accept_yes_is_refused_at_the_start() {
+    if !is_installed(ACTIVATE) {
+        return;
+    }
+    let folder = Folder::new("accept");
+    for listen in [format!("127.0.0.1:{}", free_port()), folder.0.join("socket").display().to_string()] {
+        let program = Program::start(ACTIVATE, &format!("--accept -l {listen} {NOROSHI}"));
+        let log = || std::fs::read_to_string(program.home.join("log")).unwrap();
+        program.until("a connection", || match listen.starts_with('/') {
+            true => std::os::unix::net::UnixStream::connect(&listen).map(drop).ok(),
+            false => std::net::TcpStream::connect(&listen).map(drop).ok(),
+        });
+        program.until("its end", || log().contains("died with code 1").then_some(()));
+        let why = "noroshi: a socket that was passed: expected a listening socket, got a connection: \
+            the socket unit has Accept=yes, set Accept=no\n";
+        assert!(log().contains(why), "{}", log());
+    }
+}
+
+#[test]
 fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     if !is_installed(ANALYZE) {
         return;
@@ -146,6 +166,7 @@ fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     };
     let (is_fine, said) = analyze(&["verify"], &["noroshi.service", "noroshi.socket"]);
     assert!(is_fine && said.is_empty(), "{said}");
+    assert!(block("[Service]").lines().any(|line| line.starts_with("TimeoutStopSec=")));
     // Any exit code but 0, also that of a panic.
     assert!(block("[Service]").lines().any(|line| line == "Restart=on-failure"));
     let (is_fine, said) = analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
