@@ -20,6 +20,8 @@ pub const METHOD_BYTES_MAX: usize = 32;
 pub const HEADERS_MAX: usize = 100;
 /// From accept to the end of the head, one deadline for all of it, so that a byte a second buys nothing.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
+/// The same while the server is full, when the places for requests are few.
+pub const HEAD_TIME_FULL_MAX: Duration = Duration::from_secs(1);
 
 // ---- One connection, as a WebSocket ----
 
@@ -124,12 +126,20 @@ pub const ACCEPTS_PER_TURN: usize = 256;
 pub const SWEEP_PER_TURN: usize = 256;
 /// How often all deadlines are looked at, and so their precision.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Connections over `--max-connections` that are taken in only to be told 503. Others wait in the backlog.
+/// Places beyond `--max-connections`, for requests that are not upgrades, and for upgrades that are refused with 503. Others
+/// wait in the backlog until the oldest of these gives way.
 pub const REFUSED_AT_ONCE: usize = 16;
+/// How long a connection that waits for its request, or has been answered, keeps its place while others wait in the backlog:
+/// enough for a request that was sent with the connection. Places for [`REFUSED_AT_ONCE`] serve 320 connections a second.
+pub const PLACE_TIME_MIN: Duration = Duration::from_millis(50);
+/// The same for a connection whose answer is not yet sent.
+pub const ANSWER_TIME_MIN: Duration = Duration::from_millis(500);
+/// Connections that are looked at to find one that gives way, the oldest first.
+pub const EVICTION_CANDIDATES_MAX: usize = 2 * REFUSED_AT_ONCE;
 /// Connections over `--max-connections-per-ip` that are taken in from one place only to be told 429. Others are
 /// closed at once.
 pub const CROWD_REFUSED_AT_ONCE: usize = 4;
-/// Connections of the `--metrics` listener, which has room even when the server is full.
+/// Connections of the `--metrics` listener, which has room even when the server is full. The oldest gives way there too.
 pub const METRICS_AT_ONCE: usize = 4;
 /// Members on one page of `GET /rooms`: all are looked at for each page, and so many are remembered.
 pub const MEMBERS_LISTED_MAX: usize = 1000;

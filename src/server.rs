@@ -186,7 +186,7 @@ impl Server {
 
     /// How long there is nothing to do, if nothing happens.
     fn timeout(&self) -> Option<Duration> {
-        if !self.ready.is_empty() || self.sweep.is_some() || self.listeners.are_ready(&self.connections) {
+        if !self.ready.is_empty() || self.sweep.is_some() {
             return Some(Duration::ZERO);
         }
         let busy = !self.connections.entries.is_empty()
@@ -194,8 +194,9 @@ impl Server {
             || self.listeners.have_failed()
             || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
-        let next =
-            [self.gate.wake_at(), sweep, self.stop_at, self.supervisor.due()].into_iter().flatten().min()?;
+        let accept = self.listeners.accept_at(&self.connections);
+        let times = [self.gate.wake_at(), sweep, accept, self.stop_at, self.supervisor.due()];
+        let next = times.into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
 

@@ -1,8 +1,10 @@
 //! All connections: the sessions by their slots, who was touched in this turn, and what is said of each.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::net::Shutdown;
+use std::time::Duration;
 
 use log::{debug, info};
 use mio::net::TcpStream;
@@ -14,7 +16,8 @@ use crate::config::Config;
 use crate::gate::Gate;
 use crate::http::{self, Door, Refusal};
 use crate::limits::{
-    CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
+    ANSWER_TIME_MIN, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, METRICS_AT_ONCE, PLACE_TIME_MIN,
+    REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
 };
 use crate::protocol::{Close, Conn, Dialect, Effect, Member, Outbox};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
@@ -33,6 +36,8 @@ pub(super) struct Connections {
     pub(super) upgraded: usize,
     /// Those of the metrics listener.
     metrics_sessions: usize,
+    /// Slots of connections that are not WebSockets, by their numbers, so that the oldest is the first; for each [`Door`].
+    plain: [BTreeMap<u64, usize>; 2],
     /// Upgrades that were refused since the last sweep began.
     refusals: usize,
 }
@@ -71,6 +76,7 @@ impl Connections {
             numbers: 0,
             upgraded: 0,
             metrics_sessions: 0,
+            plain: [BTreeMap::new(), BTreeMap::new()],
             refusals: 0,
         }
     }
@@ -102,8 +108,43 @@ impl Connections {
         self.entries[slot].session.next(scratch, &mut self.shared, gate)
     }
 
-    /// Whether somebody can be accepted.
-    pub(super) fn have_place(&self, door: Door) -> bool {
+    /// When another connection can be accepted: now if there is a place, else when an older one gives way.
+    pub(super) fn place_at(&self, door: Door) -> Option<Duration> {
+        if self.have_place(door) {
+            return Some(self.shared.now);
+        }
+        self.next_to_evict(door).map(|(at, _)| at)
+    }
+
+    /// Makes a place for a connection that was accepted, if there is none: the oldest that is not a WebSocket gives way.
+    ///
+    /// A server that is full thus still answers `/healthz`, however many connections say nothing. It is called last in a
+    /// turn, when nothing refers to the slot that is freed.
+    pub(super) fn make_place(&mut self, door: Door) {
+        if self.have_place(door) {
+            return;
+        }
+        if let Some((_, slot)) = self.next_to_evict(door).filter(|(at, _)| *at <= self.shared.now) {
+            let session = &mut self.entries[slot].session;
+            debug!("{} gives way to a new connection", session.address());
+            session.evict(&mut self.shared);
+            self.free(slot);
+        }
+    }
+
+    /// The slot of the connection that gives way next, and from when on it may.
+    fn next_to_evict(&self, door: Door) -> Option<(Duration, usize)> {
+        let oldest = self.plain[door as usize].values().take(EVICTION_CANDIDATES_MAX);
+        let candidates = oldest.map(|&slot| {
+            let entry = &self.entries[slot];
+            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { PLACE_TIME_MIN };
+            (entry.since.get() + time, slot)
+        });
+        candidates.min()
+    }
+
+    /// Whether there is a place that no connection has.
+    fn have_place(&self, door: Door) -> bool {
         let main = self.entries.len() - self.metrics_sessions;
         let Shared { config, budget, .. } = &self.shared;
         match door {
@@ -125,6 +166,8 @@ impl Connections {
         let slot = self.entries.vacant_key();
         registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
         self.numbers += 1;
+        self.plain[door as usize].insert(self.numbers, slot);
+        self.shared.full = self.are_full();
         self.metrics_sessions += usize::from(door == Door::Metrics);
         self.entries.insert(Entry {
             session: Session::new(stream, door, address, &mut self.shared),
@@ -167,6 +210,7 @@ impl Connections {
     /// A connection is a WebSocket now.
     pub(super) fn upgrade(&mut self, slot: usize) {
         let entry = &mut self.entries[slot];
+        self.plain[entry.session.door() as usize].remove(&entry.conn.number());
         entry.upgraded = true;
         entry.served = true;
         self.upgraded += 1;
@@ -223,6 +267,7 @@ impl Connections {
     /// A connection is gone.
     pub(super) fn free(&mut self, slot: usize) {
         let entry = self.entries.remove(slot);
+        self.plain[entry.session.door() as usize].remove(&entry.conn.number());
         self.upgraded -= usize::from(entry.upgraded);
         self.metrics_sessions -= usize::from(entry.session.door() == Door::Metrics);
         debug!("connection {} from {} is gone", entry.conn.number(), entry.session.address());

@@ -1,6 +1,6 @@
 //! Listeners, and taking in who waits there.
 //!
-//! Accepting goes on while somebody waits and there is a place. When it fails, most likely because there are no
+//! Accepting goes on while somebody waits and there is a place, or a connection that gives way. When it fails, most likely because there are no
 //! descriptors, the backlog stays and no event will say when that is over: it is tried again when a connection was
 //! freed, and at every sweep.
 
@@ -110,10 +110,10 @@ impl Listeners {
         }
     }
 
-    /// Whether somebody may be accepted at once.
-    pub fn are_ready(&self, connections: &Connections) -> bool {
-        let is_ready = |it: &Listener| it.pending && !it.failed && connections.have_place(it.door);
-        self.listeners.iter().any(is_ready)
+    /// When the next connection in a backlog can be accepted, if there may be one.
+    pub fn accept_at(&self, connections: &Connections) -> Option<Duration> {
+        let waiting = self.listeners.iter().filter(|it| it.pending && !it.failed);
+        waiting.filter_map(|it| connections.place_at(it.door)).min()
     }
 
     /// Whether accepting failed.
@@ -132,7 +132,9 @@ impl Listeners {
     pub fn accept(&mut self, connections: &mut Connections, registry: &Registry) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_TURN {
-                if !listener.pending || listener.failed || !connections.have_place(listener.door) {
+                let now = connections.shared.now;
+                let has_place = connections.place_at(listener.door).is_some_and(|at| at <= now);
+                if !listener.pending || listener.failed || !has_place {
                     break;
                 }
                 if let Err(error) = listener.accept(connections, registry) {
@@ -142,7 +144,6 @@ impl Listeners {
                         ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
                         _ => {
                             listener.failed = true;
-                            let now = connections.shared.now;
                             if self.warned_at.is_none_or(|at| now - at >= SWEEP_EVERY) {
                                 self.warned_at = Some(now);
                                 warn!("cannot accept: {error}");
@@ -166,6 +167,7 @@ impl Listener {
             debug!("{address} has too many connections");
             return Ok(());
         }
+        connections.make_place(self.door);
         connections.welcome(stream, address, self.door, registry)
     }
 }
