@@ -17,6 +17,7 @@ use crate::token::Secrets;
 
 mod environment;
 mod flags;
+mod secret_file;
 mod values;
 
 pub use flags::{Command, Mint, Probe};
@@ -101,7 +102,9 @@ impl Secret {
     /// # Errors
     /// It cannot be read, or is empty.
     pub fn read(file: &Path) -> io::Result<Secret> {
-        match std::fs::read_to_string(file)?.trim() {
+        let text = String::from_utf8(secret_file::read(file)?)
+            .map_err(|_| io::Error::other("expected text in UTF-8, got other bytes"))?;
+        match text.trim() {
             "" => Err(io::Error::other("there is nothing in it")),
             secret => Ok(Secret(secret.to_owned())),
         }
@@ -193,7 +196,7 @@ impl Config {
 /// # Errors
 /// It cannot be read, or is not as [`Secrets::parse`] wants it.
 pub fn read_token_secrets(file: &Path) -> Result<Secrets, String> {
-    Secrets::parse(&std::fs::read(file).map_err(|error| error.to_string())?)
+    Secrets::parse(&secret_file::read(file).map_err(|error| error.to_string())?)
 }
 
 /// A number of bytes for people, rounded up: `64K`, `6.1G`.

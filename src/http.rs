@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tungstenite::handshake::derive_accept_key;
 
-use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
+use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX};
 use crate::origin;
 use crate::page::{self, File};
 use crate::protocol::{Dialect, Target};
@@ -26,7 +26,7 @@ use answer::{TEXT, plain, response};
 pub enum Door {
     /// WebSockets, the pages and the library, and `/healthz`.
     Main,
-    /// `/metrics`.
+    /// `/metrics`, `/rooms`, and `/healthz`.
     Metrics,
 }
 
@@ -144,10 +144,8 @@ pub fn answer(
             Some(about) => request.ask(about),
             None => request.plain(400, "ask for /rooms?room=ROOM&after=NEXT, or without one of these", &[]),
         },
-        (Door::Main, path) if route::is_health(path, config) => match place {
-            Place::Draining => request.page(503, "draining", &[TEXT]),
-            _ => request.page(200, "ok", &[TEXT]),
-        },
+        (Door::Metrics, "/healthz") => request.health(place),
+        (Door::Main, path) if route::is_health(path, config) => request.health(place),
         (Door::Main, path) => match (route, path) {
             (Some(route), _) => request.upgrade(route, config, place, wall),
             (None, path) => match page::at(path).filter(|_| config.page) {
@@ -155,7 +153,7 @@ pub fn answer(
                 None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
             },
         },
-        (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics and /rooms", &[]),
+        (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics, /rooms and /healthz", &[]),
     };
     if let Answer::Plain { refused, .. } = &mut answer {
         refused.take_if(|_| door == Door::Metrics || !is_upgrade);
@@ -192,6 +190,14 @@ impl<'a> Request<'a> {
 
     fn page(&self, status: u16, body: &str, headers: &[(&str, &str)]) -> Answer {
         self.read(|head_only| response(status, body.as_bytes(), headers, head_only))
+    }
+
+    /// Says whether the server is well and takes new rooms. A full server is well.
+    fn health(&self, place: Place) -> Answer {
+        match place {
+            Place::Draining => self.page(503, "draining", &[TEXT]),
+            _ => self.page(200, "ok", &[TEXT]),
+        }
     }
 
     fn ask(&self, about: About) -> Answer {
@@ -294,10 +300,7 @@ impl<'a> Request<'a> {
         let mut answer = self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
         if let Answer::Plain { refused: Some(Refusal { why, .. }), .. } = &mut answer {
             let all = |name| self.values(name).map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
-            // No line of the log is longer than a writable pipe has room for.
-            let text = |name| all(name).chars().take(ORIGIN_LOGGED_MAX).collect::<String>();
-            *why =
-                format!("Origin {:?} is not of Host {:?}; see --allow-origin", text("origin"), text("host"));
+            *why = format!("Origin {:?} is not of Host {:?}; see --allow-origin", all("origin"), all("host"));
         }
         answer
     }

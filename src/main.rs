@@ -17,6 +17,7 @@ use noroshi::server::Server;
 use noroshi::token::Claims;
 
 fn main() -> ExitCode {
+    logger::exit_on_panic();
     let mut config = match Config::parse_with(std::env::vars_os(), std::env::args_os().skip(1)) {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help()),

@@ -160,6 +160,7 @@ fn the_program_prints_tokens() {
         assert!((ttl - 20..=ttl).contains(&left), "{left}");
     }
     let short = File::new("short", "short\n");
+    let empty = File::new("empty", "\n");
     for (args, named) in [
         (&["token"][..], "--secret-file"),
         (&["token", "--secret-file", "/no/where"], "/no/where"),
@@ -170,7 +171,8 @@ fn the_program_prints_tokens() {
         (&["token", "--secret-file", path, "--listen", "x"], "--listen"),
         (&["--token-secret-file", "/no/where"], "/no/where"),
         (&["--token-secret-file", short.0.to_str().unwrap()], "at least 32 bytes"),
-        (&["--token-secret-file", "/dev/null"], "no secret"),
+        (&["--token-secret-file", empty.0.to_str().unwrap()], "no secret"),
+        (&["--token-secret-file", "/dev/null"], "expected a regular file, got a device"),
     ] {
         let (code, stdout, stderr) = noroshi(args);
         assert_eq!((code, &*stdout), (Some(2), ""), "{stderr}");

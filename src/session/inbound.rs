@@ -209,6 +209,8 @@ impl Inbound {
         let read = codec.read(&mut Unread([&begun, payload]));
         if self.is_between_messages() {
             self.announced = 0;
+            // Its buffers have the size of the message, and are not counted any more.
+            self.codec = None;
         }
         match read {
             Ok(message) => {

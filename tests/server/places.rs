@@ -1,10 +1,13 @@
 //! For whom there is a place, and what others are told.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use noroshi::address::Network;
-use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, HEAD_TIME_MAX, REFUSED_AT_ONCE};
+use noroshi::config::{
+    BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE,
+    PLACE_TIME_MIN, REFUSED_AT_ONCE,
+};
 use noroshi::http::Door;
 use tungstenite::Message;
 
@@ -109,4 +112,46 @@ fn a_full_server_says_503_and_goes_on() {
     net.open("C", "");
     assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     net.finish();
+}
+
+#[test]
+fn oldest_unanswered_request_gives_way_to_a_new_one_on_a_full_server() {
+    let health = "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
+    for (door, places) in [(Door::Main, REFUSED_AT_ONCE), (Door::Metrics, METRICS_AT_ONCE)] {
+        let mut net = with(|config| config.connections_max = 1);
+        net.open("A", "");
+        let mut idle: Vec<_> = (0..places).map(|_| net.connect(door)).collect();
+        net.until(|net| (net.server.sessions() == 1 + places).then_some(()));
+        for evicted in 0..3 {
+            net.server.advance(PLACE_TIME_MIN);
+            assert!(net.ask(door, health).starts_with("HTTP/1.1 200 "));
+            // The one that asked left its place, and one more idle connection takes it.
+            assert!(net.read_to_end(&mut idle[evicted]).starts_with(b"HTTP/1.1 408 "));
+            idle.push(net.connect(door));
+            net.until(|net| (net.server.sessions() == 1 + places).then_some(()));
+        }
+        for stream in &mut idle[3..] {
+            let read = stream.read(&mut [0]);
+            assert!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "younger ones stay");
+        }
+        drop(idle);
+        net.finish();
+    }
+}
+
+#[test]
+fn request_has_one_second_on_a_full_server_and_more_on_another() {
+    for (connections_max, time) in [(1, HEAD_TIME_FULL_MAX), (2, HEAD_TIME_MAX)] {
+        let mut net = with(|config| config.connections_max = connections_max);
+        net.open("A", "");
+        let mut idle = net.connect(Door::Main);
+        net.until(|net| (net.server.sessions() == 2).then_some(()));
+        net.server.advance(time - Duration::from_millis(500));
+        net.server.turn(Some(Duration::ZERO)).unwrap();
+        net.server.turn(Some(Duration::ZERO)).unwrap();
+        assert!(idle.read(&mut [0]).is_err(), "it has time left");
+        net.server.advance(Duration::from_secs(1));
+        assert!(net.read_to_end(&mut idle).starts_with(b"HTTP/1.1 408 "));
+        net.finish();
+    }
 }

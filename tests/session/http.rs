@@ -90,9 +90,6 @@ fn a_refused_upgrade_says_why() {
     assert_eq!(refused(REQUEST), None);
     assert_eq!(refused("GET /ws HTTP/1.1\r\nHost: h\r\n\r\n"), None);
     assert_eq!(refused("GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n"), None);
-    // Whatever is in it, a line is not longer than a pipe has room for.
-    let long = refused(&with(&format!("Origin: {}", "\u{85}".repeat(4000)))).unwrap();
-    assert!(long.starts_with("403 ") && long.len() < 1024, "{} bytes", long.len());
     for (request, why) in [
         (
             with("Origin: https://a\" is of Host \"h\u{85}"),
