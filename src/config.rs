@@ -38,6 +38,8 @@ pub struct Config {
     pub connections_per_ip_max: usize,
     /// Who is believed when it says where a request comes from.
     pub trusted_proxies: Vec<Network>,
+    /// The only header in which a trusted proxy reports the client's address. `None`: `X-Forwarded-For`, then `X-Real-IP`.
+    pub client_ip_header: Option<String>,
     /// Bytes of memory, see [`crate::budget`]; `None` is no limit.
     pub memory_bytes_max: Option<usize>,
     /// Joined peers in one room. In a mesh everybody is connected to everybody: browsers give up before 64.
@@ -123,6 +125,7 @@ impl Default for Config {
             connections_max: 10_000,
             connections_per_ip_max: 0,
             trusted_proxies: Vec::new(),
+            client_ip_header: None,
             memory_bytes_max: None,
             mesh_peers_max: 64,
             message_bytes_max: 64 * KIB,

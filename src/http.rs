@@ -20,6 +20,7 @@ mod token;
 
 pub use answer::{About, Answer, Question, Refusal, told};
 use answer::{TEXT, plain, response};
+use forwarded::UnreadableAddress;
 
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,8 +133,11 @@ pub fn answer(
     let is_upgrade = request.lists("upgrade", "websocket");
     let (path, query) = route::path_and_query(target);
     let route = if door == Door::Main { route::target(path, query, is_upgrade, config) } else { None };
-    let forwarded = if is_trusted { request.forwarded(config) } else { None };
-    let place = place(forwarded, route.as_ref().and_then(|route| route.as_ref().ok()));
+    let client_address = match is_trusted.then(|| request.client_address(config)).transpose() {
+        Ok(address) => address.flatten(),
+        Err(unreadable) => return request.unreadable_address(&unreadable, is_upgrade),
+    };
+    let place = place(client_address, route.as_ref().and_then(|route| route.as_ref().ok()));
     if method == "OPTIONS" {
         // HAProxy asks so whether somebody is there.
         return response(204, b"", &[ALLOW], true);
@@ -179,9 +183,20 @@ impl<'a> Request<'a> {
 
     /// The only value of a header, as text.
     fn value(&self, name: &str) -> Option<&'a str> {
+        std::str::from_utf8(self.only_value(name)?).ok()
+    }
+
+    /// The value of a header that the request has once.
+    fn only_value(&self, name: &str) -> Option<&'a [u8]> {
         let mut values = self.values(name);
         let value = values.next()?;
-        values.next().is_none().then(|| std::str::from_utf8(value).ok())?
+        values.next().is_none().then_some(value)
+    }
+
+    /// All values of a header, for the log. Not escaped.
+    fn joined_values(&self, name: &str) -> String {
+        let values: Vec<_> = self.values(name).map(String::from_utf8_lossy).collect();
+        values.join(", ")
     }
 
     /// Whether a header that is a list has this element.
@@ -289,13 +304,24 @@ impl<'a> Request<'a> {
         Answer::Upgrade { response: response.into_bytes(), target, claims }
     }
 
+    /// Refuses a request in which a trusted proxy reports no readable client address. The log gets the value, too.
+    fn unreadable_address(&self, unreadable: &UnreadableAddress, is_upgrade: bool) -> Answer {
+        let UnreadableAddress { header, value } = unreadable;
+        let sentence = format!("{header} names no IP address where the client's is expected");
+        let mut answer = self.plain(400, &sentence, &[]);
+        if let Answer::Plain { refused, .. } = &mut answer {
+            let why = format!("{sentence}: {value:?}");
+            *refused = is_upgrade.then_some(Refusal { why, fault: None });
+        }
+        answer
+    }
+
     /// The usual cause is a proxy that does not pass on `Host` as the browser has sent it: the log must let that be seen.
     fn foreign(&self) -> Answer {
         let mut answer = self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
         if let Answer::Plain { refused: Some(Refusal { why, .. }), .. } = &mut answer {
-            let all = |name| self.values(name).map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
             // No line of the log is longer than a writable pipe has room for.
-            let text = |name| all(name).chars().take(ORIGIN_LOGGED_MAX).collect::<String>();
+            let text = |name| self.joined_values(name).chars().take(ORIGIN_LOGGED_MAX).collect::<String>();
             *why =
                 format!("Origin {:?} is not of Host {:?}; see --allow-origin", text("origin"), text("host"));
         }

@@ -46,6 +46,9 @@ pub const SPARE_WORKS_MAX: usize = 64;
 /// The largest of them that are kept: an SDP with video fits.
 pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 
+/// Bytes of the name in `--client-ip-header`, which the log shows: three times the longest that proxies use.
+pub const HEADER_NAME_BYTES_MAX: usize = 64;
+
 // ---- One peer ----
 
 /// An id, in bytes of UTF-8: a UUID three times over.

@@ -7,7 +7,8 @@ const LISTS: [&str; 4] = ["listen", "allow-origin", "trust-proxy", "ice-server"]
 /// Flags without a value, and those that have one or not. Their variables may also say yes or no.
 const SWITCHES: [&str; 3] = ["no-page", "ayame", "matchbox"];
 /// All others.
-const VALUES: [&str; 12] = [
+const VALUES: [&str; 13] = [
+    "client-ip-header",
     "max-connections",
     "max-connections-per-ip",
     "max-memory",

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{
-    address, ice_server, level, listen, mount, network, peer_id, prefix_of_rooms, probe, size, time, within,
+    address, client_ip_header, ice_server, level, listen, mount, network, peer_id, prefix_of_rooms, probe,
+    size, time, within,
 };
 use super::{Config, GIB, ICE_SERVERS_MAX, KIB, MIB, environment};
 use crate::origin::Allowed;
@@ -115,6 +116,10 @@ impl Config {
                 Long("trust-proxy") => {
                     config.trusted_proxies.push(value(&mut parser, "--trust-proxy", network)?);
                 }
+                Long("client-ip-header") => {
+                    let name = value(&mut parser, "--client-ip-header", client_ip_header)?;
+                    config.client_ip_header = Some(name);
+                }
                 Long("max-memory") => {
                     let read = |text: &str| size(text, 8 * MIB, GIB.saturating_mul(1024));
                     config.memory_bytes_max = Some(value(&mut parser, "--max-memory", read)?);
@@ -196,6 +201,9 @@ usage: noroshi [flags]
       --max-connections-per-ip N
                              connections from one IPv4 address or IPv6 /64; 0 = no limit [default: {per_ip}]
       --trust-proxy CIDR     believe X-Forwarded-For and X-Real-IP from there; repeatable [default: nobody]
+      --client-ip-header NAME
+                             the only header in which proxies of --trust-proxy report the client's address
+                             [default: X-Forwarded-For, then X-Real-IP]
       --max-memory SIZE      refuse what would take more memory; takes K, M and G [default: no limit]
       --max-mesh-peers N     joined peers in one room [default: {mesh}]
       --max-message SIZE     bytes of one message; takes K and M [default: {message}K]

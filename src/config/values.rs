@@ -6,7 +6,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::flags::Probe;
-use super::{GIB, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, Listen, MIB, Size};
+use super::{GIB, HEADER_NAME_BYTES_MAX, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, Listen, MIB, Size};
 use crate::address::Network;
 
 pub(super) fn probe(url: &str) -> Result<Probe, &'static str> {
@@ -68,6 +68,18 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, &'static str> {
 
 pub(super) fn network(text: &str) -> Result<Network, &'static str> {
     Network::parse(text).ok_or("not an address or a network, such as 127.0.0.1 or 10.0.0.0/8")
+}
+
+/// Reads the name of a header that holds a client's address (a token of RFC 9110 section 5.6.2).
+pub(super) fn client_ip_header(name: &str) -> Result<String, &'static str> {
+    let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_name = (1..=HEADER_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_token_byte);
+    // RFC 7239 has a syntax of its own, which is not read.
+    if is_name && !name.eq_ignore_ascii_case("Forwarded") {
+        Ok(name.to_owned())
+    } else {
+        Err("the name of a header that holds an address, such as X-Real-IP, and not Forwarded")
+    }
 }
 
 /// A URL of RFC 7064 or RFC 7065. Browsers refuse to connect at all when one of them is wrong.

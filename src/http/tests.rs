@@ -124,23 +124,35 @@ fn origins() {
     assert_eq!(from("*", "null"), 101);
 }
 
+/// The client address that trusted proxies report in these headers, or the status and the reason of the refusal.
+fn client_address(header: Option<&str>, headers: &[u8]) -> Result<Option<String>, (u16, String)> {
+    let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| Network::parse(text).unwrap());
+    let client_ip_header = header.map(str::to_owned);
+    let config = Config { trusted_proxies: proxies.into(), client_ip_header, ..Config::default() };
+    let begin = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
+    let head = [begin.as_bytes(), headers, b"\r\n"].concat();
+    let mut address = None;
+    let answer = answer(&head, Door::Main, &config, true, Duration::ZERO, |ip, _| {
+        address = ip;
+        Place::Free
+    });
+    match answer {
+        Answer::Upgrade { .. } => Ok(address.map(|ip| ip.to_string())),
+        Answer::Plain { status, refused, response } => {
+            assert_eq!(address, None, "nobody is counted");
+            let why = refused.expect("the log says why").why;
+            assert!(String::from_utf8(response).unwrap().contains(why.split(": ").next().unwrap()));
+            Err((status, why))
+        }
+        Answer::Ask(_) => unreachable!("the metrics listener was not asked"),
+    }
+}
+
 #[test]
 fn where_a_request_comes_from() {
-    let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| Network::parse(text).unwrap());
-    let config = Config { trusted_proxies: proxies.into(), ..Config::default() };
-    let from = |headers: &str| {
-        let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
-        let mut from = None;
-        answer(head.as_bytes(), Door::Main, &config, true, Duration::ZERO, |ip, _| {
-            from = ip;
-            Place::Free
-        });
-        from.map(|ip| ip.to_string())
-    };
     for (headers, expected) in [
         ("", None),
         ("X-Real-IP: 192.0.2.1\r\n", Some("192.0.2.1")),
-        ("X-Real-IP: 192.0.2.1\r\nX-Real-IP: 192.0.2.2\r\n", None),
         ("X-Forwarded-For: 192.0.2.1\r\n", Some("192.0.2.1")),
         ("X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.9\r\n", Some("192.0.2.1")),
         // What the client wrote itself stands before what the proxies have added.
@@ -150,15 +162,83 @@ fn where_a_request_comes_from() {
             Some("192.0.2.1"),
         ),
         ("X-Forwarded-For: 10.0.0.3, 10.0.0.2\r\n", Some("10.0.0.3")),
-        ("X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2\r\n", Some("10.0.0.2")),
-        ("X-Forwarded-For: unknown\r\n", None),
-        ("X-Forwarded-For: \r\n", None),
         ("X-Forwarded-For: 192.0.2.1:4711\r\n", Some("192.0.2.1")),
         ("X-Forwarded-For: [2001:db8::1]:4711, [2001:db8::2]\r\n", Some("2001:db8::2")),
         ("X-Forwarded-For: 2001:db8::1, fd00::1, ::ffff:10.0.0.1\r\n", Some("2001:db8::1")),
     ] {
-        assert_eq!(from(headers).as_deref(), expected, "{headers}");
+        let expected = Ok(expected.map(str::to_owned));
+        assert_eq!(client_address(None, headers.as_bytes()), expected, "{headers}");
     }
+}
+
+#[test]
+fn bytes_that_are_not_utf8_do_not_hide_the_hops_behind_them() {
+    for headers in [
+        &b"X-Forwarded-For: \xff, 203.0.113.7\r\n"[..],
+        b"X-Forwarded-For: \xff\r\nX-Forwarded-For: 203.0.113.7\r\n",
+        b"X-Forwarded-For: 192.0.2.1,\xe9\xff,203.0.113.7, 10.0.0.1\r\n",
+        b"X-Forwarded-For: \x80203.0.113.9, 203.0.113.7\r\nX-Real-IP: \xff\r\n",
+    ] {
+        let expected = Ok(Some("203.0.113.7".to_owned()));
+        assert_eq!(client_address(None, headers), expected, "{}", String::from_utf8_lossy(headers));
+    }
+}
+
+#[test]
+fn a_client_address_that_is_none_is_refused() {
+    for (headers, why) in [
+        (
+            &b"X-Forwarded-For: unknown\r\n"[..],
+            r#"X-Forwarded-For names no IP address where the client's is expected: "unknown""#,
+        ),
+        (
+            b"X-Forwarded-For: \r\n",
+            r#"X-Forwarded-For names no IP address where the client's is expected: """#,
+        ),
+        (
+            b"X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2\r\n",
+            r#"X-Forwarded-For names no IP address where the client's is expected: "192.0.2.1, unknown, 10.0.0.2""#,
+        ),
+        (
+            b"X-Forwarded-For: 192.0.2.1, \xff\r\n",
+            "X-Forwarded-For names no IP address where the client's is expected: \"192.0.2.1, \u{fffd}\"",
+        ),
+        (
+            b"X-Forwarded-For: 192.0.2.1,\r\n",
+            r#"X-Forwarded-For names no IP address where the client's is expected: "192.0.2.1,""#,
+        ),
+        (
+            b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For: \xff\r\nX-Real-IP: 192.0.2.9\r\n",
+            "X-Forwarded-For names no IP address where the client's is expected: \"192.0.2.1, \u{fffd}\"",
+        ),
+        (
+            b"X-Real-IP: \xff\r\n",
+            "X-Real-IP names no IP address where the client's is expected: \"\u{fffd}\"",
+        ),
+        (
+            b"X-Real-IP: 192.0.2.1, 192.0.2.2\r\n",
+            r#"X-Real-IP names no IP address where the client's is expected: "192.0.2.1, 192.0.2.2""#,
+        ),
+        (
+            b"X-Real-IP: 192.0.2.1\r\nX-Real-IP: 192.0.2.2\r\n",
+            r#"X-Real-IP names no IP address where the client's is expected: "192.0.2.1, 192.0.2.2""#,
+        ),
+    ] {
+        assert_eq!(client_address(None, headers), Err((400, why.to_owned())));
+    }
+}
+
+#[test]
+fn only_the_header_that_the_operator_names_is_read() {
+    let both = b"X-Forwarded-For: 192.0.2.66\r\nX-Real-IP: 203.0.113.7\r\nCF-Connecting-IP: 2001:db8::1\r\n";
+    let address = |text: &str| Ok(Some(text.to_owned()));
+    assert_eq!(client_address(Some("x-real-ip"), both), address("203.0.113.7"));
+    assert_eq!(client_address(Some("X-Forwarded-For"), both), address("192.0.2.66"));
+    assert_eq!(client_address(Some("CF-Connecting-IP"), both), address("2001:db8::1"));
+    assert_eq!(client_address(Some("True-Client-IP"), both), Ok(None));
+    let bad = b"X-Forwarded-For: \xff\r\nX-Real-IP: 203.0.113.7\r\n";
+    assert_eq!(client_address(Some("X-Real-IP"), bad), address("203.0.113.7"));
+    assert_eq!(client_address(Some("X-Forwarded-For"), bad).unwrap_err().0, 400);
 }
 
 #[test]

@@ -79,6 +79,21 @@ fn ice_servers() {
 }
 
 #[test]
+fn the_header_of_the_client_address_is_a_name() {
+    let header = |name: &str| match parse(&format!("--client-ip-header {name}")) {
+        Ok(Command::Run(config)) => Ok(config.client_ip_header.unwrap()),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error),
+    };
+    assert_eq!(header("CF-Connecting-IP"), Ok("CF-Connecting-IP".to_owned()));
+    for name in ["Forwarded", "forwarded", "X-Real-IP:", "é", "a,b", "--client-ip-header=", &"x".repeat(65)]
+    {
+        let error = header(name).unwrap_err();
+        assert!(error.starts_with("--client-ip-header") && error.contains("such as X-Real-IP"), "{error}");
+    }
+}
+
+#[test]
 fn a_secret_is_shown_to_nobody() {
     let turn_secret = Some(Secret("open sesame".to_owned()));
     assert!(!format!("{:?}", Config { turn_secret, ..Config::default() }).contains("sesame"));
