@@ -11,6 +11,7 @@
 //!    ├─→ logger ├──→ hub ─→ gate ─→ protocol         rate: how much one peer may send
 //!    │          │      ├──→ message ─→ json          stamp: a moment in eight bytes
 //!    └─→ health │      └──→ ice ──────↗              named: enums whose values have names
+//!               │                                    paths: what is served where
 //!               └──→ ayame, matchbox: as the hub,    slots: what is known of each connection
 //!                    and ─→ uuid                     order: who is before whom
 //! ```
@@ -89,6 +90,8 @@ pub mod token;
 pub mod json;
 
 pub mod limits;
+
+pub mod paths;
 
 pub mod origin;
 

@@ -25,7 +25,7 @@ impl Allowed {
     /// Reads what an operator allows.
     ///
     /// # Errors
-    /// Why no page has such an origin, and what would be one.
+    /// No page has such an origin. Returns what is expected instead.
     pub fn parse(text: &str) -> Result<Allowed, &'static str> {
         // Browsers write no more than this for a page from a file, or in a sandbox.
         if let "null" | "file://" = text {
@@ -35,16 +35,15 @@ impl Allowed {
             return Ok(Allowed::All);
         }
         if !text.is_ascii() {
-            return Err("browsers write such a name as xn--…: say it so");
+            return Err("the name as browsers write it, xn--…");
         }
-        let (scheme, host) =
-            text.split_once("://").ok_or("an origin is SCHEME://HOST or SCHEME://HOST:PORT, or *")?;
+        let (scheme, host) = text.split_once("://").ok_or("SCHEME://HOST or SCHEME://HOST:PORT, or *")?;
         if host.contains(['/', '?', '#', '@', '\\']) {
-            return Err("an origin is SCHEME://HOST or SCHEME://HOST:PORT, and nothing after that");
+            return Err("SCHEME://HOST or SCHEME://HOST:PORT, and nothing after that");
         }
         let below = host.strip_prefix("*.");
         let origin = normal(&format!("{scheme}://{}", below.unwrap_or(host)));
-        let origin = origin.ok_or("no page has such an origin: it is SCHEME://HOST or SCHEME://HOST:PORT")?;
+        let origin = origin.ok_or("an origin that a page can have: SCHEME://HOST or SCHEME://HOST:PORT")?;
         match below {
             None => Ok(Allowed::Origin(origin)),
             Some(_) => {
@@ -159,19 +158,19 @@ mod tests {
             ("https://a.example?x", "nothing after"),
             ("https://me@a.example", "nothing after"),
             ("https://日本.example", "xn--"),
-            ("https://", "no page"),
-            ("https://*", "no page"),
-            ("https://*.", "no page"),
-            ("https://a.*.example", "no page"),
-            ("https://*a.example", "no page"),
-            ("*://a.example", "no page"),
-            ("https://a b", "no page"),
-            ("https://a.example:", "no page"),
-            ("https://a.example:x", "no page"),
-            ("https://a.example:65536", "no page"),
-            ("https://[::1", "no page"),
-            ("https://[a.example]", "no page"),
-            ("1://a.example", "no page"),
+            ("https://", "a page can have"),
+            ("https://*", "a page can have"),
+            ("https://*.", "a page can have"),
+            ("https://a.*.example", "a page can have"),
+            ("https://*a.example", "a page can have"),
+            ("*://a.example", "a page can have"),
+            ("https://a b", "a page can have"),
+            ("https://a.example:", "a page can have"),
+            ("https://a.example:x", "a page can have"),
+            ("https://a.example:65536", "a page can have"),
+            ("https://[::1", "a page can have"),
+            ("https://[a.example]", "a page can have"),
+            ("1://a.example", "a page can have"),
         ] {
             assert!(Allowed::parse(never).is_err_and(|error| error.contains(why)), "{never}");
         }

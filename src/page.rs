@@ -1,6 +1,8 @@
 //! What a browser is served: the page at `/`, the client library, which it uses and others may, and the page at `/check`.
 //! All are built into the program.
 
+use crate::paths::PAGES;
+
 /// The page: one document with its style and its script.
 pub const PAGE: File = File {
     kind: "text/html; charset=utf-8",
@@ -59,14 +61,13 @@ impl File {
     }
 }
 
-/// What is served at a path.
+/// The files, in the order of [`PAGES`].
+const FILES: [&File; PAGES.len()] = [&PAGE, &CHECK, &LIBRARY];
+
+/// Returns the file that is served at a path.
 pub fn at(path: &str) -> Option<&'static File> {
-    match path {
-        "/" => Some(&PAGE),
-        "/check" => Some(&CHECK),
-        "/noroshi.js" => Some(&LIBRARY),
-        _ => None,
-    }
+    let index = PAGES.iter().position(|page| *page == path)?;
+    Some(FILES[index])
 }
 
 #[cfg(test)]

@@ -289,7 +289,7 @@ fn named<T, E: Display>(
     value: &str,
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, lexopt::Error> {
-    read(value).map_err(|error| format!("{flag} {value}: {error}").into())
+    read(value).map_err(|expected| format!("{flag}: expected {expected}, got {value:?}").into())
 }
 
 #[cfg(test)]

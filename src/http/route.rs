@@ -5,6 +5,7 @@ use percent_encoding::percent_decode_str;
 use super::About;
 use crate::config::{Config, ROOM_BYTES_MAX, ROOM_TEXT_BYTES_MAX};
 use crate::page;
+use crate::paths;
 use crate::protocol::{Dialect, Target};
 
 /// A request target without scheme and host (RFC 9112 section 3.2.2), in two.
@@ -27,7 +28,7 @@ pub(super) fn target(
     is_upgrade: bool,
     config: &Config,
 ) -> Option<Result<Target, &'static str>> {
-    let (dialect, room) = if let Some(room) = below("/ws", path) {
+    let (dialect, room) = if let Some(room) = below(paths::WEBSOCKET, path) {
         (Dialect::Noroshi, our_room(room))
     } else if config.ayame.as_deref() == Some(path) {
         (Dialect::Ayame, Ok(String::new()))
@@ -86,9 +87,9 @@ pub(super) fn rooms(query: &str) -> Option<About> {
 /// Whether an operator asks here whether the server is there. Those who come from other servers ask where they did.
 pub(super) fn is_health(path: &str, config: &Config) -> bool {
     match path {
-        "/healthz" => true,
-        "/.ok" => config.ayame.is_some(),
-        "/health" => config.matchbox.is_some(),
+        paths::HEALTH => true,
+        paths::AYAME_HEALTH => config.ayame.is_some(),
+        paths::MATCHBOX_HEALTH => config.matchbox.is_some(),
         _ => false,
     }
 }

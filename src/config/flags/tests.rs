@@ -114,7 +114,10 @@ fn sizes() {
 
 #[test]
 fn a_wrong_value_is_named_with_its_flag_in_one_line() {
-    assert_eq!(parse("--max-rate x").unwrap_err(), "--max-rate x: not a whole number from 0 to 1000000");
+    assert_eq!(
+        parse("--max-rate x").unwrap_err(),
+        "--max-rate: expected a whole number from 0 to 1000000, got \"x\""
+    );
     assert!(!Config::parse([OsString::from("--x\ny")]).unwrap_err().contains('\n'));
 }
 
@@ -136,6 +139,26 @@ fn other_protocols_have_paths_of_their_own() {
         "--ayame /signaling",
     ] {
         assert!(parse(line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn no_protocol_is_mounted_at_a_path_of_the_server() {
+    let own = ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::paths::PAGES);
+    for (flag, path) in own.flat_map(|path| [("--ayame", path), ("--matchbox", path)]) {
+        if (flag, path) == ("--matchbox", "/") {
+            // There the rooms are at the top, and only for what is left.
+            continue;
+        }
+        let uses = if path == "/ws/tea" { "/ws" } else { path };
+        let error = parse(&format!("{flag}={path}")).unwrap_err();
+        let expected = format!(
+            "{flag}: expected a path such as /signaling that the server does not use itself (it uses {uses}), got {path:?}"
+        );
+        assert_eq!(error, expected);
+    }
+    for path in ["/wsx", "/checks", "/metrics", "/.ok/a", "/Check"] {
+        assert!(parse(&format!("--ayame={path}")).is_ok(), "{path}");
     }
 }
 
