@@ -2,15 +2,17 @@
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{
     address, client_ip_header, ice_server, level, listen, mount, network, peer_id, prefix_of_rooms, probe,
-    size, time, within,
+    size, time, unix_probe, within,
 };
-use super::{Config, GIB, ICE_SERVERS_MAX, KIB, MIB, environment};
+use super::{Config, GIB, ICE_SERVERS_MAX, KIB, Listen, MIB, environment};
 use crate::origin::Allowed;
+use crate::paths;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -81,9 +83,18 @@ impl Config {
         let args: Vec<OsString> = args.into_iter().collect();
         // Another command than to serve has flags of its own.
         let serves = args.first().is_none_or(|first| first.as_encoded_bytes().starts_with(b"-"));
+        if args.as_slice() == ["health"] {
+            let where_to_listen =
+                |(name, _): &(OsString, OsString)| name == "PORT" || name == "NOROSHI_LISTEN";
+            let flags = environment::flags(variables.into_iter().filter(where_to_listen), &[])?;
+            return match one_line(Self::parse_flags(flags))? {
+                Command::Run(config) => Ok(Command::Health(probe_of(&config)?)),
+                other => Ok(other),
+            };
+        }
         let mut all = if serves { environment::flags(variables, &args)? } else { Vec::new() };
         all.extend(args);
-        Self::parse_flags(all).map_err(|error| error.to_string().replace(char::is_control, "?"))
+        one_line(Self::parse_flags(all))
     }
 
     fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
@@ -192,6 +203,7 @@ noroshi {version}: a WebRTC signaling server
 usage: noroshi [flags]
        noroshi token --secret-file FILE [--room ROOM] [--id ID] [--ttl 1h]
        noroshi health [http://HOST:PORT/PATH | unix:PATH]
+                      (without an argument, where PORT and NOROSHI_LISTEN say that the server listens)
 
   -l, --listen ADDR          address and port to listen on, where port 0 picks a free one, or unix:PATH, where a
                              proxy connects; repeatable [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
@@ -259,7 +271,33 @@ fn mint(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     Ok(Command::Token(Mint { secret_file, room, id, ttl }))
 }
 
-/// What comes after `health`.
+/// Returns the error of a command line as one line.
+fn one_line(command: Result<Command, lexopt::Error>) -> Result<Command, String> {
+    command.map_err(|error| error.to_string().replace(char::is_control, "?"))
+}
+
+/// Returns the health check of the first address at which a server of this configuration listens.
+///
+/// An unspecified address means IPv4 loopback. `[::]` takes IPv4, too, and a container whose IPv6 is switched off can
+/// bind `[::]` but not connect to `[::1]`.
+///
+/// # Errors
+/// The server picks its port itself.
+fn probe_of(config: &Config) -> Result<Probe, String> {
+    let address = match config.listen.first() {
+        Some(Listen::Unix(path)) => return Ok(unix_probe(path.clone())),
+        Some(Listen::Tcp(address)) => *address,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, config.port)),
+    };
+    if address.port() == 0 {
+        return Err("health: expected a URL, because the port 0 of NOROSHI_LISTEN stands for any".to_owned());
+    }
+    let ip = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+    let authority = SocketAddr::new(ip, address.port()).to_string();
+    Ok(Probe { socket: None, authority, path: paths::HEALTH.to_owned() })
+}
+
+/// What comes after `health`, if anything does.
 fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::prelude::*;
 
@@ -271,7 +309,8 @@ fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
             _ => return Err(arg.unexpected()),
         }
     }
-    Ok(Command::Health(named("health", url.as_deref().unwrap_or("http://127.0.0.1:8080"), probe)?))
+    let url = url.ok_or("health: expected a URL")?;
+    Ok(Command::Health(named("health", &url, probe)?))
 }
 
 /// The value of a flag, or an error that names the flag.

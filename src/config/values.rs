@@ -2,6 +2,7 @@
 //! before it, and the value behind it.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -14,21 +15,23 @@ use crate::paths;
 pub(super) fn probe(url: &str) -> Result<Probe, &'static str> {
     let read = || {
         if let Some(path) = url.strip_prefix("unix:").filter(|path| !path.is_empty()) {
-            return Some(Probe {
-                socket: Some(path.into()),
-                authority: "localhost".to_owned(),
-                path: "/healthz".to_owned(),
-            });
+            return Some(unix_probe(path.into()));
         }
         let rest = url.strip_prefix("http://")?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = authority.rsplit_once(':')?;
         let is_fine =
             !host.is_empty() && port.parse::<u16>().is_ok() && url.bytes().all(|b| b.is_ascii_graphic());
-        let path = if path.is_empty() { "/healthz" } else { path };
+        let path = if path.is_empty() { paths::HEALTH } else { path };
         is_fine.then(|| Probe { socket: None, authority: authority.to_owned(), path: path.to_owned() })
     };
     read().ok_or("a URL such as http://127.0.0.1:8080/healthz, or unix:PATH")
+}
+
+/// Returns the health check at the socket in a file.
+pub(super) fn unix_probe(socket: PathBuf) -> Probe {
+    let (authority, path) = ("localhost".to_owned(), paths::HEALTH.to_owned());
+    Probe { socket: Some(socket), authority, path }
 }
 
 pub(super) fn peer_id(text: &str) -> Result<String, String> {
