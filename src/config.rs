@@ -13,7 +13,7 @@ use log::LevelFilter;
 
 use crate::address::{Address, Network};
 use crate::origin::Allowed;
-use crate::token::Secrets;
+use crate::token::{self, Secrets};
 
 mod environment;
 mod flags;
@@ -98,12 +98,15 @@ impl Display for Listen {
 pub struct Secret(pub String);
 
 impl Secret {
-    /// What is in a file, without the space around it: editors end the line.
+    /// Reads a file, without the byte order mark before it and the space around it: editors write both.
     ///
     /// # Errors
-    /// It cannot be read, or is empty.
+    /// It cannot be read, is not UTF-8, or is empty.
     pub fn read(file: &Path) -> io::Result<Secret> {
-        match std::fs::read_to_string(file)?.trim() {
+        let content = std::fs::read(file)?;
+        let content = token::strip_byte_order_mark(&content).map_err(io::Error::other)?;
+        let not_utf8 = |_| io::Error::other("expected UTF-8, got other bytes");
+        match std::str::from_utf8(content).map_err(not_utf8)?.trim() {
             "" => Err(io::Error::other("there is nothing in it")),
             secret => Ok(Secret(secret.to_owned())),
         }

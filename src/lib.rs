@@ -11,7 +11,7 @@
 //!    ├─→ logger ├──→ hub ─→ gate ─→ protocol         rate: how much one peer may send
 //!    │          │      ├──→ message ─→ json          stamp: a moment in eight bytes
 //!    └─→ health │      └──→ ice ──────↗              named: enums whose values have names
-//!               │                                    paths: what is served where
+//!               │                                    paths: what is served where    id: what an id may be
 //!               └──→ ayame, matchbox: as the hub,    slots: what is known of each connection
 //!                    and ─→ uuid                     order: who is before whom
 //! ```
@@ -88,6 +88,8 @@ pub mod config;
 pub mod token;
 
 pub mod json;
+
+pub mod id;
 
 pub mod limits;
 

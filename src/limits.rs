@@ -89,6 +89,9 @@ pub const TOKEN_SECRET_BYTES_MIN: usize = 32;
 pub const TOKEN_SECRETS_MAX: usize = 2;
 /// A token, in bytes: ten times what one for a room and an id takes, and what a hash of costs 10 µs.
 pub const TOKEN_BYTES_MAX: usize = 4 * KIB;
+/// The last `exp`, `nbf` or `iat` of a token, in seconds since 1970: 12 digits, the year 33658. Larger numbers are
+/// milliseconds, of which now has 13 digits. The end of the year 9999, which stands for "never", has 12.
+pub const TOKEN_DATE_SECONDS_MAX: u64 = 999_999_999_999;
 /// How far the clock of whoever signs tokens may be wrong.
 pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 

@@ -31,7 +31,7 @@ pub const LIBRARY: File = File {
 /// What the page may do (CSP3): run its own script and the library, have its own style and the icon in its head, and
 /// speak with this server. The hashes are those of its elements; a test computes them.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-T1xJ0XSbpxWYNxgcRzNQViyS1+3K8H6vCh6DeNbO+Sc='; \
+    script-src 'self' 'sha256-rG1nnFPzTVhfAts/a1rzv2wJZO6sCLCr6aUaErpeu04='; \
     style-src 'sha256-fbUl1+zs7Fre/xp/T0EqDbcfyQ+j67rNFAT76hdjN0o='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -41,7 +41,7 @@ impl Drop for Guarded {
 fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.checked_add_signed(seconds).unwrap());
-    let claims = Claims { until, room: room.map(Box::from), id: id.map(Box::from) };
+    let claims = Claims { until, room: room.map(Box::from), room_prefix: None, id: id.map(Box::from) };
     Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims)
 }
 

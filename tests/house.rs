@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use common::files::rust_files;
 
 /// In the order of `lib.rs`: who is above may import who is below.
-const MODULES: [&str; 28] = [
+const MODULES: [&str; 29] = [
     "server", "health", "session", "http", "page", "hub", "message", "ayame", "matchbox", "order", "slots",
     "ice", "gate", "metrics", "uuid", "protocol", "rate", "stamp", "logger", "budget", "config", "token",
-    "json", "limits", "paths", "origin", "address", "named",
+    "json", "id", "limits", "paths", "origin", "address", "named",
 ];
 
 /// Which files know which crates, beside the standard library.
@@ -101,14 +101,14 @@ fn imports_point_downward() {
                     "http" => ["page", "protocol", "config", "paths", "origin", "address", "token"]
                         .contains(&imported),
                     "session" => !["hub", "message", "json", "rate", "logger"].contains(&imported),
-                    "message" | "ice" => ["json", "config", "named"].contains(&imported),
+                    "message" | "ice" => ["json", "id", "config", "named"].contains(&imported),
                     "rate" => ["stamp", "config"].contains(&imported),
                     "budget" | "health" => imported == "config",
-                    "config" => ["token", "limits", "paths", "origin", "address"].contains(&imported),
-                    "token" => ["json", "limits", "named"].contains(&imported),
+                    "config" => ["token", "id", "limits", "paths", "origin", "address"].contains(&imported),
+                    "token" => ["json", "id", "limits", "named"].contains(&imported),
                     "gate" => ["metrics", "protocol", "rate", "stamp", "config"].contains(&imported),
                     "protocol" => ["token", "named"].contains(&imported),
-                    "logger" => imported == "limits",
+                    "logger" | "id" => imported == "limits",
                     "page" => imported == "paths",
                     "order" | "metrics" | "json" | "limits" | "paths" | "stamp" | "origin" | "address"
                     | "named" => false,
@@ -142,7 +142,7 @@ fn each_crate_is_known_where_it_belongs() {
 }
 
 /// Modules, and files of others.
-const PURE: [&str; 25] = [
+const PURE: [&str; 26] = [
     "session/end",
     "session/frame",
     "http",
@@ -163,6 +163,7 @@ const PURE: [&str; 25] = [
     "stamp",
     "budget",
     "token",
+    "id",
     "limits",
     "paths",
     "origin",

@@ -35,8 +35,10 @@ pub enum Command {
 pub struct Mint {
     /// Where the secret is.
     pub secret_file: PathBuf,
-    /// The room, or rooms, that it is for; any, if missing.
+    /// The room that it is for; any, if missing.
     pub room: Option<String>,
+    /// What the names of the rooms begin with that it is for; any, if missing.
+    pub room_prefix: Option<String>,
     /// The id that it is for; any, if missing.
     pub id: Option<String>,
     /// How long it is good for.
@@ -201,7 +203,7 @@ impl Config {
 noroshi {version}: a WebRTC signaling server
 
 usage: noroshi [flags]
-       noroshi token --secret-file FILE [--room ROOM] [--id ID] [--ttl 1h]
+       noroshi token --secret-file FILE [--room ROOM] [--room-prefix PREFIX] [--id ID] [--ttl 1h]
        noroshi health [http://HOST:PORT/PATH | unix:PATH]
                       (without an argument, where PORT and NOROSHI_LISTEN say that the server listens)
 
@@ -256,11 +258,13 @@ are separated by commas or spaces, and PORT=80 is the port of the default addres
 fn mint(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::prelude::*;
 
-    let (mut secret_file, mut room, mut id, mut ttl) = (None, None, None, Duration::from_secs(3600));
+    let (mut secret_file, mut room, mut room_prefix, mut id) = (None, None, None, None);
+    let mut ttl = Duration::from_secs(3600);
     while let Some(arg) = parser.next()? {
         match arg {
             Long("secret-file") => secret_file = Some(parser.value()?.into()),
             Long("room") => room = Some(parser.value()?.string()?),
+            Long("room-prefix") => room_prefix = Some(parser.value()?.string()?),
             Long("id") => id = Some(value(parser, "--id", peer_id)?),
             Long("ttl") => ttl = value(parser, "--ttl", time)?,
             Short('h') | Long("help") => return Ok(Command::Help),
@@ -268,7 +272,7 @@ fn mint(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
         }
     }
     let secret_file = secret_file.ok_or("token: --secret-file is missing")?;
-    Ok(Command::Token(Mint { secret_file, room, id, ttl }))
+    Ok(Command::Token(Mint { secret_file, room, room_prefix, id, ttl }))
 }
 
 /// Returns the error of a command line as one line.

@@ -10,6 +10,7 @@ use log::LevelFilter;
 use super::flags::Probe;
 use super::{GIB, HEADER_NAME_BYTES_MAX, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, Listen, MIB, Size};
 use crate::address::Network;
+use crate::id;
 use crate::paths;
 
 pub(super) fn probe(url: &str) -> Result<Probe, &'static str> {
@@ -35,8 +36,11 @@ pub(super) fn unix_probe(socket: PathBuf) -> Probe {
 }
 
 pub(super) fn peer_id(text: &str) -> Result<String, String> {
-    let is_one = (1..=ID_BYTES_MAX).contains(&text.len());
-    is_one.then(|| text.to_owned()).ok_or_else(|| format!("an id of 1 to {ID_BYTES_MAX} bytes"))
+    if id::is_valid(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("an id of 1 to {ID_BYTES_MAX} bytes without control characters"))
+    }
 }
 
 /// `90s`, `5m`, `1h` or `7d`.

@@ -100,6 +100,34 @@ fn a_secret_is_shown_to_nobody() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_part_of_the_turn_secret() {
+    let file = std::env::temp_dir().join(format!("noroshi-mark-{}", std::process::id()));
+    let read = |content: &[u8]| {
+        std::fs::write(&file, content).unwrap();
+        Secret::read(&file).map(|secret| secret.0).map_err(|error| error.to_string())
+    };
+    let read = [
+        read(b"\xef\xbb\xbfnorth\r\n"),
+        read(b" north"),
+        read(b"\xff\xfen\0"),
+        read(b"\xfe\xff\0n"),
+        read(b"\xef\xbb\xbf\n"),
+        read(b"north\xff"),
+    ];
+    std::fs::remove_file(&file).unwrap();
+    let utf16 = Err("expected UTF-8, got UTF-16: save the file as UTF-8".to_owned());
+    let expected = [
+        Ok("north".to_owned()),
+        Ok("north".to_owned()),
+        utf16.clone(),
+        utf16,
+        Err("there is nothing in it".to_owned()),
+        Err("expected UTF-8, got other bytes".to_owned()),
+    ];
+    assert_eq!(read, expected);
+}
+
+#[test]
 fn sizes() {
     for (text, bytes) in [("1024", 1024), ("64K", 65_536), ("1M", 1 << 20), ("16m", 16 << 20)] {
         assert_eq!(size(text, KIB, 16 * MIB), Ok(bytes));
