@@ -71,6 +71,8 @@ pub struct Config {
     pub page: bool,
     /// Where to serve `GET /metrics`, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Names with dots that a request at that listener may have as its `Host`.
+    pub metrics_hosts: Vec<String>,
     /// How much to log.
     pub log: LevelFilter,
 }
@@ -144,6 +146,7 @@ impl Default for Config {
             drain: Duration::ZERO,
             page: true,
             metrics: None,
+            metrics_hosts: Vec::new(),
             log: LevelFilter::Info,
         }
     }

@@ -12,6 +12,7 @@
 //!    │          │      ├──→ message ─→ json          stamp: a moment in eight bytes
 //!    └─→ health │      └──→ ice ──────↗              named: enums whose values have names
 //!               │                                    paths: what is served where    id: what an id may be
+//!               │                                    query: the fields behind a `?`
 //!               └──→ ayame, matchbox: as the hub,    slots: what is known of each connection
 //!                    and ─→ uuid                     order: who is before whom
 //! ```
@@ -94,6 +95,8 @@ pub mod id;
 pub mod limits;
 
 pub mod paths;
+
+pub mod query;
 
 pub mod origin;
 

@@ -49,6 +49,9 @@ pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 /// Bytes of the name in `--client-ip-header`, which the log shows: three times the longest that proxies use.
 pub const HEADER_NAME_BYTES_MAX: usize = 64;
 
+/// Bytes of the name in `--metrics-host`: the longest name of a host (RFC 1035 section 2.3.4, without the root).
+pub const HOST_NAME_BYTES_MAX: usize = 253;
+
 // ---- One peer ----
 
 /// An id, in bytes of UTF-8: a UUID three times over.

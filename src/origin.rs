@@ -3,7 +3,7 @@
 //! Origins are compared as origins: without case, and without the port that their scheme has anyway. Whether a proxy
 //! speaks TLS for us is not known here, so that a `Host` without a port has that of the scheme of the `Origin`.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Pages that may connect, as an operator says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +72,26 @@ impl Allowed {
 pub fn is_same(origin: &str, host: &str) -> bool {
     let of_host = |(scheme, _)| normal(&format!("{scheme}://{host}"));
     normal(origin).is_some_and(|normal| origin.split_once("://").and_then(of_host) == Some(normal))
+}
+
+/// Whether a `Host` is an IP address, a name of one label, such as `localhost`, or one of these names, which are in lower
+/// case. With or without a port.
+pub fn is_local(host: &str, names: &[String]) -> bool {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some(rest) = host.strip_prefix('[') {
+        let Some((ip, rest)) = rest.split_once(']') else { return false };
+        let has_port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+        return has_port && ip.parse::<Ipv6Addr>().is_ok();
+    }
+    let (name, port) = host.split_once(':').unwrap_or((host, ""));
+    if !is_port(port) {
+        return false;
+    }
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let is_named = || names.iter().any(|own| own.eq_ignore_ascii_case(name));
+    is_label(name) || name.parse::<Ipv4Addr>().is_ok() || is_named()
 }
 
 /// An origin as browsers write it: in lower case, without the port that is the default of its scheme. `None`: it is none.
@@ -206,6 +226,48 @@ mod tests {
             ("https://u@h", "h"),
         ] {
             assert!(!is_same(origin, host), "{origin} {host}");
+        }
+    }
+
+    #[test]
+    fn hosts_that_no_page_of_another_machine_can_have() {
+        let names = ["metrics.example.com".to_owned()];
+        for host in [
+            "localhost",
+            "LOCALHOST:8081",
+            "noroshi",
+            "noroshi_1-a:80",
+            "127.0.0.1",
+            "192.0.2.1:8081",
+            "[::1]",
+            "[2001:db8::1]:8081",
+            "metrics.example.com",
+            "Metrics.Example.COM:8081",
+            "localhost:",
+        ] {
+            assert!(is_local(host, &names), "{host}");
+        }
+        for host in [
+            "",
+            ":8081",
+            "example.com",
+            "localhost.",
+            "localhost.example.com",
+            "metrics.example.com.",
+            "a.metrics.example.com",
+            "127.0.0.1.example.com",
+            "127.1",
+            "127.0.0.1 ",
+            "::1",
+            "[::1",
+            "[::1]x",
+            "[localhost]",
+            "localhost:x",
+            "localhost:80:80",
+            "user@localhost",
+            "é",
+        ] {
+            assert!(!is_local(host, &names), "{host}");
         }
     }
 }

@@ -50,6 +50,7 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
     for (target, headers) in [
         (format!("/ws/tea?token={good}"), String::new()),
         (format!("/ws/tea?a=b&token={good}&c"), String::new()),
+        (format!("/ws/tea?other=%ff&%74oken={}", good.replace('.', "%2e")), String::new()),
         ("/ws/tea".to_owned(), bearer(&good)),
         ("/ws/tea".to_owned(), format!("authorization: bearer  {good}\r\n")),
         (format!("/ws/tea?token={bad}"), bearer(&good)),
@@ -76,7 +77,6 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
         (format!("/ws/tea?token={good}"), "Authorization: Bearer\r\n".to_owned(), "a token is needed here"),
         ("/ws/tea".to_owned(), "Authorization: Basic YTpi\r\n".to_owned(), "a token is needed here"),
         ("/ws/tea".to_owned(), bearer(&good).repeat(2), "that is no token"),
-        (format!("/ws/tea?token={}", good.replace('.', "%2e")), String::new(), "that is no token"),
         (format!("/ws/tea?token={good}="), String::new(), "that is no token"),
     ] {
         let (answer, said) = ask(&target, &headers).unwrap_err();

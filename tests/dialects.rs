@@ -15,6 +15,7 @@ use noroshi::gate::Gate;
 use noroshi::http::Door;
 use noroshi::matchbox::Matchbox;
 use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::query::Query;
 use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
@@ -312,7 +313,7 @@ fn whatever_happens_they_are_consistent_and_end_empty() {
                 (0..2, _) | (_, None) if step < 500 => {
                     let slot = (0..).find(|slot| here.iter().all(|(conn, _)| conn.slot() != *slot)).unwrap();
                     let dialect = if dice.roll(2) == 0 { Dialect::Ayame } else { Dialect::Matchbox };
-                    let query = dice.pick(&["", "next=2", "next=3"]).to_string();
+                    let query = Query::new(["", "next=2", "next=3"][dice.roll(3) as usize]);
                     target = Target { dialect, room: dice.pick(&["", "tea"]).to_string(), query };
                     number += 1;
                     let conn = Conn::new(number, slot);

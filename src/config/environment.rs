@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 
 /// Flags that may be said more than once. Their variables are lists.
-const LISTS: [&str; 4] = ["listen", "allow-origin", "trust-proxy", "ice-server"];
+const LISTS: [&str; 5] = ["listen", "allow-origin", "trust-proxy", "ice-server", "metrics-host"];
 /// Flags without a value, and those that have one or not. Their variables may also say yes or no.
 const SWITCHES: [&str; 3] = ["no-page", "ayame", "matchbox"];
 /// Flags whose values are names of files, of any bytes.

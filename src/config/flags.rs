@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{
-    address, client_ip_header, ice_server, level, listen, mount, network, peer_id, prefix_of_rooms, probe,
-    size, time, unix_probe, within,
+    address, client_ip_header, host_name, ice_server, level, listen, mount, network, peer_id,
+    prefix_of_rooms, probe, size, time, unix_probe, within,
 };
 use super::{Config, GIB, ICE_SERVERS_MAX, KIB, Listen, MIB, environment};
 use crate::origin::Allowed;
@@ -176,6 +176,9 @@ impl Config {
                 }
                 Long("no-page") => config.page = false,
                 Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
+                Long("metrics-host") => {
+                    config.metrics_hosts.push(value(&mut parser, "--metrics-host", host_name)?);
+                }
                 Long("log") => config.log = value(&mut parser, "--log", level)?,
                 Short('h') | Long("help") => return Ok(Command::Help),
                 Short('V') | Long("version") => return Ok(Command::Version),
@@ -184,6 +187,9 @@ impl Config {
         }
         if config.ayame.is_some() && config.ayame == config.matchbox {
             return Err("--ayame and --matchbox: at the same path".into());
+        }
+        if config.metrics.is_none() && !config.metrics_hosts.is_empty() {
+            return Err("--metrics-host: expected --metrics beside it".into());
         }
         let turn = config.ice_servers.iter().find(|url| url.starts_with("turn"));
         match (turn, &config.turn_secret_file) {
@@ -235,6 +241,8 @@ usage: noroshi [flags]
       --drain SECONDS        told to stop, serve the rooms that there are for so long [default: 0]
       --no-page              serve neither / nor /check nor /noroshi.js [default: serve them]
       --metrics ADDR         serve GET /metrics there, for Prometheus, and GET /rooms [default: off]
+      --metrics-host NAME    a name with dots by which the metrics listener may be asked; repeatable
+                             [default: only IP addresses and names without dots]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
   -h, --help                 print this
   -V, --version              print the version

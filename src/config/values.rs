@@ -8,7 +8,10 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::flags::Probe;
-use super::{GIB, HEADER_NAME_BYTES_MAX, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, Listen, MIB, Size};
+use super::{
+    GIB, HEADER_NAME_BYTES_MAX, HOST_NAME_BYTES_MAX, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, Listen, MIB,
+    Size,
+};
 use crate::address::Network;
 use crate::id;
 use crate::paths;
@@ -93,6 +96,16 @@ pub(super) fn client_ip_header(name: &str) -> Result<String, &'static str> {
         Ok(name.to_owned())
     } else {
         Err("the name of a header that holds an address, such as X-Real-IP, and not Forwarded")
+    }
+}
+
+/// Reads the name of a host.
+pub(super) fn host_name(name: &str) -> Result<String, &'static str> {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if (1..=HOST_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_fine) {
+        Ok(name.to_owned())
+    } else {
+        Err("the name of a host, such as metrics.example.com, without a port")
     }
 }
 

@@ -80,10 +80,204 @@ fn a_subprotocol_is_not_taken() {
 
 #[test]
 fn rooms_that_are_none() {
-    for room in ["", ".", "..", "a/b", "a%20b", "%41", "a b", "日本", "a:b", &"x".repeat(65)] {
+    for room in [
+        ".",
+        "..",
+        "%2e",
+        "%2E.",
+        "/",
+        "a//",
+        "a/b",
+        "a%20b",
+        "a%2fb",
+        "%",
+        "%4",
+        "a b",
+        "日本",
+        "a:b",
+        &"x".repeat(65),
+    ] {
         let (status, _) = upgrade(&format!("/ws/{room}"), "");
         assert_eq!(status, 400, "{room}");
     }
+}
+
+#[test]
+fn absolute_targets_of_all_schemes_are_paths() {
+    for scheme in ["http", "https", "ws", "wss", "HTTPS", "Ws"] {
+        assert_eq!(upgrade(&format!("{scheme}://h:1/ws/tea?x"), ""), (101, "tea".into()), "{scheme}");
+        assert_eq!(get(&format!("GET {scheme}://h:1/healthz HTTP/1.1")).0, 200, "{scheme}");
+    }
+    for target in ["ftp://h:1/ws/tea", "wss:/ws/tea", "wss//h/ws", "/wss://h/ws", "wss://h"] {
+        assert_eq!(upgrade(target, "").0, 404, "{target}");
+    }
+}
+
+#[test]
+fn one_slash_at_the_end_and_encoded_letters_change_nothing() {
+    for (target, room) in [
+        ("/ws/", ""),
+        ("/ws/?x=/", ""),
+        ("/ws/tea/", "tea"),
+        ("/ws/a%7Eb", "a~b"),
+        ("/ws/a%7eb", "a~b"),
+        ("/ws/%41%2D%2e%5F%7A", "A-._z"),
+        ("/%77s/tea", "tea"),
+        ("wss://h:1/ws/%74ea/", "tea"),
+    ] {
+        assert_eq!(upgrade(target, ""), (101, room.into()), "{target}");
+    }
+    let config = Config { ayame: Some("/signaling".into()), ..Config::default() };
+    for (path, status) in [("/signaling", 101), ("/%73ignaling", 101), ("/signaling/", 404)] {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
+        assert_eq!(ask(Door::Main, &config, false, &head).0, status, "{path}");
+    }
+    assert_eq!(upgrade("/healthz", "").0, 200, "a health check is answered whatever a balancer adds");
+}
+
+/// What the client and the log are told of an upgrade that is refused. `head` has no `Host`.
+fn refusal(config: &Config, head: &str) -> Option<(u16, String)> {
+    let head = format!("{head}Host: h\r\n\r\n");
+    let answer = answer(head.as_bytes(), Door::Main, config, false, Duration::ZERO, |_, _| Place::Free);
+    let Answer::Plain { status, refused, response } = answer else { panic!("{answer:?}") };
+    let response = String::from_utf8(response).unwrap();
+    let body = response.split_once("\r\n\r\n").unwrap().1.trim_end().to_owned();
+    let why = refused?.why;
+    assert_eq!(why, body, "the log and the client are told the same");
+    Some((status, why))
+}
+
+#[test]
+fn an_upgrade_that_a_proxy_has_spoiled_is_told_the_likely_cause() {
+    let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
+    let version = "Sec-WebSocket-Version: 13\r\n";
+    let whole = format!("{ASKS}{KEY}");
+    let only_key = format!("{KEY}{version}Connection: close\r\n");
+    let no_upgrade = "no Upgrade header: is a proxy dropping it?";
+    let old = "HTTP/1.0, but WebSocket needs HTTP/1.1: does nginx lack proxy_http_version 1.1?";
+    let no_path = "no WebSocket path; use /ws or /ws/ROOM";
+    let slashes = "no WebSocket path, because it begins with two slashes; use /ws or /ws/ROOM";
+    let foreign = r#"Origin "https://a" is not of Host "h"; see --allow-origin"#;
+    for (config, line, headers, status, why) in [
+        (&Config::default(), "GET /ws HTTP/1.1", &only_key, 426, no_upgrade.to_owned()),
+        (&Config::default(), "GET /ws/tea HTTP/1.0", &only_key, 426, format!("{old}; {no_upgrade}")),
+        (&Config::default(), "GET /ws HTTP/1.0", &whole, 426, old.to_owned()),
+        (
+            &Config::default(),
+            "GET /ws HTTP/1.1",
+            &format!("{KEY}{version}Upgrade: h2c\r\n"),
+            426,
+            "the Upgrade header is not for websocket".to_owned(),
+        ),
+        (
+            &Config::default(),
+            "GET /ws HTTP/1.1",
+            &format!("{KEY}{version}Upgrade: websocket\r\nConnection: keep-alive\r\n"),
+            426,
+            "no Upgrade in the Connection header: is a proxy changing it?".to_owned(),
+        ),
+        (&Config::default(), "GET / HTTP/1.1", &whole, 404, no_path.to_owned()),
+        (&Config::default(), "GET / HTTP/1.1", &only_key, 404, no_path.to_owned()),
+        (&Config::default(), "GET /check HTTP/1.1", &whole, 404, no_path.to_owned()),
+        (&Config::default(), "GET /tea HTTP/1.1", &only_key, 404, no_path.to_owned()),
+        (&Config::default(), "GET //ws/tea HTTP/1.1", &whole, 404, slashes.to_owned()),
+        (&matchbox, "GET / HTTP/1.1", &only_key, 426, no_upgrade.to_owned()),
+        (
+            &Config::default(),
+            "GET /ws HTTP/1.1",
+            &format!("{whole}Origin: https://a\r\n"),
+            403,
+            foreign.to_owned(),
+        ),
+        (
+            &Config::default(),
+            "GET /ws HTTP/1.0",
+            &format!("{only_key}Origin: https://a\r\n"),
+            403,
+            format!("{foreign}; {old}; {no_upgrade}"),
+        ),
+        (
+            &Config::default(),
+            "GET / HTTP/1.1",
+            &format!("{only_key}Origin: https://a\r\n"),
+            404,
+            no_path.to_owned(),
+        ),
+    ] {
+        assert_eq!(
+            refusal(config, &format!("{line}\r\n{headers}")),
+            Some((status, why)),
+            "{line}\r\n{headers}"
+        );
+    }
+    // Nobody wanted a WebSocket, so the log says nothing.
+    for line in
+        ["GET /ws HTTP/1.1", "GET /ws HTTP/1.0", "GET /tea HTTP/1.1", "POST / HTTP/1.1", "GET //ws HTTP/1.1"]
+    {
+        assert_eq!(refusal(&Config::default(), &format!("{line}\r\n")), None, "{line}");
+    }
+}
+
+#[test]
+fn a_plain_request_without_host_is_no_refused_upgrade() {
+    let head = b"GET / HTTP/1.1\r\n\r\n";
+    let answer = answer(head, Door::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
+    assert!(matches!(answer, Answer::Plain { status: 400, refused: None, .. }), "{answer:?}");
+}
+
+#[test]
+fn only_fields_of_the_query_that_are_read_must_be_utf8() {
+    let secret = b"nobody signs with this but the tests";
+    let guarded =
+        Config { token_secrets: Some(crate::token::Secrets::parse(secret).unwrap()), ..Config::default() };
+    let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
+    for (config, target, expected) in [
+        (&Config::default(), "/ws?token=%ff&next=%ff", 101),
+        (&guarded, "/ws?token=%ff", 400),
+        (&guarded, "/ws?next=%ff", 401),
+        (&matchbox, "/tea?next=%ff", 400),
+        (&matchbox, "/tea?next=2&token=%ff&%ff", 101),
+    ] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
+        assert_eq!(ask(Door::Main, config, false, &head).0, expected, "{target}");
+    }
+}
+
+#[test]
+fn the_metrics_listener_answers_no_page_of_a_rebound_name() {
+    let metrics_hosts = vec!["metrics.example.com".to_owned()];
+    let named = Config { metrics: Some("127.0.0.1:1".parse().unwrap()), metrics_hosts, ..Config::default() };
+    let status = |config: &Config, path: &str, host: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let answer =
+            answer(head.as_bytes(), Door::Metrics, config, false, Duration::ZERO, |_, _| Place::Free);
+        match answer {
+            Answer::Ask(_) => (200, String::new()),
+            Answer::Plain { status, response, refused } => {
+                assert_eq!(refused, None);
+                let response = String::from_utf8(response).unwrap();
+                (status, response.split_once("\r\n\r\n").unwrap().1.to_owned())
+            }
+            Answer::Upgrade { .. } => unreachable!("not at this listener"),
+        }
+    };
+    let refused = "Host \"evil.example:8081\" is neither an IP address nor a name without dots; \
+        --metrics-host NAME allows a name\n";
+    for path in ["/metrics", "/rooms", "/rooms?room=tea", "/"] {
+        assert_eq!(status(&named, path, "evil.example:8081"), (403, refused.to_owned()), "{path}");
+    }
+    for path in ["/metrics", "/rooms"] {
+        for host in ["localhost:8081", "127.0.0.1:8081", "[::1]:8081", "noroshi", "10.0.0.1"] {
+            assert_eq!(status(&Config::default(), path, host).0, 200, "{path} {host}");
+        }
+        assert_eq!(status(&named, path, "Metrics.example.com:8081").0, 200);
+        assert_eq!(status(&Config::default(), path, "metrics.example.com:8081").0, 403);
+    }
+    assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET /metrics HTTP/1.0\r\n").0, 200);
+    assert_eq!(
+        ask(Door::Main, &Config::default(), false, "GET /healthz HTTP/1.1\r\nHost: evil.example\r\n").0,
+        200
+    );
 }
 
 #[test]
@@ -263,7 +457,9 @@ fn pages() {
             "{head}"
         );
     }
-    for target in ["/metrics", "/wsx", "/healthz/", "*", "http://h:1", "http://h?z=/ws"] {
+    assert_eq!(get("GET /healthz/ HTTP/1.1").0, 200);
+    assert_eq!(get("GET /%68ealthz HTTP/1.1").0, 200);
+    for target in ["/metrics", "/wsx", "/healthz//", "//healthz", "*", "http://h:1", "http://h?z=/ws"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
     let metrics = |head: &str| ask(Door::Metrics, &Config::default(), false, head).0;
@@ -282,12 +478,15 @@ fn pages() {
         ("after=1", None),
         ("after=+1.x", None),
         ("room=%ff", None),
-        ("room", None),
+        ("room", Some((Some(""), None))),
+        ("room=a+b", Some((Some("a b"), None))),
+        ("r%6fom=tea&after=%31.2", Some((Some("tea"), Some((1, 2))))),
+        ("room=tea&other=%ff", None),
         ("rooms=tea", None),
     ] {
         let expected = expected
             .map(|(room, after): (Option<&str>, _)| About::Rooms { room: room.map(String::from), after });
-        assert_eq!(route::rooms(query), expected, "{query}");
+        assert_eq!(route::rooms(&Query::new(query)), expected, "{query}");
         let status = metrics(&format!("GET /rooms?{query} HTTP/1.1\r\nHost: h\r\n"));
         assert_eq!(status, if expected.is_some() { 200 } else { 400 });
     }

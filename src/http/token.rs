@@ -9,13 +9,13 @@ use crate::token::{Claims, Fault, Secrets};
 impl Request<'_> {
     /// What the token says, from the header or else from the query: browsers cannot set headers.
     pub(super) fn claims(&self, target: &Target, secrets: &Secrets, wall: Duration) -> Result<Claims, Fault> {
-        let in_query = target.query.split('&').filter_map(|field| field.strip_prefix("token="));
         let in_header = self.values("authorization").filter_map(bearer);
-        let mut tokens = in_header.collect::<Result<Vec<&str>, Fault>>()?;
+        let mut tokens = in_header.collect::<Result<Vec<String>, Fault>>()?;
         if tokens.is_empty() {
-            tokens.extend(in_query);
+            let in_query = target.query.values("token").map(|token| token.map_err(|_| Fault::Malformed));
+            tokens = in_query.collect::<Result<_, _>>()?;
         }
-        match tokens[..] {
+        match &tokens[..] {
             [] => Err(Fault::Missing),
             [token] => secrets.admit(token, &target.room, None, wall),
             _ => Err(Fault::Malformed),
@@ -40,12 +40,12 @@ impl Request<'_> {
 
 /// Returns the token in the value of an `Authorization` header (RFC 6750 section 2.1). `None`: the header is for somebody
 /// else, such as a proxy that asks for a password.
-fn bearer(value: &[u8]) -> Option<Result<&str, Fault>> {
+fn bearer(value: &[u8]) -> Option<Result<String, Fault>> {
     let value = value.trim_ascii();
     let end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
     let (scheme, token) = value.split_at(end);
     if !scheme.eq_ignore_ascii_case(b"bearer") {
         return None;
     }
-    Some(std::str::from_utf8(token.trim_ascii()).map_err(|_| Fault::Malformed))
+    Some(String::from_utf8(token.trim_ascii().to_vec()).map_err(|_| Fault::Malformed))
 }

@@ -94,6 +94,21 @@ fn the_header_of_the_client_address_is_a_name() {
 }
 
 #[test]
+fn hosts_of_the_metrics_listener_are_names() {
+    let line = "--metrics 127.0.0.1:8 --metrics-host a.example --metrics-host=B_1.example";
+    let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
+    assert_eq!(config.metrics_hosts, ["a.example", "B_1.example"]);
+    for name in ["a.example:80", "http://a.example", "*", "é", &"x".repeat(254)] {
+        let error = parse(&format!("--metrics 127.0.0.1:8 --metrics-host {name}")).unwrap_err();
+        assert!(error.starts_with("--metrics-host: expected the name of a host"), "{error}");
+    }
+    assert_eq!(
+        parse("--metrics-host a.example").unwrap_err(),
+        "--metrics-host: expected --metrics beside it"
+    );
+}
+
+#[test]
 fn a_secret_is_shown_to_nobody() {
     let turn_secret = Some(Secret("open sesame".to_owned()));
     assert!(!format!("{:?}", Config { turn_secret, ..Config::default() }).contains("sesame"));
