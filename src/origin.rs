@@ -103,13 +103,18 @@ fn normal(origin: &str) -> Option<String> {
         _ => (rest, None),
     };
     let default = match scheme {
-        "http" | "ws" => "80",
-        "https" | "wss" => "443",
-        _ => "",
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
     };
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    // As a number, because 0443 is 443.
+    let port: Option<u16> = match port {
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
+        Some(_) => return None,
+        None => None,
+    };
     let host = match host.strip_prefix('[') {
         Some(ip) => format!("[{}]", ip.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?),
         None => host.to_owned(),
@@ -117,10 +122,10 @@ fn normal(origin: &str) -> Option<String> {
     let is_host = host.starts_with('[')
         || !host.is_empty()
             && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    if !is_scheme || !is_host || !port.is_none_or(is_port) {
+    if !is_scheme || !is_host {
         return None;
     }
-    Some(match port.filter(|port| *port != default) {
+    Some(match port.filter(|port| Some(*port) != default) {
         Some(port) => format!("{scheme}://{host}:{port}"),
         None => format!("{scheme}://{host}"),
     })
@@ -205,6 +210,8 @@ mod tests {
             ("http://example.com", "EXAMPLE.com:80"),
             ("HTTPS://Example.com:8443", "example.com:8443"),
             ("http://[::1]:8080", "[::1]:8080"),
+            ("https://example.com:0443", "example.com"),
+            ("http://example.com:8080", "example.com:08080"),
             ("http://192.0.2.1", "192.0.2.1"),
             ("https://xn--wgv71a119e.example", "xn--wgv71a119e.example"),
         ] {

@@ -32,7 +32,7 @@ pub fn check(data: &[u8]) {
 }
 
 /// Scheme, host and port of an origin.
-fn read(origin: &str) -> Option<(String, String, u16)> {
+fn read(origin: &str) -> Option<(String, String, Option<u16>)> {
     let origin = origin.to_ascii_lowercase();
     let colon = origin.find("://")?;
     let (scheme, authority) = (&origin[..colon], &origin[colon + 3..]);
@@ -43,10 +43,9 @@ fn read(origin: &str) -> Option<(String, String, u16)> {
         return None;
     }
     let default = match scheme {
-        "http" | "ws" => 80,
-        "https" | "wss" => 443,
-        // No port of another scheme is its default. Port 0 cannot be told from none then, and is nobody's.
-        _ => 0,
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
     };
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
@@ -64,7 +63,7 @@ fn read(origin: &str) -> Option<(String, String, u16)> {
     let port = match port.strip_prefix(':') {
         None if port.is_empty() => default,
         Some(digits) if !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit()) => {
-            digits.parse().ok()?
+            Some(digits.parse().ok()?)
         }
         _ => return None,
     };
