@@ -180,13 +180,13 @@ impl<'a> Request<'a> {
             },
             (Door::Main, None) if self.is_attempted_upgrade() => self.no_websocket_path(&path),
             (Door::Main, None) => self.page_at(&path, config),
-            (Door::Metrics, _) if !self.is_for_metrics(config) => self.rebound(),
+            (Door::Metrics, _) if !self.is_for_metrics(config) => self.unexpected_host(),
             (Door::Metrics, _) => self.operator(&path, &query),
         }
     }
 
-    /// Whether the client wants a WebSocket: it sends a key, or asks for the upgrade. A proxy that is not prepared for
-    /// WebSockets drops `Upgrade`, but not the key.
+    /// Returns whether the client wants a WebSocket: it sends a key, or asks for the upgrade. A proxy that is not prepared
+    /// for WebSockets drops `Upgrade`, but not the key.
     fn is_attempted_upgrade(&self) -> bool {
         self.values("sec-websocket-key").next().is_some() || self.lists("upgrade", "websocket")
     }
@@ -211,9 +211,11 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether the host that a request names may be that of the metrics listener. A page whose name was rebound to the
-    /// address of this machine (DNS rebinding) names itself; it has no IP address and no name of one label, which
-    /// nobody can register. A request without `Host` (HTTP/1.0) comes from no browser.
+    /// Returns whether the metrics listener answers a request with this `Host`.
+    ///
+    /// A page whose name was rebound to the address of this machine (DNS rebinding) sends its name as `Host`. That name
+    /// is registered, so it is neither an IP address nor a name of one label. A request without `Host` (HTTP/1.0) comes
+    /// from no browser.
     fn is_for_metrics(&self, config: &Config) -> bool {
         match self.only_value("host") {
             Some(host) => {
@@ -223,7 +225,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    fn rebound(&self) -> Answer {
+    /// Refuses a request at the metrics listener because of its `Host`.
+    fn unexpected_host(&self) -> Answer {
         let host: String = self.joined_values("host").chars().take(ORIGIN_LOGGED_MAX).collect();
         let sentence = format!(
             "Host {host:?} is neither an IP address nor a name without dots; --metrics-host NAME allows a name"

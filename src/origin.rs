@@ -25,7 +25,7 @@ impl Allowed {
     /// Reads what an operator allows.
     ///
     /// # Errors
-    /// No page has such an origin. Returns what is expected instead.
+    /// No page has this origin. Returns what is expected instead.
     pub fn parse(text: &str) -> Result<Allowed, &'static str> {
         // Browsers write no more than this for a page from a file, or in a sandbox.
         if let "null" | "file://" = text {
@@ -74,8 +74,8 @@ pub fn is_same(origin: &str, host: &str) -> bool {
     normal(origin).is_some_and(|normal| origin.split_once("://").and_then(of_host) == Some(normal))
 }
 
-/// Whether a `Host` is an IP address, a name of one label, such as `localhost`, or one of these names, which are in lower
-/// case. With or without a port.
+/// Returns whether a `Host` is an IP address, a name of one label (`localhost`), or one of these names. Case and port do
+/// not count.
 pub fn is_local(host: &str, names: &[String]) -> bool {
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     if let Some(rest) = host.strip_prefix('[') {

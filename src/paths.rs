@@ -1,5 +1,5 @@
 //! The paths of the main listener. Routing and the flags that mount other protocols both read them, so that no flag can
-//! hide a path of the server's own.
+//! hide a path that the server uses.
 
 /// The default room; rooms are below it.
 pub const WEBSOCKET: &str = "/ws";
@@ -13,7 +13,7 @@ pub const MATCHBOX_HEALTH: &str = "/health";
 /// this order.
 pub const PAGES: [&str; 3] = ["/", "/check", "/noroshi.js"];
 
-/// Returns the path of the server's own that hides, or is hidden by, another protocol at this path.
+/// Returns the path of the server that another protocol at this path would hide, or that would hide it.
 pub fn collision(path: &str) -> Option<&'static str> {
     let fixed = [WEBSOCKET, HEALTH, AYAME_HEALTH, MATCHBOX_HEALTH];
     if let Some(own) = fixed.into_iter().chain(PAGES).find(|own| *own == path) {

@@ -1,8 +1,7 @@
 //! The query of a request target: fields separated by `&`, percent-encoded, with `+` for a space, as browsers and
 //! libraries write them (the `application/x-www-form-urlencoded` format of the WHATWG URL standard).
 //!
-//! This is the only parser of queries. A field is decoded when it is read, so a field that nobody reads may hold any
-//! bytes, and a query with many fields takes no memory beside its text.
+//! This is the only parser of queries. A field is decoded when it is read, so an unread field may hold any bytes, and a query with many fields takes no memory beside its text.
 
 use percent_encoding::percent_decode_str;
 

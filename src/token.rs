@@ -37,7 +37,7 @@ pub struct Claims {
     pub until: Duration,
     /// `room`: the only room.
     pub room: Option<Box<str>>,
-    /// `room_prefix`: what the names of all its rooms begin with.
+    /// `room_prefix`: the prefix of all its rooms.
     pub room_prefix: Option<Box<str>>,
     /// `sub`: the id that its bearer speaks as.
     pub id: Option<Box<str>>,
@@ -160,7 +160,7 @@ impl Secrets {
 }
 
 impl Claims {
-    /// Whether its bearer may be in this room. `room` is the whole name, `room_prefix` its begin; if both are there, both
+    /// Returns whether its bearer may be in this room. `room` is the whole name, `room_prefix` its begin; if both are there, both
     /// must hold. The default room has the empty name.
     pub fn allows(&self, room: &str) -> bool {
         let is_named = self.room.as_deref().is_none_or(|named| room == named);
@@ -224,7 +224,7 @@ impl Algorithm {
         }
     }
 
-    /// Whether this is the signature of a text, compared in constant time.
+    /// Returns whether this is the signature of a text, compared in constant time.
     fn verifies(self, key: &[u8], signed: &str, signature: &[u8]) -> bool {
         let verified = match self {
             Algorithm::Hs256 => keyed::<Hmac<Sha256>>(key, signed).verify_slice(signature),

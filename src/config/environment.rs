@@ -82,12 +82,12 @@ fn flag_name(name: &OsStr) -> Option<String> {
     if name == "PORT" {
         return Some("PORT".to_owned());
     }
-    // What is not UTF-8 behind the prefix is no flag, and is refused as one.
+    // A name that is not UTF-8 behind the prefix becomes no flag's name, and the error shows it.
     let name = name.to_string_lossy();
     name.strip_prefix("NOROSHI_").map(str::to_owned)
 }
 
-/// Whether an orchestrator sets this variable for a service named `noroshi` or `noroshi-anything`.
+/// Returns whether an orchestrator sets this variable for a service named `noroshi` or `noroshi-anything`.
 ///
 /// Kubernetes (service links, which are on by default) and Docker (`--link`) tell each container where other services
 /// are. For a service `noroshi-web` they set `NOROSHI_WEB_SERVICE_HOST`, `NOROSHI_WEB_SERVICE_PORT`,

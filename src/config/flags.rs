@@ -37,7 +37,7 @@ pub struct Mint {
     pub secret_file: PathBuf,
     /// The room that it is for; any, if missing.
     pub room: Option<String>,
-    /// What the names of the rooms begin with that it is for; any, if missing.
+    /// The prefix of the rooms that it is for; any, if missing.
     pub room_prefix: Option<String>,
     /// The id that it is for; any, if missing.
     pub id: Option<String>,
@@ -309,7 +309,7 @@ fn probe_of(config: &Config) -> Result<Probe, String> {
     Ok(Probe { socket: None, authority, path: paths::HEALTH.to_owned() })
 }
 
-/// What comes after `health`, if anything does.
+/// Reads the arguments of `health`.
 fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::prelude::*;
 

@@ -91,7 +91,7 @@ pub(super) fn network(text: &str) -> Result<Network, &'static str> {
 pub(super) fn client_ip_header(name: &str) -> Result<String, &'static str> {
     let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let is_name = (1..=HEADER_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_token_byte);
-    // RFC 7239 has a syntax of its own, which is not read.
+    // Forwarded has another syntax (RFC 7239), which is not read.
     if is_name && !name.eq_ignore_ascii_case("Forwarded") {
         Ok(name.to_owned())
     } else {

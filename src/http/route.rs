@@ -25,7 +25,7 @@ pub(super) fn path_and_query(target: &str) -> (Cow<'_, str>, Query) {
     (decode_unreserved(path), Query::new(query))
 }
 
-/// Whether a byte of a path means the same with and without percent-encoding (RFC 3986 section 2.3).
+/// Returns whether a byte of a path means the same with and without percent-encoding (RFC 3986 section 2.3).
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
@@ -144,7 +144,7 @@ pub(super) fn rooms(query: &Query) -> Option<About> {
     Some(About::Rooms { room, after })
 }
 
-/// Whether a path is that of a health check. Clients of other servers use the path of theirs.
+/// Returns whether a path is that of a health check. Clients of other servers use the path of theirs.
 pub(super) fn is_health(path: &str, config: &Config) -> bool {
     match without_slash(path) {
         paths::HEALTH => true,

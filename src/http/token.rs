@@ -38,8 +38,8 @@ impl Request<'_> {
     }
 }
 
-/// Returns the token in the value of an `Authorization` header (RFC 6750 section 2.1). `None`: the header is for somebody
-/// else, such as a proxy that asks for a password.
+/// Returns the token in the value of an `Authorization` header (RFC 6750 section 2.1). `None`: the header has another
+/// scheme. It is for a proxy that asks for a password, for example.
 fn bearer(value: &[u8]) -> Option<Result<String, Fault>> {
     let value = value.trim_ascii();
     let end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());

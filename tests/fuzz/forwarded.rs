@@ -1,5 +1,5 @@
-//! Headers in which proxies report the client's address: what is read is what a naive reader reads, and what nobody can
-//! read is refused and counted for nobody.
+//! Headers in which proxies report the client's address: the server reads what a naive reader reads, and refuses a request
+//! whose address is unreadable before it is counted.
 
 #![cfg_attr(not(test), no_main)]
 

@@ -96,7 +96,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// What the server takes for the client's address is what a naive reader of the headers takes for it. `told` is `None`
+/// Compares the client's address with that of a naive reader of the headers. `told` is `None`
 /// if the request was refused before its address counted.
 fn check_client_address(
     head: &[u8],
