@@ -31,13 +31,13 @@ pub const LIBRARY: File = File {
 /// What the page may do (CSP3): run its own script and the library, have its own style and the icon in its head, and
 /// speak with this server. The hashes are those of its elements; a test computes them.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-rG1nnFPzTVhfAts/a1rzv2wJZO6sCLCr6aUaErpeu04='; \
+    script-src 'self' 'sha256-+c8SQpVR8LGDPYq87x7ydtucxOP4+pifi8Hh+2D5Vvs='; \
     style-src 'sha256-fbUl1+zs7Fre/xp/T0EqDbcfyQ+j67rNFAT76hdjN0o='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The same for the other page, which has a script of its own only.
 const CHECK_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-0ZzsSlgMTKKZKikfElCt10CNJg6dG+mW5dWy60G7shY='; \
+    script-src 'sha256-lAMyMdGH6qB2ksPRIDIcZdu7GpbYsH9bhxtrU8TsN8I='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
