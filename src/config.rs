@@ -13,7 +13,7 @@ use log::LevelFilter;
 
 use crate::address::{Address, Network};
 use crate::origin::Allowed;
-use crate::token::Secrets;
+use crate::token::{self, Secrets};
 
 mod environment;
 mod flags;
@@ -39,6 +39,8 @@ pub struct Config {
     pub connections_per_ip_max: usize,
     /// Who is believed when it says where a request comes from.
     pub trusted_proxies: Vec<Network>,
+    /// The only header in which a trusted proxy reports the client's address. `None`: `X-Forwarded-For`, then `X-Real-IP`.
+    pub client_ip_header: Option<String>,
     /// Bytes of memory, see [`crate::budget`]; `None` is no limit.
     pub memory_bytes_max: Option<usize>,
     /// Joined peers in one room. In a mesh everybody is connected to everybody: browsers give up before 64.
@@ -70,6 +72,8 @@ pub struct Config {
     pub page: bool,
     /// Where to serve `GET /metrics`, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Names with dots that a request at that listener may have as its `Host`.
+    pub metrics_hosts: Vec<String>,
     /// How much to log.
     pub log: LevelFilter,
 }
@@ -97,14 +101,15 @@ impl Display for Listen {
 pub struct Secret(pub String);
 
 impl Secret {
-    /// What is in a file, without the space around it: editors end the line.
+    /// Reads a file, without the byte order mark before it and the space around it: editors write both.
     ///
     /// # Errors
-    /// It cannot be read, or is empty.
+    /// It cannot be read, is not UTF-8, or is empty.
     pub fn read(file: &Path) -> io::Result<Secret> {
-        let text = String::from_utf8(secret_file::read(file)?)
-            .map_err(|_| io::Error::other("expected text in UTF-8, got other bytes"))?;
-        match text.trim() {
+        let content = secret_file::read(file)?;
+        let content = token::strip_byte_order_mark(&content).map_err(io::Error::other)?;
+        let not_utf8 = |_| io::Error::other("expected text in UTF-8, got other bytes");
+        match std::str::from_utf8(content).map_err(not_utf8)?.trim() {
             "" => Err(io::Error::other("there is nothing in it")),
             secret => Ok(Secret(secret.to_owned())),
         }
@@ -126,6 +131,7 @@ impl Default for Config {
             connections_max: 10_000,
             connections_per_ip_max: 0,
             trusted_proxies: Vec::new(),
+            client_ip_header: None,
             memory_bytes_max: None,
             mesh_peers_max: 64,
             message_bytes_max: 64 * KIB,
@@ -141,6 +147,7 @@ impl Default for Config {
             drain: Duration::ZERO,
             page: true,
             metrics: None,
+            metrics_hosts: Vec::new(),
             log: LevelFilter::Info,
         }
     }

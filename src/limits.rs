@@ -52,6 +52,12 @@ pub const SPARE_WORKS_MAX: usize = 64;
 /// The largest of them that are kept: an SDP with video fits.
 pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 
+/// Bytes of the name in `--client-ip-header`, which the log shows: three times the longest that proxies use.
+pub const HEADER_NAME_BYTES_MAX: usize = 64;
+
+/// Bytes of the name in `--metrics-host`: the longest name of a host (RFC 1035 section 2.3.4, without the root).
+pub const HOST_NAME_BYTES_MAX: usize = 253;
+
 // ---- One peer ----
 
 /// An id, in bytes of UTF-8: a UUID three times over.
@@ -98,6 +104,9 @@ pub const SECRET_FILE_BYTES_MAX: usize = 64 * KIB;
 pub const TOKEN_SECRETS_MAX: usize = 2;
 /// A token, in bytes: ten times what one for a room and an id takes, and what a hash of costs 10 µs.
 pub const TOKEN_BYTES_MAX: usize = 4 * KIB;
+/// The last `exp`, `nbf` or `iat` of a token, in seconds since 1970: 12 digits, the year 33658. Larger numbers are
+/// milliseconds, of which now has 13 digits. The end of the year 9999, which stands for "never", has 12.
+pub const TOKEN_DATE_SECONDS_MAX: u64 = 999_999_999_999;
 /// How far the clock of whoever signs tokens may be wrong.
 pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 
@@ -197,6 +206,8 @@ pub const LOG_LINES_AT_ONCE: u32 = 4;
 const _: () = assert!(LOG_LINES_AT_ONCE as usize * LOG_LINE_BYTES_MAX <= 4 * KIB);
 /// How long the last line, which reports a panic, waits for stderr to become writable.
 pub const PANIC_REPORT_TIME_MAX: Duration = Duration::from_secs(1);
+/// Characters of the value of a header in a line of the log, so that a long value does not hide what comes behind it.
+pub const ORIGIN_LOGGED_MAX: usize = 100;
 /// How often a supervisor is told how many connections there are, at most.
 pub const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// How long the server waits for a supervisor to take the messages that it is ready, and that it stops. Both are sent once.

@@ -116,7 +116,12 @@ fn token(mint: Mint) -> ExitCode {
         }
     };
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + mint.ttl;
-    let claims = Claims { until, room: mint.room.map(Box::from), id: mint.id.map(Box::from) };
+    let claims = Claims {
+        until,
+        room: mint.room.map(Box::from),
+        room_prefix: mint.room_prefix.map(Box::from),
+        id: mint.id.map(Box::from),
+    };
     print(&format!("{}\n", secrets.sign(&claims)))
 }
 

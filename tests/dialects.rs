@@ -15,6 +15,7 @@ use noroshi::gate::Gate;
 use noroshi::http::Door;
 use noroshi::matchbox::Matchbox;
 use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::query::Query;
 use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
@@ -168,7 +169,7 @@ A < {"type":"offer"}
 /// A token for this room and id, which ends in the year 2096.
 fn token(room: &str, id: Option<&str>) -> String {
     let (room, id) = (Some(room.into()), id.map(Box::from));
-    let claims = Claims { until: Duration::from_secs(4_000_000_000), room, id };
+    let claims = Claims { until: Duration::from_secs(4_000_000_000), room, room_prefix: None, id };
     Secrets::parse(SECRET).unwrap().sign(&claims)
 }
 
@@ -179,16 +180,22 @@ fn an_ayame_client_has_its_token_in_its_key() {
     })));
     for (who, more, reason) in [
         ("A", json!({}), "a token is needed here"),
-        ("B", json!({"key": "x"}), "that is no token (a JWT, HS256, with exp)"),
+        ("B", json!({"key": "x"}), "that is no token (a JWT with exp, signed with HS256, HS384 or HS512)"),
         ("C", json!({"key": token("coffee", None)}), "the token is for another room"),
         ("D", json!({"key": token("tea", Some("X"))}), "the token is for another id"),
+        ("X", json!({"key": token("t*", None)}), "the token is for another room"),
         ("E", json!({"key": token("tea", None), "signalingKey": ""}), "a token is needed here"),
     ] {
         assert_eq!(register(&mut *net, who, more), json!({"type": "reject", "reason": reason}));
         assert_eq!(net.next(who), Some(Heard::Closed(1000)));
     }
     assert_eq!(register(&mut *net, "F", json!({"key": token("tea", Some("F"))}))["type"], "accept");
-    let more = json!({"key": "x", "signalingKey": token("t*", None)});
+    let claims = Claims {
+        until: Duration::from_secs(4_000_000_000),
+        room_prefix: Some("t".into()),
+        ..Claims::default()
+    };
+    let more = json!({"key": "x", "signalingKey": Secrets::parse(SECRET).unwrap().sign(&claims)});
     assert_eq!(register(&mut *net, "G", more)["isExistUser"], true);
     net.finish();
 }
@@ -306,7 +313,7 @@ fn whatever_happens_they_are_consistent_and_end_empty() {
                 (0..2, _) | (_, None) if step < 500 => {
                     let slot = (0..).find(|slot| here.iter().all(|(conn, _)| conn.slot() != *slot)).unwrap();
                     let dialect = if dice.roll(2) == 0 { Dialect::Ayame } else { Dialect::Matchbox };
-                    let query = dice.pick(&["", "next=2", "next=3"]).to_string();
+                    let query = Query::new(["", "next=2", "next=3"][dice.roll(3) as usize]);
                     target = Target { dialect, room: dice.pick(&["", "tea"]).to_string(), query };
                     number += 1;
                     let conn = Conn::new(number, slot);

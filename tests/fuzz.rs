@@ -3,10 +3,18 @@
 
 #![allow(clippy::duplicate_mod, reason = "each target is a program of its own")]
 
+#[path = "fuzz/config.rs"]
+mod config;
+#[path = "fuzz/forwarded.rs"]
+mod forwarded;
 #[path = "fuzz/hub.rs"]
 mod hub;
 #[path = "fuzz/json.rs"]
 mod json;
+#[path = "fuzz/origin.rs"]
+mod origin;
+#[path = "fuzz/query.rs"]
+mod query;
 #[path = "fuzz/request.rs"]
 mod request;
 #[path = "fuzz/stream.rs"]
@@ -19,8 +27,12 @@ use std::path::{Path, PathBuf};
 /// One after the other: a target counts what is allocated.
 #[test]
 fn the_corpus_holds() {
+    play("config", config::check);
+    play("forwarded", forwarded::check);
     play("hub", hub::check);
     play("json", json::check);
+    play("origin", origin::check);
+    play("query", query::check);
     play("request", request::check);
     play("stream", stream::check);
     play("token", token::check);

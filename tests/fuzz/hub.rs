@@ -12,6 +12,7 @@ use noroshi::config::Config;
 use noroshi::gate::Gate;
 use noroshi::hub::Hub;
 use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox, Target};
+use noroshi::query::Query;
 use serde_json::Value;
 
 #[cfg(not(test))]
@@ -145,7 +146,7 @@ impl World {
                 let conn = Conn::new(self.connections, slot);
                 self.peers[slot] = Some(conn);
                 let room = ROOMS[who / PEERS_MAX % 2].to_owned();
-                let target = Target { dialect: Dialect::Noroshi, room, query: String::new() };
+                let target = Target { dialect: Dialect::Noroshi, room, query: Query::default() };
                 self.input(Input::Connected(conn, &target, None));
             }
             (_, Some(conn)) => {

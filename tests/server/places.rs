@@ -72,6 +72,30 @@ fn only_a_trusted_proxy_is_believed() {
 }
 
 #[test]
+fn a_malformed_hop_of_the_client_does_not_switch_off_the_limit_of_its_address() {
+    let mut net = with(|config| {
+        config.connections_per_ip_max = 2;
+        config.trusted_proxies = vec![Network::parse("127.0.0.0/8").unwrap()];
+    });
+    let mut ask = |hops: &[u8]| {
+        let mut stream = net.connect(Door::Main);
+        let (line, rest) = REQUEST.split_once("Host:").unwrap();
+        let request = [line.as_bytes(), b"X-Forwarded-For: ", hops, b"\r\nHost:", rest.as_bytes()].concat();
+        stream.write_all(&request).unwrap();
+        let mut answer = vec![0; 1000];
+        net.until(|_| stream.read(&mut answer).ok());
+        (stream, String::from_utf8_lossy(&answer[9..12]).into_owned())
+    };
+    // A proxy appends the address to what the client sends.
+    let open =
+        [&b"\xff, 192.0.2.1"[..], b"\xff,192.0.2.1", b"\xff, 192.0.2.1", b"192.0.2.9, \xff"].map(&mut ask);
+    let statuses: Vec<_> = open.iter().map(|(_, status)| status.as_str()).collect();
+    assert_eq!(statuses, ["101", "101", "429", "400"]);
+    drop(open);
+    net.finish();
+}
+
+#[test]
 fn without_memory_new_connections_are_told_503() {
     let mut net = with(|config| config.memory_bytes_max = Some(BASE_BYTES + 5 * CONNECTION_BYTES / 2));
     net.open("A", "");
