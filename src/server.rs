@@ -35,7 +35,7 @@ use crate::limits::{
 };
 use crate::matchbox::Matchbox;
 use crate::protocol::{Dialect, Input};
-use crate::session::{Event, Fill, Scratch};
+use crate::session::{Event, Fill, Scratch, Shared};
 use clock::Clock;
 use connections::Connections;
 use listen::Listeners;
@@ -154,6 +154,16 @@ impl Server {
     /// Returns whether the last turn found nothing to do. For tests, which wait for that.
     pub fn was_idle(&self) -> bool {
         self.was_idle
+    }
+
+    /// Returns the units of work that the last turn caused: messages that were handled or queued. For tests.
+    pub fn work_of_last_turn(&self) -> usize {
+        self.connections.work
+    }
+
+    /// Returns what all sessions share: memory in use, connections by address, counters. For tests.
+    pub fn shared(&self) -> &Shared {
+        &self.connections.shared
     }
 
     /// Moves the clock forward. For tests, which have no time to wait.
