@@ -198,18 +198,21 @@ impl Server {
             self.notice(event);
         }
         // Sessions that were ready before come first, so that those whose events come in every turn cannot starve them.
-        for slot in mem::take(&mut self.connections.ready) {
+        let ready = mem::take(&mut self.connections.ready);
+        let mut handled = 0;
+        for slot in &ready {
+            if self.connections.work >= WORK_PER_TURN {
+                break;
+            }
+            handled += 1;
             // The slot may have been freed, and may have another connection by now.
-            let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.ready) else {
-                continue;
-            };
-            entry.ready = false;
-            if self.connections.work < WORK_PER_TURN {
-                self.receive(slot);
-            } else {
-                self.connections.mark_ready(slot);
+            if let Some(entry) = self.connections.entries.get_mut(*slot).filter(|entry| entry.ready) {
+                entry.ready = false;
+                self.receive(*slot);
             }
         }
+        // Sessions that were not handled come before those that were, and that have further input.
+        self.connections.ready.splice(..0, ready[handled..].iter().copied());
         self.events = events;
         // Who can take what is queued takes it before the clock says that it is slow.
         self.settle();
