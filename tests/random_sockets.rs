@@ -446,9 +446,16 @@ impl World {
         }
     }
 
+    /// Returns how many bytes the content of a message has at most, which is seldom too much.
+    fn content_max(&mut self) -> usize {
+        let max = self.config.message_bytes_max;
+        if self.dice.roll(50) == 0 { 2 * max } else { max - 200 }
+    }
+
     fn long(&mut self) -> String {
         let sizes: &[usize] = if self.dice.roll(10) == 0 { &[5000, 40_000] } else { &[1, 10, 100, 900] };
-        "x".repeat(*self.dice.pick(sizes))
+        let max = self.content_max();
+        "x".repeat((*self.dice.pick(sizes)).min(max))
     }
 
     fn message_of_ours(&mut self, own: &'static str) -> String {
@@ -458,9 +465,9 @@ impl World {
             "offer",
             "offer",
             "answer",
+            "answer",
             "candidateAdd",
             "candidateAdd",
-            "join",
             "join",
             "leave",
         ];
@@ -470,13 +477,14 @@ impl World {
             _ => own,
         };
         let mut message = json!({"type": self.dice.pick(&kinds), "id": id});
-        if self.dice.roll(2) == 0 {
+        if self.dice.roll(3) == 0 {
             message["target_id"] = json!(self.dice.pick(&IDS));
         }
         match self.dice.roll(3) {
             0 => {
                 let candidate = self.long();
-                let count = (*self.dice.pick(&[0, 1, 3, 64, 65])).min(80_000 / candidate.len());
+                let count =
+                    (*self.dice.pick(&[0, 1, 3, 64, 65])).min(self.content_max() / (candidate.len() + 3));
                 message["candidates"] = json!(vec![candidate; count]);
             }
             1 => message["candidate"] = json!(self.long()),
