@@ -3,10 +3,14 @@
 
 #![allow(clippy::duplicate_mod, reason = "each target is a program of its own")]
 
+#[path = "fuzz/ayame.rs"]
+mod ayame;
 #[path = "fuzz/hub.rs"]
 mod hub;
 #[path = "fuzz/json.rs"]
 mod json;
+#[path = "fuzz/matchbox.rs"]
+mod matchbox;
 #[path = "fuzz/request.rs"]
 mod request;
 #[path = "fuzz/stream.rs"]
@@ -19,8 +23,10 @@ use std::path::{Path, PathBuf};
 /// One after the other: a target counts what is allocated.
 #[test]
 fn the_corpus_holds() {
+    play("ayame", ayame::check);
     play("hub", hub::check);
     play("json", json::check);
+    play("matchbox", matchbox::check);
     play("request", request::check);
     play("stream", stream::check);
     play("token", token::check);

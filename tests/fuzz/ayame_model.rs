@@ -99,8 +99,11 @@ impl Model {
     fn register(&mut self, conn: Conn, fields: [Option<&str>; 5]) {
         self.context.count_message("register");
         let [room, client, key, signaling_key, standalone] = fields;
-        let text = |field: Option<&str>| field.map_or(Some(String::new()), |text| json::string(text).map(String::from));
-        let (Some(room), Some(client), Some(key)) = (text(room), text(client), text(signaling_key.or(key))) else {
+        let text = |field: Option<&str>| {
+            field.map_or(Some(String::new()), |text| json::string(text).map(String::from))
+        };
+        let (Some(room), Some(client), Some(key)) = (text(room), text(client), text(signaling_key.or(key)))
+        else {
             return self.not_understood(conn);
         };
         let standalone = standalone.unwrap_or("false");
@@ -246,7 +249,8 @@ impl Rules for Model {
     fn timer(&mut self) {
         let due = self.timer_due();
         let now = self.context.now;
-        let (&conn, client) = self.clients.iter_mut().find(|(_, client)| client.ping_at == due).expect("one is due");
+        let (&conn, client) =
+            self.clients.iter_mut().find(|(_, client)| client.ping_at == due).expect("one is due");
         client.ping_at = Some(now + PING_EVERY);
         self.send(conn, r#"{"type":"ping"}"#.to_owned());
     }

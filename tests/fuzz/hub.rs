@@ -22,8 +22,6 @@ use world::{Bytes, STEPS_MAX, Step, World};
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", r"\u0067", ""];
-/// The same as a token has them.
-const TOKEN_IDS: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
 const ROOMS: [&str; 2] = ["", "tea"];
 /// Few enough to meet each other.
 const PEERS_MAX: usize = 10;
@@ -61,7 +59,8 @@ impl HubWorld {
         let config = Config { mesh_peers_max, ..world::config(rate, memory) };
         let model = Model::new(rate, mesh_peers_max);
         let slots = PEERS_MAX + CROWD_MAX;
-        let world = World::new(&config, Dialect::Noroshi, Hub::new(&config), model, slots).normalize(normalize);
+        let world =
+            World::new(&config, Dialect::Noroshi, Hub::new(&config), model, slots).normalize(normalize);
         HubWorld { world, has_tokens, has_crowd, own_ids: BTreeMap::new() }
     }
 
@@ -96,16 +95,16 @@ impl HubWorld {
 
     fn connect(&mut self, step: Step) {
         let kind = step.who / PEERS_MAX;
-        // Every second token is for one id.
-        let token_id = Some(step.who % 7).filter(|_| kind / 2 % 2 == 1);
+        // Every second token is for one id. There are few, so that many want the same.
+        let token_id = Some(kind / 4 % 3).filter(|_| kind / 2 % 2 == 1);
         let claims = Claims {
             until: Duration::from_secs(1_000_000),
             room: None,
-            id: token_id.map(|id| TOKEN_IDS[id].into()),
+            id: token_id.map(|id| IDS[id].into()),
         };
         let claims = Some(&claims).filter(|_| self.has_tokens);
         let conn = self.world.connect(step.slot, &target(ROOMS[kind % 2]), claims).expect("there is a place");
-        self.own_ids.insert(conn, token_id.unwrap_or(step.slot % 7));
+        self.own_ids.insert(conn, token_id.unwrap_or(step.slot % 5));
     }
 
     fn message(&self, step: Step, conn: Conn, bytes: &mut Bytes) -> Option<String> {

@@ -96,9 +96,10 @@ impl Rules for Model {
             return self.context.count_error("not_understood");
         };
         self.context.count_message("Signal");
-        let named = self.peers.iter().find(|(other, group)| {
-            self.context.names[other] == receiver && **group == self.peers[&conn]
-        });
+        let named = self
+            .peers
+            .iter()
+            .find(|(other, group)| self.context.names[other] == receiver && **group == self.peers[&conn]);
         let Some((&to, _)) = named else { return self.context.count_error("unknown_peer") };
         let sender = &self.context.names[&conn];
         let text = format!(r#"{{"Signal":{{"sender":"{sender}","data":{data}}}}}"#);

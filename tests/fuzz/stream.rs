@@ -11,8 +11,8 @@ mod reading;
 use std::time::Duration;
 
 use noroshi::config::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX, QUEUE_BYTES_RESERVE,
-    READ_BYTES_MAX, SPARE_BYTES_MAX,
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX,
+    QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
 use noroshi::gate::Gate;
 use noroshi::http::Door;

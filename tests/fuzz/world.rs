@@ -176,7 +176,11 @@ impl<R: Rules> World<R> {
                 let message = bytes.take(length);
                 self.say(conn, message, step.who & 0x80 != 0);
             }
-            (6, Some(conn)) => self.frame(conn),
+            (6, Some(conn)) => {
+                for _ in 0..=step.who / self.peers.len().min(16) {
+                    self.frame(conn);
+                }
+            }
             _ => return Some(false),
         }
         Some(true)
@@ -297,7 +301,10 @@ impl<R: Rules> World<R> {
             }
         }
         let context = self.rules.context();
-        assert!(context.grants.is_empty(), "memory is reserved that the rules do not know of, after {input:?}");
+        assert!(
+            context.grants.is_empty(),
+            "memory is reserved that the rules do not know of, after {input:?}"
+        );
         // The order between different peers means nothing.
         let mut expected = std::mem::take(&mut context.said);
         expected.sort_by_key(|(conn, _)| *conn);

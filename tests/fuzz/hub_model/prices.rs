@@ -58,7 +58,8 @@ impl Model {
         let mut others = self.rooms[&peer.room].mesh.clone();
         others.retain(|other| *other != conn && Some(*other) != leaving);
         let ids: Vec<_> = others.iter().map(|other| &self.peers[other].id).collect();
-        let answer = credits_for(json!({"type": "joined", "id": "x".repeat(128), "peers": ids}).to_string().len());
+        let answer =
+            credits_for(json!({"type": "joined", "id": "x".repeat(128), "peers": ids}).to_string().len());
         if let State::Joined = peer.state {
             return answer;
         }
