@@ -13,10 +13,11 @@ use log::LevelFilter;
 
 use crate::address::{Address, Network};
 use crate::origin::Allowed;
-use crate::token::Secrets;
+use crate::token::{self, Secrets};
 
 mod environment;
 mod flags;
+mod secret_file;
 mod values;
 
 pub use flags::{Command, Mint, Probe};
@@ -38,6 +39,8 @@ pub struct Config {
     pub connections_per_ip_max: usize,
     /// Who is believed when it says where a request comes from.
     pub trusted_proxies: Vec<Network>,
+    /// The only header in which a trusted proxy reports the client's address. `None`: `X-Forwarded-For`, then `X-Real-IP`.
+    pub client_ip_header: Option<String>,
     /// Bytes of memory, see [`crate::budget`]; `None` is no limit.
     pub memory_bytes_max: Option<usize>,
     /// Joined peers in one room. In a mesh everybody is connected to everybody: browsers give up before 64.
@@ -69,6 +72,8 @@ pub struct Config {
     pub page: bool,
     /// Where to serve `GET /metrics`, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Names with dots that a request at that listener may have as its `Host`.
+    pub metrics_hosts: Vec<String>,
     /// How much to log.
     pub log: LevelFilter,
 }
@@ -96,12 +101,15 @@ impl Display for Listen {
 pub struct Secret(pub String);
 
 impl Secret {
-    /// What is in a file, without the space around it: editors end the line.
+    /// Reads a file, without the byte order mark before it and the space around it: editors write both.
     ///
     /// # Errors
-    /// It cannot be read, or is empty.
+    /// It cannot be read, is not UTF-8, or is empty.
     pub fn read(file: &Path) -> io::Result<Secret> {
-        match std::fs::read_to_string(file)?.trim() {
+        let content = secret_file::read(file)?;
+        let content = token::strip_byte_order_mark(&content).map_err(io::Error::other)?;
+        let not_utf8 = |_| io::Error::other("expected text in UTF-8, got other bytes");
+        match std::str::from_utf8(content).map_err(not_utf8)?.trim() {
             "" => Err(io::Error::other("there is nothing in it")),
             secret => Ok(Secret(secret.to_owned())),
         }
@@ -123,6 +131,7 @@ impl Default for Config {
             connections_max: 10_000,
             connections_per_ip_max: 0,
             trusted_proxies: Vec::new(),
+            client_ip_header: None,
             memory_bytes_max: None,
             mesh_peers_max: 64,
             message_bytes_max: 64 * KIB,
@@ -138,6 +147,7 @@ impl Default for Config {
             drain: Duration::ZERO,
             page: true,
             metrics: None,
+            metrics_hosts: Vec::new(),
             log: LevelFilter::Info,
         }
     }
@@ -168,14 +178,15 @@ impl Config {
         address == Address::UNIX || self.trusted_proxies.iter().any(|network| network.contains(address.ip()))
     }
 
-    /// What all connections can use together at worst, in bytes, if there is no `--max-memory`: a full queue, a
-    /// message that comes in slowly, an offer that stands, candidates that are stored; or a claim of an id.
+    /// Returns what all connections can use together at worst, in bytes, if there is no `--max-memory`. For each: a full
+    /// queue, a message that comes in slowly, input that waits for the next turn, an offer and stored candidates. Buffers
+    /// that grow may come to have twice the room they need.
     pub fn worst_case_bytes(&self) -> u64 {
-        let incoming = 2 * self.message_bytes_max;
-        let kept =
-            (2 * self.message_bytes_max + STORED_BYTES_MAX).max(self.message_bytes_max + READ_BYTES_MAX);
-        let each = CONNECTION_BYTES + 2 * self.queue_bytes_max() + incoming + kept;
-        // More than a small machine can count to.
+        let outgoing = 2 * (self.queue_bytes_max() + QUEUE_BYTES_RESERVE) + CONTROL_BYTES_MAX;
+        let incoming = 2 * self.message_bytes_max + READ_BYTES_MAX;
+        let stored = 2 * self.message_bytes_max + 2 * STORED_BYTES_MAX;
+        let each = CONNECTION_BYTES + outgoing + incoming + stored;
+        // The sum is more than a small machine can count to.
         BASE_BYTES as u64 + self.connections_max as u64 * each as u64
     }
 
@@ -192,7 +203,7 @@ impl Config {
 /// # Errors
 /// It cannot be read, or is not as [`Secrets::parse`] wants it.
 pub fn read_token_secrets(file: &Path) -> Result<Secrets, String> {
-    Secrets::parse(&std::fs::read(file).map_err(|error| error.to_string())?)
+    Secrets::parse(&secret_file::read(file).map_err(|error| error.to_string())?)
 }
 
 /// A number of bytes for people, rounded up: `64K`, `6.1G`.

@@ -206,13 +206,7 @@ impl Gate {
 
     /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the connection may go on.
     /// If not, the protocol reports that to the peer, or the connection is closed, as after a message that is too much.
-    pub fn charge_frame(
-        &mut self,
-        now: Duration,
-        wall: Duration,
-        conn: Conn,
-        out: &mut dyn Outbox,
-    ) -> bool {
+    pub fn charge_frame(&mut self, now: Duration, wall: Duration, conn: Conn, out: &mut dyn Outbox) -> bool {
         let Gate { protocols, dialects, common } = self;
         let verdict = common.pay(conn, 1, 0, now);
         if verdict == Verdict::Pass {

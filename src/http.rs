@@ -12,6 +12,7 @@ use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGI
 use crate::origin;
 use crate::page::{self, File};
 use crate::protocol::{Dialect, Target};
+use crate::query::Query;
 
 mod answer;
 mod forwarded;
@@ -20,13 +21,14 @@ mod token;
 
 pub use answer::{About, Answer, Question, Refusal, told};
 use answer::{TEXT, plain, response};
+use forwarded::UnreadableAddress;
 
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
     /// WebSockets, the pages and the library, and `/healthz`.
     Main,
-    /// `/metrics`.
+    /// `/metrics`, `/rooms`, and `/healthz`.
     Metrics,
 }
 
@@ -124,41 +126,9 @@ pub fn answer(
         return malformed(head);
     };
     let request = Request { method, version, headers: parsed.headers };
-    let hosts = request.values("host").count();
-    if hosts > 1 || (hosts == 0 && version == 1) {
-        // RFC 9112 section 3.2.
-        return request.plain(400, "a request has one Host header", &[]);
-    }
-    let is_upgrade = request.lists("upgrade", "websocket");
-    let (path, query) = route::path_and_query(target);
-    let route = if door == Door::Main { route::target(path, query, is_upgrade, config) } else { None };
-    let forwarded = if is_trusted { request.forwarded(config) } else { None };
-    let place = place(forwarded, route.as_ref().and_then(|route| route.as_ref().ok()));
-    if method == "OPTIONS" {
-        // HAProxy asks so whether somebody is there.
-        return response(204, b"", &[ALLOW], true);
-    }
-    let mut answer = match (door, path) {
-        (Door::Metrics, "/metrics") => request.ask(About::Metrics),
-        (Door::Metrics, "/rooms") => match route::rooms(query) {
-            Some(about) => request.ask(about),
-            None => request.plain(400, "ask for /rooms?room=ROOM&after=NEXT, or without one of these", &[]),
-        },
-        (Door::Main, path) if route::is_health(path, config) => match place {
-            Place::Draining => request.page(503, "draining", &[TEXT]),
-            _ => request.page(200, "ok", &[TEXT]),
-        },
-        (Door::Main, path) => match (route, path) {
-            (Some(route), _) => request.upgrade(route, config, place, wall),
-            (None, path) => match page::at(path).filter(|_| config.page) {
-                Some(file) => request.file(file, config),
-                None => request.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
-            },
-        },
-        (Door::Metrics, _) => request.plain(404, "nothing is here; see /metrics and /rooms", &[]),
-    };
+    let mut answer = request.answer(target, door, config, is_trusted, wall, place);
     if let Answer::Plain { refused, .. } = &mut answer {
-        refused.take_if(|_| door == Door::Metrics || !is_upgrade);
+        refused.take_if(|_| door == Door::Metrics || !request.is_attempted_upgrade());
     }
     answer
 }
@@ -173,15 +143,126 @@ struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
+    fn answer(
+        &self,
+        target: &str,
+        door: Door,
+        config: &Config,
+        is_trusted: bool,
+        wall: Duration,
+        place: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Place,
+    ) -> Answer {
+        let hosts = self.values("host").count();
+        if hosts > 1 || (hosts == 0 && self.version == 1) {
+            // RFC 9112 section 3.2.
+            return self.plain(400, "a request has one Host header", &[]);
+        }
+        let client_address = match is_trusted.then(|| self.client_address(config)).transpose() {
+            Ok(address) => address.flatten(),
+            Err(unreadable) => return self.unreadable_address(&unreadable),
+        };
+        let (path, query) = route::path_and_query(target);
+        let route = match door {
+            Door::Main => route::target(&path, &query, self.is_attempted_upgrade(), config),
+            Door::Metrics => None,
+        };
+        let place = place(client_address, route.as_ref().and_then(|route| route.as_ref().ok()));
+        if self.method == "OPTIONS" {
+            // HAProxy asks so whether somebody is there.
+            return response(204, b"", &[ALLOW], true);
+        }
+        match (door, route) {
+            (Door::Main, Some(route)) => self.upgrade(route, config, place, wall),
+            // A health check is answered whatever a balancer adds to it.
+            (Door::Main, None) if route::is_health(&path, config) => self.health(place),
+            (Door::Main, None) if self.is_attempted_upgrade() => self.no_websocket_path(&path),
+            (Door::Main, None) => self.page_at(&path, config),
+            // It says nothing that a page of another machine could use.
+            (Door::Metrics, _) if path == "/healthz" => self.health(place),
+            (Door::Metrics, _) if !self.is_for_metrics(config) => self.unexpected_host(),
+            (Door::Metrics, _) => self.operator(&path, &query),
+        }
+    }
+
+    /// Returns whether the client wants a WebSocket: it sends a key, or asks for the upgrade. A proxy that is not prepared
+    /// for WebSockets drops `Upgrade`, but not the key.
+    fn is_attempted_upgrade(&self) -> bool {
+        self.values("sec-websocket-key").next().is_some() || self.lists("upgrade", "websocket")
+    }
+
+    /// Answers a plain request for a page.
+    fn page_at(&self, path: &str, config: &Config) -> Answer {
+        match page::at(path).filter(|_| config.page) {
+            Some(file) => self.file(file, config),
+            None => self.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
+        }
+    }
+
+    /// Answers an operator at the metrics listener.
+    fn operator(&self, path: &str, query: &Query) -> Answer {
+        match path {
+            "/metrics" => self.ask(About::Metrics),
+            "/rooms" => match route::rooms(query) {
+                Some(about) => self.ask(about),
+                None => self.plain(400, "ask for /rooms?room=ROOM&after=NEXT, or without one of these", &[]),
+            },
+            _ => self.plain(404, "nothing is here; see /metrics, /rooms and /healthz", &[]),
+        }
+    }
+
+    /// Returns whether the metrics listener answers a request with this `Host`.
+    ///
+    /// A page whose name was rebound to the address of this machine (DNS rebinding) sends its name as `Host`. That name
+    /// is registered, so it is neither an IP address nor a name of one label. A request without `Host` (HTTP/1.0) comes
+    /// from no browser.
+    fn is_for_metrics(&self, config: &Config) -> bool {
+        match self.only_value("host") {
+            Some(host) => {
+                std::str::from_utf8(host).is_ok_and(|host| origin::is_local(host, &config.metrics_hosts))
+            }
+            None => true,
+        }
+    }
+
+    /// Refuses a request at the metrics listener because of its `Host`.
+    fn unexpected_host(&self) -> Answer {
+        let host: String = self.joined_values("host").chars().take(ORIGIN_LOGGED_MAX).collect();
+        let sentence = format!(
+            "Host {host:?} is neither an IP address nor a name without dots; --metrics-host NAME allows a name"
+        );
+        self.plain(403, &sentence, &[])
+    }
+
+    /// Refuses an upgrade at a path that is not for WebSockets.
+    fn no_websocket_path(&self, path: &str) -> Answer {
+        let sentence = if path.starts_with("//") {
+            "no WebSocket path, because it begins with two slashes; use /ws or /ws/ROOM"
+        } else {
+            "no WebSocket path; use /ws or /ws/ROOM"
+        };
+        self.plain(404, sentence, &[])
+    }
+
     fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value)
     }
 
     /// The only value of a header, as text.
     fn value(&self, name: &str) -> Option<&'a str> {
+        std::str::from_utf8(self.only_value(name)?).ok()
+    }
+
+    /// The value of a header that the request has once.
+    fn only_value(&self, name: &str) -> Option<&'a [u8]> {
         let mut values = self.values(name);
         let value = values.next()?;
-        values.next().is_none().then(|| std::str::from_utf8(value).ok())?
+        values.next().is_none().then_some(value)
+    }
+
+    /// All values of a header, for the log. Not escaped.
+    fn joined_values(&self, name: &str) -> String {
+        let values: Vec<_> = self.values(name).map(String::from_utf8_lossy).collect();
+        values.join(", ")
     }
 
     /// Whether a header that is a list has this element.
@@ -192,6 +273,14 @@ impl<'a> Request<'a> {
 
     fn page(&self, status: u16, body: &str, headers: &[(&str, &str)]) -> Answer {
         self.read(|head_only| response(status, body.as_bytes(), headers, head_only))
+    }
+
+    /// Says whether the server is well and takes new rooms. A full server is well.
+    fn health(&self, place: Place) -> Answer {
+        match place {
+            Place::Draining => self.page(503, "draining", &[TEXT]),
+            _ => self.page(200, "ok", &[TEXT]),
+        }
     }
 
     fn ask(&self, about: About) -> Answer {
@@ -263,13 +352,13 @@ impl<'a> Request<'a> {
                 Err(fault) => return self.unauthorized(fault),
             },
         };
-        let asks = self.method == "GET"
-            && self.version == 1
-            && self.lists("upgrade", "websocket")
-            && self.lists("connection", "upgrade");
-        if !asks || self.value("sec-websocket-version") != Some("13") {
+        let causes = self.missing_for_upgrade();
+        if !causes.is_empty() || self.method != "GET" || self.value("sec-websocket-version") != Some("13") {
             let headers = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")];
-            return self.plain(426, "this address speaks WebSocket, version 13", &headers);
+            let causes = causes.join("; ");
+            let is_told = self.is_attempted_upgrade() && !causes.is_empty();
+            let sentence = if is_told { &causes } else { "this address speaks WebSocket, version 13" };
+            return self.plain(426, sentence, &headers);
         }
         let Some(key) = self.value("sec-websocket-key").filter(|key| is_key(key)) else {
             return self.plain(400, "Sec-WebSocket-Key is missing or malformed", &[]);
@@ -289,17 +378,48 @@ impl<'a> Request<'a> {
         Answer::Upgrade { response: response.into_bytes(), target, claims }
     }
 
-    /// The usual cause is a proxy that does not pass on `Host` as the browser has sent it: the log must let that be seen.
-    fn foreign(&self) -> Answer {
-        let mut answer = self.plain(403, "pages of this origin may not connect; see --allow-origin", &[]);
-        if let Answer::Plain { refused: Some(Refusal { why, .. }), .. } = &mut answer {
-            let all = |name| self.values(name).map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
-            // No line of the log is longer than a writable pipe has room for.
-            let text = |name| all(name).chars().take(ORIGIN_LOGGED_MAX).collect::<String>();
-            *why =
-                format!("Origin {:?} is not of Host {:?}; see --allow-origin", text("origin"), text("host"));
+    /// Returns what a request lacks to be an upgrade, and the likely cause. Proxies that are not prepared for WebSockets
+    /// send HTTP/1.0, or drop the headers that are for one connection only.
+    fn missing_for_upgrade(&self) -> Vec<&'static str> {
+        let mut causes = Vec::new();
+        if self.version == 0 {
+            causes.push("HTTP/1.0, but WebSocket needs HTTP/1.1: does nginx lack proxy_http_version 1.1?");
+        }
+        if self.values("upgrade").next().is_none() {
+            causes.push("no Upgrade header: is a proxy dropping it?");
+        } else if !self.lists("upgrade", "websocket") {
+            causes.push("the Upgrade header is not for websocket");
+        } else if !self.lists("connection", "upgrade") {
+            causes.push("no Upgrade in the Connection header: is a proxy changing it?");
+        }
+        causes
+    }
+
+    /// Refuses a request in which a trusted proxy reports no readable client address. The log gets the value, too.
+    fn unreadable_address(&self, unreadable: &UnreadableAddress) -> Answer {
+        let UnreadableAddress { header, value } = unreadable;
+        let sentence = format!("{header} names no IP address where the client's is expected");
+        let mut answer = self.plain(400, &sentence, &[]);
+        if let Answer::Plain { refused: Some(refusal), .. } = &mut answer {
+            refusal.why = format!("{sentence}: {value:?}");
         }
         answer
+    }
+
+    /// Refuses a page of another origin. The usual cause is a proxy that does not pass on `Host` as the browser sent it:
+    /// the answer and the log show both headers, and what else that proxy gets wrong.
+    fn foreign(&self) -> Answer {
+        // No line of the log is longer than a writable pipe has room for.
+        let text = |name| self.joined_values(name).chars().take(ORIGIN_LOGGED_MAX).collect::<String>();
+        let (origin, host) = (text("origin"), text("host"));
+        let mut sentence = format!("Origin {origin:?} is not of Host {host:?}; see --allow-origin");
+        if self.is_attempted_upgrade() {
+            for cause in self.missing_for_upgrade() {
+                sentence.push_str("; ");
+                sentence.push_str(cause);
+            }
+        }
+        self.plain(403, &sentence, &[])
     }
 
     /// A browser says where the page comes from, so that no page can use the visitor's place in the network.

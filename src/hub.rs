@@ -238,7 +238,7 @@ impl Hub {
             Identity::New => self.register(slot, id, turn),
             Identity::TakesOver(holder) => self.take_over(slot, holder, id, turn),
             Identity::Claims(holder) => {
-                if let Err(refusal) = self.claim(slot, holder, text, turn) {
+                if let Err(refusal) = self.claim(slot, holder, target, text, turn) {
                     self.refuse(slot, refusal, target, turn);
                 }
                 return;

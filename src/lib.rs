@@ -11,6 +11,8 @@
 //!    ├─→ logger ├──→ hub ─→ gate ─→ protocol         rate: how much one peer may send
 //!    │          │      ├──→ message ─→ json          stamp: a moment in eight bytes
 //!    └─→ health │      └──→ ice ──────↗              named: enums whose values have names
+//!               │                                    paths: what is served where    id: what an id may be
+//!               │                                    query: the fields behind a `?`
 //!               └──→ ayame, matchbox: as the hub,    slots: what is known of each connection
 //!                    and ─→ uuid                     order: who is before whom
 //! ```
@@ -88,7 +90,13 @@ pub mod token;
 
 pub mod json;
 
+pub mod id;
+
 pub mod limits;
+
+pub mod paths;
+
+pub mod query;
 
 pub mod origin;
 

@@ -20,6 +20,8 @@ pub const METHOD_BYTES_MAX: usize = 32;
 pub const HEADERS_MAX: usize = 100;
 /// From accept to the end of the head, one deadline for all of it, so that a byte a second buys nothing.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
+/// The same while the server is full, when the places for requests are few.
+pub const HEAD_TIME_FULL_MAX: Duration = Duration::from_secs(1);
 
 // ---- One connection, as a WebSocket ----
 
@@ -50,6 +52,12 @@ pub const SPARE_WORKS_MAX: usize = 64;
 /// The largest of them that are kept: an SDP with video fits.
 pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 
+/// Bytes of the name in `--client-ip-header`, which the log shows: three times the longest that proxies use.
+pub const HEADER_NAME_BYTES_MAX: usize = 64;
+
+/// Bytes of the name in `--metrics-host`: the longest name of a host (RFC 1035 section 2.3.4, without the root).
+pub const HOST_NAME_BYTES_MAX: usize = 253;
+
 // ---- One peer ----
 
 /// An id, in bytes of UTF-8: a UUID three times over.
@@ -66,7 +74,7 @@ pub const CANDIDATES_MAX: usize = 64;
 pub const STORED_BYTES_MAX: usize = 64 * KIB;
 /// Connections that wait at a time for the probe of one holder of an id. Only the first of them can get the id; further
 /// ones are told `id_taken` at once.
-pub const CLAIMANTS_MAX: usize = 64;
+pub const CLAIMANTS_MAX: usize = 256;
 /// Peers that hold one offer at a time. All but one of them will be told `offer_taken`; further ones wait in the queue
 /// of the room.
 pub const OFFER_HOLDERS_MAX: usize = 64;
@@ -90,10 +98,15 @@ pub const TURN_CREDENTIALS_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 pub const CALL_TIME_MAX: Duration = Duration::from_secs(4 * 60 * 60);
 /// A secret of `--token-secret-file`, in bytes: as many as the hash that it goes into has (RFC 7518 section 3.2).
 pub const TOKEN_SECRET_BYTES_MIN: usize = 32;
+/// A file of secrets, in bytes, comments included: a secret has some hundred at most.
+pub const SECRET_FILE_BYTES_MAX: usize = 64 * KIB;
 /// Secrets in that file: a new one, and the one before it. A bad token costs a hash for each.
 pub const TOKEN_SECRETS_MAX: usize = 2;
 /// A token, in bytes: ten times what one for a room and an id takes, and what a hash of costs 10 µs.
 pub const TOKEN_BYTES_MAX: usize = 4 * KIB;
+/// The last `exp`, `nbf` or `iat` of a token, in seconds since 1970: 12 digits, the year 33658. Larger numbers are
+/// milliseconds, of which now has 13 digits. The end of the year 9999, which stands for "never", has 12.
+pub const TOKEN_DATE_SECONDS_MAX: u64 = 999_999_999_999;
 /// How far the clock of whoever signs tokens may be wrong.
 pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 
@@ -116,14 +129,18 @@ pub const RATE_OFFENCE_MAX: Duration = Duration::from_secs(5);
 
 // ---- The process ----
 
-/// The listen backlog. mio's 128 makes a burst of a thousand connects wait for TCP's retransmission, a second.
 /// How long an offer may take to be answered, for the metrics. Whoever is asked for a camera may think about it.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(30);
 /// Offers that are followed at a time, for the metrics. Few servers have so many within a second, and all are looked through
 /// with each.
 pub const HANDSHAKES_MAX: usize = 1000;
+/// The listen backlog. mio's 128 makes a burst of a thousand connects wait for TCP's retransmission, a second.
 /// The kernel caps it at net.core.somaxconn.
 pub const BACKLOG: i32 = 4096;
+/// How long a start waits for another one that binds a socket in the same directory, which takes a millisecond.
+pub const SOCKET_LOCK_TIME_MAX: Duration = Duration::from_secs(5);
+/// How often it tries meanwhile.
+pub const SOCKET_LOCK_RETRY_EVERY: Duration = Duration::from_millis(10);
 /// The kernel's send buffer of a connection. Unset, Linux hides 4 MB behind a peer that does not read.
 pub const SEND_BUFFER_BYTES: usize = 64 * KIB;
 /// Connections accepted in one turn of the loop: about a millisecond.
@@ -145,12 +162,20 @@ pub const CLOSES_PER_TURN: usize = 1024;
 pub const SWEEP_PER_TURN: usize = 256;
 /// How often all deadlines are looked at, and so their precision.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Connections over `--max-connections` that are taken in only to be told 503. Others wait in the backlog.
+/// Places beyond `--max-connections`, for requests that are not upgrades, and for upgrades that are refused with 503. Others
+/// wait in the backlog until the oldest of these gives way.
 pub const REFUSED_AT_ONCE: usize = 16;
+/// How long a connection that waits for its request, or has been answered, keeps its place while others wait in the backlog:
+/// enough for a request that was sent with the connection. Places for [`REFUSED_AT_ONCE`] serve 320 connections a second.
+pub const PLACE_TIME_MIN: Duration = Duration::from_millis(50);
+/// The same for a connection whose answer is not yet sent.
+pub const ANSWER_TIME_MIN: Duration = Duration::from_millis(500);
+/// Connections that are looked at to find one that gives way, the oldest first.
+pub const EVICTION_CANDIDATES_MAX: usize = 2 * REFUSED_AT_ONCE;
 /// Connections over `--max-connections-per-ip` that are taken in from one place only to be told 429. Others are
 /// closed at once.
 pub const CROWD_REFUSED_AT_ONCE: usize = 4;
-/// Connections of the `--metrics` listener, which has room even when the server is full.
+/// Connections of the `--metrics` listener, which has room even when the server is full. The oldest gives way there too.
 pub const METRICS_AT_ONCE: usize = 4;
 /// Members on one page of `GET /rooms`: all are looked at for each page, and so many are remembered.
 pub const MEMBERS_LISTED_MAX: usize = 1000;
@@ -169,13 +194,24 @@ pub const CONNECTION_BYTES: usize = 2 * KIB;
 pub const ALWAYS_HELD_BYTES: usize = KIB;
 /// Refused upgrades that have a line each in the log in one second. The others are counted in one more.
 pub const REFUSALS_LOGGED_MAX: usize = 10;
-/// Characters of the `Origin` and the `Host` in that line.
+/// One line on stderr, in bytes, with its line feed. An id of 128 characters that are all escaped fits. A line that is longer
+/// is truncated.
+pub const LOG_LINE_BYTES_MAX: usize = KIB;
+/// What precedes the message in a line of the log, but for the target, in bytes: the time, the level, brackets and spaces;
+/// and the line feed.
+pub const LOG_PREFIX_BYTES: usize = 48;
+/// Lines that are written to stderr after a poll found it writable. A pipe that is writable takes 4 KiB without blocking
+/// (pipe(7)).
+pub const LOG_LINES_AT_ONCE: u32 = 4;
+const _: () = assert!(LOG_LINES_AT_ONCE as usize * LOG_LINE_BYTES_MAX <= 4 * KIB);
+/// How long the last line, which reports a panic, waits for stderr to become writable.
+pub const PANIC_REPORT_TIME_MAX: Duration = Duration::from_secs(1);
+/// Characters of the value of a header in a line of the log, so that a long value does not hide what comes behind it.
 pub const ORIGIN_LOGGED_MAX: usize = 100;
-/// Lines of the log that are written after stderr was found to take some. A pipe that does has room for 4 KiB (pipe(7)),
-/// and the longest line, with an id of nothing but control characters, has a little more than 1 KiB.
-pub const LOG_LINES_AT_ONCE: u32 = 3;
 /// How often a supervisor is told how many connections there are, at most.
 pub const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// How long the server waits for a supervisor to take the messages that it is ready, and that it stops. Both are sent once.
+pub const NOTIFY_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 

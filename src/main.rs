@@ -17,6 +17,7 @@ use noroshi::server::Server;
 use noroshi::token::Claims;
 
 fn main() -> ExitCode {
+    logger::exit_on_panic();
     let mut config = match Config::parse_with(std::env::vars_os(), std::env::args_os().skip(1)) {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help()),
@@ -115,7 +116,12 @@ fn token(mint: Mint) -> ExitCode {
         }
     };
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + mint.ttl;
-    let claims = Claims { until, room: mint.room.map(Box::from), id: mint.id.map(Box::from) };
+    let claims = Claims {
+        until,
+        room: mint.room.map(Box::from),
+        room_prefix: mint.room_prefix.map(Box::from),
+        id: mint.id.map(Box::from),
+    };
     print(&format!("{}\n", secrets.sign(&claims)))
 }
 

@@ -175,8 +175,9 @@ impl Protocol for Matchbox {
 
 /// Of several `next` the last counts; what is no number, or makes no group, is none.
 fn key(target: &Target) -> Key {
-    let mut numbers = target.query.split('&').filter_map(|field| field.strip_prefix("next="));
-    (target.room.as_str().into(), numbers.next_back().and_then(|number| number.parse().ok()).unwrap_or(0))
+    let last = target.query.values("next").last();
+    let next = last.and_then(|number| number.ok()?.parse().ok()).unwrap_or(0);
+    (target.room.as_str().into(), next)
 }
 
 fn said(text: &str) -> Option<Said<'_>> {

@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use crate::config::{CANDIDATES_MAX, ID_BYTES_MAX};
+use crate::config::CANDIDATES_MAX;
+use crate::id;
 use crate::json;
 use crate::named::named;
 
@@ -171,12 +172,6 @@ pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)>
     }
 }
 
-/// Returns whether a text can be the id of a peer: 1 to [`ID_BYTES_MAX`] bytes without control characters (U+0000 to
-/// U+001F, U+007F), which would take six bytes each in JSON.
-fn is_peer_id(text: &str) -> bool {
-    (1..=ID_BYTES_MAX).contains(&text.len()) && !text.bytes().any(|byte| byte.is_ascii_control())
-}
-
 /// The fields of a message that mean something, as they were written.
 struct Fields<'a> {
     kind: Option<&'a str>,
@@ -201,7 +196,7 @@ impl<'a> Fields<'a> {
         };
         let id = self.id.ok_or(bad("id is missing"))?;
         let id = json::string(id)
-            .filter(|id| is_peer_id(id))
+            .filter(|id| id::is_valid(id))
             .ok_or(bad("id is not a string of 1 to 128 bytes of UTF-8 without control characters"))?;
         let sdp = self.sdp.unwrap_or("null");
         let body = match kind {
@@ -221,7 +216,7 @@ impl<'a> Fields<'a> {
         };
         match json::string(raw) {
             Some(id) if id.is_empty() => Ok(None),
-            Some(id) if is_peer_id(&id) => Ok(Some(id)),
+            Some(id) if id::is_valid(&id) => Ok(Some(id)),
             _ => Err(Refusal {
                 code: Code::BadMessage,
                 message: "target_id is not a string of at most 128 bytes of UTF-8 without control characters",

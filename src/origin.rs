@@ -3,7 +3,7 @@
 //! Origins are compared as origins: without case, and without the port that their scheme has anyway. Whether a proxy
 //! speaks TLS for us is not known here, so that a `Host` without a port has that of the scheme of the `Origin`.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Pages that may connect, as an operator says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Allowed {
     /// Reads what an operator allows.
     ///
     /// # Errors
-    /// Why no page has such an origin, and what would be one.
+    /// No page has this origin. Returns what is expected instead.
     pub fn parse(text: &str) -> Result<Allowed, &'static str> {
         // Browsers write no more than this for a page from a file, or in a sandbox.
         if let "null" | "file://" = text {
@@ -35,16 +35,15 @@ impl Allowed {
             return Ok(Allowed::All);
         }
         if !text.is_ascii() {
-            return Err("browsers write such a name as xn--…: say it so");
+            return Err("the name as browsers write it, xn--…");
         }
-        let (scheme, host) =
-            text.split_once("://").ok_or("an origin is SCHEME://HOST or SCHEME://HOST:PORT, or *")?;
+        let (scheme, host) = text.split_once("://").ok_or("SCHEME://HOST or SCHEME://HOST:PORT, or *")?;
         if host.contains(['/', '?', '#', '@', '\\']) {
-            return Err("an origin is SCHEME://HOST or SCHEME://HOST:PORT, and nothing after that");
+            return Err("SCHEME://HOST or SCHEME://HOST:PORT, and nothing after that");
         }
         let below = host.strip_prefix("*.");
         let origin = normal(&format!("{scheme}://{}", below.unwrap_or(host)));
-        let origin = origin.ok_or("no page has such an origin: it is SCHEME://HOST or SCHEME://HOST:PORT")?;
+        let origin = origin.ok_or("an origin that a page can have: SCHEME://HOST or SCHEME://HOST:PORT")?;
         match below {
             None => Ok(Allowed::Origin(origin)),
             Some(_) => {
@@ -75,6 +74,26 @@ pub fn is_same(origin: &str, host: &str) -> bool {
     normal(origin).is_some_and(|normal| origin.split_once("://").and_then(of_host) == Some(normal))
 }
 
+/// Returns whether a `Host` is an IP address, a name of one label (`localhost`), or one of these names. Case and port do
+/// not count.
+pub fn is_local(host: &str, names: &[String]) -> bool {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some(rest) = host.strip_prefix('[') {
+        let Some((ip, rest)) = rest.split_once(']') else { return false };
+        let has_port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+        return has_port && ip.parse::<Ipv6Addr>().is_ok();
+    }
+    let (name, port) = host.split_once(':').unwrap_or((host, ""));
+    if !is_port(port) {
+        return false;
+    }
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let is_named = || names.iter().any(|own| own.eq_ignore_ascii_case(name));
+    is_label(name) || name.parse::<Ipv4Addr>().is_ok() || is_named()
+}
+
 /// An origin as browsers write it: in lower case, without the port that is the default of its scheme. `None`: it is none.
 fn normal(origin: &str) -> Option<String> {
     let origin = origin.to_ascii_lowercase();
@@ -84,13 +103,18 @@ fn normal(origin: &str) -> Option<String> {
         _ => (rest, None),
     };
     let default = match scheme {
-        "http" | "ws" => "80",
-        "https" | "wss" => "443",
-        _ => "",
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
     };
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    // As a number, because 0443 is 443.
+    let port: Option<u16> = match port {
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
+        Some(_) => return None,
+        None => None,
+    };
     let host = match host.strip_prefix('[') {
         Some(ip) => format!("[{}]", ip.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?),
         None => host.to_owned(),
@@ -98,10 +122,10 @@ fn normal(origin: &str) -> Option<String> {
     let is_host = host.starts_with('[')
         || !host.is_empty()
             && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    if !is_scheme || !is_host || !port.is_none_or(is_port) {
+    if !is_scheme || !is_host {
         return None;
     }
-    Some(match port.filter(|port| *port != default) {
+    Some(match port.filter(|port| Some(*port) != default) {
         Some(port) => format!("{scheme}://{host}:{port}"),
         None => format!("{scheme}://{host}"),
     })
@@ -159,19 +183,19 @@ mod tests {
             ("https://a.example?x", "nothing after"),
             ("https://me@a.example", "nothing after"),
             ("https://日本.example", "xn--"),
-            ("https://", "no page"),
-            ("https://*", "no page"),
-            ("https://*.", "no page"),
-            ("https://a.*.example", "no page"),
-            ("https://*a.example", "no page"),
-            ("*://a.example", "no page"),
-            ("https://a b", "no page"),
-            ("https://a.example:", "no page"),
-            ("https://a.example:x", "no page"),
-            ("https://a.example:65536", "no page"),
-            ("https://[::1", "no page"),
-            ("https://[a.example]", "no page"),
-            ("1://a.example", "no page"),
+            ("https://", "a page can have"),
+            ("https://*", "a page can have"),
+            ("https://*.", "a page can have"),
+            ("https://a.*.example", "a page can have"),
+            ("https://*a.example", "a page can have"),
+            ("*://a.example", "a page can have"),
+            ("https://a b", "a page can have"),
+            ("https://a.example:", "a page can have"),
+            ("https://a.example:x", "a page can have"),
+            ("https://a.example:65536", "a page can have"),
+            ("https://[::1", "a page can have"),
+            ("https://[a.example]", "a page can have"),
+            ("1://a.example", "a page can have"),
         ] {
             assert!(Allowed::parse(never).is_err_and(|error| error.contains(why)), "{never}");
         }
@@ -186,6 +210,8 @@ mod tests {
             ("http://example.com", "EXAMPLE.com:80"),
             ("HTTPS://Example.com:8443", "example.com:8443"),
             ("http://[::1]:8080", "[::1]:8080"),
+            ("https://example.com:0443", "example.com"),
+            ("http://example.com:8080", "example.com:08080"),
             ("http://192.0.2.1", "192.0.2.1"),
             ("https://xn--wgv71a119e.example", "xn--wgv71a119e.example"),
         ] {
@@ -207,6 +233,48 @@ mod tests {
             ("https://u@h", "h"),
         ] {
             assert!(!is_same(origin, host), "{origin} {host}");
+        }
+    }
+
+    #[test]
+    fn hosts_that_no_page_of_another_machine_can_have() {
+        let names = ["metrics.example.com".to_owned()];
+        for host in [
+            "localhost",
+            "LOCALHOST:8081",
+            "noroshi",
+            "noroshi_1-a:80",
+            "127.0.0.1",
+            "192.0.2.1:8081",
+            "[::1]",
+            "[2001:db8::1]:8081",
+            "metrics.example.com",
+            "Metrics.Example.COM:8081",
+            "localhost:",
+        ] {
+            assert!(is_local(host, &names), "{host}");
+        }
+        for host in [
+            "",
+            ":8081",
+            "example.com",
+            "localhost.",
+            "localhost.example.com",
+            "metrics.example.com.",
+            "a.metrics.example.com",
+            "127.0.0.1.example.com",
+            "127.1",
+            "127.0.0.1 ",
+            "::1",
+            "[::1",
+            "[::1]x",
+            "[localhost]",
+            "localhost:x",
+            "localhost:80:80",
+            "user@localhost",
+            "é",
+        ] {
+            assert!(!is_local(host, &names), "{host}");
         }
     }
 }

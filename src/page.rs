@@ -1,6 +1,8 @@
 //! What a browser is served: the page at `/`, the client library, which it uses and others may, and the page at `/check`.
 //! All are built into the program.
 
+use crate::paths::PAGES;
+
 /// The page: one document with its style and its script.
 pub const PAGE: File = File {
     kind: "text/html; charset=utf-8",
@@ -29,13 +31,13 @@ pub const LIBRARY: File = File {
 /// What the page may do (CSP3): run its own script and the library, have its own style and the icon in its head, and
 /// speak with this server. The hashes are those of its elements; a test computes them.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-T1xJ0XSbpxWYNxgcRzNQViyS1+3K8H6vCh6DeNbO+Sc='; \
+    script-src 'self' 'sha256-+c8SQpVR8LGDPYq87x7ydtucxOP4+pifi8Hh+2D5Vvs='; \
     style-src 'sha256-fbUl1+zs7Fre/xp/T0EqDbcfyQ+j67rNFAT76hdjN0o='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The same for the other page, which has a script of its own only.
 const CHECK_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-0ZzsSlgMTKKZKikfElCt10CNJg6dG+mW5dWy60G7shY='; \
+    script-src 'sha256-lAMyMdGH6qB2ksPRIDIcZdu7GpbYsH9bhxtrU8TsN8I='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -59,14 +61,13 @@ impl File {
     }
 }
 
-/// What is served at a path.
+/// The files, in the order of [`PAGES`].
+const FILES: [&File; PAGES.len()] = [&PAGE, &CHECK, &LIBRARY];
+
+/// Returns the file that is served at a path.
 pub fn at(path: &str) -> Option<&'static File> {
-    match path {
-        "/" => Some(&PAGE),
-        "/check" => Some(&CHECK),
-        "/noroshi.js" => Some(&LIBRARY),
-        _ => None,
-    }
+    let index = PAGES.iter().position(|page| *page == path)?;
+    Some(FILES[index])
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use crate::budget::Reservation;
 use crate::named::named;
+use crate::query::Query;
 use crate::token::Claims;
 
 /// A connection: a number that is never used again, and a slot of a table, which is. The two share 64 bits, so
@@ -64,7 +65,7 @@ pub struct Target {
     /// The room, by the path; empty: the default room, or none is named there.
     pub room: String,
     /// What was behind the `?`.
-    pub query: String,
+    pub query: Query,
 }
 
 /// Where a connection is, and what it does there. For the operator.

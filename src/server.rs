@@ -30,9 +30,7 @@ use crate::config::{Config, Listen};
 use crate::gate::Gate;
 use crate::http::Door;
 use crate::hub::Hub;
-use crate::limits::{
-    DEPARTURES_PER_TURN, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_SESSION, WORK_PER_TURN,
-};
+use crate::limits::{DEPARTURES_PER_TURN, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_SESSION, WORK_PER_TURN};
 use crate::matchbox::Matchbox;
 use crate::protocol::{Dialect, Input};
 use crate::session::{Event, Fill, Scratch};
@@ -71,7 +69,7 @@ pub struct Server {
     /// The share of the rooms that a drain has closed so far, from 0 to 1.
     drained_share: f64,
     supervisor: Supervisor,
-    /// For SIGTERM, SIGINT and SIGHUP, see [`Server::heed_signals`].
+    /// The signals that are handled, see [`Server::heed_signals`].
     signals: Option<Signals>,
     /// Whether a signal has come.
     signalled: bool,
@@ -222,14 +220,17 @@ impl Server {
         if !ready.is_empty() || !touched.is_empty() || self.stop_from.is_some() {
             return Some(Duration::ZERO);
         }
-        if self.sweep.is_some() || self.listeners.are_ready(&self.connections) {
+        if self.sweep.is_some() {
             return Some(Duration::ZERO);
         }
-        let busy =
-            !self.connections.entries.is_empty() || self.listeners.have_failed() || self.drained_at.is_some();
+        let busy = !self.connections.entries.is_empty()
+            || self.connections.has_refusals_to_report()
+            || self.listeners.have_failed()
+            || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
-        let next =
-            [self.gate.wake_at(), sweep, self.stop_at, self.supervisor.due()].into_iter().flatten().min()?;
+        let accept = self.listeners.accept_at(&self.connections);
+        let times = [self.gate.wake_at(), sweep, accept, self.stop_at, self.supervisor.due()];
+        let next = times.into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
 
@@ -345,7 +346,11 @@ impl Server {
     fn settle(&mut self) {
         let (mut next, mut departures) = (0, 0);
         while let Some(&slot) = self.connections.touched.get(next) {
-            let entry = &mut self.connections.entries[slot];
+            // The slot may have been freed, and may have another connection by now.
+            let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.touched) else {
+                next += 1;
+                continue;
+            };
             let is_alive = entry.session.flush(&mut self.connections.shared);
             let conn = entry.conn;
             let has_left = entry.served && !entry.session.is_open();

@@ -33,7 +33,7 @@ use tungstenite::Message;
 use crate::address::Address;
 use crate::gate::Gate;
 use crate::http::{Door, Question, Refusal};
-use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_MAX};
+use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX};
 use crate::protocol::Target;
 use crate::stamp::Stamp;
 use crate::token::Claims;
@@ -132,6 +132,8 @@ impl<S: Stream> Session<S> {
             shared.crowd.enter(address);
         }
         shared.budget.change(0, CONNECTION_BYTES);
+        let is_short_of_places = door == Door::Main && shared.full;
+        let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
         Session {
             stream,
             door,
@@ -139,7 +141,7 @@ impl<S: Stream> Session<S> {
             counted,
             phase: Phase::Head,
             end: None,
-            deadline: Some((shared.now + HEAD_TIME_MAX).into()),
+            deadline: Some((shared.now + head_time).into()),
             silent_since: shared.now.into(),
             asked: false,
             paused: false,
@@ -179,6 +181,11 @@ impl<S: Stream> Session<S> {
     /// Whether there is nothing left to do but to drop it.
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
+    }
+
+    /// Whether an answer, or a goodbye, is not yet written to the stream.
+    pub fn is_answering(&self) -> bool {
+        self.phase == Phase::Ending
     }
 
     /// Why it ended, if it did.
@@ -390,6 +397,17 @@ impl<S: Stream> Session<S> {
             }
             Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => {}
         }
+    }
+
+    /// Ends a connection that is not a WebSocket at once, because a new connection needs its place.
+    ///
+    /// A request whose head is incomplete is answered 408, as far as the stream takes the answer without blocking.
+    pub fn evict(&mut self, shared: &mut Shared) {
+        if self.phase == Phase::Head {
+            self.miss_head(shared);
+            self.flush(shared);
+        }
+        self.over(End::Http);
     }
 
     /// What comes can be understood no further: says why, and nothing after that.

@@ -23,7 +23,11 @@ fn secrets() -> Secrets {
 }
 
 fn token(room: Option<&str>, until: Duration) -> String {
-    secrets().sign(&Claims { until, room: room.map(Box::from), id: None })
+    secrets().sign(&Claims { until, room: room.map(Box::from), ..Claims::default() })
+}
+
+fn prefix_token(prefix: &str) -> String {
+    secrets().sign(&Claims { until: NOW, room_prefix: Some(prefix.into()), ..Claims::default() })
 }
 
 /// Asks for a WebSocket at this target, with these headers. The room, or the answer and why it is in the log.
@@ -46,10 +50,18 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
     for (target, headers) in [
         (format!("/ws/tea?token={good}"), String::new()),
         (format!("/ws/tea?a=b&token={good}&c"), String::new()),
+        (format!("/ws/tea?other=%ff&%74oken={}", good.replace('.', "%2e")), String::new()),
         ("/ws/tea".to_owned(), bearer(&good)),
         ("/ws/tea".to_owned(), format!("authorization: bearer  {good}\r\n")),
         (format!("/ws/tea?token={bad}"), bearer(&good)),
         ("/ws/tea?token=".to_owned(), bearer(&good)),
+        // A proxy may ask for a name and a password of its own.
+        (format!("/ws/tea?token={good}"), "Authorization: Basic YTpi\r\n".to_owned()),
+        (format!("/ws/tea?token={good}"), "Authorization: Negotiate\r\n".to_owned()),
+        (format!("/ws/tea?token={good}"), "Authorization:\r\n".to_owned()),
+        (format!("/ws/tea?token={good}"), "Authorization: Basic YTpi\r\n".repeat(2)),
+        (format!("/ws/tea?token={bad}"), format!("Authorization: Basic YTpi\r\n{}", bearer(&good))),
+        (format!("/ws/tea?token={bad}"), format!("{}Authorization: Digest é\r\n", bearer(&good))),
     ] {
         assert_eq!(ask(&target, &headers).unwrap(), "+tea", "{target} {headers}");
     }
@@ -60,10 +72,11 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
         (format!("/ws/tea#token={good}"), String::new(), "a token is needed here"),
         (format!("/ws/tea?token={good}&token={good}"), String::new(), "that is no token"),
         (format!("/ws/tea?token={good}"), bearer(&bad), "for another room"),
-        (format!("/ws/tea?token={good}"), "Authorization: Basic YTpi\r\n".to_owned(), "that is no token"),
         (format!("/ws/tea?token={good}"), bearer("x"), "that is no token"),
+        (format!("/ws/tea?token={good}"), bearer("é"), "that is no token"),
+        (format!("/ws/tea?token={good}"), "Authorization: Bearer\r\n".to_owned(), "a token is needed here"),
+        ("/ws/tea".to_owned(), "Authorization: Basic YTpi\r\n".to_owned(), "a token is needed here"),
         ("/ws/tea".to_owned(), bearer(&good).repeat(2), "that is no token"),
-        (format!("/ws/tea?token={}", good.replace('.', "%2e")), String::new(), "that is no token"),
         (format!("/ws/tea?token={good}="), String::new(), "that is no token"),
     ] {
         let (answer, said) = ask(&target, &headers).unwrap_err();
@@ -75,7 +88,7 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
 #[test]
 fn each_refusal_has_its_status_and_its_sentence() {
     let other = Secrets::parse(b"another secret of more than thirty-two bytes").unwrap();
-    let foreign = other.sign(&Claims { until: NOW, room: None, id: None });
+    let foreign = other.sign(&Claims { until: NOW, ..Claims::default() });
     let old = token(None, NOW - Duration::from_secs(31));
     for (target, status, error, sentence) in [
         ("/ws/tea", 401, "invalid_token", "a token is needed here"),
@@ -89,11 +102,12 @@ fn each_refusal_has_its_status_and_its_sentence() {
             "for another room",
         ),
         (
-            &format!("/ws/te?token={}", token(Some("tea*"), NOW)),
+            &format!("/ws/tea?token={}", token(Some("tea*"), NOW)),
             403,
             "insufficient_scope",
             "for another room",
         ),
+        (&format!("/ws/te?token={}", prefix_token("tea")), 403, "insufficient_scope", "for another room"),
         (&format!("/ws?token={}", token(Some("tea"), NOW)), 403, "insufficient_scope", "for another room"),
     ] {
         let (answer, why) = ask(target, "").unwrap_err();
@@ -101,10 +115,11 @@ fn each_refusal_has_its_status_and_its_sentence() {
         assert!(answer.contains(&format!("\r\nWWW-Authenticate: Bearer error=\"{error}\"\r\n")), "{answer}");
         assert!(answer.contains(sentence) && why.contains(sentence), "{answer} {why}");
     }
-    for (target, room) in [("/ws", ""), ("/ws/teapot", "tea*"), ("/ws/tea", "*"), ("/ws", "*")] {
-        let target = format!("{target}?token={}", token(Some(room), NOW));
-        assert!(ask(&target, "").is_ok(), "{target} {room}");
+    for (target, prefix) in [("/ws/teapot", "tea"), ("/ws/tea", ""), ("/ws", "")] {
+        let target = format!("{target}?token={}", prefix_token(prefix));
+        assert!(ask(&target, "").is_ok(), "{target} {prefix}");
     }
+    assert!(ask(&format!("/ws?token={}", token(Some(""), NOW)), "").is_ok());
     // A page that may connect can read why it may not come in.
     let (answer, _) = ask("/ws/tea", "Origin: http://h\r\n").unwrap_err();
     assert!(
@@ -155,22 +170,30 @@ fn the_program_prints_tokens() {
         let (code, token, stderr) = noroshi(&[&["token", "--secret-file", path], args].concat());
         assert_eq!((code, &*stderr), (Some(0), ""));
         let claims = secrets().verify(token.trim_end(), now()).unwrap();
+        assert_eq!(claims.room_prefix, None);
         assert_eq!((claims.room.as_deref(), claims.id.as_deref()), (room, id));
         let left = claims.until.saturating_sub(now()).as_secs();
         assert!((ttl - 20..=ttl).contains(&left), "{left}");
     }
+    let (_, token, _) = noroshi(&["token", "--secret-file", path, "--room-prefix", "tea-"]);
+    let claims = secrets().verify(token.trim_end(), now()).unwrap();
+    assert_eq!((claims.room_prefix.as_deref(), claims.room), (Some("tea-"), None));
     let short = File::new("short", "short\n");
+    let empty = File::new("empty", "\n");
     for (args, named) in [
         (&["token"][..], "--secret-file"),
         (&["token", "--secret-file", "/no/where"], "/no/where"),
         (&["token", "--secret-file", short.0.to_str().unwrap()], "at least 32 bytes"),
-        (&["token", "--secret-file", path, "--ttl", "1y"], "--ttl 1y"),
-        (&["token", "--secret-file", path, "--ttl", "0s"], "--ttl 0s"),
-        (&["token", "--secret-file", path, "--id", ""], "--id"),
+        (&["token", "--secret-file", path, "--ttl", "1y"], "--ttl: expected a time"),
+        (&["token", "--secret-file", path, "--ttl", "0s"], "--ttl: expected a time"),
+        (&["token", "--secret-file", path, "--id", ""], "--id: expected an id"),
+        (&["token", "--secret-file", path, "--id", "a\nb"], "--id: expected an id"),
+        (&["token", "--secret-file", path, "--id", "\u{7f}"], "--id: expected an id"),
         (&["token", "--secret-file", path, "--listen", "x"], "--listen"),
         (&["--token-secret-file", "/no/where"], "/no/where"),
         (&["--token-secret-file", short.0.to_str().unwrap()], "at least 32 bytes"),
-        (&["--token-secret-file", "/dev/null"], "no secret"),
+        (&["--token-secret-file", empty.0.to_str().unwrap()], "no secret"),
+        (&["--token-secret-file", "/dev/null"], "expected a regular file, got a device"),
     ] {
         let (code, stdout, stderr) = noroshi(args);
         assert_eq!((code, &*stdout), (Some(2), ""), "{stderr}");
@@ -195,7 +218,8 @@ fn secrets_are_rotated_while_a_thousand_are_connected() {
     let (new, newest) =
         ("a new secret that has thirty-two bytes", "the newest secret, with more than 32 bytes");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let claims = Claims { until: now + Duration::from_secs(3600), room: Some("tea".into()), id: None };
+    let claims =
+        Claims { until: now + Duration::from_secs(3600), room: Some("tea".into()), ..Claims::default() };
     let [first, second, third] =
         [SECRET, new, newest].map(|secret| Secrets::parse(secret.as_bytes()).unwrap().sign(&claims));
     let crowd: Vec<_> = (0..1000).map(|_| server.websocket(&format!("/ws/tea?token={first}"))).collect();

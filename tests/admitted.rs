@@ -41,7 +41,7 @@ impl Drop for Guarded {
 fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.checked_add_signed(seconds).unwrap());
-    let claims = Claims { until, room: room.map(Box::from), id: id.map(Box::from) };
+    let claims = Claims { until, room: room.map(Box::from), room_prefix: None, id: id.map(Box::from) };
     Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims)
 }
 
@@ -143,6 +143,14 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     // Loaded anew, it is the same one, and takes its own place at once.
     browser.eval("location.reload(); 0");
     words(&mut browser, "You are in the room.");
+    // A token for all rooms of a prefix leads into one of them.
+    let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(60);
+    let claims = Claims { until, room_prefix: Some("tea-".into()), ..Claims::default() };
+    let prefixed = Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims);
+    browser.open("about:blank");
+    browser.open(&format!("http://{address}/#token={prefixed}"));
+    words(&mut browser, "You are in the room.");
+    assert_eq!(browser.eval("location.search.startsWith('?room=tea-')"), true);
     browser.is_content();
     browser.kill();
 }

@@ -7,9 +7,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use common::files::Folder;
 use common::process::{NOROSHI, Patient, Running, eventually, run};
 use nix::sys::signal::Signal;
-use noroshi::config::Config;
+use noroshi::config::{Config, LOG_LINE_BYTES_MAX};
 use tungstenite::{Error, Message, WebSocket};
 
 fn noroshi(args: &[&str]) -> Output {
@@ -90,6 +91,22 @@ fn a_wrong_flag_is_named_in_one_line() {
 }
 
 #[test]
+fn error_message_is_one_line_of_limited_length() {
+    let long = format!("unix:/{}", "x".repeat(5000));
+    for (listen, said) in [
+        (long.as_str(), "xxx [truncated]\n"),
+        ("unix:/no/where\nforged", "cannot listen on unix:/no/where\\nforged: "),
+        ("unix:/no/where\u{2028}\u{202e}forged", "cannot listen on unix:/no/where\\u{2028}\\u{202e}forged: "),
+    ] {
+        let output = noroshi(&["-l", listen]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(said) && stderr.ends_with('\n'), "{stderr}");
+        assert!(stderr.lines().count() == 1 && stderr.len() <= LOG_LINE_BYTES_MAX, "{stderr}");
+    }
+}
+
+#[test]
 fn the_page_is_served_unless_it_is_not_wanted() {
     let (server, _stderr) = run(r#"exec "$0""#);
     for path in ["/", "/noroshi.js"] {
@@ -103,9 +120,11 @@ fn the_page_is_served_unless_it_is_not_wanted() {
 
 #[test]
 fn a_secret_comes_from_its_file_and_goes_nowhere() {
-    // A file that nobody has to remove.
-    let (mut server, mut stderr) = run("exec 3<<END\n north-by-northwest\nEND\n\
-         exec \"$0\" --log trace --ice-server turn:t.example --turn-secret-file /dev/fd/3");
+    let folder = Folder::new("secret-in-a-file");
+    let file = folder.0.join("secret");
+    std::fs::write(&file, " north-by-northwest\n").unwrap();
+    let flags = format!("--log trace --ice-server turn:t.example --turn-secret-file {}", file.display());
+    let (mut server, mut stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let mut socket = server.websocket("/ws");
     say(&mut socket, r#"{"type":"join","id":"A"}"#);
     let joined = socket.read().unwrap().into_text().unwrap();
@@ -157,7 +176,7 @@ fn flags_that_contradict_each_other() {
 
 #[test]
 fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let (mut server, _stderr) = run(r#"exec "$0""#);
         let mut sockets = [server.websocket("/ws"), server.websocket("/ws/tea")];
         server.signal(signal);
@@ -195,13 +214,26 @@ fn sigstop_and_sigcont_are_nothing() {
 }
 
 #[test]
+fn sigusr1_sigusr2_and_sigpipe_are_ignored() {
+    let (mut server, _stderr) = run(r#"exec "$0""#);
+    let mut socket = server.websocket("/ws");
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE] {
+        server.signal(signal);
+    }
+    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
+    assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+}
+
+#[test]
 fn the_log_says_who_came_and_went_and_cannot_be_forged() {
     let (mut server, mut stderr) = run(r#"exec "$0" --log trace"#);
     let mut socket = server.websocket("/ws/tea");
     let secret = "a=candidate-that-is-nobodys-business";
     for kind in ["connect", "offer", "candidateAdd", "hello"] {
         let text = format!(
-            r#"{{"type":"{kind}","id":"\n\u001b[31mERROR forged","sdp":"{secret}","candidate":"{secret}"}}"#
+            r#"{{"type":"{kind}","id":"\u2028\u202e\u009b31mERROR forged","sdp":"{secret}","candidate":"{secret}"}}"#
         );
         say(&mut socket, &text);
     }
@@ -212,12 +244,12 @@ fn the_log_says_who_came_and_went_and_cannot_be_forged() {
     assert_eq!(server.code(), Some(0));
     let mut log = String::new();
     stderr.read_to_string(&mut log).unwrap();
-    assert!(!log.contains(secret) && !log.contains('\u{1b}'), "{log}");
+    assert!(!log.contains(secret) && !log.contains(['\u{2028}', '\u{202e}', '\u{9b}']), "{log}");
     for line in log.lines() {
         assert!(line.starts_with("20") && line.contains(" [noroshi"), "{line}");
     }
     let lines = |part: &str| log.lines().filter(|line| line.contains(part)).collect::<Vec<_>>();
-    let id = r#"id "\n\u{1b}[31mERROR forged""#;
+    let id = r#"id "\u{2028}\u{202e}\u{9b}31mERROR forged""#;
     let registered =
         lines(" DEBUG ").into_iter().filter(|line| line.contains("registered")).collect::<Vec<_>>();
     assert_eq!(registered.len(), 1, "{log}");

@@ -374,7 +374,7 @@ fn where_a_token_is_needed_it_says_how_to_get_one_and_keeps_it_to_itself() {
         said.has("clock", "ok", "agree");
         said.has("relay", "ok", "");
     }
-    for said in both("one", &mint(&["--ttl", "1h", "--room", "tea-*", "--id", "日"])) {
+    for said in both("one", &mint(&["--ttl", "1h", "--room-prefix", "tea-", "--id", "日"])) {
         said.has("websocket", "ok", "");
         said.has("rooms", "skipped", "is for one id");
         said.has("idle", "ok", "");

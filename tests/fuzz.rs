@@ -5,12 +5,20 @@
 
 #[path = "fuzz/ayame.rs"]
 mod ayame;
+#[path = "fuzz/config.rs"]
+mod config;
+#[path = "fuzz/forwarded.rs"]
+mod forwarded;
 #[path = "fuzz/hub.rs"]
 mod hub;
 #[path = "fuzz/json.rs"]
 mod json;
 #[path = "fuzz/matchbox.rs"]
 mod matchbox;
+#[path = "fuzz/origin.rs"]
+mod origin;
+#[path = "fuzz/query.rs"]
+mod query;
 #[path = "fuzz/request.rs"]
 mod request;
 #[path = "fuzz/stream.rs"]
@@ -27,6 +35,12 @@ fn the_corpus_holds() {
     play("hub", hub::check);
     play("json", json::check);
     play("matchbox", matchbox::check);
+    play("config", config::check);
+    play("forwarded", forwarded::check);
+    play("hub", hub::check);
+    play("json", json::check);
+    play("origin", origin::check);
+    play("query", query::check);
     play("request", request::check);
     play("stream", stream::check);
     play("token", token::check);

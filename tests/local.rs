@@ -2,13 +2,15 @@
 
 mod common;
 
-use std::fs;
-use std::net::TcpStream;
+use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use common::client::Client;
 use common::files::Folder;
@@ -117,4 +119,87 @@ fn what_is_larger_than_the_buffers_of_the_kernel_arrives() {
         let candidate = format!("\"{text}\"");
         assert_eq!(b.heard(), json!({"type": "candidate", "id": "A", "candidate": candidate}));
     }
+}
+
+#[test]
+fn only_one_of_several_starts_at_a_stale_path_serves_there() {
+    let folder = Folder::new("race");
+    let path = &folder.0.join("socket");
+    for round in 0..10 {
+        // What a killed server leaves behind.
+        drop(UnixListener::bind(path).unwrap());
+        let start = || {
+            let mut command = Command::new(NOROSHI);
+            command.args(["--listen", &format!("unix:{}", path.display())]).stderr(Stdio::null());
+            command.spawn().unwrap()
+        };
+        let mut started: Vec<Child> = (0..4).map(|_| start()).collect();
+        let mut codes = Vec::new();
+        eventually("all but one give up", || {
+            codes = started.iter_mut().map(|child| child.try_wait().unwrap()).collect::<Vec<_>>();
+            codes.iter().flatten().count() >= 3
+        });
+        assert!(is_well(path), "round {round}: {codes:?}");
+        let codes: Vec<_> = codes.iter().flatten().map(|status| status.code()).collect();
+        assert_eq!(codes, [Some(1); 3], "round {round}");
+        for child in &mut started {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+        fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn start_that_waits_for_another_one_leaves_its_fresh_socket_alone() {
+    let folder = Folder::new("lock");
+    let path = &folder.0.join("socket");
+    drop(UnixListener::bind(path).unwrap());
+    let stale = fs::symlink_metadata(path).unwrap().ino();
+    // This test is the other start: it has locked the directory, and is about to replace the stale file.
+    let lock = File::open(&folder.0).unwrap();
+    lock.lock().unwrap();
+    let mut command = Command::new(NOROSHI);
+    let command = command.args(["--listen", &format!("unix:{}", path.display())]).stderr(Stdio::piped());
+    let mut second = command.spawn().unwrap();
+    for _ in 0..30 {
+        assert_eq!(fs::symlink_metadata(path).unwrap().ino(), stale);
+        sleep(Duration::from_millis(10));
+    }
+    fs::remove_file(path).unwrap();
+    let _first = UnixListener::bind(path).unwrap();
+    let fresh = fs::symlink_metadata(path).unwrap().ino();
+    drop(lock);
+    let mut status = None;
+    eventually("the second gives up", || {
+        status = second.try_wait().unwrap();
+        status.is_some()
+    });
+    let output = second.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("Address already in use"));
+    assert_eq!(fs::symlink_metadata(path).unwrap().ino(), fresh);
+}
+
+#[test]
+fn socket_file_is_removed_when_a_later_address_cannot_be_bound() {
+    let folder = Folder::new("later");
+    let path = folder.0.join("socket");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let unix = format!("unix:{}", path.display());
+    let output = noroshi(&["-l", &unix, "-l", &taken.local_addr().unwrap().to_string()]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
+}
+
+#[test]
+fn socket_file_of_another_server_is_left_at_the_end() {
+    let folder = Folder::new("another");
+    let path = &folder.0.join("socket");
+    let mut first = serve(path, "");
+    fs::remove_file(path).unwrap();
+    let _second = serve(path, "");
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.code(), Some(0));
+    assert!(is_well(path));
 }

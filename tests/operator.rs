@@ -4,13 +4,19 @@ mod common;
 
 use std::io::{BufRead, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::thread::spawn;
+use std::time::Duration;
 
+use common::files::Folder;
 use common::pipe::REQUEST;
-use common::process::{Running, eventually, run};
+use common::process::{NOROSHI, Running, eventually, run};
 use common::program::is_installed;
 use nix::sys::signal::Signal;
+use noroshi::config::{LOG_LINE_BYTES_MAX, REFUSALS_LOGGED_MAX, SECRET_FILE_BYTES_MAX};
 use serde_json::Value;
 use tungstenite::Message;
 
@@ -61,6 +67,56 @@ fn a_refused_upgrade_is_a_line_in_the_log_but_a_flood_of_them_is_not() {
     assert!(told + untold == requests && untold > 0, "{told} lines, and {untold} in others");
     assert_eq!(server.metric("refused_upgrades_total{status=\"404\"}"), requests as f64);
     assert_eq!(server.metric("refused_upgrades_total{status=\"403\"}"), 1.0);
+}
+
+#[test]
+fn refused_upgrades_are_counted_in_the_log_after_the_last_connection_is_gone() {
+    let (server, mut stderr) = run(r#"exec "$0""#);
+    for _ in 0..REFUSALS_LOGGED_MAX + 20 {
+        assert_eq!(status(&server, &REQUEST.replace("/ws/tea", "/tea")), "404");
+    }
+    let (sender, lines) = channel();
+    let reader = spawn(move || {
+        let mut line = String::new();
+        while stderr.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+            let _ = sender.send(std::mem::take(&mut line));
+        }
+    });
+    // A sweep between the requests counts some of them earlier.
+    let (mut logged, mut counted) = (0, 0);
+    while logged + counted < REFUSALS_LOGGED_MAX + 20 {
+        let line = lines.recv_timeout(Duration::from_secs(5)).expect("the rest is counted within seconds");
+        if line.contains("refused: 404, ") {
+            logged += 1;
+        } else if let Some((_, rest)) = line.split_once("and ") {
+            counted += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
+        }
+    }
+    assert!(counted > 0);
+    drop(server);
+    reader.join().unwrap();
+}
+
+#[test]
+fn log_line_is_limited_in_bytes_whatever_a_peer_sends() {
+    let (mut server, mut stderr) = run(r#"exec "$0""#);
+    // `{:?}` makes ten bytes of each of these characters.
+    let long = "\u{10fffd}".repeat(1000);
+    for header in [format!("Origin: https://{long}"), format!("Origin: https://a\r\nX-Long: {long}")] {
+        let host = if header.contains("X-Long") { &long } else { "h" };
+        let foreign = REQUEST.replace("Host: h\r\n", &format!("Host: {host}\r\n{header}\r\n"));
+        assert_eq!(status(&server, &foreign), "403");
+    }
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    let refused: Vec<&str> = log.lines().filter(|line| line.contains("was refused: 403, Origin")).collect();
+    assert_eq!(refused.len(), 2, "{log}");
+    for line in refused {
+        assert!(line.len() < LOG_LINE_BYTES_MAX && line.len() > LOG_LINE_BYTES_MAX - 30, "{line}");
+        assert!(line.ends_with(" [truncated]"), "{line}");
+    }
 }
 
 #[test]
@@ -165,4 +221,49 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
     server.signal(Signal::SIGHUP);
     eventually("it lives on", || server.is_healthy());
     assert_eq!(server.metric("connections"), 1.0);
+}
+
+#[test]
+fn secret_file_that_is_not_regular_or_too_large_is_refused_at_the_start_and_at_sighup() {
+    let folder = Folder::new("odd-secrets");
+    let [secret, link] = ["secret", "link"].map(|name| folder.0.join(name));
+    let good = "0123456789abcdef0123456789abcdef";
+    std::fs::write(&secret, good).unwrap();
+    // Kubernetes mounts secrets as symbolic links.
+    symlink(&secret, &link).unwrap();
+    let flags = format!("--token-secret-file {}", link.display());
+    let (server, mut stderr) = run(&format!(r#"exec "$0" {flags}"#));
+    let make_fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let make_directory = |path: &Path| std::fs::create_dir(path).unwrap();
+    let make_large = |path: &Path| std::fs::write(path, "#".repeat(SECRET_FILE_BYTES_MAX + 1)).unwrap();
+    for (make, expected) in [
+        (&make_fifo as &dyn Fn(&Path), "expected a regular file, got a FIFO or pipe"),
+        (&make_directory, "expected a regular file, got a directory"),
+        (&make_large, "expected at most 64K bytes, got more"),
+    ] {
+        std::fs::remove_file(&secret).unwrap();
+        make(&secret);
+        server.signal(Signal::SIGHUP);
+        let mut line = String::new();
+        while !line.contains("SIGHUP") {
+            line.clear();
+            assert!(stderr.read_line(&mut line).unwrap() > 0);
+        }
+        let named = format!("--token-secret-file {link:?}: {expected}");
+        assert!(line.contains(&named) && line.ends_with("; the old secrets stay\n"), "{line}");
+        assert!(server.is_healthy());
+
+        for flags in [
+            ["--token-secret-file", link.to_str().unwrap(), "--ice-server", "stun:s.example"],
+            ["--turn-secret-file", link.to_str().unwrap(), "--ice-server", "turn:t.example"],
+        ] {
+            let output = Command::new(NOROSHI).args(flags).output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{stderr}");
+            assert_eq!(stderr, format!("noroshi: {} {link:?}: {expected}\n", flags[0]));
+        }
+        let moved = folder.0.join(format!("moved-{}", expected.len()));
+        std::fs::rename(&secret, moved).unwrap();
+        std::fs::write(&secret, good).unwrap();
+    }
 }

@@ -386,3 +386,37 @@ fn two_browsers_meet_behind_each() {
     }
     two.into_iter().for_each(Chromium::kill);
 }
+
+/// Without these lines of the README nginx sends `Host` as its own, HTTP/1.0 (before 1.29.7), and no `Upgrade`.
+#[test]
+fn the_log_says_what_an_unprepared_nginx_does_to_an_upgrade() {
+    if !can_run(&NGINX) {
+        return;
+    }
+    let host = "proxy_set_header Host $http_host;";
+    let upgrade = [
+        "proxy_http_version 1.1;",
+        "proxy_set_header Upgrade $http_upgrade;",
+        "proxy_set_header Connection $connection_upgrade;",
+    ];
+    let refused = |without: &[&str]| {
+        let (server, mut log) = server("");
+        let old = ("proxy_pass http", "proxy_http_version 1.0; proxy_pass http".to_owned());
+        let without = without.iter().map(|line| (*line, String::new()));
+        let proxy = Proxy::start(&NGINX, server.address, &without.chain([old]).collect::<Vec<_>>());
+        let (_, status) = proxy.ask([127, 0, 0, 1], &proxy.host(), &format!("https://{}", proxy.host()), "");
+        let mut line = String::new();
+        while !line.contains(" was refused: ") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0);
+        }
+        let why = line.split(" was refused: ").nth(1).unwrap().trim_end().to_owned();
+        (status, why.replace(&proxy.host(), "OUTSIDE").replace(&server.address.to_string(), "INSIDE"))
+    };
+    let causes = "HTTP/1.0, but WebSocket needs HTTP/1.1: does nginx lack proxy_http_version 1.1?; \
+        no Upgrade header: is a proxy dropping it?";
+    assert_eq!(refused(&upgrade), (426, format!("426, {causes}")));
+    let foreign = r#"Origin "https://OUTSIDE" is not of Host "INSIDE"; see --allow-origin"#;
+    let all = [&[host][..], &upgrade].concat();
+    assert_eq!(refused(&all), (403, format!("403, {foreign}; {causes}")));
+}

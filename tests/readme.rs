@@ -109,7 +109,7 @@ fn the_tests_that_it_names_exist() {
 fn what_it_says_at_the_start() {
     let first = README.split("    cargo run --release\n\nsays `").nth(1).unwrap().split('[').next().unwrap();
     assert!(README.contains("the log says at the start how much"));
-    for (flags, memory) in [("", "8G of memory"), ("--max-memory 32M", "at most 32M of memory")] {
+    for (flags, memory) in [("", "10G of memory"), ("--max-memory 32M", "at most 32M of memory")] {
         let mut command = Command::new(NOROSHI);
         command.args(format!("-l 127.0.0.1:0 {flags}").split_whitespace()).stderr(Stdio::piped());
         let mut server = command.spawn().unwrap();

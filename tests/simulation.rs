@@ -14,6 +14,7 @@ use noroshi::config::{BASE_BYTES, Config, OFFER_HOLDERS_MAX};
 use noroshi::gate::Gate;
 use noroshi::message::Code;
 use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::query::Query;
 use noroshi::token::{Claims, Secrets};
 use serde_json::Value;
 
@@ -221,7 +222,7 @@ impl World {
                 let seconds = *dice.pick(&[60, 1_000_000]);
                 let id = *dice.pick(&[None, None, Some("a")]);
                 let until = Duration::from_secs(seconds);
-                let claims = Claims { until, room: None, id: id.map(Box::from) };
+                let claims = Claims { until, room: None, room_prefix: None, id: id.map(Box::from) };
                 let key = self.secrets.as_ref().map(|secrets| secrets.sign(&claims)).unwrap_or_default();
                 format!(
                     r#"{{"type":"register","roomId":"{room}","clientId":"{client}","key":"{key}","standalone":{standalone}}}"#
@@ -256,14 +257,15 @@ impl World {
         let id = *self.dice.pick(&IDS[..5]);
         let target = match dialect {
             Dialect::Noroshi => target(room),
-            Dialect::Ayame => Target { dialect, room: String::new(), query: String::new() },
-            Dialect::Matchbox => Target { dialect, room: room.to_owned(), query: query.to_owned() },
+            Dialect::Ayame => Target { dialect, room: String::new(), query: Query::default() },
+            Dialect::Matchbox => Target { dialect, room: room.to_owned(), query: Query::new(query) },
         };
         if !self.gate.has_place(&target) {
             return;
         }
         let token_id = (self.dice.roll(3) == 0).then(|| id.into());
-        let claims = Claims { until: Duration::from_secs(1_000_000), room: None, id: token_id };
+        let claims =
+            Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: token_id };
         let claims = self.secrets.is_some().then_some(&claims);
         // The lowest free slot, so that slots are used again.
         let taken: BTreeSet<usize> = self.peers.keys().map(|conn| conn.slot()).collect();

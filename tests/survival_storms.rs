@@ -35,13 +35,22 @@ fn five_hundred_clients_and_sixty_four_descriptors() {
     let mut siege = Siege::of_script(r#"ulimit -n 64; exec "$0" --log warn"#);
     let mut clients = siege.crowd(500, |address, _| Client::connect(address));
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
-    // Thirty-one may be there, the pair among them; some of the others are told so, and the others wait.
+    // Thirty-one may be there, the pair among them. Others are told so, and give way to the next: nobody is left waiting.
     siege.until_metric("connections_total", 31);
     siege.until("some are refused", |_| answered(&clients, "503") >= REFUSED_AT_ONCE);
+    let inside = siege.at_rest + 31 - PAIR.len();
+    siege.until("the others are gone", |server| server.descriptors() == inside);
     does_not_spin(&siege.server);
     for came in 32..35 {
         let inside = clients.iter().position(|client| client.was_answered("101")).unwrap();
         drop(clients.swap_remove(inside));
+        siege.until("a newcomer takes the place", |server| {
+            let mut client = Client::connect(server.address);
+            client.send(REQUEST.as_bytes());
+            let is_inside = client.head().starts_with("HTTP/1.1 101 ");
+            clients.push(client);
+            is_inside
+        });
         siege.until_metric("connections_total", came);
     }
     drop(clients);

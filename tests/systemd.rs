@@ -67,6 +67,27 @@ fn a_supervisor_hears_that_it_is_ready_alive_and_stops() {
 }
 
 #[test]
+fn supervisor_that_does_not_read_blocks_nobody() {
+    let folder = Folder::new("unread-notify");
+    let path = folder.0.join("socket");
+    let ear = Ear(UnixDatagram::bind(&path).unwrap());
+    ear.0.set_read_timeout(Some(GIVE_UP)).unwrap();
+    // Its queue is full before the server starts.
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"filler", &path).is_ok() {}
+    let script = format!(r#"export NOTIFY_SOCKET={} WATCHDOG_USEC=20000; exec "$0""#, path.display());
+    let (mut server, _stderr) = run(&script);
+    for _ in 0..20 {
+        assert!(server.is_healthy());
+    }
+    // When it reads again, it hears again.
+    ear.until("WATCHDOG=1");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+}
+
+#[test]
 fn a_socket_that_is_handed_over_is_served() {
     if !is_installed(ACTIVATE) {
         return;
@@ -104,6 +125,26 @@ fn so_is_one_in_a_file() {
 }
 
 #[test]
+fn connection_of_a_socket_unit_with_accept_yes_is_refused_at_the_start() {
+    if !is_installed(ACTIVATE) {
+        return;
+    }
+    let folder = Folder::new("accept");
+    for listen in [format!("127.0.0.1:{}", free_port()), folder.0.join("socket").display().to_string()] {
+        let program = Program::start(ACTIVATE, &format!("--accept -l {listen} {NOROSHI}"));
+        let log = || std::fs::read_to_string(program.home.join("log")).unwrap();
+        program.until("a connection", || match listen.starts_with('/') {
+            true => std::os::unix::net::UnixStream::connect(&listen).map(drop).ok(),
+            false => std::net::TcpStream::connect(&listen).map(drop).ok(),
+        });
+        program.until("its end", || log().contains("died with code 1").then_some(()));
+        let why = "noroshi: a socket that was passed: expected a listening socket, got a connection: \
+            the socket unit has Accept=yes, set Accept=no\n";
+        assert!(log().contains(why), "{}", log());
+    }
+}
+
+#[test]
 fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     if !is_installed(ANALYZE) {
         return;
@@ -125,6 +166,9 @@ fn the_units_of_the_readme_are_sound_and_leave_little_open() {
     };
     let (is_fine, said) = analyze(&["verify"], &["noroshi.service", "noroshi.socket"]);
     assert!(is_fine && said.is_empty(), "{said}");
+    assert!(block("[Service]").lines().any(|line| line.starts_with("TimeoutStopSec=")));
+    // Any exit code but 0, also that of a panic.
+    assert!(block("[Service]").lines().any(|line| line == "Restart=on-failure"));
     let (is_fine, said) = analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
     assert!(is_fine, "{said}");
 }

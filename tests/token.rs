@@ -7,7 +7,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use noroshi::config::TOKEN_BYTES_MAX;
 use noroshi::token::{Claims, Fault, Secrets};
 use serde_json::json;
-use sha2::Sha256;
+use sha2::{Sha256, Sha384, Sha512};
 
 const SECRET: &str = "a secret that is thirty-two bytes";
 const NOW: u64 = 1_800_000_000;
@@ -22,13 +22,18 @@ fn at(seconds: u64) -> Duration {
 
 /// A token that is signed well, whatever it says.
 fn signed(header: &str, claims: &str) -> String {
+    signed_with::<Hmac<Sha256>>(header, claims)
+}
+
+/// Signs a header and claims with this algorithm, whatever the header says.
+fn signed_with<M: KeyInit + Mac>(header: &str, claims: &str) -> String {
     let signed = format!(
         "{}.{}",
         BASE64URL_NOPAD.encode(header.as_bytes()),
         BASE64URL_NOPAD.encode(claims.as_bytes())
     );
-    let hmac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap().chain_update(&signed);
-    format!("{signed}.{}", BASE64URL_NOPAD.encode(&hmac.finalize().into_bytes()))
+    let mac = <M as KeyInit>::new_from_slice(SECRET.as_bytes()).unwrap().chain_update(&signed);
+    format!("{signed}.{}", BASE64URL_NOPAD.encode(&mac.finalize().into_bytes()))
 }
 
 fn claiming(claims: &str) -> Result<Claims, Fault> {
@@ -36,7 +41,8 @@ fn claiming(claims: &str) -> Result<Claims, Fault> {
 }
 
 fn good() -> (String, Claims) {
-    let claims = Claims { until: at(NOW + 60), room: Some("tea*".into()), id: Some("狼".into()) };
+    let (room, room_prefix) = (Some("tea*".into()), Some("te".into()));
+    let claims = Claims { until: at(NOW + 60), room, room_prefix, id: Some("狼".into()) };
     (secrets().sign(&claims), claims)
 }
 
@@ -48,20 +54,25 @@ fn the_example_of_the_rfcs() {
     let token = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\
         eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.\
         dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
-    let claims = Claims { until: at(1_300_819_380), room: None, id: None };
+    let claims = Claims { until: at(1_300_819_380), ..Claims::default() };
     assert_eq!(secrets.verify(token, at(1_300_819_379)), Ok(claims));
     assert_eq!(secrets.verify(token, at(NOW)), Err(Fault::Expired));
     // RFC 7519, section 6.1: an unsecured JWT of the same claims.
     let unsecured = "eyJhbGciOiJub25lIn0.\
         eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
-    assert_eq!(secrets.verify(unsecured, at(1_300_819_379)), Err(Fault::Malformed));
+    assert_eq!(secrets.verify(unsecured, at(1_300_819_379)), Err(Fault::Algorithm));
 }
 
 #[test]
 fn what_we_sign_we_believe() {
     let (token, claims) = good();
     assert_eq!(secrets().verify(&token, at(NOW)), Ok(claims));
-    let odd = Claims { until: at(NOW), room: Some("\"*".into()), id: Some("a\\\n\u{1}b".into()) };
+    let odd = Claims {
+        until: at(NOW),
+        room: Some("\"*\n".into()),
+        room_prefix: Some("\u{1}\\".into()),
+        id: Some("a\\ \"b".into()),
+    };
     assert_eq!(secrets().verify(&secrets().sign(&odd), at(NOW)), Ok(odd));
 }
 
@@ -117,7 +128,34 @@ fn every_part_truncated_padded_doubled_or_written_in_another_alphabet() {
 }
 
 #[test]
-fn one_algorithm_and_nothing_critical() {
+fn three_algorithms_are_accepted() {
+    let claims = json!({"exp": NOW + 60}).to_string();
+    let verify = |token: String| secrets().verify(&token, at(NOW)).map(|claims| claims.until);
+    assert_eq!(verify(signed_with::<Hmac<Sha256>>(r#"{"alg":"HS256"}"#, &claims)), Ok(at(NOW + 60)));
+    assert_eq!(verify(signed_with::<Hmac<Sha384>>(r#"{"alg":"HS384"}"#, &claims)), Ok(at(NOW + 60)));
+    assert_eq!(verify(signed_with::<Hmac<Sha512>>(r#"{"alg":"HS512"}"#, &claims)), Ok(at(NOW + 60)));
+    // The first half of the right signature is none.
+    let token = signed_with::<Hmac<Sha512>>(r#"{"alg":"HS512"}"#, &claims);
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let half = BASE64URL_NOPAD.encode(&BASE64URL_NOPAD.decode(signature.as_bytes()).unwrap()[..32]);
+    assert_eq!(verify(format!("{signed}.{half}")), Err(Fault::Signature));
+}
+
+/// Signed by Python's `hmac` and `hashlib`.
+#[test]
+fn tokens_of_another_implementation_are_accepted() {
+    let hs384 = "eyJhbGciOiJIUzM4NCIsInR5cCI6IkpXVCJ9.eyJleHAiOjE4MDAwMDAwNjB9.ezoQ0SKNk53RkGPT1VCMFUh98o6z\
+        VnijpmasasJ83tJ_xEKiXmoQpwzokIETs93V";
+    let hs512 = "eyJhbGciOiJIUzUxMiIsInR5cCI6IkpXVCJ9.eyJleHAiOjE4MDAwMDAwNjB9.QvubQamBqfrag-CBcW_JYedCBnJC\
+        laHygm2OpsgBE0mYRaUMo0r9qumW-W7K6cFFHGQbjAuE-RdBtEIB0j_Ikg";
+    for token in [hs384, hs512] {
+        let expected = Ok(Claims { until: at(NOW + 60), ..Claims::default() });
+        assert_eq!(secrets().verify(token, at(NOW)), expected, "{token}");
+    }
+}
+
+#[test]
+fn nothing_else_is_an_algorithm_and_nothing_is_critical() {
     let claims = json!({"exp": NOW + 60}).to_string();
     let verify = |header: &str| secrets().verify(&signed(header, &claims), at(NOW));
     for header in [
@@ -131,14 +169,21 @@ fn one_algorithm_and_nothing_critical() {
         r#"{"alg":"none"}"#,
         r#"{"alg":"None"}"#,
         r#"{"alg":"hs256"}"#,
-        r#"{"alg":"HS384"}"#,
-        r#"{"alg":"HS512"}"#,
+        r#"{"alg":"HS1"}"#,
         r#"{"alg":"RS256"}"#,
         r#"{"alg":"ES256"}"#,
         r#"{"alg":"HS256 "}"#,
+        r#"{"alg":""}"#,
+    ] {
+        assert_eq!(verify(header), Err(Fault::Algorithm), "{header}");
+    }
+    // Signed with another algorithm than the header names.
+    for header in [r#"{"alg":"HS384"}"#, r#"{"alg":"HS512"}"#] {
+        assert_eq!(verify(header), Err(Fault::Signature), "{header}");
+    }
+    for header in [
         r#"{"alg":["HS256"]}"#,
         r#"{"alg":null}"#,
-        r#"{"alg":""}"#,
         r#"{"ALG":"HS256"}"#,
         r#"{"alg":"HS256","alg":"HS256"}"#,
         r#"{"alg":"none","alg":"HS256"}"#,
@@ -161,6 +206,7 @@ fn claims_of_the_wrong_type_or_twice() {
     for more in [
         "",
         r#","room":"","sub":"a""#,
+        r#","room_prefix":"","sub":"\u0080 \u00a0""#,
         r#","room":"*","iss":7,"aud":null,"jti":[1,{}],"x":1e999"#,
         r#","nbf":0,"iat":-1"#,
     ] {
@@ -175,6 +221,13 @@ fn claims_of_the_wrong_type_or_twice() {
         r#","sub":7"#,
         r#","sub":"""#,
         r#","sub":"\ud800""#,
+        r#","sub":"a\u0000""#,
+        r#","sub":"a\nb""#,
+        r#","sub":"\u001f""#,
+        r#","sub":"\u007f""#,
+        r#","room_prefix":null"#,
+        r#","room_prefix":["tea"]"#,
+        r#","room_prefix":"a","room_prefix":"b""#,
         &long,
         r#","nbf":"0""#,
         r#","iat":true"#,
@@ -202,12 +255,14 @@ fn numbers_of_all_kinds() {
     assert_eq!(until("1800000060.9"), Ok(NOW + 60));
     assert_eq!(until("1.80000006e9"), Ok(NOW + 60));
     assert_eq!(until("18000000600E-1"), Ok(NOW + 60));
-    // The end of the year 9999, whatever is said.
-    for late in ["1e300", "1e400", "1e99999999999999999999", "18e+9999"] {
-        assert_eq!(until(late), Ok(253_402_300_799), "{late}");
+    // The end of the year 9999 is what some mean by "never".
+    assert_eq!(until("253402300799"), Ok(253_402_300_799));
+    assert_eq!(until("999999999999.9"), Ok(999_999_999_999));
+    for late in ["1000000000000", "1800000060000", "1e300", "1e400", "1e99999999999999999999", "18e+9999"] {
+        assert_eq!(until(late), Err(Fault::ExpiryMilliseconds), "{late}");
     }
     assert_eq!(until("0.0180000006000e11"), Ok(NOW + 60));
-    assert_eq!(until("99999999999999999999999999999999"), Ok(253_402_300_799));
+    assert_eq!(until("99999999999999999999999999999999"), Err(Fault::ExpiryMilliseconds));
     for expired in ["0", "-0", "-1", "-1e300", "-1e400", "1e-400", "1e-99999999999999999999", "0.5", "0e9999"]
     {
         assert_eq!(until(expired), Err(Fault::Expired), "{expired}");
@@ -230,6 +285,19 @@ fn numbers_of_all_kinds() {
         assert_eq!(until(bad), Err(Fault::Malformed), "{bad}");
     }
     assert_eq!(claiming("{}"), Err(Fault::Malformed), "exp is required");
+}
+
+#[test]
+fn dates_in_milliseconds_are_named() {
+    let milliseconds = 1000 * NOW;
+    let exp = claiming(&format!(r#"{{"exp":{milliseconds},"iat":{milliseconds}}}"#));
+    assert_eq!(exp, Err(Fault::ExpiryMilliseconds));
+    assert_eq!(Fault::ExpiryMilliseconds.sentence(), "exp is in milliseconds; expected seconds");
+    for name in ["nbf", "iat"] {
+        let claims = claiming(&format!(r#"{{"exp":{},"{name}":{milliseconds}}}"#, NOW + 60));
+        assert_eq!(claims, Err(Fault::BeginMilliseconds), "{name}");
+    }
+    assert_eq!(Fault::BeginMilliseconds.sentence(), "nbf or iat is in milliseconds; expected seconds");
 }
 
 #[test]
@@ -267,39 +335,65 @@ fn the_longest_token() {
 }
 
 #[test]
-fn rooms() {
-    let allows =
-        |room: &str, name: &str| Claims { until: at(0), room: Some(room.into()), id: None }.allows(name);
-    for (room, name) in [
-        ("tea", "tea"),
-        ("tea*", "tea"),
-        ("tea*", "teapot"),
-        ("*", ""),
-        ("*", "tea"),
-        ("", ""),
-        ("te.a", "te.a"),
+fn a_room_is_literal_and_a_prefix_is_a_claim_of_its_own() {
+    let allows = |room: Option<&str>, room_prefix: Option<&str>, name: &str| {
+        let (room, room_prefix) = (room.map(Box::from), room_prefix.map(Box::from));
+        Claims { room, room_prefix, ..Claims::default() }.allows(name)
+    };
+    for (room, prefix, name) in [
+        (Some("tea"), None, "tea"),
+        (Some(""), None, ""),
+        (Some("te.a"), None, "te.a"),
+        (Some("*"), None, "*"),
+        (Some("tea*"), None, "tea*"),
+        (None, Some("tea"), "tea"),
+        (None, Some("tea"), "teapot"),
+        (None, Some(""), ""),
+        (None, Some(""), "tea"),
+        (None, Some("*"), "*a"),
+        (Some("teapot"), Some("tea"), "teapot"),
+        (None, None, "tea"),
+        (None, None, ""),
     ] {
-        assert!(allows(room, name), "{room} {name}");
+        assert!(allows(room, prefix, name), "{room:?} {prefix:?} {name}");
     }
-    for (room, name) in [
-        ("tea", "teapot"),
-        ("tea", "te"),
-        ("tea", "Tea"),
-        ("TEA", "tea"),
-        ("tea*", "te"),
-        ("tea*", "Teapot"),
-        ("*tea", "tea"),
-        ("t*a", "tea"),
-        ("tea**", "teapot"),
-        ("te%61", "tea"),
-        ("tea", "te%61"),
-        ("tea", ""),
-        ("", "tea"),
-        ("tea*", ""),
+    for (room, prefix, name) in [
+        (Some("tea"), None, "teapot"),
+        (Some("tea"), None, "te"),
+        (Some("tea"), None, "Tea"),
+        (Some("TEA"), None, "tea"),
+        (Some("tea*"), None, "teapot"),
+        (Some("tea*"), None, "tea"),
+        (Some("*"), None, "tea"),
+        (Some("*"), None, ""),
+        (Some("te%61"), None, "tea"),
+        (Some("tea"), None, "te%61"),
+        (Some("tea"), None, ""),
+        (Some(""), None, "tea"),
+        (None, Some("tea"), "te"),
+        (None, Some("tea"), "Teapot"),
+        (None, Some("tea"), ""),
+        (None, Some("tea*"), "teapot"),
+        (Some("teapot"), Some("coffee"), "teapot"),
+        (Some("coffee"), Some("tea"), "teapot"),
     ] {
-        assert!(!allows(room, name), "{room} {name}");
+        assert!(!allows(room, prefix, name), "{room:?} {prefix:?} {name}");
     }
-    assert!(Claims { until: at(0), room: None, id: None }.allows("tea"));
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_secret() {
+    let (token, claims) = good();
+    let with_mark = Secrets::parse(format!("\u{feff}{SECRET}\r\n").as_bytes()).unwrap();
+    assert_eq!(with_mark.verify(&token, at(NOW)), Ok(claims));
+    let comment = format!("\u{feff}# a comment\n{SECRET}");
+    assert!(Secrets::parse(comment.as_bytes()).unwrap().verify(&token, at(NOW)).is_ok());
+    let utf16 = |order: fn(u16) -> [u8; 2]| -> Vec<u8> {
+        format!("\u{feff}{SECRET}\n").encode_utf16().flat_map(order).collect()
+    };
+    for file in [utf16(u16::to_le_bytes), utf16(u16::to_be_bytes)] {
+        assert_eq!(Secrets::parse(&file).unwrap_err(), "expected UTF-8, got UTF-16: save the file as UTF-8");
+    }
 }
 
 #[test]
@@ -312,7 +406,7 @@ fn secrets_are_rotated() {
     ] {
         let both = Secrets::parse(file.as_bytes()).unwrap();
         assert!(both.verify(&old, at(NOW)).is_ok());
-        let new = both.sign(&Claims { until: at(NOW), room: None, id: None });
+        let new = both.sign(&Claims { until: at(NOW), ..Claims::default() });
         assert!(both.verify(&new, at(NOW)).is_ok());
         assert_eq!(secrets().verify(&new, at(NOW)), Err(Fault::Signature));
         let only_new = Secrets::parse(other.as_bytes()).unwrap();

@@ -2,14 +2,17 @@
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{
-    address, ice_server, level, listen, mount, network, peer_id, prefix_of_rooms, probe, size, time, within,
+    address, client_ip_header, host_name, ice_server, level, listen, mount, network, peer_id,
+    prefix_of_rooms, probe, size, time, unix_probe, within,
 };
-use super::{Config, GIB, ICE_SERVERS_MAX, KIB, MIB, environment};
+use super::{Config, GIB, ICE_SERVERS_MAX, KIB, Listen, MIB, environment};
 use crate::origin::Allowed;
+use crate::paths;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -32,8 +35,10 @@ pub enum Command {
 pub struct Mint {
     /// Where the secret is.
     pub secret_file: PathBuf,
-    /// The room, or rooms, that it is for; any, if missing.
+    /// The room that it is for; any, if missing.
     pub room: Option<String>,
+    /// The prefix of the rooms that it is for; any, if missing.
+    pub room_prefix: Option<String>,
     /// The id that it is for; any, if missing.
     pub id: Option<String>,
     /// How long it is good for.
@@ -80,9 +85,18 @@ impl Config {
         let args: Vec<OsString> = args.into_iter().collect();
         // Another command than to serve has flags of its own.
         let serves = args.first().is_none_or(|first| first.as_encoded_bytes().starts_with(b"-"));
+        if args.as_slice() == ["health"] {
+            let where_to_listen =
+                |(name, _): &(OsString, OsString)| name == "PORT" || name == "NOROSHI_LISTEN";
+            let flags = environment::flags(variables.into_iter().filter(where_to_listen), &[])?;
+            return match one_line(Self::parse_flags(flags))? {
+                Command::Run(config) => Ok(Command::Health(probe_of(&config)?)),
+                other => Ok(other),
+            };
+        }
         let mut all = if serves { environment::flags(variables, &args)? } else { Vec::new() };
         all.extend(args);
-        Self::parse_flags(all).map_err(|error| error.to_string().replace(char::is_control, "?"))
+        one_line(Self::parse_flags(all))
     }
 
     fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
@@ -114,6 +128,10 @@ impl Config {
                 }
                 Long("trust-proxy") => {
                     config.trusted_proxies.push(value(&mut parser, "--trust-proxy", network)?);
+                }
+                Long("client-ip-header") => {
+                    let name = value(&mut parser, "--client-ip-header", client_ip_header)?;
+                    config.client_ip_header = Some(name);
                 }
                 Long("max-memory") => {
                     let read = |text: &str| size(text, 8 * MIB, GIB.saturating_mul(1024));
@@ -158,6 +176,9 @@ impl Config {
                 }
                 Long("no-page") => config.page = false,
                 Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
+                Long("metrics-host") => {
+                    config.metrics_hosts.push(value(&mut parser, "--metrics-host", host_name)?);
+                }
                 Long("log") => config.log = value(&mut parser, "--log", level)?,
                 Short('h') | Long("help") => return Ok(Command::Help),
                 Short('V') | Long("version") => return Ok(Command::Version),
@@ -166,6 +187,9 @@ impl Config {
         }
         if config.ayame.is_some() && config.ayame == config.matchbox {
             return Err("--ayame and --matchbox: at the same path".into());
+        }
+        if config.metrics.is_none() && !config.metrics_hosts.is_empty() {
+            return Err("--metrics-host: expected --metrics beside it".into());
         }
         let turn = config.ice_servers.iter().find(|url| url.starts_with("turn"));
         match (turn, &config.turn_secret_file) {
@@ -185,8 +209,9 @@ impl Config {
 noroshi {version}: a WebRTC signaling server
 
 usage: noroshi [flags]
-       noroshi token --secret-file FILE [--room ROOM] [--id ID] [--ttl 1h]
+       noroshi token --secret-file FILE [--room ROOM] [--room-prefix PREFIX] [--id ID] [--ttl 1h]
        noroshi health [http://HOST:PORT/PATH | unix:PATH]
+                      (without an argument, where PORT and NOROSHI_LISTEN say that the server listens)
 
   -l, --listen ADDR          address and port to listen on, where port 0 picks a free one, or unix:PATH, where a
                              proxy connects; repeatable [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
@@ -196,6 +221,9 @@ usage: noroshi [flags]
       --max-connections-per-ip N
                              connections from one IPv4 address or IPv6 /64; 0 = no limit [default: {per_ip}]
       --trust-proxy CIDR     believe X-Forwarded-For and X-Real-IP from there; repeatable [default: nobody]
+      --client-ip-header NAME
+                             the only header in which proxies of --trust-proxy report the client's address
+                             [default: X-Forwarded-For, then X-Real-IP]
       --max-memory SIZE      refuse what would take more memory; takes K, M and G [default: no limit]
       --max-mesh-peers N     joined peers in one room [default: {mesh}]
       --max-message SIZE     bytes of one message; takes K and M [default: {message}K]
@@ -213,6 +241,8 @@ usage: noroshi [flags]
       --drain SECONDS        told to stop, serve the rooms that there are for so long [default: 0]
       --no-page              serve neither / nor /check nor /noroshi.js [default: serve them]
       --metrics ADDR         serve GET /metrics there, for Prometheus, and GET /rooms [default: off]
+      --metrics-host NAME    a name with dots by which the metrics listener may be asked; repeatable
+                             [default: only IP addresses and names without dots]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
   -h, --help                 print this
   -V, --version              print the version
@@ -236,11 +266,13 @@ are separated by commas or spaces, and PORT=80 is the port of the default addres
 fn mint(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::prelude::*;
 
-    let (mut secret_file, mut room, mut id, mut ttl) = (None, None, None, Duration::from_secs(3600));
+    let (mut secret_file, mut room, mut room_prefix, mut id) = (None, None, None, None);
+    let mut ttl = Duration::from_secs(3600);
     while let Some(arg) = parser.next()? {
         match arg {
             Long("secret-file") => secret_file = Some(parser.value()?.into()),
             Long("room") => room = Some(parser.value()?.string()?),
+            Long("room-prefix") => room_prefix = Some(parser.value()?.string()?),
             Long("id") => id = Some(value(parser, "--id", peer_id)?),
             Long("ttl") => ttl = value(parser, "--ttl", time)?,
             Short('h') | Long("help") => return Ok(Command::Help),
@@ -248,10 +280,36 @@ fn mint(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
         }
     }
     let secret_file = secret_file.ok_or("token: --secret-file is missing")?;
-    Ok(Command::Token(Mint { secret_file, room, id, ttl }))
+    Ok(Command::Token(Mint { secret_file, room, room_prefix, id, ttl }))
 }
 
-/// What comes after `health`.
+/// Returns the error of a command line as one line.
+fn one_line(command: Result<Command, lexopt::Error>) -> Result<Command, String> {
+    command.map_err(|error| error.to_string().replace(char::is_control, "?"))
+}
+
+/// Returns the health check of the first address at which a server of this configuration listens.
+///
+/// An unspecified address means IPv4 loopback. `[::]` takes IPv4, too, and a container whose IPv6 is switched off can
+/// bind `[::]` but not connect to `[::1]`.
+///
+/// # Errors
+/// The server picks its port itself.
+fn probe_of(config: &Config) -> Result<Probe, String> {
+    let address = match config.listen.first() {
+        Some(Listen::Unix(path)) => return Ok(unix_probe(path.clone())),
+        Some(Listen::Tcp(address)) => *address,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, config.port)),
+    };
+    if address.port() == 0 {
+        return Err("health: expected a URL, because the port 0 of NOROSHI_LISTEN stands for any".to_owned());
+    }
+    let ip = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+    let authority = SocketAddr::new(ip, address.port()).to_string();
+    Ok(Probe { socket: None, authority, path: paths::HEALTH.to_owned() })
+}
+
+/// Reads the arguments of `health`.
 fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::prelude::*;
 
@@ -263,7 +321,8 @@ fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
             _ => return Err(arg.unexpected()),
         }
     }
-    Ok(Command::Health(named("health", url.as_deref().unwrap_or("http://127.0.0.1:8080"), probe)?))
+    let url = url.ok_or("health: expected a URL")?;
+    Ok(Command::Health(named("health", &url, probe)?))
 }
 
 /// The value of a flag, or an error that names the flag.
@@ -281,7 +340,7 @@ fn named<T, E: Display>(
     value: &str,
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, lexopt::Error> {
-    read(value).map_err(|error| format!("{flag} {value}: {error}").into())
+    read(value).map_err(|expected| format!("{flag}: expected {expected}, got {value:?}").into())
 }
 
 #[cfg(test)]

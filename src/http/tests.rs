@@ -80,10 +80,204 @@ fn a_subprotocol_is_not_taken() {
 
 #[test]
 fn rooms_that_are_none() {
-    for room in ["", ".", "..", "a/b", "a%20b", "%41", "a b", "日本", "a:b", &"x".repeat(65)] {
+    for room in [
+        ".",
+        "..",
+        "%2e",
+        "%2E.",
+        "/",
+        "a//",
+        "a/b",
+        "a%20b",
+        "a%2fb",
+        "%",
+        "%4",
+        "a b",
+        "日本",
+        "a:b",
+        &"x".repeat(65),
+    ] {
         let (status, _) = upgrade(&format!("/ws/{room}"), "");
         assert_eq!(status, 400, "{room}");
     }
+}
+
+#[test]
+fn absolute_targets_of_all_schemes_are_paths() {
+    for scheme in ["http", "https", "ws", "wss", "HTTPS", "Ws"] {
+        assert_eq!(upgrade(&format!("{scheme}://h:1/ws/tea?x"), ""), (101, "tea".into()), "{scheme}");
+        assert_eq!(get(&format!("GET {scheme}://h:1/healthz HTTP/1.1")).0, 200, "{scheme}");
+    }
+    for target in ["ftp://h:1/ws/tea", "wss:/ws/tea", "wss//h/ws", "/wss://h/ws", "wss://h"] {
+        assert_eq!(upgrade(target, "").0, 404, "{target}");
+    }
+}
+
+#[test]
+fn one_slash_at_the_end_and_encoded_letters_change_nothing() {
+    for (target, room) in [
+        ("/ws/", ""),
+        ("/ws/?x=/", ""),
+        ("/ws/tea/", "tea"),
+        ("/ws/a%7Eb", "a~b"),
+        ("/ws/a%7eb", "a~b"),
+        ("/ws/%41%2D%2e%5F%7A", "A-._z"),
+        ("/%77s/tea", "tea"),
+        ("wss://h:1/ws/%74ea/", "tea"),
+    ] {
+        assert_eq!(upgrade(target, ""), (101, room.into()), "{target}");
+    }
+    let config = Config { ayame: Some("/signaling".into()), ..Config::default() };
+    for (path, status) in [("/signaling", 101), ("/%73ignaling", 101), ("/signaling/", 404)] {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
+        assert_eq!(ask(Door::Main, &config, false, &head).0, status, "{path}");
+    }
+    assert_eq!(upgrade("/healthz", "").0, 200, "a health check is answered whatever a balancer adds");
+}
+
+/// What the client and the log are told of an upgrade that is refused. `head` has no `Host`.
+fn refusal(config: &Config, head: &str) -> Option<(u16, String)> {
+    let head = format!("{head}Host: h\r\n\r\n");
+    let answer = answer(head.as_bytes(), Door::Main, config, false, Duration::ZERO, |_, _| Place::Free);
+    let Answer::Plain { status, refused, response } = answer else { panic!("{answer:?}") };
+    let response = String::from_utf8(response).unwrap();
+    let body = response.split_once("\r\n\r\n").unwrap().1.trim_end().to_owned();
+    let why = refused?.why;
+    assert_eq!(why, body, "the log and the client are told the same");
+    Some((status, why))
+}
+
+#[test]
+fn an_upgrade_that_a_proxy_has_spoiled_is_told_the_likely_cause() {
+    let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
+    let version = "Sec-WebSocket-Version: 13\r\n";
+    let whole = format!("{ASKS}{KEY}");
+    let only_key = format!("{KEY}{version}Connection: close\r\n");
+    let no_upgrade = "no Upgrade header: is a proxy dropping it?";
+    let old = "HTTP/1.0, but WebSocket needs HTTP/1.1: does nginx lack proxy_http_version 1.1?";
+    let no_path = "no WebSocket path; use /ws or /ws/ROOM";
+    let slashes = "no WebSocket path, because it begins with two slashes; use /ws or /ws/ROOM";
+    let foreign = r#"Origin "https://a" is not of Host "h"; see --allow-origin"#;
+    for (config, line, headers, status, why) in [
+        (&Config::default(), "GET /ws HTTP/1.1", &only_key, 426, no_upgrade.to_owned()),
+        (&Config::default(), "GET /ws/tea HTTP/1.0", &only_key, 426, format!("{old}; {no_upgrade}")),
+        (&Config::default(), "GET /ws HTTP/1.0", &whole, 426, old.to_owned()),
+        (
+            &Config::default(),
+            "GET /ws HTTP/1.1",
+            &format!("{KEY}{version}Upgrade: h2c\r\n"),
+            426,
+            "the Upgrade header is not for websocket".to_owned(),
+        ),
+        (
+            &Config::default(),
+            "GET /ws HTTP/1.1",
+            &format!("{KEY}{version}Upgrade: websocket\r\nConnection: keep-alive\r\n"),
+            426,
+            "no Upgrade in the Connection header: is a proxy changing it?".to_owned(),
+        ),
+        (&Config::default(), "GET / HTTP/1.1", &whole, 404, no_path.to_owned()),
+        (&Config::default(), "GET / HTTP/1.1", &only_key, 404, no_path.to_owned()),
+        (&Config::default(), "GET /check HTTP/1.1", &whole, 404, no_path.to_owned()),
+        (&Config::default(), "GET /tea HTTP/1.1", &only_key, 404, no_path.to_owned()),
+        (&Config::default(), "GET //ws/tea HTTP/1.1", &whole, 404, slashes.to_owned()),
+        (&matchbox, "GET / HTTP/1.1", &only_key, 426, no_upgrade.to_owned()),
+        (
+            &Config::default(),
+            "GET /ws HTTP/1.1",
+            &format!("{whole}Origin: https://a\r\n"),
+            403,
+            foreign.to_owned(),
+        ),
+        (
+            &Config::default(),
+            "GET /ws HTTP/1.0",
+            &format!("{only_key}Origin: https://a\r\n"),
+            403,
+            format!("{foreign}; {old}; {no_upgrade}"),
+        ),
+        (
+            &Config::default(),
+            "GET / HTTP/1.1",
+            &format!("{only_key}Origin: https://a\r\n"),
+            404,
+            no_path.to_owned(),
+        ),
+    ] {
+        assert_eq!(
+            refusal(config, &format!("{line}\r\n{headers}")),
+            Some((status, why)),
+            "{line}\r\n{headers}"
+        );
+    }
+    // Nobody wanted a WebSocket, so the log says nothing.
+    for line in
+        ["GET /ws HTTP/1.1", "GET /ws HTTP/1.0", "GET /tea HTTP/1.1", "POST / HTTP/1.1", "GET //ws HTTP/1.1"]
+    {
+        assert_eq!(refusal(&Config::default(), &format!("{line}\r\n")), None, "{line}");
+    }
+}
+
+#[test]
+fn a_plain_request_without_host_is_no_refused_upgrade() {
+    let head = b"GET / HTTP/1.1\r\n\r\n";
+    let answer = answer(head, Door::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
+    assert!(matches!(answer, Answer::Plain { status: 400, refused: None, .. }), "{answer:?}");
+}
+
+#[test]
+fn only_fields_of_the_query_that_are_read_must_be_utf8() {
+    let secret = b"nobody signs with this but the tests";
+    let guarded =
+        Config { token_secrets: Some(crate::token::Secrets::parse(secret).unwrap()), ..Config::default() };
+    let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
+    for (config, target, expected) in [
+        (&Config::default(), "/ws?token=%ff&next=%ff", 101),
+        (&guarded, "/ws?token=%ff", 400),
+        (&guarded, "/ws?next=%ff", 401),
+        (&matchbox, "/tea?next=%ff", 400),
+        (&matchbox, "/tea?next=2&token=%ff&%ff", 101),
+    ] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
+        assert_eq!(ask(Door::Main, config, false, &head).0, expected, "{target}");
+    }
+}
+
+#[test]
+fn the_metrics_listener_answers_no_page_of_a_rebound_name() {
+    let metrics_hosts = vec!["metrics.example.com".to_owned()];
+    let named = Config { metrics: Some("127.0.0.1:1".parse().unwrap()), metrics_hosts, ..Config::default() };
+    let status = |config: &Config, path: &str, host: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let answer =
+            answer(head.as_bytes(), Door::Metrics, config, false, Duration::ZERO, |_, _| Place::Free);
+        match answer {
+            Answer::Ask(_) => (200, String::new()),
+            Answer::Plain { status, response, refused } => {
+                assert_eq!(refused, None);
+                let response = String::from_utf8(response).unwrap();
+                (status, response.split_once("\r\n\r\n").unwrap().1.to_owned())
+            }
+            Answer::Upgrade { .. } => unreachable!("not at this listener"),
+        }
+    };
+    let refused = "Host \"evil.example:8081\" is neither an IP address nor a name without dots; \
+        --metrics-host NAME allows a name\n";
+    for path in ["/metrics", "/rooms", "/rooms?room=tea", "/"] {
+        assert_eq!(status(&named, path, "evil.example:8081"), (403, refused.to_owned()), "{path}");
+    }
+    for path in ["/metrics", "/rooms"] {
+        for host in ["localhost:8081", "127.0.0.1:8081", "[::1]:8081", "noroshi", "10.0.0.1"] {
+            assert_eq!(status(&Config::default(), path, host).0, 200, "{path} {host}");
+        }
+        assert_eq!(status(&named, path, "Metrics.example.com:8081").0, 200);
+        assert_eq!(status(&Config::default(), path, "metrics.example.com:8081").0, 403);
+    }
+    assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET /metrics HTTP/1.0\r\n").0, 200);
+    assert_eq!(
+        ask(Door::Main, &Config::default(), false, "GET /healthz HTTP/1.1\r\nHost: evil.example\r\n").0,
+        200
+    );
 }
 
 #[test]
@@ -124,23 +318,35 @@ fn origins() {
     assert_eq!(from("*", "null"), 101);
 }
 
+/// The client address that trusted proxies report in these headers, or the status and the reason of the refusal.
+fn client_address(header: Option<&str>, headers: &[u8]) -> Result<Option<String>, (u16, String)> {
+    let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| Network::parse(text).unwrap());
+    let client_ip_header = header.map(str::to_owned);
+    let config = Config { trusted_proxies: proxies.into(), client_ip_header, ..Config::default() };
+    let begin = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
+    let head = [begin.as_bytes(), headers, b"\r\n"].concat();
+    let mut address = None;
+    let answer = answer(&head, Door::Main, &config, true, Duration::ZERO, |ip, _| {
+        address = ip;
+        Place::Free
+    });
+    match answer {
+        Answer::Upgrade { .. } => Ok(address.map(|ip| ip.to_string())),
+        Answer::Plain { status, refused, response } => {
+            assert_eq!(address, None, "nobody is counted");
+            let why = refused.expect("the log says why").why;
+            assert!(String::from_utf8(response).unwrap().contains(why.split(": ").next().unwrap()));
+            Err((status, why))
+        }
+        Answer::Ask(_) => unreachable!("the metrics listener was not asked"),
+    }
+}
+
 #[test]
 fn where_a_request_comes_from() {
-    let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| Network::parse(text).unwrap());
-    let config = Config { trusted_proxies: proxies.into(), ..Config::default() };
-    let from = |headers: &str| {
-        let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
-        let mut from = None;
-        answer(head.as_bytes(), Door::Main, &config, true, Duration::ZERO, |ip, _| {
-            from = ip;
-            Place::Free
-        });
-        from.map(|ip| ip.to_string())
-    };
     for (headers, expected) in [
         ("", None),
         ("X-Real-IP: 192.0.2.1\r\n", Some("192.0.2.1")),
-        ("X-Real-IP: 192.0.2.1\r\nX-Real-IP: 192.0.2.2\r\n", None),
         ("X-Forwarded-For: 192.0.2.1\r\n", Some("192.0.2.1")),
         ("X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.9\r\n", Some("192.0.2.1")),
         // What the client wrote itself stands before what the proxies have added.
@@ -150,15 +356,83 @@ fn where_a_request_comes_from() {
             Some("192.0.2.1"),
         ),
         ("X-Forwarded-For: 10.0.0.3, 10.0.0.2\r\n", Some("10.0.0.3")),
-        ("X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2\r\n", Some("10.0.0.2")),
-        ("X-Forwarded-For: unknown\r\n", None),
-        ("X-Forwarded-For: \r\n", None),
         ("X-Forwarded-For: 192.0.2.1:4711\r\n", Some("192.0.2.1")),
         ("X-Forwarded-For: [2001:db8::1]:4711, [2001:db8::2]\r\n", Some("2001:db8::2")),
         ("X-Forwarded-For: 2001:db8::1, fd00::1, ::ffff:10.0.0.1\r\n", Some("2001:db8::1")),
     ] {
-        assert_eq!(from(headers).as_deref(), expected, "{headers}");
+        let expected = Ok(expected.map(str::to_owned));
+        assert_eq!(client_address(None, headers.as_bytes()), expected, "{headers}");
     }
+}
+
+#[test]
+fn bytes_that_are_not_utf8_do_not_hide_the_hops_behind_them() {
+    for headers in [
+        &b"X-Forwarded-For: \xff, 203.0.113.7\r\n"[..],
+        b"X-Forwarded-For: \xff\r\nX-Forwarded-For: 203.0.113.7\r\n",
+        b"X-Forwarded-For: 192.0.2.1,\xe9\xff,203.0.113.7, 10.0.0.1\r\n",
+        b"X-Forwarded-For: \x80203.0.113.9, 203.0.113.7\r\nX-Real-IP: \xff\r\n",
+    ] {
+        let expected = Ok(Some("203.0.113.7".to_owned()));
+        assert_eq!(client_address(None, headers), expected, "{}", String::from_utf8_lossy(headers));
+    }
+}
+
+#[test]
+fn a_client_address_that_is_none_is_refused() {
+    for (headers, why) in [
+        (
+            &b"X-Forwarded-For: unknown\r\n"[..],
+            r#"X-Forwarded-For names no IP address where the client's is expected: "unknown""#,
+        ),
+        (
+            b"X-Forwarded-For: \r\n",
+            r#"X-Forwarded-For names no IP address where the client's is expected: """#,
+        ),
+        (
+            b"X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2\r\n",
+            r#"X-Forwarded-For names no IP address where the client's is expected: "192.0.2.1, unknown, 10.0.0.2""#,
+        ),
+        (
+            b"X-Forwarded-For: 192.0.2.1, \xff\r\n",
+            "X-Forwarded-For names no IP address where the client's is expected: \"192.0.2.1, \u{fffd}\"",
+        ),
+        (
+            b"X-Forwarded-For: 192.0.2.1,\r\n",
+            r#"X-Forwarded-For names no IP address where the client's is expected: "192.0.2.1,""#,
+        ),
+        (
+            b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For: \xff\r\nX-Real-IP: 192.0.2.9\r\n",
+            "X-Forwarded-For names no IP address where the client's is expected: \"192.0.2.1, \u{fffd}\"",
+        ),
+        (
+            b"X-Real-IP: \xff\r\n",
+            "X-Real-IP names no IP address where the client's is expected: \"\u{fffd}\"",
+        ),
+        (
+            b"X-Real-IP: 192.0.2.1, 192.0.2.2\r\n",
+            r#"X-Real-IP names no IP address where the client's is expected: "192.0.2.1, 192.0.2.2""#,
+        ),
+        (
+            b"X-Real-IP: 192.0.2.1\r\nX-Real-IP: 192.0.2.2\r\n",
+            r#"X-Real-IP names no IP address where the client's is expected: "192.0.2.1, 192.0.2.2""#,
+        ),
+    ] {
+        assert_eq!(client_address(None, headers), Err((400, why.to_owned())));
+    }
+}
+
+#[test]
+fn only_the_header_that_the_operator_names_is_read() {
+    let both = b"X-Forwarded-For: 192.0.2.66\r\nX-Real-IP: 203.0.113.7\r\nCF-Connecting-IP: 2001:db8::1\r\n";
+    let address = |text: &str| Ok(Some(text.to_owned()));
+    assert_eq!(client_address(Some("x-real-ip"), both), address("203.0.113.7"));
+    assert_eq!(client_address(Some("X-Forwarded-For"), both), address("192.0.2.66"));
+    assert_eq!(client_address(Some("CF-Connecting-IP"), both), address("2001:db8::1"));
+    assert_eq!(client_address(Some("True-Client-IP"), both), Ok(None));
+    let bad = b"X-Forwarded-For: \xff\r\nX-Real-IP: 203.0.113.7\r\n";
+    assert_eq!(client_address(Some("X-Real-IP"), bad), address("203.0.113.7"));
+    assert_eq!(client_address(Some("X-Forwarded-For"), bad).unwrap_err().0, 400);
 }
 
 #[test]
@@ -183,7 +457,9 @@ fn pages() {
             "{head}"
         );
     }
-    for target in ["/metrics", "/wsx", "/healthz/", "*", "http://h:1", "http://h?z=/ws"] {
+    assert_eq!(get("GET /healthz/ HTTP/1.1").0, 200);
+    assert_eq!(get("GET /%68ealthz HTTP/1.1").0, 200);
+    for target in ["/metrics", "/wsx", "/healthz//", "//healthz", "*", "http://h:1", "http://h?z=/ws"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
     let metrics = |head: &str| ask(Door::Metrics, &Config::default(), false, head).0;
@@ -202,12 +478,15 @@ fn pages() {
         ("after=1", None),
         ("after=+1.x", None),
         ("room=%ff", None),
-        ("room", None),
+        ("room", Some((Some(""), None))),
+        ("room=a+b", Some((Some("a b"), None))),
+        ("r%6fom=tea&after=%31.2", Some((Some("tea"), Some((1, 2))))),
+        ("room=tea&other=%ff", None),
         ("rooms=tea", None),
     ] {
         let expected = expected
             .map(|(room, after): (Option<&str>, _)| About::Rooms { room: room.map(String::from), after });
-        assert_eq!(route::rooms(query), expected, "{query}");
+        assert_eq!(route::rooms(&Query::new(query)), expected, "{query}");
         let status = metrics(&format!("GET /rooms?{query} HTTP/1.1\r\nHost: h\r\n"));
         assert_eq!(status, if expected.is_some() { 200 } else { 400 });
     }

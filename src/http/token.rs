@@ -9,13 +9,13 @@ use crate::token::{Claims, Fault, Secrets};
 impl Request<'_> {
     /// What the token says, from the header or else from the query: browsers cannot set headers.
     pub(super) fn claims(&self, target: &Target, secrets: &Secrets, wall: Duration) -> Result<Claims, Fault> {
-        let in_query = target.query.split('&').filter_map(|field| field.strip_prefix("token="));
-        let in_header = self.values("authorization").map(bearer);
-        let mut tokens: Vec<&str> = in_header.collect::<Option<_>>().ok_or(Fault::Malformed)?;
+        let in_header = self.values("authorization").filter_map(bearer);
+        let mut tokens = in_header.collect::<Result<Vec<String>, Fault>>()?;
         if tokens.is_empty() {
-            tokens.extend(in_query);
+            let in_query = target.query.values("token").map(|token| token.map_err(|_| Fault::Malformed));
+            tokens = in_query.collect::<Result<_, _>>()?;
         }
-        match tokens[..] {
+        match &tokens[..] {
             [] => Err(Fault::Missing),
             [token] => secrets.admit(token, &target.room, None, wall),
             _ => Err(Fault::Malformed),
@@ -38,8 +38,14 @@ impl Request<'_> {
     }
 }
 
-/// The token in the value of an `Authorization` header (RFC 6750 section 2.1).
-fn bearer(value: &[u8]) -> Option<&str> {
-    let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+/// Returns the token in the value of an `Authorization` header (RFC 6750 section 2.1). `None`: the header has another
+/// scheme. It is for a proxy that asks for a password, for example.
+fn bearer(value: &[u8]) -> Option<Result<String, Fault>> {
+    let value = value.trim_ascii();
+    let end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
+    let (scheme, token) = value.split_at(end);
+    if !scheme.eq_ignore_ascii_case(b"bearer") {
+        return None;
+    }
+    Some(String::from_utf8(token.trim_ascii().to_vec()).map_err(|_| Fault::Malformed))
 }

@@ -9,9 +9,9 @@ use std::mem;
 
 use super::peer::{Claimant, Who};
 use super::{Hub, NO_MEMORY, Slot};
-use crate::config::CLAIMANTS_MAX;
+use crate::config::{CLAIMANTS_MAX, ID_BYTES_MAX};
 use crate::gate::Turn;
-use crate::message::{self, Body, Code, Refusal, Request};
+use crate::message::{self, Body, Code, Refusal};
 use crate::protocol::Close;
 
 pub(super) const FOREIGN_ID: Refusal =
@@ -127,17 +127,19 @@ impl Hub {
         &mut self,
         slot: Slot,
         holder: Slot,
+        target: Option<&str>,
         text: &str,
         turn: &mut Turn,
     ) -> Result<(), Refusal> {
-        let bytes = text.len() + size_of::<Claimant>();
+        let bytes = size_of::<Claimant>() + ID_BYTES_MAX + text.len();
         let memory = turn.reserve(bytes).ok_or(NO_MEMORY)?;
         if self.peer(holder).claimants.is_none() {
             turn.probe(self.peers.conn(holder));
         }
         let Hub { peers, links, .. } = self;
         links.push_back(peers[holder].claimants.get_or_insert_default(), slot);
-        self.peer_mut(slot).who = Who::Claimant(Box::new(Claimant { holder, first: text.into(), memory }));
+        let claimant = Claimant { holder, target: target.map(Box::from), first: text.into(), memory };
+        self.peer_mut(slot).who = Who::Claimant(Box::new(claimant));
         turn.pause_reading(self.peers.conn(slot));
         Ok(())
     }
@@ -187,8 +189,7 @@ impl Hub {
 
     fn reject_claimants(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, turn: &mut Turn) {
         for (slot, claimant) in claimants {
-            let target = message::parse(&claimant.first).ok().and_then(|request: Request| request.target);
-            self.refuse_id(slot, id, target.as_deref(), turn);
+            self.refuse_id(slot, id, claimant.target.as_deref(), turn);
         }
     }
 

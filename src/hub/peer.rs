@@ -90,6 +90,8 @@ pub struct Offer {
 pub struct Claimant {
     /// The peer that holds the id.
     pub holder: Slot,
+    /// The `target_id` in its message, which an error names.
+    pub target: Option<Box<str>>,
     /// The message that claims the id. It is handled when the claim succeeds.
     pub first: Box<str>,
     /// The memory of the message.

@@ -62,7 +62,10 @@ fn ids_are_counted_in_bytes_after_unescaping() {
     assert_eq!(id(&"\\u0041".repeat(128)), Some(128));
     assert_eq!(id(&"狼".repeat(42)), Some(126));
     assert_eq!(id(&"狼".repeat(43)), None);
-    assert_eq!(id("\\u0000"), Some(1));
+    for control in ["\\u0000", "\\n", "\\u001f", "\\u007f", "a\\u0000", "\u{7f}"] {
+        assert_eq!(id(control), None, "{control:?}");
+    }
+    assert_eq!(id("\\u0080"), Some(2));
 }
 
 #[test]

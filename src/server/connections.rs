@@ -1,9 +1,10 @@
 //! All connections: the sessions by their slots, who was touched in this turn, and what is said of each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
 use std::net::Shutdown;
+use std::time::Duration;
 
 use log::{debug, info};
 use mio::net::TcpStream;
@@ -16,7 +17,8 @@ use crate::config::Config;
 use crate::gate::Gate;
 use crate::http::{self, Door, Refusal};
 use crate::limits::{
-    CLOSES_PER_TURN, CONNECTION_BYTES, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, ROOM_BYTES_MAX, SWEEP_PER_TURN,
+    ANSWER_TIME_MIN, CLOSES_PER_TURN, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, METRICS_AT_ONCE,
+    PLACE_TIME_MIN, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
 };
 use crate::protocol::{Close, Conn, Dialect, Effect, Member, Outbox};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
@@ -40,6 +42,8 @@ pub(super) struct Connections {
     pub(super) upgraded: usize,
     /// Those of the metrics listener.
     metrics_sessions: usize,
+    /// Slots of connections that are not WebSockets, by their numbers, so that the oldest is the first; for each [`Door`].
+    plain: [BTreeMap<u64, usize>; 2],
     /// Upgrades that were refused since the last sweep began.
     refusals: usize,
 }
@@ -80,6 +84,7 @@ impl Connections {
             numbers: 0,
             upgraded: 0,
             metrics_sessions: 0,
+            plain: [BTreeMap::new(), BTreeMap::new()],
             refusals: 0,
         }
     }
@@ -118,8 +123,43 @@ impl Connections {
         self.entries[slot].session.next(scratch, &mut self.shared, gate)
     }
 
-    /// Whether somebody can be accepted.
-    pub(super) fn have_place(&self, door: Door) -> bool {
+    /// When another connection can be accepted: now if there is a place, else when an older one gives way.
+    pub(super) fn place_at(&self, door: Door) -> Option<Duration> {
+        if self.have_place(door) {
+            return Some(self.shared.now);
+        }
+        self.next_to_evict(door).map(|(at, _)| at)
+    }
+
+    /// Makes a place for a connection that was accepted, if there is none: the oldest that is not a WebSocket gives way.
+    ///
+    /// A server that is full thus still answers `/healthz`, however many connections say nothing. It is called last in a
+    /// turn, when nothing refers to the slot that is freed.
+    pub(super) fn make_place(&mut self, door: Door) {
+        if self.have_place(door) {
+            return;
+        }
+        if let Some((_, slot)) = self.next_to_evict(door).filter(|(at, _)| *at <= self.shared.now) {
+            let session = &mut self.entries[slot].session;
+            debug!("{} gives way to a new connection", session.address());
+            session.evict(&mut self.shared);
+            self.free(slot);
+        }
+    }
+
+    /// The slot of the connection that gives way next, and from when on it may.
+    fn next_to_evict(&self, door: Door) -> Option<(Duration, usize)> {
+        let oldest = self.plain[door as usize].values().take(EVICTION_CANDIDATES_MAX);
+        let candidates = oldest.map(|&slot| {
+            let entry = &self.entries[slot];
+            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { PLACE_TIME_MIN };
+            (entry.since.get() + time, slot)
+        });
+        candidates.min()
+    }
+
+    /// Whether there is a place that no connection has.
+    fn have_place(&self, door: Door) -> bool {
         let main = self.entries.len() - self.metrics_sessions;
         let Shared { config, budget, .. } = &self.shared;
         match door {
@@ -141,6 +181,8 @@ impl Connections {
         let slot = self.entries.vacant_key();
         registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
         self.numbers += 1;
+        self.plain[door as usize].insert(self.numbers, slot);
+        self.shared.full = self.are_full();
         self.metrics_sessions += usize::from(door == Door::Metrics);
         self.entries.insert(Entry {
             session: Session::new(stream, door, address, &mut self.shared),
@@ -211,8 +253,8 @@ impl Connections {
         assert_eq!(count(|entry| entry.session.door() == Door::Metrics), self.metrics_sessions);
         let ready: BTreeSet<usize> = self.ready.iter().copied().collect();
         assert!(self.entries.iter().all(|(slot, entry)| !entry.ready || ready.contains(&slot)));
-        assert_eq!(count(|entry| entry.touched), self.touched.len());
-        assert!(self.touched.iter().all(|slot| self.entries[*slot].touched));
+        let touched: BTreeSet<usize> = self.touched.iter().copied().collect();
+        assert!(self.entries.iter().all(|(slot, entry)| !entry.touched || touched.contains(&slot)));
         for (_, entry) in &self.entries {
             assert!(entry.upgraded || !entry.served, "only a WebSocket has a protocol");
             assert!(entry.served || !entry.session.is_open(), "an open WebSocket has a protocol");
@@ -222,6 +264,7 @@ impl Connections {
     /// A connection is a WebSocket now.
     pub(super) fn upgrade(&mut self, slot: usize) {
         let entry = &mut self.entries[slot];
+        self.plain[entry.session.door() as usize].remove(&entry.conn.number());
         entry.upgraded = true;
         entry.served = true;
         self.upgraded += 1;
@@ -245,6 +288,11 @@ impl Connections {
         }
     }
 
+    /// Whether upgrades were refused since the last sweep, so that another sweep is due.
+    pub(super) fn has_refusals_to_report(&self) -> bool {
+        self.refusals > 0
+    }
+
     /// Says what was not said since the last time.
     pub(super) fn tell_refusals(&mut self) {
         let refusals = mem::take(&mut self.refusals);
@@ -259,7 +307,7 @@ impl Connections {
         entry.served = false;
         let end = entry.session.end().expect("what is no longer open has an end").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
-        let room = shown(member.room);
+        let room = member.room;
         let whose = if dialect == Dialect::Noroshi { String::new() } else { format!("{} ", dialect.name()) };
         info!(
             "connection {} from {} ended after {:.1} s: {end}; {whose}room {room:?}, {}",
@@ -273,17 +321,12 @@ impl Connections {
     /// A connection is gone.
     pub(super) fn free(&mut self, slot: usize) {
         let entry = self.entries.remove(slot);
+        self.plain[entry.session.door() as usize].remove(&entry.conn.number());
         self.upgraded -= usize::from(entry.upgraded);
         self.metrics_sessions -= usize::from(entry.session.door() == Door::Metrics);
         debug!("connection {} from {} is gone", entry.conn.number(), entry.session.address());
         entry.session.free(&mut self.shared);
     }
-}
-
-/// The name of a room for the log, of which no line may be longer than a writable pipe has room for: see
-/// [`LOG_LINES_AT_ONCE`](crate::limits::LOG_LINES_AT_ONCE). Those of other protocols may be any text.
-fn shown(room: &str) -> String {
-    room.chars().take(ROOM_BYTES_MAX).collect()
 }
 
 impl Outbox for Connections {
@@ -320,7 +363,7 @@ impl Outbox for Connections {
                 session.close(end, shared);
             }),
             Effect::Registered { conn, room, id } => {
-                let (room, entry) = (shown(room), &mut self.entries[conn.slot()]);
+                let entry = &mut self.entries[conn.slot()];
                 entry.session.registered();
                 debug!(
                     "connection {} from {} registered: room {room:?}, id {id:?}",

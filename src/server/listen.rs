@@ -1,15 +1,17 @@
 //! Listeners, and taking in who waits there.
 //!
-//! Accepting goes on while somebody waits and there is a place. When it fails, most likely because there are no
+//! Accepting goes on while somebody waits and there is a place, or a connection that gives way. When it fails, most likely because there are no
 //! descriptors, the backlog stays and no event will say when that is over: it is tried again when a connection was
 //! freed, and at every sweep.
 
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use listenfd::ListenFd;
 use log::{debug, warn};
@@ -21,7 +23,10 @@ use super::connections::Connections;
 use crate::address::Address;
 use crate::config::{Config, Listen};
 use crate::http::Door;
-use crate::limits::{ACCEPTS_PER_TURN, BACKLOG, CROWD_REFUSED_AT_ONCE, SEND_BUFFER_BYTES, SWEEP_EVERY};
+use crate::limits::{
+    ACCEPTS_PER_TURN, BACKLOG, CROWD_REFUSED_AT_ONCE, SEND_BUFFER_BYTES, SOCKET_LOCK_RETRY_EVERY,
+    SOCKET_LOCK_TIME_MAX, SWEEP_EVERY,
+};
 
 /// Listeners count down from this token.
 const FIRST: usize = usize::MAX - 2;
@@ -34,10 +39,11 @@ pub(super) struct Listeners {
 }
 
 struct Listener {
+    /// The file of the socket, if it was made here. It is before the socket because fields are dropped in this order: the
+    /// file is removed before another process can find that nobody listens there.
+    _file: Option<SocketFile>,
     socket: Socket,
     door: Door,
-    /// The file of the socket, if it was made here and is to go when nobody listens any more.
-    file: Option<PathBuf>,
     /// Whether somebody may be in the backlog.
     pending: bool,
     /// Whether accepting failed.
@@ -52,19 +58,23 @@ enum Socket {
 impl Listeners {
     pub fn bind(config: &Config, registry: &Registry) -> io::Result<Listeners> {
         let mut listeners = Vec::new();
-        let mut add = |mut socket: Socket, door, file| {
+        let mut add = |mut socket: Socket, door, _file| {
             let token = Token(FIRST - listeners.len());
             match &mut socket {
                 Socket::Tcp(listener) => registry.register(listener, token, Interest::READABLE)?,
                 Socket::Unix(listener) => registry.register(listener, token, Interest::READABLE)?,
             }
-            listeners.push(Listener { socket, door, file, pending: false, failed: false });
+            listeners.push(Listener { _file, socket, door, pending: false, failed: false });
             io::Result::Ok(())
         };
         for at in &config.listen {
             match at {
                 Listen::Tcp(address) => add(listen(*address)?, Door::Main, None)?,
-                Listen::Unix(path) => add(listen_in_file(path)?, Door::Main, Some(path.clone()))?,
+                Listen::Unix(path) => {
+                    let (socket, file) = listen_in_file(path)
+                        .map_err(|error| cannot_listen(Listen::Unix(path.to_owned()), error))?;
+                    add(Socket::Unix(socket), Door::Main, Some(file))?;
+                }
             }
         }
         let mut passed = ListenFd::from_env();
@@ -88,14 +98,9 @@ impl Listeners {
         doors.map(|listener| listener.socket.place())
     }
 
-    /// Listens no more.
+    /// Listens no more, and removes the files of sockets.
     pub fn close(&mut self) {
-        for Listener { file, .. } in self.listeners.drain(..) {
-            // Before somebody else can have made one in its place.
-            if let Some(Err(error)) = file.map(std::fs::remove_file) {
-                debug!("the file of a socket is gone already: {error}");
-            }
-        }
+        self.listeners.clear();
     }
 
     /// Somebody waits at the listener of this token, if it is one.
@@ -105,10 +110,10 @@ impl Listeners {
         }
     }
 
-    /// Whether somebody may be accepted at once.
-    pub fn are_ready(&self, connections: &Connections) -> bool {
-        let is_ready = |it: &Listener| it.pending && !it.failed && connections.have_place(it.door);
-        self.listeners.iter().any(is_ready)
+    /// When the next connection in a backlog can be accepted, if there may be one.
+    pub fn accept_at(&self, connections: &Connections) -> Option<Duration> {
+        let waiting = self.listeners.iter().filter(|it| it.pending && !it.failed);
+        waiting.filter_map(|it| connections.place_at(it.door)).min()
     }
 
     /// Whether accepting failed.
@@ -127,7 +132,9 @@ impl Listeners {
     pub fn accept(&mut self, connections: &mut Connections, registry: &Registry) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_TURN {
-                if !listener.pending || listener.failed || !connections.have_place(listener.door) {
+                let now = connections.shared.now;
+                let has_place = connections.place_at(listener.door).is_some_and(|at| at <= now);
+                if !listener.pending || listener.failed || !has_place {
                     break;
                 }
                 if let Err(error) = listener.accept(connections, registry) {
@@ -137,7 +144,6 @@ impl Listeners {
                         ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
                         _ => {
                             listener.failed = true;
-                            let now = connections.shared.now;
                             if self.warned_at.is_none_or(|at| now - at >= SWEEP_EVERY) {
                                 self.warned_at = Some(now);
                                 warn!("cannot accept: {error}");
@@ -161,6 +167,7 @@ impl Listener {
             debug!("{address} has too many connections");
             return Ok(());
         }
+        connections.make_place(self.door);
         connections.welcome(stream, address, self.door, registry)
     }
 }
@@ -202,15 +209,28 @@ fn listen_by_default(port: u16) -> io::Result<Socket> {
     }
 }
 
-/// A socket of a supervisor's, which listens already.
+/// Takes over a socket that a supervisor passed, which listens already.
 fn inherited(passed: &mut ListenFd, index: usize) -> io::Result<Socket> {
     if let Ok(Some(listener)) = passed.take_unix_listener(index) {
+        check_is_listening(&SockRef::from(&listener))?;
         listener.set_nonblocking(true)?;
         return Ok(Socket::Unix(UnixListener::from_std(listener)));
     }
     let listener = passed.take_tcp_listener(index)?.ok_or(ErrorKind::Other)?;
+    check_is_listening(&SockRef::from(&listener))?;
     prepare(&SockRef::from(&listener))?;
     Ok(Socket::Tcp(TcpListener::from_std(listener)))
+}
+
+/// Refuses a connection, which a socket unit passes to a service of its own per connection. Accepting there would fail for
+/// ever.
+fn check_is_listening(socket: &socket2::Socket) -> io::Result<()> {
+    if socket.is_listener()? {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "expected a listening socket, got a connection: the socket unit has Accept=yes, set Accept=no",
+    ))
 }
 
 fn prepare(socket: &socket2::Socket) -> io::Result<()> {
@@ -225,27 +245,86 @@ fn listen(address: SocketAddr) -> io::Result<Socket> {
     bind(address).map(Socket::Tcp).map_err(|error| cannot_listen(Listen::Tcp(address), error))
 }
 
-/// With the mode that the umask gives: who may write to the file may connect.
-fn listen_in_file(path: &Path) -> io::Result<Socket> {
-    // Whoever was killed leaves his file behind, and nobody takes a connection there.
+/// The file of a socket that was bound here, removed when this is dropped.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode, by which the file is recognized.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // An operator may have removed it, and another server may have bound its own there.
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            if let Err(error) = fs::remove_file(&self.path) {
+                debug!("cannot remove {:?}: {error}", self.path);
+            }
+        } else {
+            debug!("{:?} is no longer the socket that was bound there", self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Listens at a path, in place of a socket there that nobody serves any more.
+///
+/// The umask gives the mode of the file: a process that may write to it may connect.
+///
+/// Two servers that start at the same time could both find the stale file, and the second would remove what the first has
+/// just bound. So each holds a lock on the directory from its look at the file until it listens. The lock leaves no
+/// file behind, and the kernel releases it when the process ends.
+fn listen_in_file(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let _lock = lock_directory(path)?;
     let is_socket = path.symlink_metadata().is_ok_and(|it| it.file_type().is_socket());
     if is_socket && UnixStream::connect(path).is_err_and(|it| it.kind() == ErrorKind::ConnectionRefused) {
-        // If it stays, the next line says why.
-        let _ = std::fs::remove_file(path);
+        // If the file stays, the error of `bind` says why.
+        let _ = fs::remove_file(path);
     }
-    bind_in_file(path).map(Socket::Unix).map_err(|error| cannot_listen(Listen::Unix(path.to_owned()), error))
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = SocketFile::new(path)?;
+    socket.listen(BACKLOG)?;
+    Ok((UnixListener::from_std(OwnedFd::from(socket).into()), file))
+}
+
+/// Locks the directory of a socket (flock(2)) until the file that this returns is dropped.
+///
+/// It returns `None` where the directory cannot be read, or the file system has no locks: two starts at the same time are
+/// rare, and a server that does not start is worse.
+fn lock_directory(path: &Path) -> io::Result<Option<File>> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(directory) = File::open(directory) else { return Ok(None) };
+    let give_up_at = Instant::now() + SOCKET_LOCK_TIME_MAX;
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(Some(directory)),
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up_at => {
+                thread::sleep(SOCKET_LOCK_RETRY_EVERY);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other("another process holds a lock on the directory"));
+            }
+            Err(TryLockError::Error(error)) => {
+                debug!("cannot lock the directory of {path:?}: {error}");
+                return Ok(None);
+            }
+        }
+    }
 }
 
 fn cannot_listen(at: Listen, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {at}: {error}"))
-}
-
-fn bind_in_file(path: &Path) -> io::Result<UnixListener> {
-    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
-    Ok(UnixListener::from_std(OwnedFd::from(socket).into()))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

@@ -5,18 +5,20 @@ use std::mem;
 
 use log::{info, warn};
 use mio::Interest;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
 use super::{SIGNALS, Server};
 
 impl Server {
-    /// From now on SIGTERM, SIGINT and SIGHUP are for [`Server::run`], and no longer end the process.
+    /// Has [`Server::run`] handle SIGTERM, SIGINT, SIGQUIT and SIGHUP, and ignore SIGUSR1 and SIGUSR2. None of them ends the
+    /// process by itself any more. The standard library ignores SIGPIPE.
     ///
     /// # Errors
     /// A system call that this needs fails.
     pub fn heed_signals(&mut self) -> io::Result<()> {
-        let signals = self.signals.insert(Signals::new([SIGTERM, SIGINT, SIGHUP])?);
+        let signals =
+            self.signals.insert(Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?);
         self.poll.registry().register(signals, SIGNALS, Interest::READABLE)
     }
 
@@ -36,6 +38,7 @@ impl Server {
             for signal in came {
                 match signal {
                     SIGHUP => self.reload(),
+                    SIGUSR1 | SIGUSR2 => {}
                     _ if self.stop_at.is_some() => return Ok(()),
                     _ if self.drained_at.is_none() && !self.connections.shared.config.drain.is_zero() => {
                         self.drain()

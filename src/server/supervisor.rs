@@ -2,15 +2,19 @@
 //! is alive, and that it stops. Who was not started by such a one tells nobody.
 
 use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use sd_notify::{NotifyState, notify, watchdog_enabled};
+use sd_notify::{NotifyState, watchdog_enabled};
 
-use crate::limits::STATUS_EVERY;
+use crate::limits::{NOTIFY_TIME_MAX, STATUS_EVERY};
 
 /// What it was told.
 pub(super) struct Supervisor {
-    is_there: bool,
+    /// The path of its socket, if there is one.
+    socket_path: Option<OsString>,
     /// How often it wants a sign of life, if it does: twice as often as it would wait for.
     beat: Option<Duration>,
     beat_at: Duration,
@@ -23,7 +27,7 @@ pub(super) struct Supervisor {
 impl Supervisor {
     pub fn new() -> Supervisor {
         Supervisor {
-            is_there: env::var_os("NOTIFY_SOCKET").is_some(),
+            socket_path: env::var_os("NOTIFY_SOCKET"),
             beat: watchdog_enabled().map(|timeout| timeout / 2),
             beat_at: Duration::ZERO,
             connections: 0,
@@ -33,23 +37,23 @@ impl Supervisor {
     }
 
     pub fn ready(&self) {
-        self.tell(NotifyState::Ready);
+        self.send_waiting(NotifyState::Ready);
     }
 
     pub fn stopping(&self) {
-        self.tell(NotifyState::Stopping);
+        self.send_waiting(NotifyState::Stopping);
     }
 
     /// The loop has come around, and this is so now. It is the loop itself that shows life: that it is stuck is the one
     /// thing worth watching.
     pub fn turned(&mut self, now: Duration, connections: usize, rooms: impl FnOnce() -> usize) {
         if let Some(beat) = self.beat.filter(|_| self.beat_at <= now) {
-            self.tell(NotifyState::Watchdog);
+            self.send_at_once(NotifyState::Watchdog);
             self.beat_at = now + beat;
         }
         self.connections = connections;
-        if self.is_there && self.told != Some(connections) && self.status_at <= now {
-            self.tell(NotifyState::Status(&format!("{connections} connections, {} rooms", rooms())));
+        if self.socket_path.is_some() && self.told != Some(connections) && self.status_at <= now {
+            self.send_at_once(NotifyState::Status(&format!("{connections} connections, {} rooms", rooms())));
             self.told = Some(connections);
             self.status_at = now + STATUS_EVERY;
         }
@@ -57,12 +61,31 @@ impl Supervisor {
 
     /// When the loop is to come around at the latest.
     pub fn due(&self) -> Option<Duration> {
-        let status = (self.is_there && self.told != Some(self.connections)).then_some(self.status_at);
+        let status =
+            (self.socket_path.is_some() && self.told != Some(self.connections)).then_some(self.status_at);
         self.beat.map(|_| self.beat_at).into_iter().chain(status).min()
     }
 
-    fn tell(&self, state: NotifyState) {
-        // Whether it listens is its own affair.
-        let _ = notify(&[state]);
+    /// Sends a message that is not repeated, and waits up to [`NOTIFY_TIME_MAX`] for a supervisor that is busy.
+    fn send_waiting(&self, state: NotifyState) {
+        self.send(state, |socket| socket.set_write_timeout(Some(NOTIFY_TIME_MAX)));
+    }
+
+    /// Sends a message without blocking the loop. A supervisor whose queue is full misses it; the next one follows.
+    fn send_at_once(&self, state: NotifyState) {
+        self.send(state, |socket| socket.set_nonblocking(true));
+    }
+
+    /// Sends one datagram, and ignores that it fails: a supervisor that does not listen is no reason to stop.
+    ///
+    /// `sd_notify::notify` does the same with a socket that blocks for as long as the supervisor's queue is full.
+    fn send(&self, state: NotifyState, prepare: impl FnOnce(&UnixDatagram) -> io::Result<()>) {
+        let Some(path) = &self.socket_path else { return };
+        let send = || -> io::Result<usize> {
+            let socket = UnixDatagram::unbound()?;
+            prepare(&socket)?;
+            socket.send_to(format!("{state}\n").as_bytes(), path)
+        };
+        let _ = send();
     }
 }

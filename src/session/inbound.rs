@@ -117,7 +117,9 @@ impl<S: Stream> Session<S> {
 
     /// Puts what was set aside back into the scratch. Returns whether there was anything.
     pub(super) fn take_held(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> bool {
-        let Some(work) = self.work.as_mut().filter(|work| !work.inbound.held.is_empty()) else { return false };
+        let Some(work) = self.work.as_mut().filter(|work| !work.inbound.held.is_empty()) else {
+            return false;
+        };
         let held = mem::take(&mut work.inbound.held);
         scratch.bytes[..held.len()].copy_from_slice(&held);
         scratch.unread = 0..held.len();
@@ -207,6 +209,8 @@ impl Inbound {
         let read = codec.read(&mut Unread([&begun, payload]));
         if self.is_between_messages() {
             self.announced = 0;
+            // Its buffers have the size of the message, and are not counted any more.
+            self.codec = None;
         }
         match read {
             Ok(message) => {

@@ -21,8 +21,7 @@ impl<S: Stream> Session<S> {
         }
         let bytes: usize = texts.iter().map(|text| frame::len(text.len())).sum();
         let queued = self.queued_bytes();
-        let fits =
-            queued + bytes <= shared.config.queue_bytes_max() && fits_memory(queued, bytes, shared);
+        let fits = queued + bytes <= shared.config.queue_bytes_max() && fits_memory(queued, bytes, shared);
         if !fits {
             self.note_refusal();
         }
@@ -208,9 +207,11 @@ impl Queue {
         }
     }
 
-    /// Appends a Close frame, whatever there is room for, and before it the pong that still waits.
+    /// Appends a Close frame, whatever there is room for. Nothing may follow it: a pong that still waits goes before it, or
+    /// is dropped.
     pub fn push_close(&mut self, payload: &[u8], now: Duration) {
         self.push_pong(usize::MAX / 2, now);
+        self.unanswered = None;
         self.push(frame::CLOSE, payload, now);
     }
 

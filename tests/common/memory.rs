@@ -11,6 +11,7 @@ use noroshi::gate::Gate;
 use noroshi::hub::Hub;
 use noroshi::matchbox::Matchbox;
 use noroshi::protocol::{Close, Conn, Dialect, Effect, Input, Outbox, Target};
+use noroshi::query::Query;
 use noroshi::token::Claims;
 
 use percent_encoding::percent_decode_str;
@@ -31,7 +32,7 @@ pub fn gate(config: &Config) -> Gate {
 
 /// A room of noroshi's own protocol.
 pub fn target(room: &str) -> Target {
-    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: String::new() }
+    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
 /// What has an id, rooms, and when something is due.
@@ -232,7 +233,7 @@ impl Wire for Memory {
         let room = percent_decode_str(room.trim_start_matches('/')).decode_utf8().unwrap().into_owned();
         let (dialect, room) =
             if room == "signaling" { (Dialect::Ayame, String::new()) } else { (Dialect::Matchbox, room) };
-        let target = Target { dialect, room, query: query.to_owned() };
+        let target = Target { dialect, room, query: Query::new(query) };
         assert!(self.gate.has_place(&target));
         self.enter(who, &target, None);
     }

@@ -15,6 +15,7 @@ use ayame_model::Model;
 use noroshi::ayame::Ayame;
 use noroshi::config::Config;
 use noroshi::protocol::{Dialect, Input, Target};
+use noroshi::query::Query;
 use noroshi::token::{Claims, Secrets};
 use world::{Bytes, STEPS_MAX, World};
 
@@ -88,28 +89,24 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
 }
 
 fn target() -> Target {
-    Target { dialect: Dialect::Ayame, room: String::new(), query: String::new() }
+    Target { dialect: Dialect::Ayame, room: String::new(), query: Query::default() }
 }
 
 /// Tokens of all kinds, and texts that are none.
 fn keys() -> Vec<String> {
     let secrets = Secrets::parse(SECRET).expect("a secret");
-    let token = |seconds, room: Option<&str>, id: Option<&str>| {
-        let until = Duration::from_secs(seconds);
-        secrets.sign(&Claims { until, room: room.map(Box::from), id: id.map(Box::from) })
-    };
-    let other = Secrets::parse(b"another secret of thirty-two byte").expect("a secret");
-    let foreign = Claims { until: Duration::from_secs(1_000_000), room: None, id: None };
-    vec![
-        String::new(),
-        "x".to_owned(),
-        token(1_000_000, None, None),
-        token(1_000_000, Some("tea"), None),
-        token(1_000_000, Some("coffee"), Some("a")),
-        token(1_000_000, None, Some("b")),
-        token(60, None, None),
-        other.sign(&foreign),
-    ]
+    let other_secrets = Secrets::parse(b"another secret of thirty-two byte").expect("a secret");
+    let claims = Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
+    let in_tea = Claims { room: Some("tea".into()), ..claims.clone() };
+    let a_in_coffee = Claims { room: Some("coffee".into()), id: Some("a".into()), ..claims.clone() };
+    let b_anywhere = Claims { id: Some("b".into()), ..claims.clone() };
+    let in_te = Claims { room_prefix: Some("te".into()), ..claims.clone() };
+    let for_a_minute = Claims { until: Duration::from_secs(60), ..claims.clone() };
+    let mut keys = vec![String::new(), "x".to_owned(), other_secrets.sign(&claims)];
+    for claims in [claims, in_tea, a_in_coffee, b_anywhere, in_te, for_a_minute] {
+        keys.push(secrets.sign(&claims));
+    }
+    keys
 }
 
 fn message(who: usize, keys: &[String], bytes: &mut Bytes) -> Option<String> {

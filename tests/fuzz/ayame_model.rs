@@ -128,6 +128,9 @@ impl Model {
         if claims.room.is_some_and(|named| *named != *room) {
             return Err(Fault::Room);
         }
+        if claims.room_prefix.is_some_and(|prefix| !room.starts_with(&*prefix)) {
+            return Err(Fault::Room);
+        }
         if claims.id.is_some_and(|named| *named != *client) {
             return Err(Fault::Id);
         }

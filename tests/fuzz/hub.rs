@@ -14,6 +14,7 @@ use hub_model::Model;
 use noroshi::config::Config;
 use noroshi::hub::Hub;
 use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::query::Query;
 use noroshi::token::Claims;
 use serde_json::Value;
 use world::{Bytes, STEPS_MAX, Step, World};
@@ -100,6 +101,7 @@ impl HubWorld {
         let claims = Claims {
             until: Duration::from_secs(1_000_000),
             room: None,
+            room_prefix: None,
             id: token_id.map(|id| IDS[id].into()),
         };
         let claims = Some(&claims).filter(|_| self.has_tokens);
@@ -126,7 +128,8 @@ impl HubWorld {
                 }
                 continue;
             }
-            let claims = Claims { until: Duration::from_secs(1_000_000), room: None, id: None };
+            let claims =
+                Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
             let claims = Some(&claims).filter(|_| self.has_tokens);
             let Some(conn) = conn.or_else(|| self.world.connect(slot, &target(""), claims)) else { continue };
             let own = format!("p{number}");
@@ -138,7 +141,7 @@ impl HubWorld {
 }
 
 fn target(room: &str) -> Target {
-    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: String::new() }
+    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
 /// Writes a message of the server as the model does: without the sentences for people, and with sorted fields.

@@ -15,6 +15,7 @@ use matchbox_model::Model;
 use noroshi::config::Config;
 use noroshi::matchbox::Matchbox;
 use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::query::Query;
 use world::{Bytes, STEPS_MAX, Step, World};
 
 #[cfg(not(test))]
@@ -22,7 +23,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
 const ROOMS: [&str; 3] = ["", "tea", "お茶"];
 /// Queries with the size of a group that each asks for; see the model.
-pub const QUERIES: [(&str, usize); 10] = [
+pub const QUERIES: [(&str, usize); 12] = [
     ("", 0),
     ("next=2", 2),
     ("next=3", 3),
@@ -33,6 +34,8 @@ pub const QUERIES: [(&str, usize); 10] = [
     ("next=3&next=2", 2),
     ("token=a&next=3&x=1", 3),
     ("next=8", 8),
+    ("next=%32", 2),
+    ("n%65xt=3&next=%ff", 0),
 ];
 const PEERS_MAX: usize = 10;
 /// Further peers, so that what all are told costs more than one credit.
@@ -111,7 +114,7 @@ fn connect(world: &mut World<Model>, slot: usize, target: &Target, names: &mut V
 fn target(room: usize, query: usize) -> Target {
     let room = ROOMS[room % ROOMS.len()].to_owned();
     let (query, _) = QUERIES[query % QUERIES.len()];
-    Target { dialect: Dialect::Matchbox, room, query: query.to_owned() }
+    Target { dialect: Dialect::Matchbox, room, query: Query::new(query) }
 }
 
 fn message(names: &[String], bytes: &mut Bytes) -> Option<String> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use noroshi::json;
 use noroshi::protocol::{Conn, Target};
+use noroshi::query::Query;
 use noroshi::token::Claims;
 
 use super::QUERIES;
@@ -29,7 +30,8 @@ struct Group {
 
 /// The room and the size of the group that a target asks for.
 fn wanted(target: &Target) -> (&str, usize) {
-    let (_, size) = QUERIES.iter().find(|(query, _)| *query == target.query).expect("a query of the list");
+    let (_, size) =
+        QUERIES.iter().find(|(query, _)| Query::new(query) == target.query).expect("a query of the list");
     (&target.room, *size)
 }
 

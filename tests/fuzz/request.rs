@@ -6,11 +6,15 @@
 #[path = "../common/pipe.rs"]
 mod pipe;
 
+mod client_address;
+
+use std::net::IpAddr;
+
 use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
 use noroshi::http::{self, Answer, Door, Place};
 use noroshi::origin::Allowed;
-use pipe::{ASKED, Line};
+use pipe::{ADDRESS, ASKED, Line};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -37,14 +41,17 @@ pub fn check(data: &[u8]) {
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
             let place = if full { Place::Full } else { Place::Free };
-            http::answer(
-                &bytes[..end],
-                door,
-                &config,
-                !config.trusted_proxies.is_empty(),
-                std::time::Duration::ZERO,
-                |_, _| place,
-            )
+            let is_trusted = door == Door::Main && !config.trusted_proxies.is_empty();
+            let mut client_address = None;
+            let wall = std::time::Duration::ZERO;
+            let answer = http::answer(&bytes[..end], door, &config, is_trusted, wall, |address, _| {
+                client_address = Some(address);
+                place
+            });
+            let counted = client_address.flatten();
+            assert_eq!(line.session.address(), counted.unwrap_or(ADDRESS).into());
+            check_client_address(&bytes[..end], &config, is_trusted, client_address, &answer);
+            answer
         }
         None if bytes.len() <= HEAD_BYTES_MAX => {
             assert!(line.sent().is_empty() && !line.session.is_over());
@@ -89,6 +96,31 @@ pub fn check(data: &[u8]) {
     }
 }
 
+/// Compares the client's address with that of a naive reader of the headers. `told` is `None`
+/// if the request was refused before its address counted.
+fn check_client_address(
+    head: &[u8],
+    config: &Config,
+    is_trusted: bool,
+    told: Option<Option<IpAddr>>,
+    answer: &Answer,
+) {
+    let mut headers = [httparse::EMPTY_HEADER; 100];
+    let mut parsed = httparse::Request::new(&mut headers);
+    let Ok(httparse::Status::Complete(_)) = parsed.parse(head) else {
+        assert_eq!(told, None);
+        return;
+    };
+    let headers: Vec<(String, Vec<u8>)> =
+        parsed.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect();
+    let trusts = |ip| config.trusted_proxies.iter().any(|network| network.contains(ip));
+    let expected = if is_trusted { client_address::expected(&headers, None, trusts) } else { Ok(None) };
+    match (told, expected) {
+        (Some(told), expected) => assert_eq!(Ok(told), expected),
+        (None, _) => assert!(matches!(answer, Answer::Plain { status: 400 | 431, .. }), "{answer:?}"),
+    }
+}
+
 /// Status, body and announced length of a response.
 fn parse(response: &[u8]) -> (u16, Vec<u8>, Option<usize>) {
     let mut headers = [httparse::EMPTY_HEADER; 8];
@@ -112,7 +144,15 @@ fn check_upgrade(head: &[u8], room: &str) {
     let mut lines = head.trim_start_matches("\r\n").split("\r\n");
     let line = lines.next().unwrap();
     assert!(line.starts_with("GET ") && line.ends_with(" HTTP/1.1"), "{line}");
-    assert!(line.contains(&if room.is_empty() { "/ws".to_owned() } else { format!("/ws/{room}") }));
+    let target = line.split(' ').nth(1).unwrap().split(['?', '#']).next().unwrap();
+    let mut path = target.to_owned();
+    for byte in (0..128).filter(|byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte)) {
+        for encoded in [format!("%{byte:02x}"), format!("%{byte:02X}")] {
+            path = path.replace(&encoded, &char::from(byte).to_string());
+        }
+    }
+    let expected = if room.is_empty() { "/ws".to_owned() } else { format!("/ws/{room}") };
+    assert!(path.strip_suffix('/').unwrap_or(&path).ends_with(&expected), "{path} {expected}");
     let headers: Vec<(String, &str)> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim()))

@@ -1,10 +1,13 @@
 //! For whom there is a place, and what others are told.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use noroshi::address::Network;
-use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, HEAD_TIME_MAX, REFUSED_AT_ONCE};
+use noroshi::config::{
+    BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE,
+    PLACE_TIME_MIN, REFUSED_AT_ONCE,
+};
 use noroshi::http::Door;
 use tungstenite::Message;
 
@@ -69,6 +72,30 @@ fn only_a_trusted_proxy_is_believed() {
 }
 
 #[test]
+fn a_malformed_hop_of_the_client_does_not_switch_off_the_limit_of_its_address() {
+    let mut net = with(|config| {
+        config.connections_per_ip_max = 2;
+        config.trusted_proxies = vec![Network::parse("127.0.0.0/8").unwrap()];
+    });
+    let mut ask = |hops: &[u8]| {
+        let mut stream = net.connect(Door::Main);
+        let (line, rest) = REQUEST.split_once("Host:").unwrap();
+        let request = [line.as_bytes(), b"X-Forwarded-For: ", hops, b"\r\nHost:", rest.as_bytes()].concat();
+        stream.write_all(&request).unwrap();
+        let mut answer = vec![0; 1000];
+        net.until(|_| stream.read(&mut answer).ok());
+        (stream, String::from_utf8_lossy(&answer[9..12]).into_owned())
+    };
+    // A proxy appends the address to what the client sends.
+    let open =
+        [&b"\xff, 192.0.2.1"[..], b"\xff,192.0.2.1", b"\xff, 192.0.2.1", b"192.0.2.9, \xff"].map(&mut ask);
+    let statuses: Vec<_> = open.iter().map(|(_, status)| status.as_str()).collect();
+    assert_eq!(statuses, ["101", "101", "429", "400"]);
+    drop(open);
+    net.finish();
+}
+
+#[test]
 fn without_memory_new_connections_are_told_503() {
     let mut net = with(|config| config.memory_bytes_max = Some(BASE_BYTES + 5 * CONNECTION_BYTES / 2));
     net.open("A", "");
@@ -109,4 +136,46 @@ fn a_full_server_says_503_and_goes_on() {
     net.open("C", "");
     assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     net.finish();
+}
+
+#[test]
+fn oldest_unanswered_request_gives_way_to_a_new_one_on_a_full_server() {
+    let health = "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
+    for (door, places) in [(Door::Main, REFUSED_AT_ONCE), (Door::Metrics, METRICS_AT_ONCE)] {
+        let mut net = with(|config| config.connections_max = 1);
+        net.open("A", "");
+        let mut idle: Vec<_> = (0..places).map(|_| net.connect(door)).collect();
+        net.until(|net| (net.server.sessions() == 1 + places).then_some(()));
+        for evicted in 0..3 {
+            net.server.advance(PLACE_TIME_MIN);
+            assert!(net.ask(door, health).starts_with("HTTP/1.1 200 "));
+            // The one that asked left its place, and one more idle connection takes it.
+            assert!(net.read_to_end(&mut idle[evicted]).starts_with(b"HTTP/1.1 408 "));
+            idle.push(net.connect(door));
+            net.until(|net| (net.server.sessions() == 1 + places).then_some(()));
+        }
+        for stream in &mut idle[3..] {
+            let read = stream.read(&mut [0]);
+            assert!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "younger ones stay");
+        }
+        drop(idle);
+        net.finish();
+    }
+}
+
+#[test]
+fn request_has_one_second_on_a_full_server_and_more_on_another() {
+    for (connections_max, time) in [(1, HEAD_TIME_FULL_MAX), (2, HEAD_TIME_MAX)] {
+        let mut net = with(|config| config.connections_max = connections_max);
+        net.open("A", "");
+        let mut idle = net.connect(Door::Main);
+        net.until(|net| (net.server.sessions() == 2).then_some(()));
+        net.server.advance(time - Duration::from_millis(500));
+        net.server.turn(Some(Duration::ZERO)).unwrap();
+        net.server.turn(Some(Duration::ZERO)).unwrap();
+        assert!(idle.read(&mut [0]).is_err(), "it has time left");
+        net.server.advance(Duration::from_secs(1));
+        assert!(net.read_to_end(&mut idle).starts_with(b"HTTP/1.1 408 "));
+        net.finish();
+    }
 }

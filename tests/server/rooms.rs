@@ -52,7 +52,7 @@ fn it_names_all_members_and_what_they_do() {
     let mut say = |who: &str, message: Value| net.say(who, Message::text(message.to_string()));
     say("A", json!({"type": "connect", "id": "A"}));
     say("B", json!({"type": "connect", "id": "B"}));
-    say("C", json!({"type": "join", "id": "C\"\n"}));
+    say("C", json!({"type": "join", "id": "C\"é"}));
     say("E", json!({"type": "register", "roomId": "tea", "clientId": "E"}));
     let uuid = |net: &mut Net, who: &str, key: &str| heard(net, who)[key].as_str().unwrap().to_owned();
     let (ayame, matchbox) = (uuid(&mut net, "E", "connectionId"), uuid(&mut net, "G", "IdAssigned"));
@@ -61,7 +61,7 @@ fn it_names_all_members_and_what_they_do() {
     let tea = json!({"protocol": "noroshi", "room": "tea", "members": [
         member(2, json!("A"), "offerer"),
         member(3, json!("B"), "waiting"),
-        member(4, json!("C\"\n"), "joined"),
+        member(4, json!("C\"é"), "joined"),
     ]});
     let ayame = json!({"protocol": "ayame", "room": "tea", "members": [member(6, json!(ayame), "seated")]});
     let all = [
@@ -91,8 +91,8 @@ fn it_names_all_members_and_what_they_do() {
 fn it_comes_in_pages() {
     let mut net = net();
     assert!(net.ask(Door::Main, "GET /rooms HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 "));
-    // Each takes six times as much as it says.
-    let ids: Vec<String> = (0..200).map(|i| format!("{}{i:03}", "\u{1}".repeat(125))).collect();
+    // Each takes twice as much as it says.
+    let ids: Vec<String> = (0..400).map(|i| format!("{}{i:03}", "\"".repeat(125))).collect();
     let mut sockets = Vec::new();
     for (i, id) in ids.iter().enumerate() {
         let mut socket = net.websocket(if i % 2 == 0 { "large" } else { &id[125..] });

@@ -90,21 +90,20 @@ fn a_refused_upgrade_says_why() {
     assert_eq!(refused(REQUEST), None);
     assert_eq!(refused("GET /ws HTTP/1.1\r\nHost: h\r\n\r\n"), None);
     assert_eq!(refused("GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n"), None);
-    // Whatever is in it, a line is not longer than a pipe has room for.
-    let long = refused(&with(&format!("Origin: {}", "\u{85}".repeat(4000)))).unwrap();
-    assert!(long.starts_with("403 ") && long.len() < 1024, "{} bytes", long.len());
     for (request, why) in [
         (
             with("Origin: https://a\" is of Host \"h\u{85}"),
             r#"403 Origin "https://a\" is of Host \"h\u{85}" is not of Host "h"; see --allow-origin"#,
         ),
-        (
-            REQUEST.replace("/ws/tea", "/nowhere"),
-            "404 nothing is here; WebSockets connect to /ws or /ws/ROOM",
-        ),
+        (REQUEST.replace("/ws/tea", "/nowhere"), "404 no WebSocket path; use /ws or /ws/ROOM"),
         (REQUEST.replace("/ws/tea", "/ws/a b"), "400 that is no HTTP request"),
-        (REQUEST.replace("/ws/tea", "/ws/%61"), "400 a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -"),
+        (REQUEST.replace("/ws/tea", "/ws/%20"), "400 a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -"),
         (with("Host: i"), "400 a request has one Host header"),
+        (
+            REQUEST.replace("Upgrade: websocket\r\nConnection: Upgrade\r\n", "Connection: close\r\n"),
+            "426 no Upgrade header: is a proxy dropping it?",
+        ),
+        (REQUEST.replace("/ws/tea", "/"), "404 no WebSocket path; use /ws or /ws/ROOM"),
         (REQUEST.replace("Version: 13", "Version: 8"), "426 this address speaks WebSocket, version 13"),
     ] {
         assert_eq!(refused(&request).as_deref(), Some(why), "{request}");

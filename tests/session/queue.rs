@@ -1,42 +1,147 @@
 //! What waits for a peer that does not take it.
 
 use super::line;
-use crate::common::pipe::{CLOSE, Line, PING, PONG, close, frame};
-use noroshi::config::Config;
+use crate::common::pipe::{CLOSE, Line, PING, PONG, TEXT, close, frame};
+use noroshi::config::{Config, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
 use noroshi::message::Reply;
-use noroshi::session::End;
+use noroshi::session::{End, Event, Fill};
 
-#[test]
-fn a_full_queue_refuses_what_is_forwarded_and_ends_by_what_is_not() {
-    let mut line = line();
+/// A peer whose queue is full of forwarded messages, and how many of 1,004 bytes these are.
+fn full(line: &mut Line) -> usize {
     line.session.registered();
     line.pipe().room = 0;
-    let text = "x".repeat(1000);
-    let texts = [text.clone()];
+    let texts = ["x".repeat(1000)];
     let mut queued = 0;
     while line.session.has_room(&texts, &line.shared) {
-        line.session.send(text.clone(), &mut line.shared);
+        line.session.send(texts[0].clone(), &mut line.shared);
         queued += 1;
     }
-    assert_eq!(queued, 256 * 1024 / 1004);
+    queued
+}
+
+#[test]
+fn forwarded_messages_leave_a_reserve_for_the_server() {
+    let mut line = line();
+    let mut queued = full(&mut line);
+    assert_eq!(queued, QUEUE_BYTES_MAX / 1004);
     assert!(line.session.is_open());
-    // A slow reader is a reader: each byte buys ten seconds.
+    // A peer that reads slowly is not cut: each byte buys ten seconds.
     for _ in 0..10 {
         line.pass(9);
-        assert!(!line.session.has_room(&texts, &line.shared));
+        assert!(!line.session.has_room(&["x".repeat(1000)], &line.shared));
         line.feed(&frame(PONG, b""));
         line.pipe().room = 1;
         line.turn();
         assert!(line.session.is_open());
     }
-    line.session.send(text, &mut line.shared);
+    // The reserve is for the server's own messages. A peer that takes bytes may be sent one more.
+    let reserve = (QUEUE_BYTES_MAX + QUEUE_BYTES_RESERVE - queued * 1004 + 10) / 1004;
+    for _ in 0..reserve + 1 {
+        line.session.send("y".repeat(1000), &mut line.shared);
+        assert!(line.session.is_open());
+        queued += 1;
+    }
+    line.session.send("y".repeat(1000), &mut line.shared);
     assert_eq!(line.session.end(), Some(End::Slow));
-    // What was queued is still sent to who reads after all, and the reason after it.
+    // What was queued is still sent to a peer that reads after all, and the reason after it.
     line.pipe().room = usize::MAX;
     line.turn();
     let frames = line.frames();
     assert_eq!(frames.len(), queued + 1);
     assert_eq!(frames[queued], (CLOSE, close(1013, "reads too slowly")));
+}
+
+#[test]
+fn a_peer_that_takes_nothing_is_cut_by_the_message_that_does_not_fit() {
+    let mut line = line();
+    full(&mut line);
+    line.session.send("y".repeat(60 * 1024), &mut line.shared);
+    assert!(line.session.is_open());
+    for _ in 0..5 {
+        line.pass(2);
+        line.feed(&frame(PONG, b""));
+    }
+    line.session.send("y".repeat(10 * 1024), &mut line.shared);
+    assert_eq!(line.session.end(), Some(End::Slow));
+}
+
+#[test]
+fn a_peer_that_takes_bytes_from_a_full_queue_shows_life() {
+    let mut line = line();
+    full(&mut line);
+    // It sends nothing, and answers no ping, because it has not read that far.
+    for _ in 0..20 {
+        line.pass(9);
+        line.pipe().room = 1;
+        line.turn();
+        assert!(line.session.is_open());
+    }
+    // When it takes nothing any more, it is cut.
+    assert!(!line.session.has_room(&["x".repeat(1000)], &line.shared));
+    line.pass(11);
+    assert_eq!(line.session.end(), Some(End::Slow));
+}
+
+#[test]
+fn a_ping_is_sent_ahead_of_a_full_queue() {
+    let mut line = line();
+    full(&mut line);
+    line.pipe().room = 1;
+    line.turn();
+    line.session.ping(&mut line.shared);
+    line.pipe().room = 1003 + 2;
+    line.turn();
+    let frames = line.frames();
+    assert_eq!(frames.iter().map(|(first, _)| *first).collect::<Vec<_>>(), [TEXT, PING]);
+}
+
+/// The pause lasts longer than two ping intervals: the peer's pongs are not read, and its silence does not count.
+#[test]
+fn a_paused_session_is_not_silent() {
+    let mut line = line();
+    line.session.registered();
+    line.session.pause();
+    line.pass(60);
+    assert!(line.session.is_open());
+    line.session.resume(line.shared.now);
+    line.pass(49);
+    assert!(line.session.is_open());
+    line.pass(2);
+    assert_eq!(line.session.end(), Some(End::Silent));
+}
+
+/// What was read and not handled is handled later, in order, and its memory is counted meanwhile.
+#[test]
+fn held_input_is_handled_later_and_counted() {
+    let mut line = line();
+    line.session.registered();
+    let before = line.shared.budget.used();
+    line.pipe().input.extend([frame(TEXT, b"1"), frame(TEXT, b"2"), frame(PING, b"3")].concat());
+    assert_eq!(line.session.fill(&mut line.scratch, &mut line.shared), Fill::Drained);
+    let first = line.session.next(&mut line.scratch, &mut line.shared, &line.gate);
+    assert!(matches!(first, Some(Event::Text("1"))));
+    assert!(line.session.hold(&mut line.scratch, &mut line.shared));
+    assert!(line.session.next(&mut line.scratch, &mut line.shared, &line.gate).is_none());
+    line.session.flush(&mut line.shared);
+    assert!(line.shared.budget.used() > before);
+    line.turn();
+    assert_eq!(line.events, ["2"]);
+    assert_eq!(line.frames(), [(PONG, b"3".to_vec())]);
+    assert_eq!(line.shared.budget.used(), before);
+}
+
+/// Input of one session is never taken for that of another.
+#[test]
+fn a_read_discards_what_another_session_has_left() {
+    let mut line = line();
+    line.session.registered();
+    line.pipe().input.extend(frame(TEXT, b"mine"));
+    line.session.fill(&mut line.scratch, &mut line.shared);
+    let mut other = Line::open(Config::default());
+    // The server clears the scratch when it leaves a session early.
+    line.scratch.clear();
+    assert_eq!(other.session.fill(&mut line.scratch, &mut other.shared), Fill::Empty);
+    assert!(other.session.next(&mut line.scratch, &mut other.shared, &other.gate).is_none());
 }
 
 #[test]
@@ -105,14 +210,12 @@ fn pongs_that_were_left_out_take_no_room() {
     let mut line = line();
     line.session.registered();
     line.pipe().room = 0;
+    let before = line.shared.budget.used();
     for _ in 0..20_000 {
         line.feed(&frame(PING, &[7; 125]));
     }
-    // All is taken but a little.
-    line.pipe().room = 256 * 1024;
-    line.turn();
-    assert!(!line.session.is_at_rest());
-    assert!(line.session.has_room(&["x".repeat(1000)], &line.shared));
+    assert!(line.shared.budget.used() - before < 8 * 1024);
+    assert!(line.session.has_room(&["x".repeat(QUEUE_BYTES_MAX - 200)], &line.shared));
 }
 
 #[test]

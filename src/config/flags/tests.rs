@@ -79,9 +79,67 @@ fn ice_servers() {
 }
 
 #[test]
+fn the_header_of_the_client_address_is_a_name() {
+    let header = |name: &str| match parse(&format!("--client-ip-header {name}")) {
+        Ok(Command::Run(config)) => Ok(config.client_ip_header.unwrap()),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error),
+    };
+    assert_eq!(header("CF-Connecting-IP"), Ok("CF-Connecting-IP".to_owned()));
+    for name in ["Forwarded", "forwarded", "X-Real-IP:", "é", "a,b", "--client-ip-header=", &"x".repeat(65)]
+    {
+        let error = header(name).unwrap_err();
+        assert!(error.starts_with("--client-ip-header") && error.contains("such as X-Real-IP"), "{error}");
+    }
+}
+
+#[test]
+fn hosts_of_the_metrics_listener_are_names() {
+    let line = "--metrics 127.0.0.1:8 --metrics-host a.example --metrics-host=B_1.example";
+    let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
+    assert_eq!(config.metrics_hosts, ["a.example", "B_1.example"]);
+    for name in ["a.example:80", "http://a.example", "*", "é", &"x".repeat(254)] {
+        let error = parse(&format!("--metrics 127.0.0.1:8 --metrics-host {name}")).unwrap_err();
+        assert!(error.starts_with("--metrics-host: expected the name of a host"), "{error}");
+    }
+    assert_eq!(
+        parse("--metrics-host a.example").unwrap_err(),
+        "--metrics-host: expected --metrics beside it"
+    );
+}
+
+#[test]
 fn a_secret_is_shown_to_nobody() {
     let turn_secret = Some(Secret("open sesame".to_owned()));
     assert!(!format!("{:?}", Config { turn_secret, ..Config::default() }).contains("sesame"));
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_turn_secret() {
+    let file = std::env::temp_dir().join(format!("noroshi-mark-{}", std::process::id()));
+    let read = |content: &[u8]| {
+        std::fs::write(&file, content).unwrap();
+        Secret::read(&file).map(|secret| secret.0).map_err(|error| error.to_string())
+    };
+    let read = [
+        read(b"\xef\xbb\xbfnorth\r\n"),
+        read(b" north"),
+        read(b"\xff\xfen\0"),
+        read(b"\xfe\xff\0n"),
+        read(b"\xef\xbb\xbf\n"),
+        read(b"north\xff"),
+    ];
+    std::fs::remove_file(&file).unwrap();
+    let utf16 = Err("expected UTF-8, got UTF-16: save the file as UTF-8".to_owned());
+    let expected = [
+        Ok("north".to_owned()),
+        Ok("north".to_owned()),
+        utf16.clone(),
+        utf16,
+        Err("there is nothing in it".to_owned()),
+        Err("expected UTF-8, got other bytes".to_owned()),
+    ];
+    assert_eq!(read, expected);
 }
 
 #[test]
@@ -99,7 +157,10 @@ fn sizes() {
 
 #[test]
 fn a_wrong_value_is_named_with_its_flag_in_one_line() {
-    assert_eq!(parse("--max-rate x").unwrap_err(), "--max-rate x: not a whole number from 0 to 1000000");
+    assert_eq!(
+        parse("--max-rate x").unwrap_err(),
+        "--max-rate: expected a whole number from 0 to 1000000, got \"x\""
+    );
     assert!(!Config::parse([OsString::from("--x\ny")]).unwrap_err().contains('\n'));
 }
 
@@ -121,6 +182,26 @@ fn other_protocols_have_paths_of_their_own() {
         "--ayame /signaling",
     ] {
         assert!(parse(line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn no_protocol_is_mounted_at_a_path_of_the_server() {
+    let own = ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::paths::PAGES);
+    for (flag, path) in own.flat_map(|path| [("--ayame", path), ("--matchbox", path)]) {
+        if (flag, path) == ("--matchbox", "/") {
+            // There the rooms are at the top, and only for what is left.
+            continue;
+        }
+        let uses = if path == "/ws/tea" { "/ws" } else { path };
+        let error = parse(&format!("{flag}={path}")).unwrap_err();
+        let expected = format!(
+            "{flag}: expected a path such as /signaling that the server does not use itself (it uses {uses}), got {path:?}"
+        );
+        assert_eq!(error, expected);
+    }
+    for path in ["/wsx", "/checks", "/metrics", "/.ok/a", "/Check"] {
+        assert!(parse(&format!("--ayame={path}")).is_ok(), "{path}");
     }
 }
 

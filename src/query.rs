@@ -1,0 +1,102 @@
+//! The query of a request target: fields separated by `&`, percent-encoded, with `+` for a space, as browsers and
+//! libraries write them (the `application/x-www-form-urlencoded` format of the WHATWG URL standard).
+//!
+//! This is the only parser of queries. A field is decoded when it is read, so an unread field may hold any bytes, and a query with many fields takes no memory beside its text.
+
+use percent_encoding::percent_decode_str;
+
+/// A query, without the `?` before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    text: Box<str>,
+}
+
+/// The value of a field is not UTF-8 after decoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotUtf8;
+
+impl Query {
+    /// Takes the text behind the `?` of a request target.
+    pub fn new(text: &str) -> Query {
+        Query { text: text.into() }
+    }
+
+    /// Returns the names and decoded values of all fields, in order. A field without `=` has an empty value.
+    pub fn fields(&self) -> impl Iterator<Item = Result<(String, String), NotUtf8>> {
+        self.encoded_fields().map(|(name, value)| Ok((decode(name)?, decode(value)?)))
+    }
+
+    /// Returns the decoded values of the fields with this name, in order.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = Result<String, NotUtf8>> {
+        let has_name = |encoded: &str| decoded_bytes(encoded).eq(name.bytes());
+        self.encoded_fields().filter(move |(encoded, _)| has_name(encoded)).map(|(_, value)| decode(value))
+    }
+
+    fn encoded_fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        let fields = self.text.split('&').filter(|field| !field.is_empty());
+        fields.map(|field| field.split_once('=').unwrap_or((field, "")))
+    }
+}
+
+fn decode(encoded: &str) -> Result<String, NotUtf8> {
+    String::from_utf8(decoded_bytes(encoded).collect()).map_err(|_| NotUtf8)
+}
+
+/// Returns the bytes that a name or a value stands for. A `%` without two hexadecimal digits stands for itself.
+fn decoded_bytes(encoded: &str) -> impl Iterator<Item = u8> {
+    encoded.split('+').enumerate().flat_map(|(index, part)| {
+        let space = (index > 0).then_some(b' ');
+        space.into_iter().chain(percent_decode_str(part))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(query: &str, name: &str) -> Vec<Result<String, NotUtf8>> {
+        Query::new(query).values(name).collect()
+    }
+
+    #[test]
+    fn values_are_decoded() {
+        for (query, value) in [
+            ("next=2", "2"),
+            ("next=%32", "2"),
+            ("n%65xt=2", "2"),
+            ("a=b&next=2&c", "2"),
+            ("&&next=2&", "2"),
+            ("next=", ""),
+            ("next", ""),
+            ("next=a+b%20c%2B", "a b c+"),
+            ("next=a=b", "a=b"),
+            ("next=%E8%8C%B6", "茶"),
+            ("next=茶", "茶"),
+            ("next=%", "%"),
+            ("next=%2", "%2"),
+            ("next=%zz", "%zz"),
+            ("next=%2532", "%32"),
+            ("next=%26%3D%00", "&=\0"),
+            ("%ff=1&next=2&other=%ff", "2"),
+        ] {
+            assert_eq!(values(query, "next"), [Ok(value.to_owned())], "{query}");
+        }
+        for query in ["", "&", "=2", "Next=2", "next2=2", "a=next", "%ff"] {
+            assert_eq!(values(query, "next"), [], "{query}");
+        }
+    }
+
+    #[test]
+    fn only_a_value_that_is_read_must_be_utf8() {
+        assert_eq!(values("next=%ff", "next"), [Err(NotUtf8)]);
+        assert_eq!(values("next=%ff&next=2", "next"), [Err(NotUtf8), Ok("2".to_owned())]);
+        assert_eq!(values("other=%ff&next=2", "next"), [Ok("2".to_owned())]);
+    }
+
+    #[test]
+    fn fields_are_in_order() {
+        let fields: Vec<_> = Query::new("a=1&b&a=+&%62=%ff").fields().collect();
+        let field = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
+        assert_eq!(fields, [field("a", "1"), field("b", ""), field("a", " "), Err(NotUtf8)]);
+    }
+}
