@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use noroshi::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX};
 use noroshi::json;
 use noroshi::protocol::{Close, Conn, Target};
 use noroshi::token::{Claims, Fault, Secrets};
 
 use super::context::{Context, Rules, Said, Seen};
-
-const WAITING_MAX: usize = 16;
-const PING_EVERY: Duration = Duration::from_secs(25);
 
 pub struct Model {
     context: Context,
@@ -152,7 +150,7 @@ impl Model {
                 ),
             );
         }
-        if room.waiting.len() == WAITING_MAX {
+        if room.waiting.len() == AYAME_WAITING_MAX {
             return self.reject(conn, "full", "full");
         }
         room.waiting.push(conn);
@@ -173,7 +171,7 @@ impl Rules for Model {
     }
 
     fn connected(&mut self, conn: Conn, _: &Target, _: Option<&Claims>) {
-        let ping_at = Some(self.context.now + PING_EVERY);
+        let ping_at = Some(self.context.now + AYAME_PING_EVERY);
         self.clients.insert(conn, Client { state: State::Nameless, ping_at, is_probed: false });
     }
 
@@ -254,7 +252,7 @@ impl Rules for Model {
         let now = self.context.now;
         let (&conn, client) =
             self.clients.iter_mut().find(|(_, client)| client.ping_at == due).expect("one is due");
-        client.ping_at = Some(now + PING_EVERY);
+        client.ping_at = Some(now + AYAME_PING_EVERY);
         self.send(conn, r#"{"type":"ping"}"#.to_owned());
     }
 

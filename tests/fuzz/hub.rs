@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hub_model::Model;
-use noroshi::config::Config;
+use noroshi::config::{CLAIMANTS_MAX, Config};
 use noroshi::hub::Hub;
 use noroshi::protocol::{Conn, Dialect, Input, Target};
 use noroshi::query::Query;
@@ -26,8 +26,10 @@ const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", r"\u0067", ""];
 const ROOMS: [&str; 2] = ["", "tea"];
 /// Few enough to meet each other.
 const PEERS_MAX: usize = 10;
-/// Further peers that come, speak and go together, so that the limits of 64 are reached.
-const CROWD_MAX: usize = 80;
+/// Further peers that come, speak and go together, so that the limits of claimants and of holders are reached.
+const CROWD_MAX: usize = CLAIMANTS_MAX + 10;
+/// Steps of a crowd in one input, because each takes long.
+const CROWD_STEPS_MAX: usize = 8;
 
 /// The first two bytes are the configuration, the rest is what happens.
 pub fn check(data: &[u8]) {
@@ -45,7 +47,7 @@ pub fn check(data: &[u8]) {
 struct HubWorld {
     world: World<Model>,
     has_tokens: bool,
-    has_crowd: bool,
+    crowd_steps: usize,
     /// The id under which a connection mostly speaks.
     own_ids: BTreeMap<Conn, usize>,
 }
@@ -56,13 +58,14 @@ impl HubWorld {
         let memory = [None, Some(300), Some(1500), Some(70_000)][usize::from(limits / 4 % 4)];
         let has_tokens = limits & 0x10 != 0;
         let has_crowd = rooms >= 0xe0;
+        let crowd_steps = if has_crowd { CROWD_STEPS_MAX } else { 0 };
         let mesh_peers_max = if has_crowd { 70 } else { 1 + usize::from(rooms % 4) };
         let config = Config { mesh_peers_max, ..world::config(rate, memory) };
         let model = Model::new(rate, mesh_peers_max);
         let slots = PEERS_MAX + CROWD_MAX;
         let world =
             World::new(&config, Dialect::Noroshi, Hub::new(&config), model, slots).normalize(normalize);
-        HubWorld { world, has_tokens, has_crowd, own_ids: BTreeMap::new() }
+        HubWorld { world, has_tokens, crowd_steps, own_ids: BTreeMap::new() }
     }
 
     fn step(&mut self, bytes: &mut Bytes) -> Option<()> {
@@ -80,7 +83,10 @@ impl HubWorld {
                     self.world.input(Input::Time);
                 }
             }
-            (8, _) if self.has_crowd => self.crowd(step, bytes)?,
+            (8, _) if self.crowd_steps > 0 => {
+                self.crowd_steps -= 1;
+                self.crowd(step, bytes)?;
+            }
             (_, None) => self.connect(step),
             (_, Some(conn)) => {
                 let message = self.message(step, conn, bytes)?;
@@ -117,7 +123,7 @@ impl HubWorld {
 
     /// Many peers connect where they are missing, and say the same, or are gone.
     fn crowd(&mut self, step: Step, bytes: &mut Bytes) -> Option<()> {
-        let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?) % CROWD_MAX);
+        let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?));
         let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
         for number in first..(first + count).min(CROWD_MAX) {
             let slot = PEERS_MAX + number;

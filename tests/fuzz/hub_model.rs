@@ -6,6 +6,7 @@ mod rooms;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use noroshi::config::CLAIMANTS_MAX;
 use noroshi::message::{self, Body, Code};
 use noroshi::protocol::{Close, Conn, Target};
 use noroshi::rate::Verdict;
@@ -13,8 +14,6 @@ use noroshi::token::Claims;
 use serde_json::{Value, json};
 
 use super::context::{Context, Rules, Said, Seen, credits_for};
-
-const CLAIMANTS_MAX: usize = 64;
 
 pub struct Model {
     context: Context,

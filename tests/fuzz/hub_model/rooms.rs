@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use noroshi::config::OFFER_HOLDERS_MAX;
 use noroshi::message::Code;
 use noroshi::protocol::Conn;
 use serde_json::{Value, json};
 
 use super::{Model, Peer, State};
-
-const OFFER_HOLDERS_MAX: usize = 64;
 
 impl Model {
     // ---- The line ----
