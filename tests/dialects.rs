@@ -1,21 +1,16 @@
-//! The protocols of others, as far as their transcripts cannot show it: tokens, limits, time, and all of them at once.
+//! The protocols of others, as far as their transcripts cannot show it: tokens, limits and time. For all of them at
+//! random, see `simulation.rs`.
 
 mod common;
 
-use std::hash::RandomState;
 use std::time::Duration;
 
-use common::dice::Dice;
-use common::memory::{Memory, Recorded, Recorder, left};
+use common::memory::{Memory, left};
 use common::sockets::Net;
 use common::transcript::{Heard, SECRET, Transcript, Wire};
-use noroshi::ayame::Ayame;
 use noroshi::config::{Config, Secret};
-use noroshi::gate::Gate;
 use noroshi::http::Door;
-use noroshi::matchbox::Matchbox;
-use noroshi::protocol::{Conn, Dialect, Input, Target};
-use noroshi::query::Query;
+use noroshi::protocol::Dialect;
 use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
@@ -262,105 +257,4 @@ fn who_says_too_much_is_closed_and_what_finds_no_room_is_dropped() {
     assert_eq!(wire.count("KeepAlive"), 20 + 5 * 2);
     assert_eq!(left(&wire.gate).0, 1, "only H is left");
     Box::new(wire).finish();
-}
-
-// ---- At random ----
-
-/// What somebody may say, sensible or not. `ids` are those that anybody was ever told.
-fn message(dice: &mut Dice, dialect: Dialect, ids: &[String]) -> String {
-    let id = match ids.len() {
-        0 => "00000000-0000-4000-8000-000000000000",
-        n => &ids[dice.roll(n as u64) as usize],
-    };
-    if dialect == Dialect::Matchbox {
-        return match dice.roll(8) {
-            0 => r#""KeepAlive""#.to_owned(),
-            1 => "{".to_owned(),
-            2 => format!(r#"{{"Signal":{{"receiver":"{id}"}}}}"#),
-            _ => format!(r#"{{"Signal":{{"receiver":"{id}","data":[{}]}}}}"#, dice.roll(10)),
-        };
-    }
-    match dice.roll(20) {
-        0..10 => {
-            let room = *dice.pick(&["tea", "coffee"]);
-            let standalone = *dice.pick(&["true", "false", "null", "false"]);
-            format!(r#"{{"type":"register","roomId":"{room}","standalone":{standalone}}}"#)
-        }
-        10 => r#"{"type":"connected"}"#.to_owned(),
-        11 => dice.pick(&["{", r#"{"type":"x"}"#, r#"{"type":"register"}"#]).to_string(),
-        12..15 => r#"{"type":"pong"}"#.to_owned(),
-        _ => format!(r#"{{"type":"{}"}}"#, dice.pick(&["offer", "answer", "candidate"])),
-    }
-}
-
-#[test]
-fn whatever_happens_they_are_consistent_and_end_empty() {
-    for seed in 0..200 {
-        println!("seed {seed}");
-        let mut dice = Dice((seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let config = both(|config| config.mesh_peers_max = 5);
-        let mut gate = Gate::new(&config)
-            .to(Dialect::Ayame, Ayame::new(&config, RandomState::new()))
-            .to(Dialect::Matchbox, Matchbox::new(&config, RandomState::new()));
-        let (mut out, mut now, mut number) = (Recorder::default(), Duration::ZERO, 0);
-        let (mut ids, mut deaf) = (Vec::new(), Vec::new());
-        let mut here: Vec<(Conn, Dialect)> = Vec::new();
-        for step in 0..600 {
-            let who = here.get(dice.roll(here.len().max(1) as u64) as usize).copied();
-            let mut inputs = Vec::new();
-            let (target, text);
-            match (dice.roll(10), who) {
-                (0..2, _) | (_, None) if step < 500 => {
-                    let slot = (0..).find(|slot| here.iter().all(|(conn, _)| conn.slot() != *slot)).unwrap();
-                    let dialect = if dice.roll(2) == 0 { Dialect::Ayame } else { Dialect::Matchbox };
-                    let query = Query::new(["", "next=2", "next=3"][dice.roll(3) as usize]);
-                    target = Target { dialect, room: dice.pick(&["", "tea"]).to_string(), query };
-                    number += 1;
-                    let conn = Conn::new(number, slot);
-                    if gate.has_place(&target) {
-                        here.push((conn, dialect));
-                        inputs.push(Input::Connected(conn, &target, None));
-                    }
-                }
-                (2, Some((conn, _))) => inputs.push(Input::Disconnected(conn)),
-                (3, Some((conn, _))) => deaf.push(conn),
-                (4, _) => {
-                    now += Duration::from_millis(dice.roll(8000));
-                    inputs.push(Input::Time);
-                }
-                (_, Some((conn, dialect))) => {
-                    text = message(&mut dice, dialect, &ids);
-                    inputs.push(Input::Alive(conn));
-                    inputs.push(Input::Text(conn, &text));
-                }
-                (_, None) => {}
-            }
-            for input in inputs {
-                gate.handle(now, now, input, &mut out);
-                gate.each().for_each(|(_, protocol)| protocol.check());
-                while let Some(effect) = out.effects.pop_front() {
-                    let is_here = |conn: &Conn| here.iter().any(|(it, _)| it == conn);
-                    match effect {
-                        Recorded::Send(to, text) => {
-                            assert!(is_here(&to), "{text} is sent to somebody who is gone");
-                            let said: Value = serde_json::from_str(&text).unwrap();
-                            ids.extend(said["IdAssigned"].as_str().map(str::to_owned));
-                        }
-                        Recorded::Ping(to) if deaf.contains(&to) => {}
-                        Recorded::Ping(to) => gate.handle(now, now, Input::Alive(to), &mut out),
-                        Recorded::Close(conn, _) => assert!(is_here(&conn)),
-                        Recorded::Registered(conn) => assert!(is_here(&conn)),
-                        Recorded::Left(conn) => {
-                            assert!(is_here(&conn), "it left twice");
-                            here.retain(|(it, _)| *it != conn);
-                        }
-                    }
-                }
-            }
-        }
-        for (conn, _) in here {
-            gate.handle(now, now, Input::Disconnected(conn), &mut out);
-        }
-        assert_eq!(left(&gate), (0, 0, None));
-    }
 }

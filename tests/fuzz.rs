@@ -3,6 +3,8 @@
 
 #![allow(clippy::duplicate_mod, reason = "each target is a program of its own")]
 
+#[path = "fuzz/ayame.rs"]
+mod ayame;
 #[path = "fuzz/config.rs"]
 mod config;
 #[path = "fuzz/forwarded.rs"]
@@ -11,6 +13,8 @@ mod forwarded;
 mod hub;
 #[path = "fuzz/json.rs"]
 mod json;
+#[path = "fuzz/matchbox.rs"]
+mod matchbox;
 #[path = "fuzz/origin.rs"]
 mod origin;
 #[path = "fuzz/query.rs"]
@@ -27,6 +31,10 @@ use std::path::{Path, PathBuf};
 /// One after the other: a target counts what is allocated.
 #[test]
 fn the_corpus_holds() {
+    play("ayame", ayame::check);
+    play("hub", hub::check);
+    play("json", json::check);
+    play("matchbox", matchbox::check);
     play("config", config::check);
     play("forwarded", forwarded::check);
     play("hub", hub::check);

@@ -2,199 +2,162 @@
 
 #![cfg_attr(not(test), no_main)]
 
-mod model;
+mod context;
+mod hub_model;
+#[allow(dead_code, reason = "not every target needs all of it")]
+mod world;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::{Model, Said};
-use noroshi::config::Config;
-use noroshi::gate::Gate;
+use hub_model::Model;
+use noroshi::config::{CLAIMANTS_MAX, Config};
 use noroshi::hub::Hub;
-use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox, Target};
+use noroshi::protocol::{Conn, Dialect, Input, Target};
 use noroshi::query::Query;
+use noroshi::token::Claims;
 use serde_json::Value;
+use world::{Bytes, STEPS_MAX, Step, World};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
-
-/// The first byte is the configuration, the rest is what happens; see `World::step`.
-pub fn check(mut data: &[u8]) {
-    let Some(&how) = data.split_off_first() else { return };
-    let mut world = World::new(how);
-    for _ in 0..500 {
-        if world.step(&mut data).is_none() {
-            break;
-        }
-    }
-    world.end();
-}
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", r"\u0067", ""];
 const ROOMS: [&str; 2] = ["", "tea"];
 /// Few enough to meet each other.
 const PEERS_MAX: usize = 10;
+/// Further peers that come, speak and go together, so that the limits of claimants and of holders are reached.
+const CROWD_MAX: usize = CLAIMANTS_MAX + 10;
+/// Steps of a crowd in one input, because each takes long.
+const CROWD_STEPS_MAX: usize = 8;
 
-struct World {
-    gate: Gate,
-    now: Duration,
-    out: Out,
-    /// Without one where rate or memory are limited.
-    model: Option<Model>,
-    /// By slot.
-    peers: [Option<Conn>; PEERS_MAX],
-    connections: u64,
-    /// Who ever had an id.
-    registered: BTreeSet<Conn>,
-    errors: u64,
-}
-
-#[derive(Default)]
-struct Out {
-    said: Vec<(Conn, Said)>,
-    full: BTreeSet<Conn>,
-    /// Whether nothing more may be kept.
-    out_of_memory: bool,
-}
-
-impl Outbox for Out {
-    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
-        assert!(!texts.is_empty());
-        !self.full.contains(&to)
-    }
-
-    fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
-        if self.out_of_memory { None } else { self.budget.reserve(bytes) }
-    }
-
-    fn push(&mut self, effect: Effect<'_>) {
-        self.said.push(match effect {
-            Effect::Send(to, text) => {
-                let mut message: Value = serde_json::from_str(&text).expect("JSON");
-                if message["type"] == "error" {
-                    let sentence = message.as_object_mut().unwrap().remove("message").unwrap();
-                    assert!(!sentence.as_str().unwrap().is_empty());
-                }
-                (to, Said::Text(message))
-            }
-            Effect::SendBinary(..) => unreachable!("the hub says no bytes"),
-            Effect::Ping(to) => (to, Said::Ping),
-            Effect::Close(to, why) => (to, Said::Close(why)),
-            Effect::Registered { conn, .. } => (conn, Said::Registered),
-            Effect::Left { conn, member, .. } => {
-                (conn, Said::Left(member.room.to_owned(), member.id.map(String::from)))
-            }
-        });
-    }
-}
-
-impl World {
-    fn new(how: u8) -> World {
-        let rate_max = [0, 0, 0, 3][usize::from(how % 4)];
-        let config = Config { mesh_peers_max: 1 + usize::from(how / 4 % 4), rate_max, ..Config::default() };
-        World {
-            gate: Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config)),
-            now: Duration::ZERO,
-            out: Out::default(),
-            model: (rate_max == 0).then(|| Model::new(config.mesh_peers_max)),
-            peers: [None; PEERS_MAX],
-            connections: 0,
-            registered: BTreeSet::new(),
-            errors: 0,
+/// The first two bytes are the configuration, the rest is what happens.
+pub fn check(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let (Some(limits), Some(rooms)) = (bytes.next(), bytes.next()) else { return };
+    let mut hub = HubWorld::new(limits, rooms);
+    for _ in 0..STEPS_MAX {
+        if hub.step(&mut bytes).is_none() {
+            break;
         }
     }
+    hub.world.end();
+}
 
-    fn step(&mut self, data: &mut &[u8]) -> Option<()> {
-        let mut byte = || data.split_off_first().copied();
-        let (what, who) = (byte()?, usize::from(byte()?));
-        let slot = who % PEERS_MAX;
-        let conn = self.peers[slot];
-        match (what % 16, conn) {
-            (0, Some(conn)) => {
-                self.peers[slot] = None;
-                self.out.full.remove(&conn);
-                self.input(Input::Disconnected(conn));
-                // What was on its way means nothing.
-                self.input(Input::Alive(conn));
-            }
-            (1, Some(conn)) => self.input(Input::Alive(conn)),
-            (2, Some(conn)) => {
-                if !self.out.full.remove(&conn) {
-                    self.out.full.insert(conn);
+struct HubWorld {
+    world: World<Model>,
+    has_tokens: bool,
+    crowd_steps: usize,
+    /// The id under which a connection mostly speaks.
+    own_ids: BTreeMap<Conn, usize>,
+}
+
+impl HubWorld {
+    fn new(limits: u8, rooms: u8) -> HubWorld {
+        let rate = [0, 1, 2, 4][usize::from(limits % 4)];
+        let memory = [None, Some(300), Some(1500), Some(70_000)][usize::from(limits / 4 % 4)];
+        let has_tokens = limits & 0x10 != 0;
+        let has_crowd = rooms >= 0xe0;
+        let crowd_steps = if has_crowd { CROWD_STEPS_MAX } else { 0 };
+        let mesh_peers_max = if has_crowd { 70 } else { 1 + usize::from(rooms % 4) };
+        let config = Config { mesh_peers_max, ..world::config(rate, memory) };
+        let model = Model::new(rate, mesh_peers_max);
+        let slots = PEERS_MAX + CROWD_MAX;
+        let world =
+            World::new(&config, Dialect::Noroshi, Hub::new(&config), model, slots).normalize(normalize);
+        HubWorld { world, has_tokens, crowd_steps, own_ids: BTreeMap::new() }
+    }
+
+    fn step(&mut self, bytes: &mut Bytes) -> Option<()> {
+        let step = self.world.next_step(bytes, PEERS_MAX)?;
+        if self.world.common_step(step, bytes)? {
+            return Some(());
+        }
+        match (step.event, step.conn) {
+            (7, Some(conn)) => {
+                let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
+                let message = self.message(step, conn, bytes)?;
+                for _ in 0..times {
+                    self.world.say(conn, message.as_bytes(), false);
+                    self.world.now += Duration::from_millis(50 * u64::from(pause));
+                    self.world.input(Input::Time);
                 }
             }
-            (2, None) if self.model.is_none() => self.out.out_of_memory = !self.out.out_of_memory,
-            (3, _) => {
-                self.now += Duration::from_millis(100 * who as u64);
-                self.input(Input::Time);
+            (8, _) if self.crowd_steps > 0 => {
+                self.crowd_steps -= 1;
+                self.crowd(step, bytes)?;
             }
-            (4, _) => {
-                self.now = self.now.max(self.gate.wake_at().unwrap_or_default());
-                self.input(Input::Time);
-                assert!(self.gate.wake_at().is_none_or(|at| at > self.now));
-            }
-            (5, Some(conn)) => {
-                let length = usize::from(byte()?).min(data.len());
-                let bytes = data.split_off(..length)?;
-                match std::str::from_utf8(bytes) {
-                    Ok(text) if who & 0x80 == 0 => self.input(Input::Text(conn, text)),
-                    _ => self.input(Input::Binary(conn, bytes)),
-                }
-            }
-            (_, None) => {
-                self.connections += 1;
-                let conn = Conn::new(self.connections, slot);
-                self.peers[slot] = Some(conn);
-                let room = ROOMS[who / PEERS_MAX % 2].to_owned();
-                let target = Target { dialect: Dialect::Noroshi, room, query: Query::default() };
-                self.input(Input::Connected(conn, &target, None));
-            }
+            (_, None) => self.connect(step),
             (_, Some(conn)) => {
-                let (kind, target, more) = (byte()?, usize::from(byte()?), usize::from(byte()?));
-                let id = if who < 200 { IDS[slot % 7] } else { IDS[who % 8] };
-                // What a claimant sends is kept up to a limit, which the model has not.
-                let is_registered = self.registered.contains(&conn);
-                let more = if is_registered { more } else { more % 8 };
-                let text = message(kind, id, IDS[target % 8], more);
-                self.input(Input::Text(conn, &text));
+                let message = self.message(step, conn, bytes)?;
+                self.world.say(conn, message.as_bytes(), false);
+                // The server reports a sign of life after the messages of a read.
+                if step.event & 1 == 0 {
+                    self.world.alive(conn);
+                }
             }
         }
         Some(())
     }
 
-    fn input(&mut self, input: Input) {
-        self.gate.handle(self.now, self.now, input, &mut self.out);
-        let (_, hub) = self.gate.each().next().unwrap();
-        hub.check();
-        let mut said = std::mem::take(&mut self.out.said);
-        for (conn, said) in &said {
-            let is_here = self.peers[conn.slot()] == Some(*conn);
-            assert!(is_here || matches!(said, Said::Left(..)), "{said:?} is said to somebody who is gone");
-            self.registered.extend(Some(*conn).filter(|_| *said == Said::Registered));
-            self.errors += u64::from(matches!(said, Said::Text(message) if message["type"] == "error"));
-        }
-        let Some(model) = &mut self.model else { return };
-        (model.now, model.full) = (self.now, self.out.full.clone());
-        model.handle(input);
-        // The order between different peers means nothing.
-        let mut expected = std::mem::take(&mut model.said);
-        expected.sort_by_key(|(conn, _)| *conn);
-        said.sort_by_key(|(conn, _)| *conn);
-        assert_eq!(said, expected, "after {input:?}");
-        assert_eq!(self.gate.wake_at(), model.wake_at());
-        let counts = hub.counts(self.now);
-        assert_eq!((counts.peers, counts.rooms), (model.peers(), model.rooms()));
-        assert_eq!(counts.errors.iter().map(|(_, count)| count).sum::<u64>(), self.errors);
+    fn connect(&mut self, step: Step) {
+        let kind = step.who / PEERS_MAX;
+        // Every second token is for one id. There are few, so that many want the same.
+        let token_id = Some(kind / 4 % 3).filter(|_| kind / 2 % 2 == 1);
+        let claims = Claims {
+            until: Duration::from_secs(1_000_000),
+            room: None,
+            room_prefix: None,
+            id: token_id.map(|id| IDS[id].into()),
+        };
+        let claims = Some(&claims).filter(|_| self.has_tokens);
+        let conn = self.world.connect(step.slot, &target(ROOMS[kind % 2]), claims).expect("there is a place");
+        self.own_ids.insert(conn, token_id.unwrap_or(step.slot % 5));
     }
 
-    fn end(mut self) {
-        for conn in self.peers.into_iter().flatten() {
-            self.input(Input::Disconnected(conn));
-        }
-        let (_, hub) = self.gate.each().next().unwrap();
-        let counts = hub.counts(self.now);
-        assert_eq!((counts.peers, counts.rooms, self.gate.wake_at()), (0, 0, None));
+    fn message(&self, step: Step, conn: Conn, bytes: &mut Bytes) -> Option<String> {
+        let (kind, target, more) = (bytes.next()?, usize::from(bytes.next()?), usize::from(bytes.next()?));
+        let id = if step.who < 200 { IDS[self.own_ids[&conn]] } else { IDS[step.who % 8] };
+        Some(message(kind, id, IDS[target % 8], more))
     }
+
+    /// Many peers connect where they are missing, and say the same, or are gone.
+    fn crowd(&mut self, step: Step, bytes: &mut Bytes) -> Option<()> {
+        let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?));
+        let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
+        for number in first..(first + count).min(CROWD_MAX) {
+            let slot = PEERS_MAX + number;
+            let conn = self.world.conn(slot);
+            if step.who % 8 == 7 {
+                if let Some(conn) = conn {
+                    self.world.disconnect(conn);
+                }
+                continue;
+            }
+            let claims =
+                Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
+            let claims = Some(&claims).filter(|_| self.has_tokens);
+            let Some(conn) = conn.or_else(|| self.world.connect(slot, &target(""), claims)) else { continue };
+            let own = format!("p{number}");
+            let id = if step.who < 128 { own.as_str() } else { IDS[step.who % 7] };
+            self.world.say(conn, message(kind, id, IDS[step.who / 8 % 8], more).as_bytes(), false);
+        }
+        Some(())
+    }
+}
+
+fn target(room: &str) -> Target {
+    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: Query::default() }
+}
+
+/// Writes a message of the server as the model does: without the sentences for people, and with sorted fields.
+fn normalize(text: String) -> String {
+    let mut message: Value = serde_json::from_str(&text).expect("the hub says JSON");
+    if message["type"] == "error" {
+        let sentence = message.as_object_mut().expect("an object").remove("message").expect("a sentence");
+        assert!(!sentence.as_str().expect("a string").is_empty());
+    }
+    message.to_string()
 }
 
 fn message(kind: u8, id: &str, target: &str, more: usize) -> String {
@@ -204,10 +167,17 @@ fn message(kind: u8, id: &str, target: &str, more: usize) -> String {
     if more & 1 == 0 {
         text.push_str(&format!(r#","target_id":"{target}""#));
     }
+    // Few are long, because long ones take long.
+    let length = match more / 8 {
+        31 => 33_000,
+        30 => 5_000,
+        29 => 1_000,
+        short => 3 * short,
+    };
     match more / 2 % 4 {
         0 => text.push_str(&format!(r#","candidates":[{}0]"#, r#"["\"",1],"#.repeat(more / 8))),
-        1 => text.push_str(&format!(r#","candidate":"{}""#, "x".repeat(1000 * (more / 8)))),
-        2 => text.push_str(&format!(r#","sdp":{{"n": {more}}}"#)),
+        1 => text.push_str(&format!(r#","candidate":"{}""#, "x".repeat(length))),
+        2 => text.push_str(&format!(r#","sdp":"{}""#, "\\n".repeat(length / 4))),
         _ => {}
     }
     text + "}"

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use noroshi::config::OFFER_HOLDERS_MAX;
 use noroshi::message::Code;
 use noroshi::protocol::Conn;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Model, Peer, State};
 
@@ -13,7 +14,8 @@ impl Model {
 
     pub(super) fn wait(&mut self, conn: Conn, place: usize) {
         self.peer(conn).state = State::Waiting;
-        let (now, room) = (self.now, self.room(conn));
+        let now = self.context.now;
+        let room = self.room(conn);
         room.line.insert(place, conn);
         // The time begins when the line gets its first.
         room.patience.get_or_insert(now + Duration::from_secs(30));
@@ -26,7 +28,7 @@ impl Model {
     }
 
     pub(super) fn moved(&mut self, room: &str) {
-        let due = self.now + Duration::from_secs(30);
+        let due = self.context.now + Duration::from_secs(30);
         let room = self.rooms.get_mut(room).unwrap();
         room.patience = room.patience.map(|_| due);
     }
@@ -49,7 +51,7 @@ impl Model {
                     self.unwait(first);
                     self.ask(first);
                 }
-                (_, Some((owner, number))) if !self.is_held(owner, number) => {
+                (_, Some((owner, number))) if self.held(owner, number) == 0 => {
                     self.unwait(first);
                     self.hand(first);
                 }
@@ -58,8 +60,10 @@ impl Model {
         }
     }
 
-    pub(super) fn is_held(&self, owner: Conn, number: u64) -> bool {
-        self.peers.values().any(|peer| matches!(peer.state, State::Handed(o, n) if (o, n) == (owner, number)))
+    /// How many hold an offer.
+    pub(super) fn held(&self, owner: Conn, number: u64) -> usize {
+        let holds = |peer: &&Peer| matches!(peer.state, State::Handed(o, n) if (o, n) == (owner, number));
+        self.peers.values().filter(holds).count()
     }
 
     pub(super) fn ask(&mut self, conn: Conn) {
@@ -73,12 +77,26 @@ impl Model {
         let (owner, number) = self.standing(&room).unwrap();
         let peer = self.peer(owner);
         peer.holders.push(to);
-        let (_, sdp, handed) = peer.offer.as_mut().unwrap();
+        let (_, _, handed) = peer.offer.as_mut().unwrap();
         *handed = true;
-        let message = json!({"type": "offer", "sdp": sdp, "target_id": peer.id});
+        let message = self.offer_text(owner);
         self.say(to, message);
         self.peer(to).state = State::Handed(owner, number);
         self.moved(&room);
+    }
+
+    /// The message that hands out the offer of a peer.
+    pub(super) fn offer_text(&self, owner: Conn) -> Value {
+        let peer = &self.peers[&owner];
+        let (_, sdp, _) = peer.offer.as_ref().unwrap();
+        json!({"type": "offer", "sdp": sdp, "target_id": peer.id})
+    }
+
+    /// The offer that the next who connects is handed: one that stands, if nobody waits and not too many hold it.
+    pub(super) fn offer_to_next(&self, room: &str) -> Option<(Conn, u64)> {
+        let (owner, number) = self.standing(room)?;
+        let is_free = self.rooms[room].line.is_empty() && self.held(owner, number) < OFFER_HOLDERS_MAX;
+        is_free.then_some((owner, number))
     }
 
     pub(super) fn let_go(&mut self, conn: Conn) {
@@ -116,7 +134,7 @@ impl Model {
         }
         if self.offerer(&room).is_none() {
             self.ask(conn);
-        } else if self.standing(&room).is_some() && self.rooms[&room].line.is_empty() {
+        } else if self.offer_to_next(&room).is_some() {
             self.hand(conn);
         } else {
             self.wait(conn, self.rooms[&room].line.len());
@@ -141,6 +159,14 @@ impl Model {
                     let peer = self.peer(conn);
                     (peer.stored, peer.refused) = (vec![], true);
                     return Err(Code::NotOfferer);
+                }
+                if !self.context.reserve() {
+                    let peer = self.peer(conn);
+                    peer.refused = true;
+                    if peer.offer.is_none() {
+                        peer.stored = vec![];
+                    }
+                    return Err(Code::TooMany);
                 }
                 if let State::Handed(..) = self.peers[&conn].state {
                     self.let_go(conn);
@@ -242,6 +268,9 @@ impl Model {
         if stored.len() > 64 || stored.iter().map(String::len).sum::<usize>() > 64 * 1024 {
             return Err(Code::TooMany);
         }
+        if !self.context.reserve() {
+            return Err(Code::TooMany);
+        }
         self.peer(conn).stored = stored;
         Ok(())
     }
@@ -271,7 +300,7 @@ impl Model {
         let id = self.peers[&conn].id.clone();
         let left = json!({"type": "peerLeft", "id": id});
         match self.peers[&conn].state {
-            State::Nameless | State::Claimant(_) => return,
+            State::Nameless | State::Claimant(..) => return,
             State::Idle | State::Offerer => {}
             State::Waiting => self.unwait(conn),
             State::Handed(..) => self.let_go(conn),
@@ -293,13 +322,14 @@ impl Model {
             self.peer(holder).state = State::Idle;
             self.say(holder, left.clone());
         }
-        // They connect afresh, before those in the line.
-        let was_empty = self.rooms[&room].line.is_empty();
-        for (place, &holder) in holders.iter().enumerate() {
-            if was_empty && self.standing(&room).is_some() {
+        // They connect again, before those in the line.
+        let mut place = 0;
+        for holder in holders {
+            if self.offer_to_next(&room).is_some() {
                 self.hand(holder);
             } else {
                 self.wait(holder, place);
+                place += 1;
             }
         }
         self.settle(&room);

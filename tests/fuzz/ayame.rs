@@ -1,0 +1,133 @@
+//! Inputs into Ayame's protocol, which must be consistent after each of them and say what the model says.
+
+#![cfg_attr(not(test), no_main)]
+
+mod ayame_model;
+#[allow(dead_code, reason = "not every target needs all of it")]
+mod context;
+#[allow(dead_code, reason = "not every target needs all of it")]
+mod world;
+
+use std::hash::RandomState;
+use std::time::Duration;
+
+use ayame_model::Model;
+use noroshi::ayame::Ayame;
+use noroshi::config::Config;
+use noroshi::protocol::{Dialect, Input, Target};
+use noroshi::query::Query;
+use noroshi::token::{Claims, Secrets};
+use world::{Bytes, STEPS_MAX, World};
+
+#[cfg(not(test))]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
+
+const SECRET: &[u8] = b"a secret that is thirty-two bytes";
+const ROOMS: [&str; 4] = ["tea", "coffee", "te", r"t\u0065a"];
+const CLIENTS: [&str; 4] = ["a", "b", "c", ""];
+/// More than may wait for the probe of one room.
+const PEERS_MAX: usize = 24;
+
+/// The first byte is the configuration, the rest is what happens.
+pub fn check(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let Some(limits) = bytes.next() else { return };
+    let rate = [0, 1, 2, 4][usize::from(limits % 4)];
+    let secrets = Secrets::parse(SECRET).expect("a secret");
+    let token_secrets = (limits & 4 != 0).then_some(secrets);
+    let keys = if token_secrets.is_some() { keys() } else { vec![String::new()] };
+    let config = Config { token_secrets, ..world::config(rate, None) };
+    let model = Model::new(rate, config.token_secrets.clone());
+    let ayame = Ayame::new(&config, RandomState::new());
+    let mut world = World::new(&config, Dialect::Ayame, ayame, model, PEERS_MAX);
+    for _ in 0..STEPS_MAX {
+        if step(&mut world, &keys, &mut bytes).is_none() {
+            break;
+        }
+    }
+    world.end();
+}
+
+fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<()> {
+    let step = world.next_step(bytes, PEERS_MAX)?;
+    if world.common_step(step, bytes)? {
+        return Some(());
+    }
+    match (step.event, step.conn) {
+        (7, Some(conn)) => {
+            let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
+            let message = message(step.who, keys, bytes)?;
+            for _ in 0..times {
+                world.say(conn, message.as_bytes(), false);
+                world.now += Duration::from_millis(50 * u64::from(pause));
+                world.input(Input::Time);
+            }
+        }
+        // Clients come together, and want seats of one room.
+        (8, _) => {
+            let count = usize::from(bytes.next()?) % PEERS_MAX;
+            let message = message(step.who, keys, bytes)?;
+            for slot in 0..count {
+                let conn = match world.conn(slot) {
+                    Some(conn) => conn,
+                    None => world.connect(slot, &target(), None).expect("there is a place"),
+                };
+                world.say(conn, message.as_bytes(), false);
+            }
+        }
+        (_, None) => _ = world.connect(step.slot, &target(), None),
+        (_, Some(conn)) => {
+            let message = message(step.who, keys, bytes)?;
+            world.say(conn, message.as_bytes(), false);
+            // The server reports a sign of life after the messages of a read.
+            if step.event & 1 == 0 {
+                world.alive(conn);
+            }
+        }
+    }
+    Some(())
+}
+
+fn target() -> Target {
+    Target { dialect: Dialect::Ayame, room: String::new(), query: Query::default() }
+}
+
+/// Tokens of all kinds, and texts that are none.
+fn keys() -> Vec<String> {
+    let secrets = Secrets::parse(SECRET).expect("a secret");
+    let other_secrets = Secrets::parse(b"another secret of thirty-two byte").expect("a secret");
+    let claims = Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
+    let in_tea = Claims { room: Some("tea".into()), ..claims.clone() };
+    let a_in_coffee = Claims { room: Some("coffee".into()), id: Some("a".into()), ..claims.clone() };
+    let b_anywhere = Claims { id: Some("b".into()), ..claims.clone() };
+    let in_te = Claims { room_prefix: Some("te".into()), ..claims.clone() };
+    let for_a_minute = Claims { until: Duration::from_secs(60), ..claims.clone() };
+    let mut keys = vec![String::new(), "x".to_owned(), other_secrets.sign(&claims)];
+    for claims in [claims, in_tea, a_in_coffee, b_anywhere, in_te, for_a_minute] {
+        keys.push(secrets.sign(&claims));
+    }
+    keys
+}
+
+fn message(who: usize, keys: &[String], bytes: &mut Bytes) -> Option<String> {
+    let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
+    let kind = match kind % 16 {
+        0..8 => {
+            let (room, client) = (ROOMS[more % 4], CLIENTS[who / PEERS_MAX % 4]);
+            let field = if more & 0x40 == 0 { "key" } else { "signalingKey" };
+            let key = &keys[usize::from(kind / 16) % keys.len()];
+            let standalone = ["false", "true", "null", "1"][more / 4 % 4];
+            return Some(format!(
+                r#"{{"type":"register","roomId":"{room}","clientId":"{client}","{field}":"{key}","standalone":{standalone}}}"#
+            ));
+        }
+        8 => "connected",
+        9 => "pong",
+        10 => "candidate",
+        11 => "x",
+        12 | 13 => "offer",
+        _ => "answer",
+    };
+    let size = if more < 128 { more } else { 64 * more };
+    Some(format!(r#"{{"type":"{kind}","sdp":"{}"}}"#, "x".repeat(size)))
+}

@@ -1,0 +1,275 @@
+//! The rules of Ayame's protocol as the README tells them, without regard for cost.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use noroshi::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX};
+use noroshi::json;
+use noroshi::protocol::{Close, Conn, Target};
+use noroshi::token::{Claims, Fault, Secrets};
+
+use super::context::{Context, Rules, Said, Seen};
+
+pub struct Model {
+    context: Context,
+    secrets: Option<Secrets>,
+    clients: BTreeMap<Conn, Client>,
+    rooms: BTreeMap<String, Room>,
+}
+
+struct Client {
+    state: State,
+    /// When it is pinged next. A standalone client is not.
+    ping_at: Option<Duration>,
+    /// Whether it has to show life, because somebody wants a seat of its room.
+    is_probed: bool,
+}
+
+enum State {
+    Nameless,
+    Waiting(String),
+    Seated(String),
+}
+
+#[derive(Default)]
+struct Room {
+    seated: Vec<Conn>,
+    waiting: Vec<Conn>,
+}
+
+impl Model {
+    pub fn new(rate: u32, secrets: Option<Secrets>) -> Model {
+        Model { context: Context::new(rate), secrets, clients: BTreeMap::new(), rooms: BTreeMap::new() }
+    }
+
+    fn send(&mut self, to: Conn, text: String) {
+        self.context.say(to, Said::Text(text));
+    }
+
+    fn close(&mut self, conn: Conn, why: Close) {
+        self.context.close(conn, why);
+        self.exit(conn);
+    }
+
+    fn exit(&mut self, conn: Conn) {
+        let name = self.context.names.get(&conn).cloned();
+        let client = self.clients.remove(&conn).expect("it is here");
+        let left = match &client.state {
+            State::Nameless => Said::Left(String::new(), None),
+            State::Waiting(room) => Said::Left(room.clone(), None),
+            State::Seated(room) => Said::Left(room.clone(), name),
+        };
+        self.context.say(conn, left);
+        match client.state {
+            State::Nameless => {}
+            State::Waiting(room) => {
+                if let Some(room) = self.rooms.get_mut(&room) {
+                    room.waiting.retain(|other| *other != conn);
+                }
+            }
+            State::Seated(name) => {
+                // With one of the two, the room is gone.
+                let Some(room) = self.rooms.remove(&name) else { return };
+                for other in room.seated.into_iter().filter(|other| *other != conn) {
+                    if self.clients[&other].ping_at.is_some() {
+                        self.send(other, r#"{"type":"bye"}"#.to_owned());
+                    }
+                    self.close(other, Close::Finished);
+                }
+                for waiting in room.waiting {
+                    self.sit(waiting, &name);
+                }
+            }
+        }
+    }
+
+    fn not_understood(&mut self, conn: Conn) {
+        self.context.count_error("not_understood");
+        self.close(conn, Close::Finished);
+    }
+
+    fn reject(&mut self, conn: Conn, error: &'static str, reason: &str) {
+        self.context.count_error(error);
+        self.send(conn, format!(r#"{{"type":"reject","reason":"{reason}"}}"#));
+        self.close(conn, Close::Finished);
+    }
+
+    fn register(&mut self, conn: Conn, fields: [Option<&str>; 5]) {
+        self.context.count_message("register");
+        let [room, client, key, signaling_key, standalone] = fields;
+        let text = |field: Option<&str>| {
+            field.map_or(Some(String::new()), |text| json::string(text).map(String::from))
+        };
+        let (Some(room), Some(client), Some(key)) = (text(room), text(client), text(signaling_key.or(key)))
+        else {
+            return self.not_understood(conn);
+        };
+        let standalone = standalone.unwrap_or("false");
+        if room.is_empty() || room.len() > 256 || !["true", "false"].contains(&standalone) {
+            return self.not_understood(conn);
+        }
+        if let Err(fault) = self.admit(&room, &client, &key) {
+            return self.reject(conn, "token_refused", fault.sentence());
+        }
+        if standalone == "true" {
+            self.clients.get_mut(&conn).expect("it is here").ping_at = None;
+        }
+        self.sit(conn, &room);
+    }
+
+    fn admit(&self, room: &str, client: &str, key: &str) -> Result<(), Fault> {
+        let Some(secrets) = &self.secrets else { return Ok(()) };
+        if key.is_empty() {
+            return Err(Fault::Missing);
+        }
+        let claims = secrets.verify(key, self.context.now)?;
+        if claims.room.is_some_and(|named| *named != *room) {
+            return Err(Fault::Room);
+        }
+        if claims.room_prefix.is_some_and(|prefix| !room.starts_with(&*prefix)) {
+            return Err(Fault::Room);
+        }
+        if claims.id.is_some_and(|named| *named != *client) {
+            return Err(Fault::Id);
+        }
+        Ok(())
+    }
+
+    fn sit(&mut self, conn: Conn, name: &str) {
+        let room = self.rooms.entry(name.to_owned()).or_default();
+        if room.seated.len() < 2 {
+            room.seated.push(conn);
+            let is_second = room.seated.len() == 2;
+            self.clients.get_mut(&conn).expect("it is here").state = State::Seated(name.to_owned());
+            self.context.say(conn, Said::Registered(name.to_owned()));
+            let id = self.context.names[&conn].clone();
+            return self.send(
+                conn,
+                format!(
+                    r#"{{"type":"accept","connectionId":"{id}","isExistClient":{is_second},"isExistUser":{is_second}}}"#
+                ),
+            );
+        }
+        if room.waiting.len() == AYAME_WAITING_MAX {
+            return self.reject(conn, "full", "full");
+        }
+        room.waiting.push(conn);
+        self.clients.get_mut(&conn).expect("it is here").state = State::Waiting(name.to_owned());
+        for seated in room.seated.clone() {
+            let client = self.clients.get_mut(&seated).expect("it is here");
+            if !client.is_probed {
+                client.is_probed = true;
+                self.context.probe(seated);
+            }
+        }
+    }
+}
+
+impl Rules for Model {
+    fn context(&mut self) -> &mut Context {
+        &mut self.context
+    }
+
+    fn connected(&mut self, conn: Conn, _: &Target, _: Option<&Claims>) {
+        let ping_at = Some(self.context.now + AYAME_PING_EVERY);
+        self.clients.insert(conn, Client { state: State::Nameless, ping_at, is_probed: false });
+    }
+
+    fn text(&mut self, conn: Conn, text: &str) {
+        let names = ["type", "roomId", "clientId", "key", "signalingKey", "standalone"];
+        let place = |key: &str| names.iter().position(|name| *name == key);
+        let [kind, fields @ ..] = json::fields(text, place).unwrap_or([None; 6]);
+        let kind = kind.and_then(json::string);
+        let room = match &self.clients[&conn].state {
+            State::Nameless => None,
+            State::Waiting(_) if kind.as_deref() == Some("pong") => return,
+            State::Waiting(_) => return self.not_understood(conn),
+            State::Seated(room) => Some(room.clone()),
+        };
+        match (kind.as_deref(), room) {
+            (Some("pong"), _) => {}
+            (Some("register"), None) => self.register(conn, fields),
+            (Some("connected"), Some(_)) => {
+                if self.clients[&conn].ping_at.is_none() {
+                    self.close(conn, Close::Finished);
+                }
+            }
+            (Some("offer" | "answer" | "candidate"), Some(room)) => {
+                self.context.count_message("relayed");
+                let other = self.rooms[&room].seated.iter().find(|other| **other != conn);
+                let Some(&other) = other else { return };
+                if !self.context.forward(other, vec![text.to_owned()]) {
+                    self.context.count_error("peer_busy");
+                }
+            }
+            _ => self.not_understood(conn),
+        }
+    }
+
+    fn binary(&mut self, conn: Conn, bytes: &[u8]) {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.text(conn, text),
+            Err(_) => self.not_understood(conn),
+        }
+    }
+
+    fn dropped(&mut self, _: Conn, _: bool) {
+        self.context.count_error("rate_limited");
+    }
+
+    fn alive(&mut self, conn: Conn) {
+        let client = self.clients.get_mut(&conn).expect("it is here");
+        client.is_probed = false;
+        let State::Seated(name) = &client.state else { panic!("only who is seated is probed") };
+        let name = name.clone();
+        if self.rooms[&name].seated.iter().any(|seated| self.clients[seated].is_probed) {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.rooms.get_mut(&name).expect("it is seated").waiting);
+        for conn in waiting {
+            self.reject(conn, "full", "full");
+        }
+    }
+
+    fn silent(&mut self, conn: Conn) {
+        let client = self.clients.get_mut(&conn).expect("it is here");
+        let State::Seated(name) = &client.state else { panic!("only who is seated is probed") };
+        if self.rooms[name].waiting.is_empty() {
+            client.is_probed = false;
+        } else {
+            self.close(conn, Close::Replaced);
+        }
+    }
+
+    fn disconnected(&mut self, conn: Conn) {
+        if self.clients.contains_key(&conn) {
+            self.exit(conn);
+        }
+    }
+
+    fn timer(&mut self) {
+        let due = self.timer_due();
+        let now = self.context.now;
+        let (&conn, client) =
+            self.clients.iter_mut().find(|(_, client)| client.ping_at == due).expect("one is due");
+        client.ping_at = Some(now + AYAME_PING_EVERY);
+        self.send(conn, r#"{"type":"ping"}"#.to_owned());
+    }
+
+    fn timer_due(&self) -> Option<Duration> {
+        self.clients.values().filter_map(|client| client.ping_at).min()
+    }
+
+    fn seen(&self, conn: Conn) -> Option<Seen> {
+        Some(match &self.clients.get(&conn)?.state {
+            State::Nameless => (String::new(), None, "nameless"),
+            State::Waiting(room) => (room.clone(), None, "waiting"),
+            State::Seated(room) => (room.clone(), Some(self.context.names[&conn].clone()), "seated"),
+        })
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        let is_seated = |client: &&Client| matches!(client.state, State::Seated(_));
+        (self.clients.values().filter(is_seated).count(), self.rooms.len())
+    }
+}

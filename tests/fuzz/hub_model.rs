@@ -1,0 +1,393 @@
+//! The rules of signaling as the README tells them, without regard for cost: no table but lists, no counters.
+
+mod prices;
+mod rooms;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use noroshi::config::CLAIMANTS_MAX;
+use noroshi::message::{self, Body, Code};
+use noroshi::protocol::{Close, Conn, Target};
+use noroshi::rate::Verdict;
+use noroshi::token::Claims;
+use serde_json::{Value, json};
+
+use super::context::{Context, Rules, Said, Seen, credits_for};
+
+pub struct Model {
+    context: Context,
+    peers: BTreeMap<Conn, Peer>,
+    rooms: BTreeMap<String, Room>,
+    /// Those who claim an id, by room and id. The holder is being probed as long as there is an entry, even an empty one.
+    claims: BTreeMap<(String, String), Vec<Conn>>,
+    mesh_peers_max: usize,
+    offers: u64,
+}
+
+#[derive(Default)]
+struct Room {
+    line: Vec<Conn>,
+    mesh: Vec<Conn>,
+    patience: Option<Duration>,
+}
+
+struct Peer {
+    room: String,
+    /// The id that its token is for.
+    token_id: Option<String>,
+    id: Option<String>,
+    /// The id that was refused to it last.
+    refused_id: Option<String>,
+    state: State,
+    /// The number and SDP of the offer that stands, and whether anybody was handed it.
+    offer: Option<(u64, String, bool)>,
+    /// Who was handed an offer of this one's and has not answered.
+    holders: Vec<Conn>,
+    stored: Vec<String>,
+    refused: bool,
+}
+
+#[derive(Clone)]
+enum State {
+    Nameless,
+    /// The message with which it claims an id.
+    Claimant(String),
+    Idle,
+    Offerer,
+    Waiting,
+    Handed(Conn, u64),
+    Paired(Conn),
+    Joined,
+}
+
+/// What the id of a message makes of it.
+enum Next {
+    Serve,
+    Register,
+    TakeOver(Conn),
+    Claim(Conn),
+    Refuse(Code),
+    Ignore,
+}
+
+impl Model {
+    pub fn new(rate: u32, mesh_peers_max: usize) -> Model {
+        Model {
+            context: Context::new(rate),
+            peers: BTreeMap::new(),
+            rooms: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            mesh_peers_max,
+            offers: 0,
+        }
+    }
+
+    // ---- A message ----
+
+    fn judge(&self, conn: Conn, id: &str, body: &Body) -> Next {
+        let peer = &self.peers[&conn];
+        if let Some(own) = &peer.id {
+            return if own == id { Next::Serve } else { Next::Refuse(Code::IdMismatch) };
+        }
+        if peer.token_id.as_ref().is_some_and(|own| own != id) {
+            return Next::Refuse(Code::IdMismatch);
+        }
+        let asks_again = matches!(body, Body::Connect | Body::Join);
+        if peer.refused_id.as_deref() == Some(id) && !asks_again {
+            return Next::Ignore;
+        }
+        let Some(holder) = self.lookup(&peer.room, id) else { return Next::Register };
+        if peer.token_id.is_some() {
+            return Next::TakeOver(holder);
+        }
+        let claimants = self.claims.get(&(peer.room.clone(), id.to_owned())).map_or(0, Vec::len);
+        if self.peers[&holder].token_id.is_some() || claimants == CLAIMANTS_MAX {
+            return Next::Refuse(Code::IdTaken);
+        }
+        Next::Claim(holder)
+    }
+
+    fn serve(&mut self, conn: Conn, target: Option<&str>, body: &Body) {
+        let served = match body {
+            Body::Connect => return self.connect(conn),
+            Body::Leave => return self.depart(conn),
+            Body::Offer(sdp) => self.offer(conn, target, sdp),
+            Body::Answer(sdp) => self.answer(conn, target, sdp),
+            Body::Candidates(candidates) => self.candidates(conn, target, candidates.iter().collect()),
+            Body::Join => self.join(conn),
+        };
+        if let Err(code) = served {
+            self.error(conn, code, target);
+        }
+    }
+
+    fn drop_message(&mut self, conn: Conn, verdict: Verdict) {
+        match verdict {
+            Verdict::Pass => unreachable!("it passed"),
+            Verdict::Drop { tell: true } => self.error(conn, Code::RateLimited, None),
+            Verdict::Drop { tell: false } => self.context.count_error(Code::RateLimited.name()),
+            Verdict::Close => self.close(conn, Close::RateLimited),
+        }
+    }
+
+    fn say(&mut self, to: Conn, message: Value) {
+        self.context.say(to, Said::Text(message.to_string()));
+    }
+
+    fn error(&mut self, to: Conn, code: Code, target: Option<&str>) {
+        self.context.count_error(code.name());
+        let mut error = json!({"type": "error", "code": code.name()});
+        if let Some(target) = target {
+            error["target_id"] = target.into();
+        }
+        self.say(to, error);
+    }
+
+    fn forward(&mut self, to: Conn, messages: Vec<Value>) -> Result<(), Code> {
+        let texts = messages.iter().map(Value::to_string).collect();
+        if self.context.forward(to, texts) { Ok(()) } else { Err(Code::PeerBusy) }
+    }
+
+    // ---- Ids ----
+
+    fn lookup(&self, room: &str, id: &str) -> Option<Conn> {
+        let is_it = |peer: &Peer| peer.room == room && peer.id.as_deref() == Some(id);
+        self.peers.iter().find(|(_, peer)| is_it(peer)).map(|(conn, _)| *conn)
+    }
+
+    fn register(&mut self, conn: Conn, id: &str) {
+        let peer = self.peer(conn);
+        peer.id = Some(id.to_owned());
+        peer.state = State::Idle;
+        let room = peer.room.clone();
+        self.context.say(conn, Said::Registered(room));
+    }
+
+    fn claim(&mut self, conn: Conn, holder: Conn, id: &str, text: &str, target: Option<&str>) {
+        if !self.context.reserve() {
+            return self.error(conn, Code::TooMany, target);
+        }
+        let key = (self.peers[&conn].room.clone(), id.to_owned());
+        if !self.claims.contains_key(&key) {
+            self.context.probe(holder);
+        }
+        self.claims.entry(key).or_default().push(conn);
+        self.peer(conn).state = State::Claimant(text.to_owned());
+        self.context.say(conn, Said::Pause);
+    }
+
+    /// Ends the claim to the id of a peer. Returns the claimants with their messages.
+    fn end_claim(&mut self, holder: Conn) -> Vec<(Conn, String)> {
+        let peer = &self.peers[&holder];
+        let Some(id) = &peer.id else { return vec![] };
+        let Some(claimants) = self.claims.remove(&(peer.room.clone(), id.clone())) else { return vec![] };
+        self.context.end_probe(holder);
+        let mut ended = Vec::new();
+        for conn in claimants {
+            let state = std::mem::replace(&mut self.peer(conn).state, State::Nameless);
+            let State::Claimant(first) = state else { panic!("it claims") };
+            self.context.say(conn, Said::Resume);
+            self.peer(conn).refused_id = None;
+            ended.push((conn, first));
+        }
+        ended
+    }
+
+    fn refuse_id(&mut self, conn: Conn, id: &str, target: Option<&str>) {
+        self.peer(conn).refused_id = Some(id.to_owned());
+        self.error(conn, Code::IdTaken, target);
+    }
+
+    fn reject(&mut self, conn: Conn, id: &str, first: &str) {
+        let request = message::parse(first).expect("a claim is well-formed");
+        self.refuse_id(conn, id, request.target.as_deref());
+    }
+
+    fn close(&mut self, conn: Conn, why: Close) {
+        self.context.close(conn, why);
+        self.depart(conn);
+        self.exit(conn);
+    }
+
+    /// Forgets a peer that has departed. Its id goes to the first of those who claim it.
+    fn exit(&mut self, conn: Conn) {
+        let claimants = self.end_claim(conn);
+        let peer = self.peers.remove(&conn).expect("it is here");
+        for others in self.claims.values_mut() {
+            others.retain(|claimant| *claimant != conn);
+        }
+        self.context.say(conn, Said::Left(peer.room.clone(), peer.id.clone()));
+        if self.peers.values().all(|other| other.room != peer.room) {
+            self.rooms.remove(&peer.room);
+        }
+        let Some(((first, text), others)) = claimants.split_first() else { return };
+        let id = peer.id.expect("an id is claimed");
+        self.register(*first, &id);
+        for (other, text) in others {
+            self.reject(*other, &id, text);
+        }
+        // Its size was charged when the message came in.
+        let request = message::parse(text).expect("a claim is well-formed");
+        let paid = credits_for(text.len());
+        let price = paid + self.price_of_effects(*first, request.target.as_deref(), &request.body, None);
+        match self.context.pay(*first, price, paid) {
+            Verdict::Pass => self.serve(*first, request.target.as_deref(), &request.body),
+            verdict => self.drop_message(*first, verdict),
+        }
+    }
+
+    fn peer(&mut self, conn: Conn) -> &mut Peer {
+        self.peers.get_mut(&conn).expect("it is here")
+    }
+
+    fn room(&mut self, conn: Conn) -> &mut Room {
+        self.rooms.get_mut(&self.peers[&conn].room).expect("a peer is in a room")
+    }
+}
+
+impl Rules for Model {
+    fn context(&mut self) -> &mut Context {
+        &mut self.context
+    }
+
+    fn connected(&mut self, conn: Conn, target: &Target, claims: Option<&Claims>) {
+        self.rooms.entry(target.room.clone()).or_default();
+        let peer = Peer {
+            room: target.room.clone(),
+            token_id: claims.and_then(|claims| claims.id.as_deref()).map(str::to_owned),
+            id: None,
+            refused_id: None,
+            state: State::Nameless,
+            offer: None,
+            holders: vec![],
+            stored: vec![],
+            refused: false,
+        };
+        self.peers.insert(conn, peer);
+    }
+
+    fn text(&mut self, conn: Conn, text: &str) {
+        let request = match message::parse(text) {
+            Ok(request) => request,
+            Err((refusal, target)) => return self.error(conn, refusal.code, target.as_deref()),
+        };
+        let (id, target, body) = (&*request.id, request.target.as_deref(), &request.body);
+        let next = self.judge(conn, id, body);
+        let mut price = credits_for(text.len());
+        if let Body::Candidates(candidates) = body {
+            price = price.max(candidates.iter().count());
+        }
+        match next {
+            Next::Serve | Next::Register => price += self.price_of_effects(conn, target, body, None),
+            Next::TakeOver(holder) => {
+                price += self.price_of_departure(holder);
+                price += self.price_of_effects(conn, target, body, Some(holder));
+            }
+            Next::Claim(_) | Next::Refuse(_) | Next::Ignore => {}
+        }
+        let verdict = self.context.pay(conn, price, credits_for(text.len()));
+        if verdict != Verdict::Pass {
+            return self.drop_message(conn, verdict);
+        }
+        self.context.count_message(body.kind().name());
+        match next {
+            Next::Serve => {}
+            Next::Register => self.register(conn, id),
+            Next::TakeOver(holder) => {
+                for (claimant, first) in self.end_claim(holder) {
+                    self.reject(claimant, id, &first);
+                }
+                self.close(holder, Close::Replaced);
+                self.register(conn, id);
+            }
+            Next::Claim(holder) => return self.claim(conn, holder, id, text, target),
+            Next::Refuse(Code::IdTaken) => return self.refuse_id(conn, id, target),
+            Next::Refuse(code) => return self.error(conn, code, target),
+            Next::Ignore => return self.context.count_error(Code::IdTaken.name()),
+        }
+        self.serve(conn, target, body);
+    }
+
+    fn binary(&mut self, conn: Conn, bytes: &[u8]) {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.text(conn, text),
+            Err(_) => self.error(conn, Code::BadJson, None),
+        }
+    }
+
+    fn dropped(&mut self, conn: Conn, tell: bool) {
+        self.drop_message(conn, Verdict::Drop { tell });
+    }
+
+    fn alive(&mut self, conn: Conn) {
+        let Some(id) = self.peers[&conn].id.clone() else { return };
+        for (claimant, first) in self.end_claim(conn) {
+            self.reject(claimant, &id, &first);
+        }
+    }
+
+    fn silent(&mut self, conn: Conn) {
+        let peer = &self.peers[&conn];
+        let key = (peer.room.clone(), peer.id.clone().expect("only who has an id is probed"));
+        if self.claims[&key].is_empty() {
+            self.claims.remove(&key);
+        } else {
+            self.close(conn, Close::Replaced);
+        }
+    }
+
+    fn disconnected(&mut self, conn: Conn) {
+        if self.peers.contains_key(&conn) {
+            self.depart(conn);
+            self.exit(conn);
+        }
+    }
+
+    fn timer(&mut self) {
+        let due = self.timer_due();
+        let (name, _) = self.rooms.iter().find(|(_, room)| room.patience == due).expect("one is due");
+        self.lose_patience(&name.clone());
+    }
+
+    fn timer_due(&self) -> Option<Duration> {
+        self.rooms.values().filter_map(|room| room.patience).min()
+    }
+
+    fn knows_room(&self, target: &Target) -> bool {
+        self.rooms.contains_key(&target.room)
+    }
+
+    fn seen(&self, conn: Conn) -> Option<Seen> {
+        let peer = self.peers.get(&conn)?;
+        let state = match peer.state {
+            State::Nameless => "nameless",
+            State::Claimant(..) => "claimant",
+            State::Idle => "idle",
+            State::Offerer => "offerer",
+            State::Waiting => "waiting",
+            State::Handed(..) => "handed",
+            State::Paired(_) => "paired",
+            State::Joined => "joined",
+        };
+        Some((peer.room.clone(), peer.id.clone(), state))
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        (self.peers.values().filter(|peer| peer.id.is_some()).count(), self.rooms.len())
+    }
+
+    fn stored_bytes(&self) -> usize {
+        let mut bytes = 0;
+        for peer in self.peers.values() {
+            if let State::Claimant(first) = &peer.state {
+                bytes += first.len();
+            }
+            if let Some((_, sdp, _)) = &peer.offer {
+                bytes += sdp.len();
+            }
+            bytes += peer.stored.iter().map(String::len).sum::<usize>();
+        }
+        bytes
+    }
+}

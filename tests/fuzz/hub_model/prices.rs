@@ -1,0 +1,84 @@
+//! What a message costs for what the server says because of it.
+
+use noroshi::message::Body;
+use noroshi::protocol::Conn;
+use serde_json::json;
+
+use super::super::context::{credits_for, credits_for_deliveries};
+use super::{Model, State};
+
+/// The longest notice that a peer has come or gone: the longest id, and what is around it.
+const NOTICE_BYTES: usize = 200;
+
+impl Model {
+    /// Credits for what the message of a peer makes the server say. `leaving` is a peer that it replaces.
+    pub(super) fn price_of_effects(
+        &self,
+        conn: Conn,
+        target: Option<&str>,
+        body: &Body,
+        leaving: Option<Conn>,
+    ) -> usize {
+        match body {
+            Body::Connect => self.price_of_connect(conn),
+            Body::Join => self.price_of_join(conn, leaving),
+            Body::Leave => self.price_of_departure(conn),
+            Body::Answer(_) => self.price_of_answer(conn, target),
+            Body::Offer(_) | Body::Candidates(_) => 0,
+        }
+    }
+
+    /// All who hear that a peer has left are told the same.
+    pub(super) fn price_of_departure(&self, conn: Conn) -> usize {
+        let peer = &self.peers[&conn];
+        let others = match peer.state {
+            State::Paired(_) => 1,
+            State::Joined => self.rooms[&peer.room].mesh.len() - 1,
+            _ => 0,
+        };
+        credits_for_deliveries(others + peer.holders.len(), NOTICE_BYTES)
+    }
+
+    /// The answer to `connect` may be the offer that stands.
+    fn price_of_connect(&self, conn: Conn) -> usize {
+        let room = &self.peers[&conn].room;
+        let departure = match self.peers[&conn].state {
+            State::Offerer | State::Waiting | State::Paired(_) => return 0,
+            State::Handed(owner, number) if self.standing(room) == Some((owner, number)) => return 0,
+            State::Joined => self.price_of_departure(conn),
+            _ => 0,
+        };
+        let Some((owner, _)) = self.offer_to_next(room) else { return departure };
+        departure + credits_for(self.offer_text(owner).to_string().len())
+    }
+
+    /// All in the mesh are told of the newcomer, which is told of all of them.
+    fn price_of_join(&self, conn: Conn, leaving: Option<Conn>) -> usize {
+        let peer = &self.peers[&conn];
+        let mut others = self.rooms[&peer.room].mesh.clone();
+        others.retain(|other| *other != conn && Some(*other) != leaving);
+        let ids: Vec<_> = others.iter().map(|other| &self.peers[other].id).collect();
+        let answer =
+            credits_for(json!({"type": "joined", "id": "x".repeat(128), "peers": ids}).to_string().len());
+        if let State::Joined = peer.state {
+            return answer;
+        }
+        if others.len() >= self.mesh_peers_max {
+            return 0;
+        }
+        self.price_of_departure(conn) + credits_for_deliveries(others.len(), NOTICE_BYTES) + answer
+    }
+
+    /// The answer to `answer` may be the candidates that are stored with the offer.
+    fn price_of_answer(&self, conn: Conn, target: Option<&str>) -> usize {
+        let offerer = match (self.target(conn, target), &self.peers[&conn].state) {
+            (Ok(Some(named)), _) => named,
+            (Ok(None), State::Handed(owner, _)) => *owner,
+            _ => return 0,
+        };
+        match self.peers[&offerer].stored.iter().map(String::len).sum() {
+            0 => 0,
+            bytes => credits_for(bytes),
+        }
+    }
+}

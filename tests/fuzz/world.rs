@@ -1,0 +1,348 @@
+//! Gives the same inputs to a protocol and to the model of its rules, and compares everything that they do.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Debug;
+use std::time::Duration;
+
+use noroshi::budget::{Budget, Reservation};
+use noroshi::config::{BASE_BYTES, Config};
+use noroshi::gate::{Gate, Protocol};
+use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox, Target};
+use noroshi::token::Claims;
+
+use super::context::{self, Rules, Said};
+
+/// Bytes of input that are read one by one.
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl<'a> Bytes<'a> {
+    pub fn next(&mut self) -> Option<u8> {
+        self.0.split_off_first().copied()
+    }
+
+    /// Takes up to `length` bytes.
+    pub fn take(&mut self, length: usize) -> &'a [u8] {
+        let length = length.min(self.0.len());
+        self.0.split_off(..length).unwrap_or_default()
+    }
+}
+
+/// What happens next: a number that selects the event, and the slot of the connection that it is about.
+#[derive(Clone, Copy)]
+pub struct Step {
+    pub event: u8,
+    pub who: usize,
+    pub slot: usize,
+    pub conn: Option<Conn>,
+}
+
+/// Steps of one input. More than that teach nothing new.
+pub const STEPS_MAX: usize = 400;
+
+const CHECKED_ALWAYS_MAX: usize = 24;
+const CROWD_CHECKED_EVERY: usize = 16;
+
+pub struct World<R> {
+    pub rules: R,
+    gate: Gate,
+    outbox: RecordingOutbox,
+    pub now: Duration,
+    /// Open connections, by slot.
+    peers: Vec<Option<Conn>>,
+    /// Connections that are not read.
+    paused: BTreeSet<Conn>,
+    /// How texts are written for the comparison.
+    normalize: fn(String) -> String,
+    connections: u64,
+    inputs: usize,
+}
+
+/// Records effects, and refuses what queues and memory have no room for.
+struct RecordingOutbox {
+    effects: Vec<(Conn, Said)>,
+    room_in_queue: BTreeMap<Conn, usize>,
+    grants: VecDeque<bool>,
+    names: BTreeMap<Conn, String>,
+    budget: Budget,
+}
+
+impl Outbox for RecordingOutbox {
+    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
+        assert!(!texts.is_empty());
+        let Some(room) = self.room_in_queue.get_mut(&to) else { return true };
+        let fits = texts.len() <= *room;
+        if fits {
+            *room -= texts.len();
+        }
+        fits
+    }
+
+    fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
+        let reservation = self.budget.reserve(bytes);
+        self.grants.push_back(reservation.is_some());
+        reservation
+    }
+
+    fn push(&mut self, effect: Effect<'_>) {
+        self.effects.push(match effect {
+            Effect::Send(to, text) => (to, Said::Text(text)),
+            Effect::SendBinary(..) => unreachable!("these protocols send no bytes"),
+            Effect::Ping(to) => (to, Said::Ping),
+            Effect::PauseReading(conn) => (conn, Said::Pause),
+            Effect::ResumeReading(conn) => (conn, Said::Resume),
+            Effect::Close(to, why) => (to, Said::Close(why)),
+            Effect::Registered { conn, room, id } => {
+                let before = self.names.insert(conn, id.to_owned());
+                assert_eq!(before, None, "a connection is registered once");
+                (conn, Said::Registered(room.to_owned()))
+            }
+            Effect::Left { conn, member, .. } => {
+                (conn, Said::Left(member.room.to_owned(), member.id.map(String::from)))
+            }
+        });
+    }
+}
+
+/// Returns a configuration with this rate, and with this much memory for what protocols store.
+pub fn config(rate_max: u32, memory_bytes: Option<usize>) -> Config {
+    let memory_bytes_max = memory_bytes.map(|bytes| BASE_BYTES + bytes);
+    Config { rate_max, memory_bytes_max, ..Config::default() }
+}
+
+impl<R: Rules> World<R> {
+    pub fn new(
+        config: &Config,
+        dialect: Dialect,
+        protocol: impl Protocol + 'static,
+        rules: R,
+        slots: usize,
+    ) -> World<R> {
+        World {
+            rules,
+            gate: Gate::new(config).to(dialect, protocol),
+            outbox: RecordingOutbox {
+                effects: Vec::new(),
+                room_in_queue: BTreeMap::new(),
+                grants: VecDeque::new(),
+                names: BTreeMap::new(),
+                budget: Budget::new(config),
+            },
+            now: Duration::ZERO,
+            peers: vec![None; slots],
+            paused: BTreeSet::new(),
+            normalize: |text| text,
+            connections: 0,
+            inputs: 0,
+        }
+    }
+
+    /// Compares texts after this was done to those of the server.
+    pub fn normalize(mut self, normalize: fn(String) -> String) -> World<R> {
+        self.normalize = normalize;
+        self
+    }
+
+    /// Reads the next step. `peers` are the slots that steps are about.
+    pub fn next_step(&self, bytes: &mut Bytes, peers: usize) -> Option<Step> {
+        let event = bytes.next()? % 16;
+        let who = usize::from(bytes.next()?);
+        let slot = who % peers;
+        Some(Step { event, who, slot, conn: self.peers[slot] })
+    }
+
+    /// Does what may happen in every protocol. Returns whether the step was one of these.
+    pub fn common_step(&mut self, step: Step, bytes: &mut Bytes) -> Option<bool> {
+        match (step.event, step.conn) {
+            (0, Some(conn)) => self.disconnect(conn),
+            (1, Some(conn)) => self.alive(conn),
+            (2, Some(conn)) => {
+                let room = usize::from(bytes.next()? % 4);
+                match room {
+                    3 => self.outbox.room_in_queue.remove(&conn),
+                    room => self.outbox.room_in_queue.insert(conn, room),
+                };
+            }
+            (3, _) => {
+                self.now += Duration::from_millis(100 * step.who as u64);
+                self.input(Input::Time);
+            }
+            (4, _) => {
+                self.now = self.now.max(self.gate.wake_at().unwrap_or_default());
+                self.input(Input::Time);
+                assert!(self.gate.wake_at().is_none_or(|at| at > self.now));
+            }
+            (5, Some(conn)) => {
+                let length = usize::from(bytes.next()?);
+                let message = bytes.take(length);
+                self.say(conn, message, step.who & 0x80 != 0);
+            }
+            (6, Some(conn)) => {
+                for _ in 0..=step.who / self.peers.len().min(16) {
+                    self.frame(conn);
+                }
+            }
+            _ => return Some(false),
+        }
+        Some(true)
+    }
+
+    /// Returns the connection in a slot.
+    pub fn conn(&self, slot: usize) -> Option<Conn> {
+        self.peers[slot]
+    }
+
+    /// Returns the id that the server gave to a connection.
+    pub fn name(&self, conn: Conn) -> Option<&str> {
+        self.outbox.names.get(&conn).map(String::as_str)
+    }
+
+    /// Connects a peer in a free slot, if the protocol has a place for it.
+    pub fn connect(&mut self, slot: usize, target: &Target, claims: Option<&Claims>) -> Option<Conn> {
+        assert_eq!(self.peers[slot], None);
+        let has_place = self.rules.has_place(target);
+        assert_eq!(self.gate.has_place(target), has_place, "{target:?}");
+        assert_eq!(self.gate.knows_room(target), self.rules.knows_room(target), "{target:?}");
+        if !has_place {
+            return None;
+        }
+        self.connections += 1;
+        let conn = Conn::new(self.connections, slot);
+        self.peers[slot] = Some(conn);
+        self.input(Input::Connected(conn, target, claims));
+        Some(conn)
+    }
+
+    /// Lets a peer send a message, unless it is not read.
+    pub fn say(&mut self, conn: Conn, message: &[u8], is_binary: bool) {
+        if !self.is_read(conn) {
+            return;
+        }
+        match std::str::from_utf8(message) {
+            Ok(text) if !is_binary => self.input(Input::Text(conn, text)),
+            _ => self.input(Input::Binary(conn, message)),
+        }
+    }
+
+    /// Reports bytes from a peer, unless it is not read.
+    pub fn alive(&mut self, conn: Conn) {
+        if self.is_read(conn) {
+            self.input(Input::Alive(conn));
+        }
+    }
+
+    pub fn disconnect(&mut self, conn: Conn) {
+        self.forget(conn);
+        self.input(Input::Disconnected(conn));
+    }
+
+    fn is_read(&self, conn: Conn) -> bool {
+        self.peers[conn.slot()] == Some(conn) && !self.paused.contains(&conn)
+    }
+
+    fn forget(&mut self, conn: Conn) {
+        self.peers[conn.slot()] = None;
+        self.paused.remove(&conn);
+        self.outbox.room_in_queue.remove(&conn);
+    }
+
+    pub fn input(&mut self, input: Input) {
+        self.prepare_model();
+        self.gate.handle(self.now, self.now, input, &mut self.outbox);
+        self.learn_from_server();
+        context::handle(&mut self.rules, input);
+        self.compare(&input);
+        if let Some(conn) = input.conn().filter(|conn| self.peers[conn.slot()] == Some(*conn)) {
+            let (_, member) = self.gate.member(conn).expect("it is here");
+            let member = (member.room.to_owned(), member.id.map(String::from), member.state);
+            assert_eq!(Some(member), self.rules.seen(conn));
+        }
+    }
+
+    /// Lets a peer send a frame that is no message.
+    fn frame(&mut self, conn: Conn) {
+        if !self.is_read(conn) {
+            return;
+        }
+        self.prepare_model();
+        let passes = self.gate.charge_frame(self.now, self.now, conn, &mut self.outbox);
+        self.learn_from_server();
+        assert_eq!(context::handle_frame(&mut self.rules, conn), passes);
+        self.compare(&"a frame");
+    }
+
+    fn prepare_model(&mut self) {
+        let context = self.rules.context();
+        context.now = self.now;
+        context.room_in_queue = self.outbox.room_in_queue.clone();
+    }
+
+    /// Tells the model what only the server can know: the ids that it chose, and whether memory was left.
+    fn learn_from_server(&mut self) {
+        let context = self.rules.context();
+        if context.names.len() < self.outbox.names.len() {
+            context.names.clone_from(&self.outbox.names);
+        }
+        context.grants = std::mem::take(&mut self.outbox.grants);
+    }
+
+    fn compare(&mut self, input: &dyn Debug) {
+        self.inputs += 1;
+        // Checks look at everybody: in a crowd, after each input they would take nearly all the time.
+        let is_crowd = self.peers.iter().flatten().count() > CHECKED_ALWAYS_MAX;
+        if !is_crowd || self.inputs.is_multiple_of(CROWD_CHECKED_EVERY) {
+            self.gate.check();
+            let (reserved, stored) = (self.outbox.budget.reserved(), self.rules.stored_bytes());
+            assert!(reserved >= stored && (reserved == 0) == (stored == 0), "{reserved} for {stored}");
+        }
+        let mut said = std::mem::take(&mut self.outbox.effects);
+        for (_, said) in &mut said {
+            if let Said::Text(text) = said {
+                *text = (self.normalize)(std::mem::take(text));
+            }
+        }
+        let context = self.rules.context();
+        assert!(
+            context.grants.is_empty(),
+            "memory is reserved that the rules do not know of, after {input:?}"
+        );
+        // The order between different peers means nothing.
+        let mut expected = std::mem::take(&mut context.said);
+        expected.sort_by_key(|(conn, _)| *conn);
+        said.sort_by_key(|(conn, _)| *conn);
+        assert_eq!(said, expected, "server and model, after {input:?}");
+        assert_eq!(self.outbox.room_in_queue, context.room_in_queue);
+        assert_eq!(self.gate.wake_at(), context::due_next(&mut self.rules), "after {input:?}");
+        let (_, protocol) = self.gate.each().next().expect("there is one protocol");
+        let counts = protocol.counts(self.now);
+        assert_eq!((counts.peers, counts.rooms), self.rules.counts());
+        let is_counted = |(_, count): &(&str, u64)| *count > 0;
+        let messages: BTreeMap<_, _> = counts.messages.into_iter().filter(is_counted).collect();
+        let errors: BTreeMap<_, _> = counts.errors.into_iter().filter(is_counted).collect();
+        let context = self.rules.context();
+        assert_eq!((&messages, &errors), (&context.messages, &context.errors));
+
+        for (conn, said) in said {
+            match said {
+                Said::Pause => assert!(self.paused.insert(conn), "it is paused twice"),
+                Said::Resume => assert!(self.paused.remove(&conn), "it was not paused"),
+                Said::Close(_) => {
+                    assert_eq!(self.peers[conn.slot()], Some(conn), "it is closed twice");
+                    self.disconnect(conn);
+                }
+                Said::Text(_) | Said::Ping | Said::Registered(_) | Said::Left(..) => {}
+            }
+        }
+    }
+
+    /// Disconnects all and checks that nothing is left.
+    pub fn end(mut self) {
+        for slot in 0..self.peers.len() {
+            if let Some(conn) = self.peers[slot] {
+                self.disconnect(conn);
+            }
+        }
+        // Timers of what is gone must not keep the server awake.
+        assert_eq!((self.rules.counts(), self.gate.wake_at()), ((0, 0), None));
+        assert_eq!(self.outbox.budget.reserved(), 0);
+    }
+}
