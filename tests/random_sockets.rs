@@ -151,7 +151,12 @@ fn environment<T: FromStr>(name: &str) -> Option<T> {
 fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.saturating_add_signed(seconds));
-    Secrets::parse(secret).unwrap().sign(&Claims { until, room: room.map(Box::from), id: id.map(Box::from) })
+    Secrets::parse(secret).unwrap().sign(&Claims {
+        until,
+        room: room.map(Box::from),
+        id: id.map(Box::from),
+        ..Claims::default()
+    })
 }
 
 fn configuration(dice: &mut Dice, secret_file: &PathBuf) -> Config {
