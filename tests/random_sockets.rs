@@ -301,7 +301,7 @@ impl World {
             path if path.starts_with("/games") => Dialect::Matchbox,
             _ => Dialect::Ayame,
         };
-        let id: &'static str = dice.pick(&IDS);
+        let id = *dice.pick(&IDS);
         let mut peer = Peer {
             raw: Raw::connect(to, from, buffer),
             id,
