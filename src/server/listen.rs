@@ -225,7 +225,8 @@ fn inherited(passed: &mut ListenFd, index: usize) -> io::Result<Socket> {
 /// Refuses a connection, which a socket unit passes to a service of its own per connection. Accepting there would fail for
 /// ever.
 fn check_is_listening(socket: &socket2::Socket) -> io::Result<()> {
-    if socket.is_listener()? {
+    // A listening socket has no peer. (SO_ACCEPTCONN says the same, but not on macOS.)
+    if socket.peer_addr().is_err() {
         return Ok(());
     }
     Err(io::Error::other(
