@@ -301,11 +301,7 @@ impl World {
             path if path.starts_with("/games") => Dialect::Matchbox,
             _ => Dialect::Ayame,
         };
-<<<<<<< HEAD
-        let id = *dice.pick(&IDS);
-=======
         let id = IDS[dice.roll(IDS.len() as u64) as usize];
->>>>>>> w-e
         let mut peer = Peer {
             raw: Raw::connect(to, from, buffer),
             id,
@@ -617,16 +613,6 @@ impl World {
     /// Reads what has come for the pair, which must be nothing.
     fn exchange_read(&mut self) {
         let must_be_calm = self.must_be_calm();
-<<<<<<< HEAD
-        for (peer, id) in self.pair.iter_mut().zip(PAIR) {
-            let texts = peer.texts();
-            if must_be_calm {
-                assert_eq!(texts, [""; 0], "{id} is disturbed");
-                assert!(peer.is_connected(), "{id} is disconnected");
-                assert_eq!(peer.close_code, None);
-            } else {
-                assert!(matches!(peer.close_code, None | Some(1001)));
-=======
         for (raw, id) in self.pair.iter_mut().zip(PAIR) {
             let texts = raw.texts();
             if must_be_calm {
@@ -635,7 +621,6 @@ impl World {
                 assert_eq!(raw.close_code, None);
             } else {
                 assert!(matches!(raw.close_code, None | Some(1001)));
->>>>>>> w-e
             }
         }
     }
