@@ -33,7 +33,7 @@ use crate::hub::Hub;
 use crate::limits::{DEPARTURES_PER_TURN, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_SESSION, WORK_PER_TURN};
 use crate::matchbox::Matchbox;
 use crate::protocol::{Dialect, Input};
-use crate::session::{Event, Fill, Scratch};
+use crate::session::{Event, Fill, Scratch, Shared};
 use clock::Clock;
 use connections::Connections;
 use listen::Listeners;
@@ -154,6 +154,16 @@ impl Server {
         self.was_idle
     }
 
+    /// Returns the units of work that the last turn caused: messages that were handled or queued. For tests.
+    pub fn work_of_last_turn(&self) -> usize {
+        self.connections.work
+    }
+
+    /// Returns what all sessions share: memory in use, connections by address, counters. For tests.
+    pub fn shared(&self) -> &Shared {
+        &self.connections.shared
+    }
+
     /// Moves the clock forward. For tests, which have no time to wait.
     pub fn advance(&mut self, by: Duration) {
         self.clock.ahead += by;
@@ -186,18 +196,21 @@ impl Server {
             self.notice(event);
         }
         // Sessions that were ready before come first, so that those whose events come in every turn cannot starve them.
-        for slot in mem::take(&mut self.connections.ready) {
+        let ready = mem::take(&mut self.connections.ready);
+        let mut handled = 0;
+        for slot in &ready {
+            if self.connections.work >= WORK_PER_TURN {
+                break;
+            }
+            handled += 1;
             // The slot may have been freed, and may have another connection by now.
-            let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.ready) else {
-                continue;
-            };
-            entry.ready = false;
-            if self.connections.work < WORK_PER_TURN {
-                self.receive(slot);
-            } else {
-                self.connections.mark_ready(slot);
+            if let Some(entry) = self.connections.entries.get_mut(*slot).filter(|entry| entry.ready) {
+                entry.ready = false;
+                self.receive(*slot);
             }
         }
+        // Sessions that were not handled come before those that were, and that have further input.
+        self.connections.ready.splice(..0, ready[handled..].iter().copied());
         self.events = events;
         // Who can take what is queued takes it before the clock says that it is slow.
         self.settle();

@@ -50,8 +50,8 @@ impl Server {
         Ok(())
     }
 
-    /// Reads anew what is in files. If one of them is of no use, nothing changes.
-    fn reload(&mut self) {
+    /// Reads the files of secrets again, as SIGHUP asks for. If one of them is not valid, nothing changes.
+    pub fn reload(&mut self) {
         let config = &mut self.connections.shared.config;
         let mut renewed = config.clone();
         match renewed.read_files() {

@@ -15,6 +15,7 @@ pub mod neighbours;
 pub mod pipe;
 pub mod process;
 pub mod program;
+pub mod raw;
 pub mod readme;
 pub mod siege;
 pub mod sockets;

@@ -1,0 +1,651 @@
+//! Attacks on a server over real sockets, in one thread. Each test counts turns of the loop, units of work, credits or
+//! bytes, and the clock moves only as the test says: none of them depends on the speed of the machine.
+
+mod common;
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use common::memory::left;
+use common::pipe::{PING, PONG, TEXT, frame};
+use common::raw::{LOOPBACK, Raw, server, text, turn, upgrade};
+use common::siege::{KIB, MIB, Siege};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use noroshi::config::{
+    ALWAYS_HELD_BYTES, AYAME_PING_EVERY, BASE_BYTES, CLAIMANTS_MAX, CONNECTION_BYTES, Config,
+    DEPARTURES_PER_TURN, PROBE_TIME_MAX, RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_OFFENCE_MAX,
+    READ_BYTES_MAX, WORK_PER_SESSION, WORK_PER_TURN,
+};
+use noroshi::server::Server;
+use serde_json::{Value, json};
+
+/// Work of one turn that bounds what all sessions may cause together: each is bounded, and so is their sum, but the last
+/// message of each may go to a whole mesh.
+const WORK_MAX: usize = WORK_PER_TURN + WORK_PER_SESSION + 128;
+
+/// A server under attack.
+struct Arena {
+    server: Server,
+    address: SocketAddr,
+    turns: usize,
+    /// Units of work that one turn has caused at most, and in all.
+    work_max: usize,
+    work: usize,
+    /// By how much the clock moves in each turn.
+    pace: Duration,
+}
+
+impl Arena {
+    fn new(config: &Config) -> Arena {
+        let (server, address) = server(config);
+        Arena { server, address, turns: 0, work_max: 0, work: 0, pace: Duration::ZERO }
+    }
+
+    fn turn(&mut self) {
+        self.server.advance(self.pace);
+        turn(&mut self.server);
+        self.turns += 1;
+        let work = self.server.work_of_last_turn();
+        self.work_max = self.work_max.max(work);
+        self.work += work;
+    }
+
+    /// Runs turns until a client has a result. Panics after `turns_max` turns.
+    #[track_caller]
+    fn until<T>(&mut self, what: &str, turns_max: usize, mut result: impl FnMut() -> Option<T>) -> T {
+        for _ in 0..turns_max {
+            if let Some(result) = result() {
+                return result;
+            }
+            self.turn();
+        }
+        panic!("{what} does not come about within {turns_max} turns");
+    }
+
+    /// Runs turns until the server has nothing to do.
+    fn settle(&mut self) {
+        let mut idle_turns = 0;
+        while idle_turns < 2 {
+            self.turn();
+            idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
+        }
+    }
+
+    /// Runs turns until the server has handled everything that a client has to write.
+    fn deliver(&mut self, client: &mut Raw) {
+        while client.unwritten() > 0 {
+            client.write(usize::MAX);
+            self.turn();
+        }
+        self.settle();
+    }
+
+    /// Connects to a path of the server.
+    fn open(&mut self, path: &str) -> Raw {
+        Raw::open(self.address, path)
+    }
+
+    /// The same with a small receive buffer, so that TCP holds back what the client does not read.
+    fn open_slow(&mut self, path: &str) -> Raw {
+        let mut raw = Raw::connect(self.address, LOOPBACK, Some(4 * KIB));
+        raw.send(&upgrade(path));
+        raw
+    }
+
+    /// Returns how many turns the answer to a request for /healthz takes.
+    fn turns_of_health(&mut self, turns_max: usize) -> usize {
+        let before = self.turns;
+        let mut raw = Raw::connect(self.address, LOOPBACK, None);
+        raw.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
+        let status = self.until("the answer of /healthz", turns_max, || {
+            raw.read(usize::MAX);
+            raw.status()
+        });
+        assert_eq!(status, 200);
+        self.turns - before
+    }
+
+    /// Closes these, after which nothing must be left in the server.
+    fn end(mut self, clients: Vec<Raw>) {
+        drop(clients);
+        for _ in 0..10_000 {
+            if self.server.sessions() == 0 && self.server.was_idle() {
+                break;
+            }
+            self.server.advance(Duration::from_millis(10));
+            self.turn();
+        }
+        assert_eq!(self.server.sessions(), 0);
+        assert_eq!(left(self.server.gate()), (0, 0, None));
+        assert_eq!(self.server.shared().budget.used(), BASE_BYTES);
+    }
+}
+
+fn message(kind: &str, id: &str) -> String {
+    json!({"type": kind, "id": id}).to_string()
+}
+
+fn say(kind: &str, id: &str) -> Vec<u8> {
+    text(&message(kind, id))
+}
+
+/// An id of 128 bytes, each of which takes two in JSON.
+fn long_id(number: usize) -> String {
+    format!("{number:0>3}{}", "\"".repeat(125))
+}
+
+fn values(raw: &mut Raw) -> Vec<Value> {
+    raw.texts().iter().map(|text| serde_json::from_str(text).unwrap()).collect()
+}
+
+// ---- Work of one turn ----
+
+#[test]
+fn a_burst_of_many_claimants_and_a_mesh_is_handled_in_bounded_turns() {
+    let mut arena = Arena::new(&Config::default());
+    // A pair in another room.
+    let mut pair = ["P", "Q"].map(|id| {
+        let mut raw = arena.open("/ws/pair");
+        raw.send(&say("leave", id));
+        raw
+    });
+    let mut clients: Vec<Raw> = Vec::new();
+    for number in 0..63 {
+        let mut member = arena.open("/ws/tea");
+        member.send(&say("join", &long_id(number)));
+        clients.push(member);
+    }
+    let mut holder = arena.open("/ws/tea");
+    holder.answers = false;
+    holder.send(&say("leave", "X"));
+    arena.settle();
+    for number in 0..30 {
+        let mut claimant = arena.open("/ws/tea");
+        let own = format!("c{number}");
+        let again = [say("join", &own), say("leave", &own)].concat();
+        claimant.push(&[say("leave", "X"), again.repeat(490)].concat());
+        clients.push(claimant);
+    }
+    let mut exchanged = 0;
+    let mut turns_of_health = 0;
+    for step in 0..80 {
+        for client in &mut clients {
+            client.write(usize::MAX);
+            client.read(usize::MAX);
+        }
+        if step == 20 {
+            holder.send(&frame(PONG, b""));
+        }
+        arena.turn();
+        if step % 10 == 0 {
+            turns_of_health = turns_of_health.max(arena.turns_of_health(24));
+            exchanged += 1;
+            let candidate =
+                json!({"type": "candidateAdd", "id": "P", "target_id": "Q", "candidate": exchanged});
+            pair[0].send(&text(&candidate.to_string()));
+            let heard = arena.until("a candidate", 24, || values(&mut pair[1]).pop());
+            assert_eq!(heard["candidate"], exchanged.to_string());
+        }
+    }
+    println!("/healthz took {turns_of_health} turns, a turn {} units of work at most", arena.work_max);
+    assert!(arena.work_max <= WORK_MAX, "{} units of work in one turn", arena.work_max);
+    clients.push(holder);
+    clients.extend(pair);
+    arena.end(clients);
+}
+
+#[test]
+fn a_silent_holder_is_replaced_without_a_turn_for_all_claimants() {
+    let mut arena = Arena::new(&Config::default());
+    let mut clients: Vec<Raw> = Vec::new();
+    for number in 0..63 {
+        let mut member = arena.open("/ws/tea");
+        member.send(&say("join", &long_id(number)));
+        clients.push(member);
+    }
+    let mut holder = arena.open("/ws/tea");
+    holder.answers = false;
+    holder.send(&say("leave", "X"));
+    arena.settle();
+    for number in 0..30 {
+        let mut claimant = arena.open("/ws/tea");
+        let own = if number == 0 { "X".to_owned() } else { format!("c{number}") };
+        let again = [say("join", &own), say("leave", &own)].concat();
+        claimant.push(&[say("leave", "X"), again.repeat(490)].concat());
+        clients.push(claimant);
+    }
+    let mut heard_by_first = Vec::new();
+    for step in 0..300 {
+        for (place, client) in clients.iter_mut().enumerate() {
+            client.write(usize::MAX);
+            let texts = client.texts();
+            if place == 63 {
+                heard_by_first.extend(texts);
+            }
+        }
+        if step == 50 {
+            arena.server.advance(PROBE_TIME_MAX);
+        }
+        arena.turn();
+        if step == 49 {
+            assert_eq!(heard_by_first, [""; 0], "a claimant hears nothing before the probe ends");
+        }
+    }
+    holder.read(usize::MAX);
+    assert_eq!(holder.close_code, Some(4000));
+    assert!(heard_by_first[0].starts_with(r#"{"type":"joined","id":"X""#), "{}", heard_by_first[0]);
+    assert!(arena.work_max <= WORK_MAX, "{} units of work in one turn", arena.work_max);
+    clients.push(holder);
+    arena.end(clients);
+}
+
+#[test]
+fn a_crowd_that_leaves_an_ayame_room_at_once_causes_linear_work() {
+    const CLIENTS: usize = 3000;
+    let (_, files_max) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, files_max, files_max).unwrap();
+    let mut arena = Arena::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
+    let register = text(&json!({"type": "register", "roomId": "tea", "clientId": "c"}).to_string());
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mut client = arena.open("/signaling");
+        client.send(&register);
+        clients.push(client);
+        // The listen backlog may be short.
+        if number % 100 == 0 {
+            arena.settle();
+        }
+    }
+    arena.settle();
+    let work = arena.work;
+    arena.work_max = 0;
+    drop(clients);
+    arena.settle();
+    let (work, work_max) = (arena.work - work, arena.work_max);
+    println!("{work} units of work when they leave, {work_max} in one turn");
+    assert!(work <= 10 * CLIENTS, "{work} units of work");
+    assert!(work_max <= WORK_MAX + 10 * DEPARTURES_PER_TURN, "{work_max} units of work in one turn");
+    arena.end(Vec::new());
+}
+
+// ---- Slow readers ----
+
+/// Bytes that a victim reads in one turn of 4 ms: 1 MB a second.
+const FAST: usize = 4 * KIB;
+
+/// Fills a queue by messages that are forwarded: long ones while they fit, then shorter ones. `forward` makes a message
+/// with this many bytes of content.
+fn fill(attacker: &mut Raw, forward: impl Fn(usize) -> String) {
+    for (bytes, times) in [(60_000, 14), (4_000, 18), (400, 12), (20, 12)] {
+        for _ in 0..times {
+            attacker.push(&text(&forward(bytes)));
+        }
+    }
+    attacker.write(usize::MAX);
+}
+
+fn candidate(from: &str, to: &str, bytes: usize) -> String {
+    json!({"type": "candidateAdd", "id": from, "target_id": to, "candidate": "x".repeat(bytes)}).to_string()
+}
+
+/// Lets a victim read at its pace and an attacker as fast as it can, for this many turns of 4 ms. Returns the types of
+/// what the victim has been sent, without candidates.
+fn read_on(arena: &mut Arena, victim: &mut Raw, attackers: &mut [Raw], turns: usize) -> Vec<String> {
+    arena.pace = Duration::from_millis(4);
+    let mut heard = Vec::new();
+    for _ in 0..turns {
+        for attacker in attackers.iter_mut() {
+            attacker.write(usize::MAX);
+            attacker.read(usize::MAX);
+        }
+        arena.turn();
+        for (first, payload) in victim.read(FAST) {
+            assert_eq!(first, TEXT);
+            let message: Value = serde_json::from_slice(&payload).unwrap();
+            let kind = message["type"].as_str().map(str::to_owned);
+            let key = || message.as_object().and_then(|it| it.keys().next()).cloned().unwrap();
+            heard.push(kind.unwrap_or_else(key));
+        }
+        assert_eq!(victim.close_code, None, "a victim that reads is closed");
+        assert!(victim.is_connected(), "a victim that reads is disconnected");
+    }
+    heard.retain(|kind| kind != "candidate" && kind != "Signal");
+    heard
+}
+
+#[test]
+fn a_reader_with_a_full_queue_is_told_of_its_partner_that_leaves() {
+    let mut arena = Arena::new(&Config::default());
+    let mut victim = arena.open_slow("/ws/tea");
+    let mut attacker = arena.open("/ws/tea");
+    attacker.send(&say("connect", "A"));
+    arena.settle();
+    attacker.send(&text(&json!({"type": "offer", "id": "A", "sdp": "o"}).to_string()));
+    victim.send(&say("connect", "V"));
+    arena.settle();
+    victim.send(&text(&json!({"type": "answer", "id": "V", "sdp": "a"}).to_string()));
+    arena.settle();
+    assert_eq!(read_on(&mut arena, &mut victim, std::slice::from_mut(&mut attacker), 10), ["offer"]);
+    fill(&mut attacker, |bytes| candidate("A", "V", bytes));
+    attacker.push(&say("leave", "A"));
+    let heard = read_on(&mut arena, &mut victim, std::slice::from_mut(&mut attacker), 1000);
+    assert_eq!(heard, ["peerLeft"]);
+    arena.end(vec![victim, attacker]);
+}
+
+#[test]
+fn a_reader_with_a_full_queue_is_told_of_a_member_of_its_mesh_that_comes_and_goes() {
+    let mut arena = Arena::new(&Config::default());
+    let mut victim = arena.open_slow("/ws/tea");
+    victim.send(&say("join", "V"));
+    arena.settle();
+    let mut attackers = [arena.open("/ws/tea")];
+    attackers[0].send(&say("join", "A"));
+    assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["joined", "peerJoined"]);
+    let mut all = Vec::new();
+    // As often as the rate allows.
+    for _ in 0..20 {
+        fill(&mut attackers[0], |bytes| candidate("A", "V", bytes));
+        attackers[0].push(&[say("leave", "A"), say("join", "A")].concat().repeat(5));
+        all.extend(read_on(&mut arena, &mut victim, &mut attackers, 250));
+        if attackers[0].close_code.is_some() {
+            break;
+        }
+    }
+    all.extend(read_on(&mut arena, &mut victim, &mut attackers, 250));
+    println!("{} announcements", all.len());
+    assert!(all.len() >= 10, "{all:?}");
+    let expected = ["peerLeft", "peerJoined"].into_iter().cycle();
+    assert!(all.iter().zip(expected).all(|(heard, expected)| heard == expected), "{all:?}");
+    let [attacker] = attackers;
+    arena.end(vec![victim, attacker]);
+}
+
+#[test]
+fn a_reader_is_not_closed_by_a_member_with_a_long_id_that_comes_and_goes() {
+    let mut arena = Arena::new(&Config::default());
+    let mut victim = arena.open_slow("/ws/tea");
+    victim.send(&say("join", "V"));
+    arena.settle();
+    let mut attackers = [arena.open("/ws/tea")];
+    let id = long_id(0);
+    attackers[0].send(&[say("leave", &id), say("join", &id)].concat().repeat(490));
+    let heard = read_on(&mut arena, &mut victim, &mut attackers, 2000);
+    assert_eq!(heard[0], "joined");
+    assert!(
+        heard[1..]
+            .chunks(2)
+            .all(|two| two[0] == "peerJoined" && two.get(1).is_none_or(|it| it == "peerLeft"))
+    );
+    println!("{} announcements", heard.len() - 1);
+    let [attacker] = attackers;
+    arena.end(vec![victim, attacker]);
+}
+
+#[test]
+fn a_reader_with_a_full_queue_is_told_of_newcomers_in_matchbox() {
+    let mut arena = Arena::new(&Config { matchbox: Some("/games".to_owned()), ..Config::default() });
+    let mut victim = arena.open_slow("/games/chess");
+    arena.settle();
+    let assigned = values(&mut victim).pop().unwrap();
+    let id = assigned["IdAssigned"].as_str().unwrap().to_owned();
+    let mut attackers = vec![arena.open("/games/chess")];
+    assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["NewPeer"]);
+    fill(&mut attackers[0], |bytes| {
+        json!({"Signal": {"receiver": id, "data": "x".repeat(bytes)}}).to_string()
+    });
+    arena.deliver(&mut attackers[0]);
+    attackers.extend((0..40).map(|_| arena.open("/games/chess")));
+    let heard = read_on(&mut arena, &mut victim, &mut attackers, 1000);
+    assert_eq!(heard, vec!["NewPeer"; 40]);
+    attackers.push(victim);
+    arena.end(attackers);
+}
+
+#[test]
+fn a_reader_with_a_full_queue_is_pinged_in_ayame() {
+    let mut arena = Arena::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
+    let register = text(&json!({"type": "register", "roomId": "tea", "clientId": "c"}).to_string());
+    let mut victim = arena.open_slow("/signaling");
+    victim.send(&register);
+    arena.settle();
+    let mut attackers = [arena.open("/signaling")];
+    attackers[0].send(&register);
+    assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["accept"]);
+    // The ping is due while the queue is full.
+    arena.pace = Duration::ZERO;
+    arena.server.advance(AYAME_PING_EVERY - Duration::from_secs(2));
+    arena.settle();
+    victim.read(usize::MAX);
+    fill(&mut attackers[0], |bytes| json!({"type": "candidate", "ice": "x".repeat(bytes)}).to_string());
+    // The shortest message that is forwarded is hardly longer than the ping.
+    attackers[0].push(&text(r#"{"type":"offer"}"#).repeat(40));
+    arena.deliver(&mut attackers[0]);
+    arena.server.advance(Duration::from_secs(2));
+    let mut heard = read_on(&mut arena, &mut victim, &mut attackers, 1000);
+    heard.retain(|kind| kind != "offer");
+    assert_eq!(heard, ["ping"]);
+    let [attacker] = attackers;
+    arena.end(vec![victim, attacker]);
+}
+
+#[test]
+fn a_slow_reader_keeps_its_id_when_somebody_claims_it() {
+    let mut arena = Arena::new(&Config::default());
+    let mut victim = arena.open_slow("/ws/tea");
+    victim.send(&say("join", "V"));
+    let mut attacker = arena.open("/ws/tea");
+    attacker.send(&say("join", "A"));
+    arena.settle();
+    fill(&mut attacker, |bytes| candidate("A", "V", bytes));
+    arena.deliver(&mut attacker);
+    let mut claimant = arena.open("/ws/tea");
+    claimant.send(&say("join", "V"));
+    // 50 KB a second, for twice as long as a probe takes.
+    arena.pace = Duration::from_millis(10);
+    let mut heard_by_claimant = Vec::new();
+    for _ in 0..1000 {
+        arena.turn();
+        victim.read(500);
+        attacker.read(usize::MAX);
+        heard_by_claimant.extend(values(&mut claimant));
+        assert_eq!(victim.close_code, None);
+    }
+    assert!(victim.bytes_read > 300 * KIB, "the victim reads {} bytes", victim.bytes_read);
+    assert_eq!(heard_by_claimant.len(), 1, "{heard_by_claimant:?}");
+    assert_eq!(heard_by_claimant[0]["code"], "id_taken");
+    arena.end(vec![victim, attacker, claimant]);
+}
+
+#[test]
+fn a_slow_reader_is_not_closed_as_silent() {
+    let config = Config::default();
+    let mut arena = Arena::new(&config);
+    let mut victim = arena.open_slow("/ws/tea");
+    victim.send(&say("join", "V"));
+    let mut attacker = arena.open("/ws/tea");
+    attacker.send(&say("join", "A"));
+    arena.settle();
+    // 8 KB a second, for five times as long as silence is tolerated.
+    arena.pace = Duration::from_millis(100);
+    let steps = 10 * config.ping_interval.as_millis() / arena.pace.as_millis();
+    for step in 0..steps {
+        if step % 100 == 0 {
+            fill(&mut attacker, |bytes| candidate("A", "V", bytes));
+        }
+        attacker.write(usize::MAX);
+        arena.turn();
+        victim.read(800);
+        attacker.read(usize::MAX);
+        assert_eq!(victim.close_code, None, "after {} bytes", victim.bytes_read);
+        assert!(victim.is_connected());
+    }
+    assert_eq!(attacker.close_code, None);
+    println!("{} bytes, {} pings", victim.bytes_read, victim.pings);
+    arena.end(vec![victim, attacker]);
+}
+
+// ---- Memory ----
+
+/// What a claimant sends: a claim, and short messages within its burst.
+fn short_messages() -> Vec<u8> {
+    [say("leave", "X"), text("x").repeat(999)].concat()
+}
+
+#[test]
+fn claimants_with_a_thousand_short_messages_stay_within_the_counted_memory() {
+    let memory_max = BASE_BYTES + 400 * CONNECTION_BYTES;
+    let mut arena = Arena::new(&Config { memory_bytes_max: Some(memory_max), ..Config::default() });
+    let mut holder = arena.open("/ws/tea");
+    holder.answers = false;
+    holder.send(&say("leave", "X"));
+    arena.settle();
+    let mut clients = Vec::new();
+    for _ in 0..2 * CLAIMANTS_MAX {
+        let mut claimant = arena.open("/ws/tea");
+        claimant.push(&short_messages());
+        clients.push(claimant);
+    }
+    for _ in 0..100 {
+        for client in &mut clients {
+            client.write(usize::MAX);
+            client.read(usize::MAX);
+        }
+        arena.turn();
+        let used = arena.server.shared().budget.used();
+        let always = arena.server.sessions() * ALWAYS_HELD_BYTES;
+        assert!(used <= memory_max + always, "{used} bytes are used, {memory_max} are allowed");
+    }
+    let reserved = arena.server.shared().budget.reserved();
+    assert!(reserved > 0, "what a claimant has said first is counted");
+    clients.push(holder);
+    arena.end(clients);
+}
+
+#[test]
+fn claimants_with_a_thousand_short_messages_stay_within_the_memory_of_the_process() {
+    let mut siege = Siege::of("--max-memory 32M --max-connections 3000");
+    let connect = |address: SocketAddr, bytes: &[u8]| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        // What TCP does not take is held back by it.
+        let _ = stream.write(bytes);
+        stream
+    };
+    let holder = connect(siege.address(), &[upgrade("/ws/tea"), say("leave", "X")].concat());
+    let claim = [upgrade("/ws/tea"), short_messages()].concat();
+    let claimants = siege.crowd(2000, |address, _| connect(address, &claim));
+    siege.pass(Duration::from_secs(2));
+    drop((holder, claimants));
+    siege.end(40 * MIB);
+}
+
+// ---- Credits ----
+
+#[test]
+fn joining_again_costs_as_many_credits_as_its_answer_is_long() {
+    let config = Config::default();
+    let mut arena = Arena::new(&config);
+    let mut clients = Vec::new();
+    for number in 0..config.mesh_peers_max {
+        let mut member = arena.open("/ws/tea");
+        member.send(&say("join", &long_id(number)));
+        clients.push(member);
+    }
+    arena.settle();
+    clients.iter_mut().for_each(|member| _ = member.texts());
+    let before = clients[0].bytes_read;
+    let again = say("join", &long_id(0));
+    let mut answers = 0;
+    let began = arena.server.shared().now;
+    for _ in 0..800 {
+        clients[0].send(&again.repeat(4));
+        arena.turn();
+        answers += clients[0].texts().iter().filter(|text| text.contains("\"joined\"")).count();
+    }
+    assert_eq!(clients[0].close_code, None);
+    let bytes = clients[0].bytes_read - before;
+    let elapsed = arena.server.shared().now - began;
+    let seconds = RATE_BURST_SECONDS as usize + 1 + elapsed.as_secs() as usize;
+    let credits = config.rate_max as usize * seconds;
+    println!("{answers} answers of {} bytes for {credits} credits", bytes / answers);
+    assert!(answers > 10, "a member may join again");
+    assert!(bytes <= credits * RATE_BLOCK_BYTES, "{bytes} bytes for {credits} credits");
+    arena.end(clients);
+}
+
+/// Lets a peer send these bytes without end at the default rate, for as long as it is connected, and checks that it is
+/// told so and closed, and that what it could cause is bounded.
+fn flood(begin: &[u8], again: &[u8]) {
+    let config = Config::default();
+    let mut arena = Arena::new(&config);
+    let mut flooder = arena.open("/ws/tea");
+    flooder.send(&say("leave", "F"));
+    arena.settle();
+    flooder.texts();
+    let received_before = arena.server.shared().metrics.bytes_in;
+    let turns_before = arena.turns;
+    flooder.push(begin);
+    let chunk = again.repeat(16 * KIB / again.len());
+    arena.pace = Duration::from_millis(10);
+    let (mut told, mut pongs) = (0, 0);
+    let began = arena.server.shared().now;
+    let mut elapsed = Duration::ZERO;
+    while flooder.close_code.is_none() {
+        assert!(elapsed < 3 * RATE_OFFENCE_MAX, "a peer that never stops is closed");
+        if flooder.unwritten() < chunk.len() {
+            flooder.push(&chunk);
+        }
+        flooder.write(usize::MAX);
+        arena.turn();
+        elapsed = arena.server.shared().now - began;
+        for (first, payload) in flooder.read(usize::MAX) {
+            if first == PONG {
+                pongs += 1;
+                continue;
+            }
+            let message: Value = serde_json::from_slice(&payload).unwrap();
+            assert_eq!(message["code"], "rate_limited");
+            told += 1;
+        }
+    }
+    assert_eq!(flooder.close_code, Some(1008));
+    assert!(elapsed < RATE_OFFENCE_MAX + Duration::from_secs(2), "{elapsed:?}");
+    assert!((1..=6).contains(&told), "it is told {told} times");
+    let seconds = elapsed.as_secs() as usize + 1 + RATE_BURST_SECONDS as usize;
+    let credits = config.rate_max as usize * seconds;
+    assert!(pongs <= credits, "{pongs} pongs for {credits} credits");
+    let turns = arena.turns - turns_before;
+    let received = (arena.server.shared().metrics.bytes_in - received_before) as usize;
+    println!("{received} bytes in {turns} turns; {pongs} pongs, told {told} times");
+    assert!(received <= turns * READ_BYTES_MAX, "{received} bytes in {turns} turns");
+    assert!(arena.work_max <= WORK_PER_SESSION + 1, "{} units of work in one turn", arena.work_max);
+    arena.end(vec![flooder]);
+}
+
+#[test]
+fn a_peer_that_sends_pings_without_end_is_told_and_closed() {
+    flood(b"", &frame(PING, &[7; 125]));
+    flood(b"", &frame(PING, b""));
+}
+
+#[test]
+fn a_peer_that_sends_pongs_without_end_is_told_and_closed() {
+    flood(b"", &frame(PONG, b""));
+}
+
+#[test]
+fn a_peer_that_sends_empty_fragments_without_end_is_told_and_closed() {
+    flood(&frame(0x01, b""), &frame(0x00, b""));
+}
+
+#[test]
+fn a_peer_that_sends_fragments_of_one_byte_without_end_is_told_and_closed() {
+    let message = message("leave", "F");
+    let mut fragments: Vec<u8> = message.bytes().flat_map(|byte| frame(0x00, &[byte])).collect();
+    fragments[0] = 0x01;
+    let last = fragments.len() - frame(0x00, b"}").len();
+    fragments[last] = 0x80;
+    flood(b"", &fragments);
+}

@@ -1,0 +1,752 @@
+//! Many peers at random against a server on real sockets, in one thread: it must be consistent after each turn and empty
+//! at the end, and a well-behaved pair must never notice the others.
+//!
+//! All protocols are spoken at once, with valid and broken messages, slow and broken connections, under small limits. The
+//! seed of each run is printed first. `TEST_SECONDS=600` runs for that long, `TEST_SEED=…` replays one seed, and
+//! `TEST_STEPS=…` makes each run that long.
+
+mod common;
+
+use std::fs;
+use std::mem;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Once;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use common::dice::Dice;
+use common::memory::left;
+use common::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, close, frame, plain_frame};
+use common::raw::{LOOPBACK, Raw, server, text, turn, upgrade};
+use common::transcript::SECRET;
+use log::{LevelFilter, Log, Metadata, Record};
+use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, Config, KIB, Secret};
+use noroshi::http::Door;
+use noroshi::server::Server;
+use noroshi::token::{Claims, Secrets};
+use serde_json::{Value, json};
+
+/// How long seeds are run one after the other, unless TEST_SECONDS says otherwise.
+const SECONDS: u64 = 5;
+/// Steps of one run, unless TEST_STEPS says otherwise.
+const STEPS: usize = 400;
+/// Connections at a time, besides the pair.
+const PEERS: usize = 40;
+/// Turns of the loop after which a candidate of the pair must have arrived. A turn handles at least 4,096 units of work,
+/// and none of the peers can cause more than about 512 of them before the others have their turn.
+const PAIR_TURNS_MAX: usize = 8;
+/// Bytes that one connection may use beyond its share when `--max-memory` is used up: what is always granted, and buffers
+/// that have grown to twice their content.
+const ALWAYS_BYTES: usize = 4 * KIB;
+
+/// Bytes that a connection has not written yet, from which on it is given no more.
+const UNWRITTEN_MAX: usize = 64 * KIB;
+
+/// How long peers behave well before all of them must be served.
+const BECALM_SECONDS: usize = 60;
+/// The payload of the ping that shows it.
+const LAST_PING: &[u8] = b"last";
+
+const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
+const PATHS: [&str; 14] = [
+    "/ws/tea",
+    "/ws/tea",
+    "/ws/tea",
+    "/ws/tea",
+    "/ws/tea",
+    "/ws/mesh",
+    "/ws",
+    "/ws/a%20b",
+    "/signaling",
+    "/signaling",
+    "/games/chess",
+    "/games/chess",
+    "/games/chess?next=2",
+    "/games/chess?next=3",
+];
+const REQUESTS: [&str; 9] =
+    ["/healthz", "/healthz", "/metrics", "/rooms", "/rooms?room=tea", "/", "/noroshi.js", "/nowhere", "/ws"];
+const PAIR: [&str; 2] = ["P", "Q"];
+/// A secret that the server does not know.
+const OTHER_SECRET: &[u8] = b"a secret that the server does not know";
+
+/// Fails the test if a line of the log could be taken for two.
+struct LineCheck;
+
+impl Log for LineCheck {
+    fn enabled(&self, _: &Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record) {
+        let line = record.args().to_string();
+        assert!(!line.chars().any(char::is_control), "a line of the log has a control character: {line:?}");
+    }
+
+    fn flush(&self) {}
+}
+
+/// A connection that does what it should not.
+struct Peer {
+    raw: Raw,
+    id: &'static str,
+    dialect: Dialect,
+    /// Bytes that one step writes at most.
+    write_max: usize,
+    /// Bytes that one step reads at most.
+    read_max: usize,
+    /// Whether a fragmented message has begun.
+    is_fragmented: bool,
+    /// Whether a frame was begun that what follows is taken for.
+    is_cut: bool,
+    /// Whether its receive buffer is so small that TCP delivers at a pace that only the kernel's clock determines.
+    is_narrow: bool,
+    /// Whether its last ping was answered.
+    is_served: bool,
+    /// Whether an Ayame client has sent `register`.
+    is_registered: bool,
+    /// The room that it asks for.
+    room: &'static str,
+    /// Ids of a matchbox client and of those that it has been told.
+    known: Vec<String>,
+    /// What it sends again in each step.
+    flood: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    Noroshi,
+    Ayame,
+    Matchbox,
+    Http,
+}
+
+struct World {
+    dice: Dice,
+    server: Server,
+    address: SocketAddr,
+    config: Config,
+    /// The file that the server reads its secrets from.
+    secret_file: PathBuf,
+    peers: Vec<Option<Peer>>,
+    /// The well-behaved pair.
+    pair: [Raw; 2],
+    /// Candidates that the pair has exchanged.
+    exchanged: usize,
+    /// Turns that one of these has taken at most.
+    turns_max: usize,
+    /// By how much the clock was moved since the pair has exchanged a candidate.
+    since_exchange: Duration,
+    /// For how long the pair must not be disturbed any more. `None`: as long as the run goes on.
+    calm: Option<Duration>,
+}
+
+/// Returns a number of the environment.
+fn environment<T: FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Returns a token that lives for this long from now on.
+fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let until = Duration::from_secs(now.saturating_add_signed(seconds));
+    Secrets::parse(secret).unwrap().sign(&Claims {
+        until,
+        room: room.map(Box::from),
+        id: id.map(Box::from),
+        ..Claims::default()
+    })
+}
+
+fn configuration(dice: &mut Dice, secret_file: &PathBuf) -> Config {
+    fs::write(secret_file, SECRET).unwrap();
+    let has_tokens = dice.roll(2) == 0;
+    let has_relay = dice.roll(2) == 0;
+    Config {
+        connections_max: *dice.pick(&[12, 24, 100, 100]),
+        connections_per_ip_max: *dice.pick(&[0, 0, 8, 100]),
+        memory_bytes_max: *dice.pick(&[None, Some(100 * KIB), Some(300 * KIB), Some(1000 * KIB)]),
+        mesh_peers_max: *dice.pick(&[3, 64]),
+        message_bytes_max: *dice.pick(&[KIB, 4 * KIB, 64 * KIB]),
+        rate_max: *dice.pick(&[2, 5, 20, 100, 0]),
+        ping_interval: Duration::from_secs(*dice.pick(&[1, 5, 25])),
+        ice_servers: if has_relay { vec!["turn:turn.example".to_owned()] } else { Vec::new() },
+        turn_secret_file: has_relay.then(|| secret_file.clone()),
+        turn_secret: has_relay.then(|| Secret("relay".to_owned())),
+        token_secret_file: has_tokens.then(|| secret_file.clone()),
+        token_secrets: has_tokens.then(|| Secrets::parse(SECRET).unwrap()),
+        ayame: Some("/signaling".to_owned()),
+        matchbox: Some("/games".to_owned()),
+        drain: Duration::from_secs(20),
+        metrics: Some((LOOPBACK, 0).into()),
+        ..Config::default()
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let file = format!("random-sockets-{}-secret", std::process::id());
+        let secret_file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(file);
+        let mut config = configuration(&mut dice, &secret_file);
+        config.memory_bytes_max = config.memory_bytes_max.map(|bytes| BASE_BYTES + bytes);
+        let (mut server, address) = server(&config);
+        // From addresses of their own, so that no limit by address applies.
+        let pair = [2, 3].map(|last| {
+            let mut raw = Raw::connect(address, Ipv4Addr::new(127, 0, 0, last), None);
+            let id = PAIR[usize::from(last) - 2];
+            let path = match config.token_secrets {
+                Some(_) => format!("/ws/pair?token={}", token(SECRET, 86_400, Some("pair"), Some(id))),
+                None => "/ws/pair".to_owned(),
+            };
+            raw.send(&upgrade(&path));
+            raw.send(&text(&json!({"type": "leave", "id": id}).to_string()));
+            raw
+        });
+        for _ in 0..3 {
+            turn(&mut server);
+        }
+        let mut peers = Vec::new();
+        peers.resize_with(PEERS, || None);
+        World {
+            dice,
+            server,
+            address,
+            config,
+            secret_file,
+            peers,
+            pair,
+            exchanged: 0,
+            turns_max: 0,
+            since_exchange: Duration::ZERO,
+            calm: None,
+        }
+    }
+
+    fn run(mut self, steps: usize) -> usize {
+        let end = self.dice.roll(4);
+        for step in 0..steps {
+            if step == steps * 3 / 4 {
+                match end {
+                    0 => {
+                        self.server.drain();
+                        self.calm = Some(self.config.drain / 2 - Duration::from_secs(2));
+                    }
+                    1 => {
+                        self.server.stop();
+                        self.calm = Some(Duration::ZERO);
+                    }
+                    _ => {}
+                }
+            }
+            self.step();
+        }
+        if self.calm.is_none() {
+            self.serve_everybody();
+        }
+        self.finish()
+    }
+
+    fn step(&mut self) {
+        for _ in 0..1 + self.dice.roll(12) {
+            let place = self.dice.roll(PEERS as u64) as usize;
+            match self.peers[place].take() {
+                None => self.peers[place] = self.connect(),
+                Some(peer) => self.peers[place] = self.act(peer),
+            }
+        }
+        if self.dice.roll(60) == 0 {
+            self.reload();
+        }
+        for _ in 0..self.dice.roll(4) {
+            self.turn();
+        }
+        self.exchange_read();
+        self.peers_go_on();
+        self.advance();
+    }
+
+    /// Runs a turn of the server, and checks the memory that it counts.
+    fn turn(&mut self) {
+        turn(&mut self.server);
+        let used = self.server.shared().budget.used();
+        let max = self.config.memory_bytes_max.unwrap_or(usize::MAX / 2);
+        let sessions = self.server.sessions();
+        let always = sessions * (CONNECTION_BYTES + ALWAYS_BYTES);
+        assert!(used <= max + always, "{used} bytes are used by {sessions} connections, {max} are allowed");
+    }
+
+    fn is_listening(&self) -> bool {
+        self.server.addresses(Door::Main).next().is_some()
+    }
+
+    // ---- Peers ----
+
+    fn connect(&mut self) -> Option<Peer> {
+        if !self.is_listening() {
+            return None;
+        }
+        let dice = &mut self.dice;
+        let from = Ipv4Addr::new(127, 0, 0, *dice.pick(&[1, 1, 1, 4, 5]));
+        let buffer = *dice.pick(&[None, None, None, Some(1)]);
+        let is_plain = dice.roll(10) == 0;
+        let is_for_metrics = is_plain && dice.roll(2) == 0;
+        let metrics = self.server.addresses(Door::Metrics).next().unwrap();
+        let to = if is_for_metrics { metrics } else { self.address };
+        let path = if is_plain { *dice.pick(&REQUESTS) } else { *dice.pick(&PATHS) };
+        let dialect = match path {
+            _ if is_plain => Dialect::Http,
+            path if path.starts_with("/ws") => Dialect::Noroshi,
+            path if path.starts_with("/games") => Dialect::Matchbox,
+            _ => Dialect::Ayame,
+        };
+        let id: &'static str = *dice.pick(&IDS);
+        let mut peer = Peer {
+            raw: Raw::connect(to, from, buffer),
+            id,
+            dialect,
+            write_max: *dice.pick(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50]),
+            read_max: *dice.pick(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50, 0]),
+            is_fragmented: false,
+            is_cut: false,
+            is_narrow: buffer.is_some(),
+            is_served: false,
+            is_registered: false,
+            room: path.split(['/', '?']).nth(2).unwrap_or(""),
+            known: vec!["00000000-0000-4000-8000-000000000000".to_owned()],
+            flood: Vec::new(),
+        };
+        peer.raw.answers = dice.roll(4) > 0;
+        let head = self.head(&peer, path, is_plain);
+        let cut = match self.dice.roll(12) {
+            0 => self.dice.roll(head.len() as u64) as usize,
+            _ => head.len(),
+        };
+        peer.raw.push(&head[..cut]);
+        // What follows may come in the same segment.
+        for _ in 0..self.dice.roll(3) {
+            let bytes = self.bytes(&mut peer);
+            peer.raw.push(&bytes);
+        }
+        Some(peer)
+    }
+
+    /// Returns the head of a request, which may be wrong.
+    fn head(&mut self, peer: &Peer, path: &str, is_plain: bool) -> Vec<u8> {
+        let mut path = path.to_owned();
+        if self.config.token_secrets.is_some() && peer.dialect != Dialect::Ayame && self.dice.roll(15) > 0 {
+            let separator = if path.contains('?') { '&' } else { '?' };
+            path = format!("{path}{separator}token={}", self.token(peer));
+        }
+        if is_plain {
+            return format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
+        }
+        let head = REQUEST.replace("/ws/tea", &path);
+        let head = match self.dice.roll(40) {
+            0 => head.replace("\r\n", "\n"),
+            1 => head.replace("Host: h", &format!("Host: h\r\nX: {}", "x".repeat(33 * KIB))),
+            2 => head.replace("Version: 13", "Version: 12"),
+            3 => head.replace("Host: h", "Host: h\r\nOrigin: http://elsewhere\u{1b}[2J"),
+            4 => head.replace("GET", "\u{16}\u{3}\u{1}"),
+            5 => head.replace("/ws/tea", "/ws/pair"),
+            _ => head,
+        };
+        head.into_bytes()
+    }
+
+    /// Returns a token, which is mostly a good one. None of them is for the room of the pair.
+    fn token(&mut self, peer: &Peer) -> String {
+        let own = if peer.dialect == Dialect::Ayame { "tea" } else { peer.room };
+        let room = Some(*self.dice.pick(&[own, own, own, own, own, own, "te*", "*", ""]));
+        match self.dice.roll(12) {
+            0 => token(OTHER_SECRET, 3600, room, None),
+            1 => token(SECRET, -3600, room, None),
+            2 | 3 => token(SECRET, 3600, room, Some(peer.id)),
+            4 => token(SECRET, 3600, room, Some(*self.dice.pick(&IDS))),
+            _ => token(SECRET, 3600, room, None),
+        }
+    }
+
+    /// Lets a connection do something. Returns it if it is still there.
+    fn act(&mut self, mut peer: Peer) -> Option<Peer> {
+        let is_behind = peer.raw.unwritten() > UNWRITTEN_MAX;
+        match self.dice.roll(40) {
+            0 if self.dice.roll(3) > 0 => {}
+            0 => match self.dice.roll(3) {
+                0 => peer.raw.reset(),
+                1 => peer.raw.half_close(),
+                _ => peer.raw.end(),
+            },
+            3 => peer.read_max = *self.dice.pick(&[usize::MAX, 1000, 50, 0]),
+            4 => peer.write_max = *self.dice.pick(&[usize::MAX, 1000, 50, 1]),
+            5 if !is_behind => {
+                // More than the burst of most limits.
+                let bytes = self.bytes(&mut peer);
+                let times = (20_000 / bytes.len().max(20)).min(250);
+                peer.raw.push(&bytes.repeat(times));
+            }
+            6 => peer.flood = self.bytes(&mut peer),
+            7 | 8 => peer.flood = Vec::new(),
+            9..12 => {}
+            _ if is_behind => {}
+            _ => {
+                let bytes = self.bytes(&mut peer);
+                peer.raw.push(&bytes);
+            }
+        }
+        Some(peer).filter(|peer| peer.raw.is_connected())
+    }
+
+    /// Returns one message or frame.
+    fn bytes(&mut self, peer: &mut Peer) -> Vec<u8> {
+        if self.dice.roll(60) == 0 {
+            peer.is_cut = true;
+            return self.fatal_bytes();
+        }
+        let size = *self.dice.pick(&[0, 10, 100, 125]);
+        match self.dice.roll(30) {
+            0 => frame(PING, &vec![7; size]),
+            1 => frame(PONG, &vec![7; size]),
+            2 => {
+                // A message in fragments, with a ping between them. It may stay without its end.
+                let whole = self.message(peer);
+                let cut = self.dice.roll(whole.len() as u64 + 1) as usize;
+                let first = if peer.is_fragmented { 0x00 } else { 0x01 };
+                let last = if self.dice.roll(4) == 0 { 0x00 } else { 0x80 };
+                peer.is_fragmented = last == 0x00;
+                let (begin, end) = whole.as_bytes().split_at(cut);
+                [frame(first, begin), frame(PING, b"between"), frame(last, end)].concat()
+            }
+            3 if peer.is_fragmented => frame(0x00, b"").repeat(self.dice.roll(100) as usize),
+            _ if peer.is_fragmented => {
+                peer.is_fragmented = false;
+                frame(0x80, b"}")
+            }
+            _ => {
+                let message = self.message(peer);
+                let mask = if message.len() < 1000 { frame } else { plain_frame };
+                mask(TEXT, message.as_bytes())
+            }
+        }
+    }
+
+    /// Returns bytes after which the server closes the connection, or that it takes for the begin of what follows.
+    fn fatal_bytes(&mut self) -> Vec<u8> {
+        let whole = plain_frame(TEXT, &[b' '; 500]);
+        match self.dice.roll(5) {
+            0 => frame(0x82, &[0xff; 100]),
+            1 => frame(TEXT, &[0xff, 0xfe]),
+            2 => frame(CLOSE, &close(*self.dice.pick(&[1000, 1001, 4000, 1005, 999]), "")),
+            3 => whole[..self.dice.roll(whole.len() as u64) as usize].to_vec(),
+            _ => self.broken_frame(),
+        }
+    }
+
+    fn broken_frame(&mut self) -> Vec<u8> {
+        let broken: [&[u8]; 6] = [
+            b"\x81\x05hello",
+            b"\xf1\x80\0\0\0\0",
+            b"\x83\x80\0\0\0\0",
+            b"\x89\xfe\x00\xff\0\0\0\0",
+            b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0",
+            b"GET / HTTP/1.1\r\n\r\n",
+        ];
+        self.dice.pick(&broken).to_vec()
+    }
+
+    fn message(&mut self, peer: &mut Peer) -> String {
+        let text = match peer.dialect {
+            Dialect::Noroshi | Dialect::Http => self.message_of_ours(peer.id),
+            Dialect::Ayame => self.message_of_ayame(peer),
+            Dialect::Matchbox => self.message_of_matchbox(&peer.known),
+        };
+        let is_fatal = peer.dialect == Dialect::Ayame;
+        match self.dice.roll(if is_fatal { 250 } else { 25 }) {
+            0 => text[..text.floor_char_boundary(text.len() / 2)].to_owned(),
+            1 => (*self.dice.pick(&["", "{", "null", "[]", "{\"type\":\"x\"}", "{\"type\":1}"])).to_owned(),
+            _ => text,
+        }
+    }
+
+    /// Returns how many bytes the content of a message has at most, which is seldom too much.
+    fn content_max(&mut self) -> usize {
+        let max = self.config.message_bytes_max;
+        if self.dice.roll(50) == 0 { 2 * max } else { max - 200 }
+    }
+
+    fn long(&mut self) -> String {
+        let sizes: &[usize] = if self.dice.roll(10) == 0 { &[5000, 40_000] } else { &[1, 10, 100, 900] };
+        let max = self.content_max();
+        "x".repeat((*self.dice.pick(sizes)).min(max))
+    }
+
+    fn message_of_ours(&mut self, own: &'static str) -> String {
+        let kinds = [
+            "connect",
+            "connect",
+            "offer",
+            "offer",
+            "answer",
+            "answer",
+            "candidateAdd",
+            "candidateAdd",
+            "join",
+            "leave",
+        ];
+        let id = match self.dice.roll(20) {
+            0 => *self.dice.pick(&IDS),
+            1 => "\u{1}\u{2}",
+            _ => own,
+        };
+        let mut message = json!({"type": self.dice.pick(&kinds), "id": id});
+        if self.dice.roll(3) == 0 {
+            message["target_id"] = json!(self.dice.pick(&IDS));
+        }
+        match self.dice.roll(3) {
+            0 => {
+                let candidate = self.long();
+                let count =
+                    (*self.dice.pick(&[0, 1, 3, 64, 65])).min(self.content_max() / (candidate.len() + 3));
+                message["candidates"] = json!(vec![candidate; count]);
+            }
+            1 => message["candidate"] = json!(self.long()),
+            _ => message["sdp"] = json!({"type": "offer", "sdp": self.long()}),
+        }
+        message.to_string()
+    }
+
+    fn message_of_ayame(&mut self, peer: &mut Peer) -> String {
+        let key = if self.config.token_secrets.is_some() { self.token(peer) } else { String::new() };
+        let is_alone = self.dice.roll(6) == 0;
+        let register = json!({"type": "register", "roomId": "tea", "clientId": peer.id, "key": key, "standalone": is_alone});
+        if !mem::replace(&mut peer.is_registered, true) {
+            return register.to_string();
+        }
+        let message = match self.dice.roll(60) {
+            0 => register,
+            1 => json!({"type": "connected"}),
+            2..40 => json!({"type": "offer", "sdp": self.long()}),
+            40..55 => json!({"type": "candidate", "ice": self.long()}),
+            _ => json!({"type": "pong"}),
+        };
+        message.to_string()
+    }
+
+    fn message_of_matchbox(&mut self, known: &[String]) -> String {
+        if self.dice.roll(5) == 0 {
+            return "\"KeepAlive\"".to_owned();
+        }
+        let data = self.long();
+        let receiver = self.dice.pick(known);
+        json!({"Signal": {"receiver": receiver, "data": data}}).to_string()
+    }
+
+    /// Lets all connections write and read as much as they may in one step.
+    fn peers_go_on(&mut self) {
+        for place in &mut self.peers {
+            let Some(peer) = place else { continue };
+            if peer.raw.unwritten() == 0 {
+                peer.raw.push(&peer.flood);
+            }
+            peer.raw.write(peer.write_max);
+            for (first, payload) in peer.raw.read(peer.read_max) {
+                if first == PONG {
+                    peer.is_served |= payload == LAST_PING;
+                    continue;
+                }
+                assert_eq!(first, TEXT);
+                let message: Value = serde_json::from_slice(&payload).expect("the server sends JSON");
+                match peer.dialect {
+                    Dialect::Noroshi | Dialect::Ayame => assert!(message["type"].is_string(), "{message}"),
+                    Dialect::Matchbox => {
+                        let id = message["IdAssigned"].as_str().or(message["NewPeer"].as_str());
+                        peer.known.extend(id.map(str::to_owned));
+                    }
+                    Dialect::Http => panic!("a response was expected: {message}"),
+                }
+            }
+            let statuses = [101, 200, 304, 400, 401, 403, 404, 405, 408, 426, 429, 431, 503];
+            let status = peer.raw.status();
+            assert!(status.is_none_or(|status| statuses.contains(&status)), "{:?}", peer.raw.head);
+            if !peer.raw.is_connected() {
+                *place = None;
+            }
+        }
+    }
+
+    // ---- The operator, and the time ----
+
+    /// Changes the file of secrets and has the server read it again. One that is not valid changes nothing.
+    fn reload(&mut self) {
+        let both = [OTHER_SECRET, b"\n# the one before\n", SECRET].concat();
+        let files: [&[u8]; 4] = [SECRET, b"short", b"", &both];
+        fs::write(&self.secret_file, self.dice.pick(&files)).unwrap();
+        self.server.reload();
+    }
+
+    /// Moves the clock forward, mostly by little. The pair speaks every second.
+    fn advance(&mut self) {
+        let by = match self.dice.roll(40) {
+            0 => 1000 * (1 + self.dice.roll(31)),
+            1..10 => self.dice.roll(1000),
+            _ => 0,
+        };
+        let by = Duration::from_millis(by);
+        self.server.advance(by);
+        self.since_exchange += by;
+        if let Some(calm) = &mut self.calm {
+            *calm = calm.saturating_sub(by);
+        }
+        if self.since_exchange >= Duration::from_secs(1) {
+            self.since_exchange = Duration::ZERO;
+            self.exchange();
+        }
+    }
+
+    // ---- The pair ----
+
+    fn must_be_calm(&self) -> bool {
+        self.calm.is_none_or(|calm| !calm.is_zero())
+    }
+
+    /// Reads what has come for the pair, which must be nothing.
+    fn exchange_read(&mut self) {
+        for i in 0..2 {
+            let texts = self.pair[i].texts();
+            if self.must_be_calm() {
+                assert_eq!(texts, [""; 0], "{} is disturbed", PAIR[i]);
+                assert!(self.pair[i].is_connected(), "{} is disconnected", PAIR[i]);
+                assert_eq!(self.pair[i].close_code, None);
+            } else {
+                assert!(matches!(self.pair[i].close_code, None | Some(1001)));
+            }
+        }
+    }
+
+    /// Lets the pair exchange a candidate in each direction, which takes a bounded number of turns.
+    fn exchange(&mut self) {
+        if !self.must_be_calm() {
+            for _ in 0..PAIR_TURNS_MAX {
+                self.turn();
+            }
+            return self.exchange_read();
+        }
+        self.exchanged += 1;
+        let mut heard: [Vec<Value>; 2] = Default::default();
+        for i in 0..2 {
+            let (id, target) = (PAIR[i], PAIR[1 - i]);
+            let message =
+                json!({"type": "candidateAdd", "id": id, "target_id": target, "candidate": self.exchanged});
+            self.pair[i].send(&text(&message.to_string()));
+        }
+        let mut turns = 0;
+        while heard.iter().any(Vec::is_empty) {
+            assert!(turns < PAIR_TURNS_MAX, "a candidate does not arrive within {turns} turns: {heard:?}");
+            turns += 1;
+            self.turn();
+            for (heard, raw) in heard.iter_mut().zip(&mut self.pair) {
+                heard.extend(raw.texts().iter().map(|text| serde_json::from_str::<Value>(text).unwrap()));
+            }
+        }
+        for i in 0..2 {
+            let expected =
+                json!({"type": "candidate", "candidate": self.exchanged.to_string(), "id": PAIR[1 - i]});
+            assert_eq!(heard[i], [expected]);
+        }
+        self.turns_max = self.turns_max.max(turns);
+        // Answers to pings of the server arrive before the clock moves again.
+        self.turn();
+    }
+
+    // ---- The end ----
+
+    /// Lets all peers behave well from now on. Then each is served again, unless the server closes it: none of them waits
+    /// for anything that never comes.
+    fn serve_everybody(&mut self) {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.flood.clear();
+            (peer.read_max, peer.write_max) = (usize::MAX, usize::MAX);
+            peer.raw.answers = true;
+        }
+        let last_ping = frame(PING, LAST_PING);
+        for second in 0..BECALM_SECONDS {
+            for peer in self.peers.iter_mut().flatten() {
+                // Probes and offences against the rate end before.
+                if second >= BECALM_SECONDS / 2 && !peer.is_served {
+                    peer.raw.push(&last_ping);
+                }
+            }
+            self.server.advance(Duration::from_secs(1));
+            self.exchange();
+            for _ in 0..PAIR_TURNS_MAX {
+                self.turn();
+                self.peers_go_on();
+            }
+        }
+        for peer in self.peers.iter().flatten() {
+            let is_open = peer.raw.status() == Some(101) && peer.raw.close_code.is_none();
+            let is_exempt = peer.is_cut || peer.is_narrow;
+            assert!(peer.is_served || is_exempt || !is_open, "a {:?} client is not served", peer.dialect);
+        }
+    }
+
+    /// Closes everything in any order. Nothing must be left.
+    fn finish(mut self) -> usize {
+        let mut last: Vec<Raw> = self.peers.drain(..).flatten().map(|peer| peer.raw).collect();
+        last.extend(self.pair);
+        for mut raw in last {
+            match self.dice.roll(3) {
+                0 => raw.reset(),
+                _ => raw.end(),
+            }
+            if self.dice.roll(3) == 0 {
+                turn(&mut self.server);
+            }
+        }
+        let mut idle_turns = 0;
+        for _ in 0..2000 {
+            turn(&mut self.server);
+            idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
+            if idle_turns >= 3 && self.server.sessions() == 0 {
+                break;
+            }
+            if idle_turns >= 3 {
+                self.server.advance(Duration::from_secs(1));
+            }
+        }
+        assert_eq!(self.server.sessions(), 0, "connections are left");
+        assert_eq!(left(self.server.gate()), (0, 0, None), "peers, rooms or timers are left");
+        let shared = self.server.shared();
+        assert_eq!(shared.budget.reserved(), 0, "memory is reserved for nobody");
+        assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted for nobody");
+        assert_eq!(shared.crowd.places(), 0, "connections are counted for addresses without any");
+        let _ = fs::remove_file(&self.secret_file);
+        self.turns_max
+    }
+}
+
+#[test]
+fn random_peers_on_sockets_disturb_nobody_and_leave_nothing() {
+    static LOGGER: Once = Once::new();
+    LOGGER.call_once(|| {
+        log::set_logger(&LineCheck).unwrap();
+        log::set_max_level(LevelFilter::Debug);
+    });
+    let steps = environment("TEST_STEPS").unwrap_or(STEPS);
+    if let Some(seed) = environment("TEST_SEED") {
+        println!("seed {seed}");
+        World::new(seed).run(steps);
+        return;
+    }
+    let end = Instant::now() + Duration::from_secs(environment("TEST_SECONDS").unwrap_or(SECONDS));
+    // Other seeds each time.
+    let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() * 1_000_000;
+    let (mut seeds, mut turns_max) = (0, 0);
+    while seeds == 0 || Instant::now() < end {
+        println!("seed {}", first + seeds);
+        turns_max = turns_max.max(World::new(first + seeds).run(steps));
+        seeds += 1;
+    }
+    println!("{seeds} seeds; a candidate of the pair took {turns_max} turns at most");
+}

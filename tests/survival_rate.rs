@@ -1,0 +1,62 @@
+//! At the default rate, peers that send without end are closed. Memory stays where it was, and others do not notice.
+
+mod common;
+
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::client::Client;
+use common::pipe::{PING, PONG, TEXT, frame};
+use common::siege::{AT_REST, Siege};
+use noroshi::config::{QUEUE_BYTES_MAX, RATE_OFFENCE_MAX};
+
+/// What a peer sends without end: a name, the first bytes, and those that are repeated.
+fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
+    let mut fragments: Vec<u8> =
+        br#"{"type":"leave","id":"X"}"#.iter().flat_map(|byte| frame(0x00, &[*byte])).collect();
+    fragments[0] = 0x01;
+    let last = fragments.len() - frame(0x00, b"}").len();
+    fragments[last] = 0x80;
+    [
+        ("messages", vec![], frame(TEXT, br#"{"type":"leave","id":"X"}"#)),
+        ("broken-messages", vec![], frame(TEXT, b"{")),
+        ("fragments-without-a-byte", frame(0x01, b""), frame(0x00, b"")),
+        ("fragments-of-a-byte", vec![], fragments),
+        ("pings", vec![], frame(PING, &[7; 125])),
+        ("pongs", vec![], frame(PONG, b"")),
+    ]
+}
+
+#[test]
+fn peers_that_send_without_end_are_closed_after_five_seconds() {
+    let mut siege = Siege::of("");
+    let flooders = floods().map(|(room, first, again)| {
+        let mut client = Client::open(siege.address(), room).registered("X");
+        let mut mouth = client.mouth();
+        let began = Instant::now();
+        thread::spawn(move || {
+            let many = again.repeat(16_000 / again.len());
+            let sent = mouth.write_all(&first);
+            // Until the server has closed the connection.
+            while sent.is_ok() && mouth.write_all(&many).is_ok() {}
+        });
+        thread::spawn(move || {
+            let code = client.closed();
+            (room, code, began.elapsed())
+        })
+    });
+    siege.until_metric("closings_total{reason=\"rate_limited\"}", flooders.len());
+    for flooder in flooders {
+        let (room, code, after) = flooder.join().unwrap();
+        assert_eq!(code, 1008, "{room}");
+        assert!(after >= RATE_OFFENCE_MAX, "{room}: closed after {after:?}");
+        assert!(after < RATE_OFFENCE_MAX + Duration::from_secs(20), "{room}: closed after {after:?}");
+    }
+    assert!(
+        siege.server.metric("errors_total{code=\"rate_limited\"}") > 1000.0,
+        "what is too much is counted"
+    );
+    siege.until_metric("connections", 2);
+    siege.end(AT_REST + 6 * QUEUE_BYTES_MAX);
+}
