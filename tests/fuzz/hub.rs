@@ -29,7 +29,7 @@ const PEERS_MAX: usize = 10;
 /// Further peers that come, speak and go together, so that the limits of claimants and of holders are reached.
 const CROWD_MAX: usize = CLAIMANTS_MAX + 10;
 /// Steps of a crowd in one input, because each takes long.
-const CROWD_STEPS_MAX: usize = 8;
+const CROWD_STEPS_MAX: usize = 4;
 
 /// The first two bytes are the configuration, the rest is what happens.
 pub fn check(data: &[u8]) {
@@ -57,12 +57,12 @@ impl HubWorld {
         let rate = [0, 1, 2, 4][usize::from(limits % 4)];
         let memory = [None, Some(300), Some(1500), Some(70_000)][usize::from(limits / 4 % 4)];
         let has_tokens = limits & 0x10 != 0;
-        let has_crowd = rooms >= 0xe0;
+        let has_crowd = rooms >= 0xf0;
         let crowd_steps = if has_crowd { CROWD_STEPS_MAX } else { 0 };
         let mesh_peers_max = if has_crowd { 70 } else { 1 + usize::from(rooms % 4) };
         let config = Config { mesh_peers_max, ..world::config(rate, memory) };
         let model = Model::new(rate, mesh_peers_max);
-        let slots = PEERS_MAX + CROWD_MAX;
+        let slots = if has_crowd { PEERS_MAX + CROWD_MAX } else { PEERS_MAX };
         let world =
             World::new(&config, Dialect::Noroshi, Hub::new(&config), model, slots).normalize(normalize);
         HubWorld { world, has_tokens, crowd_steps, own_ids: BTreeMap::new() }
