@@ -301,7 +301,7 @@ impl World {
             path if path.starts_with("/games") => Dialect::Matchbox,
             _ => Dialect::Ayame,
         };
-        let id: &'static str = *dice.pick(&IDS);
+        let id = *dice.pick(&IDS);
         let mut peer = Peer {
             raw: Raw::connect(to, from, buffer),
             id,
@@ -612,14 +612,15 @@ impl World {
 
     /// Reads what has come for the pair, which must be nothing.
     fn exchange_read(&mut self) {
-        for i in 0..2 {
-            let texts = self.pair[i].texts();
-            if self.must_be_calm() {
-                assert_eq!(texts, [""; 0], "{} is disturbed", PAIR[i]);
-                assert!(self.pair[i].is_connected(), "{} is disconnected", PAIR[i]);
-                assert_eq!(self.pair[i].close_code, None);
+        let must_be_calm = self.must_be_calm();
+        for (peer, id) in self.pair.iter_mut().zip(PAIR) {
+            let texts = peer.texts();
+            if must_be_calm {
+                assert_eq!(texts, [""; 0], "{id} is disturbed");
+                assert!(peer.is_connected(), "{id} is disconnected");
+                assert_eq!(peer.close_code, None);
             } else {
-                assert!(matches!(self.pair[i].close_code, None | Some(1001)));
+                assert!(matches!(peer.close_code, None | Some(1001)));
             }
         }
     }

@@ -155,8 +155,8 @@ impl Hub {
     /// Ends the probe of a holder that shows life: the claimants do not get the id.
     pub(super) fn alive(&mut self, slot: Slot, turn: &mut Turn) {
         let claimants = self.end_claim(slot, turn);
-        if let Some(id) = self.peer(slot).id() {
-            self.reject_claimants(&id.to_owned(), claimants, turn);
+        if let Some(id) = self.peer(slot).id().map(str::to_owned) {
+            self.reject_claimants(&id, claimants, turn);
         }
     }
 

@@ -61,7 +61,7 @@ impl<S: Stream> Session<S> {
 
     /// Bytes of messages that wait to be sent.
     fn queued_bytes(&self) -> usize {
-        self.work.as_ref().map_or(0, |work| work.queue.len())
+        self.work.as_ref().map_or(0, |work| work.queue.message_bytes())
     }
 
     /// Returns whether the peer has taken bytes from its queue lately.
@@ -71,7 +71,7 @@ impl<S: Stream> Session<S> {
 
     /// Notes that something did not fit into the queue. If the peer has taken everything, it is not slow.
     fn note_refusal(&mut self) {
-        if let Some(work) = self.work.as_mut().filter(|work| work.queue.len() > 0) {
+        if let Some(work) = self.work.as_mut().filter(|work| work.queue.message_bytes() > 0) {
             work.queue.refused = true;
         }
     }
@@ -140,11 +140,11 @@ pub(super) struct Queue {
 
 impl Queue {
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.control.is_empty()
+        self.message_bytes() == 0 && self.control.is_empty()
     }
 
-    /// Bytes that wait, without control frames that wait apart.
-    fn len(&self) -> usize {
+    /// Bytes of messages that wait, without control frames that wait apart.
+    fn message_bytes(&self) -> usize {
         self.bytes.len() - self.sent
     }
 
@@ -194,7 +194,7 @@ impl Queue {
         let fits = if self.is_blocked {
             self.control.len() + bytes <= CONTROL_BYTES_MAX
         } else {
-            self.len() + bytes <= max + CONTROL_BYTES_MAX
+            self.message_bytes() + bytes <= max + CONTROL_BYTES_MAX
         };
         if !fits {
             return;
@@ -217,7 +217,7 @@ impl Queue {
 
     /// Returns whether more waits than may, and the peer takes nothing of it.
     pub fn is_stalled(&self, max: usize, now: Duration) -> bool {
-        (self.refused || self.len() > max) && now - self.progress >= STALL_TIME_MAX
+        (self.refused || self.message_bytes() > max) && now - self.progress >= STALL_TIME_MAX
     }
 
     /// Writes as much as the stream takes.
@@ -347,7 +347,7 @@ mod tests {
             queue.push_ping(NOW);
             queue.push_ping(NOW);
             queue.answer_ping(b"hi".to_vec(), usize::MAX / 2, NOW);
-            assert_eq!(queue.len(), total - cut);
+            assert_eq!(queue.message_bytes(), total - cut);
             // The frame that was begun is finished first.
             let mut expected = Vec::new();
             let mut is_overtaken = false;

@@ -251,7 +251,7 @@ impl Peer {
     /// Forwards a message, or sends one of the server itself.
     fn send(&mut self, length: usize, house: &mut House) {
         let number = self.sent.len();
-        let is_forwarded = length % 2 == 0;
+        let is_forwarded = length.is_multiple_of(2);
         let (was_open, is_refused) = self.measured(house, |session, house| {
             let (text, shared) = (text(number, length), &mut house.shared);
             let was_open = session.is_open();
@@ -325,8 +325,9 @@ impl Peer {
                         is_held = session.hold(&mut house.scratch, &mut house.shared);
                     }
                 }
-                let has_more = is_held || matches!(fill, Fill::More | Fill::Held);
-                if !has_more && !(fill == Fill::Drained && half_closed) {
+                let is_end_awaited = fill == Fill::Drained && half_closed;
+                let has_more = is_held || is_end_awaited || matches!(fill, Fill::More | Fill::Held);
+                if !has_more {
                     break;
                 }
             }
