@@ -48,6 +48,7 @@ struct HubWorld {
     world: World<Model>,
     has_tokens: bool,
     crowd_steps: usize,
+    rate: u32,
     /// The id under which a connection mostly speaks.
     own_ids: BTreeMap<Conn, usize>,
 }
@@ -65,7 +66,7 @@ impl HubWorld {
         let slots = if has_crowd { PEERS_MAX + CROWD_MAX } else { PEERS_MAX };
         let world =
             World::new(&config, Dialect::Noroshi, Hub::new(&config), model, slots).normalize(normalize);
-        HubWorld { world, has_tokens, crowd_steps, own_ids: BTreeMap::new() }
+        HubWorld { world, has_tokens, crowd_steps, rate, own_ids: BTreeMap::new() }
     }
 
     fn step(&mut self, bytes: &mut Bytes) -> Option<()> {
@@ -113,6 +114,12 @@ impl HubWorld {
         let claims = Some(&claims).filter(|_| self.has_tokens);
         let conn = self.world.connect(step.slot, &target(ROOMS[kind % 2]), claims).expect("there is a place");
         self.own_ids.insert(conn, token_id.unwrap_or(step.slot % 5));
+        // Every second peer has one credit left when it speaks for the first time.
+        if kind / 12 == 1 {
+            for _ in 1..10 * self.rate {
+                self.world.frame(conn);
+            }
+        }
     }
 
     fn message(&self, step: Step, conn: Conn, bytes: &mut Bytes) -> Option<String> {

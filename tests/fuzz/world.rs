@@ -263,7 +263,7 @@ impl<R: Rules> World<R> {
     }
 
     /// Lets a peer send a frame that is no message.
-    fn frame(&mut self, conn: Conn) {
+    pub fn frame(&mut self, conn: Conn) {
         if !self.is_read(conn) {
             return;
         }
