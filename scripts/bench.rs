@@ -10,12 +10,12 @@ mod pipe;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use noroshi::budget::Reservation;
 use noroshi::config::Config;
-use noroshi::gate::Gate;
-use noroshi::http::Door;
-use noroshi::hub::Hub;
-use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox};
+use noroshi::http::ListenerKind;
+use noroshi::memory_budget::Reservation;
+use noroshi::protocol::{Conn, Effect, Input, Outbox, ProtocolId};
+use noroshi::protocols::Dispatcher;
+use noroshi::protocols::noroshi::Noroshi;
 use noroshi::session::{Event, Scratch, Session, Shared};
 use pipe::{ADDRESS, Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -74,7 +74,7 @@ fn instructions(bytes: usize) -> Option<f64> {
 
 /// A peer that sends candidates to another, and what is between them.
 struct Line {
-    gate: Gate,
+    gate: Dispatcher,
     sessions: Sessions,
     scratch: Scratch,
     frame: Vec<u8>,
@@ -104,11 +104,11 @@ impl Outbox for Sessions {
 impl Line {
     fn new(bytes: usize) -> Line {
         let config = Config { rate_max: 0, ..Config::default() };
-        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
         let sessions = [(); 2].map(|()| {
             let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
-            Session::new(pipe, Door::Main, ADDRESS.into(), &mut shared)
+            Session::new(pipe, ListenerKind::Main, ADDRESS.into(), &mut shared)
         });
         let sessions = Sessions { shared, sessions };
         let mut line = Line { gate, sessions, scratch: Scratch::default(), frame: Vec::new() };

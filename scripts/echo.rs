@@ -6,10 +6,10 @@ use std::io;
 use std::time::Duration;
 
 use noroshi::config::{Command, Config};
-use noroshi::gate::{Gate, Protocol, Turn};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::metrics::Counts;
-use noroshi::protocol::{Conn, Dialect, Input, Member};
+use noroshi::protocol::{Conn, Input, Member, ProtocolId};
+use noroshi::protocols::{Dispatcher, Protocol, Turn};
 use noroshi::server::Server;
 
 struct Echo;
@@ -39,10 +39,10 @@ fn main() -> io::Result<()> {
     let Ok(Command::Run(config)) = Config::parse(std::env::args_os().skip(1)) else {
         return Err(io::Error::other("usage: the flags of noroshi"));
     };
-    let gate = Gate::new(&config).to(Dialect::Noroshi, Echo);
+    let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Echo);
     let mut server = Server::with(gate, config)?;
-    server.heed_signals()?;
-    for address in server.addresses(Door::Main) {
+    server.install_signal_handlers()?;
+    for address in server.addresses(ListenerKind::Main) {
         eprintln!("listening on ws://{address}/ws");
     }
     server.run()

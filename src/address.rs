@@ -88,15 +88,15 @@ impl Network {
 }
 
 /// How many connections come from each place. Nothing is counted where there is no limit.
-pub struct Crowd {
+pub struct PerIpCounts {
     max: usize,
     counts: HashMap<u128, usize>,
 }
 
-impl Crowd {
+impl PerIpCounts {
     /// At most so many from one place; 0 is no limit.
-    pub fn new(max: usize) -> Crowd {
-        Crowd { max, counts: HashMap::new() }
+    pub fn new(max: usize) -> PerIpCounts {
+        PerIpCounts { max, counts: HashMap::new() }
     }
 
     /// Counts a connection.
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_crowd_is_counted_by_host_or_64() {
-        let mut crowd = Crowd::new(1);
+        let mut crowd = PerIpCounts::new(1);
         let address = |text: &str| Address::from(ip(text));
         for (first, same, other) in [
             ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"),
@@ -182,7 +182,7 @@ mod tests {
             crowd.leave(address(first));
         }
         assert_eq!(crowd.places(), 0);
-        let mut unlimited = Crowd::new(0);
+        let mut unlimited = PerIpCounts::new(0);
         unlimited.enter(address("::1"));
         assert_eq!((unlimited.places(), unlimited.excess(address("::1"))), (0, 0));
     }

@@ -10,22 +10,22 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
 use crate::origin;
-use crate::page::{self, File};
-use crate::protocol::{Dialect, Target};
+use crate::protocol::{ProtocolId, Target};
 use crate::query::Query;
+use crate::web::{self, File};
 
 mod answer;
 mod forwarded;
 mod route;
 mod token;
 
-pub use answer::{About, Answer, Question, Refusal, told};
+pub use answer::{AdminRequest, AdminTopic, Answer, Refusal, told};
 use answer::{TEXT, plain, response};
 use forwarded::UnreadableAddress;
 
 /// Which listener a connection came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum ListenerKind {
     /// WebSockets, the pages and the library, and `/healthz`.
     Main,
     /// `/metrics`, `/rooms`, and `/healthz`.
@@ -108,7 +108,7 @@ fn has_bare_line_feed(head: &[u8]) -> bool {
 /// asked only of what a trusted proxy sends, and on what it asks for. `wall` is the time since 1970.
 pub fn answer(
     head: &[u8],
-    door: Door,
+    door: ListenerKind,
     config: &Config,
     is_trusted: bool,
     wall: Duration,
@@ -128,7 +128,7 @@ pub fn answer(
     let request = Request { method, version, headers: parsed.headers };
     let mut answer = request.answer(target, door, config, is_trusted, wall, place);
     if let Answer::Plain { refused, .. } = &mut answer {
-        refused.take_if(|_| door == Door::Metrics || !request.is_attempted_upgrade());
+        refused.take_if(|_| door == ListenerKind::Metrics || !request.is_attempted_upgrade());
     }
     answer
 }
@@ -146,7 +146,7 @@ impl<'a> Request<'a> {
     fn answer(
         &self,
         target: &str,
-        door: Door,
+        door: ListenerKind,
         config: &Config,
         is_trusted: bool,
         wall: Duration,
@@ -163,8 +163,8 @@ impl<'a> Request<'a> {
         };
         let (path, query) = route::path_and_query(target);
         let route = match door {
-            Door::Main => route::target(&path, &query, self.is_attempted_upgrade(), config),
-            Door::Metrics => None,
+            ListenerKind::Main => route::target(&path, &query, self.is_attempted_upgrade(), config),
+            ListenerKind::Metrics => None,
         };
         let place = place(client_address, route.as_ref().and_then(|route| route.as_ref().ok()));
         if self.method == "OPTIONS" {
@@ -172,15 +172,15 @@ impl<'a> Request<'a> {
             return response(204, b"", &[ALLOW], true);
         }
         match (door, route) {
-            (Door::Main, Some(route)) => self.upgrade(route, config, place, wall),
+            (ListenerKind::Main, Some(route)) => self.upgrade(route, config, place, wall),
             // A health check is answered whatever a balancer adds to it.
-            (Door::Main, None) if route::is_health(&path, config) => self.health(place),
-            (Door::Main, None) if self.is_attempted_upgrade() => self.no_websocket_path(&path),
-            (Door::Main, None) => self.page_at(&path, config),
+            (ListenerKind::Main, None) if route::is_health(&path, config) => self.health(place),
+            (ListenerKind::Main, None) if self.is_attempted_upgrade() => self.no_websocket_path(&path),
+            (ListenerKind::Main, None) => self.page_at(&path, config),
             // It says nothing that a page of another machine could use.
-            (Door::Metrics, _) if path == "/healthz" => self.health(place),
-            (Door::Metrics, _) if !self.is_for_metrics(config) => self.unexpected_host(),
-            (Door::Metrics, _) => self.operator(&path, &query),
+            (ListenerKind::Metrics, _) if path == "/healthz" => self.health(place),
+            (ListenerKind::Metrics, _) if !self.is_for_metrics(config) => self.unexpected_host(),
+            (ListenerKind::Metrics, _) => self.operator(&path, &query),
         }
     }
 
@@ -192,7 +192,7 @@ impl<'a> Request<'a> {
 
     /// Answers a plain request for a page.
     fn page_at(&self, path: &str, config: &Config) -> Answer {
-        match page::at(path).filter(|_| config.page) {
+        match web::at(path).filter(|_| config.page) {
             Some(file) => self.file(file, config),
             None => self.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         }
@@ -201,7 +201,7 @@ impl<'a> Request<'a> {
     /// Answers an operator at the metrics listener.
     fn operator(&self, path: &str, query: &Query) -> Answer {
         match path {
-            "/metrics" => self.ask(About::Metrics),
+            "/metrics" => self.ask(AdminTopic::Metrics),
             "/rooms" => match route::rooms(query) {
                 Some(about) => self.ask(about),
                 None => self.plain(400, "ask for /rooms?room=ROOM&after=NEXT, or without one of these", &[]),
@@ -283,8 +283,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    fn ask(&self, about: About) -> Answer {
-        self.read(|head_only| Answer::Ask(Question { about, head_only }))
+    fn ask(&self, about: AdminTopic) -> Answer {
+        self.read(|head_only| Answer::Ask(AdminRequest { about, head_only }))
     }
 
     /// The answer to who only wants to read.
@@ -345,7 +345,7 @@ impl<'a> Request<'a> {
         // Before the rest: a browser does not say how an upgrade was refused, but shows the answer to a plain request.
         let claims = match &config.token_secrets {
             // An Ayame client says its token, and its room, in its first message.
-            Some(_) if target.dialect == Dialect::Ayame => None,
+            Some(_) if target.dialect == ProtocolId::Ayame => None,
             None => None,
             Some(secrets) => match self.claims(&target, secrets, wall) {
                 Ok(claims) => Some(claims),

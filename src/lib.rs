@@ -36,7 +36,7 @@
 //! mio's; a peer's token is the JWT that lets it in, and those of a rate are what a message costs.
 //!
 //! To read it, follow a candidate: [`server`] (`Server::turn`, `receive`), [`session`] (`fill`, `next`), [`gate`]
-//! (`Gate::handle`), [`hub`] (`handle`, `obey`), [`message`] (`parse`), `candidates` in `hub/pairing.rs`, and back out:
+//! (`Dispatcher::handle`), [`hub`] (`handle`, `obey`), [`message`] (`parse`), `candidates` in `hub/pairing.rs`, and back out:
 //! `Reply::text`, `Turn::forward`, `push` in `server/connections.rs`, and at the end of the turn `Session::flush`. All
 //! else may be taken at its name until you want to know how it is done.
 
@@ -52,39 +52,23 @@ pub mod session;
 
 pub mod http;
 
-pub mod page;
+pub mod web;
 
-pub mod hub;
-
-pub mod message;
-
-pub mod ayame;
-
-pub mod matchbox;
-
-pub mod order;
-
-pub mod slots;
-
-pub mod ice;
-
-pub mod gate;
+pub mod protocols;
 
 pub mod metrics;
 
-pub mod uuid;
-
 pub mod protocol;
 
-pub mod rate;
+pub mod rate_limit;
 
-pub mod stamp;
+pub mod timestamp;
 
 pub mod logger;
 
-pub mod budget;
-
 pub mod config;
+
+pub mod memory_budget;
 
 pub mod token;
 
@@ -102,4 +86,4 @@ pub mod origin;
 
 pub mod address;
 
-pub mod named;
+pub mod named_enum;

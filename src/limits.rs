@@ -84,7 +84,7 @@ pub const AYAME_WAITING_MAX: usize = 16;
 /// How long the holder of a claimed id has to show life.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a room waits for an offer or an answer before it asks, or hands the offer to, the next in the line.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `--ice-server` flags. Browsers grow slow from the fifth server on.
 pub const ICE_SERVERS_MAX: usize = 8;
@@ -144,22 +144,22 @@ pub const SOCKET_LOCK_RETRY_EVERY: Duration = Duration::from_millis(10);
 /// The kernel's send buffer of a connection. Unset, Linux hides 4 MB behind a peer that does not read.
 pub const SEND_BUFFER_BYTES: usize = 64 * KIB;
 /// Connections accepted in one turn of the loop: about a millisecond.
-pub const ACCEPTS_PER_TURN: usize = 256;
+pub const ACCEPTS_PER_ITERATION: usize = 256;
 /// Units of work that the events of one turn of the loop may cause: one for each message handled, and one for each
-/// message queued. Sessions with further input wait for the next turn. About 5 ms of CPU.
-pub const WORK_PER_TURN: usize = 4096;
+/// message queued. Sessions with further input wait for the next turn. AdminTopic 5 ms of CPU.
+pub const WORK_PER_ITERATION: usize = 4096;
 /// Units of work that the input of one session may cause in one turn, so that one session whose messages go to many
 /// peers does not delay others. What it has sent beyond that is handled in the next turn.
 pub const WORK_PER_SESSION: usize = 512;
 /// Timers of protocols that are handled in one turn of the loop.
-pub const TIMERS_PER_TURN: usize = 256;
+pub const TIMERS_PER_ITERATION: usize = 256;
 /// Ended connections that are reported to their protocols in one turn of the loop. Each may have to be announced to a
 /// whole room.
-pub const DEPARTURES_PER_TURN: usize = 256;
+pub const DEPARTURES_PER_ITERATION: usize = 256;
 /// Sessions that are closed in one turn of the loop when the server stops or drains.
-pub const CLOSES_PER_TURN: usize = 1024;
+pub const CLOSES_PER_ITERATION: usize = 1024;
 /// Sessions whose deadlines are looked at, and that are pinged where due, in one turn of the loop.
-pub const SWEEP_PER_TURN: usize = 256;
+pub const SWEEP_PER_ITERATION: usize = 256;
 /// How often all deadlines are looked at, and so their precision.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Places beyond `--max-connections`, for requests that are not upgrades, and for upgrades that are refused with 503. Others
@@ -174,7 +174,7 @@ pub const ANSWER_TIME_MIN: Duration = Duration::from_millis(500);
 pub const EVICTION_CANDIDATES_MAX: usize = 2 * REFUSED_AT_ONCE;
 /// Connections over `--max-connections-per-ip` that are taken in from one place only to be told 429. Others are
 /// closed at once.
-pub const CROWD_REFUSED_AT_ONCE: usize = 4;
+pub const PER_IP_REFUSED_AT_ONCE: usize = 4;
 /// Connections of the `--metrics` listener, which has room even when the server is full. The oldest gives way there too.
 pub const METRICS_AT_ONCE: usize = 4;
 /// Members on one page of `GET /rooms`: all are looked at for each page, and so many are remembered.
@@ -208,9 +208,9 @@ const _: () = assert!(LOG_LINES_AT_ONCE as usize * LOG_LINE_BYTES_MAX <= 4 * KIB
 pub const PANIC_REPORT_TIME_MAX: Duration = Duration::from_secs(1);
 /// Characters of the value of a header in a line of the log, so that a long value does not hide what comes behind it.
 pub const ORIGIN_LOGGED_MAX: usize = 100;
-/// How often a supervisor is told how many connections there are, at most.
+/// How often a service_manager is told how many connections there are, at most.
 pub const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// How long the server waits for a supervisor to take the messages that it is ready, and that it stops. Both are sent once.
+/// How long the server waits for a service_manager to take the messages that it is ready, and that it stops. Both are sent once.
 pub const NOTIFY_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long connections have to say goodbye when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);

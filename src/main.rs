@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Listen, Mint, Probe, Size, read_token_secrets};
 use noroshi::health;
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::logger::{self, say};
 use noroshi::server::Server;
 use noroshi::token::Claims;
@@ -55,8 +55,8 @@ fn serve(config: Config) -> io::Result<()> {
     let matchbox = config.matchbox.as_ref().map(|prefix| ("matchbox", format!("{prefix}/ROOM")));
     let mut server = Server::bind(config)?;
     // Before anybody is told that it listens, and may want it to stop.
-    server.heed_signals()?;
-    for place in server.places(Door::Main) {
+    server.install_signal_handlers()?;
+    for place in server.places(ListenerKind::Main) {
         let Listen::Tcp(address) = place else {
             say(format_args!("listening on {place}"));
             continue;
@@ -66,13 +66,13 @@ fn serve(config: Config) -> io::Result<()> {
             say(format_args!("{name} clients connect to ws://{address}{path}"));
         }
     }
-    if let Some(address) = server.addresses(Door::Main).next().filter(|_| has_page) {
+    if let Some(address) = server.addresses(ListenerKind::Main).next().filter(|_| has_page) {
         let is_local = address.ip().is_unspecified() || address.ip().is_loopback();
         // The name, because browsers allow camera and microphone there.
         let host = if is_local { format!("localhost:{}", address.port()) } else { address.to_string() };
         say(format_args!("try it at http://{host}/"));
     }
-    for address in server.addresses(Door::Metrics) {
+    for address in server.addresses(ListenerKind::Metrics) {
         say(format_args!("metrics on http://{address}/metrics"));
     }
     // Last, because it is the least that a newcomer wants to know.

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::budget::Reservation;
-use crate::named::named;
+use crate::memory_budget::Reservation;
+use crate::named_enum::named_enum;
 use crate::query::Query;
 use crate::token::Claims;
 
@@ -45,9 +45,9 @@ impl Conn {
     }
 }
 
-named! {
+named_enum! {
     /// A signaling protocol. The first is our own.
-    pub enum Dialect {
+    pub enum ProtocolId {
         /// The README's.
         Noroshi = "noroshi",
         /// OpenAyame's.
@@ -61,7 +61,7 @@ named! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The protocol, by the path.
-    pub dialect: Dialect,
+    pub dialect: ProtocolId,
     /// The room, by the path; empty: the default room, or none is named there.
     pub room: String,
     /// What was behind the `?`.
@@ -150,7 +150,7 @@ pub enum Effect<'a> {
         /// The connection.
         conn: Conn,
         /// What it spoke.
-        dialect: Dialect,
+        dialect: ProtocolId,
         /// Where it was.
         member: Member<'a>,
     },

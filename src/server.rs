@@ -9,11 +9,11 @@
 
 mod clock;
 mod connections;
-mod listen;
-mod questions;
+mod drain;
+mod listeners;
+mod operator;
 mod signals;
-mod stop;
-mod supervisor;
+mod systemd;
 
 use std::hash::RandomState;
 use std::io::{self, ErrorKind};
@@ -25,19 +25,21 @@ use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::ayame::Ayame;
 use crate::config::{Config, Listen};
-use crate::gate::Gate;
-use crate::http::Door;
-use crate::hub::Hub;
-use crate::limits::{DEPARTURES_PER_TURN, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_SESSION, WORK_PER_TURN};
-use crate::matchbox::Matchbox;
-use crate::protocol::{Dialect, Input};
+use crate::http::ListenerKind;
+use crate::limits::{
+    DEPARTURES_PER_ITERATION, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_ITERATION, WORK_PER_SESSION,
+};
+use crate::protocol::{Input, ProtocolId};
+use crate::protocols::Dispatcher;
+use crate::protocols::ayame::Ayame;
+use crate::protocols::matchbox::Matchbox;
+use crate::protocols::noroshi::Noroshi;
 use crate::session::{Event, Fill, Scratch, Shared};
 use clock::Clock;
 use connections::Connections;
-use listen::Listeners;
-use supervisor::Supervisor;
+use listeners::Listeners;
+use systemd::ServiceManager;
 
 /// Sessions have the tokens of their slots, and listeners count down from the one before this.
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -55,7 +57,7 @@ pub struct Server {
     listeners: Listeners,
     connections: Connections,
     scratch: Scratch,
-    gate: Gate,
+    gate: Dispatcher,
     /// When all deadlines are looked at next.
     sweep_at: Duration,
     /// The slot at which a sweep that has begun goes on.
@@ -68,8 +70,8 @@ pub struct Server {
     stop_from: Option<usize>,
     /// The share of the rooms that a drain has closed so far, from 0 to 1.
     drained_share: f64,
-    supervisor: Supervisor,
-    /// The signals that are handled, see [`Server::heed_signals`].
+    service_manager: ServiceManager,
+    /// The signals that are handled, see [`Server::install_signal_handlers`].
     signals: Option<Signals>,
     /// Whether a signal has come.
     signalled: bool,
@@ -85,12 +87,12 @@ impl Server {
     /// # Errors
     /// An address that cannot be bound, or a system call that the loop needs and that fails.
     pub fn bind(config: Config) -> io::Result<Server> {
-        let mut gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        let mut gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         if config.ayame.is_some() {
-            gate = gate.to(Dialect::Ayame, Ayame::new(&config, RandomState::new()));
+            gate = gate.to(ProtocolId::Ayame, Ayame::new(&config, RandomState::new()));
         }
         if config.matchbox.is_some() {
-            gate = gate.to(Dialect::Matchbox, Matchbox::new(&config, RandomState::new()));
+            gate = gate.to(ProtocolId::Matchbox, Matchbox::new(&config, RandomState::new()));
         }
         Server::with(gate, config)
     }
@@ -99,7 +101,7 @@ impl Server {
     ///
     /// # Errors
     /// See [`Server::bind`].
-    pub fn with(gate: Gate, config: Config) -> io::Result<Server> {
+    pub fn with(gate: Dispatcher, config: Config) -> io::Result<Server> {
         let poll = Poll::new()?;
         let listeners = Listeners::bind(&config, poll.registry())?;
         // All that is ready is heard in one turn. The memory that is never needed is never touched.
@@ -118,7 +120,7 @@ impl Server {
             stop_at: None,
             stop_from: None,
             drained_share: 0.0,
-            supervisor: Supervisor::new(),
+            service_manager: ServiceManager::new(),
             signals: None,
             signalled: false,
             turns: 0,
@@ -127,12 +129,12 @@ impl Server {
     }
 
     /// Where it listens, with the real ports.
-    pub fn places(&self, door: Door) -> impl Iterator<Item = Listen> {
+    pub fn places(&self, door: ListenerKind) -> impl Iterator<Item = Listen> {
         self.listeners.places(door)
     }
 
     /// The same where it listens at an address.
-    pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> {
+    pub fn addresses(&self, door: ListenerKind) -> impl Iterator<Item = SocketAddr> {
         self.places(door).filter_map(|place| match place {
             Listen::Tcp(address) => Some(address),
             Listen::Unix(_) => None,
@@ -140,7 +142,7 @@ impl Server {
     }
 
     /// The protocols, and who speaks them.
-    pub fn gate(&self) -> &Gate {
+    pub fn gate(&self) -> &Dispatcher {
         &self.gate
     }
 
@@ -199,7 +201,7 @@ impl Server {
         let ready = mem::take(&mut self.connections.ready);
         let mut handled = 0;
         for slot in &ready {
-            if self.connections.work >= WORK_PER_TURN {
+            if self.connections.work >= WORK_PER_ITERATION {
                 break;
             }
             handled += 1;
@@ -219,7 +221,7 @@ impl Server {
         self.listeners.accept(&mut self.connections, self.poll.registry());
 
         let rooms = || self.gate.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
-        self.supervisor.turned(began, self.connections.upgraded, rooms);
+        self.service_manager.turned(began, self.connections.upgraded, rooms);
         self.connections.shared.metrics.turns.record(self.clock.now() - began);
         if cfg!(debug_assertions) {
             self.check_now_and_then();
@@ -242,7 +244,7 @@ impl Server {
             || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
         let accept = self.listeners.accept_at(&self.connections);
-        let times = [self.gate.wake_at(), sweep, accept, self.stop_at, self.supervisor.due()];
+        let times = [self.gate.wake_at(), sweep, accept, self.stop_at, self.service_manager.due()];
         let next = times.into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
@@ -347,7 +349,7 @@ impl Server {
         }
         if let Some(from) = self.sweep {
             let Server { connections, gate, drained_share, .. } = self;
-            self.sweep = connections.tick(from, |entry| stop::is_drained(entry, gate, *drained_share));
+            self.sweep = connections.tick(from, |entry| drain::is_drained(entry, gate, *drained_share));
         }
         if let Some(from) = self.stop_from {
             self.stop_from = self.connections.close_all(from);
@@ -355,7 +357,7 @@ impl Server {
     }
 
     /// Flushes all dirty sessions, reports those that have ended to their protocols, and frees those that are over. A
-    /// report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_TURN`] are left for the next turn.
+    /// report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_ITERATION`] are left for the next turn.
     fn settle(&mut self) {
         let (mut next, mut departures) = (0, 0);
         while let Some(&slot) = self.connections.touched.get(next) {
@@ -367,7 +369,7 @@ impl Server {
             let is_alive = entry.session.flush(&mut self.connections.shared);
             let conn = entry.conn;
             let has_left = entry.served && !entry.session.is_open();
-            if has_left && departures >= DEPARTURES_PER_TURN {
+            if has_left && departures >= DEPARTURES_PER_ITERATION {
                 break;
             }
             next += 1;

@@ -17,12 +17,12 @@
 //! the [`Scratch`] of all, and [`Session::next`] takes it from there to the last byte before anybody else reads. A session
 //! at rest, with nothing begun and nothing that waits to go out, is a descriptor and a few numbers.
 
-mod end;
+mod buffers;
+mod close;
 pub mod frame;
-mod head;
 mod inbound;
 mod queue;
-mod work;
+mod request_head;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
@@ -31,18 +31,18 @@ use std::time::Duration;
 use tungstenite::Message;
 
 use crate::address::Address;
-use crate::gate::Gate;
-use crate::http::{Door, Question, Refusal};
+use crate::http::{AdminRequest, ListenerKind, Refusal};
 use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX};
 use crate::protocol::Target;
-use crate::stamp::Stamp;
+use crate::protocols::Dispatcher;
+use crate::timestamp::Timestamp;
 use crate::token::Claims;
+use buffers::Work;
 use inbound::Taken;
-use work::Work;
 
-pub use end::End;
+pub use buffers::Shared;
+pub use close::End;
 pub use inbound::Scratch;
-pub use work::Shared;
 
 /// A stream of bytes that can be ended in one direction.
 pub trait Stream: Read + Write {
@@ -58,7 +58,7 @@ pub enum Event<'a> {
     /// It asked for a WebSocket and was answered with this status, and why.
     Refused(u16, Refusal),
     /// It asks this, and waits for [`Session::answer`].
-    Asked(Question),
+    Asked(AdminRequest),
     /// A message of text.
     Text(&'a str),
     /// A message of bytes.
@@ -98,7 +98,7 @@ enum Phase {
 /// One connection.
 pub struct Session<S> {
     stream: S,
-    door: Door,
+    door: ListenerKind,
     /// Where the peer is, as far as is known.
     address: Address,
     /// Whether the crowd of that place counts it.
@@ -107,9 +107,9 @@ pub struct Session<S> {
     /// Why it ends, once it does.
     end: Option<End>,
     /// When the phase ends by itself.
-    deadline: Option<Stamp>,
+    deadline: Option<Timestamp>,
     /// Since when nothing has come, or nothing since it was asked for a sign of life.
-    silent_since: Stamp,
+    silent_since: Timestamp,
     /// Whether it was asked since something came.
     asked: bool,
     /// Whether reading is paused.
@@ -126,13 +126,13 @@ pub struct Session<S> {
 
 impl<S: Stream> Session<S> {
     /// A connection that was just accepted.
-    pub fn new(stream: S, door: Door, address: Address, shared: &mut Shared) -> Session<S> {
-        let counted = door == Door::Main && !shared.config.trusts(address);
+    pub fn new(stream: S, door: ListenerKind, address: Address, shared: &mut Shared) -> Session<S> {
+        let counted = door == ListenerKind::Main && !shared.config.trusts(address);
         if counted {
             shared.crowd.enter(address);
         }
         shared.budget.change(0, CONNECTION_BYTES);
-        let is_short_of_places = door == Door::Main && shared.full;
+        let is_short_of_places = door == ListenerKind::Main && shared.full;
         let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
         Session {
             stream,
@@ -169,7 +169,7 @@ impl<S: Stream> Session<S> {
     }
 
     /// Which listener it came through.
-    pub fn door(&self) -> Door {
+    pub fn door(&self) -> ListenerKind {
         self.door
     }
 
@@ -275,7 +275,7 @@ impl<S: Stream> Session<S> {
         &mut self,
         scratch: &'a mut Scratch,
         shared: &mut Shared,
-        gate: &Gate,
+        gate: &Dispatcher,
     ) -> Option<Event<'a>> {
         while !scratch.unread.is_empty() {
             match self.phase {

@@ -15,7 +15,7 @@ use crate::json;
 use crate::limits::{
     TOKEN_BYTES_MAX, TOKEN_DATE_SECONDS_MAX, TOKEN_LEEWAY, TOKEN_SECRET_BYTES_MIN, TOKEN_SECRETS_MAX,
 };
-use crate::named::named;
+use crate::named_enum::named_enum;
 
 /// What tokens are signed with.
 #[derive(Clone)]
@@ -43,7 +43,7 @@ pub struct Claims {
     pub id: Option<Box<str>>,
 }
 
-named! {
+named_enum! {
     /// Why a request may not come in.
     pub enum Fault {
         /// There is no token.

@@ -12,7 +12,7 @@ use common::pipe::{Line, REQUEST};
 use common::process::{NOROSHI, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::Config;
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::token::{Claims, Secrets};
 
 const SECRET: &str = "a secret that is thirty-two bytes";
@@ -32,7 +32,8 @@ fn prefix_token(prefix: &str) -> String {
 
 /// Asks for a WebSocket at this target, with these headers. The room, or the answer and why it is in the log.
 fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
-    let mut line = Line::new(Door::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
+    let mut line =
+        Line::new(ListenerKind::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
     line.shared.wall = NOW;
     let request = REQUEST.replace("/ws/tea", target).replace("\r\n\r\n", &format!("\r\n{headers}\r\n"));
     line.feed(request.as_bytes());

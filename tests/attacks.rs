@@ -7,22 +7,22 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use common::loaded_server::{KIB, LoadedServer, MIB};
 use common::memory::left;
 use common::pipe::{PING, PONG, TEXT, frame};
 use common::raw::{LOOPBACK, Raw, server, text, turn, upgrade};
-use common::siege::{KIB, MIB, Siege};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use noroshi::config::{
     ALWAYS_HELD_BYTES, AYAME_PING_EVERY, BASE_BYTES, CLAIMANTS_MAX, CONNECTION_BYTES, Config,
-    DEPARTURES_PER_TURN, PROBE_TIME_MAX, RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_OFFENCE_MAX,
-    READ_BYTES_MAX, WORK_PER_SESSION, WORK_PER_TURN,
+    DEPARTURES_PER_ITERATION, PROBE_TIME_MAX, RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_OFFENCE_MAX,
+    READ_BYTES_MAX, WORK_PER_ITERATION, WORK_PER_SESSION,
 };
 use noroshi::server::Server;
 use serde_json::{Value, json};
 
 /// Work of one turn that bounds what all sessions may cause together: each is bounded, and so is their sum, but the last
 /// message of each may go to a whole mesh.
-const WORK_MAX: usize = WORK_PER_TURN + WORK_PER_SESSION + 128;
+const WORK_MAX: usize = WORK_PER_ITERATION + WORK_PER_SESSION + 128;
 
 /// A server under attack.
 struct Arena {
@@ -265,7 +265,7 @@ fn a_crowd_that_leaves_an_ayame_room_at_once_causes_linear_work() {
     let (work, work_max) = (arena.work - work, arena.work_max);
     println!("{work} units of work when they leave, {work_max} in one turn");
     assert!(work <= 10 * CLIENTS, "{work} units of work");
-    assert!(work_max <= WORK_MAX + 10 * DEPARTURES_PER_TURN, "{work_max} units of work in one turn");
+    assert!(work_max <= WORK_MAX + 10 * DEPARTURES_PER_ITERATION, "{work_max} units of work in one turn");
     arena.end(Vec::new());
 }
 
@@ -525,7 +525,7 @@ fn claimants_with_a_thousand_short_messages_stay_within_the_counted_memory() {
 
 #[test]
 fn claimants_with_a_thousand_short_messages_stay_within_the_memory_of_the_process() {
-    let mut siege = Siege::of("--max-memory 32M --max-connections 3000");
+    let mut siege = LoadedServer::of("--max-memory 32M --max-connections 3000");
     let connect = |address: SocketAddr, bytes: &[u8]| {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nonblocking(true).unwrap();

@@ -8,7 +8,7 @@ use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
 use common::firefox::{FIREFOX, Firefox};
-use common::neighbours::{TURNSERVER, coturn, serve};
+use common::netns::{TURNSERVER, coturn, serve};
 use common::process::{Running, eventually, run};
 use common::program::{is_installed, npm};
 use nix::sys::signal::Signal;

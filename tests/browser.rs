@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::firefox::{FIREFOX, Firefox};
-use common::neighbours::{TURNSERVER, coturn, serve};
+use common::netns::{TURNSERVER, coturn, serve};
 use common::process::{Running, eventually, run};
 use common::program::is_installed;
 use nix::sys::signal::Signal;

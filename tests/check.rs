@@ -13,7 +13,7 @@ use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
 use common::firefox::{FIREFOX, Firefox};
-use common::neighbours::{TURNSERVER, coturn, coturn_over_tls, coturn_with, serve, stun};
+use common::netns::{TURNSERVER, coturn, coturn_over_tls, coturn_with, serve, stun};
 use common::process::{NOROSHI, Running, run};
 use common::program::{GIVE_UP, free_port, is_installed};
 use common::tls;
@@ -286,7 +286,7 @@ fn a_proxy_that_cuts_or_does_not_pass_on_is_seen() {
     chromium.until("document.querySelector('#idle .words').textContent.startsWith('Still')");
     server.signal(Signal::SIGTERM);
     Said::now(&mut chromium).has("idle", "failed", "with 1001: the server or the proxy was stopped");
-    let page = serve(&[("/check", include_str!("../src/check.html"))]);
+    let page = serve(&[("/check", include_str!("../src/web/check.html"))]);
     for said in Said::by([&mut chromium, &mut firefox], &format!("http://{page}/check")) {
         said.has("websocket", "failed", "What answers below /ws is not noroshi (404)");
         for id in ["rooms", "idle", "clock", "servers", "relay"] {
@@ -319,7 +319,7 @@ fn a_clock_that_is_wrong_is_seen() {
         ("- 400", "warning", "s ahead of this device"),
     ] {
         // The page as it is, but for the time, and so of another origin.
-        let mut page = include_str!("../src/check.html").to_owned();
+        let mut page = include_str!("../src/web/check.html").to_owned();
         for (from, to) in [
             ("new URL(\"ws\", location.href)", format!("new URL(\"http://{}/ws\")", server.address)),
             ("Date.now() / 1000", format!("(Date.now() / 1000 {shift})")),

@@ -9,8 +9,8 @@ use common::memory::{Memory, left};
 use common::sockets::Net;
 use common::transcript::{Heard, SECRET, Transcript, Wire};
 use noroshi::config::{Config, Secret};
-use noroshi::http::Door;
-use noroshi::protocol::Dialect;
+use noroshi::http::ListenerKind;
+use noroshi::protocol::ProtocolId;
 use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ fn all_protocols_are_on_one_port_and_their_rooms_do_not_meet() {
     net.open_at("top", "/");
     assert!(heard(&mut *net, "top")["IdAssigned"].is_string());
     assert_eq!(net.status("/noroshi.js", false), Some(200));
-    assert!(net.ask(Door::Main, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").contains("<!doctype html>"));
+    assert!(net.ask(ListenerKind::Main, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").contains("<!doctype html>"));
     for (path, is_upgrade, status) in [
         ("/healthz", true, 200),
         ("/health", true, 200),
@@ -67,7 +67,7 @@ fn all_protocols_are_on_one_port_and_their_rooms_do_not_meet() {
         .each()
         .map(|(dialect, protocol)| (dialect, protocol.counts(std::time::Duration::ZERO).peers));
     let counts: Vec<_> = counts.collect();
-    assert_eq!(counts, [(Dialect::Noroshi, 1), (Dialect::Ayame, 1), (Dialect::Matchbox, 2)]);
+    assert_eq!(counts, [(ProtocolId::Noroshi, 1), (ProtocolId::Ayame, 1), (ProtocolId::Matchbox, 2)]);
     net.finish();
 }
 

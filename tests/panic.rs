@@ -11,11 +11,11 @@ use std::time::Duration;
 use common::pipe::{REQUEST, TEXT, frame};
 use common::process::eventually;
 use noroshi::config::{Config, LOG_LINE_BYTES_MAX, Listen};
-use noroshi::gate::{Gate, Protocol, Turn};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, say};
 use noroshi::metrics::Counts;
-use noroshi::protocol::{Conn, Dialect, Input, Member};
+use noroshi::protocol::{Conn, Input, Member, ProtocolId};
+use noroshi::protocols::{Dispatcher, Protocol, Turn};
 use noroshi::server::Server;
 
 /// Makes this test binary the server, see [`server_with_a_faulty_protocol`].
@@ -51,9 +51,9 @@ fn server_with_a_faulty_protocol() {
     }
     exit_on_panic();
     let config = Config { listen: vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
-    let gate = Gate::new(&config).to(Dialect::Noroshi, Faulty);
+    let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Faulty);
     let mut server = Server::with(gate, config).unwrap();
-    say(format_args!("listening on {}", server.addresses(Door::Main).next().unwrap()));
+    say(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));
     server.run().unwrap();
 }
 

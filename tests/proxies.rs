@@ -238,8 +238,8 @@ fn serves(kind: &'static Kind) {
     let (first, mut log) = server("");
     let proxy = Proxy::start(kind, first.address, &[]);
 
-    assert!(proxy.get("/").ends_with(include_str!("../src/page.html")));
-    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/noroshi.js")));
+    assert!(proxy.get("/").ends_with(include_str!("../src/web/index.html")));
+    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/web/noroshi.js")));
 
     let mut a = proxy.peer("A", [127, 0, 0, 7], "");
     assert_eq!(address_of("A", &mut log), "127.0.0.7");
@@ -281,7 +281,7 @@ fn serves_beside_others(kind: &'static Kind) {
     let (pings, _log) = server("--ping-interval 2");
     let proxy = Proxy::start(kind, pings.address, &changes);
     assert!(!proxy.get("/").contains("noroshi"));
-    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/noroshi.js")));
+    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/web/noroshi.js")));
     assert!(proxy.get("/ws").starts_with("HTTP/1.1 426 "));
 
     let mut client = proxy.peer("A", [127, 0, 0, 1], "");

@@ -15,14 +15,14 @@ use std::str::FromStr;
 use std::sync::Once;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::dice::Dice;
 use common::memory::left;
 use common::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, close, frame, plain_frame};
 use common::raw::{LOOPBACK, Raw, server, text, turn, upgrade};
+use common::rng::Rng;
 use common::transcript::SECRET;
 use log::{LevelFilter, Log, Metadata, Record};
 use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, Config, KIB, Secret};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
@@ -91,7 +91,7 @@ impl Log for LineCheck {
 struct Peer {
     raw: Raw,
     id: &'static str,
-    dialect: Dialect,
+    dialect: ProtocolId,
     /// Bytes that one step writes at most.
     write_max: usize,
     /// Bytes that one step reads at most.
@@ -115,7 +115,7 @@ struct Peer {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dialect {
+enum ProtocolId {
     Noroshi,
     Ayame,
     Matchbox,
@@ -123,7 +123,7 @@ enum Dialect {
 }
 
 struct World {
-    dice: Dice,
+    dice: Rng,
     server: Server,
     address: SocketAddr,
     config: Config,
@@ -159,7 +159,7 @@ fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> S
     })
 }
 
-fn configuration(dice: &mut Dice, secret_file: &PathBuf) -> Config {
+fn configuration(dice: &mut Rng, secret_file: &PathBuf) -> Config {
     fs::write(secret_file, SECRET).unwrap();
     let has_tokens = dice.roll(2) == 0;
     let has_relay = dice.roll(2) == 0;
@@ -186,7 +186,7 @@ fn configuration(dice: &mut Dice, secret_file: &PathBuf) -> Config {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut dice = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let file = format!("random-sockets-{}-secret", std::process::id());
         let secret_file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(file);
         let mut config = configuration(&mut dice, &secret_file);
@@ -278,7 +278,7 @@ impl World {
     }
 
     fn is_listening(&self) -> bool {
-        self.server.addresses(Door::Main).next().is_some()
+        self.server.addresses(ListenerKind::Main).next().is_some()
     }
 
     // ---- Peers ----
@@ -292,14 +292,14 @@ impl World {
         let buffer = *dice.pick(&[None, None, None, Some(1)]);
         let is_plain = dice.roll(10) == 0;
         let is_for_metrics = is_plain && dice.roll(2) == 0;
-        let metrics = self.server.addresses(Door::Metrics).next().unwrap();
+        let metrics = self.server.addresses(ListenerKind::Metrics).next().unwrap();
         let to = if is_for_metrics { metrics } else { self.address };
         let path = if is_plain { *dice.pick(&REQUESTS) } else { *dice.pick(&PATHS) };
         let dialect = match path {
-            _ if is_plain => Dialect::Http,
-            path if path.starts_with("/ws") => Dialect::Noroshi,
-            path if path.starts_with("/games") => Dialect::Matchbox,
-            _ => Dialect::Ayame,
+            _ if is_plain => ProtocolId::Http,
+            path if path.starts_with("/ws") => ProtocolId::Noroshi,
+            path if path.starts_with("/games") => ProtocolId::Matchbox,
+            _ => ProtocolId::Ayame,
         };
         let id = *dice.pick(&IDS);
         let mut peer = Peer {
@@ -335,7 +335,8 @@ impl World {
     /// Returns the head of a request, which may be wrong.
     fn head(&mut self, peer: &Peer, path: &str, is_plain: bool) -> Vec<u8> {
         let mut path = path.to_owned();
-        if self.config.token_secrets.is_some() && peer.dialect != Dialect::Ayame && self.dice.roll(15) > 0 {
+        if self.config.token_secrets.is_some() && peer.dialect != ProtocolId::Ayame && self.dice.roll(15) > 0
+        {
             let separator = if path.contains('?') { '&' } else { '?' };
             path = format!("{path}{separator}token={}", self.token(peer));
         }
@@ -357,7 +358,7 @@ impl World {
 
     /// Returns a token, which is mostly a good one. None of them is for the room of the pair.
     fn token(&mut self, peer: &Peer) -> String {
-        let own = if peer.dialect == Dialect::Ayame { "tea" } else { peer.room };
+        let own = if peer.dialect == ProtocolId::Ayame { "tea" } else { peer.room };
         let room = Some(*self.dice.pick(&[own, own, own, own, own, own, "te*", "*", ""]));
         match self.dice.roll(12) {
             0 => token(OTHER_SECRET, 3600, room, None),
@@ -457,11 +458,11 @@ impl World {
 
     fn message(&mut self, peer: &mut Peer) -> String {
         let text = match peer.dialect {
-            Dialect::Noroshi | Dialect::Http => self.message_of_ours(peer.id),
-            Dialect::Ayame => self.message_of_ayame(peer),
-            Dialect::Matchbox => self.message_of_matchbox(&peer.known),
+            ProtocolId::Noroshi | ProtocolId::Http => self.message_of_ours(peer.id),
+            ProtocolId::Ayame => self.message_of_ayame(peer),
+            ProtocolId::Matchbox => self.message_of_matchbox(&peer.known),
         };
-        let is_fatal = peer.dialect == Dialect::Ayame;
+        let is_fatal = peer.dialect == ProtocolId::Ayame;
         match self.dice.roll(if is_fatal { 250 } else { 25 }) {
             0 => text[..text.floor_char_boundary(text.len() / 2)].to_owned(),
             1 => (*self.dice.pick(&["", "{", "null", "[]", "{\"type\":\"x\"}", "{\"type\":1}"])).to_owned(),
@@ -558,12 +559,14 @@ impl World {
                 assert_eq!(first, TEXT);
                 let message: Value = serde_json::from_slice(&payload).expect("the server sends JSON");
                 match peer.dialect {
-                    Dialect::Noroshi | Dialect::Ayame => assert!(message["type"].is_string(), "{message}"),
-                    Dialect::Matchbox => {
+                    ProtocolId::Noroshi | ProtocolId::Ayame => {
+                        assert!(message["type"].is_string(), "{message}")
+                    }
+                    ProtocolId::Matchbox => {
                         let id = message["IdAssigned"].as_str().or(message["NewPeer"].as_str());
                         peer.known.extend(id.map(str::to_owned));
                     }
-                    Dialect::Http => panic!("a response was expected: {message}"),
+                    ProtocolId::Http => panic!("a response was expected: {message}"),
                 }
             }
             let statuses = [101, 200, 304, 400, 401, 403, 404, 405, 408, 426, 429, 431, 503];

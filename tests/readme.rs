@@ -12,7 +12,7 @@ use common::readme::{README, block};
 use common::sockets::Net;
 use common::transcript::Transcript;
 use noroshi::config::Config;
-use noroshi::message::{Code, Kind};
+use noroshi::protocols::noroshi::message::{Code, Kind};
 
 #[test]
 fn its_conversation_can_be_had() {

@@ -7,13 +7,13 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use common::dice::Dice;
 use common::memory::{Recorded, Recorder, gate, left, target};
-use noroshi::budget::Budget;
+use common::rng::Rng;
 use noroshi::config::{BASE_BYTES, Config, OFFER_HOLDERS_MAX};
-use noroshi::gate::Gate;
-use noroshi::message::Code;
-use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::memory_budget::Budget;
+use noroshi::protocol::{Conn, Input, ProtocolId, Target};
+use noroshi::protocols::Dispatcher;
+use noroshi::protocols::noroshi::message::Code;
 use noroshi::query::Query;
 use noroshi::token::{Claims, Secrets};
 use serde_json::Value;
@@ -23,8 +23,8 @@ const ROOMS: [&str; 3] = ["", "tea", "mesh"];
 const SECRET: &[u8] = b"a secret that is thirty-two bytes";
 
 struct World {
-    dice: Dice,
-    gate: Gate,
+    dice: Rng,
+    gate: Dispatcher,
     now: Duration,
     out: Recorder,
     peers: BTreeMap<Conn, Peer>,
@@ -44,7 +44,7 @@ struct World {
 
 /// A connected peer.
 struct Peer {
-    dialect: Dialect,
+    dialect: ProtocolId,
     /// The id under which it mostly speaks.
     id: &'static str,
     is_registered: bool,
@@ -52,7 +52,7 @@ struct Peer {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut dice = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let secrets = Secrets::parse(SECRET).expect("a secret");
         let memory_bytes = *dice.pick(&[None, None, Some(500), Some(20_000)]);
         let config = Config {
@@ -133,7 +133,7 @@ impl World {
     fn hear(&mut self, to: Conn, text: &str) {
         let peer = self.peers.get(&to).unwrap_or_else(|| panic!("{text} is sent to somebody who is gone"));
         let said: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{text} is no JSON"));
-        if peer.dialect == Dialect::Matchbox {
+        if peer.dialect == ProtocolId::Matchbox {
             self.names.extend(said["IdAssigned"].as_str().map(str::to_owned));
         } else {
             assert!(said["type"].is_string(), "{text}");
@@ -176,9 +176,9 @@ impl World {
     fn message(&mut self, conn: Conn) -> String {
         let Peer { dialect, id, is_registered } = self.peers[&conn];
         match dialect {
-            Dialect::Noroshi => self.noroshi_message(id),
-            Dialect::Ayame => self.ayame_message(id, is_registered),
-            Dialect::Matchbox => self.matchbox_message(),
+            ProtocolId::Noroshi => self.noroshi_message(id),
+            ProtocolId::Ayame => self.ayame_message(id, is_registered),
+            ProtocolId::Matchbox => self.matchbox_message(),
         }
     }
 
@@ -250,15 +250,15 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let dialects = [Dialect::Noroshi, Dialect::Noroshi, Dialect::Ayame, Dialect::Matchbox];
+        let dialects = [ProtocolId::Noroshi, ProtocolId::Noroshi, ProtocolId::Ayame, ProtocolId::Matchbox];
         let dialect = *self.dice.pick(&dialects);
         let room = *self.dice.pick(&ROOMS);
         let query = *self.dice.pick(&["", "next=2", "next=3"]);
         let id = *self.dice.pick(&IDS[..5]);
         let target = match dialect {
-            Dialect::Noroshi => target(room),
-            Dialect::Ayame => Target { dialect, room: String::new(), query: Query::default() },
-            Dialect::Matchbox => Target { dialect, room: room.to_owned(), query: Query::new(query) },
+            ProtocolId::Noroshi => target(room),
+            ProtocolId::Ayame => Target { dialect, room: String::new(), query: Query::default() },
+            ProtocolId::Matchbox => Target { dialect, room: room.to_owned(), query: Query::new(query) },
         };
         if !self.gate.has_place(&target) {
             return;
@@ -374,19 +374,19 @@ fn all_protocols_are_consistent_whatever_happens() {
 
 // ---- Large rooms ----
 
-struct Crowd {
-    gate: Gate,
+struct PerIpCounts {
+    gate: Dispatcher,
     out: Recorder,
     effects: usize,
 }
 
 const CROWD: usize = 20_000;
 
-impl Crowd {
+impl PerIpCounts {
     /// So many peers that connect to one room.
-    fn new() -> Crowd {
+    fn new() -> PerIpCounts {
         let gate = gate(&Config::default());
-        let mut crowd = Crowd { gate, out: Recorder::default(), effects: 0 };
+        let mut crowd = PerIpCounts { gate, out: Recorder::default(), effects: 0 };
         for i in 0..CROWD {
             crowd.input(Input::Connected(conn(i), &target(""), None));
             crowd.say(i, "connect", "");
@@ -420,7 +420,7 @@ fn conn(i: usize) -> Conn {
 /// The effects say that nobody is told in vain. Were a step linear in the crowd, these would take minutes.
 #[test]
 fn a_crowd_waits_while_its_offerers_leave() {
-    let mut crowd = Crowd::new();
+    let mut crowd = PerIpCounts::new();
     assert_eq!(crowd.effects, CROWD + 1, "all are registered, and one is asked");
     crowd.effects = 0;
     for i in 0..CROWD {
@@ -432,7 +432,7 @@ fn a_crowd_waits_while_its_offerers_leave() {
 
 #[test]
 fn a_crowd_leaves_from_the_middle_and_the_back_of_the_line() {
-    let mut crowd = Crowd::new();
+    let mut crowd = PerIpCounts::new();
     crowd.effects = 0;
     for i in (1..CROWD).rev().step_by(2).chain((1..CROWD).step_by(2)) {
         crowd.input(Input::Disconnected(conn(i)));
@@ -443,7 +443,7 @@ fn a_crowd_leaves_from_the_middle_and_the_back_of_the_line() {
 
 #[test]
 fn a_crowd_pairs_and_leaves() {
-    let mut crowd = Crowd::new();
+    let mut crowd = PerIpCounts::new();
     crowd.effects = 0;
     for i in (0..CROWD).step_by(2) {
         crowd.say(i, "offer", r#","sdp":1"#);
@@ -457,7 +457,7 @@ fn a_crowd_pairs_and_leaves() {
 
 #[test]
 fn the_first_of_a_crowd_are_handed_the_same_offer_and_the_others_wait() {
-    let mut crowd = Crowd::new();
+    let mut crowd = PerIpCounts::new();
     for i in 1..CROWD {
         crowd.say(i, "leave", "");
     }

@@ -27,8 +27,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
+use common::loaded_server::{AT_REST, KIB, LoadedServer, MIB, PAIR};
 use common::pipe::{PING, TEXT, frame};
-use common::siege::{AT_REST, KIB, MIB, PAIR, Siege};
 use common::sockets::Net;
 use common::transcript::Wire;
 use nix::sys::signal::Signal;
@@ -42,7 +42,7 @@ use tungstenite::Message;
 
 #[test]
 fn heads_that_never_end() {
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let begun = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
     let mut silent = siege.crowd(500, |address, _| Client::connect(address));
     let mut slow = siege.crowd(500, |address, _| Client::connect(address));
@@ -61,7 +61,7 @@ fn heads_that_never_end() {
 
 #[test]
 fn frames_that_stop_in_the_middle() {
-    let mut siege = Siege::of("--ping-interval 2");
+    let mut siege = LoadedServer::of("--ping-interval 2");
     let message = frame(TEXT, &[b'x'; 64 * KIB]);
     let mut stopped = siege.crowd(500, |address, i| {
         let mut client = Client::open(address, "tea").registered(&i.to_string());
@@ -83,7 +83,7 @@ fn frames_that_stop_in_the_middle() {
 
 #[test]
 fn a_thousand_peers_that_do_not_read() {
-    let mut siege = Siege::of("--max-rate 0");
+    let mut siege = LoadedServer::of("--max-rate 0");
     let takes_little =
         |address, id: &str| Client::with_buffer(address, 4 * KIB).upgraded("tea").registered(id);
     let deaf = siege.crowd(1000, |address, i| takes_little(address, &i.to_string()));
@@ -135,7 +135,7 @@ fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 3] {
 
 #[test]
 fn a_hundred_thousand_of_everything() {
-    let mut siege = Siege::of("--max-rate 0");
+    let mut siege = LoadedServer::of("--max-rate 0");
     let talkers = floods().map(|(what, first, again)| {
         let mut client = Client::open(siege.address(), what).registered("X");
         thread::spawn(move || {
@@ -212,7 +212,7 @@ const EXTREMES: [Extreme; 11] = [
 
 /// Offers that are as long as may be.
 fn go_to_extremes(flags: &str, message_bytes_max: usize, extremes: &[Extreme], memory_max: usize) {
-    let mut siege = Siege::of(flags);
+    let mut siege = LoadedServer::of(flags);
     let mut a = Client::open(siege.address(), "tea").registered("A");
     let mut b = Client::open(siege.address(), "tea").registered("B");
     for ([before, again, middle, again_after, behind], error) in extremes {
@@ -243,7 +243,7 @@ fn json_as_deep_and_as_long_as_a_message_may_be() {
 #[test]
 fn candidates_to_the_limit() {
     const PEERS: usize = 1000;
-    let mut siege = Siege::of("--max-connections 1002");
+    let mut siege = LoadedServer::of("--max-connections 1002");
     let candidate = "x".repeat(STORED_BYTES_MAX / CANDIDATES_MAX - r#""""#.len());
     let peers = siege.crowd(PEERS, |address, i| {
         let mut client = Client::open(address, &i.to_string());
@@ -264,7 +264,7 @@ fn candidates_to_the_limit() {
 
 #[test]
 fn sigterm_in_the_middle_of_traffic() {
-    let mut siege = Siege::of("--max-rate 0");
+    let mut siege = LoadedServer::of("--max-rate 0");
     let mut polite = siege.crowd(50, |address, i| Client::open(address, "tea").registered(&i.to_string()));
     // These answer no Close, and some of them send without end.
     let mut rude = siege.crowd(50, |address, i| Client::open(address, &i.to_string()));

@@ -6,8 +6,8 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use common::client::Client;
+use common::loaded_server::{KIB, LoadedServer, MIB};
 use common::pipe::{REQUEST, TEXT, frame};
-use common::siege::{KIB, MIB, Siege};
 use noroshi::config::{CANDIDATES_MAX, HEAD_BYTES_MAX, STORED_BYTES_MAX};
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use serde_json::json;
 type Held = Vec<TcpStream>;
 
 /// So many connections that say these bytes and go on waiting.
-fn say(siege: &mut Siege, count: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Held {
+fn say(siege: &mut LoadedServer, count: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Held {
     siege.crowd(count, |address, i| {
         let mut stream = TcpStream::connect(address).unwrap();
         // Whoever was refused is gone already, perhaps.
@@ -32,33 +32,33 @@ fn text(message: serde_json::Value) -> Vec<u8> {
     frame(TEXT, message.to_string().as_bytes())
 }
 
-fn heads(siege: &mut Siege) -> Held {
+fn heads(siege: &mut LoadedServer) -> Held {
     let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
     say(siege, 4_000, |_| head.clone().into_bytes())
 }
 
-fn pages(siege: &mut Siege) -> Held {
+fn pages(siege: &mut LoadedServer) -> Held {
     say(siege, 4_000, |_| b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".into())
 }
 
-fn frames(siege: &mut Siege) -> Held {
+fn frames(siege: &mut LoadedServer) -> Held {
     let message = frame(TEXT, &[b'x'; 64 * KIB]);
     say(siege, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
 }
 
-fn fragments(siege: &mut Siege) -> Held {
+fn fragments(siege: &mut LoadedServer) -> Held {
     let fragment = frame(0x01, &[b'x'; 10 * KIB]);
     say(siege, 4_000, |_| [&request("tea"), &fragment[..]].concat())
 }
 
-fn offers_and_candidates(siege: &mut Siege) -> Held {
+fn offers_and_candidates(siege: &mut LoadedServer) -> Held {
     let candidate = "x".repeat(STORED_BYTES_MAX / CANDIDATES_MAX - 2);
     let candidates = text(json!({"type": "candidateAdd", "id": "A", "candidates": vec![candidate; 60]}));
     let offer = text(json!({"type": "offer", "id": "A", "sdp": "\"".repeat(30 * KIB)}));
     say(siege, 1_000, |i| [request(&format!("room-{i}")), offer.clone(), candidates.clone()].concat())
 }
 
-fn claims(siege: &mut Siege) -> Held {
+fn claims(siege: &mut LoadedServer) -> Held {
     let long = text(json!({"type": "connect", "id": "A", "x": "x".repeat(60 * KIB)}));
     // The holder does not answer the probe.
     let mut held = say(siege, 1, |_| [request("claims"), text(json!({"type": "leave", "id": "A"}))].concat());
@@ -67,7 +67,7 @@ fn claims(siege: &mut Siege) -> Held {
 }
 
 /// What is handed to those who do not read waits in their queues when the kernel takes no more.
-fn readers(siege: &mut Siege) -> Held {
+fn readers(siege: &mut LoadedServer) -> Held {
     let target = |i| format!("deaf-{i}");
     let deaf = siege.crowd(300, |address, i| {
         Client::with_buffer(address, 4 * KIB).upgraded("deaf").registered(&target(i)).mouth()
@@ -79,14 +79,14 @@ fn readers(siege: &mut Siege) -> Held {
     deaf
 }
 
-fn idle(siege: &mut Siege) -> Held {
+fn idle(siege: &mut LoadedServer) -> Held {
     say(siege, 16_000, |i| {
         [request(&format!("r{i}")), text(json!({"type": "leave", "id": "x".repeat(128)}))].concat()
     })
 }
 
 /// How much was refused for want of memory.
-fn refused(siege: &Siege) -> f64 {
+fn refused(siege: &LoadedServer) -> f64 {
     let metrics = [
         "closings_total{reason=\"no_memory\"}",
         "errors_total{code=\"peer_busy\"}",
@@ -104,7 +104,7 @@ fn nothing_takes_more_than_the_budget() {
         .map(|attack| vec![attack]);
     let at_once = vec![readers, offers_and_candidates, claims, fragments, frames, heads];
     for attacks in alone.into_iter().chain([at_once]) {
-        let mut siege = Siege::of("--max-memory 32M --max-connections 19000 --max-rate 0");
+        let mut siege = LoadedServer::of("--max-memory 32M --max-connections 19000 --max-rate 0");
         let held: Vec<Held> = attacks.iter().map(|attack| attack(&mut siege)).collect();
         siege.talk();
         // Alone, some only wait in vain for a place.

@@ -6,8 +6,8 @@ mod common;
 use std::time::Duration;
 
 use common::client::Client;
+use common::loaded_server::{AT_REST, KIB, LoadedServer, MIB};
 use common::pipe::{TEXT, frame};
-use common::siege::{AT_REST, KIB, MIB, Siege};
 use common::transcript::Heard;
 use noroshi::config::QUEUE_BYTES_MAX;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ fn id(client: &mut Client) -> String {
 /// Ayame's one goroutine waits for a peer that does not read, and everybody with it.
 #[test]
 fn who_does_not_read_stops_nobody() {
-    let mut siege = Siege::of(&format!("{BOTH} --max-rate 0"));
+    let mut siege = LoadedServer::of(&format!("{BOTH} --max-rate 0"));
     let address = siege.address();
     let sdp = json!({"type": "offer", "sdp": "x".repeat(60 * KIB)}).to_string();
     let mut rooms = siege.crowd(100, |address, i| {
@@ -65,7 +65,7 @@ fn who_does_not_read_stops_nobody() {
 
 #[test]
 fn rubbish_and_floods() {
-    let mut siege = Siege::of(BOTH);
+    let mut siege = LoadedServer::of(BOTH);
     let address = siege.address();
     let rubbish: Vec<String> = [
         "",
@@ -121,7 +121,7 @@ fn rubbish_and_floods() {
 /// Each comes as somebody else, into a room of its own, and goes; thousands come before one room; groups of every size.
 #[test]
 fn rooms_and_groups_without_end() {
-    let mut siege = Siege::of(&format!("{BOTH} --max-connections 3000"));
+    let mut siege = LoadedServer::of(&format!("{BOTH} --max-connections 3000"));
     for round in 0..3 {
         let crowd = siege.crowd(600, |address, i| {
             let mut board = ayame(address, &format!("{round}-{}", i / 2));
@@ -161,7 +161,7 @@ fn rooms_and_groups_without_end() {
 /// What a peer chooses cannot forge a line of the log, nor make one that does not fit into a pipe.
 #[test]
 fn names_of_rooms_in_the_log() {
-    let siege = Siege::of_script(&format!(r#"exec "$0" --log debug {BOTH}"#));
+    let siege = LoadedServer::of_script(&format!(r#"exec "$0" --log debug {BOTH}"#));
     let name = format!("x\n2026-01-01 ERROR forged {}", "\u{7f}".repeat(200));
     let mut board = ayame(siege.address(), &name);
     assert_eq!(board.heard()["type"], "accept");
@@ -180,7 +180,7 @@ fn names_of_rooms_in_the_log() {
 /// A budget refuses whoever would need more, of any protocol, and the pair does not notice.
 #[test]
 fn a_budget_holds_for_them_too() {
-    let mut siege = Siege::of(&format!("{BOTH} --max-memory 8M --max-rate 0"));
+    let mut siege = LoadedServer::of(&format!("{BOTH} --max-memory 8M --max-rate 0"));
     let sdp = json!({"type": "offer", "sdp": "x".repeat(60 * KIB)}).to_string();
     let mut crowd = siege.crowd(300, |address, i| ayame(address, &(i / 2).to_string()));
     for _ in 0..8 {

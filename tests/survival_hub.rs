@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::memory::{Memory, Recorded, left, target};
 use common::transcript::{Heard, Wire};
 use noroshi::config::{Config, PROBE_TIME_MAX};
-use noroshi::message::Kind;
 use noroshi::protocol::{Conn, Input};
+use noroshi::protocols::noroshi::message::Kind;
 use serde_json::{Value, json};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
@@ -22,7 +22,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const KIB: usize = 1024;
 
 /// A hub, and two peers who want nothing but to go on talking.
-struct Siege {
+struct LoadedServer {
     wire: Memory,
     said: usize,
     _alone: MutexGuard<'static, ()>,
@@ -31,13 +31,13 @@ struct Siege {
 /// The ids of the pair.
 const PAIR: [&str; 2] = ["P", "Q"];
 
-impl Siege {
-    fn new() -> Siege {
+impl LoadedServer {
+    fn new() -> LoadedServer {
         // All that the process allocates is counted together.
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let config = Config { rate_max: 0, ..Config::default() };
-        let mut siege = Siege { wire: Memory::new(&config), said: 0, _alone: alone };
+        let mut siege = LoadedServer { wire: Memory::new(&config), said: 0, _alone: alone };
         for id in PAIR {
             siege.open(id, "pair");
             siege.say(id, json!({"type": "leave", "id": id}));
@@ -118,7 +118,7 @@ fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str>
 
 #[test]
 fn every_field_of_every_message_has_every_value() {
-    let mut siege = Siege::new();
+    let mut siege = LoadedServer::new();
     let huge = "x".repeat(60 * KIB);
     let values = [
         None,
@@ -162,7 +162,7 @@ fn every_field_of_every_message_has_every_value() {
 
 const FIGHTERS: usize = 200;
 
-impl Siege {
+impl LoadedServer {
     /// A peer that holds the id X and answers nothing, and so many that claim it.
     fn fight(&mut self) -> Vec<String> {
         self.open("X", "tea");
@@ -184,7 +184,7 @@ impl Siege {
 
 #[test]
 fn two_hundred_fight_for_the_id_of_the_living() {
-    let mut siege = Siege::new();
+    let mut siege = LoadedServer::new();
     let fighters = siege.fight();
     siege.wire.pass(PROBE_TIME_MAX.as_secs() - 1);
     siege.wire.input(Input::Alive(siege.wire.conn("X")));
@@ -202,7 +202,7 @@ fn two_hundred_fight_for_the_id_of_the_living() {
 
 #[test]
 fn two_hundred_fight_for_the_id_of_the_dead() {
-    let mut siege = Siege::new();
+    let mut siege = LoadedServer::new();
     let mut fighters = siege.fight();
     // Some lose heart.
     for who in fighters.drain(..10) {
@@ -222,7 +222,7 @@ fn two_hundred_fight_for_the_id_of_the_dead() {
 #[test]
 fn twenty_thousand_wait_in_one_room() {
     const CROWD: usize = 20_000;
-    let mut siege = Siege::new();
+    let mut siege = LoadedServer::new();
     let conns: Vec<Conn> = (10..10 + CROWD).map(|i| Conn::new(i as u64, i)).collect();
     let before = siege.allocated();
     for conn in &conns {

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
+use common::loaded_server::{AT_REST, LoadedServer};
 use common::pipe::{PING, PONG, TEXT, frame};
-use common::siege::{AT_REST, Siege};
 use noroshi::config::{QUEUE_BYTES_MAX, RATE_OFFENCE_MAX};
 
 /// What a peer sends without end: a name, the first bytes, and those that are repeated.
@@ -30,7 +30,7 @@ fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
 
 #[test]
 fn peers_that_send_without_end_are_closed_after_five_seconds() {
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let flooders = floods().map(|(room, first, again)| {
         let mut client = Client::open(siege.address(), room).registered("X");
         let mut mouth = client.mouth();

@@ -8,9 +8,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
+use common::loaded_server::{AT_REST, KIB, LoadedServer, MIB, PAIR, load};
 use common::pipe::REQUEST;
 use common::process::Running;
-use common::siege::{AT_REST, KIB, MIB, PAIR, Siege, load};
 use noroshi::config::{Config, REFUSED_AT_ONCE};
 use serde_json::json;
 
@@ -32,7 +32,7 @@ fn answered(clients: &[Client], status: &str) -> usize {
 
 #[test]
 fn five_hundred_clients_and_sixty_four_descriptors() {
-    let mut siege = Siege::of_script(r#"ulimit -n 64; exec "$0" --log warn"#);
+    let mut siege = LoadedServer::of_script(r#"ulimit -n 64; exec "$0" --log warn"#);
     let mut clients = siege.crowd(500, |address, _| Client::connect(address));
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
     // Thirty-one may be there, the pair among them. Others are told so, and give way to the next: nobody is left waiting.
@@ -60,7 +60,7 @@ fn five_hundred_clients_and_sixty_four_descriptors() {
 
 #[test]
 fn five_hundred_clients_and_no_descriptor() {
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let mut clients = siege.crowd(10, |address, _| Client::open(address, "tea"));
     // Fewer than it counted on: accept itself fails now.
     let (pid, limit) = (siege.server.child.id().to_string(), siege.server.descriptors() + 3);
@@ -90,7 +90,7 @@ static CROWDED: Mutex<()> = Mutex::new(());
 #[test]
 fn a_burst_of_five_thousand() {
     let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let came = (0..5000).map(|_| {
         let began = Instant::now();
         (Client::connect(siege.address()), began.elapsed())
@@ -104,7 +104,7 @@ fn a_burst_of_five_thousand() {
 }
 
 /// As many as may come, each of whom connects in a room.
-fn fill(siege: &mut Siege, room: impl Fn(usize) -> String) -> Vec<Client> {
+fn fill(siege: &mut LoadedServer, room: impl Fn(usize) -> String) -> Vec<Client> {
     let connections_max = Config::default().connections_max;
     let crowd = siege.crowd(connections_max - PAIR.len(), |address, i| {
         let mut client = Client::open(address, &room(i));
@@ -118,7 +118,7 @@ fn fill(siege: &mut Siege, room: impl Fn(usize) -> String) -> Vec<Client> {
 #[test]
 fn a_full_server_waits_in_one_room_and_then_in_as_many() {
     let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let mut waiting = fill(&mut siege, |_| "tea".to_owned());
     siege.until_metric("rooms", 2);
     let mut refused = Client::connect(siege.address());
@@ -138,7 +138,7 @@ fn a_full_server_waits_in_one_room_and_then_in_as_many() {
 
 #[test]
 fn a_hundred_thousand_come_and_go() {
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let mut clients = load(&siege, "--mode churn --seconds 600");
     siege.until("the first have gone", |server| server.metric("connections_total") > 10_000.0);
     let (early, _) = siege.server.memory();

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
+use common::loaded_server::{AT_REST, LoadedServer, load};
 use common::pipe::{CLOSE, REQUEST, TEXT, close, frame};
-use common::siege::{AT_REST, Siege, load};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,7 +22,7 @@ const NOTICED: Duration = Duration::from_secs(6);
 
 #[test]
 fn a_client_that_is_stopped() {
-    let mut siege = Siege::of("--max-rate 0 --ping-interval 2");
+    let mut siege = LoadedServer::of("--max-rate 0 --ping-interval 2");
     let mut client = load(&siege, "--pairs 20 --seconds 60");
     siege.until("they talk", |server| server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0);
     kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP).unwrap();
@@ -64,7 +64,7 @@ fn a_network_that_is_cut() {
 
 fn cut_the_network() {
     sh("ip link set lo up");
-    let mut siege = Siege::of("--ping-interval 2 --listen 0.0.0.0:0");
+    let mut siege = LoadedServer::of("--ping-interval 2 --listen 0.0.0.0:0");
     let mut far = from_afar(siege.address().port());
     let mut near = Client::open(siege.address(), "tea").registered("near");
     // One is idle, one has a partner, one is in the middle of a frame.
@@ -179,7 +179,7 @@ fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
 }
 
 /// All of these, and those that keep some of them where they are.
-fn everybody(siege: &mut Siege) -> (Vec<Client>, Vec<Client>) {
+fn everybody(siege: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
     let (mut attackers, keepers) = in_every_flow(siege.address());
     attackers.extend(in_every_state(siege.address()).into_iter().map(|(mut client, bytes)| {
         client.send(&bytes);
@@ -191,7 +191,7 @@ fn everybody(siege: &mut Siege) -> (Vec<Client>, Vec<Client>) {
 
 #[test]
 fn a_reset_in_every_state() {
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let (attackers, keepers) = everybody(&mut siege);
     attackers.into_iter().for_each(Client::reset);
     let left = siege.at_rest + keepers.len();
@@ -202,7 +202,7 @@ fn a_reset_in_every_state() {
 
 #[test]
 fn half_closed_in_every_state() {
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let (attackers, keepers) = everybody(&mut siege);
     // They go on reading, and wait for what will never come.
     attackers.iter().for_each(Client::half_close);
@@ -214,7 +214,7 @@ fn half_closed_in_every_state() {
 
 #[test]
 fn half_closed_with_the_last_words() {
-    let mut siege = Siege::of("");
+    let mut siege = LoadedServer::of("");
     let mut attackers = in_every_state(siege.address());
     // So that both come in the same event.
     siege.server.signal(Signal::SIGSTOP);

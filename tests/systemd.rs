@@ -17,7 +17,7 @@ const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
 const ANALYZE: &str = "/usr/bin/systemd-analyze";
 const GIVE_UP: Duration = Duration::from_secs(20);
 
-/// What a supervisor hears.
+/// What a service_manager hears.
 struct Ear(UnixDatagram);
 
 impl Ear {
@@ -118,7 +118,7 @@ fn so_is_one_in_a_file() {
     assert!(health.unwrap().success());
     let log = std::fs::read_to_string(program.home.join("log")).unwrap();
     assert!(log.contains(&format!("listening on unix:{}", path.display())), "{log}");
-    // It is the supervisor's, and not removed.
+    // It is the service_manager's, and not removed.
     program.signal(Signal::SIGTERM);
     program.until("its end", || std::os::unix::net::UnixStream::connect(&path).err());
     assert!(path.exists());

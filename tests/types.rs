@@ -21,7 +21,7 @@ fn judge(home: &Path, file: &str, text: &str) -> String {
 #[test]
 fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
     let Some(home) = npm("typescript") else { return };
-    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/noroshi.js"), home.join("noroshi.js"))
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/web/noroshi.js"), home.join("noroshi.js"))
         .unwrap();
     let examples: Vec<String> = README
         .split("```js\n")

@@ -13,7 +13,7 @@ use crate::report::Report;
 use crate::target::Target;
 
 /// The server has this long to answer before what is missing counts as lost.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Test {
     pub target: Target,
@@ -133,7 +133,7 @@ pub fn all_registered(ready: usize, of: usize) -> io::Result<()> {
 /// Turns until the mode is done, or nothing has happened for too long: what is missing then is lost.
 pub fn until(net: &mut Net, mode: &mut dyn Mode) -> io::Result<()> {
     let (mut since, mut units) = (Instant::now(), mode.units());
-    while !mode.is_done() && since.elapsed() < PATIENCE {
+    while !mode.is_done() && since.elapsed() < ROOM_TIMEOUT {
         net.turn(mode, Duration::from_millis(100))?;
         if mode.units() != units {
             (since, units) = (Instant::now(), mode.units());

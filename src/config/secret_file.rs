@@ -12,7 +12,7 @@ use crate::limits::SECRET_FILE_BYTES_MAX;
 ///
 /// Nothing else is opened: opening or reading a FIFO, a terminal or a device can block for ever. A symbolic link to a
 /// regular file is followed; Kubernetes mounts secrets as such links. A network file system that hangs blocks this call
-/// nevertheless; only the watchdog of a supervisor ends that.
+/// nevertheless; only the watchdog of a service_manager ends that.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     check_is_regular(&fs::metadata(path)?)?;
     let file = File::open(path)?;

@@ -25,21 +25,21 @@ pub enum Answer {
         response: Vec<u8>,
     },
     /// Send what [`told`] makes of the answer to this question, and close.
-    Ask(Question),
+    Ask(AdminRequest),
 }
 
 /// What an operator asks at the `--metrics` listener.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct AdminRequest {
     /// What it is about.
-    pub about: About,
+    pub about: AdminTopic,
     /// Whether only the head of the answer is wanted.
     pub(super) head_only: bool,
 }
 
 /// What an operator asks about.
 #[derive(Debug, PartialEq, Eq)]
-pub enum About {
+pub enum AdminTopic {
     /// The metrics.
     Metrics,
     /// Who is in this room, or in any, from behind this place in the list on.
@@ -61,10 +61,10 @@ pub struct Refusal {
 }
 
 /// The answer to a question, of which this is the text.
-pub fn told(question: &Question, text: &str) -> Answer {
+pub fn told(question: &AdminRequest, text: &str) -> Answer {
     let kind = match question.about {
-        About::Metrics => "text/plain; version=0.0.4; charset=utf-8",
-        About::Rooms { .. } => "application/json",
+        AdminTopic::Metrics => "text/plain; version=0.0.4; charset=utf-8",
+        AdminTopic::Rooms { .. } => "application/json",
     };
     response(200, text.as_bytes(), &[("Content-Type", kind)], question.head_only)
 }

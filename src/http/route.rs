@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use percent_encoding::{percent_decode_str, percent_encode_byte};
 
-use super::About;
+use super::AdminTopic;
 use crate::config::{Config, ROOM_BYTES_MAX, ROOM_TEXT_BYTES_MAX};
-use crate::page;
 use crate::paths;
-use crate::protocol::{Dialect, Target};
+use crate::protocol::{ProtocolId, Target};
 use crate::query::Query;
+use crate::web;
 
 /// Splits a request target into its path, normalized, and its query. Scheme and host of an absolute form (RFC 9112
 /// section 3.2.2) are ignored; RFC 6455 section 4.2.1 lets a client write the URL of a WebSocket there.
@@ -64,14 +64,14 @@ pub(super) fn target(
     config: &Config,
 ) -> Option<Result<Target, &'static str>> {
     let (dialect, room) = if let Some(room) = below(paths::WEBSOCKET, path) {
-        (Dialect::Noroshi, our_room(room))
+        (ProtocolId::Noroshi, our_room(room))
     } else if config.ayame.as_deref() == Some(path) {
-        (Dialect::Ayame, Ok(String::new()))
+        (ProtocolId::Ayame, Ok(String::new()))
     } else {
-        let is_page = config.page && page::at(path).is_some();
+        let is_page = config.page && web::at(path).is_some();
         let is_free = !is_health(path, config) && (is_upgrade || !is_page);
         let prefix = config.matchbox.as_deref().filter(|_| is_free)?;
-        (Dialect::Matchbox, decoded(below(prefix, path)?))
+        (ProtocolId::Matchbox, decoded(below(prefix, path)?))
     };
     let target = room.map(|room| Target { dialect, room, query: query.clone() });
     Some(target.and_then(|target| check_query(target, config)))
@@ -80,10 +80,10 @@ pub(super) fn target(
 /// Refuses a query of which a field that is read is not UTF-8. Other fields may hold anything.
 fn check_query(target: Target, config: &Config) -> Result<Target, &'static str> {
     let is_utf8 = |name| target.query.values(name).all(|value| value.is_ok());
-    if target.dialect == Dialect::Matchbox && !is_utf8("next") {
+    if target.dialect == ProtocolId::Matchbox && !is_utf8("next") {
         return Err("next in the query is not UTF-8");
     }
-    if target.dialect != Dialect::Ayame && config.token_secrets.is_some() && !is_utf8("token") {
+    if target.dialect != ProtocolId::Ayame && config.token_secrets.is_some() && !is_utf8("token") {
         return Err("token in the query is not UTF-8");
     }
     Ok(target)
@@ -128,7 +128,7 @@ fn is_room(name: &str) -> bool {
 
 /// Returns what is asked about the rooms: the name of one, and where the page before has ended, as that says. Of equal
 /// fields the last counts. `None`: the query has another field, or one that cannot be read.
-pub(super) fn rooms(query: &Query) -> Option<About> {
+pub(super) fn rooms(query: &Query) -> Option<AdminTopic> {
     let (mut room, mut after) = (None, None);
     for field in query.fields() {
         let (name, value) = field.ok()?;
@@ -141,7 +141,7 @@ pub(super) fn rooms(query: &Query) -> Option<About> {
             _ => return None,
         }
     }
-    Some(About::Rooms { room, after })
+    Some(AdminTopic::Rooms { room, after })
 }
 
 /// Returns whether a path is that of a health check. Clients of other servers use the path of theirs.

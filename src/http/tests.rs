@@ -3,12 +3,12 @@
 use super::*;
 use crate::address::Network;
 use crate::origin::Allowed;
-use crate::page::{LIBRARY, PAGE};
+use crate::web::{LIBRARY, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const ASKS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
 
-fn ask(door: Door, config: &Config, full: bool, head: &str) -> (u16, String) {
+fn ask(door: ListenerKind, config: &Config, full: bool, head: &str) -> (u16, String) {
     let head = format!("{head}\r\n");
     assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
     let place = if full { Place::Full } else { Place::Free };
@@ -46,7 +46,7 @@ fn ask(door: Door, config: &Config, full: bool, head: &str) -> (u16, String) {
 }
 
 fn get(head: &str) -> (u16, String) {
-    ask(Door::Main, &Config::default(), false, &format!("{}\r\nHost: h:1\r\n", head.trim_end()))
+    ask(ListenerKind::Main, &Config::default(), false, &format!("{}\r\nHost: h:1\r\n", head.trim_end()))
 }
 
 fn upgrade(target: &str, more: &str) -> (u16, String) {
@@ -73,7 +73,9 @@ fn upgrades() {
 fn a_subprotocol_is_not_taken() {
     let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Protocol: a, b\r\n{KEY}{ASKS}\r\n");
     let answer =
-        answer(head.as_bytes(), Door::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
+        answer(head.as_bytes(), ListenerKind::Main, &Config::default(), false, Duration::ZERO, |_, _| {
+            Place::Free
+        });
     let Answer::Upgrade { response, .. } = answer else { panic!("{answer:?}") };
     assert!(!String::from_utf8(response).unwrap().contains("Sec-WebSocket-Protocol"));
 }
@@ -130,7 +132,7 @@ fn one_slash_at_the_end_and_encoded_letters_change_nothing() {
     let config = Config { ayame: Some("/signaling".into()), ..Config::default() };
     for (path, status) in [("/signaling", 101), ("/%73ignaling", 101), ("/signaling/", 404)] {
         let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
-        assert_eq!(ask(Door::Main, &config, false, &head).0, status, "{path}");
+        assert_eq!(ask(ListenerKind::Main, &config, false, &head).0, status, "{path}");
     }
     assert_eq!(upgrade("/healthz", "").0, 200, "a health check is answered whatever a balancer adds");
 }
@@ -138,7 +140,8 @@ fn one_slash_at_the_end_and_encoded_letters_change_nothing() {
 /// What the client and the log are told of an upgrade that is refused. `head` has no `Host`.
 fn refusal(config: &Config, head: &str) -> Option<(u16, String)> {
     let head = format!("{head}Host: h\r\n\r\n");
-    let answer = answer(head.as_bytes(), Door::Main, config, false, Duration::ZERO, |_, _| Place::Free);
+    let answer =
+        answer(head.as_bytes(), ListenerKind::Main, config, false, Duration::ZERO, |_, _| Place::Free);
     let Answer::Plain { status, refused, response } = answer else { panic!("{answer:?}") };
     let response = String::from_utf8(response).unwrap();
     let body = response.split_once("\r\n\r\n").unwrap().1.trim_end().to_owned();
@@ -221,7 +224,8 @@ fn an_upgrade_that_a_proxy_has_spoiled_is_told_the_likely_cause() {
 #[test]
 fn a_plain_request_without_host_is_no_refused_upgrade() {
     let head = b"GET / HTTP/1.1\r\n\r\n";
-    let answer = answer(head, Door::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
+    let answer =
+        answer(head, ListenerKind::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
     assert!(matches!(answer, Answer::Plain { status: 400, refused: None, .. }), "{answer:?}");
 }
 
@@ -239,7 +243,7 @@ fn only_fields_of_the_query_that_are_read_must_be_utf8() {
         (&matchbox, "/tea?next=2&token=%ff&%ff", 101),
     ] {
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
-        assert_eq!(ask(Door::Main, config, false, &head).0, expected, "{target}");
+        assert_eq!(ask(ListenerKind::Main, config, false, &head).0, expected, "{target}");
     }
 }
 
@@ -250,7 +254,7 @@ fn the_metrics_listener_answers_no_page_of_a_rebound_name() {
     let status = |config: &Config, path: &str, host: &str| {
         let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let answer =
-            answer(head.as_bytes(), Door::Metrics, config, false, Duration::ZERO, |_, _| Place::Free);
+            answer(head.as_bytes(), ListenerKind::Metrics, config, false, Duration::ZERO, |_, _| Place::Free);
         match answer {
             Answer::Ask(_) => (200, String::new()),
             Answer::Plain { status, response, refused } => {
@@ -273,9 +277,10 @@ fn the_metrics_listener_answers_no_page_of_a_rebound_name() {
         assert_eq!(status(&named, path, "Metrics.example.com:8081").0, 200);
         assert_eq!(status(&Config::default(), path, "metrics.example.com:8081").0, 403);
     }
-    assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET /metrics HTTP/1.0\r\n").0, 200);
+    assert_eq!(ask(ListenerKind::Metrics, &Config::default(), false, "GET /metrics HTTP/1.0\r\n").0, 200);
     assert_eq!(
-        ask(Door::Main, &Config::default(), false, "GET /healthz HTTP/1.1\r\nHost: evil.example\r\n").0,
+        ask(ListenerKind::Main, &Config::default(), false, "GET /healthz HTTP/1.1\r\nHost: evil.example\r\n")
+            .0,
         200
     );
 }
@@ -309,7 +314,7 @@ fn origins() {
         let allow_origins = vec![Allowed::parse(allowed).unwrap()];
         let config = Config { allow_origins, ..Config::default() };
         let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{ASKS}");
-        ask(Door::Main, &config, false, &head).0
+        ask(ListenerKind::Main, &config, false, &head).0
     };
     assert_eq!(from("https://a.example", "https://a.example"), 101);
     assert_eq!(from("https://a.example", "https://A.example"), 101);
@@ -326,7 +331,7 @@ fn client_address(header: Option<&str>, headers: &[u8]) -> Result<Option<String>
     let begin = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
     let head = [begin.as_bytes(), headers, b"\r\n"].concat();
     let mut address = None;
-    let answer = answer(&head, Door::Main, &config, true, Duration::ZERO, |ip, _| {
+    let answer = answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |ip, _| {
         address = ip;
         Place::Free
     });
@@ -437,7 +442,7 @@ fn only_the_header_that_the_operator_names_is_read() {
 
 #[test]
 fn a_full_server_says_so_only_to_those_who_would_have_come_in() {
-    let full = |head: &str| ask(Door::Main, &Config::default(), true, head).0;
+    let full = |head: &str| ask(ListenerKind::Main, &Config::default(), true, head).0;
     assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 503);
     assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\n{KEY}{ASKS}")), 403);
     assert_eq!(full("GET /healthz HTTP/1.1\r\nHost: h\r\n"), 200);
@@ -462,7 +467,7 @@ fn pages() {
     for target in ["/metrics", "/wsx", "/healthz//", "//healthz", "*", "http://h:1", "http://h?z=/ws"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
-    let metrics = |head: &str| ask(Door::Metrics, &Config::default(), false, head).0;
+    let metrics = |head: &str| ask(ListenerKind::Metrics, &Config::default(), false, head).0;
     assert_eq!(metrics("GET /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
     assert_eq!(metrics("HEAD /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
     assert_eq!(metrics("PUT /metrics HTTP/1.1\r\nHost: h\r\n"), 405);
@@ -484,8 +489,10 @@ fn pages() {
         ("room=tea&other=%ff", None),
         ("rooms=tea", None),
     ] {
-        let expected = expected
-            .map(|(room, after): (Option<&str>, _)| About::Rooms { room: room.map(String::from), after });
+        let expected = expected.map(|(room, after): (Option<&str>, _)| AdminTopic::Rooms {
+            room: room.map(String::from),
+            after,
+        });
         assert_eq!(route::rooms(&Query::new(query)), expected, "{query}");
         let status = metrics(&format!("GET /rooms?{query} HTTP/1.1\r\nHost: h\r\n"));
         assert_eq!(status, if expected.is_some() { 200 } else { 400 });
@@ -520,11 +527,11 @@ fn files() {
     for target in ["//", "/index.html", "/check/", "/noroshi.js/", "/NOROSHI.js"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
-    assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0, 404);
+    assert_eq!(ask(ListenerKind::Metrics, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0, 404);
     let config = Config { page: false, ..Config::default() };
     for target in ["/", "/check", "/noroshi.js"] {
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n");
-        assert_eq!(ask(Door::Main, &config, false, &head).0, 404, "{target}");
+        assert_eq!(ask(ListenerKind::Main, &config, false, &head).0, 404, "{target}");
     }
 }
 
@@ -550,7 +557,7 @@ fn pages_that_may_connect_may_load_the_library() {
         let allow_origins = allow.iter().map(|origin| Allowed::parse(origin).unwrap()).collect();
         let config = Config { allow_origins, ..Config::default() };
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n");
-        ask(Door::Main, &config, false, &head).1
+        ask(ListenerKind::Main, &config, false, &head).1
     };
     let allowed = |head: &str| {
         let rest = head.split("\r\nAccess-Control-Allow-Origin: ").nth(1)?;
@@ -571,7 +578,7 @@ fn pages_that_may_connect_may_load_the_library() {
 
 #[test]
 fn malformed_requests() {
-    let main = |head: &str| ask(Door::Main, &Config::default(), false, head).0;
+    let main = |head: &str| ask(ListenerKind::Main, &Config::default(), false, head).0;
     for head in ["GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n"] {
         assert_eq!(main(head), 400, "{head}");
     }

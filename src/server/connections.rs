@@ -12,29 +12,29 @@ use mio::{Interest, Registry, Token};
 use slab::Slab;
 
 use crate::address::Address;
-use crate::budget::Reservation;
 use crate::config::Config;
-use crate::gate::Gate;
-use crate::http::{self, Door, Refusal};
+use crate::http::{self, ListenerKind, Refusal};
 use crate::limits::{
-    ANSWER_TIME_MIN, CLOSES_PER_TURN, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, METRICS_AT_ONCE,
-    PLACE_TIME_MIN, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
+    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, METRICS_AT_ONCE,
+    PLACE_TIME_MIN, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_ITERATION,
 };
-use crate::protocol::{Close, Conn, Dialect, Effect, Member, Outbox};
+use crate::memory_budget::Reservation;
+use crate::protocol::{Close, Conn, Effect, Member, Outbox, ProtocolId};
+use crate::protocols::Dispatcher;
 use crate::session::{self, End, Event, Scratch, Session, Shared};
-use crate::stamp::Stamp;
+use crate::timestamp::Timestamp;
 use crate::token::Fault;
 
 /// All connections.
 pub(super) struct Connections {
     pub(super) entries: Slab<Entry>,
     pub(super) shared: Shared,
-    /// Slots that something happened to in this turn.
+    /// ConnTable that something happened to in this turn.
     pub(super) touched: Vec<usize>,
-    /// Slots whose session is to be read in the next turn, though no event may say so.
+    /// ConnTable whose session is to be read in the next turn, though no event may say so.
     pub(super) ready: Vec<usize>,
     /// Units of work in this turn: messages that were handled or queued. See
-    /// [`WORK_PER_TURN`](crate::limits::WORK_PER_TURN).
+    /// [`WORK_PER_ITERATION`](crate::limits::WORK_PER_ITERATION).
     pub(super) work: usize,
     /// Connections so far.
     numbers: u64,
@@ -42,7 +42,7 @@ pub(super) struct Connections {
     pub(super) upgraded: usize,
     /// Those of the metrics listener.
     metrics_sessions: usize,
-    /// Slots of connections that are not WebSockets, by their numbers, so that the oldest is the first; for each [`Door`].
+    /// ConnTable of connections that are not WebSockets, by their numbers, so that the oldest is the first; for each [`ListenerKind`].
     plain: [BTreeMap<u64, usize>; 2],
     /// Upgrades that were refused since the last sweep began.
     refusals: usize,
@@ -51,7 +51,7 @@ pub(super) struct Connections {
 pub(super) struct Entry {
     pub session: Session<TcpStream>,
     pub conn: Conn,
-    pub since: Stamp,
+    pub since: Timestamp,
     /// Whether it was counted as a WebSocket.
     upgraded: bool,
     /// Whether a protocol knows it.
@@ -118,13 +118,13 @@ impl Connections {
         &mut self,
         slot: usize,
         scratch: &'a mut Scratch,
-        gate: &Gate,
+        gate: &Dispatcher,
     ) -> Option<Event<'a>> {
         self.entries[slot].session.next(scratch, &mut self.shared, gate)
     }
 
     /// When another connection can be accepted: now if there is a place, else when an older one gives way.
-    pub(super) fn place_at(&self, door: Door) -> Option<Duration> {
+    pub(super) fn place_at(&self, door: ListenerKind) -> Option<Duration> {
         if self.have_place(door) {
             return Some(self.shared.now);
         }
@@ -135,7 +135,7 @@ impl Connections {
     ///
     /// A server that is full thus still answers `/healthz`, however many connections say nothing. It is called last in a
     /// turn, when nothing refers to the slot that is freed.
-    pub(super) fn make_place(&mut self, door: Door) {
+    pub(super) fn make_place(&mut self, door: ListenerKind) {
         if self.have_place(door) {
             return;
         }
@@ -148,7 +148,7 @@ impl Connections {
     }
 
     /// The slot of the connection that gives way next, and from when on it may.
-    fn next_to_evict(&self, door: Door) -> Option<(Duration, usize)> {
+    fn next_to_evict(&self, door: ListenerKind) -> Option<(Duration, usize)> {
         let oldest = self.plain[door as usize].values().take(EVICTION_CANDIDATES_MAX);
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
@@ -159,14 +159,14 @@ impl Connections {
     }
 
     /// Whether there is a place that no connection has.
-    fn have_place(&self, door: Door) -> bool {
+    fn have_place(&self, door: ListenerKind) -> bool {
         let main = self.entries.len() - self.metrics_sessions;
         let Shared { config, budget, .. } = &self.shared;
         match door {
             // Without memory, too, there is place for some who are told so.
-            Door::Main if !budget.allows(CONNECTION_BYTES) => main < self.upgraded + REFUSED_AT_ONCE,
-            Door::Main => main < config.connections_max + REFUSED_AT_ONCE,
-            Door::Metrics => self.metrics_sessions < METRICS_AT_ONCE,
+            ListenerKind::Main if !budget.allows(CONNECTION_BYTES) => main < self.upgraded + REFUSED_AT_ONCE,
+            ListenerKind::Main => main < config.connections_max + REFUSED_AT_ONCE,
+            ListenerKind::Metrics => self.metrics_sessions < METRICS_AT_ONCE,
         }
     }
 
@@ -175,7 +175,7 @@ impl Connections {
         &mut self,
         mut stream: TcpStream,
         address: Address,
-        door: Door,
+        door: ListenerKind,
         registry: &Registry,
     ) -> io::Result<()> {
         let slot = self.entries.vacant_key();
@@ -183,7 +183,7 @@ impl Connections {
         self.numbers += 1;
         self.plain[door as usize].insert(self.numbers, slot);
         self.shared.full = self.are_full();
-        self.metrics_sessions += usize::from(door == Door::Metrics);
+        self.metrics_sessions += usize::from(door == ListenerKind::Metrics);
         self.entries.insert(Entry {
             session: Session::new(stream, door, address, &mut self.shared),
             conn: Conn::new(self.numbers, slot),
@@ -205,7 +205,7 @@ impl Connections {
     /// Evaluates the deadlines of as many sessions as one turn may, from this slot on, and closes those that are to be
     /// dismissed. Returns where to go on.
     pub(super) fn tick(&mut self, from: usize, is_dismissed: impl Fn(&Entry) -> bool) -> Option<usize> {
-        let (slots, next) = self.slice(from, SWEEP_PER_TURN);
+        let (slots, next) = self.slice(from, SWEEP_PER_ITERATION);
         for slot in slots {
             if is_dismissed(&self.entries[slot]) {
                 self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
@@ -219,7 +219,7 @@ impl Connections {
 
     /// Closes as many sessions as one turn may, from this slot on. Returns where to go on.
     pub(super) fn close_all(&mut self, from: usize) -> Option<usize> {
-        let (slots, next) = self.slice(from, CLOSES_PER_TURN);
+        let (slots, next) = self.slice(from, CLOSES_PER_ITERATION);
         for slot in slots {
             self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
         }
@@ -250,7 +250,7 @@ impl Connections {
             self.entries.iter().filter(|(_, entry)| is_counted(entry)).count()
         };
         assert_eq!(count(|entry| entry.upgraded), self.upgraded);
-        assert_eq!(count(|entry| entry.session.door() == Door::Metrics), self.metrics_sessions);
+        assert_eq!(count(|entry| entry.session.door() == ListenerKind::Metrics), self.metrics_sessions);
         let ready: BTreeSet<usize> = self.ready.iter().copied().collect();
         assert!(self.entries.iter().all(|(slot, entry)| !entry.ready || ready.contains(&slot)));
         let touched: BTreeSet<usize> = self.touched.iter().copied().collect();
@@ -302,13 +302,14 @@ impl Connections {
     }
 
     /// A WebSocket is one no longer. It was here.
-    fn part(&mut self, slot: usize, dialect: Dialect, member: &Member) {
+    fn part(&mut self, slot: usize, dialect: ProtocolId, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.served = false;
         let end = entry.session.end().expect("what is no longer open has an end").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
         let room = member.room;
-        let whose = if dialect == Dialect::Noroshi { String::new() } else { format!("{} ", dialect.name()) };
+        let whose =
+            if dialect == ProtocolId::Noroshi { String::new() } else { format!("{} ", dialect.name()) };
         info!(
             "connection {} from {} ended after {:.1} s: {end}; {whose}room {room:?}, {}",
             entry.conn.number(),
@@ -323,7 +324,7 @@ impl Connections {
         let entry = self.entries.remove(slot);
         self.plain[entry.session.door() as usize].remove(&entry.conn.number());
         self.upgraded -= usize::from(entry.upgraded);
-        self.metrics_sessions -= usize::from(entry.session.door() == Door::Metrics);
+        self.metrics_sessions -= usize::from(entry.session.door() == ListenerKind::Metrics);
         debug!("connection {} from {} is gone", entry.conn.number(), entry.session.address());
         entry.session.free(&mut self.shared);
     }

@@ -16,7 +16,7 @@ impl Server {
     ///
     /// # Errors
     /// A system call that this needs fails.
-    pub fn heed_signals(&mut self) -> io::Result<()> {
+    pub fn install_signal_handlers(&mut self) -> io::Result<()> {
         let signals =
             self.signals.insert(Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?);
         self.poll.registry().register(signals, SIGNALS, Interest::READABLE)
@@ -28,7 +28,7 @@ impl Server {
     /// # Errors
     /// The poll fails, which no peer can bring about.
     pub fn run(&mut self) -> io::Result<()> {
-        self.supervisor.ready();
+        self.service_manager.ready();
         while !self.is_stopped() {
             self.turn(None)?;
             if !mem::take(&mut self.signalled) {

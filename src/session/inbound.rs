@@ -12,11 +12,11 @@ use tungstenite::Message;
 use tungstenite::error::Error;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
+use super::buffers::{Shared, Work};
 use super::frame::{self, Header};
-use super::work::{Shared, Work};
 use super::{End, Session, Stream};
-use crate::budget::Budget;
 use crate::limits::{ALWAYS_HELD_BYTES, CODEC_BYTES, FRAGMENT_BYTES_FREE, READ_BYTES_MAX};
+use crate::memory_budget::Budget;
 
 /// What the last read brought, and what was made of it. All sessions share one: who has read takes it all before
 /// another reads.

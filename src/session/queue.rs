@@ -8,7 +8,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
-use super::work::{Shared, Work};
+use super::buffers::{Shared, Work};
 use super::{End, Session, Stream, frame};
 use crate::limits::{ALWAYS_HELD_BYTES, CONTROL_BYTES_MAX, QUEUE_BYTES_RESERVE, STALL_TIME_MAX};
 

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::RandomState;
 use std::time::Duration;
 
-use noroshi::ayame::Ayame;
-use noroshi::budget::{Budget, Reservation};
 use noroshi::config::Config;
-use noroshi::gate::Gate;
-use noroshi::hub::Hub;
-use noroshi::matchbox::Matchbox;
-use noroshi::protocol::{Close, Conn, Dialect, Effect, Input, Outbox, Target};
+use noroshi::memory_budget::{Budget, Reservation};
+use noroshi::protocol::{Close, Conn, Effect, Input, Outbox, ProtocolId, Target};
+use noroshi::protocols::Dispatcher;
+use noroshi::protocols::ayame::Ayame;
+use noroshi::protocols::matchbox::Matchbox;
+use noroshi::protocols::noroshi::Noroshi;
 use noroshi::query::Query;
 use noroshi::token::Claims;
 
@@ -19,24 +19,24 @@ use percent_encoding::percent_decode_str;
 use super::transcript::{Heard, Wire};
 
 /// All protocols of a configuration behind the door.
-pub fn gate(config: &Config) -> Gate {
-    let mut gate = Gate::new(config).to(Dialect::Noroshi, Hub::new(config));
+pub fn gate(config: &Config) -> Dispatcher {
+    let mut gate = Dispatcher::new(config).to(ProtocolId::Noroshi, Noroshi::new(config));
     if config.ayame.is_some() {
-        gate = gate.to(Dialect::Ayame, Ayame::new(config, RandomState::new()));
+        gate = gate.to(ProtocolId::Ayame, Ayame::new(config, RandomState::new()));
     }
     if config.matchbox.is_some() {
-        gate = gate.to(Dialect::Matchbox, Matchbox::new(config, RandomState::new()));
+        gate = gate.to(ProtocolId::Matchbox, Matchbox::new(config, RandomState::new()));
     }
     gate
 }
 
 /// A room of noroshi's own protocol.
 pub fn target(room: &str) -> Target {
-    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { dialect: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
 /// What has an id, rooms, and when something is due.
-pub fn left(gate: &Gate) -> (usize, usize, Option<Duration>) {
+pub fn left(gate: &Dispatcher) -> (usize, usize, Option<Duration>) {
     let sum = gate.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
     let (peers, rooms) = sum.fold((0, 0), |(peers, rooms), it| (peers + it.peers, rooms + it.rooms));
     (peers, rooms, gate.wake_at())
@@ -45,7 +45,7 @@ pub fn left(gate: &Gate) -> (usize, usize, Option<Duration>) {
 /// Peers by name, around the protocols. They answer pings at once, unless they are deaf. Events come in the order of the
 /// server: the messages of a read, then the sign of life; what a paused connection has sent comes when it is read again.
 pub struct Memory {
-    pub gate: Gate,
+    pub gate: Dispatcher,
     pub now: Duration,
     /// What time it was, since 1970, when the time began.
     pub epoch: Duration,
@@ -231,8 +231,11 @@ impl Wire for Memory {
     fn open_at(&mut self, who: &str, path: &str) {
         let (room, query) = path.split_once('?').unwrap_or((path, ""));
         let room = percent_decode_str(room.trim_start_matches('/')).decode_utf8().unwrap().into_owned();
-        let (dialect, room) =
-            if room == "signaling" { (Dialect::Ayame, String::new()) } else { (Dialect::Matchbox, room) };
+        let (dialect, room) = if room == "signaling" {
+            (ProtocolId::Ayame, String::new())
+        } else {
+            (ProtocolId::Matchbox, room)
+        };
         let target = Target { dialect, room, query: Query::new(query) };
         assert!(self.gate.has_place(&target));
         self.enter(who, &target, None);

@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use noroshi::config::Config;
-use noroshi::gate::Gate;
-use noroshi::http::{self, Door};
-use noroshi::hub::Hub;
-use noroshi::protocol::Dialect;
+use noroshi::http::{self, ListenerKind};
+use noroshi::protocol::ProtocolId;
+use noroshi::protocols::Dispatcher;
+use noroshi::protocols::noroshi::Noroshi;
 use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
 
 /// What a request for an upgrade looks like.
@@ -87,7 +87,7 @@ impl Stream for Pipe {
 pub struct Line {
     pub session: Session<Pipe>,
     pub shared: Shared,
-    pub gate: Gate,
+    pub gate: Dispatcher,
     pub scratch: Scratch,
     /// Messages that came out, `+ROOM` for the upgrade among them.
     pub events: Vec<String>,
@@ -96,9 +96,9 @@ pub struct Line {
 }
 
 impl Line {
-    pub fn new(door: Door, config: Config) -> Line {
+    pub fn new(door: ListenerKind, config: Config) -> Line {
         let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
-        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
         Line {
             session: Session::new(pipe, door, ADDRESS.into(), &mut shared),
@@ -112,7 +112,7 @@ impl Line {
 
     /// A session that is open already, and whose response was read.
     pub fn open(config: Config) -> Line {
-        let mut line = Line::new(Door::Main, config);
+        let mut line = Line::new(ListenerKind::Main, config);
         line.feed(REQUEST.as_bytes());
         assert_eq!(line.events, ["+tea"]);
         assert!(line.sent().starts_with(b"HTTP/1.1 101 "));

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use noroshi::config::{Config, Listen};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -20,7 +20,7 @@ pub const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 pub fn server(config: &Config) -> (Server, SocketAddr) {
     let listen = vec![Listen::Tcp((LOOPBACK, 0).into())];
     let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
-    let address = server.addresses(Door::Main).next().unwrap();
+    let address = server.addresses(ListenerKind::Main).next().unwrap();
     (server, address)
 }
 

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use noroshi::config::{Config, Listen};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use noroshi::token::{Claims, Secrets};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -39,7 +39,7 @@ impl Net {
     pub fn new(config: &Config) -> Net {
         let listen = vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())];
         let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
-        let address = server.addresses(Door::Main).next().unwrap();
+        let address = server.addresses(ListenerKind::Main).next().unwrap();
         Net { server, address, clients: BTreeMap::new() }
     }
 
@@ -56,7 +56,7 @@ impl Net {
     }
 
     /// A connection without a protocol.
-    pub fn connect(&mut self, door: Door) -> TcpStream {
+    pub fn connect(&mut self, door: ListenerKind) -> TcpStream {
         let address = self.server.addresses(door).next().unwrap();
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nonblocking(true).unwrap();
@@ -65,7 +65,7 @@ impl Net {
     }
 
     /// The same from another address of loopback.
-    pub fn connect_from(&mut self, source: &str, door: Door) -> TcpStream {
+    pub fn connect_from(&mut self, source: &str, door: ListenerKind) -> TcpStream {
         let address = self.server.addresses(door).next().unwrap();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()).unwrap();
@@ -86,7 +86,7 @@ impl Net {
     }
 
     /// Sends a request and returns the whole answer, as text.
-    pub fn ask(&mut self, door: Door, request: &str) -> String {
+    pub fn ask(&mut self, door: ListenerKind, request: &str) -> String {
         let mut stream = self.connect(door);
         stream.write_all(request.as_bytes()).unwrap();
         String::from_utf8(self.read_to_end(&mut stream)).unwrap()
@@ -99,7 +99,7 @@ impl Net {
 
     pub fn websocket_at(&mut self, path: &str) -> WebSocket<TcpStream> {
         let uri = format!("ws://{}{path}", self.address).parse().unwrap();
-        let stream = self.connect(Door::Main);
+        let stream = self.connect(ListenerKind::Main);
         let request = ClientRequestBuilder::new(uri);
         let request = tungstenite::client::IntoClientRequest::into_client_request(request).unwrap();
         let mut round = ClientHandshake::start(stream, request, None).map(Some).unwrap();
@@ -191,7 +191,8 @@ impl Wire for Net {
         } else {
             ""
         };
-        let answer = self.ask(Door::Main, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{upgrade}\r\n"));
+        let answer =
+            self.ask(ListenerKind::Main, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{upgrade}\r\n"));
         answer.split(' ').nth(1)?.parse().ok()
     }
 

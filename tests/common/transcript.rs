@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use noroshi::config::{Command, Config};
-use noroshi::protocol::Dialect;
+use noroshi::protocol::ProtocolId;
 use noroshi::token::{Claims, Secrets};
 use serde_json::Value;
 
@@ -48,7 +48,7 @@ pub struct Transcript {
     /// Recorded from the article's program, which says less and escapes more.
     article: bool,
     /// Of another protocol, which has its own names: `$name` stands for one.
-    dialect: Option<Dialect>,
+    dialect: Option<ProtocolId>,
     /// Whether Ayame's pings are lines, and not answered by the player.
     pings_by_hand: bool,
     lines: Vec<String>,
@@ -76,11 +76,11 @@ impl Transcript {
         if text.lines().any(|line| line == "# tokens") {
             config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
         }
-        let dialect = [("ayame", Dialect::Ayame), ("matchbox", Dialect::Matchbox)];
+        let dialect = [("ayame", ProtocolId::Ayame), ("matchbox", ProtocolId::Matchbox)];
         let dialect = dialect.into_iter().find(|(folder, _)| name.starts_with(folder)).map(|(_, it)| it);
         match dialect {
-            Some(Dialect::Ayame) => config.ayame = Some("/signaling".to_owned()),
-            Some(Dialect::Matchbox) => config.matchbox = Some(String::new()),
+            Some(ProtocolId::Ayame) => config.ayame = Some("/signaling".to_owned()),
+            Some(ProtocolId::Matchbox) => config.matchbox = Some(String::new()),
             _ => {}
         }
         let pings_by_hand = text.lines().any(|line| line == "# pings: by hand");
@@ -112,8 +112,8 @@ impl Transcript {
                 _ => _ = everybody.insert(who),
             }
             match (verb, self.dialect) {
-                ("+", Some(Dialect::Ayame)) => wire.open_at(who, &format!("/signaling{rest}")),
-                ("+", Some(Dialect::Matchbox)) => wire.open_at(who, &format!("/{rest}")),
+                ("+", Some(ProtocolId::Ayame)) => wire.open_at(who, &format!("/signaling{rest}")),
+                ("+", Some(ProtocolId::Matchbox)) => wire.open_at(who, &format!("/{rest}")),
                 ("+", _) => match rest.split_once("as ") {
                     Some((room, id)) if self.config.token_secrets.is_some() => {
                         let id = Some(id).filter(|id| *id != "*").map(Box::from);
@@ -140,7 +140,7 @@ impl Transcript {
                 }
                 ("<", _) => match self.wait(&mut *wire, who, rest) {
                     Some(Heard::Text(heard)) if self.dialect.is_some() => {
-                        names.compare(&at, rest, &heard, self.dialect == Some(Dialect::Matchbox));
+                        names.compare(&at, rest, &heard, self.dialect == Some(ProtocolId::Matchbox));
                     }
                     Some(Heard::Text(heard)) => self.compare(&at, rest, &heard),
                     other => panic!("{at}\nbut heard {other:?}"),

@@ -12,9 +12,9 @@ use std::hash::RandomState;
 use std::time::Duration;
 
 use ayame_model::Model;
-use noroshi::ayame::Ayame;
 use noroshi::config::Config;
-use noroshi::protocol::{Dialect, Input, Target};
+use noroshi::protocol::{Input, ProtocolId, Target};
+use noroshi::protocols::ayame::Ayame;
 use noroshi::query::Query;
 use noroshi::token::{Claims, Secrets};
 use world::{Bytes, STEPS_MAX, World};
@@ -39,7 +39,7 @@ pub fn check(data: &[u8]) {
     let config = Config { token_secrets, ..world::config(rate, None) };
     let model = Model::new(rate, config.token_secrets.clone());
     let ayame = Ayame::new(&config, RandomState::new());
-    let mut world = World::new(&config, Dialect::Ayame, ayame, model, PEERS_MAX);
+    let mut world = World::new(&config, ProtocolId::Ayame, ayame, model, PEERS_MAX);
     for _ in 0..STEPS_MAX {
         if step(&mut world, &keys, &mut bytes).is_none() {
             break;
@@ -89,7 +89,7 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
 }
 
 fn target() -> Target {
-    Target { dialect: Dialect::Ayame, room: String::new(), query: Query::default() }
+    Target { dialect: ProtocolId::Ayame, room: String::new(), query: Query::default() }
 }
 
 /// Tokens of all kinds, and texts that are none.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use noroshi::protocol::{Close, Conn, Input, Target};
-use noroshi::rate::Verdict;
+use noroshi::rate_limit::Verdict;
 use noroshi::token::Claims;
 
 /// An effect, as far as it is compared.

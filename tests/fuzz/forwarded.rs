@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use noroshi::address::Network;
 use noroshi::config::Config;
-use noroshi::http::{self, Answer, Door, Place};
+use noroshi::http::{self, Answer, ListenerKind, Place};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -51,7 +51,7 @@ pub fn check(data: &[u8]) {
     head.extend_from_slice(b"\r\n");
 
     let mut told: Option<Option<IpAddr>> = None;
-    let answer = http::answer(&head, Door::Main, &config, true, Duration::ZERO, |address, _| {
+    let answer = http::answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
         told = Some(address);
         Place::Free
     });

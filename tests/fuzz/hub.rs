@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use hub_model::Model;
 use noroshi::config::{CLAIMANTS_MAX, Config};
-use noroshi::hub::Hub;
-use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::protocol::{Conn, Input, ProtocolId, Target};
+use noroshi::protocols::noroshi::Noroshi;
 use noroshi::query::Query;
 use noroshi::token::Claims;
 use serde_json::Value;
@@ -63,8 +63,8 @@ impl HubWorld {
         let config = Config { mesh_peers_max, ..world::config(rate, memory) };
         let model = Model::new(rate, mesh_peers_max);
         let slots = PEERS_MAX + CROWD_MAX;
-        let world =
-            World::new(&config, Dialect::Noroshi, Hub::new(&config), model, slots).normalize(normalize);
+        let world = World::new(&config, ProtocolId::Noroshi, Noroshi::new(&config), model, slots)
+            .normalize(normalize);
         HubWorld { world, has_tokens, crowd_steps, own_ids: BTreeMap::new() }
     }
 
@@ -147,7 +147,7 @@ impl HubWorld {
 }
 
 fn target(room: &str) -> Target {
-    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { dialect: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
 /// Writes a message of the server as the model does: without the sentences for people, and with sorted fields.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use noroshi::config::CLAIMANTS_MAX;
-use noroshi::message::{self, Body, Code};
 use noroshi::protocol::{Close, Conn, Target};
-use noroshi::rate::Verdict;
+use noroshi::protocols::noroshi::message::{self, Body, Code};
+use noroshi::rate_limit::Verdict;
 use noroshi::token::Claims;
 use serde_json::{Value, json};
 

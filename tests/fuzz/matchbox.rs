@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use matchbox_model::Model;
 use noroshi::config::Config;
-use noroshi::matchbox::Matchbox;
-use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::protocol::{Conn, Input, ProtocolId, Target};
+use noroshi::protocols::matchbox::Matchbox;
 use noroshi::query::Query;
 use world::{Bytes, STEPS_MAX, Step, World};
 
@@ -51,7 +51,7 @@ pub fn check(data: &[u8]) {
     let config = Config { mesh_peers_max, ..world::config(rate, None) };
     let model = Model::new(rate, mesh_peers_max);
     let matchbox = Matchbox::new(&config, RandomState::new());
-    let mut world = World::new(&config, Dialect::Matchbox, matchbox, model, PEERS_MAX + CROWD_MAX);
+    let mut world = World::new(&config, ProtocolId::Matchbox, matchbox, model, PEERS_MAX + CROWD_MAX);
     // Ids of all who were ever here, so that messages go to those who are gone, too.
     let mut names = Vec::new();
     for _ in 0..STEPS_MAX {
@@ -114,7 +114,7 @@ fn connect(world: &mut World<Model>, slot: usize, target: &Target, names: &mut V
 fn target(room: usize, query: usize) -> Target {
     let room = ROOMS[room % ROOMS.len()].to_owned();
     let (query, _) = QUERIES[query % QUERIES.len()];
-    Target { dialect: Dialect::Matchbox, room, query: Query::new(query) }
+    Target { dialect: ProtocolId::Matchbox, room, query: Query::new(query) }
 }
 
 fn message(names: &[String], bytes: &mut Bytes) -> Option<String> {

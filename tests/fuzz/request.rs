@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
-use noroshi::http::{self, Answer, Door, Place};
+use noroshi::http::{self, Answer, ListenerKind, Place};
 use noroshi::origin::Allowed;
 use pipe::{ADDRESS, ASKED, Line};
 
@@ -22,7 +22,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 /// The first byte says how, the rest is what the peer sends.
 pub fn check(data: &[u8]) {
     let Some((how, bytes)) = data.split_first() else { return };
-    let door = if how & 1 == 0 { Door::Main } else { Door::Metrics };
+    let door = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Metrics };
     let full = how & 2 != 0;
     let allow_origins =
         if how & 4 == 0 { vec![] } else { vec![Allowed::parse("https://a.example").unwrap()] };
@@ -41,7 +41,7 @@ pub fn check(data: &[u8]) {
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
             let place = if full { Place::Full } else { Place::Free };
-            let is_trusted = door == Door::Main && !config.trusted_proxies.is_empty();
+            let is_trusted = door == ListenerKind::Main && !config.trusted_proxies.is_empty();
             let mut client_address = None;
             let wall = std::time::Duration::ZERO;
             let answer = http::answer(&bytes[..end], door, &config, is_trusted, wall, |address, _| {
@@ -71,7 +71,7 @@ pub fn check(data: &[u8]) {
             assert!(sent.starts_with(&response));
             assert_eq!(line.events.first(), Some(&format!("+{}", target.room)));
             assert_eq!(parse(&response), (101, b"".to_vec(), None));
-            assert!(door == Door::Main && !full);
+            assert!(door == ListenerKind::Main && !full);
             check_upgrade(&bytes[..ends.unwrap()], &target.room);
         }
         Answer::Plain { status, response, .. } => {

@@ -14,10 +14,10 @@ use noroshi::config::{
     BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::gate::Gate;
-use noroshi::http::Door;
-use noroshi::hub::Hub;
-use noroshi::protocol::Dialect;
+use noroshi::http::ListenerKind;
+use noroshi::protocol::ProtocolId;
+use noroshi::protocols::Dispatcher;
+use noroshi::protocols::noroshi::Noroshi;
 use noroshi::session::{End, Event, Fill, Scratch, Session, Shared};
 use pipe::{ADDRESS, CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
 use reading::{BINARY, MESSAGE_BYTES_MAX, Reading};
@@ -50,7 +50,7 @@ struct World {
 
 struct House {
     shared: Shared,
-    gate: Gate,
+    gate: Dispatcher,
     scratch: Scratch,
     /// What sessions, and what they share, have allocated.
     held: isize,
@@ -87,7 +87,7 @@ impl World {
         };
         let memory_bytes_max = spare.map(|spare| BASE_BYTES + 2 * CONNECTION_BYTES + spare);
         let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
-        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
         // Room for the first entry of a map is no news.
         shared.metrics.refused_upgrades.insert(408, 0);
@@ -217,7 +217,7 @@ impl World {
 impl Peer {
     fn new(shared: &mut Shared) -> Peer {
         Peer {
-            session: Session::new(Pipe::default(), Door::Main, ADDRESS.into(), shared),
+            session: Session::new(Pipe::default(), ListenerKind::Main, ADDRESS.into(), shared),
             coming: REQUEST.into(),
             brought: 0,
             reading: Reading::default(),

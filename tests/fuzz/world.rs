@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 use std::time::Duration;
 
-use noroshi::budget::{Budget, Reservation};
 use noroshi::config::{BASE_BYTES, Config};
-use noroshi::gate::{Gate, Protocol};
-use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox, Target};
+use noroshi::memory_budget::{Budget, Reservation};
+use noroshi::protocol::{Conn, Effect, Input, Outbox, ProtocolId, Target};
+use noroshi::protocols::{Dispatcher, Protocol};
 use noroshi::token::Claims;
 
 use super::context::{self, Rules, Said};
@@ -44,7 +44,7 @@ const CROWD_CHECKED_EVERY: usize = 16;
 
 pub struct World<R> {
     pub rules: R,
-    gate: Gate,
+    gate: Dispatcher,
     outbox: RecordingOutbox,
     pub now: Duration,
     /// Open connections, by slot.
@@ -112,14 +112,14 @@ pub fn config(rate_max: u32, memory_bytes: Option<usize>) -> Config {
 impl<R: Rules> World<R> {
     pub fn new(
         config: &Config,
-        dialect: Dialect,
+        dialect: ProtocolId,
         protocol: impl Protocol + 'static,
         rules: R,
         slots: usize,
     ) -> World<R> {
         World {
             rules,
-            gate: Gate::new(config).to(dialect, protocol),
+            gate: Dispatcher::new(config).to(dialect, protocol),
             outbox: RecordingOutbox {
                 effects: Vec::new(),
                 room_in_queue: BTreeMap::new(),

@@ -18,7 +18,7 @@ fn a_drain_serves_the_rooms_that_there_are_and_ends_them_one_by_one() {
     assert_eq!(net.status("/healthz", false), Some(200));
     net.server.drain();
     assert_eq!(net.status("/healthz", false), Some(503));
-    assert!(net.ask(Door::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").ends_with("draining"));
+    assert!(net.ask(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").ends_with("draining"));
     assert_eq!(net.status("/ws/new", true), Some(503));
     assert_eq!(net.status("/ws", true), Some(503), "the default room is one too");
     // Whoever is late for its room comes in.

@@ -16,7 +16,7 @@ use common::sockets::Net;
 use common::transcript::{Heard, Wire};
 use metrics::metrics;
 use noroshi::config::{Config, Listen, READ_BYTES_MAX, Secret, TURN_CREDENTIALS_TTL};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use tungstenite::Message;
 
@@ -40,25 +40,25 @@ fn heard(net: &mut Net, who: &str) -> serde_json::Value {
 #[test]
 fn plain_http() {
     let mut net = net();
-    let answer = net.ask(Door::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.ask(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
-    let answer = net.ask(Door::Main, "HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.ask(ListenerKind::Main, "HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.contains("\r\nContent-Length: 2\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
-    let answer = net.ask(Door::Main, "GET /?room=tea HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert!(answer.ends_with(include_str!("../../src/page.html")), "{answer}");
-    let answer = net.ask(Door::Main, "GET /noroshi.js HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert!(answer.ends_with(include_str!("../../src/noroshi.js")), "{answer}");
+    let answer = net.ask(ListenerKind::Main, "GET /?room=tea HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.ends_with(include_str!("../../src/web/index.html")), "{answer}");
+    let answer = net.ask(ListenerKind::Main, "GET /noroshi.js HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.ends_with(include_str!("../../src/web/noroshi.js")), "{answer}");
     let tag = answer.split("\r\nETag: ").nth(1).unwrap().split("\r\n").next().unwrap();
     let again = format!("GET /noroshi.js HTTP/1.1\r\nHost: h\r\nIf-None-Match: {tag}\r\n\r\n");
-    let answer = net.ask(Door::Main, &again);
+    let answer = net.ask(ListenerKind::Main, &again);
     assert!(answer.starts_with("HTTP/1.1 304 ") && answer.ends_with("\r\n\r\n"), "{answer}");
     // A body that nobody reads must not turn the answer into a reset.
     let body = "x".repeat(100_000);
-    let answer = net.ask(Door::Main, &format!("POST /ws HTTP/1.1\r\nHost: h\r\n\r\n{body}"));
+    let answer = net.ask(ListenerKind::Main, &format!("POST /ws HTTP/1.1\r\nHost: h\r\n\r\n{body}"));
     assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
-    let answer = net.ask(Door::Main, &format!("GET / HTTP/1.1\r\nX: {body}\r\n\r\n"));
+    let answer = net.ask(ListenerKind::Main, &format!("GET / HTTP/1.1\r\nX: {body}\r\n\r\n"));
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
-    let mut silent = net.connect(Door::Main);
+    let mut silent = net.connect(ListenerKind::Main);
     net.server.turn(Some(Duration::ZERO)).unwrap();
     net.server.advance(Duration::from_secs(5));
     assert!(net.read_to_end(&mut silent).starts_with(b"HTTP/1.1 408 "));
@@ -90,7 +90,7 @@ fn a_frame_may_come_with_the_request_and_a_request_byte_by_byte() {
     let bytes =
         [REQUEST.as_bytes(), &frame(TEXT, br#"{"type":"join","id":"A"}"#), &frame(CLOSE, b"")].concat();
     for chunk in [bytes.len(), 1] {
-        let mut stream = net.connect(Door::Main);
+        let mut stream = net.connect(ListenerKind::Main);
         for bytes in bytes.chunks(chunk) {
             stream.write_all(bytes).unwrap();
             net.server.turn(Some(Duration::ZERO)).unwrap();
@@ -106,7 +106,7 @@ fn a_frame_may_come_with_the_request_and_a_request_byte_by_byte() {
 #[test]
 fn a_protocol_error_is_told_before_the_connection_ends() {
     let mut net = net();
-    let mut stream = net.connect(Door::Main);
+    let mut stream = net.connect(ListenerKind::Main);
     // What still lies unread when the server closes would make it a reset.
     let bytes = [REQUEST.as_bytes(), &frame(0xff, b"nonsense"), &vec![7; 200_000]].concat();
     net.until(|_| match stream.write(&bytes) {
@@ -239,7 +239,7 @@ fn a_stop_says_goodbye_to_all() {
         while net.next(who).is_some() {}
     }
     while net.next("A").is_some() || net.next("B").is_some() {}
-    let waiting = net.connect(Door::Main);
+    let waiting = net.connect(ListenerKind::Main);
     net.deafen("C");
     net.server.stop();
     net.settle();
@@ -264,7 +264,7 @@ fn a_stop_waits_no_longer_than_it_must() {
 fn one_address_takes_both_kinds_of_ip() {
     let listen = vec![Listen::Tcp("[::]:0".parse().unwrap())];
     let mut server = Server::bind(Config { listen, ..Config::default() }).unwrap();
-    let port = server.addresses(Door::Main).next().unwrap().port();
+    let port = server.addresses(ListenerKind::Main).next().unwrap().port();
     for host in ["127.0.0.1", "::1"] {
         let mut stream = TcpStream::connect((host, port)).unwrap();
         stream.set_nonblocking(true).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use tungstenite::Message;
 
 use super::net;
@@ -13,7 +13,7 @@ use crate::common::transcript::Wire;
 
 /// All samples, by name and labels. Strict about the text format: whatever is not as it should be panics.
 pub fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
-    let answer = net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.ask(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
@@ -69,8 +69,8 @@ fn metrics_count() {
     net.open("B", "tea");
     net.say("A", Message::text(r#"{"type":"connect","id":"A"}"#));
     net.say("A", Message::text("{"));
-    net.ask(Door::Main, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
-    net.ask(Door::Main, &REQUEST.replace("/ws/", "/nowhere/"));
+    net.ask(ListenerKind::Main, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
+    net.ask(ListenerKind::Main, &REQUEST.replace("/ws/", "/nowhere/"));
     net.leave("B");
     let after = metrics(&mut net);
     for (name, value) in [
@@ -90,8 +90,10 @@ fn metrics_count() {
     {
         assert!(after[&format!("noroshi_{name}")] > 0.0, "{name}");
     }
-    assert!(net.ask(Door::Metrics, REQUEST).starts_with("HTTP/1.1 404 "));
-    assert!(net.ask(Door::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    assert!(net.ask(ListenerKind::Metrics, REQUEST).starts_with("HTTP/1.1 404 "));
+    assert!(
+        net.ask(ListenerKind::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 ")
+    );
     while net.next("A").is_some() {}
     net.finish();
 }

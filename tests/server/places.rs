@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use noroshi::address::Network;
 use noroshi::config::{
-    BASE_BYTES, CONNECTION_BYTES, CROWD_REFUSED_AT_ONCE, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE,
+    BASE_BYTES, CONNECTION_BYTES, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE, PER_IP_REFUSED_AT_ONCE,
     PLACE_TIME_MIN, REFUSED_AT_ONCE,
 };
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use tungstenite::Message;
 
 use super::{heard, with};
@@ -20,19 +20,22 @@ fn one_address_has_so_many_connections() {
     let mut net = with(|config| config.connections_per_ip_max = 2);
     net.open("A", "");
     net.open("B", "");
-    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 429 "));
+    assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 429 "));
     // Others do not notice.
-    let mut other = net.connect_from("127.0.0.2", Door::Main);
+    let mut other = net.connect_from("127.0.0.2", ListenerKind::Main);
     other.write_all(REQUEST.as_bytes()).unwrap();
     net.until(|_| (other.read(&mut [0; 1000]).ok()? > 100).then_some(()));
     // What is too much is not even heard.
-    let mut silent: Vec<_> = (0..20).map(|_| net.connect(Door::Main)).collect();
+    let mut silent: Vec<_> = (0..20).map(|_| net.connect(ListenerKind::Main)).collect();
     net.server.turn(Some(Duration::ZERO)).unwrap();
-    assert_eq!(net.server.sessions(), 3 + CROWD_REFUSED_AT_ONCE);
-    for stream in &mut silent[CROWD_REFUSED_AT_ONCE..] {
+    assert_eq!(net.server.sessions(), 3 + PER_IP_REFUSED_AT_ONCE);
+    for stream in &mut silent[PER_IP_REFUSED_AT_ONCE..] {
         assert!(net.read_to_end(stream).is_empty());
     }
-    assert!(net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    assert!(
+        net.ask(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+            .starts_with("HTTP/1.1 200 ")
+    );
     drop((silent, other));
     net.leave("A");
     net.until(|net| (net.server.sessions() == 1).then_some(()));
@@ -48,7 +51,7 @@ fn only_a_trusted_proxy_is_believed() {
             config.trusted_proxies = vec![Network::parse(network).unwrap()];
         });
         let mut ask = |address: &str| {
-            let mut stream = net.connect(Door::Main);
+            let mut stream = net.connect(ListenerKind::Main);
             let request = REQUEST.replace("Host:", &format!("X-Forwarded-For: {address}\r\nHost:"));
             stream.write_all(request.as_bytes()).unwrap();
             let mut answer = vec![0; 1000];
@@ -78,7 +81,7 @@ fn a_malformed_hop_of_the_client_does_not_switch_off_the_limit_of_its_address() 
         config.trusted_proxies = vec![Network::parse("127.0.0.0/8").unwrap()];
     });
     let mut ask = |hops: &[u8]| {
-        let mut stream = net.connect(Door::Main);
+        let mut stream = net.connect(ListenerKind::Main);
         let (line, rest) = REQUEST.split_once("Host:").unwrap();
         let request = [line.as_bytes(), b"X-Forwarded-For: ", hops, b"\r\nHost:", rest.as_bytes()].concat();
         stream.write_all(&request).unwrap();
@@ -100,7 +103,7 @@ fn without_memory_new_connections_are_told_503() {
     let mut net = with(|config| config.memory_bytes_max = Some(BASE_BYTES + 5 * CONNECTION_BYTES / 2));
     net.open("A", "");
     net.open("B", "");
-    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+    assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     // Those who are there do not notice.
     net.say("A", Message::text(r#"{"type":"join","id":"A"}"#));
     net.say("B", Message::text(r#"{"type":"join","id":"B"}"#));
@@ -119,12 +122,17 @@ fn a_full_server_says_503_and_goes_on() {
     net.open("A", "");
     net.open("B", "");
     for _ in 0..3 {
-        assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+        assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     }
-    assert!(net.ask(Door::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
-    assert!(net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    assert!(
+        net.ask(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 ")
+    );
+    assert!(
+        net.ask(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+            .starts_with("HTTP/1.1 200 ")
+    );
     // Those who only hold the door are sent away in time.
-    let mut idle: Vec<_> = (0..40).map(|_| net.connect(Door::Main)).collect();
+    let mut idle: Vec<_> = (0..40).map(|_| net.connect(ListenerKind::Main)).collect();
     net.leave("A");
     net.server.turn(Some(Duration::ZERO)).unwrap();
     assert_eq!(net.server.sessions(), 2 + REFUSED_AT_ONCE);
@@ -134,14 +142,14 @@ fn a_full_server_says_503_and_goes_on() {
     }
     drop(idle);
     net.open("C", "");
-    assert!(net.ask(Door::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+    assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     net.finish();
 }
 
 #[test]
 fn oldest_unanswered_request_gives_way_to_a_new_one_on_a_full_server() {
     let health = "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
-    for (door, places) in [(Door::Main, REFUSED_AT_ONCE), (Door::Metrics, METRICS_AT_ONCE)] {
+    for (door, places) in [(ListenerKind::Main, REFUSED_AT_ONCE), (ListenerKind::Metrics, METRICS_AT_ONCE)] {
         let mut net = with(|config| config.connections_max = 1);
         net.open("A", "");
         let mut idle: Vec<_> = (0..places).map(|_| net.connect(door)).collect();
@@ -168,7 +176,7 @@ fn request_has_one_second_on_a_full_server_and_more_on_another() {
     for (connections_max, time) in [(1, HEAD_TIME_FULL_MAX), (2, HEAD_TIME_MAX)] {
         let mut net = with(|config| config.connections_max = connections_max);
         net.open("A", "");
-        let mut idle = net.connect(Door::Main);
+        let mut idle = net.connect(ListenerKind::Main);
         net.until(|net| (net.server.sessions() == 2).then_some(()));
         net.server.advance(time - Duration::from_millis(500));
         net.server.turn(Some(Duration::ZERO)).unwrap();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 
 fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
-    let answer = net.ask(Door::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
+    let answer = net.ask(ListenerKind::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("Content-Type: application/json"), "{head}");
     (serde_json::from_str(body).unwrap(), body.len())
@@ -80,7 +80,7 @@ fn it_names_all_members_and_what_they_do() {
     assert_eq!(rooms(&mut net, "?room=%22tea"), all[2..3]);
     assert_eq!(rooms(&mut net, "?room=nowhere"), Vec::<Value>::new());
     for request in ["POST /rooms", "GET /rooms?after=x", "GET /rooms/tea"] {
-        let answer = net.ask(Door::Metrics, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        let answer = net.ask(ListenerKind::Metrics, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
     while ["A", "B", "C", "E", "F", "G"].iter().any(|who| net.next(who).is_some()) {}
@@ -90,7 +90,9 @@ fn it_names_all_members_and_what_they_do() {
 #[test]
 fn it_comes_in_pages() {
     let mut net = net();
-    assert!(net.ask(Door::Main, "GET /rooms HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    assert!(
+        net.ask(ListenerKind::Main, "GET /rooms HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 ")
+    );
     // Each takes twice as much as it says.
     let ids: Vec<String> = (0..400).map(|i| format!("{}{i:03}", "\"".repeat(125))).collect();
     let mut sockets = Vec::new();

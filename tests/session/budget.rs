@@ -3,7 +3,7 @@
 use super::{check_budget, status};
 use crate::common::pipe::{CLOSE, Line, PING, PONG, TEXT, close, frame};
 use noroshi::config::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, Config};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::session::End;
 
 fn with_memory(bytes: usize) -> Line {
@@ -82,7 +82,7 @@ fn the_room_for_a_close_is_charged() {
 fn an_answer_takes_no_more_memory_than_there_is_and_none_once_it_is_sent() {
     for (bytes, expected) in [(10_000, "503"), (100_000, "200")] {
         let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES + bytes);
-        let mut line = Line::new(Door::Main, Config { memory_bytes_max, ..Config::default() });
+        let mut line = Line::new(ListenerKind::Main, Config { memory_bytes_max, ..Config::default() });
         line.feed(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
         assert_eq!(line.shared.budget.used(), BASE_BYTES + CONNECTION_BYTES);
         assert_eq!(status(&mut line), expected);
@@ -93,7 +93,7 @@ fn an_answer_takes_no_more_memory_than_there_is_and_none_once_it_is_sent() {
 #[test]
 fn a_head_takes_no_more_memory_than_there_is() {
     let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES);
-    let mut line = Line::new(Door::Main, Config { memory_bytes_max, ..Config::default() });
+    let mut line = Line::new(ListenerKind::Main, Config { memory_bytes_max, ..Config::default() });
     line.feed(b"GET /ws HT");
     assert!(line.sent().is_empty());
     line.feed(&[b'x'; ALWAYS_HELD_BYTES]);

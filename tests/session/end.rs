@@ -3,7 +3,7 @@
 use super::{conversation, line};
 use crate::common::pipe::{CLOSE, Line, PING, REQUEST, TEXT, close, frame};
 use noroshi::config::{Config, DRAIN_BYTES_MAX, READ_BYTES_MAX};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::session::End;
 
 /// After these bytes the peer is told this code, then all that it still sends is read until it closes.
@@ -193,7 +193,7 @@ fn draining_is_bounded_in_bytes_and_time() {
 fn tcp_ends_without_a_goodbye() {
     for broken in [false, true] {
         for bytes in [&b""[..], b"GET", REQUEST.as_bytes(), &conversation()[..REQUEST.len() + 3]] {
-            let mut line = Line::new(Door::Main, Config::default());
+            let mut line = Line::new(ListenerKind::Main, Config::default());
             line.feed(bytes);
             line.pipe().broken = broken;
             line.pipe().ended = true;

@@ -3,7 +3,7 @@
 use super::status;
 use crate::common::pipe::{Line, REQUEST};
 use noroshi::config::{Config, HEAD_BYTES_MAX};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 
 #[test]
 fn plain_answers() {
@@ -17,7 +17,7 @@ fn plain_answers() {
         ("nonsense\r\n\r\n", "400"),
     ] {
         for cut in 0..request.len() {
-            let mut line = Line::new(Door::Main, Config::default());
+            let mut line = Line::new(ListenerKind::Main, Config::default());
             line.feed(&request.as_bytes()[..cut]);
             line.feed(&request.as_bytes()[cut..]);
             assert_eq!(status(&mut line), expected, "{request}");
@@ -27,16 +27,16 @@ fn plain_answers() {
 
 #[test]
 fn a_head_has_a_size_and_a_time() {
-    let mut line = Line::new(Door::Main, Config::default());
+    let mut line = Line::new(ListenerKind::Main, Config::default());
     let head = format!("GET /healthz HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
     line.feed(&head.as_bytes()[head.len() - HEAD_BYTES_MAX..]);
     assert_eq!(status(&mut line), "400");
-    let mut line = Line::new(Door::Main, Config::default());
+    let mut line = Line::new(ListenerKind::Main, Config::default());
     line.feed(&head.as_bytes()[..=HEAD_BYTES_MAX]);
     assert_eq!(status(&mut line), "431");
 
     // A byte a second does not help.
-    let mut line = Line::new(Door::Main, Config::default());
+    let mut line = Line::new(ListenerKind::Main, Config::default());
     for byte in &REQUEST.as_bytes()[..4] {
         line.pass(1);
         line.feed(&[*byte]);
@@ -49,10 +49,10 @@ fn a_head_has_a_size_and_a_time() {
 #[test]
 fn what_every_proxy_lets_through_is_heard() {
     let cookies = format!("Cookie: a={}\r\nCookie: b={}\r\n", "x".repeat(4096), "y".repeat(4096));
-    let mut line = Line::new(Door::Main, Config::default());
+    let mut line = Line::new(ListenerKind::Main, Config::default());
     line.feed(REQUEST.replace("\r\n\r\n", &format!("\r\n{cookies}\r\n")).as_bytes());
     assert_eq!(line.events, ["+tea"]);
-    let mut line = Line::new(Door::Main, Config::default());
+    let mut line = Line::new(ListenerKind::Main, Config::default());
     line.feed(&REQUEST.as_bytes()[..REQUEST.len() - 2]);
     line.feed(format!("X: {}\r\n", "x".repeat(HEAD_BYTES_MAX)).as_bytes());
     assert_eq!(status(&mut line), "431");
@@ -69,7 +69,7 @@ fn what_cannot_begin_a_request_is_answered_at_once() {
         (b"{\"type\":\"connect\"}", 1),
         (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", 33),
     ] {
-        let mut line = Line::new(Door::Main, Config::default());
+        let mut line = Line::new(ListenerKind::Main, Config::default());
         for (i, byte) in bytes.iter().enumerate().take(needed) {
             assert!(line.sent().is_empty(), "{i} of {bytes:?}");
             line.feed(&[*byte]);
@@ -82,7 +82,7 @@ fn what_cannot_begin_a_request_is_answered_at_once() {
 #[test]
 fn a_refused_upgrade_says_why() {
     let refused = |request: &str| {
-        let mut line = Line::new(Door::Main, Config::default());
+        let mut line = Line::new(ListenerKind::Main, Config::default());
         line.feed(request.as_bytes());
         line.refused.map(|(status, why)| format!("{status} {why}"))
     };
@@ -112,7 +112,7 @@ fn a_refused_upgrade_says_why() {
 
 #[test]
 fn who_shuts_its_write_side_still_gets_its_answer() {
-    let mut line = Line::new(Door::Main, Config::default());
+    let mut line = Line::new(ListenerKind::Main, Config::default());
     line.pipe().room = 0;
     line.pipe().ended = true;
     line.feed(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");

@@ -10,7 +10,7 @@ mod time;
 
 use common::pipe::{CLOSE, Line, PING, PONG, REQUEST, TEXT, close, frame, frames};
 use noroshi::config::{BASE_BYTES, Config, READ_BYTES_MAX};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::session::End;
 
 fn line() -> Line {
@@ -71,7 +71,7 @@ fn status(line: &mut Line) -> String {
 fn cut_at_every_byte() {
     let bytes = conversation();
     for cut in 0..=bytes.len() {
-        let mut line = Line::new(Door::Main, Config::default());
+        let mut line = Line::new(ListenerKind::Main, Config::default());
         line.feed(&bytes[..cut]);
         line.feed(&bytes[cut..]);
         check_conversation(line, &format!("cut at {cut}"));
@@ -80,7 +80,7 @@ fn cut_at_every_byte() {
 
 #[test]
 fn byte_by_byte() {
-    let mut line = Line::new(Door::Main, Config::default());
+    let mut line = Line::new(ListenerKind::Main, Config::default());
     for byte in conversation() {
         line.feed(&[byte]);
     }
@@ -90,7 +90,7 @@ fn byte_by_byte() {
 #[test]
 fn with_one_byte_of_write_room() {
     for cut in [0, 50, REQUEST.len(), REQUEST.len() + 20] {
-        let mut line = Line::new(Door::Main, Config::default());
+        let mut line = Line::new(ListenerKind::Main, Config::default());
         line.pipe().room = 0;
         let bytes = conversation();
         line.feed(&bytes[..cut]);

@@ -3,7 +3,7 @@
 use super::line;
 use crate::common::pipe::{CLOSE, Line, PING, PONG, TEXT, close, frame};
 use noroshi::config::{Config, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
-use noroshi::message::Reply;
+use noroshi::protocols::noroshi::message::Reply;
 use noroshi::session::{End, Event, Fill};
 
 /// A peer whose queue is full of forwarded messages, and how many of 1,004 bytes these are.

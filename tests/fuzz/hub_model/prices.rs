@@ -1,7 +1,7 @@
 //! What a message costs for what the server says because of it.
 
-use noroshi::message::Body;
 use noroshi::protocol::Conn;
+use noroshi::protocols::noroshi::message::Body;
 use serde_json::json;
 
 use super::super::context::{credits_for, credits_for_deliveries};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use noroshi::config::OFFER_HOLDERS_MAX;
-use noroshi::message::Code;
 use noroshi::protocol::Conn;
+use noroshi::protocols::noroshi::message::Code;
 use serde_json::{Value, json};
 
 use super::{Model, Peer, State};

@@ -1,7 +1,7 @@
 //! Enums whose values have names: what messages, metrics and the log call them by.
 
 /// Defines an enum with the name of each value beside it.
-macro_rules! named {
+macro_rules! named_enum {
     (
         $(#[$meta:meta])*
         pub enum $enum:ident {
@@ -28,4 +28,4 @@ macro_rules! named {
     };
 }
 
-pub(crate) use named;
+pub(crate) use named_enum;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::inbound::Inbound;
 use super::queue::Queue;
-use crate::address::Crowd;
-use crate::budget::Budget;
+use crate::address::PerIpCounts;
 use crate::config::Config;
 use crate::limits::{SPARE_BYTES_MAX, SPARE_WORKS_MAX};
+use crate::memory_budget::Budget;
 use crate::metrics::Metrics;
 
 /// What all sessions share, because only one is at work at a time.
@@ -29,7 +29,7 @@ pub struct Shared {
     /// Whether the server is about to stop, and no new room begins here.
     pub draining: bool,
     /// How many connections come from where.
-    pub crowd: Crowd,
+    pub crowd: PerIpCounts,
     /// How much memory is used.
     pub budget: Budget,
     #[allow(clippy::vec_box, reason = "sessions take them as they are")]
@@ -40,7 +40,7 @@ impl Shared {
     /// For sessions under this configuration.
     pub fn new(config: Config) -> Shared {
         Shared {
-            crowd: Crowd::new(config.connections_per_ip_max),
+            crowd: PerIpCounts::new(config.connections_per_ip_max),
             budget: Budget::new(&config),
             config,
             metrics: Metrics::default(),

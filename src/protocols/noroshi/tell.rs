@@ -1,10 +1,10 @@
 //! What peers are told.
 
-use super::{Hub, Slot, refused};
-use crate::gate::Turn;
-use crate::message::{Code, Refusal, Reply};
+use super::{Noroshi, Slot, refused};
+use crate::protocols::Turn;
+use crate::protocols::noroshi::message::{Code, Refusal, Reply};
 
-impl Hub {
+impl Noroshi {
     /// Says something of the server's own.
     pub(super) fn tell(&self, to: Slot, reply: &Reply, turn: &mut Turn) {
         turn.send(self.peers.conn(to), reply.text());

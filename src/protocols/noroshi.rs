@@ -5,7 +5,7 @@
 //!
 //! The rules are in `pairing` and `mesh`, which know nothing of how a peer comes to its id: that is in `ids`. A peer
 //! is in a slot, by which all others refer to it; whatever refers to a peer is undone before its slot is free, and
-//! [`Hub::check`] says so. Whatever a peer does costs O(log n) in a room of n, but for telling those who must be told.
+//! [`Noroshi::check`] says so. Whatever a peer does costs O(log n) in a room of n, but for telling those who must be told.
 //! Tables of hashes are never iterated, so that the same inputs have the same effects.
 
 use std::borrow::Cow;
@@ -17,21 +17,22 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::config::Config;
-use crate::gate::{Protocol, Turn};
-use crate::ice::Ice;
-use crate::message::{self, Body, Code, Kind, Refusal, Request};
 use crate::metrics::Counts;
-use crate::order::Links;
 use crate::protocol::{Close, Conn, Input, Member, Target};
-use crate::rate::{Verdict, blocks};
-use crate::slots::{Slot, Slots};
-use crate::stamp::Stamp;
+use crate::protocols::conn_table::{ConnTable, Slot};
+use crate::protocols::ice::Ice;
+use crate::protocols::list::ListNodes;
+use crate::protocols::{Protocol, Turn};
+use crate::rate_limit::{Verdict, blocks};
+use crate::timestamp::Timestamp;
 use crate::token::Claims;
+use message::{Body, Code, Kind, Refusal, Request};
 
 mod check;
 mod handshakes;
 mod ids;
 mod mesh;
+pub mod message;
 mod pairing;
 mod peer;
 mod price;
@@ -44,13 +45,13 @@ use peer::{Flow, Peer, Who};
 use room::Room;
 
 /// All rooms and peers.
-pub struct Hub {
+pub struct Noroshi {
     mesh_peers_max: usize,
     ice: Ice,
     /// By slot.
-    peers: Slots<Peer>,
+    peers: ConnTable<Peer>,
     /// Who is before and after each peer in the order in which it is.
-    links: Links,
+    links: ListNodes,
     rooms: Slab<Room>,
     /// Those who have an id, by room and id, and the rooms by name. Both stand in the record that a table leads to, so
     /// that an entry is four bytes. Peers choose what is hashed here.
@@ -58,7 +59,7 @@ pub struct Hub {
     names: HashTable<u32>,
     hasher: RandomState,
     /// When which room has not moved for too long. A room knows its entry, and takes it out when it is void.
-    alarms: BTreeSet<(Stamp, u32)>,
+    alarms: BTreeSet<(Timestamp, u32)>,
     /// Well-formed messages since the start, by [`Kind`].
     messages: [u64; Kind::ALL.len()],
     /// Refused messages, by [`Code`].
@@ -73,7 +74,7 @@ fn refused<T>(code: Code, message: &'static str) -> Result<T, Refusal> {
     Err(Refusal { code, message })
 }
 
-impl Protocol for Hub {
+impl Protocol for Noroshi {
     /// # Panics
     /// If a connection connects in a slot that another still has.
     fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
@@ -129,14 +130,14 @@ impl Protocol for Hub {
     }
 }
 
-impl Hub {
+impl Noroshi {
     /// A hub without rooms.
-    pub fn new(config: &Config) -> Hub {
-        Hub {
+    pub fn new(config: &Config) -> Noroshi {
+        Noroshi {
             mesh_peers_max: config.mesh_peers_max,
             ice: Ice::new(config),
-            peers: Slots::NEW,
-            links: Links::default(),
+            peers: ConnTable::NEW,
+            links: ListNodes::default(),
             rooms: Slab::new(),
             ids: HashTable::new(),
             names: HashTable::new(),
@@ -153,7 +154,7 @@ impl Hub {
     fn enter(&mut self, conn: Conn, name: &str, claims: Option<&Claims>) {
         let room = self.named(name).unwrap_or_else(|| {
             let room = self.rooms.insert(Room::new(name)) as u32;
-            let Hub { names, rooms, hasher, .. } = self;
+            let Noroshi { names, rooms, hasher, .. } = self;
             names.insert_unique(hasher.hash_one(name), room, |room| {
                 hasher.hash_one(&*rooms[*room as usize].name)
             });

@@ -1,9 +1,9 @@
 //! What happens at random, and the same again from the same seed.
 
 /// Marsaglia's xorshift64: enough to be arbitrary, and the same everywhere.
-pub struct Dice(pub u64);
+pub struct Rng(pub u64);
 
-impl Dice {
+impl Rng {
     pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

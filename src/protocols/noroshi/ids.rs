@@ -8,11 +8,11 @@ use std::hash::BuildHasher;
 use std::mem;
 
 use super::peer::{Claimant, Who};
-use super::{Hub, NO_MEMORY, Slot};
+use super::{NO_MEMORY, Noroshi, Slot};
 use crate::config::{CLAIMANTS_MAX, ID_BYTES_MAX};
-use crate::gate::Turn;
-use crate::message::{self, Body, Code, Refusal};
 use crate::protocol::Close;
+use crate::protocols::Turn;
+use crate::protocols::noroshi::message::{self, Body, Code, Refusal};
 
 pub(super) const FOREIGN_ID: Refusal =
     Refusal { code: Code::IdMismatch, message: "this connection speaks as another id" };
@@ -38,7 +38,7 @@ pub(super) enum Identity {
     RefusedBefore,
 }
 
-impl Hub {
+impl Noroshi {
     /// Returns the peer that has this id in a room.
     pub(super) fn holder(&self, room: u32, id: &str) -> Option<Slot> {
         let has_it = |slot: &Slot| {
@@ -82,7 +82,7 @@ impl Hub {
         peer.who = Who::Registered(id.into());
         let room = peer.room;
         turn.registered(self.peers.conn(slot), &self.rooms[room as usize].name, id);
-        let Hub { ids, peers, hasher, .. } = self;
+        let Noroshi { ids, peers, hasher, .. } = self;
         ids.insert_unique(hasher.hash_one((room, id)), slot, |slot| {
             let peer = &peers[*slot];
             hasher.hash_one((peer.room, peer.id().expect("who is registered has an id")))
@@ -96,7 +96,7 @@ impl Hub {
         match mem::replace(&mut peer.who, Who::Nameless) {
             Who::Nameless | Who::Refused(_) => {}
             Who::Claimant(claimant) => {
-                let Hub { peers, links, .. } = self;
+                let Noroshi { peers, links, .. } = self;
                 if let Some(claimants) = &mut peers[claimant.holder].claimants {
                     links.remove(claimants, slot);
                 }
@@ -136,7 +136,7 @@ impl Hub {
         if self.peer(holder).claimants.is_none() {
             turn.probe(self.peers.conn(holder));
         }
-        let Hub { peers, links, .. } = self;
+        let Noroshi { peers, links, .. } = self;
         links.push_back(peers[holder].claimants.get_or_insert_default(), slot);
         let claimant = Claimant { holder, target: target.map(Box::from), first: text.into(), memory };
         self.peer_mut(slot).who = Who::Claimant(Box::new(claimant));

@@ -3,9 +3,9 @@
 use tungstenite::error::Error;
 
 use super::frame::Broken;
-use crate::named::named;
+use crate::named_enum::named_enum;
 
-named! {
+named_enum! {
     /// Why a session ended.
     pub enum End {
         /// It was answered in plain HTTP, or went before that. A WebSocket never ends so.

@@ -6,7 +6,7 @@ use crate::config::{
     RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_DELIVERIES_PER_CREDIT, RATE_OFFENCE_MAX, RATE_PAUSE,
     RATE_TOLD_EVERY,
 };
-use crate::stamp::Stamp;
+use crate::timestamp::Timestamp;
 
 /// Returns the credits that a message of this size costs: one for every [`RATE_BLOCK_BYTES`] begun, at least one.
 pub fn blocks(bytes: usize) -> usize {
@@ -43,7 +43,7 @@ impl Rate {
 /// fill.
 #[derive(Debug, Default)]
 pub struct Bucket {
-    full_at: Option<Stamp>,
+    full_at: Option<Timestamp>,
     offence: Option<Box<Offence>>,
 }
 

@@ -6,15 +6,15 @@ use std::mem;
 
 use super::handshakes::Outcome;
 use super::peer::{Flow, Hold, Offer};
-use super::{Hub, NO_MEMORY, Room, Slot, refused};
-use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, PATIENCE, STORED_BYTES_MAX};
-use crate::gate::Turn;
-use crate::message::{Candidates, Code, Refusal, Reply};
-use crate::order::{Links, Order};
+use super::{NO_MEMORY, Noroshi, Room, Slot, refused};
+use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, ROOM_TIMEOUT, STORED_BYTES_MAX};
+use crate::protocols::Turn;
+use crate::protocols::list::{ListNodes, Order};
+use crate::protocols::noroshi::message::{Candidates, Code, Refusal, Reply};
 
 const NAME_IT: Refusal = Refusal { code: Code::BadMessage, message: "a joined peer names its target_id" };
 
-impl Hub {
+impl Noroshi {
     // ---- The line ----
 
     pub(super) fn connect(&mut self, slot: Slot, turn: &mut Turn) {
@@ -26,12 +26,18 @@ impl Hub {
             Flow::Idle => {}
         }
         let room = self.peer(slot).room;
-        self.line_up(room, &[slot], Links::push_back, turn);
+        self.line_up(room, &[slot], ListNodes::push_back, turn);
         self.settle(room, turn);
     }
 
     /// Idle peers connect, in this order: each is handed the offer that stands, or waits where `push` puts it.
-    fn line_up(&mut self, room: u32, who: &[Slot], push: fn(&mut Links, &mut Order, Slot), turn: &mut Turn) {
+    fn line_up(
+        &mut self,
+        room: u32,
+        who: &[Slot],
+        push: fn(&mut ListNodes, &mut Order, Slot),
+        turn: &mut Turn,
+    ) {
         for &slot in who {
             if self.offer_to_next(room).is_some() {
                 self.hand(room, slot, turn);
@@ -77,7 +83,7 @@ impl Hub {
         let due = match *patience {
             _ if line.is_empty() => None,
             Some(due) if !*moved => Some(due),
-            _ => Some((turn.now + PATIENCE).into()),
+            _ => Some((turn.now + ROOM_TIMEOUT).into()),
         };
         *moved = false;
         if *patience != due {
@@ -117,7 +123,7 @@ impl Hub {
 
     /// Hands the offer that stands to a peer.
     fn hand(&mut self, room: u32, to: Slot, turn: &mut Turn) {
-        let Hub { rooms, peers, links, .. } = self;
+        let Noroshi { rooms, peers, links, .. } = self;
         let room = &mut rooms[room as usize];
         room.moved = true;
         let owner = room.offerer.expect("a standing offer has an owner");
@@ -135,7 +141,7 @@ impl Hub {
     /// A peer that was handed an offer holds it no more, and is idle. The room may have to settle.
     pub(super) fn let_go(&mut self, slot: Slot) {
         let Flow::Handed(hold) = mem::replace(&mut self.peer_mut(slot).flow, Flow::Idle) else { return };
-        let Hub { peers, links, .. } = self;
+        let Noroshi { peers, links, .. } = self;
         let owner = &mut peers[hold.owner];
         let Some(offering) = &mut owner.offering else { return };
         links.remove(&mut offering.holders, slot);
@@ -157,10 +163,10 @@ impl Hub {
         }
         let room = self.peer(slot).room;
         if self.rooms[room as usize].line.is_empty() {
-            self.line_up(room, &holders, Links::push_back, turn);
+            self.line_up(room, &holders, ListNodes::push_back, turn);
         } else {
             holders.reverse();
-            self.line_up(room, &holders, Links::push_front, turn);
+            self.line_up(room, &holders, ListNodes::push_front, turn);
         }
     }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::Slot;
 use crate::config::{HANDSHAKE_TIME_MAX, HANDSHAKES_MAX};
 use crate::metrics::Histogram;
-use crate::named::named;
-use crate::stamp::Stamp;
+use crate::named_enum::named_enum;
+use crate::timestamp::Timestamp;
 
-named! {
+named_enum! {
     /// What became of an offer.
     pub enum Outcome {
         /// An answer to it was passed on.
@@ -29,7 +29,7 @@ named! {
 #[derive(Default)]
 pub struct Handshakes {
     /// Who has offered something to whom, and when; oldest first. They are few, and looked through.
-    open: VecDeque<(Slot, Slot, Stamp)>,
+    open: VecDeque<(Slot, Slot, Timestamp)>,
     /// What became of those that are over, by [`Outcome`].
     outcomes: [u64; Outcome::ALL.len()],
     /// How long it took until they were answered.

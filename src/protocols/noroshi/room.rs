@@ -1,8 +1,8 @@
 //! A room, as far as pairing and meshes go.
 
 use super::Slot;
-use crate::order::Order;
-use crate::stamp::Stamp;
+use crate::protocols::list::Order;
+use crate::timestamp::Timestamp;
 
 pub struct Room {
     pub name: Box<str>,
@@ -15,7 +15,7 @@ pub struct Room {
     /// Who joined, oldest first.
     pub mesh: Order,
     /// When the room moves on all the same. Set while somebody waits.
-    pub patience: Option<Stamp>,
+    pub patience: Option<Timestamp>,
     /// Whether it has moved since `settle` last looked.
     pub moved: bool,
 }

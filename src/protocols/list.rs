@@ -37,12 +37,12 @@ impl Order {
 
 /// Who is before and after each connection in its order, by slot.
 #[derive(Debug, Default)]
-pub struct Links(Vec<[u32; 2]>);
+pub struct ListNodes(Vec<[u32; 2]>);
 
 const BEFORE: usize = 0;
 const AFTER: usize = 1;
 
-impl Links {
+impl ListNodes {
     /// Has a place for this slot from now on.
     pub fn fit(&mut self, slot: u32) {
         if self.0.len() <= slot as usize {
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn it_is_what_a_deque_is() {
-        let (mut links, mut order, mut deque) = (Links::default(), Order::default(), VecDeque::new());
+        let (mut links, mut order, mut deque) = (ListNodes::default(), Order::default(), VecDeque::new());
         for step in 0..2000u32 {
             let slot = step * 7 % 31;
             links.fit(slot);

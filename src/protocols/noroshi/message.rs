@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use crate::config::CANDIDATES_MAX;
 use crate::id;
 use crate::json;
-use crate::named::named;
+use crate::named_enum::named_enum;
 
 mod reply;
 
@@ -71,7 +71,7 @@ impl<'a> Candidates<'a> {
     }
 }
 
-named! {
+named_enum! {
     /// A type of message, for counting.
     pub enum Kind {
         /// [`Body::Connect`]
@@ -103,7 +103,7 @@ impl Body<'_> {
     }
 }
 
-named! {
+named_enum! {
     /// The stable code of an error, for programs.
     pub enum Code {
         /// Not a JSON object.

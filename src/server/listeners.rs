@@ -22,9 +22,9 @@ use socket2::{Domain, SockAddr, SockRef, Type};
 use super::connections::Connections;
 use crate::address::Address;
 use crate::config::{Config, Listen};
-use crate::http::Door;
+use crate::http::ListenerKind;
 use crate::limits::{
-    ACCEPTS_PER_TURN, BACKLOG, CROWD_REFUSED_AT_ONCE, SEND_BUFFER_BYTES, SOCKET_LOCK_RETRY_EVERY,
+    ACCEPTS_PER_ITERATION, BACKLOG, PER_IP_REFUSED_AT_ONCE, SEND_BUFFER_BYTES, SOCKET_LOCK_RETRY_EVERY,
     SOCKET_LOCK_TIME_MAX, SWEEP_EVERY,
 };
 
@@ -43,7 +43,7 @@ struct Listener {
     /// file is removed before another process can find that nobody listens there.
     _file: Option<SocketFile>,
     socket: Socket,
-    door: Door,
+    door: ListenerKind,
     /// Whether somebody may be in the backlog.
     pending: bool,
     /// Whether accepting failed.
@@ -69,11 +69,11 @@ impl Listeners {
         };
         for at in &config.listen {
             match at {
-                Listen::Tcp(address) => add(listen(*address)?, Door::Main, None)?,
+                Listen::Tcp(address) => add(listen(*address)?, ListenerKind::Main, None)?,
                 Listen::Unix(path) => {
                     let (socket, file) = listen_in_file(path)
                         .map_err(|error| cannot_listen(Listen::Unix(path.to_owned()), error))?;
-                    add(Socket::Unix(socket), Door::Main, Some(file))?;
+                    add(Socket::Unix(socket), ListenerKind::Main, Some(file))?;
                 }
             }
         }
@@ -81,19 +81,19 @@ impl Listeners {
         for index in 0..passed.len() {
             let socket = inherited(&mut passed, index);
             let named = |error| io::Error::other(format!("a socket that was passed: {error}"));
-            add(socket.map_err(named)?, Door::Main, None)?;
+            add(socket.map_err(named)?, ListenerKind::Main, None)?;
         }
         if config.listen.is_empty() && passed.len() == 0 {
-            add(listen_by_default(config.port)?, Door::Main, None)?;
+            add(listen_by_default(config.port)?, ListenerKind::Main, None)?;
         }
         if let Some(address) = config.metrics {
-            add(listen(address)?, Door::Metrics, None)?;
+            add(listen(address)?, ListenerKind::Metrics, None)?;
         }
         Ok(Listeners { listeners, warned_at: None })
     }
 
     /// Where it listens, with the real ports.
-    pub fn places(&self, door: Door) -> impl Iterator<Item = Listen> {
+    pub fn places(&self, door: ListenerKind) -> impl Iterator<Item = Listen> {
         let doors = self.listeners.iter().filter(move |listener| listener.door == door);
         doors.map(|listener| listener.socket.place())
     }
@@ -131,7 +131,7 @@ impl Listeners {
     /// Takes in who waits, as long as there is a place.
     pub fn accept(&mut self, connections: &mut Connections, registry: &Registry) {
         for listener in &mut self.listeners {
-            for _ in 0..ACCEPTS_PER_TURN {
+            for _ in 0..ACCEPTS_PER_ITERATION {
                 let now = connections.shared.now;
                 let has_place = connections.place_at(listener.door).is_some_and(|at| at <= now);
                 if !listener.pending || listener.failed || !has_place {
@@ -162,8 +162,8 @@ impl Listener {
         let (stream, address) = self.socket.accept()?;
         let shared = &connections.shared;
         // A proxy has everybody's connections, whoever else is in its place.
-        let is_peer = self.door == Door::Main && !shared.config.trusts(address);
-        if is_peer && shared.crowd.excess(address) >= CROWD_REFUSED_AT_ONCE {
+        let is_peer = self.door == ListenerKind::Main && !shared.config.trusts(address);
+        if is_peer && shared.crowd.excess(address) >= PER_IP_REFUSED_AT_ONCE {
             debug!("{address} has too many connections");
             return Ok(());
         }
@@ -209,7 +209,7 @@ fn listen_by_default(port: u16) -> io::Result<Socket> {
     }
 }
 
-/// Takes over a socket that a supervisor passed, which listens already.
+/// Takes over a socket that a service_manager passed, which listens already.
 fn inherited(passed: &mut ListenFd, index: usize) -> io::Result<Socket> {
     if let Ok(Some(listener)) = passed.take_unix_listener(index) {
         check_is_listening(&SockRef::from(&listener))?;
@@ -225,7 +225,8 @@ fn inherited(passed: &mut ListenFd, index: usize) -> io::Result<Socket> {
 /// Refuses a connection, which a socket unit passes to a service of its own per connection. Accepting there would fail for
 /// ever.
 fn check_is_listening(socket: &socket2::Socket) -> io::Result<()> {
-    if socket.is_listener()? {
+    // A listening socket has no peer. (SO_ACCEPTCONN says the same, but not on macOS.)
+    if socket.peer_addr().is_err() {
         return Ok(());
     }
     Err(io::Error::other(

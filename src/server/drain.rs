@@ -6,16 +6,16 @@ use log::info;
 
 use super::Server;
 use super::connections::Entry;
-use super::questions::number;
-use crate::gate::Gate;
+use super::operator::number;
 use crate::limits::STOP_TIME_MAX;
+use crate::protocols::Dispatcher;
 use crate::session::Shared;
 
 impl Server {
     /// Stops accepting and closes everybody with 1001. From now on the turns lead to [`Server::is_stopped`].
     pub fn stop(&mut self) {
         info!("stopping");
-        self.supervisor.stopping();
+        self.service_manager.stopping();
         self.listeners.close();
         self.drained_at = None;
         let now = self.clock.now();
@@ -30,7 +30,7 @@ impl Server {
     pub fn drain(&mut self) {
         let time = self.connections.shared.config.drain;
         info!("draining for {} s", time.as_secs());
-        self.supervisor.stopping();
+        self.service_manager.stopping();
         self.connections.shared.draining = true;
         self.drained_at = Some(self.clock.now() + time);
     }
@@ -54,7 +54,7 @@ impl Server {
 
 /// Returns whether the room of a connection belongs to this share of all rooms, in which everybody is told to go elsewhere.
 /// All members of a room belong to the same share, so that they meet again.
-pub(super) fn is_drained(entry: &Entry, gate: &Gate, share: f64) -> bool {
+pub(super) fn is_drained(entry: &Entry, gate: &Dispatcher, share: f64) -> bool {
     if share <= 0.0 || !entry.served {
         return false;
     }

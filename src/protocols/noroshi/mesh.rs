@@ -1,11 +1,11 @@
 //! Meshes: who joined a room knows all who did, and everybody addresses everybody.
 
 use super::peer::Flow;
-use super::{Hub, Slot, refused};
-use crate::gate::Turn;
-use crate::message::{Code, Refusal, Reply};
+use super::{Noroshi, Slot, refused};
+use crate::protocols::Turn;
+use crate::protocols::noroshi::message::{Code, Refusal, Reply};
 
-impl Hub {
+impl Noroshi {
     pub(super) fn join(&mut self, slot: Slot, turn: &mut Turn) -> Result<(), Refusal> {
         let room = self.peer(slot).room as usize;
         if self.peer(slot).flow != Flow::Joined {

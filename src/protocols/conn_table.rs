@@ -9,13 +9,13 @@ use crate::protocol::Conn;
 pub type Slot = u32;
 
 /// A place for each connection.
-pub struct Slots<T>(Vec<Option<(Conn, T)>>);
+pub struct ConnTable<T>(Vec<Option<(Conn, T)>>);
 
 const HERE: &str = "only who is here is referred to";
 
-impl<T> Slots<T> {
+impl<T> ConnTable<T> {
     /// Nobody is here yet.
-    pub const NEW: Slots<T> = Slots(Vec::new());
+    pub const NEW: ConnTable<T> = ConnTable(Vec::new());
 
     /// A connection comes. Returns its slot.
     ///
@@ -58,7 +58,7 @@ impl<T> Slots<T> {
     }
 }
 
-impl<T> Index<Slot> for Slots<T> {
+impl<T> Index<Slot> for ConnTable<T> {
     type Output = T;
 
     fn index(&self, slot: Slot) -> &T {
@@ -66,7 +66,7 @@ impl<T> Index<Slot> for Slots<T> {
     }
 }
 
-impl<T> IndexMut<Slot> for Slots<T> {
+impl<T> IndexMut<Slot> for ConnTable<T> {
     fn index_mut(&mut self, slot: Slot) -> &mut T {
         &mut self.0[slot as usize].as_mut().expect(HERE).1
     }

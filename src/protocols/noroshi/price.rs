@@ -5,15 +5,15 @@
 
 use super::ids::Identity;
 use super::peer::Flow;
-use super::{Hub, Slot};
+use super::{Noroshi, Slot};
 use crate::config::ID_BYTES_MAX;
-use crate::message::Body;
-use crate::rate::{blocks, deliveries};
+use crate::protocols::noroshi::message::Body;
+use crate::rate_limit::{blocks, deliveries};
 
 /// Bytes of `{"type":"peerLeft","id":"…"}` and its like around the id.
 const NOTICE_BYTES: usize = 64;
 
-impl Hub {
+impl Noroshi {
     /// Returns the credits that a message costs in all; `bytes` is its size.
     pub(super) fn price(
         &self,

@@ -12,7 +12,7 @@ use sd_notify::{NotifyState, watchdog_enabled};
 use crate::limits::{NOTIFY_TIME_MAX, STATUS_EVERY};
 
 /// What it was told.
-pub(super) struct Supervisor {
+pub(super) struct ServiceManager {
     /// The path of its socket, if there is one.
     socket_path: Option<OsString>,
     /// How often it wants a sign of life, if it does: twice as often as it would wait for.
@@ -24,9 +24,9 @@ pub(super) struct Supervisor {
     status_at: Duration,
 }
 
-impl Supervisor {
-    pub fn new() -> Supervisor {
-        Supervisor {
+impl ServiceManager {
+    pub fn new() -> ServiceManager {
+        ServiceManager {
             socket_path: env::var_os("NOTIFY_SOCKET"),
             beat: watchdog_enabled().map(|timeout| timeout / 2),
             beat_at: Duration::ZERO,
@@ -66,19 +66,19 @@ impl Supervisor {
         self.beat.map(|_| self.beat_at).into_iter().chain(status).min()
     }
 
-    /// Sends a message that is not repeated, and waits up to [`NOTIFY_TIME_MAX`] for a supervisor that is busy.
+    /// Sends a message that is not repeated, and waits up to [`NOTIFY_TIME_MAX`] for a service_manager that is busy.
     fn send_waiting(&self, state: NotifyState) {
         self.send(state, |socket| socket.set_write_timeout(Some(NOTIFY_TIME_MAX)));
     }
 
-    /// Sends a message without blocking the loop. A supervisor whose queue is full misses it; the next one follows.
+    /// Sends a message without blocking the loop. A service_manager whose queue is full misses it; the next one follows.
     fn send_at_once(&self, state: NotifyState) {
         self.send(state, |socket| socket.set_nonblocking(true));
     }
 
-    /// Sends one datagram, and ignores that it fails: a supervisor that does not listen is no reason to stop.
+    /// Sends one datagram, and ignores that it fails: a service_manager that does not listen is no reason to stop.
     ///
-    /// `sd_notify::notify` does the same with a socket that blocks for as long as the supervisor's queue is full.
+    /// `sd_notify::notify` does the same with a socket that blocks for as long as the service_manager's queue is full.
     fn send(&self, state: NotifyState, prepare: impl FnOnce(&UnixDatagram) -> io::Result<()>) {
         let Some(path) = &self.socket_path else { return };
         let send = || -> io::Result<usize> {

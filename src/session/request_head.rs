@@ -1,11 +1,11 @@
 //! The first phase of a session: the head of a request comes in, and is answered.
 
+use super::buffers::{Shared, Work};
 use super::inbound::Scratch;
-use super::work::{Shared, Work};
 use super::{Event, Phase, Session, Stream};
-use crate::gate::Gate;
-use crate::http::{self, Answer, Door, Place};
+use crate::http::{self, Answer, ListenerKind, Place};
 use crate::limits::{ALWAYS_HELD_BYTES, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX};
+use crate::protocols::Dispatcher;
 
 impl<S: Stream> Session<S> {
     /// Takes the head of the request, and answers it if that was all.
@@ -13,7 +13,7 @@ impl<S: Stream> Session<S> {
         &mut self,
         scratch: &mut Scratch,
         shared: &mut Shared,
-        gate: &Gate,
+        gate: &Dispatcher,
     ) -> Option<Event<'static>> {
         let work = Work::begin(&mut self.work, shared);
         let unread = scratch.unread.clone();
@@ -29,7 +29,7 @@ impl<S: Stream> Session<S> {
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread = unread.start + end - searched..unread.end;
                 let Shared { config, crowd, full, draining, wall, .. } = shared;
-                let is_trusted = self.door == Door::Main && config.trusts(self.address);
+                let is_trusted = self.door == ListenerKind::Main && config.trusts(self.address);
                 http::answer(&head[..end], self.door, config, is_trusted, *wall, |forwarded, target| {
                     if let Some(ip) = forwarded {
                         self.address = ip.into();
@@ -54,7 +54,7 @@ impl<S: Stream> Session<S> {
         let is_too_much = |answer: &Answer| {
             let Answer::Plain { response, .. } = answer else { return false };
             let bytes = response.len();
-            self.door == Door::Main && bytes > ALWAYS_HELD_BYTES && !shared.budget.allows(bytes)
+            self.door == ListenerKind::Main && bytes > ALWAYS_HELD_BYTES && !shared.budget.allows(bytes)
         };
         let answer = if is_too_much(&answer) { http::no_memory(head) } else { answer };
         self.answer(answer, shared)

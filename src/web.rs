@@ -6,7 +6,7 @@ use crate::paths::PAGES;
 /// The page: one document with its style and its script.
 pub const PAGE: File = File {
     kind: "text/html; charset=utf-8",
-    body: include_str!("page.html"),
+    body: include_str!("web/index.html"),
     policy: Some(PAGE_POLICY),
     is_shared: false,
 };
@@ -15,7 +15,7 @@ pub const PAGE: File = File {
 /// apart what that makes good by itself.
 pub const CHECK: File = File {
     kind: "text/html; charset=utf-8",
-    body: include_str!("check.html"),
+    body: include_str!("web/check.html"),
     policy: Some(CHECK_POLICY),
     is_shared: false,
 };
@@ -23,7 +23,7 @@ pub const CHECK: File = File {
 /// The client library, an ES module.
 pub const LIBRARY: File = File {
     kind: "text/javascript; charset=utf-8",
-    body: include_str!("noroshi.js"),
+    body: include_str!("web/noroshi.js"),
     policy: None,
     is_shared: true,
 };

@@ -27,7 +27,7 @@ const GIVE_UP: Duration = Duration::from_secs(60);
 pub const PAIR: [&str; 2] = ["P", "Q"];
 
 /// A server, and two peers who want nothing but to go on talking.
-pub struct Siege {
+pub struct LoadedServer {
     pub server: Running,
     stderr: BufReader<ChildStderr>,
     pub pair: [Client; 2],
@@ -38,14 +38,14 @@ pub struct Siege {
     pub at_rest: usize,
 }
 
-impl Siege {
+impl LoadedServer {
     /// Of a server with these flags, which lets silent peers be for as long as a slow machine needs.
-    pub fn of(flags: &str) -> Siege {
-        Siege::of_script(&format!(r#"exec "$0" --log warn --ping-interval 600 {flags}"#))
+    pub fn of(flags: &str) -> LoadedServer {
+        LoadedServer::of_script(&format!(r#"exec "$0" --log warn --ping-interval 600 {flags}"#))
     }
 
     /// Of the server that this script becomes.
-    pub fn of_script(script: &str) -> Siege {
+    pub fn of_script(script: &str) -> LoadedServer {
         // The crowds are in this process.
         let (_, files_max) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, files_max, files_max).unwrap();
@@ -53,7 +53,7 @@ impl Siege {
         let empty = server.descriptors();
         let pair = PAIR.map(|id| Client::open(server.address, "pair").registered(id));
         let at_rest = server.descriptors();
-        Siege { server, stderr, pair, said: 0, empty, at_rest }
+        LoadedServer { server, stderr, pair, said: 0, empty, at_rest }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -129,7 +129,7 @@ impl Siege {
 }
 
 /// What the load test does to this server.
-pub fn load(siege: &Siege, flags: &str) -> Child {
+pub fn load(siege: &LoadedServer, flags: &str) -> Child {
     let program = Path::new(NOROSHI).with_file_name("examples/load");
     let url = format!("ws://{}/ws/load", siege.address());
     let mut command = Command::new(program);

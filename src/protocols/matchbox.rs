@@ -11,23 +11,23 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::config::Config;
-use crate::gate::{Protocol, Turn};
 use crate::json;
 use crate::metrics::Counts;
-use crate::order::{Links, Order};
 use crate::protocol::{Conn, Input, Member, Target};
-use crate::rate::deliveries;
-use crate::slots::{Slot, Slots};
-use crate::uuid::Uuids;
+use crate::protocols::conn_table::{ConnTable, Slot};
+use crate::protocols::list::{ListNodes, Order};
+use crate::protocols::uuid::Uuids;
+use crate::protocols::{Protocol, Turn};
+use crate::rate_limit::deliveries;
 
 /// All groups, and who is in them.
 pub struct Matchbox {
     uuids: Uuids,
     peers_max: usize,
     /// The group of each.
-    members: Slots<usize>,
+    members: ConnTable<usize>,
     /// Who is before and after each in its group.
-    links: Links,
+    links: ListNodes,
     groups: Slab<Group>,
     /// The groups that newcomers come into, by room and `next`.
     open: HashMap<Key, usize>,
@@ -54,8 +54,8 @@ impl Matchbox {
         Matchbox {
             uuids: Uuids::new(key),
             peers_max: config.mesh_peers_max,
-            members: Slots::NEW,
-            links: Links::default(),
+            members: ConnTable::NEW,
+            links: ListNodes::default(),
             groups: Slab::new(),
             open: HashMap::new(),
             counts: Counts::of(

@@ -4,15 +4,23 @@
 //! protocol hears it, and whoever is probed has its time. What else all have in common, the first message in time, the
 //! pings, the limits of queues and of memory, belongs to sessions.
 
+pub mod ayame;
+pub mod conn_table;
+pub mod ice;
+pub mod list;
+pub mod matchbox;
+pub mod noroshi;
+pub mod uuid;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::budget::Reservation;
-use crate::config::{Config, PROBE_TIME_MAX, TIMERS_PER_TURN};
+use crate::config::{Config, PROBE_TIME_MAX, TIMERS_PER_ITERATION};
+use crate::memory_budget::Reservation;
 use crate::metrics::Counts;
-use crate::protocol::{Close, Conn, Dialect, Effect, Input, Member, Outbox, Target};
-use crate::rate::{Bucket, Rate, Verdict, blocks};
-use crate::stamp::Stamp;
+use crate::protocol::{Close, Conn, Effect, Input, Member, Outbox, ProtocolId, Target};
+use crate::rate_limit::{Bucket, Rate, Verdict, blocks};
+use crate::timestamp::Timestamp;
 
 /// A signaling protocol: who hears what. It is pure: no socket, no clock, no log, no randomness. One [`Input`] goes in,
 /// and what comes of it goes out through the [`Turn`], all of it before `handle` returns.
@@ -57,7 +65,7 @@ pub struct Turn<'a> {
     pub now: Duration,
     /// What time it is, since 1970: credentials go by the clock on the wall, which may be set at any time.
     pub wall: Duration,
-    dialect: Dialect,
+    dialect: ProtocolId,
     common: &'a mut Common,
     out: &'a mut dyn Outbox,
 }
@@ -140,10 +148,10 @@ impl Turn<'_> {
 }
 
 /// All protocols, and what they have in common.
-pub struct Gate {
-    protocols: [Option<Box<dyn Protocol>>; Dialect::ALL.len()],
+pub struct Dispatcher {
+    protocols: [Option<Box<dyn Protocol>>; ProtocolId::ALL.len()],
     /// Which of them a connection speaks, by slot.
-    dialects: Vec<Dialect>,
+    dialects: Vec<ProtocolId>,
     common: Common,
 }
 
@@ -155,16 +163,16 @@ struct Common {
     probes: Probes,
 }
 
-impl Gate {
+impl Dispatcher {
     /// One that leads nowhere yet.
-    pub fn new(config: &Config) -> Gate {
+    pub fn new(config: &Config) -> Dispatcher {
         let rate = Rate::per_second(config.rate_max);
         let common = Common { rate, buckets: Vec::new(), probes: Probes::default() };
-        Gate { protocols: Default::default(), dialects: Vec::new(), common }
+        Dispatcher { protocols: Default::default(), dialects: Vec::new(), common }
     }
 
     /// The same, with a protocol for those who ask for this one.
-    pub fn to(mut self, dialect: Dialect, protocol: impl Protocol + 'static) -> Gate {
+    pub fn to(mut self, dialect: ProtocolId, protocol: impl Protocol + 'static) -> Dispatcher {
         self.protocols[dialect as usize] = Some(Box::new(protocol));
         self
     }
@@ -174,7 +182,7 @@ impl Gate {
     /// # Panics
     /// If a connection connects in a slot that another still has, or asks for a protocol that is not there.
     pub fn handle(&mut self, now: Duration, wall: Duration, input: Input<'_>, out: &mut dyn Outbox) {
-        let Gate { protocols, dialects, common } = self;
+        let Dispatcher { protocols, dialects, common } = self;
         let Some(conn) = input.conn() else { return self.ring(now, wall, out) };
         let slot = conn.slot();
         if let Input::Connected(_, target, _) = input {
@@ -207,7 +215,7 @@ impl Gate {
     /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the connection may go on.
     /// If not, the protocol reports that to the peer, or the connection is closed, as after a message that is too much.
     pub fn charge_frame(&mut self, now: Duration, wall: Duration, conn: Conn, out: &mut dyn Outbox) -> bool {
-        let Gate { protocols, dialects, common } = self;
+        let Dispatcher { protocols, dialects, common } = self;
         let verdict = common.pay(conn, 1, 0, now);
         if verdict == Verdict::Pass {
             return true;
@@ -218,14 +226,14 @@ impl Gate {
         false
     }
 
-    /// Handles timers that are due, at most [`TIMERS_PER_TURN`] of them. Those that are left are still due.
+    /// Handles timers that are due, at most [`TIMERS_PER_ITERATION`] of them. Those that are left are still due.
     fn ring(&mut self, now: Duration, wall: Duration, out: &mut dyn Outbox) {
-        for _ in 0..TIMERS_PER_TURN {
+        for _ in 0..TIMERS_PER_ITERATION {
             let Some(due) = self.wake_at().filter(|due| *due <= now) else { return };
-            let Gate { protocols, common, .. } = self;
+            let Dispatcher { protocols, common, .. } = self;
             let is_due =
                 |it: &Option<Box<dyn Protocol>>| it.as_ref().is_some_and(|it| it.wake_at() == Some(due));
-            let found = Dialect::ALL.into_iter().zip(protocols).find(|(_, protocol)| is_due(protocol));
+            let found = ProtocolId::ALL.into_iter().zip(protocols).find(|(_, protocol)| is_due(protocol));
             if let Some((dialect, Some(protocol))) = found {
                 protocol.handle(Input::Time, &mut Turn { now, wall, dialect, common, out });
             } else if let Some(conn) = self.common.probes.pop() {
@@ -251,18 +259,18 @@ impl Gate {
     }
 
     /// See [`Protocol::member`].
-    pub fn member(&self, conn: Conn) -> Option<(Dialect, Member<'_>)> {
+    pub fn member(&self, conn: Conn) -> Option<(ProtocolId, Member<'_>)> {
         let dialect = *self.dialects.get(conn.slot())?;
         Some((dialect, self.protocol(dialect)?.member(conn)?))
     }
 
-    fn protocol(&self, dialect: Dialect) -> Option<&dyn Protocol> {
+    fn protocol(&self, dialect: ProtocolId) -> Option<&dyn Protocol> {
         self.protocols[dialect as usize].as_deref()
     }
 
     /// All protocols that it leads to.
-    pub fn each(&self) -> impl Iterator<Item = (Dialect, &dyn Protocol)> {
-        Dialect::ALL.into_iter().filter_map(|dialect| Some((dialect, self.protocol(dialect)?)))
+    pub fn each(&self) -> impl Iterator<Item = (ProtocolId, &dyn Protocol)> {
+        ProtocolId::ALL.into_iter().filter_map(|dialect| Some((dialect, self.protocol(dialect)?)))
     }
 
     /// See [`Protocol::check`].
@@ -301,8 +309,8 @@ impl Common {
 /// Who is asked for a sign of life, and until when.
 #[derive(Default)]
 struct Probes {
-    until: BTreeMap<Conn, Stamp>,
-    order: BTreeSet<(Stamp, Conn)>,
+    until: BTreeMap<Conn, Timestamp>,
+    order: BTreeSet<(Timestamp, Conn)>,
 }
 
 impl Probes {

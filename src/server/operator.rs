@@ -4,17 +4,17 @@ use std::collections::BinaryHeap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{Server, clock};
-use crate::http::{self, About, Answer, Question};
+use crate::http::{self, AdminRequest, AdminTopic, Answer};
 use crate::json;
 use crate::limits::{MEMBERS_LISTED_MAX, ROOMS_BYTES_MAX};
-use crate::protocol::{Conn, Dialect, Member};
+use crate::protocol::{Conn, Member, ProtocolId};
 
 impl Server {
     /// The answer to a question.
-    pub(super) fn told(&mut self, question: &Question) -> Answer {
+    pub(super) fn told(&mut self, question: &AdminRequest) -> Answer {
         let text = match &question.about {
-            About::Metrics => self.metrics(),
-            About::Rooms { room, after } => self.rooms(room.as_deref(), *after),
+            AdminTopic::Metrics => self.metrics(),
+            AdminTopic::Rooms { room, after } => self.rooms(room.as_deref(), *after),
         };
         http::told(question, &text)
     }
@@ -88,7 +88,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// A number that all in one room share, and that says nothing of it.
-pub(super) fn number(dialect: Dialect, member: &Member) -> u64 {
+pub(super) fn number(dialect: ProtocolId, member: &Member) -> u64 {
     let mut hasher = DefaultHasher::new();
     (dialect as u8, member.room).hash(&mut hasher);
     hasher.finish()

@@ -11,16 +11,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX, Config, ROOM_TEXT_BYTES_MAX};
-use crate::gate::{Protocol, Turn};
-use crate::ice::Ice;
 use crate::json;
 use crate::metrics::Counts;
-use crate::order::{Links, Order};
 use crate::protocol::{Close, Conn, Input, Member};
-use crate::slots::{Slot, Slots};
-use crate::stamp::Stamp;
+use crate::protocols::conn_table::{ConnTable, Slot};
+use crate::protocols::ice::Ice;
+use crate::protocols::list::{ListNodes, Order};
+use crate::protocols::uuid::Uuids;
+use crate::protocols::{Protocol, Turn};
+use crate::timestamp::Timestamp;
 use crate::token::Secrets;
-use crate::uuid::Uuids;
 
 /// All rooms, and who is in them or before them.
 pub struct Ayame {
@@ -29,11 +29,11 @@ pub struct Ayame {
     /// If nobody comes in without a token.
     secrets: Option<Secrets>,
     /// By slot.
-    clients: Slots<Client>,
+    clients: ConnTable<Client>,
     rooms: HashMap<Rc<str>, Room>,
     /// Those who are pinged, who is next first.
     pings: Order,
-    links: Links,
+    links: ListNodes,
     counts: Counts,
 }
 
@@ -43,7 +43,7 @@ struct Client {
     standalone: bool,
     /// Whether it has not yet shown life since a third came.
     probed: bool,
-    ping_at: Stamp,
+    ping_at: Timestamp,
     /// When its token ends, if it needs one.
     until: Option<Duration>,
 }
@@ -75,10 +75,10 @@ impl Ayame {
             uuids: Uuids::new(key),
             ice: Ice::new(config),
             secrets: config.token_secrets.clone(),
-            clients: Slots::NEW,
+            clients: ConnTable::NEW,
             rooms: HashMap::new(),
             pings: Order::default(),
-            links: Links::default(),
+            links: ListNodes::default(),
             counts: Counts::of(
                 &["register", "relayed"],
                 &[FULL, "token_refused", "not_understood", "peer_busy", "rate_limited"],

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::peer::{Flow, Peer, Who};
-use super::{Hub, Slot};
+use super::{Noroshi, Slot};
 use crate::config::{CANDIDATES_MAX, CLAIMANTS_MAX, STORED_BYTES_MAX};
 
-impl Hub {
+impl Noroshi {
     pub(super) fn check_all(&self) {
         let mut alarms = Vec::new();
         let mut orders = BTreeMap::new();

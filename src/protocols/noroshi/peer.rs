@@ -1,8 +1,8 @@
 //! What the hub knows of a peer. Two questions: who is it, and what is it doing?
 
 use super::Slot;
-use crate::budget::Reservation;
-use crate::order::Order;
+use crate::memory_budget::Reservation;
+use crate::protocols::list::Order;
 use crate::token::Claims;
 
 pub struct Peer {
