@@ -60,7 +60,7 @@ impl Arena {
             }
             self.turn();
         }
-        panic!("{what} does not come about within {turns_max} turns");
+        panic!("{what} does not come within {turns_max} turns");
     }
 
     /// Runs turns until the server has nothing to do.
@@ -488,7 +488,7 @@ fn a_slow_reader_is_not_closed_as_silent() {
 
 // ---- Memory ----
 
-/// What a claimant sends: a claim, and short messages within its burst.
+/// Returns the bytes that a claimant sends: a claim, and short messages within its burst.
 fn short_messages() -> Vec<u8> {
     [say("leave", "X"), text("x").repeat(999)].concat()
 }
@@ -529,7 +529,7 @@ fn claimants_with_a_thousand_short_messages_stay_within_the_memory_of_the_proces
     let connect = |address: SocketAddr, bytes: &[u8]| {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nonblocking(true).unwrap();
-        // What TCP does not take is held back by it.
+        // TCP holds back the bytes that it does not take now.
         let _ = stream.write(bytes);
         stream
     };

@@ -110,7 +110,7 @@ struct Peer {
     room: &'static str,
     /// Ids of a matchbox client and of those that it has been told.
     known: Vec<String>,
-    /// What it sends again in each step.
+    /// Bytes that it sends again in each step.
     flood: Vec<u8>,
 }
 
@@ -192,7 +192,7 @@ impl World {
         let mut config = configuration(&mut dice, &secret_file);
         config.memory_bytes_max = config.memory_bytes_max.map(|bytes| BASE_BYTES + bytes);
         let (mut server, address) = server(&config);
-        // From addresses of their own, so that no limit by address applies.
+        // They come from other addresses than all others, so that no limit by address applies.
         let pair = [2, 3].map(|last| {
             let mut raw = Raw::connect(address, Ipv4Addr::new(127, 0, 0, last), None);
             let id = PAIR[usize::from(last) - 2];
@@ -301,7 +301,7 @@ impl World {
             path if path.starts_with("/games") => ProtocolId::Matchbox,
             _ => ProtocolId::Ayame,
         };
-        let id = *dice.pick(&IDS);
+        let id = IDS[dice.roll(IDS.len() as u64) as usize];
         let mut peer = Peer {
             raw: Raw::connect(to, from, buffer),
             id,
@@ -324,7 +324,7 @@ impl World {
             _ => head.len(),
         };
         peer.raw.push(&head[..cut]);
-        // What follows may come in the same segment.
+        // Frames may come in the same segment as the head.
         for _ in 0..self.dice.roll(3) {
             let bytes = self.bytes(&mut peer);
             peer.raw.push(&bytes);
@@ -616,14 +616,14 @@ impl World {
     /// Reads what has come for the pair, which must be nothing.
     fn exchange_read(&mut self) {
         let must_be_calm = self.must_be_calm();
-        for (peer, id) in self.pair.iter_mut().zip(PAIR) {
-            let texts = peer.texts();
+        for (raw, id) in self.pair.iter_mut().zip(PAIR) {
+            let texts = raw.texts();
             if must_be_calm {
                 assert_eq!(texts, [""; 0], "{id} is disturbed");
-                assert!(peer.is_connected(), "{id} is disconnected");
-                assert_eq!(peer.close_code, None);
+                assert!(raw.is_connected(), "{id} is disconnected");
+                assert_eq!(raw.close_code, None);
             } else {
-                assert!(matches!(peer.close_code, None | Some(1001)));
+                assert!(matches!(raw.close_code, None | Some(1001)));
             }
         }
     }

@@ -11,7 +11,7 @@ use common::loaded_server::{AT_REST, LoadedServer};
 use common::pipe::{PING, PONG, TEXT, frame};
 use noroshi::config::{QUEUE_BYTES_MAX, RATE_OFFENCE_MAX};
 
-/// What a peer sends without end: a name, the first bytes, and those that are repeated.
+/// Returns floods: a name, the first bytes, and those that are repeated.
 fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
     let mut fragments: Vec<u8> =
         br#"{"type":"leave","id":"X"}"#.iter().flat_map(|byte| frame(0x00, &[*byte])).collect();
