@@ -74,7 +74,7 @@ fn instructions(bytes: usize) -> Option<f64> {
 
 /// A peer that sends candidates to another, and what is between them.
 struct Line {
-    gate: Dispatcher,
+    dispatcher: Dispatcher,
     sessions: Sessions,
     scratch: Scratch,
     frame: Vec<u8>,
@@ -104,14 +104,14 @@ impl Outbox for Sessions {
 impl Line {
     fn new(bytes: usize) -> Line {
         let config = Config { rate_max: 0, ..Config::default() };
-        let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
+        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
         let sessions = [(); 2].map(|()| {
             let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
             Session::new(pipe, ListenerKind::Main, ADDRESS.into(), &mut shared)
         });
         let sessions = Sessions { shared, sessions };
-        let mut line = Line { gate, sessions, scratch: Scratch::default(), frame: Vec::new() };
+        let mut line = Line { dispatcher, sessions, scratch: Scratch::default(), frame: Vec::new() };
         line.turn(0, REQUEST.as_bytes());
         line.turn(1, REQUEST.as_bytes());
         for (who, text) in
@@ -149,7 +149,7 @@ impl Line {
         sessions[who].fill(&mut self.scratch, shared);
         loop {
             let Sessions { sessions, shared } = &mut self.sessions;
-            let Some(event) = sessions[who].next(&mut self.scratch, shared, &self.gate) else { break };
+            let Some(event) = sessions[who].next(&mut self.scratch, shared, &self.dispatcher) else { break };
             let input = match &event {
                 Event::Refused(status, refusal) => panic!("{status}, {}", refusal.why),
                 Event::Upgraded(target, claims) => Input::Connected(conn, target, claims.as_ref()),
@@ -157,9 +157,9 @@ impl Line {
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(_) | Event::Ping(_) | Event::Overhead => unreachable!("only text is sent"),
             };
-            self.gate.handle(Duration::ZERO, Duration::ZERO, input, &mut self.sessions);
+            self.dispatcher.handle(Duration::ZERO, Duration::ZERO, input, &mut self.sessions);
         }
-        self.gate.handle(Duration::ZERO, Duration::ZERO, Input::Alive(conn), &mut self.sessions);
+        self.dispatcher.handle(Duration::ZERO, Duration::ZERO, Input::Alive(conn), &mut self.sessions);
         let Sessions { sessions, shared } = &mut self.sessions;
         for session in sessions {
             session.flush(shared);

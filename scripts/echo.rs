@@ -39,8 +39,8 @@ fn main() -> io::Result<()> {
     let Ok(Command::Run(config)) = Config::parse(std::env::args_os().skip(1)) else {
         return Err(io::Error::other("usage: the flags of noroshi"));
     };
-    let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Echo);
-    let mut server = Server::with(gate, config)?;
+    let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Echo);
+    let mut server = Server::with(dispatcher, config)?;
     server.install_signal_handlers()?;
     for address in server.addresses(ListenerKind::Main) {
         eprintln!("listening on ws://{address}/ws");

@@ -5,10 +5,10 @@
 //!
 //! ```text
 //! main ─→ server ─→ session ─→ http ─→ page          config: what an operator chose    limits: and what not
-//!    │          │           └──→ gate                address: where peers are, and how many in one place
+//!    │          │           └──→ dispatcher                address: where peers are, and how many in one place
 //!    │          │                                    origin: where pages are from     token: who may come in
 //!    │          │                                    budget: how much memory is used  metrics: what is counted
-//!    ├─→ logger ├──→ hub ─→ gate ─→ protocol         rate: how much one peer may send
+//!    ├─→ logger ├──→ hub ─→ dispatcher ─→ protocol         rate: how much one peer may send
 //!    │          │      ├──→ message ─→ json          stamp: a moment in eight bytes
 //!    └─→ health │      └──→ ice ──────↗              named: enums whose values have names
 //!               │                                    paths: what is served where    id: what an id may be
@@ -18,7 +18,7 @@
 //! ```
 //!
 //! Imports point downward in the list of modules below; what serves connections (`session`, `http`) and the rules of a
-//! protocol (`hub`) do not know each other. Between them is the `gate`: there every protocol is the same to those who
+//! protocol (`hub`) do not know each other. Between them is the `dispatcher`: there every protocol is the same to those who
 //! carry bytes, and all connections are numbers to the protocol. A test holds the files to this, and to the following.
 //!
 //! - Only `server` knows mio. Only `session` and `http` know tungstenite, only `http` knows httparse, only
@@ -35,7 +35,7 @@
 //! *candidate* and *SDP* are WebRTC's (RFC 8829), and are never looked into. *Poll*, *token* and *interest* are
 //! mio's; a peer's token is the JWT that lets it in, and those of a rate are what a message costs.
 //!
-//! To read it, follow a candidate: [`server`] (`Server::turn`, `receive`), [`session`] (`fill`, `next`), [`gate`]
+//! To read it, follow a candidate: [`server`] (`Server::turn`, `receive`), [`session`] (`fill`, `next`), [`dispatcher`]
 //! (`Dispatcher::handle`), [`hub`] (`handle`, `obey`), [`message`] (`parse`), `candidates` in `hub/pairing.rs`, and back out:
 //! `Reply::text`, `Turn::forward`, `push` in `server/connections.rs`, and at the end of the turn `Session::flush`. All
 //! else may be taken at its name until you want to know how it is done.
@@ -66,9 +66,9 @@ pub mod timestamp;
 
 pub mod logger;
 
-pub mod config;
-
 pub mod memory_budget;
+
+pub mod config;
 
 pub mod token;
 

@@ -4,7 +4,7 @@
 //! reads until the kernel has no more, but only one scratch full of it in one turn; who may have more is in the
 //! ready queue, and the next poll does not wait. Whoever was touched is flushed once when all have been heard, and
 //! whoever the clock touches after that. Sessions that are over are freed then, and new ones accepted last, so that
-//! no event of a turn can reach a newcomer in an old slot. The rules are the protocols', behind the gate, and
+//! no event of a turn can reach a newcomer in an old slot. The rules are the protocols', behind the dispatcher, and
 //! `connections` carries their effects out.
 
 mod clock;
@@ -57,7 +57,7 @@ pub struct Server {
     listeners: Listeners,
     connections: Connections,
     scratch: Scratch,
-    gate: Dispatcher,
+    dispatcher: Dispatcher,
     /// When all deadlines are looked at next.
     sweep_at: Duration,
     /// The slot at which a sweep that has begun goes on.
@@ -87,21 +87,21 @@ impl Server {
     /// # Errors
     /// An address that cannot be bound, or a system call that the loop needs and that fails.
     pub fn bind(config: Config) -> io::Result<Server> {
-        let mut gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
+        let mut dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         if config.ayame.is_some() {
-            gate = gate.to(ProtocolId::Ayame, Ayame::new(&config, RandomState::new()));
+            dispatcher = dispatcher.to(ProtocolId::Ayame, Ayame::new(&config, RandomState::new()));
         }
         if config.matchbox.is_some() {
-            gate = gate.to(ProtocolId::Matchbox, Matchbox::new(&config, RandomState::new()));
+            dispatcher = dispatcher.to(ProtocolId::Matchbox, Matchbox::new(&config, RandomState::new()));
         }
-        Server::with(gate, config)
+        Server::with(dispatcher, config)
     }
 
-    /// The same with other protocols behind the gate.
+    /// The same with other protocols behind the dispatcher.
     ///
     /// # Errors
     /// See [`Server::bind`].
-    pub fn with(gate: Dispatcher, config: Config) -> io::Result<Server> {
+    pub fn with(dispatcher: Dispatcher, config: Config) -> io::Result<Server> {
         let poll = Poll::new()?;
         let listeners = Listeners::bind(&config, poll.registry())?;
         // All that is ready is heard in one turn. The memory that is never needed is never touched.
@@ -113,7 +113,7 @@ impl Server {
             listeners,
             connections: Connections::new(config),
             scratch: Scratch::default(),
-            gate,
+            dispatcher,
             sweep_at: Duration::ZERO,
             sweep: None,
             drained_at: None,
@@ -142,8 +142,8 @@ impl Server {
     }
 
     /// The protocols, and who speaks them.
-    pub fn gate(&self) -> &Dispatcher {
-        &self.gate
+    pub fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
     }
 
     /// How many connections it has, of any kind.
@@ -220,7 +220,7 @@ impl Server {
         self.settle();
         self.listeners.accept(&mut self.connections, self.poll.registry());
 
-        let rooms = || self.gate.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
+        let rooms = || self.dispatcher.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
         self.service_manager.turned(began, self.connections.upgraded, rooms);
         self.connections.shared.metrics.turns.record(self.clock.now() - began);
         if cfg!(debug_assertions) {
@@ -244,7 +244,7 @@ impl Server {
             || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
         let accept = self.listeners.accept_at(&self.connections);
-        let times = [self.gate.wake_at(), sweep, accept, self.stop_at, self.service_manager.due()];
+        let times = [self.dispatcher.wake_at(), sweep, accept, self.stop_at, self.service_manager.due()];
         let next = times.into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
@@ -281,16 +281,21 @@ impl Server {
         }
         self.connections.shared.full = self.connections.are_full();
         let work_before = self.connections.work;
-        let Server { connections, scratch, gate, .. } = self;
+        let Server { connections, scratch, dispatcher, .. } = self;
         let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
         let (now, wall) = (connections.shared.now, connections.shared.wall);
         let mut is_deferred = false;
-        while let Some(event) = connections.next(slot, scratch, gate) {
+        while let Some(event) = connections.next(slot, scratch, dispatcher) {
             connections.work += 1;
             match event {
                 Event::Upgraded(target, claims) => {
                     connections.upgrade(slot);
-                    gate.handle(now, wall, Input::Connected(conn, &target, claims.as_ref()), connections);
+                    dispatcher.handle(
+                        now,
+                        wall,
+                        Input::Connected(conn, &target, claims.as_ref()),
+                        connections,
+                    );
                 }
                 Event::Refused(status, refusal) => connections.refuse(slot, status, &refusal),
                 Event::Asked(question) => {
@@ -300,14 +305,14 @@ impl Server {
                     self.scratch.clear();
                     break;
                 }
-                Event::Text(text) => gate.handle(now, wall, Input::Text(conn, text), connections),
-                Event::Binary(bytes) => gate.handle(now, wall, Input::Binary(conn, bytes), connections),
+                Event::Text(text) => dispatcher.handle(now, wall, Input::Text(conn, text), connections),
+                Event::Binary(bytes) => dispatcher.handle(now, wall, Input::Binary(conn, bytes), connections),
                 Event::Ping(payload) => {
-                    if gate.charge_frame(now, wall, conn, connections) {
+                    if dispatcher.charge_frame(now, wall, conn, connections) {
                         connections.reach(slot, |session, shared| session.pong(payload, shared));
                     }
                 }
-                Event::Overhead => _ = gate.charge_frame(now, wall, conn, connections),
+                Event::Overhead => _ = dispatcher.charge_frame(now, wall, conn, connections),
             }
             if connections.entries[slot].session.is_paused() {
                 connections.hold_or_close(slot, scratch);
@@ -335,7 +340,7 @@ impl Server {
     /// What is due by the clock: the protocols' alarms, and a slice of the sessions.
     fn tick(&mut self) {
         let now = self.connections.shared.now;
-        if self.gate.wake_at().is_some_and(|at| at <= now) {
+        if self.dispatcher.wake_at().is_some_and(|at| at <= now) {
             self.tell(Input::Time);
         }
         if self.sweep.is_none() && self.sweep_at <= now {
@@ -348,8 +353,8 @@ impl Server {
             }
         }
         if let Some(from) = self.sweep {
-            let Server { connections, gate, drained_share, .. } = self;
-            self.sweep = connections.tick(from, |entry| drain::is_drained(entry, gate, *drained_share));
+            let Server { connections, dispatcher, drained_share, .. } = self;
+            self.sweep = connections.tick(from, |entry| drain::is_drained(entry, dispatcher, *drained_share));
         }
         if let Some(from) = self.stop_from {
             self.stop_from = self.connections.close_all(from);
@@ -397,7 +402,7 @@ impl Server {
         let is_small = self.connections.entries.len() <= CHECKED_ALWAYS_MAX;
         if is_small || self.turns.is_multiple_of(CHECKED_SELDOM_EVERY) {
             self.connections.check();
-            self.gate.check();
+            self.dispatcher.check();
         }
     }
 
@@ -405,6 +410,6 @@ impl Server {
 
     fn tell(&mut self, input: Input) {
         let (now, wall) = (self.connections.shared.now, self.connections.shared.wall);
-        self.gate.handle(now, wall, input, &mut self.connections);
+        self.dispatcher.handle(now, wall, input, &mut self.connections);
     }
 }

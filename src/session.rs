@@ -275,12 +275,12 @@ impl<S: Stream> Session<S> {
         &mut self,
         scratch: &'a mut Scratch,
         shared: &mut Shared,
-        gate: &Dispatcher,
+        dispatcher: &Dispatcher,
     ) -> Option<Event<'a>> {
         while !scratch.unread.is_empty() {
             match self.phase {
                 Phase::Head => {
-                    if let Some(event) = self.take_head(scratch, shared, gate) {
+                    if let Some(event) = self.take_head(scratch, shared, dispatcher) {
                         return Some(event);
                     }
                 }

@@ -8,10 +8,29 @@ use std::path::{Path, PathBuf};
 use common::files::rust_files;
 
 /// In the order of `lib.rs`: who is above may import who is below.
-const MODULES: [&str; 30] = [
-    "server", "health", "session", "http", "page", "hub", "message", "ayame", "matchbox", "order", "slots",
-    "ice", "gate", "metrics", "uuid", "protocol", "rate", "stamp", "logger", "budget", "config", "token",
-    "json", "id", "limits", "paths", "query", "origin", "address", "named",
+const MODULES: [&str; 22] = [
+    "server",
+    "health",
+    "session",
+    "http",
+    "web",
+    "protocols",
+    "metrics",
+    "protocol",
+    "rate_limit",
+    "timestamp",
+    "logger",
+    "config",
+    "memory_budget",
+    "token",
+    "json",
+    "id",
+    "limits",
+    "paths",
+    "query",
+    "origin",
+    "address",
+    "named_enum",
 ];
 
 /// Which files know which crates, beside the standard library.
@@ -26,12 +45,12 @@ const CRATES: [(&str, &[&str]); 21] = [
     ("httparse", &["http"]),
     ("serde_json", &["json"]),
     ("percent_encoding", &["http", "query"]),
-    ("slab", &["server", "hub", "matchbox"]),
-    ("hashbrown", &["hub"]),
+    ("slab", &["server", "protocols"]),
+    ("hashbrown", &["protocols"]),
     ("lexopt", &["config"]),
-    ("sha1", &["ice"]),
-    ("data_encoding", &["ice", "token"]),
-    ("hmac", &["ice", "token"]),
+    ("sha1", &["protocols"]),
+    ("data_encoding", &["protocols", "token"]),
+    ("hmac", &["protocols", "token"]),
     ("sha2", &["token"]),
     ("simple_logger", &["logger"]),
     ("nix", &["logger", "main"]),
@@ -93,29 +112,22 @@ fn imports_point_downward() {
                 let to = place(imported).unwrap_or_else(|| panic!("{file}: {line}"));
                 let allowed = match file.as_str() {
                     "main" => true,
-                    // The two arms of the map do not know each other.
-                    "hub" => !["server", "session", "http", "page", "ayame", "matchbox"].contains(&imported),
-                    // Nor does one protocol know another.
-                    "ayame" | "matchbox" => !["hub", "message", "ayame", "matchbox"].contains(&imported),
-                    "slots" | "uuid" => imported == "protocol",
-                    "http" => ["page", "protocol", "config", "paths", "query", "origin", "address", "token"]
+                    // Those who carry bytes and those who know the rules do not know each other.
+                    "protocols" => !["server", "session", "http", "web"].contains(&imported),
+                    "http" => ["web", "protocol", "config", "paths", "query", "origin", "address", "token"]
                         .contains(&imported),
-                    "session" => !["hub", "message", "json", "rate", "logger"].contains(&imported),
-                    "message" | "ice" => ["json", "id", "config", "named"].contains(&imported),
-                    "rate" => ["stamp", "config"].contains(&imported),
-                    "budget" | "health" => imported == "config",
+                    "session" => !["json", "rate_limit", "logger"].contains(&imported),
+                    "rate_limit" => ["timestamp", "config"].contains(&imported),
+                    "memory_budget" | "health" => imported == "config",
                     "config" => {
                         ["token", "id", "limits", "paths", "query", "origin", "address"].contains(&imported)
                     }
-                    "token" => ["json", "id", "limits", "named"].contains(&imported),
-                    "gate" => {
-                        ["metrics", "protocol", "rate", "stamp", "config", "budget"].contains(&imported)
-                    }
-                    "protocol" => ["token", "query", "named", "budget"].contains(&imported),
+                    "token" => ["json", "id", "limits", "named_enum"].contains(&imported),
+                    "protocol" => ["token", "query", "named_enum", "memory_budget"].contains(&imported),
                     "logger" | "id" => imported == "limits",
-                    "page" => imported == "paths",
-                    "order" | "metrics" | "json" | "limits" | "paths" | "query" | "stamp" | "origin"
-                    | "address" | "named" => false,
+                    "web" => imported == "paths",
+                    "metrics" | "json" | "limits" | "paths" | "query" | "timestamp" | "origin"
+                    | "address" | "named_enum" => false,
                     _ => true,
                 };
                 assert!(allowed, "{file} imports {imported}");
@@ -123,6 +135,22 @@ fn imports_point_downward() {
                     place(&file).is_none_or(|from| from < to),
                     "{file} imports {imported}, which is above it"
                 );
+            }
+        }
+    }
+}
+
+/// Protocols share their support modules, and know nothing of each other.
+#[test]
+fn no_protocol_imports_another() {
+    let protocols = ["noroshi", "ayame", "matchbox"];
+    for (_, name, lines) in files() {
+        let Ok(file) = name.strip_prefix("protocols") else { continue };
+        // Only the file beside the folder knows them all.
+        let Some(own) = file.iter().next().map(|own| own.to_str().unwrap()) else { continue };
+        for line in &lines {
+            for other in protocols.into_iter().filter(|other| *other != own) {
+                assert!(!line.contains(&format!("protocols::{other}")), "{}: {line}", name.display());
             }
         }
     }
@@ -146,26 +174,18 @@ fn each_crate_is_known_where_it_belongs() {
 }
 
 /// Modules, and files of others.
-const PURE: [&str; 27] = [
-    "session/end",
+const PURE: [&str; 19] = [
+    "session/close",
     "session/frame",
     "http",
-    "page",
+    "web",
     "metrics",
-    "hub",
-    "message",
-    "ayame",
-    "matchbox",
-    "order",
-    "slots",
-    "gate",
-    "uuid",
+    "protocols",
     "protocol",
-    "ice",
     "json",
-    "rate",
-    "stamp",
-    "budget",
+    "rate_limit",
+    "timestamp",
+    "memory_budget",
     "token",
     "id",
     "limits",
@@ -173,7 +193,7 @@ const PURE: [&str; 27] = [
     "query",
     "origin",
     "address",
-    "named",
+    "named_enum",
 ];
 
 #[test]

@@ -117,7 +117,7 @@ impl Arena {
             self.turn();
         }
         assert_eq!(self.server.sessions(), 0);
-        assert_eq!(left(self.server.gate()), (0, 0, None));
+        assert_eq!(left(self.server.dispatcher()), (0, 0, None));
         assert_eq!(self.server.shared().budget.used(), BASE_BYTES);
     }
 }

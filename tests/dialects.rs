@@ -63,7 +63,7 @@ fn all_protocols_are_on_one_port_and_their_rooms_do_not_meet() {
     }
     let counts = net
         .server
-        .gate()
+        .dispatcher()
         .each()
         .map(|(dialect, protocol)| (dialect, protocol.counts(std::time::Duration::ZERO).peers));
     let counts: Vec<_> = counts.collect();
@@ -255,6 +255,6 @@ fn who_says_too_much_is_closed_and_what_finds_no_room_is_dropped() {
     }
     assert!(wire.count("rate_limited") > 100);
     assert_eq!(wire.count("KeepAlive"), 20 + 5 * 2);
-    assert_eq!(left(&wire.gate).0, 1, "only H is left");
+    assert_eq!(left(&wire.dispatcher).0, 1, "only H is left");
     Box::new(wire).finish();
 }

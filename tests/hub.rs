@@ -193,7 +193,7 @@ fn a_probe_that_ends_without_claimants_changes_nothing() {
     wire.pass(1);
     wire.leave("B");
     wire.pass(5);
-    assert_eq!(left(&wire.gate), (1, 1, None), "the holder is still there");
+    assert_eq!(left(&wire.dispatcher), (1, 1, None), "the holder is still there");
     // The next claim begins another probe.
     wire.open("C", "");
     say(&mut wire, "C", json!({"type": "join", "id": "A"}));
@@ -297,7 +297,7 @@ fn a_message_that_costs_too_much_changes_nothing() {
             assert!(!text.contains(r#""id":"X""#), "{name} heard {text}");
         }
     }
-    assert_eq!(left(&wire.gate).0, 30, "X is not registered");
+    assert_eq!(left(&wire.dispatcher).0, 30, "X is not registered");
     Box::new(wire).finish();
 }
 

@@ -51,8 +51,8 @@ fn server_with_a_faulty_protocol() {
     }
     exit_on_panic();
     let config = Config { listen: vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
-    let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Faulty);
-    let mut server = Server::with(gate, config).unwrap();
+    let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Faulty);
+    let mut server = Server::with(dispatcher, config).unwrap();
     say(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));
     server.run().unwrap();
 }

@@ -720,7 +720,7 @@ impl World {
             }
         }
         assert_eq!(self.server.sessions(), 0, "connections are left");
-        assert_eq!(left(self.server.gate()), (0, 0, None), "peers, rooms or timers are left");
+        assert_eq!(left(self.server.dispatcher()), (0, 0, None), "peers, rooms or timers are left");
         let shared = self.server.shared();
         assert_eq!(shared.budget.reserved(), 0, "memory is reserved for nobody");
         assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted for nobody");

@@ -7,7 +7,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use common::memory::{Recorded, Recorder, gate, left, target};
+use common::memory::{Recorded, Recorder, dispatcher, left, target};
 use common::rng::Rng;
 use noroshi::config::{BASE_BYTES, Config, OFFER_HOLDERS_MAX};
 use noroshi::memory_budget::Budget;
@@ -24,7 +24,7 @@ const SECRET: &[u8] = b"a secret that is thirty-two bytes";
 
 struct World {
     dice: Rng,
-    gate: Dispatcher,
+    dispatcher: Dispatcher,
     now: Duration,
     out: Recorder,
     peers: BTreeMap<Conn, Peer>,
@@ -67,7 +67,7 @@ impl World {
         World {
             lively: dice.roll(4),
             dice,
-            gate: gate(&config),
+            dispatcher: dispatcher(&config),
             now: Duration::ZERO,
             out: Recorder { budget: Budget::new(&config), ..Recorder::default() },
             peers: BTreeMap::new(),
@@ -89,12 +89,12 @@ impl World {
     }
 
     fn handle(&mut self, input: Input) {
-        self.gate.handle(self.now, self.now, input, &mut self.out);
-        self.gate.check();
+        self.dispatcher.handle(self.now, self.now, input, &mut self.out);
+        self.dispatcher.check();
         self.follow();
     }
 
-    /// Lets the peers notice what the gate did.
+    /// Lets the peers notice what the dispatcher did.
     fn follow(&mut self) {
         while let Some(effect) = self.out.effects.pop_front() {
             match effect {
@@ -260,7 +260,7 @@ impl World {
             ProtocolId::Ayame => Target { dialect, room: String::new(), query: Query::default() },
             ProtocolId::Matchbox => Target { dialect, room: room.to_owned(), query: Query::new(query) },
         };
-        if !self.gate.has_place(&target) {
+        if !self.dispatcher.has_place(&target) {
             return;
         }
         let token_id = (self.dice.roll(3) == 0).then(|| id.into());
@@ -299,16 +299,16 @@ impl World {
                 self.input(Input::Time);
             }
             (7, _) => {
-                if let Some(due) = self.gate.wake_at() {
+                if let Some(due) = self.dispatcher.wake_at() {
                     self.now = self.now.max(due);
                     self.input(Input::Time);
-                    assert!(self.gate.wake_at().is_none_or(|at| at > self.now));
+                    assert!(self.dispatcher.wake_at().is_none_or(|at| at > self.now));
                 }
             }
             (8, Some(conn)) if !self.paused.contains_key(&conn) => {
                 for _ in 0..20 {
                     if self.peers.contains_key(&conn) {
-                        self.gate.charge_frame(self.now, self.now, conn, &mut self.out);
+                        self.dispatcher.charge_frame(self.now, self.now, conn, &mut self.out);
                         self.follow();
                     }
                 }
@@ -338,10 +338,10 @@ impl World {
             self.forget(conn);
             self.input(Input::Disconnected(conn));
         }
-        let counts = self.gate.each().flat_map(|(_, protocol)| protocol.counts(self.now).errors);
+        let counts = self.dispatcher.each().flat_map(|(_, protocol)| protocol.counts(self.now).errors);
         let errors = counts.filter(|(_, count)| *count > 0).map(|(name, _)| name.to_owned());
         self.closings.extend(errors);
-        assert_eq!(left(&self.gate), (0, 0, None));
+        assert_eq!(left(&self.dispatcher), (0, 0, None));
         assert!(self.paused.is_empty() && self.resumed.is_empty());
         assert_eq!(self.out.budget.reserved(), 0, "all memory is released");
         self.closings
@@ -375,7 +375,7 @@ fn all_protocols_are_consistent_whatever_happens() {
 // ---- Large rooms ----
 
 struct PerIpCounts {
-    gate: Dispatcher,
+    dispatcher: Dispatcher,
     out: Recorder,
     effects: usize,
 }
@@ -385,8 +385,8 @@ const CROWD: usize = 20_000;
 impl PerIpCounts {
     /// So many peers that connect to one room.
     fn new() -> PerIpCounts {
-        let gate = gate(&Config::default());
-        let mut crowd = PerIpCounts { gate, out: Recorder::default(), effects: 0 };
+        let dispatcher = dispatcher(&Config::default());
+        let mut crowd = PerIpCounts { dispatcher, out: Recorder::default(), effects: 0 };
         for i in 0..CROWD {
             crowd.input(Input::Connected(conn(i), &target(""), None));
             crowd.say(i, "connect", "");
@@ -395,7 +395,7 @@ impl PerIpCounts {
     }
 
     fn input(&mut self, input: Input) {
-        self.gate.handle(Duration::ZERO, Duration::ZERO, input, &mut self.out);
+        self.dispatcher.handle(Duration::ZERO, Duration::ZERO, input, &mut self.out);
         let told = self.out.effects.drain(..).filter(|effect| !matches!(effect, Recorded::Left(_)));
         self.effects += told.count();
     }
@@ -409,7 +409,7 @@ impl PerIpCounts {
         for i in 0..CROWD {
             self.input(Input::Disconnected(conn(i)));
         }
-        assert_eq!(left(&self.gate), (0, 0, None));
+        assert_eq!(left(&self.dispatcher), (0, 0, None));
     }
 }
 

@@ -196,7 +196,7 @@ fn two_hundred_fight_for_the_id_of_the_living() {
         siege.say(who, json!({"type": "leave", "id": who}));
         assert_eq!(siege.heard(who), None);
     }
-    assert_eq!(left(&siege.wire.gate).0, PAIR.len() + 1 + FIGHTERS);
+    assert_eq!(left(&siege.wire.dispatcher).0, PAIR.len() + 1 + FIGHTERS);
     siege.end();
 }
 
@@ -213,7 +213,7 @@ fn two_hundred_fight_for_the_id_of_the_dead() {
     for who in &fighters[1..] {
         siege.taken(who);
     }
-    assert_eq!(left(&siege.wire.gate).0, PAIR.len() + 1);
+    assert_eq!(left(&siege.wire.dispatcher).0, PAIR.len() + 1);
     siege.end();
 }
 

@@ -118,9 +118,9 @@ impl Connections {
         &mut self,
         slot: usize,
         scratch: &'a mut Scratch,
-        gate: &Dispatcher,
+        dispatcher: &Dispatcher,
     ) -> Option<Event<'a>> {
-        self.entries[slot].session.next(scratch, &mut self.shared, gate)
+        self.entries[slot].session.next(scratch, &mut self.shared, dispatcher)
     }
 
     /// When another connection can be accepted: now if there is a place, else when an older one gives way.

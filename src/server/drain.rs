@@ -54,10 +54,10 @@ impl Server {
 
 /// Returns whether the room of a connection belongs to this share of all rooms, in which everybody is told to go elsewhere.
 /// All members of a room belong to the same share, so that they meet again.
-pub(super) fn is_drained(entry: &Entry, gate: &Dispatcher, share: f64) -> bool {
+pub(super) fn is_drained(entry: &Entry, dispatcher: &Dispatcher, share: f64) -> bool {
     if share <= 0.0 || !entry.served {
         return false;
     }
-    let room = gate.member(entry.conn).map_or(0, |(dialect, member)| number(dialect, &member));
+    let room = dispatcher.member(entry.conn).map_or(0, |(dialect, member)| number(dialect, &member));
     (room as f64 / u64::MAX as f64) < share
 }

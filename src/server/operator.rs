@@ -26,7 +26,7 @@ impl Server {
         metrics.started = self.clock.epoch();
         metrics.descriptors = clock::descriptors();
         let now = self.clock.now();
-        let counts = self.gate.each().map(|(dialect, protocol)| (dialect.name(), protocol.counts(now)));
+        let counts = self.dispatcher.each().map(|(dialect, protocol)| (dialect.name(), protocol.counts(now)));
         metrics.protocols = counts.collect();
         metrics.render()
     }
@@ -37,7 +37,7 @@ impl Server {
         // The first that are behind that place, as many as may be on a page.
         let (mut first, mut more) = (BinaryHeap::new(), false);
         for (_, entry) in &self.connections.entries {
-            let Some((dialect, member)) = self.gate.member(entry.conn) else { continue };
+            let Some((dialect, member)) = self.dispatcher.member(entry.conn) else { continue };
             let place = (number(dialect, &member), entry.conn.bits());
             if after.is_none_or(|after| after < place) && name.is_none_or(|name| name == member.room) {
                 first.push(place);
@@ -57,7 +57,7 @@ impl Server {
             }
             let entry = &self.connections.entries[Conn::from_bits(place.1).slot()];
             let (dialect, Member { room, id, state }) =
-                self.gate.member(entry.conn).expect("it was here just now");
+                self.dispatcher.member(entry.conn).expect("it was here just now");
             let begin = format!(r#"{{"protocol":"{}","room":{},"members":["#, dialect.name(), quoted(room));
             if rooms.last().is_none_or(|last| last.0 != begin) {
                 bytes += begin.len();

@@ -58,7 +58,7 @@ impl Server {
             Ok(()) => {
                 info!("SIGHUP: secrets were read anew");
                 *config = renewed;
-                self.gate.renew(config);
+                self.dispatcher.renew(config);
             }
             Err(error) => warn!("SIGHUP: {error}; the old secrets stay"),
         }

@@ -13,7 +13,7 @@ impl<S: Stream> Session<S> {
         &mut self,
         scratch: &mut Scratch,
         shared: &mut Shared,
-        gate: &Dispatcher,
+        dispatcher: &Dispatcher,
     ) -> Option<Event<'static>> {
         let work = Work::begin(&mut self.work, shared);
         let unread = scratch.unread.clone();
@@ -37,12 +37,12 @@ impl<S: Stream> Session<S> {
                         crowd.enter(self.address);
                     }
                     match crowd.excess(self.address) {
-                        _ if *draining && target.is_none_or(|target| !gate.knows_room(target)) => {
+                        _ if *draining && target.is_none_or(|target| !dispatcher.knows_room(target)) => {
                             Place::Draining
                         }
                         _ if *full => Place::Full,
                         1.. => Place::Crowded,
-                        0 if target.is_some_and(|target| !gate.has_place(target)) => Place::NoRoom,
+                        0 if target.is_some_and(|target| !dispatcher.has_place(target)) => Place::NoRoom,
                         0 => Place::Free,
                     }
                 })

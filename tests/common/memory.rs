@@ -19,15 +19,15 @@ use percent_encoding::percent_decode_str;
 use super::transcript::{Heard, Wire};
 
 /// All protocols of a configuration behind the door.
-pub fn gate(config: &Config) -> Dispatcher {
-    let mut gate = Dispatcher::new(config).to(ProtocolId::Noroshi, Noroshi::new(config));
+pub fn dispatcher(config: &Config) -> Dispatcher {
+    let mut dispatcher = Dispatcher::new(config).to(ProtocolId::Noroshi, Noroshi::new(config));
     if config.ayame.is_some() {
-        gate = gate.to(ProtocolId::Ayame, Ayame::new(config, RandomState::new()));
+        dispatcher = dispatcher.to(ProtocolId::Ayame, Ayame::new(config, RandomState::new()));
     }
     if config.matchbox.is_some() {
-        gate = gate.to(ProtocolId::Matchbox, Matchbox::new(config, RandomState::new()));
+        dispatcher = dispatcher.to(ProtocolId::Matchbox, Matchbox::new(config, RandomState::new()));
     }
-    gate
+    dispatcher
 }
 
 /// A room of noroshi's own protocol.
@@ -36,16 +36,16 @@ pub fn target(room: &str) -> Target {
 }
 
 /// What has an id, rooms, and when something is due.
-pub fn left(gate: &Dispatcher) -> (usize, usize, Option<Duration>) {
-    let sum = gate.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
+pub fn left(dispatcher: &Dispatcher) -> (usize, usize, Option<Duration>) {
+    let sum = dispatcher.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
     let (peers, rooms) = sum.fold((0, 0), |(peers, rooms), it| (peers + it.peers, rooms + it.rooms));
-    (peers, rooms, gate.wake_at())
+    (peers, rooms, dispatcher.wake_at())
 }
 
 /// Peers by name, around the protocols. They answer pings at once, unless they are deaf. Events come in the order of the
 /// server: the messages of a read, then the sign of life; what a paused connection has sent comes when it is read again.
 pub struct Memory {
-    pub gate: Dispatcher,
+    pub dispatcher: Dispatcher,
     pub now: Duration,
     /// What time it was, since 1970, when the time began.
     pub epoch: Duration,
@@ -120,7 +120,7 @@ impl Outbox for Recorder {
 impl Memory {
     pub fn new(config: &Config) -> Memory {
         Memory {
-            gate: gate(config),
+            dispatcher: dispatcher(config),
             now: Duration::ZERO,
             epoch: Duration::ZERO,
             outbox: Recorder::default(),
@@ -139,7 +139,7 @@ impl Memory {
 
     /// How often a kind of message or an error has been counted.
     pub fn count(&self, name: &str) -> u64 {
-        let counts = self.gate.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
+        let counts = self.dispatcher.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
         let all = counts.flat_map(|counts| [counts.messages, counts.errors].concat());
         all.filter(|(it, _)| *it == name).map(|(_, count)| count).sum()
     }
@@ -151,7 +151,7 @@ impl Memory {
 
     /// Puts something in.
     pub fn handle(&mut self, input: Input) {
-        self.gate.handle(self.now, self.epoch + self.now, input, &mut self.outbox);
+        self.dispatcher.handle(self.now, self.epoch + self.now, input, &mut self.outbox);
     }
 
     /// Puts something in and lets everybody hear what comes of it.
@@ -161,7 +161,7 @@ impl Memory {
             self.resumed.retain(|(resumed, _)| *resumed != conn);
         }
         self.handle(input);
-        self.gate.check();
+        self.dispatcher.check();
         while let Some(effect) = self.outbox.effects.pop_front() {
             match effect {
                 Recorded::Send(to, text) => self.hear(to, Heard::Text(text)),
@@ -237,7 +237,7 @@ impl Wire for Memory {
             (ProtocolId::Matchbox, room)
         };
         let target = Target { dialect, room, query: Query::new(query) };
-        assert!(self.gate.has_place(&target));
+        assert!(self.dispatcher.has_place(&target));
         self.enter(who, &target, None);
     }
 
@@ -269,7 +269,7 @@ impl Wire for Memory {
 
     fn pass(&mut self, seconds: u64) {
         let until = self.now + Duration::from_secs(seconds);
-        while let Some(due) = self.gate.wake_at().filter(|due| *due <= until) {
+        while let Some(due) = self.dispatcher.wake_at().filter(|due| *due <= until) {
             self.now = self.now.max(due);
             self.input(Input::Time);
         }
@@ -284,7 +284,7 @@ impl Wire for Memory {
         for conn in self.heard.keys().copied().collect::<Vec<_>>() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!(left(&self.gate), (0, 0, None));
+        assert_eq!(left(&self.dispatcher), (0, 0, None));
         assert_eq!(self.reserved(), 0, "all memory is released");
     }
 }

@@ -87,7 +87,7 @@ impl Stream for Pipe {
 pub struct Line {
     pub session: Session<Pipe>,
     pub shared: Shared,
-    pub gate: Dispatcher,
+    pub dispatcher: Dispatcher,
     pub scratch: Scratch,
     /// Messages that came out, `+ROOM` for the upgrade among them.
     pub events: Vec<String>,
@@ -98,12 +98,12 @@ pub struct Line {
 impl Line {
     pub fn new(door: ListenerKind, config: Config) -> Line {
         let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
-        let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
+        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
         Line {
             session: Session::new(pipe, door, ADDRESS.into(), &mut shared),
             shared,
-            gate,
+            dispatcher,
             scratch: Scratch::default(),
             events: Vec::new(),
             refused: None,
@@ -129,7 +129,7 @@ impl Line {
     pub fn turn(&mut self) {
         while !self.session.is_over() {
             let fill = self.session.fill(&mut self.scratch, &mut self.shared);
-            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared, &self.gate) {
+            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared, &self.dispatcher) {
                 match event {
                     Event::Upgraded(target, _) => self.events.push(format!("+{}", target.room)),
                     Event::Refused(status, refusal) => self.refused = Some((status, refusal.why)),

@@ -250,6 +250,6 @@ impl Wire for Net {
     fn finish(mut self: Box<Self>) {
         self.clients.clear();
         self.until(|net| (net.server.sessions() == 0).then_some(()));
-        assert_eq!(left(self.server.gate()), (0, 0, None));
+        assert_eq!(left(self.server.dispatcher()), (0, 0, None));
     }
 }

@@ -254,7 +254,7 @@ pub fn handle(rules: &mut impl Rules, input: Input) {
                 rules.silent(conn);
             }
         }
-        Input::Dropped { .. } | Input::Silent(_) => unreachable!("these come from the gate"),
+        Input::Dropped { .. } | Input::Silent(_) => unreachable!("these come from the dispatcher"),
     }
 }
 

@@ -50,7 +50,7 @@ struct World {
 
 struct House {
     shared: Shared,
-    gate: Dispatcher,
+    dispatcher: Dispatcher,
     scratch: Scratch,
     /// What sessions, and what they share, have allocated.
     held: isize,
@@ -87,12 +87,12 @@ impl World {
         };
         let memory_bytes_max = spare.map(|spare| BASE_BYTES + 2 * CONNECTION_BYTES + spare);
         let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
-        let gate = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
+        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
         // Room for the first entry of a map is no news.
         shared.metrics.refused_upgrades.insert(408, 0);
         let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
-        World { house: House { shared, gate, scratch: Scratch::default(), held: 0 }, peers }
+        World { house: House { shared, dispatcher, scratch: Scratch::default(), held: 0 }, peers }
     }
 
     fn step(&mut self, data: &mut &[u8]) -> Option<()> {
@@ -302,7 +302,8 @@ impl Peer {
                 let fill = session.fill(&mut house.scratch, &mut house.shared);
                 let mut events = 0;
                 let mut is_held = false;
-                while let Some(event) = session.next(&mut house.scratch, &mut house.shared, &house.gate) {
+                while let Some(event) = session.next(&mut house.scratch, &mut house.shared, &house.dispatcher)
+                {
                     match event {
                         Event::Upgraded(target, _) => {
                             assert!(target.room == "tea" && !upgraded);
@@ -367,7 +368,7 @@ impl Peer {
         self.session.close(End::GoingAway, &mut house.shared);
         self.session.tick(&mut house.shared);
         self.session.flush(&mut house.shared);
-        assert!(self.session.next(&mut house.scratch, &mut house.shared, &house.gate).is_none());
+        assert!(self.session.next(&mut house.scratch, &mut house.shared, &house.dispatcher).is_none());
         assert_eq!((self.session.stream().writes, self.session.end()), (writes, end));
     }
 

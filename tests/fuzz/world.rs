@@ -44,7 +44,7 @@ const CROWD_CHECKED_EVERY: usize = 16;
 
 pub struct World<R> {
     pub rules: R,
-    gate: Dispatcher,
+    dispatcher: Dispatcher,
     outbox: RecordingOutbox,
     pub now: Duration,
     /// Open connections, by slot.
@@ -119,7 +119,7 @@ impl<R: Rules> World<R> {
     ) -> World<R> {
         World {
             rules,
-            gate: Dispatcher::new(config).to(dialect, protocol),
+            dispatcher: Dispatcher::new(config).to(dialect, protocol),
             outbox: RecordingOutbox {
                 effects: Vec::new(),
                 room_in_queue: BTreeMap::new(),
@@ -167,9 +167,9 @@ impl<R: Rules> World<R> {
                 self.input(Input::Time);
             }
             (4, _) => {
-                self.now = self.now.max(self.gate.wake_at().unwrap_or_default());
+                self.now = self.now.max(self.dispatcher.wake_at().unwrap_or_default());
                 self.input(Input::Time);
-                assert!(self.gate.wake_at().is_none_or(|at| at > self.now));
+                assert!(self.dispatcher.wake_at().is_none_or(|at| at > self.now));
             }
             (5, Some(conn)) => {
                 let length = usize::from(bytes.next()?);
@@ -200,8 +200,8 @@ impl<R: Rules> World<R> {
     pub fn connect(&mut self, slot: usize, target: &Target, claims: Option<&Claims>) -> Option<Conn> {
         assert_eq!(self.peers[slot], None);
         let has_place = self.rules.has_place(target);
-        assert_eq!(self.gate.has_place(target), has_place, "{target:?}");
-        assert_eq!(self.gate.knows_room(target), self.rules.knows_room(target), "{target:?}");
+        assert_eq!(self.dispatcher.has_place(target), has_place, "{target:?}");
+        assert_eq!(self.dispatcher.knows_room(target), self.rules.knows_room(target), "{target:?}");
         if !has_place {
             return None;
         }
@@ -247,12 +247,12 @@ impl<R: Rules> World<R> {
 
     pub fn input(&mut self, input: Input) {
         self.prepare_model();
-        self.gate.handle(self.now, self.now, input, &mut self.outbox);
+        self.dispatcher.handle(self.now, self.now, input, &mut self.outbox);
         self.learn_from_server();
         context::handle(&mut self.rules, input);
         self.compare(&input);
         if let Some(conn) = input.conn().filter(|conn| self.peers[conn.slot()] == Some(*conn)) {
-            let (_, member) = self.gate.member(conn).expect("it is here");
+            let (_, member) = self.dispatcher.member(conn).expect("it is here");
             let member = (member.room.to_owned(), member.id.map(String::from), member.state);
             assert_eq!(Some(member), self.rules.seen(conn));
         }
@@ -264,7 +264,7 @@ impl<R: Rules> World<R> {
             return;
         }
         self.prepare_model();
-        let passes = self.gate.charge_frame(self.now, self.now, conn, &mut self.outbox);
+        let passes = self.dispatcher.charge_frame(self.now, self.now, conn, &mut self.outbox);
         self.learn_from_server();
         assert_eq!(context::handle_frame(&mut self.rules, conn), passes);
         self.compare(&"a frame");
@@ -290,7 +290,7 @@ impl<R: Rules> World<R> {
         // Checks look at everybody: in a crowd, after each input they would take nearly all the time.
         let is_crowd = self.peers.iter().flatten().count() > CHECKED_ALWAYS_MAX;
         if !is_crowd || self.inputs.is_multiple_of(CROWD_CHECKED_EVERY) {
-            self.gate.check();
+            self.dispatcher.check();
             let (reserved, stored) = (self.outbox.budget.reserved(), self.rules.stored_bytes());
             assert!(reserved >= stored && (reserved == 0) == (stored == 0), "{reserved} for {stored}");
         }
@@ -311,8 +311,8 @@ impl<R: Rules> World<R> {
         said.sort_by_key(|(conn, _)| *conn);
         assert_eq!(said, expected, "server and model, after {input:?}");
         assert_eq!(self.outbox.room_in_queue, context.room_in_queue);
-        assert_eq!(self.gate.wake_at(), context::due_next(&mut self.rules), "after {input:?}");
-        let (_, protocol) = self.gate.each().next().expect("there is one protocol");
+        assert_eq!(self.dispatcher.wake_at(), context::due_next(&mut self.rules), "after {input:?}");
+        let (_, protocol) = self.dispatcher.each().next().expect("there is one protocol");
         let counts = protocol.counts(self.now);
         assert_eq!((counts.peers, counts.rooms), self.rules.counts());
         let is_counted = |(_, count): &(&str, u64)| *count > 0;
@@ -342,7 +342,7 @@ impl<R: Rules> World<R> {
             }
         }
         // Timers of what is gone must not keep the server awake.
-        assert_eq!((self.rules.counts(), self.gate.wake_at()), ((0, 0), None));
+        assert_eq!((self.rules.counts(), self.dispatcher.wake_at()), ((0, 0), None));
         assert_eq!(self.outbox.budget.reserved(), 0);
     }
 }

@@ -217,7 +217,7 @@ fn what_came_while_the_server_stood_still_is_heard_before_the_clock_speaks() {
     net.server.turn(Some(Duration::ZERO)).unwrap();
     net.open("claimant", "");
     net.socket("claimant").send(Message::text(r#"{"type":"connect","id":"0"}"#)).unwrap();
-    net.until(|net| (net.server.gate().wake_at().is_some()).then_some(()));
+    net.until(|net| (net.server.dispatcher().wake_at().is_some()).then_some(()));
     for who in &names {
         net.socket(who).send(Message::Pong(Default::default())).unwrap();
     }
