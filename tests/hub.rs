@@ -274,6 +274,56 @@ fn deliveries_and_long_answers_cost_credits() {
     }
 }
 
+/// A peer whose token replaces the holder of its id pays for its own announcement, too.
+#[test]
+fn a_takeover_pays_for_joining_a_mesh_that_was_full() {
+    let mut wire = memory(|config| {
+        config.mesh_peers_max = 2;
+        config.rate_max = 1;
+    });
+    for who in ["A", "B"] {
+        wire.open(who, "");
+        say(&mut wire, who, json!({"type": "join", "id": who}));
+    }
+    let claims =
+        Claims { until: Duration::from_secs(1000), room: None, room_prefix: None, id: Some("A".into()) };
+    wire.admit("O", "", &claims);
+    // The message, the departure of A, the arrival of O, and the answer: four of ten credits.
+    say(&mut wire, "O", json!({"type": "join", "id": "A"}));
+    assert_eq!(heard(&mut wire, "O")["peers"], json!(["B"]));
+    for _ in 0..6 {
+        wire.say("O", b"x", false);
+        assert_eq!(code(&mut wire, "O"), "bad_json");
+    }
+    wire.say("O", b"x", false);
+    assert_eq!(code(&mut wire, "O"), "rate_limited");
+    Box::new(wire).finish();
+}
+
+/// An answer that comes too late is answered with the offer that stands now, which may be long.
+#[test]
+fn an_answer_that_is_too_late_pays_for_the_offer_that_it_gets() {
+    let mut wire = memory(|config| config.rate_max = 1);
+    open(&mut wire, "A");
+    open(&mut wire, "B");
+    say(&mut wire, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
+    say(&mut wire, "B", json!({"type": "connect", "id": "B"}));
+    assert_eq!(heard(&mut wire, "B")["sdp"], "1");
+    wire.pass(1000);
+    say(&mut wire, "A", json!({"type": "offer", "id": "A", "sdp": "x".repeat(10_000)}));
+    say(&mut wire, "B", json!({"type": "answer", "id": "B", "sdp": 2}));
+    assert_eq!(code(&mut wire, "B"), "offer_taken");
+    assert_eq!(heard(&mut wire, "B")["target_id"], "A");
+    // The message and three blocks of 4 KiB: four of ten credits.
+    for _ in 0..6 {
+        wire.say("B", b"x", false);
+        assert_eq!(code(&mut wire, "B"), "bad_json");
+    }
+    wire.say("B", b"x", false);
+    assert_eq!(code(&mut wire, "B"), "rate_limited");
+    Box::new(wire).finish();
+}
+
 /// Of a message that costs too much nothing happens, also if its sender has no id yet.
 #[test]
 fn a_message_that_costs_too_much_changes_nothing() {

@@ -29,7 +29,7 @@ const PEERS_MAX: usize = 10;
 /// Further peers that come, speak and go together, so that the limits of claimants and of holders are reached.
 const CROWD_MAX: usize = CLAIMANTS_MAX + 10;
 /// Steps of a crowd in one input, because each takes long.
-const CROWD_STEPS_MAX: usize = 8;
+const CROWD_STEPS_MAX: usize = 4;
 
 /// The first two bytes are the configuration, the rest is what happens.
 pub fn check(data: &[u8]) {
@@ -48,6 +48,7 @@ struct HubWorld {
     world: World<Model>,
     has_tokens: bool,
     crowd_steps: usize,
+    rate: u32,
     /// The id under which a connection mostly speaks.
     own_ids: BTreeMap<Conn, usize>,
 }
@@ -57,15 +58,15 @@ impl HubWorld {
         let rate = [0, 1, 2, 4][usize::from(limits % 4)];
         let memory = [None, Some(300), Some(1500), Some(70_000)][usize::from(limits / 4 % 4)];
         let has_tokens = limits & 0x10 != 0;
-        let has_crowd = rooms >= 0xe0;
+        let has_crowd = rooms >= 0xf0;
         let crowd_steps = if has_crowd { CROWD_STEPS_MAX } else { 0 };
         let mesh_peers_max = if has_crowd { 70 } else { 1 + usize::from(rooms % 4) };
         let config = Config { mesh_peers_max, ..world::config(rate, memory) };
         let model = Model::new(rate, mesh_peers_max);
-        let slots = PEERS_MAX + CROWD_MAX;
+        let slots = if has_crowd { PEERS_MAX + CROWD_MAX } else { PEERS_MAX };
         let world = World::new(&config, ProtocolId::Noroshi, Noroshi::new(&config), model, slots)
             .normalize(normalize);
-        HubWorld { world, has_tokens, crowd_steps, own_ids: BTreeMap::new() }
+        HubWorld { world, has_tokens, crowd_steps, rate, own_ids: BTreeMap::new() }
     }
 
     fn step(&mut self, bytes: &mut Bytes) -> Option<()> {
@@ -113,6 +114,12 @@ impl HubWorld {
         let claims = Some(&claims).filter(|_| self.has_tokens);
         let conn = self.world.connect(step.slot, &target(ROOMS[kind % 2]), claims).expect("there is a place");
         self.own_ids.insert(conn, token_id.unwrap_or(step.slot % 5));
+        // Every second peer has one credit left when it speaks for the first time.
+        if kind / 12 == 1 {
+            for _ in 1..10 * self.rate {
+                self.world.frame(conn);
+            }
+        }
     }
 
     fn message(&self, step: Step, conn: Conn, bytes: &mut Bytes) -> Option<String> {

@@ -152,7 +152,7 @@ impl Model {
     // ---- Ids ----
 
     fn lookup(&self, room: &str, id: &str) -> Option<Conn> {
-        let is_it = |peer: &Peer| peer.room == room && peer.id.as_deref() == Some(id);
+        let is_it = |peer: &Peer| peer.id.as_deref() == Some(id) && peer.room == room;
         self.peers.iter().find(|(_, peer)| is_it(peer)).map(|(conn, _)| *conn)
     }
 

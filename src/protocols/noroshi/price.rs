@@ -29,7 +29,13 @@ impl Noroshi {
         };
         let outgoing = match identity {
             Identity::Own | Identity::New => self.consequences(slot, target, body),
-            Identity::TakesOver(holder) => self.departure(holder) + self.consequences(slot, target, body),
+            Identity::TakesOver(holder) => {
+                let consequences = match body {
+                    Body::Join => self.price_of_join(slot, Some(holder)),
+                    _ => self.consequences(slot, target, body),
+                };
+                self.departure(holder) + consequences
+            }
             // A claim that succeeds is charged for the consequences of its message then.
             Identity::Claims(_) | Identity::Taken | Identity::Foreign | Identity::RefusedBefore => 0,
         };
@@ -40,7 +46,7 @@ impl Noroshi {
     pub(super) fn consequences(&self, slot: Slot, target: Option<&str>, body: &Body) -> usize {
         match body {
             Body::Connect => self.price_of_connect(slot),
-            Body::Join => self.price_of_join(slot),
+            Body::Join => self.price_of_join(slot, None),
             Body::Leave => self.departure(slot),
             Body::Answer(_) => self.price_of_answer(slot, target),
             Body::Offer(_) | Body::Candidates(_) => 0,
@@ -56,16 +62,22 @@ impl Noroshi {
             Flow::Joined => self.departure(slot),
             Flow::Handed(_) | Flow::Idle => 0,
         };
-        let offer = self.offer_to_next(peer.room).map_or(0, |offer| blocks(offer.text.len()));
-        departure + offer
+        departure + self.price_of_next_offer(peer.room)
     }
 
-    /// A peer that joins is announced to all others, and told who they are.
-    fn price_of_join(&self, slot: Slot) -> usize {
+    /// Returns the credits for the offer that the next peer that connects is handed.
+    fn price_of_next_offer(&self, room: u32) -> usize {
+        self.offer_to_next(room).map_or(0, |offer| blocks(offer.text.len()))
+    }
+
+    /// A peer that joins is announced to all others, and told who they are. `replaced` is a peer that leaves before.
+    fn price_of_join(&self, slot: Slot, replaced: Option<Slot>) -> usize {
         let peer = self.peer(slot);
         let mesh = &self.rooms[peer.room as usize].mesh;
         let is_joined = peer.flow == Flow::Joined;
-        if !is_joined && mesh.len() >= self.mesh_peers_max {
+        let is_place_left = replaced.is_some_and(|replaced| self.peer(replaced).flow == Flow::Joined);
+        let joined = mesh.len() - usize::from(is_place_left);
+        if !is_joined && joined >= self.mesh_peers_max {
             return 0;
         }
         let ids = self.links.iter(mesh).map(|other| self.id(other).len() + 3).sum::<usize>();
@@ -73,17 +85,25 @@ impl Noroshi {
         if is_joined {
             return answer;
         }
-        let announcement = deliveries(mesh.len(), NOTICE_BYTES + ID_BYTES_MAX);
+        let announcement = deliveries(joined, NOTICE_BYTES + ID_BYTES_MAX);
         self.departure(slot) + announcement + answer
     }
 
-    /// A peer whose answer makes a pair is told the candidates that the offerer has stored.
+    /// A peer whose answer makes a pair is told the candidates that the offerer has stored. A peer whose answer is too late
+    /// connects again.
     fn price_of_answer(&self, slot: Slot, target: Option<&str>) -> usize {
-        let offerer = match (self.target(slot, target), self.peer(slot).flow) {
+        let peer = self.peer(slot);
+        let offerer = match (self.target(slot, target), peer.flow) {
             (Ok(Some(named)), _) => named,
             (Ok(None), Flow::Handed(hold)) => hold.owner,
             _ => return 0,
         };
+        if let Flow::Handed(hold) = peer.flow
+            && hold.owner == offerer
+            && !self.stands(hold)
+        {
+            return self.price_of_next_offer(peer.room);
+        }
         let (_, bytes) = self.peer(offerer).stored();
         if bytes == 0 { 0 } else { blocks(bytes) }
     }

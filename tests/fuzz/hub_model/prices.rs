@@ -48,8 +48,12 @@ impl Model {
             State::Joined => self.price_of_departure(conn),
             _ => 0,
         };
-        let Some((owner, _)) = self.offer_to_next(room) else { return departure };
-        departure + credits_for(self.offer_text(owner).to_string().len())
+        departure + self.price_of_next_offer(room)
+    }
+
+    fn price_of_next_offer(&self, room: &str) -> usize {
+        let Some((owner, _)) = self.offer_to_next(room) else { return 0 };
+        credits_for(self.offer_text(owner).to_string().len())
     }
 
     /// All in the mesh are told of the newcomer, which is told of all of them.
@@ -69,13 +73,20 @@ impl Model {
         self.price_of_departure(conn) + credits_for_deliveries(others.len(), NOTICE_BYTES) + answer
     }
 
-    /// The answer to `answer` may be the candidates that are stored with the offer.
+    /// The answer to `answer` may be the candidates that are stored with the offer, or another offer if it is too late.
     fn price_of_answer(&self, conn: Conn, target: Option<&str>) -> usize {
-        let offerer = match (self.target(conn, target), &self.peers[&conn].state) {
+        let peer = &self.peers[&conn];
+        let offerer = match (self.target(conn, target), &peer.state) {
             (Ok(Some(named)), _) => named,
             (Ok(None), State::Handed(owner, _)) => *owner,
             _ => return 0,
         };
+        if let State::Handed(owner, number) = peer.state
+            && owner == offerer
+            && self.standing(&peer.room) != Some((owner, number))
+        {
+            return self.price_of_next_offer(&peer.room);
+        }
         match self.peers[&offerer].stored.iter().map(String::len).sum() {
             0 => 0,
             bytes => credits_for(bytes),
