@@ -137,7 +137,7 @@ fn a_byte_order_mark_is_no_part_of_the_turn_secret() {
         utf16.clone(),
         utf16,
         Err("there is nothing in it".to_owned()),
-        Err("expected UTF-8, got other bytes".to_owned()),
+        Err("expected text in UTF-8, got other bytes".to_owned()),
     ];
     assert_eq!(read, expected);
 }
