@@ -61,7 +61,7 @@ named_enum! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The protocol, by the path.
-    pub dialect: ProtocolId,
+    pub protocol: ProtocolId,
     /// The room, by the path; empty: the default room, or none is named there.
     pub room: String,
     /// What was behind the `?`.
@@ -121,41 +121,6 @@ impl Input<'_> {
     }
 }
 
-/// All that a protocol can do.
-#[derive(Debug)]
-pub enum Effect<'a> {
-    /// Send this message.
-    Send(Conn, String),
-    /// Send this message of bytes.
-    SendBinary(Conn, Vec<u8>),
-    /// Send a WebSocket ping, so that a living peer shows life.
-    Ping(Conn),
-    /// Stop reading from the connection. What the peer sends stays in the kernel's buffers, so that TCP holds it back.
-    PauseReading(Conn),
-    /// Read from the connection again.
-    ResumeReading(Conn),
-    /// Close the connection. Its protocol has forgotten it.
-    Close(Conn, Close),
-    /// The connection has said what it must say in time, and has an id from now on. For the log.
-    Registered {
-        /// The connection.
-        conn: Conn,
-        /// Its room.
-        room: &'a str,
-        /// Its id.
-        id: &'a str,
-    },
-    /// The protocol has forgotten the connection, as it does once with each. For the log.
-    Left {
-        /// The connection.
-        conn: Conn,
-        /// What it spoke.
-        dialect: ProtocolId,
-        /// Where it was.
-        member: Member<'a>,
-    },
-}
-
 /// Why a protocol closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
@@ -167,13 +132,26 @@ pub enum Close {
     Finished,
 }
 
-/// Where effects go, in order.
+/// Carries out the effects of a protocol, in order.
 pub trait Outbox {
-    /// Whether all of these can still be queued for the peer. Asked before something is forwarded; what the server itself
-    /// has to say is sent in any case.
+    /// Returns whether the queue of this peer has room to forward all of these.
     fn has_room(&mut self, to: Conn, texts: &[String]) -> bool;
     /// Reserves memory for something that a protocol stores, if `--max-memory` allows it.
     fn reserve(&mut self, bytes: usize) -> Option<Reservation>;
-    /// Takes an effect.
-    fn push(&mut self, effect: Effect<'_>);
+    /// Queues a text message.
+    fn send(&mut self, to: Conn, text: String);
+    /// Queues a binary message.
+    fn send_binary(&mut self, to: Conn, bytes: &[u8]);
+    /// Queues a WebSocket ping. A peer that lives answers it.
+    fn ping(&mut self, to: Conn);
+    /// Stops reading from a connection. What the peer sends stays in the kernel's buffers, so that TCP holds it back.
+    fn pause_reading(&mut self, conn: Conn);
+    /// Reads from a connection again.
+    fn resume_reading(&mut self, conn: Conn);
+    /// Closes a connection. Its protocol has forgotten it.
+    fn close(&mut self, conn: Conn, why: Close);
+    /// Records that a connection has registered an id in a room: its time for that no longer runs. For the log, too.
+    fn registered(&mut self, conn: Conn, room: &str, id: &str);
+    /// Records that a protocol has forgotten a connection, which was this member. Called once for each. For the log.
+    fn disconnected(&mut self, conn: Conn, protocol: ProtocolId, member: &Member<'_>);
 }

@@ -18,15 +18,15 @@ use std::time::Duration;
 use crate::config::{Config, PROBE_TIME_MAX, TIMERS_PER_ITERATION};
 use crate::memory_budget::Reservation;
 use crate::metrics::Counts;
-use crate::protocol::{Close, Conn, Effect, Input, Member, Outbox, ProtocolId, Target};
+use crate::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
 use crate::rate_limit::{Bucket, Rate, Verdict, blocks};
 use crate::timestamp::Timestamp;
 
 /// A signaling protocol: who hears what. It is pure: no socket, no clock, no log, no randomness. One [`Input`] goes in,
-/// and what comes of it goes out through the [`Turn`], all of it before `handle` returns.
+/// and what comes of it goes out through the [`Context`], all of it before `handle` returns.
 pub trait Protocol {
     /// Takes one input. Those of connections that it does not know, or has forgotten, are ignored.
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn<'_>);
+    fn handle(&mut self, input: Input<'_>, context: &mut Context<'_>);
 
     /// When [`Input::Time`] is due next. One input is for one alarm.
     fn wake_at(&self) -> Option<Duration> {
@@ -60,25 +60,25 @@ pub trait Protocol {
 }
 
 /// What a protocol has in hand while it handles an input.
-pub struct Turn<'a> {
+pub struct Context<'a> {
     /// The time since any fixed moment, which never goes back.
     pub now: Duration,
     /// What time it is, since 1970: credentials go by the clock on the wall, which may be set at any time.
     pub wall: Duration,
-    dialect: ProtocolId,
+    protocol: ProtocolId,
     common: &'a mut Common,
     out: &'a mut dyn Outbox,
 }
 
-impl Turn<'_> {
+impl Context<'_> {
     /// Says something of the server's own. A peer that would miss it is closed.
     pub fn send(&mut self, to: Conn, text: String) {
-        self.out.push(Effect::Send(to, text));
+        self.out.send(to, text);
     }
 
     /// The same with a message of bytes.
     pub fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
-        self.out.push(Effect::SendBinary(to, bytes.to_owned()));
+        self.out.send_binary(to, bytes);
     }
 
     /// Passes on what a peer said, all of it or, if its queue is too full for that, nothing. Returns whether it did.
@@ -93,13 +93,14 @@ impl Turn<'_> {
     /// Asks for a sign of life: [`Input::Alive`] or, after [`PROBE_TIME_MAX`], [`Input::Silent`] will follow.
     pub fn probe(&mut self, conn: Conn) {
         self.common.probes.begin(conn, self.now);
-        self.out.push(Effect::Ping(conn));
+        self.out.ping(conn);
     }
 
-    /// Closes a connection, which the protocol forgets now.
-    pub fn close(&mut self, conn: Conn, why: Close) {
+    /// Closes a connection, which is this member. The protocol forgets it now, and gets no further event of it.
+    pub fn close(&mut self, conn: Conn, why: Close, member: &Member<'_>) {
         self.common.probes.end(conn);
-        self.out.push(Effect::Close(conn, why));
+        self.out.close(conn, why);
+        self.out.disconnected(conn, self.protocol, member);
     }
 
     /// Ends a probe, if one is running, without consequences for the probed peer.
@@ -107,15 +108,15 @@ impl Turn<'_> {
         self.common.probes.end(conn);
     }
 
-    /// Stops reading from a connection until [`Turn::resume_reading`]. Input of it that was read already is handled
+    /// Stops reading from a connection until [`Context::resume_reading`]. Input of it that was read already is handled
     /// then, too.
     pub fn pause_reading(&mut self, conn: Conn) {
-        self.out.push(Effect::PauseReading(conn));
+        self.out.pause_reading(conn);
     }
 
     /// Reads from a connection again.
     pub fn resume_reading(&mut self, conn: Conn) {
-        self.out.push(Effect::ResumeReading(conn));
+        self.out.resume_reading(conn);
     }
 
     /// Reserves memory for something that the protocol stores. `None`: `--max-memory` does not allow it.
@@ -134,16 +135,7 @@ impl Turn<'_> {
 
     /// The connection has said what it must say in time.
     pub fn registered(&mut self, conn: Conn, room: &str, id: &str) {
-        self.out.push(Effect::Registered { conn, room, id });
-    }
-
-    /// The protocol is about to forget the connection, which is this.
-    ///
-    /// # Panics
-    /// If it was not here.
-    pub fn left(&mut self, conn: Conn, member: Option<Member<'_>>) {
-        let member = member.expect("only who was here leaves");
-        self.out.push(Effect::Left { conn, dialect: self.dialect, member });
+        self.out.registered(conn, room, id);
     }
 }
 
@@ -151,7 +143,7 @@ impl Turn<'_> {
 pub struct Dispatcher {
     protocols: [Option<Box<dyn Protocol>>; ProtocolId::ALL.len()],
     /// Which of them a connection speaks, by slot.
-    dialects: Vec<ProtocolId>,
+    protocol_ids: Vec<ProtocolId>,
     common: Common,
 }
 
@@ -168,29 +160,29 @@ impl Dispatcher {
     pub fn new(config: &Config) -> Dispatcher {
         let rate = Rate::per_second(config.rate_max);
         let common = Common { rate, buckets: Vec::new(), probes: Probes::default() };
-        Dispatcher { protocols: Default::default(), dialects: Vec::new(), common }
+        Dispatcher { protocols: Default::default(), protocol_ids: Vec::new(), common }
     }
 
     /// The same, with a protocol for those who ask for this one.
-    pub fn to(mut self, dialect: ProtocolId, protocol: impl Protocol + 'static) -> Dispatcher {
-        self.protocols[dialect as usize] = Some(Box::new(protocol));
+    pub fn to(mut self, id: ProtocolId, protocol: impl Protocol + 'static) -> Dispatcher {
+        self.protocols[id as usize] = Some(Box::new(protocol));
         self
     }
 
-    /// Takes one input: see [`Turn`] for the times.
+    /// Takes one input: see [`Context`] for the times.
     ///
     /// # Panics
     /// If a connection connects in a slot that another still has, or asks for a protocol that is not there.
     pub fn handle(&mut self, now: Duration, wall: Duration, input: Input<'_>, out: &mut dyn Outbox) {
-        let Dispatcher { protocols, dialects, common } = self;
-        let Some(conn) = input.conn() else { return self.ring(now, wall, out) };
+        let Dispatcher { protocols, protocol_ids, common } = self;
+        let Some(conn) = input.conn() else { return self.fire_timers(now, wall, out) };
         let slot = conn.slot();
         if let Input::Connected(_, target, _) = input {
-            if dialects.len() <= slot {
-                dialects.resize(slot + 1, target.dialect);
+            if protocol_ids.len() <= slot {
+                protocol_ids.resize(slot + 1, target.protocol);
                 common.buckets.resize_with(slot + 1, Bucket::default);
             }
-            dialects[slot] = target.dialect;
+            protocol_ids[slot] = target.protocol;
             common.buckets[slot] = Bucket::default();
         }
         let verdict = match input {
@@ -203,39 +195,44 @@ impl Dispatcher {
             }
             _ => Verdict::Pass,
         };
-        let dialect = dialects[slot];
-        let protocol = protocols[dialect as usize].as_mut().expect("nobody else asks for others");
-        let turn = &mut Turn { now, wall, dialect, common, out };
+        let id = protocol_ids[slot];
+        let protocol = protocols[id as usize].as_mut().expect("a connection has a protocol that is there");
+        if let Input::Disconnected(_) = input {
+            // The protocol has forgotten a connection that it closed, and has reported it then.
+            let Some(member) = protocol.member(conn) else { return };
+            out.disconnected(conn, id, &member);
+        }
+        let context = &mut Context { now, wall, protocol: id, common, out };
         match verdict {
-            Verdict::Pass => protocol.handle(input, turn),
-            verdict => drop_input(&mut **protocol, conn, verdict, turn),
+            Verdict::Pass => protocol.handle(input, context),
+            verdict => drop_input(&mut **protocol, conn, verdict, context),
         }
     }
 
     /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the connection may go on.
     /// If not, the protocol reports that to the peer, or the connection is closed, as after a message that is too much.
     pub fn charge_frame(&mut self, now: Duration, wall: Duration, conn: Conn, out: &mut dyn Outbox) -> bool {
-        let Dispatcher { protocols, dialects, common } = self;
+        let Dispatcher { protocols, protocol_ids, common } = self;
         let verdict = common.pay(conn, 1, 0, now);
         if verdict == Verdict::Pass {
             return true;
         }
-        let dialect = dialects[conn.slot()];
-        let protocol = protocols[dialect as usize].as_mut().expect("nobody else asks for others");
-        drop_input(&mut **protocol, conn, verdict, &mut Turn { now, wall, dialect, common, out });
+        let id = protocol_ids[conn.slot()];
+        let protocol = protocols[id as usize].as_mut().expect("a connection has a protocol that is there");
+        drop_input(&mut **protocol, conn, verdict, &mut Context { now, wall, protocol: id, common, out });
         false
     }
 
     /// Handles timers that are due, at most [`TIMERS_PER_ITERATION`] of them. Those that are left are still due.
-    fn ring(&mut self, now: Duration, wall: Duration, out: &mut dyn Outbox) {
+    fn fire_timers(&mut self, now: Duration, wall: Duration, out: &mut dyn Outbox) {
         for _ in 0..TIMERS_PER_ITERATION {
             let Some(due) = self.wake_at().filter(|due| *due <= now) else { return };
             let Dispatcher { protocols, common, .. } = self;
             let is_due =
                 |it: &Option<Box<dyn Protocol>>| it.as_ref().is_some_and(|it| it.wake_at() == Some(due));
             let found = ProtocolId::ALL.into_iter().zip(protocols).find(|(_, protocol)| is_due(protocol));
-            if let Some((dialect, Some(protocol))) = found {
-                protocol.handle(Input::Time, &mut Turn { now, wall, dialect, common, out });
+            if let Some((id, Some(protocol))) = found {
+                protocol.handle(Input::Time, &mut Context { now, wall, protocol: id, common, out });
             } else if let Some(conn) = self.common.probes.pop() {
                 self.handle(now, wall, Input::Silent(conn), out);
             }
@@ -250,27 +247,27 @@ impl Dispatcher {
 
     /// See [`Protocol::has_place`].
     pub fn has_place(&self, target: &Target) -> bool {
-        self.protocol(target.dialect).is_some_and(|protocol| protocol.has_place(target))
+        self.protocol(target.protocol).is_some_and(|protocol| protocol.has_place(target))
     }
 
     /// See [`Protocol::knows_room`].
     pub fn knows_room(&self, target: &Target) -> bool {
-        self.protocol(target.dialect).is_some_and(|protocol| protocol.knows_room(target))
+        self.protocol(target.protocol).is_some_and(|protocol| protocol.knows_room(target))
     }
 
     /// See [`Protocol::member`].
     pub fn member(&self, conn: Conn) -> Option<(ProtocolId, Member<'_>)> {
-        let dialect = *self.dialects.get(conn.slot())?;
-        Some((dialect, self.protocol(dialect)?.member(conn)?))
+        let id = *self.protocol_ids.get(conn.slot())?;
+        Some((id, self.protocol(id)?.member(conn)?))
     }
 
-    fn protocol(&self, dialect: ProtocolId) -> Option<&dyn Protocol> {
-        self.protocols[dialect as usize].as_deref()
+    fn protocol(&self, id: ProtocolId) -> Option<&dyn Protocol> {
+        self.protocols[id as usize].as_deref()
     }
 
     /// All protocols that it leads to.
     pub fn each(&self) -> impl Iterator<Item = (ProtocolId, &dyn Protocol)> {
-        ProtocolId::ALL.into_iter().filter_map(|dialect| Some((dialect, self.protocol(dialect)?)))
+        ProtocolId::ALL.into_iter().filter_map(|id| Some((id, self.protocol(id)?)))
     }
 
     /// See [`Protocol::check`].
@@ -288,13 +285,15 @@ impl Dispatcher {
 }
 
 /// Tells a protocol that an input was dropped because its sender is over the rate, or closes the connection.
-fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, turn: &mut Turn<'_>) {
+fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, context: &mut Context<'_>) {
     match verdict {
         Verdict::Pass => {}
-        Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, turn),
+        Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, context),
         Verdict::Close => {
-            turn.close(conn, Close::RateLimited);
-            protocol.handle(Input::Disconnected(conn), turn);
+            if let Some(member) = protocol.member(conn) {
+                context.close(conn, Close::RateLimited, &member);
+            }
+            protocol.handle(Input::Disconnected(conn), context);
         }
     }
 }

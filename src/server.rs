@@ -7,6 +7,7 @@
 //! no event of a turn can reach a newcomer in an old slot. The rules are the protocols', behind the dispatcher, and
 //! `connections` carries their effects out.
 
+mod admission;
 mod clock;
 mod connections;
 mod drain;
@@ -166,6 +167,11 @@ impl Server {
         &self.connections.shared
     }
 
+    /// Returns for how many addresses connections are counted. For tests.
+    pub fn addresses_counted(&self) -> usize {
+        self.connections.per_ip.places()
+    }
+
     /// Moves the clock forward. For tests, which have no time to wait.
     pub fn advance(&mut self, by: Duration) {
         self.clock.ahead += by;
@@ -181,7 +187,7 @@ impl Server {
         let polled = self.poll.poll(&mut events, timeout);
         let began = self.clock.now();
         self.connections.shared.now = began;
-        self.connections.shared.wall = self.clock.wall();
+        self.connections.wall = self.clock.wall();
         match polled {
             Ok(()) => {}
             // SIGSTOP and SIGCONT, for one. Nobody is judged by the clock before what came meanwhile is read.
@@ -279,32 +285,17 @@ impl Server {
             }
             return;
         }
-        self.connections.shared.full = self.connections.are_full();
         let work_before = self.connections.work;
-        let Server { connections, scratch, dispatcher, .. } = self;
-        let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
-        let (now, wall) = (connections.shared.now, connections.shared.wall);
+        let scratch = &mut self.scratch;
+        let fill = self.connections.reach(slot, |session, shared| session.fill(scratch, shared));
+        let (now, wall) = (self.connections.shared.now, self.connections.wall);
         let mut is_deferred = false;
-        while let Some(event) = connections.next(slot, scratch, dispatcher) {
-            connections.work += 1;
+        while let Some(event) = self.connections.next(slot, &mut self.scratch) {
+            self.connections.work += 1;
+            let Server { connections, dispatcher, .. } = self;
             match event {
-                Event::Upgraded(target, claims) => {
-                    connections.upgrade(slot);
-                    dispatcher.handle(
-                        now,
-                        wall,
-                        Input::Connected(conn, &target, claims.as_ref()),
-                        connections,
-                    );
-                }
-                Event::Refused(status, refusal) => connections.refuse(slot, status, &refusal),
-                Event::Asked(question) => {
-                    let answer = self.told(&question);
-                    self.connections.reach(slot, |session, shared| session.answer(answer, shared));
-                    // What came behind the request is discarded with the rest of the scratch.
-                    self.scratch.clear();
-                    break;
-                }
+                Event::Request(head) => self.admit(slot, &head),
+                Event::Rejected(status, refusal) => connections.refuse(slot, status, &refusal),
                 Event::Text(text) => dispatcher.handle(now, wall, Input::Text(conn, text), connections),
                 Event::Binary(bytes) => dispatcher.handle(now, wall, Input::Binary(conn, bytes), connections),
                 Event::Ping(payload) => {
@@ -314,6 +305,7 @@ impl Server {
                 }
                 Event::Overhead => _ = dispatcher.charge_frame(now, wall, conn, connections),
             }
+            let Server { connections, scratch, .. } = self;
             if connections.entries[slot].session.is_paused() {
                 connections.hold_or_close(slot, scratch);
             } else if connections.work - work_before >= WORK_PER_SESSION {
@@ -409,7 +401,7 @@ impl Server {
     // ---- The protocols ----
 
     fn tell(&mut self, input: Input) {
-        let (now, wall) = (self.connections.shared.now, self.connections.shared.wall);
+        let (now, wall) = (self.connections.shared.now, self.connections.wall);
         self.dispatcher.handle(now, wall, input, &mut self.connections);
     }
 }

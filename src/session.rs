@@ -30,13 +30,9 @@ use std::time::Duration;
 
 use tungstenite::Message;
 
-use crate::address::Address;
-use crate::http::{AdminRequest, ListenerKind, Refusal};
-use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX};
-use crate::protocol::Target;
-use crate::protocols::Dispatcher;
+use crate::http::Refusal;
+use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX};
 use crate::timestamp::Timestamp;
-use crate::token::Claims;
 use buffers::Work;
 use inbound::Taken;
 
@@ -53,12 +49,10 @@ pub trait Stream: Read + Write {
 /// What a session has to say to the server.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// It speaks WebSocket, asked for this, and its token, where one is needed, says this.
-    Upgraded(Target, Option<Claims>),
-    /// It asked for a WebSocket and was answered with this status, and why.
-    Refused(u16, Refusal),
-    /// It asks this, and waits for [`Session::answer`].
-    Asked(AdminRequest),
+    /// The complete head of a request. The server answers it with [`Session::accept`] or [`Session::respond`].
+    Request(Vec<u8>),
+    /// What came for a WebSocket is no request that can be read. It was answered with this status, for this reason.
+    Rejected(u16, Refusal),
     /// A message of text.
     Text(&'a str),
     /// A message of bytes.
@@ -98,11 +92,6 @@ enum Phase {
 /// One connection.
 pub struct Session<S> {
     stream: S,
-    door: ListenerKind,
-    /// Where the peer is, as far as is known.
-    address: Address,
-    /// Whether the crowd of that place counts it.
-    counted: bool,
     phase: Phase,
     /// Why it ends, once it does.
     end: Option<End>,
@@ -125,20 +114,11 @@ pub struct Session<S> {
 }
 
 impl<S: Stream> Session<S> {
-    /// A connection that was just accepted.
-    pub fn new(stream: S, door: ListenerKind, address: Address, shared: &mut Shared) -> Session<S> {
-        let counted = door == ListenerKind::Main && !shared.config.trusts(address);
-        if counted {
-            shared.crowd.enter(address);
-        }
+    /// Creates the session of a connection that was just accepted. The head of its request has this time to arrive.
+    pub fn new(stream: S, head_time: Duration, shared: &mut Shared) -> Session<S> {
         shared.budget.change(0, CONNECTION_BYTES);
-        let is_short_of_places = door == ListenerKind::Main && shared.full;
-        let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
         Session {
             stream,
-            door,
-            address,
-            counted,
             phase: Phase::Head,
             end: None,
             deadline: Some((shared.now + head_time).into()),
@@ -154,23 +134,10 @@ impl<S: Stream> Session<S> {
 
     /// It is gone.
     pub fn free(self, shared: &mut Shared) {
-        if self.counted {
-            shared.crowd.leave(self.address);
-        }
         if let Some(work) = self.work {
             work.end(&mut shared.budget);
         }
         shared.budget.change(CONNECTION_BYTES, 0);
-    }
-
-    /// Where the peer is: at the other end of TCP, or where a trusted proxy says.
-    pub fn address(&self) -> Address {
-        self.address
-    }
-
-    /// Which listener it came through.
-    pub fn door(&self) -> ListenerKind {
-        self.door
     }
 
     /// Whether messages can be exchanged.
@@ -271,16 +238,11 @@ impl<S: Stream> Session<S> {
     }
 
     /// Takes the next event out of what was read. `None`: all of it is taken.
-    pub fn next<'a>(
-        &mut self,
-        scratch: &'a mut Scratch,
-        shared: &mut Shared,
-        dispatcher: &Dispatcher,
-    ) -> Option<Event<'a>> {
+    pub fn next<'a>(&mut self, scratch: &'a mut Scratch, shared: &mut Shared) -> Option<Event<'a>> {
         while !scratch.unread.is_empty() {
             match self.phase {
                 Phase::Head => {
-                    if let Some(event) = self.take_head(scratch, shared, dispatcher) {
+                    if let Some(event) = self.take_head(scratch, shared) {
                         return Some(event);
                     }
                 }

@@ -34,7 +34,7 @@ fn prefix_token(prefix: &str) -> String {
 fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
     let mut line =
         Line::new(ListenerKind::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
-    line.shared.wall = NOW;
+    line.wall = NOW;
     let request = REQUEST.replace("/ws/tea", target).replace("\r\n\r\n", &format!("\r\n{headers}\r\n"));
     line.feed(request.as_bytes());
     let sent = String::from_utf8(line.sent()).unwrap();

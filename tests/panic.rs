@@ -15,7 +15,7 @@ use noroshi::http::ListenerKind;
 use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, say};
 use noroshi::metrics::Counts;
 use noroshi::protocol::{Conn, Input, Member, ProtocolId};
-use noroshi::protocols::{Dispatcher, Protocol, Turn};
+use noroshi::protocols::{Dispatcher, Protocol, Context};
 use noroshi::server::Server;
 
 /// Makes this test binary the server, see [`server_with_a_faulty_protocol`].
@@ -25,7 +25,7 @@ const MARKER: &str = "NOROSHI_TEST_FAULTY_PROTOCOL";
 struct Faulty;
 
 impl Protocol for Faulty {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, turn: &mut Context) {
         match input {
             Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "faulty"),
             Input::Text(_, text) => panic!("{}", text.repeat(10)),

@@ -724,7 +724,7 @@ impl World {
         let shared = self.server.shared();
         assert_eq!(shared.budget.reserved(), 0, "memory is reserved for nobody");
         assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted for nobody");
-        assert_eq!(shared.crowd.places(), 0, "connections are counted for addresses without any");
+        assert_eq!(self.server.addresses_counted(), 0, "connections are counted for addresses without any");
         let _ = fs::remove_file(&self.secret_file);
         self.turns_max
     }

@@ -18,7 +18,7 @@ use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::ice::Ice;
 use crate::protocols::list::{ListNodes, Order};
 use crate::protocols::uuid::Uuids;
-use crate::protocols::{Protocol, Turn};
+use crate::protocols::{Context, Protocol};
 use crate::timestamp::Timestamp;
 use crate::token::Secrets;
 
@@ -88,7 +88,7 @@ impl Ayame {
 
     // ---- Coming and going ----
 
-    fn enter(&mut self, conn: Conn, turn: &mut Turn) {
+    fn enter(&mut self, conn: Conn, turn: &mut Context) {
         let (place, ping_at) = (Place::Nowhere, (turn.now + AYAME_PING_EVERY).into());
         let client = Client { place, standalone: false, probed: false, ping_at, until: None };
         let slot = self.clients.put(conn, client);
@@ -97,15 +97,16 @@ impl Ayame {
     }
 
     /// Ends a connection: it is closed, and forgotten.
-    fn end(&mut self, slot: Slot, why: Close, turn: &mut Turn) {
-        turn.close(self.clients.conn(slot), why);
+    fn end(&mut self, slot: Slot, why: Close, turn: &mut Context) {
+        let conn = self.clients.conn(slot);
+        if let Some(member) = self.member(conn) {
+            turn.close(conn, why, &member);
+        }
         self.exit(slot, turn);
     }
 
     /// A connection is gone, and with it the room in which it has a seat.
-    fn exit(&mut self, slot: Slot, turn: &mut Turn) {
-        let conn = self.clients.conn(slot);
-        turn.left(conn, self.member(conn));
+    fn exit(&mut self, slot: Slot, turn: &mut Context) {
         let (_, client) = self.clients.take(slot);
         if !client.standalone {
             self.links.remove(&mut self.pings, slot);
@@ -123,7 +124,7 @@ impl Ayame {
 
     /// One of the two has left: the other is told, and closed. Who waited for a seat has the next room of this name. A room
     /// is out of the table before anybody is ended because of it.
-    fn end_room(&mut self, name: &Rc<str>, leaver: Slot, turn: &mut Turn) {
+    fn end_room(&mut self, name: &Rc<str>, leaver: Slot, turn: &mut Context) {
         let Some(room) = self.rooms.remove(name) else { return };
         if let Some(other) = room.seats.into_iter().find(|seat| *seat != leaver) {
             if !self.clients[other].standalone {
@@ -138,7 +139,7 @@ impl Ayame {
 
     // ---- Messages ----
 
-    fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
+    fn hear(&mut self, slot: Slot, text: &str, turn: &mut Context) {
         let place = |key: &str| FIELDS.iter().position(|name| *name == key);
         let fields = json::fields(text, place).unwrap_or_default();
         let kind = fields[0].and_then(json::string);
@@ -156,13 +157,13 @@ impl Ayame {
     }
 
     /// Whatever cannot be understood ends the connection: there is no word for it.
-    fn refuse(&mut self, slot: Slot, turn: &mut Turn) {
+    fn refuse(&mut self, slot: Slot, turn: &mut Context) {
         self.counts.error("not_understood");
         self.end(slot, Close::Finished, turn);
     }
 
     /// To the other seat, as it is. Who is alone speaks to nobody.
-    fn relay(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
+    fn relay(&mut self, slot: Slot, text: &str, turn: &mut Context) {
         self.counts.message("relayed");
         let Place::In(name) = &self.clients[slot].place else { return };
         let Some(other) = self.rooms[name].seats.iter().find(|seat| **seat != slot) else { return };
@@ -171,7 +172,7 @@ impl Ayame {
         }
     }
 
-    fn register(&mut self, slot: Slot, fields: [Option<&str>; FIELDS.len()], turn: &mut Turn) {
+    fn register(&mut self, slot: Slot, fields: [Option<&str>; FIELDS.len()], turn: &mut Context) {
         self.counts.message("register");
         let [_, room, client, key, signaling_key, standalone] = fields;
         // What is missing is empty.
@@ -196,7 +197,7 @@ impl Ayame {
     }
 
     /// Somebody has the next free seat, or waits until it is known whether one is free.
-    fn sit(&mut self, slot: Slot, name: Rc<str>, turn: &mut Turn) {
+    fn sit(&mut self, slot: Slot, name: Rc<str>, turn: &mut Context) {
         let room = self.rooms.entry(name.clone()).or_default();
         if room.seats.len() < 2 {
             room.seats.push(slot);
@@ -215,7 +216,7 @@ impl Ayame {
         }
     }
 
-    fn accept(&mut self, slot: Slot, name: Rc<str>, is_second: bool, turn: &mut Turn) {
+    fn accept(&mut self, slot: Slot, name: Rc<str>, is_second: bool, turn: &mut Context) {
         let (conn, until) = (self.clients.conn(slot), self.clients[slot].until);
         let id = self.uuids.of(conn);
         turn.registered(conn, &name, &id);
@@ -226,7 +227,7 @@ impl Ayame {
         turn.send(conn, self.ice.add_to(text, &id, turn.wall, until));
     }
 
-    fn reject(&mut self, slot: Slot, reason: &str, turn: &mut Turn) {
+    fn reject(&mut self, slot: Slot, reason: &str, turn: &mut Context) {
         self.counts.error(if reason == FULL { FULL } else { "token_refused" });
         turn.send(self.clients.conn(slot), format!(r#"{{"type":"reject","reason":"{reason}"}}"#));
         self.end(slot, Close::Finished, turn);
@@ -235,7 +236,7 @@ impl Ayame {
     // ---- Life ----
 
     /// If both of a room live, it is full.
-    fn alive(&mut self, slot: Slot, turn: &mut Turn) {
+    fn alive(&mut self, slot: Slot, turn: &mut Context) {
         self.clients[slot].probed = false;
         let Place::In(name) = &self.clients[slot].place else { return };
         let room = self.rooms.get_mut(name).expect("who has a seat has it in a room");
@@ -247,7 +248,7 @@ impl Ayame {
     }
 
     /// Ends the probe of a seat that has shown no life. Without a third that still waits, nothing changes.
-    fn silent(&mut self, slot: Slot, turn: &mut Turn) {
+    fn silent(&mut self, slot: Slot, turn: &mut Context) {
         let is_awaited = match &self.clients[slot].place {
             Place::In(name) => self.rooms.get(name).is_some_and(|room| !room.before.is_empty()),
             Place::Nowhere | Place::Before(_) => false,
@@ -260,7 +261,7 @@ impl Ayame {
     }
 
     /// Pings whoever is next, if its time has come.
-    fn ping(&mut self, turn: &mut Turn) {
+    fn ping(&mut self, turn: &mut Context) {
         let Some(first) = self.pings.first() else { return };
         if self.clients[first].ping_at.get() <= turn.now {
             self.clients[first].ping_at = (turn.now + AYAME_PING_EVERY).into();
@@ -274,7 +275,7 @@ impl Ayame {
 const FULL: &str = "full";
 
 impl Protocol for Ayame {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, turn: &mut Context) {
         match input {
             Input::Connected(conn, ..) => return self.enter(conn, turn),
             Input::Time => return self.ping(turn),

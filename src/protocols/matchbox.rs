@@ -17,7 +17,7 @@ use crate::protocol::{Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::list::{ListNodes, Order};
 use crate::protocols::uuid::Uuids;
-use crate::protocols::{Protocol, Turn};
+use crate::protocols::{Context, Protocol};
 use crate::rate_limit::deliveries;
 
 /// All groups, and who is in them.
@@ -65,7 +65,7 @@ impl Matchbox {
         }
     }
 
-    fn join(&mut self, conn: Conn, target: &Target, turn: &mut Turn) {
+    fn join(&mut self, conn: Conn, target: &Target, turn: &mut Context) {
         let key = key(target);
         let Matchbox { groups, open, .. } = self;
         let new = || groups.insert(Group { key: key.clone(), members: Order::default() });
@@ -86,9 +86,8 @@ impl Matchbox {
         }
     }
 
-    fn leave(&mut self, slot: Slot, turn: &mut Turn) {
+    fn leave(&mut self, slot: Slot, turn: &mut Context) {
         let conn = self.members.conn(slot);
-        turn.left(conn, self.member(conn));
         let (_, group) = self.members.take(slot);
         self.links.remove(&mut self.groups[group].members, slot);
         self.tell_all(group, &format!(r#"{{"PeerLeft":"{}"}}"#, self.uuids.of(conn)), turn);
@@ -100,14 +99,14 @@ impl Matchbox {
         }
     }
 
-    fn tell_all(&self, group: usize, text: &str, turn: &mut Turn) {
+    fn tell_all(&self, group: usize, text: &str, turn: &mut Context) {
         for slot in self.links.iter(&self.groups[group].members) {
             turn.send(self.members.conn(slot), text.to_owned());
         }
     }
 
     /// What cannot be understood, or delivered, is passed over: there is no word for it.
-    fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
+    fn hear(&mut self, slot: Slot, text: &str, turn: &mut Context) {
         let (receiver, data) = match said(text) {
             Some(Said::Signal { receiver, data }) => (receiver, data),
             Some(Said::KeepAlive) => return self.counts.message("KeepAlive"),
@@ -126,7 +125,7 @@ impl Matchbox {
 }
 
 impl Protocol for Matchbox {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, turn: &mut Context) {
         if let Input::Connected(conn, target, _) = input {
             return self.join(conn, target, turn);
         }

@@ -22,7 +22,7 @@ use crate::protocol::{Close, Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::ice::Ice;
 use crate::protocols::list::ListNodes;
-use crate::protocols::{Protocol, Turn};
+use crate::protocols::{Context, Protocol};
 use crate::rate_limit::{Verdict, blocks};
 use crate::timestamp::Timestamp;
 use crate::token::Claims;
@@ -77,7 +77,7 @@ fn refused<T>(code: Code, message: &'static str) -> Result<T, Refusal> {
 impl Protocol for Noroshi {
     /// # Panics
     /// If a connection connects in a slot that another still has.
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, turn: &mut Context) {
         match input {
             Input::Connected(conn, target, claims) => return self.enter(conn, &target.room, claims),
             Input::Time => return self.lose_patience(turn),
@@ -172,11 +172,9 @@ impl Noroshi {
     }
 
     /// A peer is gone: all is undone that refers to it, and it is forgotten.
-    fn exit(&mut self, slot: Slot, turn: &mut Turn) {
+    fn exit(&mut self, slot: Slot, turn: &mut Context) {
         self.depart(slot, turn);
         let room = self.peer(slot).room;
-        let conn = self.peers.conn(slot);
-        turn.left(conn, self.member(conn));
         self.retire(slot, turn);
         self.peers.take(slot);
         self.rooms[room as usize].members -= 1;
@@ -188,13 +186,16 @@ impl Noroshi {
         }
     }
 
-    fn close(&mut self, slot: Slot, why: Close, turn: &mut Turn) {
-        turn.close(self.peers.conn(slot), why);
+    fn close(&mut self, slot: Slot, why: Close, turn: &mut Context) {
+        let conn = self.peers.conn(slot);
+        if let Some(member) = self.member(conn) {
+            turn.close(conn, why, &member);
+        }
         self.exit(slot, turn);
     }
 
     /// Takes a peer out of whatever flow it is in, and tells those concerned. It is idle then.
-    fn depart(&mut self, slot: Slot, turn: &mut Turn) {
+    fn depart(&mut self, slot: Slot, turn: &mut Context) {
         self.handshakes.leave(slot, turn.now);
         let room = self.peer(slot).room;
         match self.peer(slot).flow {
@@ -216,7 +217,7 @@ impl Noroshi {
     // ---- A message ----
 
     /// Handles a message. Everything is checked and charged before anything changes.
-    fn text(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
+    fn text(&mut self, slot: Slot, text: &str, turn: &mut Context) {
         if let Who::Claimant(_) = self.peer(slot).who {
             debug_assert!(false, "a claimant is not read");
             return;
@@ -255,7 +256,7 @@ impl Noroshi {
     }
 
     /// Handles the message with which a peer has claimed its id, which it has now.
-    fn serve_first(&mut self, slot: Slot, request: &Request, bytes: usize, turn: &mut Turn) {
+    fn serve_first(&mut self, slot: Slot, request: &Request, bytes: usize, turn: &mut Context) {
         let target = request.target.as_deref();
         let credits = blocks(bytes) + self.consequences(slot, target, &request.body);
         let verdict = turn.charge(self.peers.conn(slot), credits, bytes);
@@ -266,7 +267,7 @@ impl Noroshi {
     }
 
     /// Drops a message that is over the rate.
-    fn drop_one(&mut self, slot: Slot, verdict: Verdict, turn: &mut Turn) {
+    fn drop_one(&mut self, slot: Slot, verdict: Verdict, turn: &mut Context) {
         let refusal = Refusal { code: Code::RateLimited, message: "too many messages; this one was dropped" };
         match verdict {
             Verdict::Pass => {}
@@ -277,7 +278,7 @@ impl Noroshi {
     }
 
     /// Does what a registered peer asks for, or tells it why not.
-    fn serve(&mut self, slot: Slot, target: Option<&str>, body: &Body, turn: &mut Turn) {
+    fn serve(&mut self, slot: Slot, target: Option<&str>, body: &Body, turn: &mut Context) {
         if let Err(refusal) = self.try_serve(slot, target, body, turn) {
             self.refuse(slot, refusal, target, turn);
         }
@@ -288,7 +289,7 @@ impl Noroshi {
         slot: Slot,
         target: Option<&str>,
         body: &Body,
-        turn: &mut Turn,
+        turn: &mut Context,
     ) -> Result<(), Refusal> {
         match body {
             Body::Connect => self.connect(slot, turn),

@@ -11,16 +11,16 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
-use crate::address::Address;
+use crate::address::{Address, PerIpCounts};
 use crate::config::Config;
 use crate::http::{self, ListenerKind, Refusal};
 use crate::limits::{
-    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, METRICS_AT_ONCE,
-    PLACE_TIME_MIN, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_ITERATION,
+    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, HEAD_TIME_FULL_MAX,
+    HEAD_TIME_MAX, METRICS_AT_ONCE, PLACE_TIME_MIN, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE,
+    SWEEP_PER_ITERATION,
 };
 use crate::memory_budget::Reservation;
-use crate::protocol::{Close, Conn, Effect, Member, Outbox, ProtocolId};
-use crate::protocols::Dispatcher;
+use crate::protocol::{Close, Conn, Member, Outbox, ProtocolId};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
 use crate::timestamp::Timestamp;
 use crate::token::Fault;
@@ -29,6 +29,12 @@ use crate::token::Fault;
 pub(super) struct Connections {
     pub(super) entries: Slab<Entry>,
     pub(super) shared: Shared,
+    /// What time it is, since 1970: tokens and credentials go by the wall clock.
+    pub(super) wall: Duration,
+    /// Whether the server is about to stop, and begins no new room.
+    pub(super) is_draining: bool,
+    /// How many connections come from each address.
+    pub(super) per_ip: PerIpCounts,
     /// ConnTable that something happened to in this turn.
     pub(super) touched: Vec<usize>,
     /// ConnTable whose session is to be read in the next turn, though no event may say so.
@@ -51,6 +57,12 @@ pub(super) struct Connections {
 pub(super) struct Entry {
     pub session: Session<TcpStream>,
     pub conn: Conn,
+    /// The listener that it came through.
+    pub listener: ListenerKind,
+    /// Where the peer is: at the other end of TCP, or where a trusted proxy says.
+    pub address: Address,
+    /// Whether it counts towards the limit of its address.
+    pub is_counted: bool,
     pub since: Timestamp,
     /// Whether it was counted as a WebSocket.
     upgraded: bool,
@@ -77,6 +89,9 @@ impl Connections {
         shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
         Connections {
             entries: Slab::new(),
+            wall: Duration::ZERO,
+            is_draining: false,
+            per_ip: PerIpCounts::new(shared.config.connections_per_ip_max),
             shared,
             touched: Vec::new(),
             ready: Vec::new(),
@@ -114,13 +129,8 @@ impl Connections {
     }
 
     /// What a session that was just reached has to say next.
-    pub(super) fn next<'a>(
-        &mut self,
-        slot: usize,
-        scratch: &'a mut Scratch,
-        dispatcher: &Dispatcher,
-    ) -> Option<Event<'a>> {
-        self.entries[slot].session.next(scratch, &mut self.shared, dispatcher)
+    pub(super) fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
+        self.entries[slot].session.next(scratch, &mut self.shared)
     }
 
     /// When another connection can be accepted: now if there is a place, else when an older one gives way.
@@ -140,9 +150,9 @@ impl Connections {
             return;
         }
         if let Some((_, slot)) = self.next_to_evict(door).filter(|(at, _)| *at <= self.shared.now) {
-            let session = &mut self.entries[slot].session;
-            debug!("{} gives way to a new connection", session.address());
-            session.evict(&mut self.shared);
+            let entry = &mut self.entries[slot];
+            debug!("{} gives way to a new connection", entry.address);
+            entry.session.evict(&mut self.shared);
             self.free(slot);
         }
     }
@@ -182,11 +192,19 @@ impl Connections {
         registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
         self.numbers += 1;
         self.plain[door as usize].insert(self.numbers, slot);
-        self.shared.full = self.are_full();
+        let is_counted = door == ListenerKind::Main && !self.shared.config.trusts(address);
+        if is_counted {
+            self.per_ip.enter(address);
+        }
+        let is_short_of_places = door == ListenerKind::Main && self.are_full();
+        let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
         self.metrics_sessions += usize::from(door == ListenerKind::Metrics);
         self.entries.insert(Entry {
-            session: Session::new(stream, door, address, &mut self.shared),
+            session: Session::new(stream, head_time, &mut self.shared),
             conn: Conn::new(self.numbers, slot),
+            listener: door,
+            address,
+            is_counted,
             since: self.shared.now.into(),
             upgraded: false,
             served: false,
@@ -250,7 +268,7 @@ impl Connections {
             self.entries.iter().filter(|(_, entry)| is_counted(entry)).count()
         };
         assert_eq!(count(|entry| entry.upgraded), self.upgraded);
-        assert_eq!(count(|entry| entry.session.door() == ListenerKind::Metrics), self.metrics_sessions);
+        assert_eq!(count(|entry| entry.listener == ListenerKind::Metrics), self.metrics_sessions);
         let ready: BTreeSet<usize> = self.ready.iter().copied().collect();
         assert!(self.entries.iter().all(|(slot, entry)| !entry.ready || ready.contains(&slot)));
         let touched: BTreeSet<usize> = self.touched.iter().copied().collect();
@@ -264,7 +282,7 @@ impl Connections {
     /// A connection is a WebSocket now.
     pub(super) fn upgrade(&mut self, slot: usize) {
         let entry = &mut self.entries[slot];
-        self.plain[entry.session.door() as usize].remove(&entry.conn.number());
+        self.plain[entry.listener as usize].remove(&entry.conn.number());
         entry.upgraded = true;
         entry.served = true;
         self.upgraded += 1;
@@ -280,11 +298,7 @@ impl Connections {
         }
         self.refusals += 1;
         if self.refusals <= REFUSALS_LOGGED_MAX {
-            info!(
-                "an upgrade from {} was refused: {status}, {}",
-                self.entries[slot].session.address(),
-                refusal.why
-            );
+            info!("an upgrade from {} was refused: {status}, {}", self.entries[slot].address, refusal.why);
         }
     }
 
@@ -313,7 +327,7 @@ impl Connections {
         info!(
             "connection {} from {} ended after {:.1} s: {end}; {whose}room {room:?}, {}",
             entry.conn.number(),
-            entry.session.address(),
+            entry.address,
             (self.shared.now - entry.since.get()).as_secs_f64(),
             member.id.as_ref().map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
@@ -322,10 +336,13 @@ impl Connections {
     /// A connection is gone.
     pub(super) fn free(&mut self, slot: usize) {
         let entry = self.entries.remove(slot);
-        self.plain[entry.session.door() as usize].remove(&entry.conn.number());
+        self.plain[entry.listener as usize].remove(&entry.conn.number());
         self.upgraded -= usize::from(entry.upgraded);
-        self.metrics_sessions -= usize::from(entry.session.door() == ListenerKind::Metrics);
-        debug!("connection {} from {} is gone", entry.conn.number(), entry.session.address());
+        self.metrics_sessions -= usize::from(entry.listener == ListenerKind::Metrics);
+        debug!("connection {} from {} is gone", entry.conn.number(), entry.address);
+        if entry.is_counted {
+            self.per_ip.leave(entry.address);
+        }
         entry.session.free(&mut self.shared);
     }
 }
@@ -339,41 +356,46 @@ impl Outbox for Connections {
         self.shared.budget.reserve(bytes)
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        match effect {
-            Effect::Send(to, text) => {
-                self.work += 1;
-                self.reach(to.slot(), |session, shared| session.send(text, shared));
-            }
-            Effect::SendBinary(to, bytes) => {
-                self.work += 1;
-                self.reach(to.slot(), |session, shared| session.send_binary(&bytes, shared))
-            }
-            Effect::Ping(to) => self.reach(to.slot(), |session, shared| session.ping(shared)),
-            Effect::PauseReading(conn) => self.entries[conn.slot()].session.pause(),
-            Effect::ResumeReading(conn) => {
-                self.entries[conn.slot()].session.resume(self.shared.now);
-                self.mark_ready(conn.slot());
-            }
-            Effect::Close(to, why) => self.reach(to.slot(), |session, shared| {
-                let end = match why {
-                    Close::Replaced => End::Replaced,
-                    Close::RateLimited => End::RateLimited,
-                    Close::Finished => End::Finished,
-                };
-                session.close(end, shared);
-            }),
-            Effect::Registered { conn, room, id } => {
-                let entry = &mut self.entries[conn.slot()];
-                entry.session.registered();
-                debug!(
-                    "connection {} from {} registered: room {room:?}, id {id:?}",
-                    conn.number(),
-                    entry.session.address()
-                );
-            }
-            Effect::Left { conn, dialect, member } => self.part(conn.slot(), dialect, &member),
-        }
+    fn send(&mut self, to: Conn, text: String) {
+        self.work += 1;
+        self.reach(to.slot(), |session, shared| session.send(text, shared));
+    }
+
+    fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
+        self.work += 1;
+        self.reach(to.slot(), |session, shared| session.send_binary(bytes, shared));
+    }
+
+    fn ping(&mut self, to: Conn) {
+        self.reach(to.slot(), |session, shared| session.ping(shared));
+    }
+
+    fn pause_reading(&mut self, conn: Conn) {
+        self.entries[conn.slot()].session.pause();
+    }
+
+    fn resume_reading(&mut self, conn: Conn) {
+        self.entries[conn.slot()].session.resume(self.shared.now);
+        self.mark_ready(conn.slot());
+    }
+
+    fn close(&mut self, conn: Conn, why: Close) {
+        let end = match why {
+            Close::Replaced => End::Replaced,
+            Close::RateLimited => End::RateLimited,
+            Close::Finished => End::Finished,
+        };
+        self.reach(conn.slot(), |session, shared| session.close(end, shared));
+    }
+
+    fn registered(&mut self, conn: Conn, room: &str, id: &str) {
+        let entry = &mut self.entries[conn.slot()];
+        entry.session.registered();
+        debug!("connection {} from {} registered: room {room:?}, id {id:?}", conn.number(), entry.address);
+    }
+
+    fn disconnected(&mut self, conn: Conn, protocol: ProtocolId, member: &Member<'_>) {
+        self.part(conn.slot(), protocol, member);
     }
 }
 

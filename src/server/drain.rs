@@ -31,7 +31,7 @@ impl Server {
         let time = self.connections.shared.config.drain;
         info!("draining for {} s", time.as_secs());
         self.service_manager.stopping();
-        self.connections.shared.draining = true;
+        self.connections.is_draining = true;
         self.drained_at = Some(self.clock.now() + time);
     }
 

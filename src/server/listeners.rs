@@ -163,7 +163,7 @@ impl Listener {
         let shared = &connections.shared;
         // A proxy has everybody's connections, whoever else is in its place.
         let is_peer = self.door == ListenerKind::Main && !shared.config.trusts(address);
-        if is_peer && shared.crowd.excess(address) >= PER_IP_REFUSED_AT_ONCE {
+        if is_peer && connections.per_ip.excess(address) >= PER_IP_REFUSED_AT_ONCE {
             debug!("{address} has too many connections");
             return Ok(());
         }

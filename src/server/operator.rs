@@ -11,7 +11,7 @@ use crate::protocol::{Conn, Member, ProtocolId};
 
 impl Server {
     /// The answer to a question.
-    pub(super) fn told(&mut self, question: &AdminRequest) -> Answer {
+    pub(super) fn answer_operator(&mut self, question: &AdminRequest) -> Answer {
         let text = match &question.about {
             AdminTopic::Metrics => self.metrics(),
             AdminTopic::Rooms { room, after } => self.rooms(room.as_deref(), *after),
@@ -67,7 +67,7 @@ impl Server {
                 r#"{{"connection":{},"id":{},"state":"{state}","address":"{}","since":{}}}"#,
                 entry.conn.number(),
                 id.map_or("null".to_owned(), |id| quoted(&id)),
-                entry.session.address(),
+                entry.address,
                 (self.clock.epoch() + entry.since.get()).as_secs(),
             );
             bytes += member.len();

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::inbound::Inbound;
 use super::queue::Queue;
-use crate::address::PerIpCounts;
 use crate::config::Config;
 use crate::limits::{SPARE_BYTES_MAX, SPARE_WORKS_MAX};
 use crate::memory_budget::Budget;
@@ -22,14 +21,6 @@ pub struct Shared {
     pub metrics: Metrics,
     /// The time since the start, looked up once a turn.
     pub now: Duration,
-    /// What time it is, since 1970: tokens go by the clock on the wall.
-    pub wall: Duration,
-    /// Whether there is no place for another WebSocket.
-    pub full: bool,
-    /// Whether the server is about to stop, and no new room begins here.
-    pub draining: bool,
-    /// How many connections come from where.
-    pub crowd: PerIpCounts,
     /// How much memory is used.
     pub budget: Budget,
     #[allow(clippy::vec_box, reason = "sessions take them as they are")]
@@ -40,14 +31,10 @@ impl Shared {
     /// For sessions under this configuration.
     pub fn new(config: Config) -> Shared {
         Shared {
-            crowd: PerIpCounts::new(config.connections_per_ip_max),
             budget: Budget::new(&config),
             config,
             metrics: Metrics::default(),
             now: Duration::ZERO,
-            wall: Duration::ZERO,
-            full: false,
-            draining: false,
             spare: Vec::new(),
         }
     }

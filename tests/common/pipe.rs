@@ -1,15 +1,16 @@
 //! A stream of two buffers, a session on it, and frames in bytes.
 
+#[path = "answer.rs"]
+pub mod answer;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use noroshi::config::Config;
-use noroshi::http::{self, ListenerKind};
-use noroshi::protocol::ProtocolId;
-use noroshi::protocols::Dispatcher;
-use noroshi::protocols::noroshi::Noroshi;
+use noroshi::address::Address;
+use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
+use noroshi::http::{self, Admission, Answer, ListenerKind};
 use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
 
 /// What a request for an upgrade looks like.
@@ -87,26 +88,75 @@ impl Stream for Pipe {
 pub struct Line {
     pub session: Session<Pipe>,
     pub shared: Shared,
-    pub dispatcher: Dispatcher,
     pub scratch: Scratch,
     /// Messages that came out, `+ROOM` for the upgrade among them.
     pub events: Vec<String>,
     /// The status of an upgrade that was refused, and why.
     pub refused: Option<(u16, String)>,
+    listener: ListenerKind,
+    /// Where the peer is, as far as a trusted proxy says.
+    pub address: Address,
+    /// Whether upgrades find the server full.
+    pub is_full: bool,
+    /// The time since 1970.
+    pub wall: Duration,
 }
 
 impl Line {
-    pub fn new(door: ListenerKind, config: Config) -> Line {
+    pub fn new(listener: ListenerKind, config: Config) -> Line {
         let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
-        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
         Line {
-            session: Session::new(pipe, door, ADDRESS.into(), &mut shared),
+            session: Session::new(pipe, HEAD_TIME_MAX, &mut shared),
             shared,
-            dispatcher,
             scratch: Scratch::default(),
             events: Vec::new(),
             refused: None,
+            listener,
+            address: ADDRESS.into(),
+            is_full: false,
+            wall: Duration::ZERO,
+        }
+    }
+
+    /// Answers a request as the server does.
+    fn answer(&mut self, head: &[u8]) {
+        let config = &self.shared.config;
+        let is_trusted = self.listener == ListenerKind::Main && config.trusts(self.address);
+        let admission = if self.is_full { Admission::Full } else { Admission::Free };
+        let mut client_address = None;
+        let answer = answer::answer(head, self.listener, config, is_trusted, self.wall, |address, _| {
+            client_address = address;
+            admission
+        });
+        if let Some(address) = client_address {
+            self.address = address.into();
+        }
+        let answer = match answer {
+            Answer::Ask(question) => http::told(&question, ASKED),
+            answer => answer,
+        };
+        let fits = |bytes: usize| bytes <= ALWAYS_HELD_BYTES || self.shared.budget.allows(bytes);
+        let answer = match answer {
+            Answer::Plain { response, .. }
+                if self.listener == ListenerKind::Main && !fits(response.len()) =>
+            {
+                http::no_memory(head)
+            }
+            answer => answer,
+        };
+        match answer {
+            Answer::Upgrade { response, target, .. } => {
+                self.session.accept(response, &mut self.shared);
+                self.events.push(format!("+{}", target.room));
+            }
+            Answer::Plain { status, refused, response } => {
+                self.session.respond(response, &mut self.shared);
+                if let Some(refusal) = refused {
+                    self.refused = Some((status, refusal.why));
+                }
+            }
+            Answer::Ask(_) => unreachable!("it was answered"),
         }
     }
 
@@ -129,13 +179,10 @@ impl Line {
     pub fn turn(&mut self) {
         while !self.session.is_over() {
             let fill = self.session.fill(&mut self.scratch, &mut self.shared);
-            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared, &self.dispatcher) {
+            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared) {
                 match event {
-                    Event::Upgraded(target, _) => self.events.push(format!("+{}", target.room)),
-                    Event::Refused(status, refusal) => self.refused = Some((status, refusal.why)),
-                    Event::Asked(question) => {
-                        self.session.answer(http::told(&question, ASKED), &mut self.shared);
-                    }
+                    Event::Request(head) => self.answer(&head),
+                    Event::Rejected(status, refusal) => self.refused = Some((status, refusal.why)),
                     Event::Text(text) => self.events.push(text.to_owned()),
                     Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),
                     Event::Ping(payload) => self.session.pong(payload, &mut self.shared),

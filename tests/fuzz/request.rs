@@ -12,8 +12,9 @@ use std::net::IpAddr;
 
 use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
-use noroshi::http::{self, Answer, ListenerKind, Place};
+use noroshi::http::{self, Admission, Answer, ListenerKind};
 use noroshi::origin::Allowed;
+use pipe::answer::answer;
 use pipe::{ADDRESS, ASKED, Line};
 
 #[cfg(not(test))]
@@ -31,7 +32,7 @@ pub fn check(data: &[u8]) {
     let config = Config { allow_origins, trusted_proxies: proxies, ..Config::default() };
 
     let mut line = Line::new(door, config.clone());
-    line.shared.full = full;
+    line.is_full = full;
     for piece in bytes.chunks(1 << (how >> 4)) {
         line.feed(piece);
     }
@@ -40,16 +41,16 @@ pub fn check(data: &[u8]) {
         _ if http::is_impossible(bytes) => http::malformed(bytes),
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
-            let place = if full { Place::Full } else { Place::Free };
+            let place = if full { Admission::Full } else { Admission::Free };
             let is_trusted = door == ListenerKind::Main && !config.trusted_proxies.is_empty();
             let mut client_address = None;
             let wall = std::time::Duration::ZERO;
-            let answer = http::answer(&bytes[..end], door, &config, is_trusted, wall, |address, _| {
+            let answer = answer(&bytes[..end], door, &config, is_trusted, wall, |address, _| {
                 client_address = Some(address);
                 place
             });
             let counted = client_address.flatten();
-            assert_eq!(line.session.address(), counted.unwrap_or(ADDRESS).into());
+            assert_eq!(line.address, counted.unwrap_or(ADDRESS).into());
             check_client_address(&bytes[..end], &config, is_trusted, client_address, &answer);
             answer
         }

@@ -11,15 +11,13 @@ mod reading;
 use std::time::Duration;
 
 use noroshi::config::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX,
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX, HEAD_TIME_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::http::ListenerKind;
-use noroshi::protocol::ProtocolId;
-use noroshi::protocols::Dispatcher;
-use noroshi::protocols::noroshi::Noroshi;
+use noroshi::http::{Admission, Answer, ListenerKind};
 use noroshi::session::{End, Event, Fill, Scratch, Session, Shared};
-use pipe::{ADDRESS, CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
+use pipe::answer::answer;
+use pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
 use reading::{BINARY, MESSAGE_BYTES_MAX, Reading};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -50,7 +48,6 @@ struct World {
 
 struct House {
     shared: Shared,
-    dispatcher: Dispatcher,
     scratch: Scratch,
     /// What sessions, and what they share, have allocated.
     held: isize,
@@ -87,12 +84,11 @@ impl World {
         };
         let memory_bytes_max = spare.map(|spare| BASE_BYTES + 2 * CONNECTION_BYTES + spare);
         let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
-        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
         // Room for the first entry of a map is no news.
         shared.metrics.refused_upgrades.insert(408, 0);
         let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
-        World { house: House { shared, dispatcher, scratch: Scratch::default(), held: 0 }, peers }
+        World { house: House { shared, scratch: Scratch::default(), held: 0 }, peers }
     }
 
     fn step(&mut self, data: &mut &[u8]) -> Option<()> {
@@ -217,7 +213,7 @@ impl World {
 impl Peer {
     fn new(shared: &mut Shared) -> Peer {
         Peer {
-            session: Session::new(Pipe::default(), ListenerKind::Main, ADDRESS.into(), shared),
+            session: Session::new(Pipe::default(), HEAD_TIME_MAX, shared),
             coming: REQUEST.into(),
             brought: 0,
             reading: Reading::default(),
@@ -302,21 +298,29 @@ impl Peer {
                 let fill = session.fill(&mut house.scratch, &mut house.shared);
                 let mut events = 0;
                 let mut is_held = false;
-                while let Some(event) = session.next(&mut house.scratch, &mut house.shared, &house.dispatcher)
-                {
+                while let Some(event) = session.next(&mut house.scratch, &mut house.shared) {
                     match event {
-                        Event::Upgraded(target, _) => {
-                            assert!(target.room == "tea" && !upgraded);
+                        Event::Request(head) => {
+                            assert!(!upgraded);
+                            let config = &house.shared.config;
+                            let wall = Duration::ZERO;
+                            let answer = answer(&head, ListenerKind::Main, config, false, wall, |_, _| {
+                                Admission::Free
+                            });
+                            let Answer::Upgrade { response, target, .. } = answer else {
+                                panic!("{answer:?}")
+                            };
+                            assert_eq!(target.room, "tea");
+                            session.accept(response, &mut house.shared);
                             upgraded = true;
                             continue;
                         }
+                        Event::Rejected(status, refusal) => panic!("{status} {}", refusal.why),
                         Event::Ping(payload) => {
                             session.pong(payload, &mut house.shared);
                             continue;
                         }
                         Event::Overhead => continue,
-                        Event::Refused(status, refusal) => panic!("{status} {}", refusal.why),
-                        Event::Asked(question) => panic!("{question:?}"),
                         Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[heard].parts()),
                         Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[heard].parts()),
                     }
@@ -368,7 +372,7 @@ impl Peer {
         self.session.close(End::GoingAway, &mut house.shared);
         self.session.tick(&mut house.shared);
         self.session.flush(&mut house.shared);
-        assert!(self.session.next(&mut house.scratch, &mut house.shared, &house.dispatcher).is_none());
+        assert!(self.session.next(&mut house.scratch, &mut house.shared).is_none());
         assert_eq!((self.session.stream().writes, self.session.end()), (writes, end));
     }
 

@@ -88,9 +88,9 @@ fn what_follows_broken_text_is_nobody_elses() {
     let (mut line, mut other) = (line(), self::line());
     line.pipe().input.extend([frame(TEXT, b"\xff"), frame(TEXT, b"not theirs")].concat());
     line.session.fill(&mut line.scratch, &mut line.shared);
-    assert!(line.session.next(&mut line.scratch, &mut line.shared, &line.dispatcher).is_none());
+    assert!(line.session.next(&mut line.scratch, &mut line.shared).is_none());
     assert_eq!(other.session.fill(&mut line.scratch, &mut line.shared), noroshi::session::Fill::Empty);
-    assert!(other.session.next(&mut line.scratch, &mut line.shared, &line.dispatcher).is_none());
+    assert!(other.session.next(&mut line.scratch, &mut line.shared).is_none());
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn one_read_and_one_write_for_a_burst() {
     // A short read needs no second one to know that there is no more.
     assert_eq!(line.session.fill(&mut line.scratch, &mut line.shared), noroshi::session::Fill::Drained);
     let mut heard = 0;
-    while line.session.next(&mut line.scratch, &mut line.shared, &line.dispatcher).is_some() {
+    while line.session.next(&mut line.scratch, &mut line.shared).is_some() {
         heard += 1;
         line.session.send("reply".into(), &mut line.shared);
     }

@@ -118,10 +118,10 @@ fn held_input_is_handled_later_and_counted() {
     let before = line.shared.budget.used();
     line.pipe().input.extend([frame(TEXT, b"1"), frame(TEXT, b"2"), frame(PING, b"3")].concat());
     assert_eq!(line.session.fill(&mut line.scratch, &mut line.shared), Fill::Drained);
-    let first = line.session.next(&mut line.scratch, &mut line.shared, &line.dispatcher);
+    let first = line.session.next(&mut line.scratch, &mut line.shared);
     assert!(matches!(first, Some(Event::Text("1"))));
     assert!(line.session.hold(&mut line.scratch, &mut line.shared));
-    assert!(line.session.next(&mut line.scratch, &mut line.shared, &line.dispatcher).is_none());
+    assert!(line.session.next(&mut line.scratch, &mut line.shared).is_none());
     line.session.flush(&mut line.shared);
     assert!(line.shared.budget.used() > before);
     line.turn();
@@ -141,7 +141,7 @@ fn a_read_discards_what_another_session_has_left() {
     // The server clears the scratch when it leaves a session early.
     line.scratch.clear();
     assert_eq!(other.session.fill(&mut line.scratch, &mut other.shared), Fill::Empty);
-    assert!(other.session.next(&mut line.scratch, &mut other.shared, &other.dispatcher).is_none());
+    assert!(other.session.next(&mut line.scratch, &mut other.shared).is_none());
 }
 
 #[test]

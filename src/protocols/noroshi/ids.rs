@@ -11,7 +11,7 @@ use super::peer::{Claimant, Who};
 use super::{NO_MEMORY, Noroshi, Slot};
 use crate::config::{CLAIMANTS_MAX, ID_BYTES_MAX};
 use crate::protocol::Close;
-use crate::protocols::Turn;
+use crate::protocols::Context;
 use crate::protocols::noroshi::message::{self, Body, Code, Refusal};
 
 pub(super) const FOREIGN_ID: Refusal =
@@ -77,7 +77,7 @@ impl Noroshi {
     }
 
     /// Gives an id that is free to a peer that has none.
-    pub(super) fn register(&mut self, slot: Slot, id: &str, turn: &mut Turn) {
+    pub(super) fn register(&mut self, slot: Slot, id: &str, turn: &mut Context) {
         let peer = self.peer_mut(slot);
         peer.who = Who::Registered(id.into());
         let room = peer.room;
@@ -90,7 +90,7 @@ impl Noroshi {
     }
 
     /// Takes the id, or the claim of one, from a peer that has departed.
-    pub(super) fn retire(&mut self, slot: Slot, turn: &mut Turn) {
+    pub(super) fn retire(&mut self, slot: Slot, turn: &mut Context) {
         let peer = self.peer_mut(slot);
         let room = peer.room;
         match mem::replace(&mut peer.who, Who::Nameless) {
@@ -111,7 +111,7 @@ impl Noroshi {
     }
 
     /// Ends the probe of a holder that has shown no life. Without a claimant that is still there, nothing changes.
-    pub(super) fn silent(&mut self, holder: Slot, turn: &mut Turn) {
+    pub(super) fn silent(&mut self, holder: Slot, turn: &mut Context) {
         if self.peer(holder).claimants.as_ref().is_some_and(|claimants| claimants.is_empty()) {
             self.peer_mut(holder).claimants = None;
             return;
@@ -129,7 +129,7 @@ impl Noroshi {
         holder: Slot,
         target: Option<&str>,
         text: &str,
-        turn: &mut Turn,
+        turn: &mut Context,
     ) -> Result<(), Refusal> {
         let bytes = size_of::<Claimant>() + ID_BYTES_MAX + text.len();
         let memory = turn.reserve(bytes).ok_or(NO_MEMORY)?;
@@ -145,7 +145,7 @@ impl Noroshi {
     }
 
     /// Replaces the holder of an id by the peer whose token is for that id.
-    pub(super) fn take_over(&mut self, slot: Slot, holder: Slot, id: &str, turn: &mut Turn) {
+    pub(super) fn take_over(&mut self, slot: Slot, holder: Slot, id: &str, turn: &mut Context) {
         let claimants = self.end_claim(holder, turn);
         self.reject_claimants(id, claimants, turn);
         self.close(holder, Close::Replaced, turn);
@@ -153,7 +153,7 @@ impl Noroshi {
     }
 
     /// Ends the probe of a holder that shows life: the claimants do not get the id.
-    pub(super) fn alive(&mut self, slot: Slot, turn: &mut Turn) {
+    pub(super) fn alive(&mut self, slot: Slot, turn: &mut Context) {
         let claimants = self.end_claim(slot, turn);
         if let Some(id) = self.peer(slot).id().map(str::to_owned) {
             self.reject_claimants(&id, claimants, turn);
@@ -162,7 +162,7 @@ impl Noroshi {
 
     /// Ends the claim to a holder's id, if there is one, and the probe. Returns the claimants, oldest first; the caller
     /// must grant them the id or reject them at once.
-    fn end_claim(&mut self, holder: Slot, turn: &mut Turn) -> Vec<(Slot, Box<Claimant>)> {
+    fn end_claim(&mut self, holder: Slot, turn: &mut Context) -> Vec<(Slot, Box<Claimant>)> {
         let Some(claimants) = self.peer_mut(holder).claimants.take() else { return Vec::new() };
         turn.cancel_probe(self.peers.conn(holder));
         let slots: Vec<Slot> = self.links.iter(&claimants).collect();
@@ -177,7 +177,7 @@ impl Noroshi {
     }
 
     /// Gives the id of a holder that has left to the first claimant, and handles the message that claimed it.
-    fn grant_to_first(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, turn: &mut Turn) {
+    fn grant_to_first(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, turn: &mut Context) {
         let mut claimants = claimants.into_iter();
         let Some((first, claimant)) = claimants.next() else { return };
         self.register(first, id, turn);
@@ -187,14 +187,14 @@ impl Noroshi {
         }
     }
 
-    fn reject_claimants(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, turn: &mut Turn) {
+    fn reject_claimants(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, turn: &mut Context) {
         for (slot, claimant) in claimants {
             self.refuse_id(slot, id, claimant.target.as_deref(), turn);
         }
     }
 
     /// Tells a peer without an id that this one is taken, and remembers that it was refused.
-    pub(super) fn refuse_id(&mut self, slot: Slot, id: &str, target: Option<&str>, turn: &mut Turn) {
+    pub(super) fn refuse_id(&mut self, slot: Slot, id: &str, target: Option<&str>, turn: &mut Context) {
         self.peer_mut(slot).who = Who::Refused(Box::new(id.into()));
         self.refuse(slot, ID_TAKEN, target, turn);
     }

@@ -2,11 +2,11 @@
 
 use super::peer::Flow;
 use super::{Noroshi, Slot, refused};
-use crate::protocols::Turn;
+use crate::protocols::Context;
 use crate::protocols::noroshi::message::{Code, Refusal, Reply};
 
 impl Noroshi {
-    pub(super) fn join(&mut self, slot: Slot, turn: &mut Turn) -> Result<(), Refusal> {
+    pub(super) fn join(&mut self, slot: Slot, turn: &mut Context) -> Result<(), Refusal> {
         let room = self.peer(slot).room as usize;
         if self.peer(slot).flow != Flow::Joined {
             if self.rooms[room].mesh.len() >= self.mesh_peers_max {
@@ -26,7 +26,7 @@ impl Noroshi {
         Ok(())
     }
 
-    pub(super) fn leave_mesh(&mut self, slot: Slot, turn: &mut Turn) {
+    pub(super) fn leave_mesh(&mut self, slot: Slot, turn: &mut Context) {
         let room = self.peer(slot).room as usize;
         self.links.remove(&mut self.rooms[room].mesh, slot);
         for other in self.links.iter(&self.rooms[room].mesh) {

@@ -8,7 +8,7 @@ use super::handshakes::Outcome;
 use super::peer::{Flow, Hold, Offer};
 use super::{NO_MEMORY, Noroshi, Room, Slot, refused};
 use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, ROOM_TIMEOUT, STORED_BYTES_MAX};
-use crate::protocols::Turn;
+use crate::protocols::Context;
 use crate::protocols::list::{ListNodes, Order};
 use crate::protocols::noroshi::message::{Candidates, Code, Refusal, Reply};
 
@@ -17,7 +17,7 @@ const NAME_IT: Refusal = Refusal { code: Code::BadMessage, message: "a joined pe
 impl Noroshi {
     // ---- The line ----
 
-    pub(super) fn connect(&mut self, slot: Slot, turn: &mut Turn) {
+    pub(super) fn connect(&mut self, slot: Slot, turn: &mut Context) {
         match self.peer(slot).flow {
             Flow::Offerer | Flow::Waiting | Flow::Paired(_) => return,
             Flow::Handed(hold) if self.stands(hold) => return,
@@ -36,7 +36,7 @@ impl Noroshi {
         room: u32,
         who: &[Slot],
         push: fn(&mut ListNodes, &mut Order, Slot),
-        turn: &mut Turn,
+        turn: &mut Context,
     ) {
         for &slot in who {
             if self.offer_to_next(room).is_some() {
@@ -64,7 +64,7 @@ impl Noroshi {
 
     /// Lets a room move on as far as it can, and sets its patience. To be called after whatever may have given
     /// it something to do.
-    pub(super) fn settle(&mut self, room: u32, turn: &mut Turn) {
+    pub(super) fn settle(&mut self, room: u32, turn: &mut Context) {
         loop {
             let offerer = self.rooms[room as usize].offerer;
             let is_idle = offerer.is_none() || self.standing(room).is_some_and(|offer| offer.held == 0);
@@ -95,7 +95,7 @@ impl Noroshi {
     }
 
     /// The room that has not moved for longest moves on, if its time has come.
-    pub(super) fn lose_patience(&mut self, turn: &mut Turn) {
+    pub(super) fn lose_patience(&mut self, turn: &mut Context) {
         let first = self.alarms.first().filter(|(due, _)| due.get() <= turn.now).copied();
         let Some((due, room)) = first else { return };
         self.alarms.remove(&(due, room));
@@ -122,7 +122,7 @@ impl Noroshi {
     }
 
     /// Hands the offer that stands to a peer.
-    fn hand(&mut self, room: u32, to: Slot, turn: &mut Turn) {
+    fn hand(&mut self, room: u32, to: Slot, turn: &mut Context) {
         let Noroshi { rooms, peers, links, .. } = self;
         let room = &mut rooms[room as usize];
         room.moved = true;
@@ -154,7 +154,7 @@ impl Noroshi {
     }
 
     /// What a peer that departs had on offer is gone; those who held it connect afresh, before those in the line.
-    pub(super) fn withdraw(&mut self, slot: Slot, turn: &mut Turn) {
+    pub(super) fn withdraw(&mut self, slot: Slot, turn: &mut Context) {
         let Some(offering) = self.peer_mut(slot).offering.take() else { return };
         let mut holders: Vec<Slot> = self.links.iter(&offering.holders).collect();
         for &holder in &holders {
@@ -175,7 +175,7 @@ impl Noroshi {
         slot: Slot,
         target: Option<Slot>,
         sdp: &str,
-        turn: &mut Turn,
+        turn: &mut Context,
     ) -> Result<(), Refusal> {
         let to = match (target, self.peer(slot).flow) {
             (Some(target), _) => target,
@@ -195,7 +195,7 @@ impl Noroshi {
     }
 
     /// From now on the offer stands, if nobody else's turn it is.
-    fn put_up(&mut self, slot: Slot, sdp: &str, turn: &mut Turn) -> Result<(), Refusal> {
+    fn put_up(&mut self, slot: Slot, sdp: &str, turn: &mut Context) -> Result<(), Refusal> {
         let room = self.peer(slot).room;
         if self.rooms[room as usize].offerer.is_some_and(|offerer| offerer != slot) {
             let peer = self.peer_mut(slot);
@@ -235,7 +235,7 @@ impl Noroshi {
         slot: Slot,
         target: Option<Slot>,
         sdp: &str,
-        turn: &mut Turn,
+        turn: &mut Context,
     ) -> Result<(), Refusal> {
         let flow = self.peer(slot).flow;
         let to = match (target, flow) {
@@ -268,7 +268,7 @@ impl Noroshi {
     }
 
     /// The offer of `a` is answered by `b`.
-    fn pair(&mut self, a: Slot, b: Slot, turn: &mut Turn) {
+    fn pair(&mut self, a: Slot, b: Slot, turn: &mut Context) {
         self.let_go(b);
         let room = self.peer(a).room;
         self.rooms[room as usize].offerer = None;
@@ -295,7 +295,7 @@ impl Noroshi {
         slot: Slot,
         target: Option<&str>,
         candidates: &Candidates,
-        turn: &mut Turn,
+        turn: &mut Context,
     ) -> Result<(), Refusal> {
         let peer = self.peer(slot);
         let was_handed = peer.offer().is_some_and(|offer| offer.handed);
@@ -323,7 +323,7 @@ impl Noroshi {
     }
 
     /// Keeps candidates for the offer of their peer, standing or to come.
-    fn store(&mut self, slot: Slot, candidates: &Candidates, turn: &mut Turn) -> Result<(), Refusal> {
+    fn store(&mut self, slot: Slot, candidates: &Candidates, turn: &mut Context) -> Result<(), Refusal> {
         let (count, bytes) = self.peer(slot).stored();
         let (count, more) = (count + candidates.len(), candidates.iter().map(str::len).sum::<usize>());
         if count > CANDIDATES_MAX || bytes + more > STORED_BYTES_MAX {

@@ -1,33 +1,33 @@
 //! What peers are told.
 
 use super::{Noroshi, Slot, refused};
-use crate::protocols::Turn;
+use crate::protocols::Context;
 use crate::protocols::noroshi::message::{Code, Refusal, Reply};
 
 impl Noroshi {
     /// Says something of the server's own.
-    pub(super) fn tell(&self, to: Slot, reply: &Reply, turn: &mut Turn) {
+    pub(super) fn tell(&self, to: Slot, reply: &Reply, turn: &mut Context) {
         turn.send(self.peers.conn(to), reply.text());
     }
 
     /// The same where a peer connects to another after it.
-    pub(super) fn tell_with_ice(&self, to: Slot, text: String, turn: &mut Turn) {
+    pub(super) fn tell_with_ice(&self, to: Slot, text: String, turn: &mut Context) {
         let peer = self.peer(to);
         let until = peer.claims.as_ref().map(|claims| claims.until);
         turn.send(self.peers.conn(to), self.ice.add_to(text, self.id(to), turn.wall, until));
     }
 
-    pub(super) fn tell_left(&self, who: Slot, to: Slot, turn: &mut Turn) {
+    pub(super) fn tell_left(&self, who: Slot, to: Slot, turn: &mut Context) {
         self.tell(to, &Reply::PeerLeft { id: self.id(who) }, turn);
     }
 
-    pub(super) fn refuse(&mut self, slot: Slot, refusal: Refusal, target: Option<&str>, turn: &mut Turn) {
+    pub(super) fn refuse(&mut self, slot: Slot, refusal: Refusal, target: Option<&str>, turn: &mut Context) {
         self.errors[refusal.code as usize] += 1;
         self.tell(slot, &Reply::Error { refusal, target }, turn);
     }
 
     /// Passes on what a peer said, all of it or nothing.
-    pub(super) fn forward<T>(&self, to: Slot, texts: T, turn: &mut Turn) -> Result<(), Refusal>
+    pub(super) fn forward<T>(&self, to: Slot, texts: T, turn: &mut Context) -> Result<(), Refusal>
     where
         T: AsRef<[String]> + IntoIterator<Item = String>,
     {
