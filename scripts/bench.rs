@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use noroshi::config::{Config, HEAD_TIME_MAX};
 use noroshi::http::{Admission, Answer, ListenerKind};
 use noroshi::memory_budget::Reservation;
-use noroshi::protocol::{Conn, Effect, Input, Outbox, ProtocolId};
+use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId};
 use noroshi::protocols::Dispatcher;
 use noroshi::protocols::noroshi::Noroshi;
 use noroshi::session::{Event, Scratch, Session, Shared};
@@ -95,11 +95,17 @@ impl Outbox for Sessions {
         self.shared.budget.reserve(bytes)
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        if let Effect::Send(to, text) = effect {
-            self.sessions[to.slot()].send(text, &mut self.shared);
-        }
+    fn send(&mut self, to: Conn, text: String) {
+        self.sessions[to.slot()].send(text, &mut self.shared);
     }
+
+    fn send_binary(&mut self, _: Conn, _: &[u8]) {}
+    fn ping(&mut self, _: Conn) {}
+    fn pause_reading(&mut self, _: Conn) {}
+    fn resume_reading(&mut self, _: Conn) {}
+    fn close(&mut self, _: Conn, _: Close) {}
+    fn registered(&mut self, _: Conn, _: &str, _: &str) {}
+    fn disconnected(&mut self, _: Conn, _: ProtocolId, _: &Member<'_>) {}
 }
 
 impl Line {

@@ -9,7 +9,7 @@ use noroshi::config::{Command, Config};
 use noroshi::http::ListenerKind;
 use noroshi::metrics::Counts;
 use noroshi::protocol::{Conn, Input, Member, ProtocolId};
-use noroshi::protocols::{Dispatcher, Protocol, Context};
+use noroshi::protocols::{Context, Dispatcher, Protocol};
 use noroshi::server::Server;
 
 struct Echo;
@@ -21,7 +21,11 @@ impl Protocol for Echo {
             Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "echo"),
             Input::Text(conn, text) => turn.send(conn, text.to_owned()),
             Input::Binary(conn, bytes) => turn.send_binary(conn, bytes),
-            Input::Disconnected(_) | Input::Dropped { .. } | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
+            Input::Disconnected(_)
+            | Input::Dropped { .. }
+            | Input::Alive(_)
+            | Input::Silent(_)
+            | Input::Time => {}
         }
     }
 

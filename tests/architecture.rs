@@ -117,8 +117,10 @@ fn imports_point_downward() {
                     "http" => ["web", "protocol", "config", "paths", "query", "origin", "address", "token"]
                         .contains(&imported),
                     // A session knows bytes, but no protocol, no token and no limit of addresses.
-                    "session" => ["http", "limits", "timestamp", "memory_budget", "metrics", "config", "named_enum"]
-                        .contains(&imported),
+                    "session" => {
+                        ["http", "limits", "timestamp", "memory_budget", "metrics", "config", "named_enum"]
+                            .contains(&imported)
+                    }
                     "rate_limit" => ["timestamp", "config"].contains(&imported),
                     "memory_budget" | "health" => imported == "config",
                     "config" => {

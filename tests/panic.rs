@@ -15,7 +15,7 @@ use noroshi::http::ListenerKind;
 use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, say};
 use noroshi::metrics::Counts;
 use noroshi::protocol::{Conn, Input, Member, ProtocolId};
-use noroshi::protocols::{Dispatcher, Protocol, Context};
+use noroshi::protocols::{Context, Dispatcher, Protocol};
 use noroshi::server::Server;
 
 /// Makes this test binary the server, see [`server_with_a_faulty_protocol`].
@@ -29,7 +29,7 @@ impl Protocol for Faulty {
         match input {
             Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "faulty"),
             Input::Text(_, text) => panic!("{}", text.repeat(10)),
-            Input::Disconnected(conn) => turn.left(conn, self.member(conn)),
+            Input::Disconnected(_) => {}
             _ => {}
         }
     }

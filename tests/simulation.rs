@@ -257,8 +257,10 @@ impl World {
         let id = *self.dice.pick(&IDS[..5]);
         let target = match dialect {
             ProtocolId::Noroshi => target(room),
-            ProtocolId::Ayame => Target { dialect, room: String::new(), query: Query::default() },
-            ProtocolId::Matchbox => Target { dialect, room: room.to_owned(), query: Query::new(query) },
+            ProtocolId::Ayame => Target { protocol: dialect, room: String::new(), query: Query::default() },
+            ProtocolId::Matchbox => {
+                Target { protocol: dialect, room: room.to_owned(), query: Query::new(query) }
+            }
         };
         if !self.dispatcher.has_place(&target) {
             return;

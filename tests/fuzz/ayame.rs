@@ -89,7 +89,7 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
 }
 
 fn target() -> Target {
-    Target { dialect: ProtocolId::Ayame, room: String::new(), query: Query::default() }
+    Target { protocol: ProtocolId::Ayame, room: String::new(), query: Query::default() }
 }
 
 /// Tokens of all kinds, and texts that are none.

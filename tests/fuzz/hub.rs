@@ -154,7 +154,7 @@ impl HubWorld {
 }
 
 fn target(room: &str) -> Target {
-    Target { dialect: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { protocol: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
 /// Writes a message of the server as the model does: without the sentences for people, and with sorted fields.
