@@ -1,35 +1,33 @@
-//! A WebRTC signaling server in one file. Start here: `src/` has the same loop and the same rules, and all that a server
-//! on the internet needs besides.
+//! A WebRTC signaling server in one file. Read it first: the server in `src/` is built around the same loop and rules.
 //!
-//! Two browsers that want to talk to each other directly must first exchange descriptions of themselves (an *offer*
-//! and an *answer*, both SDP) and the addresses at which they may be reachable (*candidates*). This server relays them:
+//! Two browsers that open a WebRTC connection first exchange session descriptions (an *offer* and an *answer*, in SDP)
+//! and the addresses at which they may be reachable (*candidates*). The server relays these and never looks into them:
 //!
 //! ```text
 //! A                             server                              B
 //! │ {"type":"connect","id":"A"} → │                                 │
-//! │           ← {"type":"offer"}  │   Nobody offers yet: A shall.   │
-//! │   {"type":"offer","sdp":…}  → │   The offer stands.             │
+//! │           ← {"type":"offer"}  │  asks the first peer to offer   │
+//! │   {"type":"offer","sdp":…}  → │  keeps the offer                │
 //! │                               │ ← {"type":"connect","id":"B"}   │
 //! │                               │   {"type":"offer","sdp":…}    → │
 //! │                               │ ← {"type":"answer","sdp":…}     │
-//! │  ← {"type":"answer","sdp":…}  │   A and B are a pair.           │
+//! │  ← {"type":"answer","sdp":…}  │  A and B are a pair             │
 //! │   {"type":"candidateAdd",…} → │   {"type":"candidate",…}      → │
 //! │    ← {"type":"candidate",…}   │ ← {"type":"candidateAdd",…}     │
 //! ```
 //!
-//! A peer that connects while another one is asked for an offer waits in a queue. When a pair is complete, the next
-//! peer in the queue is asked. The server never looks into an SDP or a candidate.
+//! While one peer is asked for its offer, further peers wait in a queue. After each pair the next peer is asked.
 //!
-//! One thread serves all connections. Each iteration of the loop in `Server::run` waits for readiness events of sockets,
-//! reads and handles messages, flushes what these made it send, removes closed sessions, and accepts connections.
-//! No call blocks but the one that waits. Whatever a peer sends, only its own session is closed.
+//! One thread serves all connections with non-blocking sockets. Each iteration of the loop in [`Server::run`] waits for
+//! readiness events, reads and handles messages, flushes the replies, removes closed sessions, and accepts connections.
+//! A misbehaving peer affects only its own connection.
 //!
-//! What is missing here and in `src/`: rooms, heartbeats, rate limits, limits on the number of connections, timeouts for
-//! peers that are asked for an offer and send none, closing codes, metrics, and HTTP other than the upgrade.
+//! `src/` adds rooms, heartbeats, a timeout for offers and answers, rate limits, limits on connections and memory,
+//! backpressure, close codes, tokens, metrics, graceful shutdown, and answers to plain HTTP requests.
 //!
 //! ```text
 //! cargo run --release --example minimal -- 127.0.0.1:8080
-//! cargo run --release --example load -- --url ws://127.0.0.1:8080/ws
+//! cargo run --release --example load -- --url ws://127.0.0.1:8080/ws --pid "$(pidof minimal)"
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -56,8 +54,8 @@ const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 
 /// Maximum size of an incoming message, in bytes. An offer with video has 5 to 10 KB.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Maximum size of the queue of outgoing messages of one session, in bytes. Two of the largest messages fit, in each of
-/// which every character is escaped.
+/// Maximum size of the outbound queue of a session, in bytes. A relayed text at most doubles when it is escaped: the
+/// largest offer and the largest stored candidates fit, one after the other.
 const QUEUE_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
 /// Maximum size of the candidates that are stored for one offer, in bytes.
 const STORED_BYTES_MAX: usize = 64 * 1024;
@@ -65,13 +63,13 @@ const STORED_BYTES_MAX: usize = 64 * 1024;
 const ID_BYTES_MAX: usize = 128;
 /// Maximum time from accept to the end of the opening handshake.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
-/// Maximum size of the request that begins the handshake, in bytes.
+/// Maximum size of the HTTP request of the handshake, in bytes. Browsers send less than 2 KB.
 const REQUEST_BYTES_MAX: usize = 32 * 1024;
-/// Bytes that one session may read in one iteration, so that a fast sender does not delay the others.
+/// Bytes read from one session in one iteration of the loop, so that a fast sender does not delay other sessions.
 const READ_BYTES_PER_ITERATION: usize = 16 * 1024;
-/// Connections that are accepted in one iteration.
+/// Connections accepted in one iteration of the loop.
 const ACCEPTS_PER_ITERATION: usize = 256;
-/// Interval at which handshake deadlines are checked and accepting is retried after an error.
+/// Interval of the timer that checks handshake deadlines and retries a failed accept.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
 const LISTENER: Token = Token(usize::MAX);
@@ -96,52 +94,53 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
 // ---- Sessions and the room ----
 
-/// The index of a session in the slab. The slab reuses keys at once: a session is removed after all that refers to it.
+/// The index of a session in the slab. The slab reuses it as soon as the session is removed.
 type Key = usize;
 
 struct Session {
     connection: Connection,
-    /// Set by the first valid message.
+    /// The id that the first valid message registered.
     id: Option<String>,
     state: State,
-    /// Candidates for the next answer to this peer's offer: JSON texts, joined by `|`.
+    /// Candidates that the first peer to answer this peer's offer receives: JSON texts, joined by `|`.
     candidates: String,
 }
 
 enum Connection {
-    /// The opening handshake is not complete (RFC 6455, section 4).
+    /// The opening handshake is in progress (RFC 6455, section 4).
     Opening { handshake: MidHandshake<ServerHandshake<Stream, NoCallback>>, deadline: Instant },
-    /// Messages can be exchanged.
+    /// The handshake is complete.
     Open(WebSocket<Stream>),
-    /// The socket is closed. The session is removed at the end of the iteration.
+    /// The socket is closed. The end of the iteration removes the session.
     Closed,
 }
 
-/// How far a peer is with finding a partner.
+/// The state of a peer in the pairing.
 enum State {
-    /// The peer has not connected yet, or its partner left.
+    /// The peer has not asked for a partner, or its partner left.
     Idle,
     /// The peer is in the queue.
     Waiting,
-    /// The peer was asked for an offer, or its offer stands.
+    /// The peer was asked for an offer, or its offer is published.
     Offerer,
-    /// The peer was handed the standing offer and may answer it.
+    /// The peer received the published offer and may answer it.
     Handed,
-    /// The offer that the peer was handed has been answered by another peer, or replaced.
+    /// Another peer answered the offer that this peer received, or the offer was replaced.
     TooLate,
-    /// The peer has this partner.
+    /// The peer and this partner form a pair.
     Paired(Key),
 }
 
-/// What all registered peers have in common.
+/// The peers that can be paired with each other.
 #[derive(Default)]
 struct Room {
+    /// All registered peers.
     ids: HashMap<String, Key>,
-    /// The queue of peers that wait for their turn.
+    /// The queue of peers in [`State::Waiting`]. It is empty while there is no offerer.
     waiting: VecDeque<Key>,
-    /// The only peer in [`State::Offerer`]. While there is none, nobody waits.
+    /// The peer in [`State::Offerer`].
     offerer: Option<Key>,
-    /// The offer of the offerer. It stands until one peer answers it.
+    /// The published offer of the offerer. The first answer removes it.
     offer: Option<Offer>,
 }
 
@@ -156,14 +155,14 @@ struct Offer {
 struct Server {
     poll: Poll,
     listener: TcpListener,
-    /// Whether the listener may have further connections.
+    /// Whether the backlog of the listener may hold connections.
     may_accept: bool,
     sessions: Slab<Session>,
-    /// Sessions that may have input.
+    /// Sessions that may have input to read.
     readable: BTreeSet<Key>,
     /// Sessions that may have output to flush.
     dirty: BTreeSet<Key>,
-    /// Sessions whose connection was closed in this iteration.
+    /// Sessions that were closed in this iteration.
     closed: Vec<Key>,
     next_tick: Instant,
     room: Room,
@@ -205,17 +204,17 @@ impl Server {
                 self.receive_messages(key);
             }
             self.tick();
-            // Either leads to the other: the other peers are told of a removal, and a flush can fail.
+            // A failed flush closes a session, and removing a session sends messages to other peers.
             while !self.dirty.is_empty() || !self.closed.is_empty() {
                 self.flush_dirty_sessions();
                 self.remove_closed_sessions();
             }
-            // Last, so that no event of this iteration reaches a new session under a reused key.
+            // Accept last: a new session may reuse a key that occurs in the events of this iteration.
             self.accept_connections();
         }
     }
 
-    /// Waits for events, unless there is work left that no event will report: mio is edge-triggered.
+    /// Waits for events, but not while work is left: mio is edge-triggered and does not report it a second time.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         let timeout = if self.may_accept || !self.readable.is_empty() {
             Duration::ZERO
@@ -223,7 +222,7 @@ impl Server {
             self.next_tick.saturating_duration_since(Instant::now())
         };
         match self.poll.poll(events, Some(timeout)) {
-            // The process was stopped and continued, for example.
+            // A signal interrupted the call, such as SIGCONT after SIGSTOP.
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
             result => result,
         }
@@ -238,7 +237,7 @@ impl Server {
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.may_accept = false,
                 Err(error) => {
-                    // Most likely no file descriptor is left. The next tick tries again.
+                    // The process probably has no file descriptor left. The next tick retries.
                     warn!("cannot accept a connection: {error}");
                     self.may_accept = false;
                 }
@@ -253,7 +252,7 @@ impl Server {
             warn!("cannot register a connection: {error}");
             return;
         }
-        // Small messages are sent without delay. If this fails, so will the next read.
+        // Nagle's algorithm would delay small messages. If this fails, the connection is lost, and reading it fails too.
         let _ = stream.set_nodelay(true);
         let stream = Stream { stream, read_budget: REQUEST_BYTES_MAX };
         let config = WebSocketConfig::default()
@@ -286,31 +285,33 @@ impl Server {
             match socket.read() {
                 Ok(message @ (Message::Text(_) | Message::Binary(_))) => self.handle_message(key, &message),
                 Ok(Message::Close(_)) => {
-                    // The reply is in tungstenite's buffer, as are all replies to pings.
+                    // Send the Close frame that tungstenite has prepared as the reply.
                     let _ = socket.flush();
-                    self.close(key, &"the peer said goodbye");
+                    self.close(key, &"closed by the peer");
                 }
+                // tungstenite replies to pings.
                 Ok(_) => {}
                 Err(error) if is_would_block(&error) => {
+                    // The rest is still in the socket, and no event reports it.
                     if socket.get_ref().read_budget == 0 {
                         self.readable.insert(key);
                     }
                     return;
                 }
-                // The message is too large or the frame is invalid, or the connection is lost.
+                // The message is too large, the frame is invalid, or the connection is lost.
                 Err(error) => self.close(key, &error),
             }
         }
     }
 
-    /// Adds a message to the session's queue. It is sent at the end of the iteration.
+    /// Adds a message to the outbound queue of a session. The end of the iteration flushes the queue.
     fn send(&mut self, to: Key, message: &Value) {
         let Some(socket) = self.socket(to) else { return };
         match socket.write(Message::text(message.to_string())) {
             Ok(()) => _ = self.dirty.insert(to),
-            // The message is in the queue. An event follows when the socket is writable again.
+            // The message is queued. mio reports when the socket becomes writable.
             Err(error) if is_would_block(&error) => {}
-            // The queue is full: the peer does not read, or not fast enough.
+            // The queue is full, because the peer reads too slowly.
             Err(error) => self.close(to, &error),
         }
     }
@@ -325,7 +326,7 @@ impl Server {
         }
     }
 
-    /// Closes the socket. The session remains until the end of the iteration, so that its key stays valid.
+    /// Closes the socket. The session keeps its key until the end of the iteration, because callers still use it.
     fn close(&mut self, key: Key, reason: &dyn Display) {
         debug!("session {key}: {reason}");
         self.sessions[key].connection = Connection::Closed;
@@ -341,7 +342,7 @@ impl Server {
         }
     }
 
-    /// Closes sessions whose handshake takes too long, once per interval.
+    /// Runs the timer: closes sessions whose handshake takes too long.
     fn tick(&mut self) {
         let now = Instant::now();
         if now < self.next_tick {
@@ -372,10 +373,11 @@ fn is_would_block(error: &Error) -> bool {
     matches!(error, Error::Io(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
-/// A TCP stream of which only so much is read in one iteration. Counting messages would not do: tungstenite reads empty
-/// fragments of a message for as long as they arrive.
+/// A TCP stream that limits the bytes read in one iteration. A limit on messages is not enough: within one call,
+/// `WebSocket::read` reads all empty fragments that arrive.
 struct Stream {
     stream: TcpStream,
+    /// Bytes that may be read before the next refill. At 0 a read returns `WouldBlock`.
     read_budget: usize,
 }
 
@@ -403,7 +405,7 @@ impl Write for Stream {
 
 // ---- Messages ----
 
-/// A message from a client. SDPs and candidates are JSON texts, exactly as the client wrote them.
+/// A message from a client. SDP and candidates are JSON texts, exactly as the client wrote them.
 struct Request<'a> {
     id: String,
     target_id: Option<String>,
@@ -425,7 +427,7 @@ impl Request<'_> {
     fn parse(text: &str) -> Result<Request<'_>, Refusal> {
         let fields: BTreeMap<String, &RawValue> = serde_json::from_str(text)
             .map_err(|_| Refusal("bad_json", "the message is not a JSON object"))?;
-        // A missing field is the same as null.
+        // A missing field means null.
         let json = |name| fields.get(name).map_or("null", |value| value.get());
         let string = |name, problem| {
             let value: Result<Option<String>, _> = serde_json::from_str(json(name));
@@ -475,7 +477,7 @@ impl Server {
         Ok(())
     }
 
-    /// Binds an id and a connection to each other, for as long as the connection lasts.
+    /// Binds the id to the connection until the connection is closed.
     fn register(&mut self, key: Key, id: &str) -> Result<(), Refusal> {
         match &self.sessions[key].id {
             Some(own) if own == id => return Ok(()),
@@ -503,7 +505,7 @@ impl Server {
         }
     }
 
-    /// Serves the queue while its first peer can be asked for an offer or handed one that nobody else may answer.
+    /// Takes peers from the queue: asks one for an offer, or hands it an offer that no other peer may answer.
     fn serve_queue(&mut self) {
         loop {
             let has_unheld_offer = self.room.offer.as_ref().is_some_and(|offer| offer.holders.is_empty());
@@ -529,28 +531,28 @@ impl Server {
         self.send(to, &message);
     }
 
-    /// Relays an offer to the partner or to the peer that it names, or publishes it.
+    /// Relays an offer to the partner or to the peer that it names, or else publishes it.
     fn handle_offer(&mut self, sender: Key, request: &Request, sdp: &str) -> Result<(), Refusal> {
         let to = match self.recipient(sender, request)? {
-            // A peer that was handed an offer may only answer it.
+            // The recipient would be the owner of the offer that the sender should answer.
             Some(to) if !matches!(self.sessions[sender].state, State::Handed) => to,
             _ => return self.publish_offer(sender, &request.id, sdp),
         };
         if let State::TooLate = self.sessions[to].state {
-            // Now there is an offer again that this peer can answer.
+            // The recipient has a new offer to answer.
             self.sessions[to].state = State::Idle;
         }
         self.send(to, &json!({"type": "offer", "sdp": sdp, "target_id": request.id, "id": request.id}));
         Ok(())
     }
 
-    /// Lets an offer stand for any peer that connects. It replaces an earlier offer of the same peer.
+    /// Publishes an offer, for any peer that connects. It replaces an earlier offer of the same peer.
     fn publish_offer(&mut self, sender: Key, id: &str, sdp: &str) -> Result<(), Refusal> {
         if self.room.offerer.is_some_and(|offerer| offerer != sender) {
             return Err(Refusal("not_offerer", "another peer is the offerer; connect and wait to be asked"));
         }
         if self.room.offer.is_some() {
-            self.take_offer_down();
+            self.remove_offer();
             self.sessions[sender].candidates.clear();
         }
         let message = json!({"type": "offer", "sdp": sdp, "target_id": id});
@@ -579,7 +581,7 @@ impl Server {
     }
 
     fn pair(&mut self, offerer: Key, answerer: Key) {
-        self.take_offer_down();
+        self.remove_offer();
         self.room.offerer = None;
         self.sessions[offerer].state = State::Paired(answerer);
         self.sessions[answerer].state = State::Paired(offerer);
@@ -592,15 +594,15 @@ impl Server {
         self.serve_queue();
     }
 
-    /// Ends an offer. Its holders learn that when they answer it.
-    fn take_offer_down(&mut self) {
+    /// Removes the published offer. Its other holders get an error if they answer it.
+    fn remove_offer(&mut self) {
         let Some(offer) = self.room.offer.take() else { return };
         for holder in offer.holders {
             self.sessions[holder].state = State::TooLate;
         }
     }
 
-    /// Relays a candidate, or stores it until the offer of its sender is answered.
+    /// Relays a candidate, or stores it until a peer answers the offer of the sender.
     fn handle_candidate(&mut self, sender: Key, request: &Request, candidate: &str) -> Result<(), Refusal> {
         if let Some(to) = self.recipient(sender, request)? {
             self.send(to, &json!({"type": "candidate", "candidate": candidate, "id": request.id}));
@@ -608,7 +610,7 @@ impl Server {
         }
         let session = &mut self.sessions[sender];
         if let State::TooLate = session.state {
-            // The candidate belongs to an answer that nobody wants any more.
+            // The candidate belongs to an answer that will be refused.
             return Ok(());
         }
         if session.candidates.len() + candidate.len() >= STORED_BYTES_MAX {
@@ -621,7 +623,7 @@ impl Server {
         Ok(())
     }
 
-    /// Makes a peer idle and tells the peers that depend on it. A peer that disconnects leaves too.
+    /// Makes a peer idle and notifies its partner, or the holders of its offer.
     fn leave(&mut self, peer: Key) {
         self.sessions[peer].candidates.clear();
         match mem::replace(&mut self.sessions[peer].state, State::Idle) {
@@ -642,7 +644,7 @@ impl Server {
         self.serve_queue();
     }
 
-    /// Withdraws the offer of a peer that leaves. Its holders return to the front of the queue.
+    /// Withdraws the offer of a peer that leaves. Its holders move to the front of the queue.
     fn withdraw_offer(&mut self, offerer: Key) {
         self.room.offerer = None;
         let holders = self.room.offer.take().map_or(Vec::new(), |offer| offer.holders);
@@ -653,7 +655,7 @@ impl Server {
         }
     }
 
-    /// Returns the peer that a message is for. Without a name, it is the partner or the owner of the offer to answer.
+    /// Returns the peer that the message names, or else the partner or the owner of the offer to answer.
     fn recipient(&self, sender: Key, request: &Request) -> Result<Option<Key>, Refusal> {
         if let Some(id) = &request.target_id {
             let found = self.room.ids.get(id).copied().filter(|key| *key != sender);
