@@ -18,7 +18,7 @@
 //!
 //! While one peer is asked for its offer, further peers wait in a queue. After each pair the next peer is asked.
 //!
-//! One thread serves all connections with non-blocking sockets. Each iteration of the loop in [`Server::run`] waits for
+//! One thread serves all connections with non-blocking sockets. Each iteration of the loop in `Server::run` waits for
 //! readiness events, reads and handles messages, flushes the replies, removes closed sessions, and accepts connections.
 //! A misbehaving peer affects only its own connection.
 //!

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::client::Client;
+use common::dice::Dice;
 use common::pipe::{CLOSE, TEXT, close, frame, plain_frame};
 use common::process::{Running, eventually};
 use common::transcript::{self, Heard, Wire};
@@ -404,6 +405,33 @@ fn stored_candidates_are_limited() {
     assert_eq!(client.settle(), [] as [Value; 0]);
     client.say(message);
     assert_eq!(next(&mut client), error("too_many"));
+}
+
+#[test]
+fn random_messages_never_end_the_server() {
+    const IDS: [&str; 6] = ["A", "B", "C", "D", "E", "F"];
+    const TYPES: [&str; 8] =
+        ["connect", "connect", "offer", "answer", "answer", "candidateAdd", "leave", "other"];
+    let server = Minimal::start();
+    let mut dice = Dice(0x6d69_6e69_6d61_6c21);
+    let mut clients = IDS.map(|_| server.client());
+    for _ in 0..5000 {
+        let n = dice.roll(IDS.len() as u64) as usize;
+        match dice.roll(40) {
+            0 => std::mem::replace(&mut clients[n], server.client()).reset(),
+            1 => drop(std::mem::replace(&mut clients[n], server.client())),
+            _ => {
+                let mut message = json!({"type": dice.pick(&TYPES), "id": IDS[n], "sdp": n, "candidate": n});
+                if dice.roll(2) == 0 {
+                    message["target_id"] = (*dice.pick(&IDS)).into();
+                }
+                clients[n].say(message);
+            }
+        }
+        clients[n].settle();
+    }
+    clients.into_iter().for_each(|mut client| leave(&mut client));
+    server.assert_pairs_two_peers();
 }
 
 // ---- Connections ----
