@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::client::Client;
-use common::dice::Dice;
+use common::rng::Rng;
 use common::pipe::{CLOSE, TEXT, close, frame, plain_frame};
 use common::process::{Running, eventually};
 use common::transcript::{self, Heard, Wire};
@@ -413,7 +413,7 @@ fn random_messages_never_end_the_server() {
     const TYPES: [&str; 8] =
         ["connect", "connect", "offer", "answer", "answer", "candidateAdd", "leave", "other"];
     let server = Minimal::start();
-    let mut dice = Dice(0x6d69_6e69_6d61_6c21);
+    let mut dice = Rng(0x6d69_6e69_6d61_6c21);
     let mut clients = IDS.map(|_| server.client());
     for _ in 0..5000 {
         let n = dice.roll(IDS.len() as u64) as usize;
