@@ -1,8 +1,8 @@
-//! Between connections and protocols: what every protocol needs is done here, before it or for it.
+//! Signaling protocols, and the dispatcher between them and the connections.
 //!
-//! A connection is handed to the protocol that its upgrade asked for. What it says is paid for by its size before the
-//! protocol hears it, and whoever is probed has its time. What else all have in common, the first message in time, the
-//! pings, the limits of queues and of memory, belongs to sessions.
+//! The dispatcher delivers the events of a connection to the protocol that its upgrade asked for. It does what all protocols
+//! have in common: it charges messages to the rate limit before a protocol gets them, runs the timers of probes and
+//! protocols, and reports each departure once. Deadlines, heartbeats, and the limits of queues belong to sessions.
 
 pub mod ayame;
 pub mod conn_table;
@@ -22,48 +22,51 @@ use crate::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
 use crate::rate_limit::{Bucket, Rate, Verdict, blocks};
 use crate::timestamp::Timestamp;
 
-/// A signaling protocol: who hears what. It is pure: no socket, no clock, no log, no randomness. One [`Input`] goes in,
-/// and what comes of it goes out through the [`Context`], all of it before `handle` returns.
+/// The rules of a signaling protocol.
+///
+/// A protocol is pure: it has no socket, no clock, no log and no randomness. It gets one [`Input`] at a time, and does
+/// everything that follows from it through the [`Context`] before `handle` returns.
 pub trait Protocol {
-    /// Takes one input. Those of connections that it does not know, or has forgotten, are ignored.
+    /// Handles one event. Ignores events of connections that it does not know or has forgotten.
     fn handle(&mut self, input: Input<'_>, context: &mut Context<'_>);
 
-    /// When [`Input::Time`] is due next. One input is for one alarm.
+    /// Returns when [`Input::Time`] is due next. One such event is for one timer.
     fn wake_at(&self) -> Option<Duration> {
         None
     }
 
-    /// Whether an upgrade to this target may succeed.
+    /// Returns whether the room of this target can take another connection.
     fn has_place(&self, _target: &Target) -> bool {
         true
     }
 
-    /// Whether somebody is there already whom an upgrade to this target may meet, as far as that can be told.
+    /// Returns whether the room of this target exists, as far as that is known at the upgrade. While the server drains,
+    /// only rooms that exist take connections.
     fn knows_room(&self, _target: &Target) -> bool {
         true
     }
 
-    /// Where a connection is, if it is here.
+    /// Returns the room, id and state of a connection. `None`: the protocol does not know it.
     fn member(&self, conn: Conn) -> Option<Member<'_>>;
 
-    /// There may be other secrets in the configuration.
+    /// Takes over secrets of a configuration that was read again.
     fn renew(&mut self, _config: &Config) {}
 
-    /// What it has counted until now.
+    /// Returns its counters, for the metrics.
     fn counts(&self, now: Duration) -> Counts;
 
-    /// Checks what must be true between any two inputs. For tests: it looks at everything.
+    /// Checks the invariants that hold between any two events. Looks at everything: for tests and debug builds.
     ///
     /// # Panics
-    /// If it is not.
+    /// An invariant does not hold.
     fn check(&self) {}
 }
 
-/// What a protocol has in hand while it handles an input.
+/// What a protocol sees and may do while it handles one event.
 pub struct Context<'a> {
-    /// The time since any fixed moment, which never goes back.
+    /// The monotonic time, since the start of the server.
     pub now: Duration,
-    /// What time it is, since 1970: credentials go by the clock on the wall, which may be set at any time.
+    /// The time since 1970, for credentials that expire. It may be set at any time.
     pub wall: Duration,
     protocol: ProtocolId,
     common: &'a mut Common,
@@ -71,17 +74,17 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Says something of the server's own. A peer that would miss it is closed.
+    /// Sends a text message of the server itself. A peer whose queue cannot take it is disconnected.
     pub fn send(&mut self, to: Conn, text: String) {
         self.out.send(to, text);
     }
 
-    /// The same with a message of bytes.
+    /// Sends a binary message of the server itself. See [`Context::send`].
     pub fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
         self.out.send_binary(to, bytes);
     }
 
-    /// Passes on what a peer said, all of it or, if its queue is too full for that, nothing. Returns whether it did.
+    /// Forwards messages of another peer. Returns whether the queue had room: all of them are queued, or none.
     pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
         let has_room = self.out.has_room(to, texts.as_ref());
         if has_room {
@@ -90,26 +93,26 @@ impl Context<'_> {
         has_room
     }
 
-    /// Asks for a sign of life: [`Input::Alive`] or, after [`PROBE_TIME_MAX`], [`Input::Silent`] will follow.
+    /// Pings a peer. [`Input::Alive`] follows or, after [`PROBE_TIME_MAX`], [`Input::Silent`].
     pub fn probe(&mut self, conn: Conn) {
         self.common.probes.begin(conn, self.now);
         self.out.ping(conn);
     }
 
-    /// Closes a connection, which is this member. The protocol forgets it now, and gets no further event of it.
+    /// Closes a connection, and reports the departure of this member. The protocol forgets the connection now and gets no
+    /// further event of it.
     pub fn close(&mut self, conn: Conn, why: Close, member: &Member<'_>) {
         self.common.probes.end(conn);
         self.out.close(conn, why);
         self.out.disconnected(conn, self.protocol, member);
     }
 
-    /// Ends a probe, if one is running, without consequences for the probed peer.
+    /// Ends a probe, if one is running. Neither [`Input::Alive`] nor [`Input::Silent`] follows.
     pub fn cancel_probe(&mut self, conn: Conn) {
         self.common.probes.end(conn);
     }
 
-    /// Stops reading from a connection until [`Context::resume_reading`]. Input of it that was read already is handled
-    /// then, too.
+    /// Stops reading from a connection until [`Context::resume_reading`]. Input that was read already waits until then, too.
     pub fn pause_reading(&mut self, conn: Conn) {
         self.out.pause_reading(conn);
     }
@@ -133,46 +136,46 @@ impl Context<'_> {
         self.common.pay(conn, credits, charged, self.now)
     }
 
-    /// The connection has said what it must say in time.
+    /// Reports that a connection has registered, so that its deadline for that no longer runs.
     pub fn registered(&mut self, conn: Conn, room: &str, id: &str) {
         self.out.registered(conn, room, id);
     }
 }
 
-/// All protocols, and what they have in common.
+/// Delivers events to protocols.
 pub struct Dispatcher {
     protocols: [Option<Box<dyn Protocol>>; ProtocolId::ALL.len()],
-    /// Which of them a connection speaks, by slot.
+    /// The protocol of each connection, by slot.
     protocol_ids: Vec<ProtocolId>,
     common: Common,
 }
 
-/// What is the same for all protocols.
+/// What all protocols have in common.
 struct Common {
     rate: Option<Rate>,
-    /// By slot.
+    /// The token bucket of each connection, by slot.
     buckets: Vec<Bucket>,
     probes: Probes,
 }
 
 impl Dispatcher {
-    /// One that leads nowhere yet.
+    /// Creates a dispatcher without protocols.
     pub fn new(config: &Config) -> Dispatcher {
         let rate = Rate::per_second(config.rate_max);
         let common = Common { rate, buckets: Vec::new(), probes: Probes::default() };
         Dispatcher { protocols: Default::default(), protocol_ids: Vec::new(), common }
     }
 
-    /// The same, with a protocol for those who ask for this one.
+    /// Adds a protocol.
     pub fn to(mut self, id: ProtocolId, protocol: impl Protocol + 'static) -> Dispatcher {
         self.protocols[id as usize] = Some(Box::new(protocol));
         self
     }
 
-    /// Takes one input: see [`Context`] for the times.
+    /// Handles one event. See [`Context`] for the times.
     ///
     /// # Panics
-    /// If a connection connects in a slot that another still has, or asks for a protocol that is not there.
+    /// A connection connects in a slot that another one has, or for a protocol that was not added.
     pub fn handle(&mut self, now: Duration, wall: Duration, input: Input<'_>, out: &mut dyn Outbox) {
         let Dispatcher { protocols, protocol_ids, common } = self;
         let Some(conn) = input.conn() else { return self.fire_timers(now, wall, out) };
@@ -209,8 +212,8 @@ impl Dispatcher {
         }
     }
 
-    /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the connection may go on.
-    /// If not, the protocol reports that to the peer, or the connection is closed, as after a message that is too much.
+    /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the sender had credits for it.
+    /// If not, it is treated as after a message over the rate: the protocol tells it so, or it is disconnected.
     pub fn charge_frame(&mut self, now: Duration, wall: Duration, conn: Conn, out: &mut dyn Outbox) -> bool {
         let Dispatcher { protocols, protocol_ids, common } = self;
         let verdict = common.pay(conn, 1, 0, now);
@@ -239,10 +242,10 @@ impl Dispatcher {
         }
     }
 
-    /// When [`Input::Time`] is due next.
+    /// Returns when [`Input::Time`] is due next.
     pub fn wake_at(&self) -> Option<Duration> {
-        let alarms = self.each().filter_map(|(_, protocol)| protocol.wake_at());
-        alarms.chain(self.common.probes.first()).min()
+        let timers = self.each().filter_map(|(_, protocol)| protocol.wake_at());
+        timers.chain(self.common.probes.next_deadline()).min()
     }
 
     /// See [`Protocol::has_place`].
@@ -265,7 +268,7 @@ impl Dispatcher {
         self.protocols[id as usize].as_deref()
     }
 
-    /// All protocols that it leads to.
+    /// Iterates over all protocols.
     pub fn each(&self) -> impl Iterator<Item = (ProtocolId, &dyn Protocol)> {
         ProtocolId::ALL.into_iter().filter_map(|id| Some((id, self.protocol(id)?)))
     }
@@ -278,7 +281,7 @@ impl Dispatcher {
         self.each().for_each(|(_, protocol)| protocol.check());
     }
 
-    /// There may be other secrets in the configuration.
+    /// See [`Protocol::renew`].
     pub fn renew(&mut self, config: &Config) {
         self.protocols.iter_mut().flatten().for_each(|protocol| protocol.renew(config));
     }
@@ -305,10 +308,12 @@ impl Common {
     }
 }
 
-/// Who is asked for a sign of life, and until when.
+/// Liveness probes that are running.
 #[derive(Default)]
 struct Probes {
+    /// When the probe of a connection ends.
     until: BTreeMap<Conn, Timestamp>,
+    /// The same, by time.
     order: BTreeSet<(Timestamp, Conn)>,
 }
 
@@ -320,17 +325,17 @@ impl Probes {
         self.order.insert((until, conn));
     }
 
-    /// Returns whether it was asked.
+    /// Ends the probe of a connection. Returns whether there was one.
     fn end(&mut self, conn: Conn) -> bool {
         let until = self.until.remove(&conn);
         until.is_some_and(|until| self.order.remove(&(until, conn)))
     }
 
-    fn first(&self) -> Option<Duration> {
+    fn next_deadline(&self) -> Option<Duration> {
         self.order.first().map(|(until, _)| until.get())
     }
 
-    /// Takes out who has had its time first.
+    /// Removes the probe that ends first, and returns its connection.
     fn pop(&mut self) -> Option<Conn> {
         let (_, conn) = self.order.pop_first()?;
         self.until.remove(&conn);
