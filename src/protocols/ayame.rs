@@ -1,8 +1,8 @@
 //! Ayame: the signaling protocol of OpenAyame, for its web SDK and for momo.
 //!
-//! A room has two seats, and every message of one member is relayed to the other. When one of the two leaves, the server
-//! closes the other and the room ends. When a third client registers, the server probes both members; the third client is
-//! rejected as `full` only if both show life.
+//! A room has two seats, and every message of one member is relayed to the other. When one of the two leaves,
+//! the server closes the other and the room ends. When a third client registers, the server probes both
+//! members; the third client is rejected as `full` only if both show life.
 //!
 //! The transcripts in `tests/transcripts/ayame` show all messages.
 
@@ -67,6 +67,7 @@ struct Room {
     waiting: Vec<Slot>,
 }
 
+/// Seats of a room.
 const SEATS: usize = 2;
 
 /// The fields of a message that the server reads. Relayed messages are passed on with all their fields.
@@ -189,7 +190,7 @@ impl Ayame {
         self.on_disconnect(slot, context);
     }
 
-    /// Removes a connection, and closes the room in which it has a seat.
+    /// Removes a connection, and its room if it has a seat.
     fn on_disconnect(&mut self, slot: Slot, context: &mut Turn) {
         let conn = self.clients.conn(slot);
         context.left(conn, self.member(conn));
@@ -210,8 +211,8 @@ impl Ayame {
 
     /// Removes a room after one of its members has left.
     ///
-    /// The other member gets `bye` and is closed. Waiting clients take seats in a new room of the same name. The room is
-    /// removed from the table first, because closing the other member calls this function again.
+    /// The other member gets `bye` and is closed. Waiting clients take seats in a new room of the same name.
+    /// The room is removed from the table first, because closing the other member calls this function again.
     fn close_room(&mut self, name: &Rc<str>, leaver: Slot, context: &mut Turn) {
         let Some(room) = self.rooms.remove(name) else {
             return;
@@ -301,7 +302,9 @@ impl Ayame {
         self.take_seat(slot, room.as_ref().into(), context);
     }
 
-    /// Gives a free seat to a client, or probes the members and makes the client wait.
+    /// Gives a free seat to a client, or makes the client wait.
+    ///
+    /// While a client waits, the two members are probed.
     fn take_seat(&mut self, slot: Slot, name: Rc<str>, context: &mut Turn) {
         let room = self.rooms.entry(name.clone()).or_default();
         if room.members.len() < SEATS {
@@ -363,7 +366,9 @@ impl Ayame {
         }
     }
 
-    /// Handles a probe without a sign of life: closes the member if a client waits for its seat.
+    /// Handles a failed probe of a member.
+    ///
+    /// The member is closed if a client waits for its seat.
     fn on_silent(&mut self, slot: Slot, context: &mut Turn) {
         let has_waiting_client = match &self.clients[slot].membership {
             Membership::Seated(name) => self.rooms.get(name).is_some_and(|room| !room.waiting.is_empty()),
@@ -376,7 +381,7 @@ impl Ayame {
         }
     }
 
-    /// Sends a ping to the first client of the ping queue, if it is due.
+    /// Pings the first client of the ping queue if it is due.
     fn on_ping_timer(&mut self, context: &mut Turn) {
         let Some(first) = self.ping_queue.first() else {
             return;

@@ -1,8 +1,8 @@
 //! matchbox: the signaling protocol of `matchbox_socket`, for games in Rust and Bevy.
 //!
-//! All peers of a group form a mesh: the peers that are connected send offers to each new peer. The server assigns the ids.
-//! A room normally has one group of any size. With `?next=N`, peers of the same room and N form groups of N: a group is
-//! complete, and closed to further peers, with the Nth.
+//! All peers of a group form a mesh: the peers that are connected send offers to each new peer. The server
+//! assigns the ids. A room normally has one group of any size. With `?next=N`, peers of the same room and N
+//! form groups of N: a group is complete, and closed to further peers, with the Nth.
 //!
 //! The transcripts in `tests/transcripts/matchbox` show all messages.
 
@@ -36,7 +36,8 @@ pub struct Matchbox {
     counts: Counts,
 }
 
-/// The room, and the size of a complete group. Size 0: the room has one group, which accepts new peers always.
+/// The room, and the size of a complete group. Size 0: the room has one group, which accepts new peers
+/// always.
 type GroupKey = (Box<str>, usize);
 
 struct Group {
@@ -123,7 +124,7 @@ impl Matchbox {
         }
     }
 
-    /// Assigns an id to a new peer, adds it to a group and announces it to the members.
+    /// Adds a new peer to a group and announces it.
     fn on_connect(&mut self, conn: Conn, target: &Target, context: &mut Turn) {
         let key = group_key(target);
         let index = self.find_or_create_group(&key);
@@ -154,7 +155,9 @@ impl Matchbox {
         index
     }
 
-    /// Removes a peer, announces that to its group, and removes the group if it is empty.
+    /// Removes a peer and announces that to its group.
+    ///
+    /// The group is removed with its last member.
     fn on_disconnect(&mut self, slot: Slot, context: &mut Turn) {
         let conn = self.peers.conn(slot);
         context.left(conn, self.member(conn));
@@ -178,7 +181,8 @@ impl Matchbox {
 
     /// Handles a message: forwards a signal to its receiver.
     ///
-    /// Malformed and undeliverable messages are counted and ignored, because the protocol has no error message.
+    /// Malformed and undeliverable messages are counted and ignored, because the protocol has no error
+    /// message.
     fn on_text(&mut self, slot: Slot, text: &str, context: &mut Turn) {
         let (receiver, data) = match parse(text) {
             Some(Request::Signal { receiver, data }) => (receiver, data),
@@ -196,7 +200,7 @@ impl Matchbox {
         }
     }
 
-    /// Returns the peer with this id if it is in the group of the sender.
+    /// Finds the peer with this id in the group of the sender.
     fn find_receiver(&self, sender: Slot, id: &str) -> Option<Slot> {
         let conn = self.uuids.conn(id)?;
         let receiver = self.peers.find(conn)?;

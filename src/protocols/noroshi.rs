@@ -2,16 +2,18 @@
 //!
 //! A peer registers an id with its first message (`ids`). It then takes part in one of two flows of its room:
 //!
-//! - **Pairing** (`connect`, module `pairing`) connects two peers. The first peer is asked for an offer, and the room
-//!   delivers this offer to the peers that connect later. The first answer pairs its sender with the offerer. Further peers
-//!   wait in the queue of the room. Candidates that arrive before the answer are stored with the offer.
-//! - **Mesh** (`join`, module `mesh`) connects any number of peers. The server announces who joins and who leaves. The
-//!   peers address offers, answers and candidates to each other by `target_id`.
+//! - **Pairing** (`connect`, module `pairing`) connects two peers. The first peer is asked for an offer, and
+//!   the room delivers this offer to the peers that connect later. The first answer pairs its sender with the
+//!   offerer. Further peers wait in the queue of the room. Candidates that arrive before the answer are
+//!   stored with the offer.
+//! - **Mesh** (`join`, module `mesh`) connects any number of peers. The server announces who joins and who
+//!   leaves. The peers address offers, answers and candidates to each other by `target_id`.
 //!
 //! `leave` or a disconnect ends both. A message with a `target_id` is forwarded to that peer in any state.
 //!
-//! Each message takes the same path: parse it (`message`), check its id, compute its cost (`cost`) and charge it, then
-//! change the state and send replies (`send`). A wrong message never fails: it is answered with an error reply.
+//! Each message takes the same path: parse it (`message`), check its id, compute its cost (`cost`) and charge
+//! it, then change the state and send replies (`send`). An invalid message is answered with an error reply;
+//! the connection stays open.
 //!
 //! Invariants, see `check`:
 //!
@@ -65,8 +67,8 @@ pub struct Noroshi {
     /// Links of all lists of peers. A peer is in at most one list.
     list_nodes: ListNodes,
     rooms: Slab<Room>,
-    /// Registered peers by room and id. An entry is a slot of four bytes; the key is in the peer. The hashes are keyed
-    /// at random, because clients choose ids and names of rooms.
+    /// Registered peers by room and id. An entry is a slot of four bytes; the key is in the peer. The hashes
+    /// are keyed at random, because clients choose ids and names of rooms.
     peers_by_id: HashTable<Slot>,
     /// Rooms by name. An entry is an index of four bytes; the key is in the room.
     rooms_by_name: HashTable<u32>,
@@ -75,7 +77,7 @@ pub struct Noroshi {
     timers: BTreeSet<(Timestamp, u32)>,
     /// Well-formed messages since the start, by [`Kind`].
     message_counts: [u64; Kind::ALL.len()],
-    /// Error replies since the start, by [`Code`].
+    /// Rejected messages since the start, by [`Code`]. Not all of them are answered.
     error_counts: [u64; Code::ALL.len()],
     handshakes: Handshakes,
 }
@@ -181,7 +183,9 @@ impl Noroshi {
         self.list_nodes.fit(slot);
     }
 
-    /// Removes a connection, everything that refers to it, and its room if that is empty.
+    /// Removes a connection and everything that refers to it.
+    ///
+    /// The room is removed with its last connection.
     fn on_disconnect(&mut self, slot: Slot, context: &mut Turn) {
         self.leave_flow(slot, context);
         let room = self.peer(slot).room;
@@ -273,9 +277,9 @@ impl Noroshi {
                 }
                 return;
             }
-            IdCheck::Taken => return self.refuse_id(slot, id, target, context),
+            IdCheck::Taken => return self.reject_id(slot, id, target, context),
             IdCheck::Mismatch => return self.send_error(slot, ID_MISMATCH, target, context),
-            IdCheck::RefusedBefore => {
+            IdCheck::RejectedBefore => {
                 self.error_counts[Code::IdTaken as usize] += 1;
                 return;
             }
@@ -283,7 +287,7 @@ impl Noroshi {
         self.process(slot, target, body, context);
     }
 
-    /// Processes the message with which a peer claimed the id that it has now.
+    /// Processes the message that claimed an id, after the claim succeeded.
     ///
     /// The output that it causes was not charged before, because the claim could fail.
     fn process_claiming_message(&mut self, slot: Slot, request: &Request, bytes: usize, context: &mut Turn) {
@@ -296,7 +300,9 @@ impl Noroshi {
         self.process(slot, target, &request.body, context);
     }
 
-    /// Applies the verdict on a message over the rate limit: sends or counts an error, or closes.
+    /// Handles a message over the rate limit.
+    ///
+    /// Sends an error, counts it without sending, or closes the connection, depending on the verdict.
     fn on_rate_exceeded(&mut self, slot: Slot, verdict: Verdict, context: &mut Turn) {
         match verdict {
             Verdict::Pass => {}
@@ -306,7 +312,7 @@ impl Noroshi {
         }
     }
 
-    /// Processes a message of a registered peer; an error becomes an error reply.
+    /// Processes a message of a registered peer, or sends an error.
     fn process(&mut self, slot: Slot, target: Option<&str>, body: &Body, context: &mut Turn) {
         if let Err(error) = self.try_process(slot, target, body, context) {
             self.send_error(slot, error, target, context);
@@ -329,7 +335,7 @@ impl Noroshi {
                 let target = self.resolve_target(slot, target);
                 let result = target.and_then(|target| self.handle_offer(slot, target, sdp, context));
                 if result.is_err() {
-                    self.handshakes.count(Outcome::Refused, 1);
+                    self.handshakes.count(Outcome::Rejected, 1);
                 }
                 result
             }

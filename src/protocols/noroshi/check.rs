@@ -61,9 +61,13 @@ impl Noroshi {
             return;
         };
         if let Some(offer) = &state.current {
-            let holds_current = |recipient: &Slot| matches!(self.peer(*recipient).flow, Flow::HoldingOffer(held) if held.number == offer.number);
-            let holding = self.recipients(peer).into_iter().filter(holds_current).count();
-            assert_eq!(offer.pending_answers, holding);
+            let recipients = self.recipients(peer).into_iter();
+            let held_numbers = recipients.filter_map(|recipient| match self.peer(recipient).flow {
+                Flow::HoldingOffer(held) => Some(held.number),
+                _ => None,
+            });
+            let pending_answers = held_numbers.filter(|number| *number == offer.number).count();
+            assert_eq!(offer.pending_answers, pending_answers);
             assert!(peer.flow == Flow::Offerer, "only the offerer has a current offer");
             assert!(offer.is_delivered || offer.pending_answers == 0);
         }
@@ -95,7 +99,7 @@ impl Noroshi {
                 let offer = offerer.and_then(Peer::current_offer);
                 assert!(
                     offer.is_none_or(|offer| offer.pending_answers > 0),
-                    "an offer is unclaimed while peers are queued"
+                    "a peer holds the current offer while peers are queued"
                 );
             }
             assert_eq!(room.deadline.is_some(), !room.queue.is_empty());
@@ -105,7 +109,7 @@ impl Noroshi {
         assert!(self.timers.iter().eq(&timers));
     }
 
-    /// Checks that each peer is in the list that its state implies, and in no other.
+    /// Checks that each peer is in exactly the list that its state implies.
     fn check_lists(&self) {
         let mut lists = BTreeMap::new();
         for (slot, peer) in self.peers.iter() {

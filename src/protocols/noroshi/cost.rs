@@ -1,7 +1,8 @@
 //! Rate limit costs: the credits that a message costs beyond its size.
 //!
-//! The dispatcher charges each message by its size. Some messages make the server send notices to many peers, or a long
-//! reply; their sender is charged for these too, before any state changes. Section "Limits" of the README has the rates.
+//! The dispatcher charges each message by its size. Some messages make the server send notices to many peers,
+//! or a long reply; their sender is charged for these too, before any state changes. Section "Limits" of the
+//! README has the rates.
 
 use super::ids::IdCheck;
 use super::peer::Flow;
@@ -10,7 +11,7 @@ use crate::config::ID_BYTES_MAX;
 use crate::protocols::noroshi::message::Body;
 use crate::rate_limit::{blocks, deliveries};
 
-/// Upper bound in bytes of a notice such as `{"type":"peerLeft","id":"…"}` without the id.
+/// Upper bound in bytes of a notice like `{"type":"peerLeft","id":"…"}` without the id.
 const NOTICE_BYTES: usize = 64;
 
 /// Bytes that an id in a JSON array takes beyond its own: two quotes and a comma.
@@ -40,12 +41,12 @@ impl Noroshi {
                 self.departure_cost(holder) + output_cost
             }
             // The output for a claim is charged when the claim succeeds.
-            IdCheck::Claim(_) | IdCheck::Taken | IdCheck::Mismatch | IdCheck::RefusedBefore => 0,
+            IdCheck::Claim(_) | IdCheck::Taken | IdCheck::Mismatch | IdCheck::RejectedBefore => 0,
         };
         message_cost + output_cost
     }
 
-    /// Returns the cost of the output that a message of a registered peer causes.
+    /// Returns the cost of the output that a message causes.
     pub(super) fn output_cost(&self, slot: Slot, target: Option<&str>, body: &Body) -> usize {
         match body {
             Body::Connect => self.connect_cost(slot),
@@ -68,7 +69,7 @@ impl Noroshi {
         departure_cost + self.delivery_cost(peer.room)
     }
 
-    /// Returns the cost of the offer that the next peer to connect is sent.
+    /// Returns the cost of delivering an offer to the next peer.
     fn delivery_cost(&self, room: u32) -> usize {
         self.deliverable_offer(room).map_or(0, |offer| blocks(offer.text.len()))
     }
@@ -99,8 +100,8 @@ impl Noroshi {
 
     /// Returns the cost of `answer`: the stored candidates of the offerer, or another offer.
     ///
-    /// The sender of an answer that pairs is sent the candidates. The sender of an answer to an outdated offer connects
-    /// again and may be sent the current one.
+    /// The sender of an answer that pairs is sent the candidates. The sender of an answer to an outdated
+    /// offer connects again and may be sent the current one.
     fn answer_cost(&self, slot: Slot, target: Option<&str>) -> usize {
         let peer = self.peer(slot);
         let offerer = match (self.resolve_target(slot, target), peer.flow) {
@@ -118,7 +119,7 @@ impl Noroshi {
         if candidate_bytes == 0 { 0 } else { blocks(candidate_bytes) }
     }
 
-    /// Returns the cost of the `peerLeft` notices when a peer leaves its flow.
+    /// Returns the cost of the `peerLeft` notices about a peer.
     fn departure_cost(&self, slot: Slot) -> usize {
         let peer = self.peer(slot);
         let others = match peer.flow {

@@ -1,7 +1,8 @@
 //! Offer/answer metrics: success rate and latency.
 //!
-//! An offer is followed from its delivery to a peer until an answer, an error, a departure or [`HANDSHAKE_TIME_MAX`].
-//! Between two peers one offer is pending at a time: a newer one replaces it, in either direction.
+//! An offer is followed from its delivery to a peer until an answer, an error, a departure or
+//! [`HANDSHAKE_TIME_MAX`]. Between two peers one offer is pending at a time: a newer one replaces it, in
+//! either direction.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,7 +21,7 @@ named_enum! {
         /// No answer arrived in time.
         Unanswered = "unanswered",
         /// The offer or its answer was rejected.
-        Refused = "refused",
+        Rejected = "refused",
         /// One of the two peers left.
         Left = "left",
     }

@@ -1,8 +1,9 @@
 //! Ids: registration, and conflicts between connections that use the same id.
 //!
-//! When a connection claims the id of another one, the holder of the id is probed. If the holder shows life, all claimants
-//! are sent `id_taken`. If it does not, or leaves, the first claimant gets the id. A connection whose token is for the id
-//! replaces the holder at once. A claimant is not read while it waits, so that TCP holds back what it sends.
+//! When a connection claims the id of another one, the holder of the id is probed. If the holder shows life,
+//! all claimants are sent `id_taken`. If it does not, or leaves, the first claimant gets the id. A connection
+//! whose token is for the id replaces the holder at once. A claimant is not read while it waits, so that TCP
+//! holds back what it sends.
 
 use std::hash::BuildHasher;
 use std::mem;
@@ -34,8 +35,8 @@ pub(super) enum IdCheck {
     Taken,
     /// The connection has another id, or a token for another one.
     Mismatch,
-    /// The id was refused to this connection before, and the message does not claim it again.
-    RefusedBefore,
+    /// A claim of this id was rejected before, and the message does not claim it again.
+    RejectedBefore,
 }
 
 impl Noroshi {
@@ -51,17 +52,17 @@ impl Noroshi {
     /// Checks whether a connection may use the id in its message. Changes nothing.
     pub(super) fn check_id(&self, slot: Slot, id: &str, body: &Body) -> IdCheck {
         let peer = self.peer(slot);
-        let refused_id = match &peer.registration {
+        let rejected_id = match &peer.registration {
             Registration::Registered(own_id) if **own_id == *id => return IdCheck::Own,
             Registration::Registered(_) | Registration::Claimant(_) => return IdCheck::Mismatch,
             Registration::Unregistered => None,
-            Registration::Refused(refused_id) => Some(&***refused_id),
+            Registration::IdRejected(rejected_id) => Some(&**rejected_id),
         };
         if !peer.may_use_id(id) {
             return IdCheck::Mismatch;
         }
-        if refused_id == Some(id) && !matches!(body, Body::Connect | Body::Join) {
-            return IdCheck::RefusedBefore;
+        if rejected_id == Some(id) && !matches!(body, Body::Connect | Body::Join) {
+            return IdCheck::RejectedBefore;
         }
         let Some(holder) = self.find_peer(peer.room, id) else {
             return IdCheck::Free;
@@ -90,14 +91,14 @@ impl Noroshi {
         });
     }
 
-    /// Releases the id, or the claim of one, of a peer that has left its flow.
+    /// Releases the id of a peer, or its claim of one.
     ///
-    /// The id passes to its first claimant.
+    /// The peer must have left its flow. The id passes to its first claimant.
     pub(super) fn release_id(&mut self, slot: Slot, context: &mut Turn) {
         let peer = self.peer_mut(slot);
         let room = peer.room;
         match mem::replace(&mut peer.registration, Registration::Unregistered) {
-            Registration::Unregistered | Registration::Refused(_) => {}
+            Registration::Unregistered | Registration::IdRejected(_) => {}
             Registration::Claimant(claimant) => {
                 let Noroshi { peers, list_nodes, .. } = self;
                 if let Some(claimants) = &mut peers[claimant.holder].claimants {
@@ -114,7 +115,7 @@ impl Noroshi {
         }
     }
 
-    /// Handles a probe without a sign of life: closes the holder if claimants are left.
+    /// Handles a failed probe: closes the holder if claimants are left.
     pub(super) fn on_silent(&mut self, holder: Slot, context: &mut Turn) {
         let all_claimants_left =
             self.peer(holder).claimants.as_ref().is_some_and(|claimants| claimants.is_empty());
@@ -125,7 +126,7 @@ impl Noroshi {
         self.close(holder, Close::Replaced, context);
     }
 
-    /// Adds a claimant to the holder of an id, and probes the holder.
+    /// Adds a claimant of an id, and probes its holder.
     ///
     /// # Errors
     /// [`NO_MEMORY`]: `--max-memory` does not allow to store the message `text` until the probe ends.
@@ -151,7 +152,9 @@ impl Noroshi {
         Ok(())
     }
 
-    /// Replaces the holder of an id by the connection whose token is for that id.
+    /// Replaces the holder of an id by another connection.
+    ///
+    /// The token of that connection is for this id.
     pub(super) fn take_over_id(&mut self, slot: Slot, holder: Slot, id: &str, context: &mut Turn) {
         let claimants = self.take_claimants(holder, context);
         self.reject_claimants(id, claimants, context);
@@ -187,7 +190,9 @@ impl Noroshi {
         taken
     }
 
-    /// Gives a released id to its first claimant, rejects the others, and processes the claiming message.
+    /// Gives a released id to its first claimant and rejects the others.
+    ///
+    /// The message that claimed the id is processed then.
     fn grant_to_first(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, context: &mut Turn) {
         let mut claimants = claimants.into_iter();
         let Some((first, claimant)) = claimants.next() else {
@@ -202,13 +207,13 @@ impl Noroshi {
 
     fn reject_claimants(&mut self, id: &str, claimants: Vec<(Slot, Box<Claimant>)>, context: &mut Turn) {
         for (slot, claimant) in claimants {
-            self.refuse_id(slot, id, claimant.target.as_deref(), context);
+            self.reject_id(slot, id, claimant.target.as_deref(), context);
         }
     }
 
     /// Sends `id_taken` to an unregistered connection and remembers the id.
-    pub(super) fn refuse_id(&mut self, slot: Slot, id: &str, target: Option<&str>, context: &mut Turn) {
-        self.peer_mut(slot).registration = Registration::Refused(Box::new(id.into()));
+    pub(super) fn reject_id(&mut self, slot: Slot, id: &str, target: Option<&str>, context: &mut Turn) {
+        self.peer_mut(slot).registration = Registration::IdRejected(id.into());
         self.send_error(slot, ID_TAKEN, target, context);
     }
 }

@@ -1,7 +1,8 @@
 //! The messages of the protocol: what clients send ([`Request`]) and what the server sends ([`Reply`]).
 //!
-//! A request borrows from the received text. `sdp` and `candidate` keep the JSON text that the sender wrote; they are
-//! checked for syntax and never interpreted. Section "The protocol" of the README is the specification.
+//! A request borrows from the received text. `sdp` and `candidate` keep the JSON text that the sender wrote;
+//! they are checked for syntax and never interpreted. Section "The protocol" of the README is the
+//! specification.
 
 use std::borrow::Cow;
 

@@ -1,13 +1,15 @@
 //! The pairing flow: `connect`, offers, answers, candidates and the queue of a room.
 //!
-//! The first peer that connects becomes the offerer of the room and is asked for an offer. Its offer is the current offer
-//! of the room until an answer to it arrives, it is replaced, or the offerer leaves. Each peer that connects later is sent
-//! the current offer, or waits in the queue. The peer whose answer arrives first is paired with the offerer; then the
-//! first peer in the queue becomes the next offerer.
+//! The first peer that connects becomes the offerer of the room and is asked for an offer. Its offer is the
+//! current offer of the room until an answer to it arrives, it is replaced, or the offerer leaves. Each peer
+//! that connects later is sent the current offer, or waits in the queue. The peer whose answer arrives first
+//! is paired with the offerer; then the first peer in the queue becomes the next offerer.
 //!
-//! Several peers can hold the same offer. An offer that a peer holds is outdated once it was answered or replaced.
+//! Several peers can hold the same offer. An offer that a peer holds is outdated once it was answered or
+//! replaced.
 //!
-//! This is the flow of the article; section "For those who know the article" of the README lists the differences.
+//! This is the flow of the article; section "For those who know the article" of the README lists the
+//! differences.
 
 use std::mem;
 
@@ -27,7 +29,7 @@ const TARGET_REQUIRED: ErrorReply = ErrorReply {
 impl Noroshi {
     // ---- Queue ----
 
-    /// Handles `connect`: delivers the current offer to the peer, or adds it to the queue.
+    /// Handles `connect`: delivers the current offer, or queues the peer.
     pub(super) fn handle_connect(&mut self, slot: Slot, context: &mut Turn) {
         match self.peer(slot).flow {
             Flow::Offerer | Flow::Queued | Flow::Paired(_) => return,
@@ -41,7 +43,9 @@ impl Noroshi {
         self.advance(room, context);
     }
 
-    /// Delivers the current offer to each of these idle peers, or inserts the peer into the queue with `push`.
+    /// Connects idle peers in this order.
+    ///
+    /// Each one is sent the current offer, or is inserted into the queue with `push`.
     fn enqueue(
         &mut self,
         room: u32,
@@ -59,7 +63,10 @@ impl Noroshi {
         }
     }
 
-    /// Returns the current offer if the next peer to connect is sent it without waiting.
+    /// Returns the offer that the next peer gets without waiting.
+    ///
+    /// `None`: the peer has to wait, because there is no current offer, the queue is not empty, or
+    /// [`OFFER_HOLDERS_MAX`] peers hold the offer.
     pub(super) fn deliverable_offer(&self, room: u32) -> Option<&Offer> {
         if !self.rooms[room as usize].queue.is_empty() {
             return None;
@@ -71,20 +78,21 @@ impl Noroshi {
         let index = self.peer(slot).room as usize;
         let room = &mut self.rooms[index];
         self.list_nodes.remove(&mut room.queue, slot);
-        // The deadline starts again, even if recipients of the leaver's offer fill the empty queue before `advance`.
+        // The deadline starts again, even if recipients of the leaver's offer fill the empty queue before
+        // `advance`.
         room.has_progressed |= room.queue.is_empty();
     }
 
-    /// Serves the queue of a room as far as possible, and updates the deadline.
+    /// Serves the queue of a room and updates its deadline.
     ///
-    /// While peers are queued, the first one becomes the offerer if the room has none, and is sent the current offer if no
-    /// other peer holds it. To be called after every change of the queue, the offerer or the current offer.
+    /// While peers are queued, the first one becomes the offerer if the room has none, and is sent the
+    /// current offer if no other peer holds it. Call this after every change of the queue, the offerer or the
+    /// current offer.
     pub(super) fn advance(&mut self, room: u32, context: &mut Turn) {
         loop {
             let offerer = self.rooms[room as usize].offerer;
-            let is_offer_unanswered =
-                self.current_offer(room).is_some_and(|offer| offer.pending_answers == 0);
-            if offerer.is_some() && !is_offer_unanswered {
+            let is_offer_available = self.current_offer(room).is_some_and(|offer| offer.pending_answers == 0);
+            if offerer.is_some() && !is_offer_available {
                 break;
             }
             let Some(first) = self.list_nodes.pop_front(&mut self.rooms[room as usize].queue) else {
@@ -102,7 +110,9 @@ impl Noroshi {
         self.update_deadline(room, context);
     }
 
-    /// Sets the deadline to [`ROOM_TIMEOUT`] after the last progress, or to none if the queue is empty.
+    /// Sets the deadline to [`ROOM_TIMEOUT`] after the last progress.
+    ///
+    /// A room with an empty queue has no deadline.
     fn update_deadline(&mut self, room: u32, context: &Turn) {
         let Room { queue, deadline, has_progressed, .. } = &mut self.rooms[room as usize];
         let new_deadline = if queue.is_empty() {
@@ -126,8 +136,8 @@ impl Noroshi {
 
     /// Advances the room whose deadline expired first, if any has.
     ///
-    /// An unanswered offer is delivered to the next peer as well. An offerer that has not sent an offer moves to the end
-    /// of the queue.
+    /// An unanswered offer is delivered to the next peer as well. An offerer that has not sent an offer moves
+    /// to the end of the queue.
     pub(super) fn on_room_timeout(&mut self, context: &mut Turn) {
         let Some(&(deadline, room)) = self.timers.first() else {
             return;
@@ -219,7 +229,7 @@ impl Noroshi {
         }
     }
 
-    /// Handles `offer`: forwards it to its target or the partner, or publishes it to the room.
+    /// Handles `offer`: forwards it to a peer or publishes it.
     ///
     /// # Errors
     /// See [`Noroshi::publish_offer`] and [`Noroshi::forward`]; a joined peer must name a target.
@@ -294,12 +304,13 @@ impl Noroshi {
 
     // ---- Answers ----
 
-    /// Handles `answer`: forwards it, and pairs the two peers if it answers the current offer.
+    /// Handles `answer`: forwards it, and pairs if the offer is current.
     ///
     /// The sender of an answer to an outdated offer gets an error and connects again.
     ///
     /// # Errors
-    /// [`Code::BadMessage`]: the message has no target and the peer holds no offer. See also [`Noroshi::forward`].
+    /// [`Code::BadMessage`]: the message has no target and the peer holds no offer. See also
+    /// [`Noroshi::forward`].
     pub(super) fn handle_answer(
         &mut self,
         slot: Slot,
@@ -320,7 +331,7 @@ impl Noroshi {
         };
         let answers_current_offer = match flow {
             Flow::HoldingOffer(offer) if offer.offerer == to && !self.is_current(offer) => {
-                self.handshakes.on_outcome(to, slot, Outcome::Refused, context.now);
+                self.handshakes.on_outcome(to, slot, Outcome::Rejected, context.now);
                 self.reject_outdated_answer(slot, target, context);
                 return Ok(());
             }
@@ -329,7 +340,7 @@ impl Noroshi {
         };
         let text = Reply::Answer { sdp, id: self.id(slot) }.to_json();
         let forwarded = self.forward(to, [text], context);
-        let outcome = if forwarded.is_ok() { Outcome::Answered } else { Outcome::Refused };
+        let outcome = if forwarded.is_ok() { Outcome::Answered } else { Outcome::Rejected };
         self.handshakes.on_outcome(to, slot, outcome, context.now);
         forwarded?;
         if answers_current_offer {
@@ -347,7 +358,9 @@ impl Noroshi {
         self.handle_connect(slot, context);
     }
 
-    /// Pairs two peers and sends the stored candidates of the offerer to the answerer.
+    /// Pairs two peers.
+    ///
+    /// The answerer is sent the stored candidates of the offerer.
     fn pair(&mut self, offerer: Slot, answerer: Slot, context: &mut Turn) {
         self.release_offer(answerer);
         let room = self.peer(offerer).room;
@@ -372,7 +385,7 @@ impl Noroshi {
 
     // ---- Candidates ----
 
-    /// Handles `candidateAdd`: forwards the candidates, stores them with the offer, or discards them.
+    /// Handles `candidateAdd`: forwards, stores or discards the candidates.
     ///
     /// # Errors
     /// The target is unknown, the receiver's queue is full, or the candidates exceed what is stored.
@@ -413,7 +426,8 @@ impl Noroshi {
     /// Stores candidates for the current or next offer of their sender.
     ///
     /// # Errors
-    /// [`Code::TooMany`]: [`CANDIDATES_MAX`], [`STORED_BYTES_MAX`] or `--max-memory` is exceeded. Nothing is stored then.
+    /// [`Code::TooMany`]: [`CANDIDATES_MAX`], [`STORED_BYTES_MAX`] or `--max-memory` is exceeded. Nothing is
+    /// stored then.
     fn store_candidates(
         &mut self,
         slot: Slot,
@@ -426,7 +440,8 @@ impl Noroshi {
         if stored_count + new_count > CANDIDATES_MAX || stored_bytes + new_bytes > STORED_BYTES_MAX {
             return error(Code::TooMany, "stored candidates: expected at most 64 with 64 KiB in total");
         }
-        // The capacity of a growing string is at most twice its length. Each candidate needs one byte for a separator.
+        // The capacity of a growing string is at most twice its length. Each candidate needs one byte for a
+        // separator.
         let Some(memory) = context.reserve(2 * (new_bytes + new_count)) else {
             return Err(NO_MEMORY);
         };

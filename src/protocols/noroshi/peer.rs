@@ -8,13 +8,15 @@ use crate::token::Claims;
 pub struct Peer {
     /// Index of its room.
     pub room: u32,
-    /// Whether its last offer was rejected. Candidates without a target belong to that offer and are discarded.
+    /// Whether its last offer was rejected. Candidates without a target belong to that offer and are
+    /// discarded.
     pub is_offer_rejected: bool,
     pub registration: Registration,
     pub flow: Flow,
     /// Boxed, because most peers have no offer most of the time.
     pub offer_state: Option<Box<OfferState>>,
-    /// The connections that claim the id of this peer, oldest first. While it is set, this peer is being probed.
+    /// The connections that claim the id of this peer, oldest first. While it is set, this peer is being
+    /// probed.
     pub claimants: Option<Box<Order>>,
     /// The claims of its token, if the server requires tokens.
     pub token_claims: Option<Box<Claims>>,
@@ -24,15 +26,15 @@ pub struct Peer {
 pub enum Registration {
     /// It has no id yet.
     Unregistered,
-    /// It has no id yet, and this one was refused to it. Boxed twice to keep [`Registration`] at 16 bytes.
-    Refused(Box<Box<str>>),
+    /// It has no id yet, and its claim of this one was rejected.
+    IdRejected(Box<str>),
     /// It claims an id that another peer holds, and is not read until the probe of that peer ends.
     Claimant(Box<Claimant>),
     /// It has this id.
     Registered(Box<str>),
 }
 
-/// What a peer is doing. A connection without an id is always [`Flow::Idle`].
+/// The activity of a peer. A connection without an id is always [`Flow::Idle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
     /// It takes part in neither pairing nor the mesh.
@@ -58,12 +60,13 @@ pub struct DeliveredOffer {
     pub number: u32,
 }
 
-/// What a peer has offered: its current offer, the recipients, and stored candidates.
+/// The offer of a peer, its recipients, and stored candidates.
 #[derive(Default)]
 pub struct OfferState {
     /// The offer that the room delivers to the next peers.
     pub current: Option<Offer>,
-    /// The number of the latest offer. It starts again from 0 with a new [`OfferState`], which has no recipients.
+    /// The number of the latest offer. It starts again from 0 with a new [`OfferState`], which has no
+    /// recipients.
     pub last_number: u32,
     /// Peers that hold an offer of this peer, current or outdated.
     pub recipients: Order,
@@ -126,7 +129,7 @@ impl Peer {
     /// Returns the name of the state for `/rooms`.
     pub fn state(&self) -> &'static str {
         match (&self.registration, self.flow) {
-            (Registration::Unregistered | Registration::Refused(_), _) => "nameless",
+            (Registration::Unregistered | Registration::IdRejected(_), _) => "nameless",
             (Registration::Claimant(_), _) => "claimant",
             (_, Flow::Idle) => "idle",
             (_, Flow::Offerer) => "offerer",
@@ -145,7 +148,8 @@ impl Peer {
 
     /// Checks whether the token is for one id.
     ///
-    /// Other connections cannot claim the id of this peer then, and this peer takes it over from another connection.
+    /// Other connections cannot claim the id of this peer then, and this peer takes it over from another
+    /// connection.
     pub fn has_token_for_id(&self) -> bool {
         self.token_claims.as_ref().is_some_and(|claims| claims.id.is_some())
     }
@@ -172,7 +176,9 @@ impl Peer {
         }
     }
 
-    /// Frees the offer state if it is empty, so that idle peers do not use memory for it.
+    /// Frees the offer state if it is empty.
+    ///
+    /// Idle peers, which are most, use no memory for it then.
     pub fn free_unused_offer_state(&mut self) {
         let is_unused = self.offer_state.as_ref().is_some_and(|state| {
             state.current.is_none() && state.recipients.is_empty() && state.candidates.is_empty()

@@ -11,7 +11,8 @@ impl Noroshi {
 
     /// Sends a reply with the STUN and TURN servers added.
     ///
-    /// Replies after which the client creates an `RTCPeerConnection` carry them. TURN credentials end with the token.
+    /// Replies after which the client creates an `RTCPeerConnection` carry them. The token of the peer limits
+    /// how long its TURN credentials are valid.
     pub(super) fn send_with_ice_servers(&self, to: Slot, text: String, context: &mut Turn) {
         let peer = self.peer(to);
         let token_expires_at = peer.token_claims.as_ref().map(|claims| claims.until);

@@ -11,7 +11,8 @@ use crate::json;
 pub enum Reply<'a> {
     /// Asks the offerer for an offer.
     RequestOffer,
-    /// An offer. `target` is the peer to answer; `id` is the sender if a peer addressed the offer by `target_id`.
+    /// An offer. `target` is the peer to answer; `id` is the sender if a peer addressed the offer by
+    /// `target_id`.
     Offer { sdp: &'a str, target: &'a str, id: Option<&'a str> },
     /// An answer and its sender.
     Answer { sdp: &'a str, id: &'a str },
@@ -60,12 +61,14 @@ impl Reply<'_> {
 
 /// A writer of a JSON object.
 ///
-/// Written by hand, because an SDP is escaped from the text of the sender straight into a buffer that is large enough: the
-/// usual message takes one allocation.
+/// Written by hand, because an SDP is escaped from the text of the sender straight into a buffer that is
+/// large enough: the usual message takes one allocation.
 struct Object(Vec<u8>);
 
 impl Object {
-    /// Starts an object with `prefix`, and reserves space for a long string of `bytes` bytes.
+    /// Starts an object with `prefix`.
+    ///
+    /// `bytes` is the length of the longest string that follows. It determines the initial capacity.
     fn new(prefix: &str, bytes: usize) -> Object {
         // Escaping quotes and line ends makes a candidate a tenth longer, and an SDP a seventh.
         let capacity = 128 + bytes + bytes / 6;
