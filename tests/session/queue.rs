@@ -234,10 +234,10 @@ fn the_largest_message_fits_an_empty_queue_when_it_goes_out() {
         let mut line = Line::open(Config { message_bytes_max, ..Config::default() });
         let id = "\u{1}".repeat(128);
         let candidate = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 128 - 8));
-        let reply = Reply::Candidate { candidate: &candidate, id: &id }.text();
+        let reply = Reply::Candidate { candidate: &candidate, id: &id }.to_json();
         assert!(line.session.has_room(&vec![reply; 64], &line.shared));
         let offer = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 2));
-        let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.text();
+        let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.to_json();
         assert!(line.session.has_room(&[reply], &line.shared));
     }
 }
