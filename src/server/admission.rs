@@ -18,13 +18,13 @@ impl Server {
         let answer = self.within_memory(slot, head, answer);
         match answer {
             Answer::Upgrade { response, target, claims } => {
-                self.connections.reach(slot, |session, shared| session.accept(response, shared));
+                self.connections.with_session(slot, |session, shared| session.accept(response, shared));
                 self.connections.upgrade(slot);
                 let conn = self.connections.entries[slot].conn;
-                self.tell(Input::Connected(conn, &target, claims.as_ref()));
+                self.dispatch(Input::Connected(conn, &target, claims.as_ref()));
             }
             Answer::Plain { status, refused, response } => {
-                self.connections.reach(slot, |session, shared| session.respond(response, shared));
+                self.connections.with_session(slot, |session, shared| session.respond(response, shared));
                 if let Some(refusal) = refused {
                     self.connections.refuse(slot, status, &refusal);
                 }

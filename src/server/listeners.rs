@@ -104,7 +104,7 @@ impl Listeners {
     }
 
     /// Somebody waits at the listener of this token, if it is one.
-    pub fn notice(&mut self, token: Token) {
+    pub fn on_readiness(&mut self, token: Token) {
         if let Some(listener) = self.listeners.get_mut(FIRST - token.0) {
             listener.pending = true;
         }
@@ -113,7 +113,7 @@ impl Listeners {
     /// When the next connection in a backlog can be accepted, if there may be one.
     pub fn accept_at(&self, connections: &Connections) -> Option<Duration> {
         let waiting = self.listeners.iter().filter(|it| it.pending && !it.failed);
-        waiting.filter_map(|it| connections.place_at(it.door)).min()
+        waiting.filter_map(|it| connections.capacity_at(it.door)).min()
     }
 
     /// Whether accepting failed.
@@ -133,7 +133,7 @@ impl Listeners {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_ITERATION {
                 let now = connections.shared.now;
-                let has_place = connections.place_at(listener.door).is_some_and(|at| at <= now);
+                let has_place = connections.capacity_at(listener.door).is_some_and(|at| at <= now);
                 if !listener.pending || listener.failed || !has_place {
                     break;
                 }
@@ -167,8 +167,8 @@ impl Listener {
             debug!("{address} has too many connections");
             return Ok(());
         }
-        connections.make_place(self.door);
-        connections.welcome(stream, address, self.door, registry)
+        connections.make_capacity(self.door);
+        connections.register(stream, address, self.door, registry)
     }
 }
 

@@ -22,7 +22,7 @@ impl Server {
     /// The metrics, with the counts of others in them.
     fn metrics(&mut self) -> String {
         let metrics = &mut self.connections.shared.metrics;
-        metrics.connections = self.connections.upgraded;
+        metrics.connections = self.connections.websockets;
         metrics.started = self.clock.epoch();
         metrics.descriptors = clock::descriptors();
         let now = self.clock.now();

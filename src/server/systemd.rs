@@ -46,7 +46,7 @@ impl ServiceManager {
 
     /// The loop has come around, and this is so now. It is the loop itself that shows life: that it is stuck is the one
     /// thing worth watching.
-    pub fn turned(&mut self, now: Duration, connections: usize, rooms: impl FnOnce() -> usize) {
+    pub fn on_iteration(&mut self, now: Duration, connections: usize, rooms: impl FnOnce() -> usize) {
         if let Some(beat) = self.beat.filter(|_| self.beat_at <= now) {
             self.send_at_once(NotifyState::Watchdog);
             self.beat_at = now + beat;
