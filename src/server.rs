@@ -1,11 +1,16 @@
-//! The poll loop: the only file that knows mio, and the only one that knows all the others.
+//! The poll loop: the only module that knows mio, and the only one that knows all others.
 //!
-//! Everything happens in turns, see [`Server::turn`]. Readiness is edge-triggered and registered once: a session
-//! reads until the kernel has no more, but only one scratch full of it in one turn; who may have more is in the
-//! ready queue, and the next poll does not wait. Whoever was dirty is flushed once when all have been heard, and
-//! whoever the clock touches after that. Sessions that are over are freed then, and new ones accepted last, so that
-//! no event of a turn can with_session a newcomer in an old slot. The rules are the protocols', behind the dispatcher, and
-//! `connections` carries their effects out.
+//! [`Server::turn`] is one iteration of the loop:
+//!
+//! 1. Wait for readiness events. They are edge-triggered, and registered once for each socket.
+//! 2. Read from each ready session once, and handle what came. A session that may have more is ready again in the next
+//!    iteration, which then does not wait.
+//! 3. Flush all dirty sessions, once each, report those that have ended to their protocols, and remove those that are over.
+//! 4. Run the timers of protocols and evaluate a slice of the sessions' deadlines. Flush again.
+//! 5. Accept connections. This comes last, so that no event of an iteration reaches a new connection in a reused slot.
+//!
+//! The work of each step is bounded, see `WORK_PER_ITERATION` in [`crate::limits`] and its neighbours. What is left over is
+//! continued in the next iteration.
 
 mod admission;
 mod clock;
@@ -105,7 +110,7 @@ impl Server {
     pub fn with(dispatcher: Dispatcher, config: Config) -> io::Result<Server> {
         let poll = Poll::new()?;
         let listeners = Listeners::bind(&config, poll.registry())?;
-        // All that is ready is heard in one turn. The memory that is never needed is never dirty.
+        // Room for an event of each connection. Pages that are never written take no memory.
         let events = Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE);
         Ok(Server {
             poll,
@@ -130,13 +135,13 @@ impl Server {
     }
 
     /// Returns where the server listens, with the real ports.
-    pub fn places(&self, door: ListenerKind) -> impl Iterator<Item = Listen> {
-        self.listeners.places(door)
+    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = Listen> {
+        self.listeners.places(kind)
     }
 
     /// Returns the TCP addresses among these.
-    pub fn addresses(&self, door: ListenerKind) -> impl Iterator<Item = SocketAddr> {
-        self.places(door).filter_map(|place| match place {
+    pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = SocketAddr> {
+        self.places(kind).filter_map(|place| match place {
             Listen::Tcp(address) => Some(address),
             Listen::Unix(_) => None,
         })

@@ -211,7 +211,7 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
     assert!(is_signed_with("south"));
     std::fs::write(&file.0, " \n").unwrap();
     server.signal(Signal::SIGHUP);
-    heard("the old secrets stay");
+    heard("the previous secrets remain in use");
     assert!(is_signed_with("south"));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
@@ -250,7 +250,7 @@ fn secret_file_that_is_not_regular_or_too_large_is_refused_at_the_start_and_at_s
             assert!(stderr.read_line(&mut line).unwrap() > 0);
         }
         let named = format!("--token-secret-file {link:?}: {expected}");
-        assert!(line.contains(&named) && line.ends_with("; the old secrets stay\n"), "{line}");
+        assert!(line.contains(&named) && line.ends_with("; the previous secrets remain in use\n"), "{line}");
         assert!(server.is_healthy());
 
         for flags in [

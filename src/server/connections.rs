@@ -135,22 +135,22 @@ impl Connections {
     }
 
     /// Returns when another connection can be accepted: now if there is capacity, else when an older one may be evicted.
-    pub(super) fn capacity_at(&self, door: ListenerKind) -> Option<Duration> {
-        if self.has_capacity(door) {
+    pub(super) fn capacity_at(&self, kind: ListenerKind) -> Option<Duration> {
+        if self.has_capacity(kind) {
             return Some(self.shared.now);
         }
-        self.next_to_evict(door).map(|(at, _)| at)
+        self.next_to_evict(kind).map(|(at, _)| at)
     }
 
     /// Evicts the oldest connection that is not a WebSocket, if there is no capacity for another one.
     ///
     /// So a full server still answers `/healthz`, however many connections send nothing. This is called last in an
     /// iteration, when nothing refers to the slot.
-    pub(super) fn make_capacity(&mut self, door: ListenerKind) {
-        if self.has_capacity(door) {
+    pub(super) fn make_capacity(&mut self, kind: ListenerKind) {
+        if self.has_capacity(kind) {
             return;
         }
-        if let Some((_, slot)) = self.next_to_evict(door).filter(|(at, _)| *at <= self.shared.now) {
+        if let Some((_, slot)) = self.next_to_evict(kind).filter(|(at, _)| *at <= self.shared.now) {
             let entry = &mut self.entries[slot];
             debug!("evicted the connection from {}: the server is full", entry.address);
             entry.session.evict(&mut self.shared);
@@ -159,8 +159,8 @@ impl Connections {
     }
 
     /// Returns the connection that is evicted next, and from when on it may be.
-    fn next_to_evict(&self, door: ListenerKind) -> Option<(Duration, usize)> {
-        let oldest = self.plain[door as usize].values().take(EVICTION_CANDIDATES_MAX);
+    fn next_to_evict(&self, kind: ListenerKind) -> Option<(Duration, usize)> {
+        let oldest = self.plain[kind as usize].values().take(EVICTION_CANDIDATES_MAX);
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
             let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { PLACE_TIME_MIN };
@@ -170,10 +170,10 @@ impl Connections {
     }
 
     /// Returns whether a listener may accept another connection without evicting one.
-    fn has_capacity(&self, door: ListenerKind) -> bool {
+    fn has_capacity(&self, kind: ListenerKind) -> bool {
         let main = self.entries.len() - self.metrics_count;
         let Shared { config, budget, .. } = &self.shared;
-        match door {
+        match kind {
             // Without memory, some are still accepted and answered 503.
             ListenerKind::Main if !budget.allows(CONNECTION_BYTES) => {
                 main < self.websockets + REFUSED_AT_ONCE
@@ -188,24 +188,24 @@ impl Connections {
         &mut self,
         mut stream: TcpStream,
         address: Address,
-        door: ListenerKind,
+        kind: ListenerKind,
         registry: &Registry,
     ) -> io::Result<()> {
         let slot = self.entries.vacant_key();
         registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
         self.numbers += 1;
-        self.plain[door as usize].insert(self.numbers, slot);
-        let is_counted = door == ListenerKind::Main && !self.shared.config.trusts(address);
+        self.plain[kind as usize].insert(self.numbers, slot);
+        let is_counted = kind == ListenerKind::Main && !self.shared.config.trusts(address);
         if is_counted {
             self.per_ip.enter(address);
         }
-        let is_short_of_places = door == ListenerKind::Main && self.are_full();
+        let is_short_of_places = kind == ListenerKind::Main && self.are_full();
         let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
-        self.metrics_count += usize::from(door == ListenerKind::Metrics);
+        self.metrics_count += usize::from(kind == ListenerKind::Metrics);
         self.entries.insert(Entry {
             session: Session::new(stream, head_time, &mut self.shared),
             conn: Conn::new(self.numbers, slot),
-            listener: door,
+            listener: kind,
             address,
             is_counted,
             since: self.shared.now.into(),
@@ -319,16 +319,16 @@ impl Connections {
     }
 
     /// Logs and counts the end of a WebSocket, which was this member.
-    fn log_disconnect(&mut self, slot: usize, dialect: ProtocolId, member: &Member) {
+    fn log_disconnect(&mut self, slot: usize, protocol: ProtocolId, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.has_protocol = false;
         let end = entry.session.end().expect("a session that is not open has ended for a reason").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
         let room = member.room;
-        let whose =
-            if dialect == ProtocolId::Noroshi { String::new() } else { format!("{} ", dialect.name()) };
+        let prefix =
+            if protocol == ProtocolId::Noroshi { String::new() } else { format!("{} ", protocol.name()) };
         info!(
-            "connection {} from {} ended after {:.1} s: {end}; {whose}room {room:?}, {}",
+            "connection {} from {} ended after {:.1} s: {end}; {prefix}room {room:?}, {}",
             entry.conn.number(),
             entry.address,
             (self.shared.now - entry.since.get()).as_secs_f64(),

@@ -6,7 +6,7 @@ use log::info;
 
 use super::Server;
 use super::connections::Entry;
-use super::operator::number;
+use super::operator::room_hash;
 use crate::limits::STOP_TIME_MAX;
 use crate::protocols::Dispatcher;
 use crate::session::Shared;
@@ -58,6 +58,6 @@ pub(super) fn is_drained(entry: &Entry, dispatcher: &Dispatcher, share: f64) -> 
     if share <= 0.0 || !entry.has_protocol {
         return false;
     }
-    let room = dispatcher.member(entry.conn).map_or(0, |(dialect, member)| number(dialect, &member));
+    let room = dispatcher.member(entry.conn).map_or(0, |(protocol, member)| room_hash(protocol, &member));
     (room as f64 / u64::MAX as f64) < share
 }
