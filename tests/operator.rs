@@ -207,7 +207,7 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
     assert!(is_signed_with("north"));
     std::fs::write(&file.0, "south\n").unwrap();
     server.signal(Signal::SIGHUP);
-    heard("read anew");
+    heard("reloaded");
     assert!(is_signed_with("south"));
     std::fs::write(&file.0, " \n").unwrap();
     server.signal(Signal::SIGHUP);
