@@ -251,3 +251,23 @@ fn no_word_of_unsafe() {
         assert_eq!(forbids, file == "lib" || file == "main", "{file}");
     }
 }
+
+/// `src/README.md` lists the functions that a candidate passes. Each of them is in the file that is named beside it.
+#[test]
+fn reading_path_names_functions_that_exist() {
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/README.md")).unwrap();
+    let table = readme.split("## The way of a candidate").nth(1).unwrap().split("\n## ").next().unwrap();
+    let mut functions = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let mut cells = row.split('`');
+        let (function, file) = (cells.nth(1).unwrap(), cells.nth(1).unwrap());
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+        let code = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let is_defined =
+            [format!("fn {function}("), format!("fn {function}<")].iter().any(|it| code.contains(it));
+        assert!(is_defined, "{file} has no {function}");
+        functions += 1;
+    }
+    assert!(functions > 20, "{functions} functions");
+}
