@@ -19,7 +19,7 @@ use crate::config::{Config, PROBE_TIME_MAX, TIMERS_PER_ITERATION};
 use crate::memory_budget::Reservation;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Effect, Input, Member, Outbox, ProtocolId, Target};
-use crate::rate_limit::{Bucket, Rate, Verdict, blocks};
+use crate::rate_limit::{Bucket, Rate, Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
 
 /// A signaling protocol: who hears what. It is pure: no socket, no clock, no log, no randomness. One [`Input`] goes in,
@@ -125,7 +125,7 @@ impl Turn<'_> {
 
     /// Charges a message that costs `credits` in all. Those for its size, `bytes`, were charged when it came in.
     pub fn charge(&mut self, conn: Conn, credits: usize, bytes: usize) -> Verdict {
-        let charged = blocks(bytes);
+        let charged = credits_for_bytes(bytes);
         if credits <= charged {
             return Verdict::Pass;
         }
@@ -194,8 +194,8 @@ impl Dispatcher {
             common.buckets[slot] = Bucket::default();
         }
         let verdict = match input {
-            Input::Text(_, text) => common.pay(conn, blocks(text.len()), 0, now),
-            Input::Binary(_, bytes) => common.pay(conn, blocks(bytes.len()), 0, now),
+            Input::Text(_, text) => common.pay(conn, credits_for_bytes(text.len()), 0, now),
+            Input::Binary(_, bytes) => common.pay(conn, credits_for_bytes(bytes.len()), 0, now),
             Input::Alive(_) if !common.probes.end(conn) => return,
             Input::Disconnected(_) => {
                 common.probes.end(conn);
@@ -291,7 +291,7 @@ impl Dispatcher {
 fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, turn: &mut Turn<'_>) {
     match verdict {
         Verdict::Pass => {}
-        Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, turn),
+        Verdict::Drop { notify: tell } => protocol.handle(Input::Dropped { conn, tell }, turn),
         Verdict::Close => {
             turn.close(conn, Close::RateLimited);
             protocol.handle(Input::Disconnected(conn), turn);
@@ -302,7 +302,7 @@ fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, turn: &
 impl Common {
     #[inline]
     fn pay(&mut self, conn: Conn, tokens: usize, paid: usize, now: Duration) -> Verdict {
-        self.buckets[conn.slot()].pay(self.rate, tokens, paid, now)
+        self.buckets[conn.slot()].charge(self.rate, tokens, paid, now)
     }
 }
 

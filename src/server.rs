@@ -222,7 +222,7 @@ impl Server {
 
         let rooms = || self.dispatcher.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
         self.service_manager.turned(began, self.connections.upgraded, rooms);
-        self.connections.shared.metrics.turns.record(self.clock.now() - began);
+        self.connections.shared.metrics.iterations.record(self.clock.now() - began);
         if cfg!(debug_assertions) {
             self.check_now_and_then();
         }

@@ -129,7 +129,7 @@ impl<S: Stream> Session<S> {
     pub fn new(stream: S, door: ListenerKind, address: Address, shared: &mut Shared) -> Session<S> {
         let counted = door == ListenerKind::Main && !shared.config.trusts(address);
         if counted {
-            shared.crowd.enter(address);
+            shared.crowd.add(address);
         }
         shared.budget.change(0, CONNECTION_BYTES);
         let is_short_of_places = door == ListenerKind::Main && shared.full;
@@ -155,7 +155,7 @@ impl<S: Stream> Session<S> {
     /// It is gone.
     pub fn free(self, shared: &mut Shared) {
         if self.counted {
-            shared.crowd.leave(self.address);
+            shared.crowd.remove(self.address);
         }
         if let Some(work) = self.work {
             work.end(&mut shared.budget);

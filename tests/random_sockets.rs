@@ -152,7 +152,7 @@ fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> S
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.saturating_add_signed(seconds));
     Secrets::parse(secret).unwrap().sign(&Claims {
-        until,
+        expires_at: until,
         room: room.map(Box::from),
         id: id.map(Box::from),
         ..Claims::default()
@@ -646,7 +646,10 @@ impl World {
         }
         let mut turns = 0;
         while heard.iter().any(Vec::is_empty) {
-            assert!(turns < PAIR_TURNS_MAX, "a candidate does not arrive within {turns} turns: {heard:?}");
+            assert!(
+                turns < PAIR_TURNS_MAX,
+                "a candidate does not arrive within {turns} iterations: {heard:?}"
+            );
             turns += 1;
             self.turn();
             for (heard, raw) in heard.iter_mut().zip(&mut self.pair) {
@@ -724,7 +727,7 @@ impl World {
         let shared = self.server.shared();
         assert_eq!(shared.budget.reserved(), 0, "memory is reserved for nobody");
         assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted for nobody");
-        assert_eq!(shared.crowd.places(), 0, "connections are counted for addresses without any");
+        assert_eq!(shared.crowd.hosts(), 0, "connections are counted for addresses without any");
         let _ = fs::remove_file(&self.secret_file);
         self.turns_max
     }

@@ -15,24 +15,24 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::ice::Ice;
-use crate::protocols::list::{ListNodes, Order};
-use crate::protocols::uuid::Uuids;
+use crate::protocols::ice::IceServers;
+use crate::protocols::list::{List, ListNodes};
+use crate::protocols::uuid::UuidCodec;
 use crate::protocols::{Protocol, Turn};
 use crate::timestamp::Timestamp;
 use crate::token::Secrets;
 
 /// All rooms, and who is in them or before them.
 pub struct Ayame {
-    uuids: Uuids,
-    ice: Ice,
+    uuids: UuidCodec,
+    ice: IceServers,
     /// If nobody comes in without a token.
     secrets: Option<Secrets>,
     /// By slot.
     clients: ConnTable<Client>,
     rooms: HashMap<Rc<str>, Room>,
     /// Those who are pinged, who is next first.
-    pings: Order,
+    pings: List,
     links: ListNodes,
     counts: Counts,
 }
@@ -72,14 +72,14 @@ impl Ayame {
     /// Without anybody. Ids of connections are made with this key.
     pub fn new(config: &Config, key: RandomState) -> Ayame {
         Ayame {
-            uuids: Uuids::new(key),
-            ice: Ice::new(config),
+            uuids: UuidCodec::new(key),
+            ice: IceServers::new(config),
             secrets: config.token_secrets.clone(),
             clients: ConnTable::NEW,
             rooms: HashMap::new(),
-            pings: Order::default(),
+            pings: List::default(),
             links: ListNodes::default(),
-            counts: Counts::of(
+            counts: Counts::zero(
                 &["register", "relayed"],
                 &[FULL, "token_refused", "not_understood", "peer_busy", "rate_limited"],
             ),
@@ -91,8 +91,8 @@ impl Ayame {
     fn enter(&mut self, conn: Conn, turn: &mut Turn) {
         let (place, ping_at) = (Place::Nowhere, (turn.now + AYAME_PING_EVERY).into());
         let client = Client { place, standalone: false, probed: false, ping_at, until: None };
-        let slot = self.clients.put(conn, client);
-        self.links.fit(slot);
+        let slot = self.clients.insert(conn, client);
+        self.links.ensure_slot(slot);
         self.links.push_back(&mut self.pings, slot);
     }
 
@@ -106,7 +106,7 @@ impl Ayame {
     fn exit(&mut self, slot: Slot, turn: &mut Turn) {
         let conn = self.clients.conn(slot);
         turn.left(conn, self.member(conn));
-        let (_, client) = self.clients.take(slot);
+        let (_, client) = self.clients.remove(slot);
         if !client.standalone {
             self.links.remove(&mut self.pings, slot);
         }
@@ -140,8 +140,8 @@ impl Ayame {
 
     fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
         let place = |key: &str| FIELDS.iter().position(|name| *name == key);
-        let fields = json::fields(text, place).unwrap_or_default();
-        let kind = fields[0].and_then(json::string);
+        let fields = json::parse_fields(text, place).unwrap_or_default();
+        let kind = fields[0].and_then(json::parse_string);
         let is_seated = matches!(self.clients[slot].place, Place::In(_));
         match kind.as_deref() {
             Some("pong") => {}
@@ -157,25 +157,25 @@ impl Ayame {
 
     /// Whatever cannot be understood ends the connection: there is no word for it.
     fn refuse(&mut self, slot: Slot, turn: &mut Turn) {
-        self.counts.error("not_understood");
+        self.counts.count_error("not_understood");
         self.end(slot, Close::Finished, turn);
     }
 
     /// To the other seat, as it is. Who is alone speaks to nobody.
     fn relay(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        self.counts.message("relayed");
+        self.counts.count_message("relayed");
         let Place::In(name) = &self.clients[slot].place else { return };
         let Some(other) = self.rooms[name].seats.iter().find(|seat| **seat != slot) else { return };
         if !turn.forward(self.clients.conn(*other), [text.to_owned()]) {
-            self.counts.error("peer_busy");
+            self.counts.count_error("peer_busy");
         }
     }
 
     fn register(&mut self, slot: Slot, fields: [Option<&str>; FIELDS.len()], turn: &mut Turn) {
-        self.counts.message("register");
+        self.counts.count_message("register");
         let [_, room, client, key, signaling_key, standalone] = fields;
         // What is missing is empty.
-        let text = |field: Option<_>| json::string(field.unwrap_or(r#""""#));
+        let text = |field: Option<_>| json::parse_string(field.unwrap_or(r#""""#));
         let (room, client, key) = (text(room), text(client), text(signaling_key.or(key)));
         let room = room.filter(|room| (1..=ROOM_TEXT_BYTES_MAX).contains(&room.len()));
         let is_standalone = standalone.map_or(Some(false), |flag| flag.parse().ok());
@@ -185,8 +185,8 @@ impl Ayame {
         };
         let admit = |secrets: &Secrets| secrets.admit(&key, &room, Some(&client), turn.wall);
         match self.secrets.as_ref().map(admit).transpose() {
-            Ok(claims) => self.clients[slot].until = claims.map(|claims| claims.until),
-            Err(fault) => return self.reject(slot, fault.sentence(), turn),
+            Ok(claims) => self.clients[slot].until = claims.map(|claims| claims.expires_at),
+            Err(fault) => return self.reject(slot, fault.message(), turn),
         }
         if is_standalone {
             self.clients[slot].standalone = true;
@@ -217,17 +217,17 @@ impl Ayame {
 
     fn accept(&mut self, slot: Slot, name: Rc<str>, is_second: bool, turn: &mut Turn) {
         let (conn, until) = (self.clients.conn(slot), self.clients[slot].until);
-        let id = self.uuids.of(conn);
+        let id = self.uuids.encode(conn);
         turn.registered(conn, &name, &id);
         self.clients[slot].place = Place::In(name);
         let text = format!(
             r#"{{"type":"accept","connectionId":"{id}","isExistClient":{is_second},"isExistUser":{is_second}}}"#
         );
-        turn.send(conn, self.ice.add_to(text, &id, turn.wall, until));
+        turn.send(conn, self.ice.append_to(text, &id, turn.wall, until));
     }
 
     fn reject(&mut self, slot: Slot, reason: &str, turn: &mut Turn) {
-        self.counts.error(if reason == FULL { FULL } else { "token_refused" });
+        self.counts.count_error(if reason == FULL { FULL } else { "token_refused" });
         turn.send(self.clients.conn(slot), format!(r#"{{"type":"reject","reason":"{reason}"}}"#));
         self.end(slot, Close::Finished, turn);
     }
@@ -285,7 +285,7 @@ impl Protocol for Ayame {
             Input::Text(_, text) => self.hear(slot, text, turn),
             // What is not UTF-8 is no JSON, and neither is nothing.
             Input::Binary(_, bytes) => self.hear(slot, str::from_utf8(bytes).unwrap_or_default(), turn),
-            Input::Dropped { .. } => self.counts.error("rate_limited"),
+            Input::Dropped { .. } => self.counts.count_error("rate_limited"),
             Input::Alive(_) => self.alive(slot, turn),
             Input::Silent(_) => self.silent(slot, turn),
             Input::Disconnected(_) => self.exit(slot, turn),
@@ -301,13 +301,13 @@ impl Protocol for Ayame {
         let (room, id, state) = match &self.clients[self.clients.find(conn)?].place {
             Place::Nowhere => ("", None, "nameless"),
             Place::Before(room) => (&**room, None, "waiting"),
-            Place::In(room) => (&**room, Some(self.uuids.of(conn).into()), "seated"),
+            Place::In(room) => (&**room, Some(self.uuids.encode(conn).into()), "seated"),
         };
         Some(Member { room, id, state })
     }
 
     fn renew(&mut self, config: &Config) {
-        self.ice = Ice::new(config);
+        self.ice = IceServers::new(config);
         self.secrets = config.token_secrets.clone();
     }
 

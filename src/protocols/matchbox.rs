@@ -15,14 +15,14 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::protocol::{Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::list::{ListNodes, Order};
-use crate::protocols::uuid::Uuids;
+use crate::protocols::list::{List, ListNodes};
+use crate::protocols::uuid::UuidCodec;
 use crate::protocols::{Protocol, Turn};
-use crate::rate_limit::deliveries;
+use crate::rate_limit::credits_for_deliveries;
 
 /// All groups, and who is in them.
 pub struct Matchbox {
-    uuids: Uuids,
+    uuids: UuidCodec,
     peers_max: usize,
     /// The group of each.
     members: ConnTable<usize>,
@@ -39,7 +39,7 @@ type Key = (Box<str>, usize);
 
 struct Group {
     key: Key,
-    members: Order,
+    members: List,
 }
 
 /// What a message says.
@@ -52,13 +52,13 @@ impl Matchbox {
     /// Without anybody. Ids are made with this key.
     pub fn new(config: &Config, key: RandomState) -> Matchbox {
         Matchbox {
-            uuids: Uuids::new(key),
+            uuids: UuidCodec::new(key),
             peers_max: config.mesh_peers_max,
             members: ConnTable::NEW,
             links: ListNodes::default(),
             groups: Slab::new(),
             open: HashMap::new(),
-            counts: Counts::of(
+            counts: Counts::zero(
                 &["Signal", "KeepAlive"],
                 &["not_understood", "unknown_peer", "peer_busy", "rate_limited"],
             ),
@@ -68,18 +68,18 @@ impl Matchbox {
     fn join(&mut self, conn: Conn, target: &Target, turn: &mut Turn) {
         let key = key(target);
         let Matchbox { groups, open, .. } = self;
-        let new = || groups.insert(Group { key: key.clone(), members: Order::default() });
+        let new = || groups.insert(Group { key: key.clone(), members: List::default() });
         let group = *open.entry(key.clone()).or_insert_with(new);
-        let id = self.uuids.of(conn);
+        let id = self.uuids.encode(conn);
         turn.registered(conn, &key.0, &id);
         turn.send(conn, format!(r#"{{"IdAssigned":"{id}"}}"#));
         let announcement = format!(r#"{{"NewPeer":"{id}"}}"#);
         // A new connection has all its credits: this reduces them, and is never refused.
-        let credits = deliveries(self.groups[group].members.len(), announcement.len());
+        let credits = credits_for_deliveries(self.groups[group].members.len(), announcement.len());
         turn.charge(conn, 1 + credits, 0);
         self.tell_all(group, &announcement, turn);
-        let slot = self.members.put(conn, group);
-        self.links.fit(slot);
+        let slot = self.members.insert(conn, group);
+        self.links.ensure_slot(slot);
         self.links.push_back(&mut self.groups[group].members, slot);
         if self.groups[group].members.len() == key.1 {
             self.open.remove(&key);
@@ -89,9 +89,9 @@ impl Matchbox {
     fn leave(&mut self, slot: Slot, turn: &mut Turn) {
         let conn = self.members.conn(slot);
         turn.left(conn, self.member(conn));
-        let (_, group) = self.members.take(slot);
+        let (_, group) = self.members.remove(slot);
         self.links.remove(&mut self.groups[group].members, slot);
-        self.tell_all(group, &format!(r#"{{"PeerLeft":"{}"}}"#, self.uuids.of(conn)), turn);
+        self.tell_all(group, &format!(r#"{{"PeerLeft":"{}"}}"#, self.uuids.encode(conn)), turn);
         if self.groups[group].members.is_empty() {
             let key = self.groups.remove(group).key;
             if self.open.get(&key) == Some(&group) {
@@ -110,17 +110,17 @@ impl Matchbox {
     fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
         let (receiver, data) = match said(text) {
             Some(Said::Signal { receiver, data }) => (receiver, data),
-            Some(Said::KeepAlive) => return self.counts.message("KeepAlive"),
-            None => return self.counts.error("not_understood"),
+            Some(Said::KeepAlive) => return self.counts.count_message("KeepAlive"),
+            None => return self.counts.count_error("not_understood"),
         };
-        self.counts.message("Signal");
-        let to = self.uuids.conn(receiver).and_then(|to| self.members.find(to));
+        self.counts.count_message("Signal");
+        let to = self.uuids.decode(receiver).and_then(|to| self.members.find(to));
         let Some(to) = to.filter(|to| self.members[*to] == self.members[slot]) else {
-            return self.counts.error("unknown_peer");
+            return self.counts.count_error("unknown_peer");
         };
-        let (to, sender) = (self.members.conn(to), self.uuids.of(self.members.conn(slot)));
+        let (to, sender) = (self.members.conn(to), self.uuids.encode(self.members.conn(slot)));
         if !turn.forward(to, [format!(r#"{{"Signal":{{"sender":"{sender}","data":{data}}}}}"#)]) {
-            self.counts.error("peer_busy");
+            self.counts.count_error("peer_busy");
         }
     }
 }
@@ -133,8 +133,8 @@ impl Protocol for Matchbox {
         let Some(slot) = input.conn().and_then(|conn| self.members.find(conn)) else { return };
         match input {
             Input::Text(_, text) => self.hear(slot, text, turn),
-            Input::Binary(..) => self.counts.error("not_understood"),
-            Input::Dropped { .. } => self.counts.error("rate_limited"),
+            Input::Binary(..) => self.counts.count_error("not_understood"),
+            Input::Dropped { .. } => self.counts.count_error("rate_limited"),
             Input::Disconnected(_) => self.leave(slot, turn),
             Input::Connected(..) | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
         }
@@ -151,7 +151,7 @@ impl Protocol for Matchbox {
 
     fn member(&self, conn: Conn) -> Option<Member<'_>> {
         let group = &self.groups[self.members[self.members.find(conn)?]];
-        Some(Member { room: &group.key.0, id: Some(self.uuids.of(conn).into()), state: "joined" })
+        Some(Member { room: &group.key.0, id: Some(self.uuids.encode(conn).into()), state: "joined" })
     }
 
     fn counts(&self, _: Duration) -> Counts {
@@ -185,8 +185,8 @@ fn said(text: &str) -> Option<Said<'_>> {
         return Some(Said::KeepAlive);
     }
     let (mut signal, mut receiver, mut data) = (None, None, None);
-    json::object(text, |key, value| signal = Some(value).filter(|_| key == "Signal"))?;
-    json::object(signal?, |key, value| match key {
+    json::parse_object(text, |key, value| signal = Some(value).filter(|_| key == "Signal"))?;
+    json::parse_object(signal?, |key, value| match key {
         "receiver" => receiver = value.strip_prefix('"').and_then(|id| id.strip_suffix('"')),
         "data" => data = Some(value),
         _ => {}

@@ -20,10 +20,10 @@ use crate::config::Config;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::ice::Ice;
+use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
 use crate::protocols::{Protocol, Turn};
-use crate::rate_limit::{Verdict, blocks};
+use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
 use crate::token::Claims;
 use message::{Body, Code, Kind, Refusal, Request};
@@ -47,7 +47,7 @@ use room::Room;
 /// All rooms and peers.
 pub struct Noroshi {
     mesh_peers_max: usize,
-    ice: Ice,
+    ice: IceServers,
     /// By slot.
     peers: ConnTable<Peer>,
     /// Who is before and after each peer in the order in which it is.
@@ -88,7 +88,7 @@ impl Protocol for Noroshi {
             Input::Text(_, text) => self.text(slot, text, turn),
             // What is not UTF-8 is no JSON, and neither is nothing.
             Input::Binary(_, bytes) => self.text(slot, str::from_utf8(bytes).unwrap_or_default(), turn),
-            Input::Dropped { tell, .. } => self.drop_one(slot, Verdict::Drop { tell }, turn),
+            Input::Dropped { tell, .. } => self.drop_one(slot, Verdict::Drop { notify: tell }, turn),
             Input::Alive(_) => self.alive(slot, turn),
             Input::Silent(_) => self.silent(slot, turn),
             Input::Disconnected(_) => self.exit(slot, turn),
@@ -112,7 +112,7 @@ impl Protocol for Noroshi {
 
     /// From now on passwords for TURN are made from the secret that is in here.
     fn renew(&mut self, config: &Config) {
-        self.ice = Ice::new(config);
+        self.ice = IceServers::new(config);
     }
 
     fn counts(&self, now: Duration) -> Counts {
@@ -135,7 +135,7 @@ impl Noroshi {
     pub fn new(config: &Config) -> Noroshi {
         Noroshi {
             mesh_peers_max: config.mesh_peers_max,
-            ice: Ice::new(config),
+            ice: IceServers::new(config),
             peers: ConnTable::NEW,
             links: ListNodes::default(),
             rooms: Slab::new(),
@@ -161,8 +161,8 @@ impl Noroshi {
             room
         });
         self.rooms[room as usize].members += 1;
-        let slot = self.peers.put(conn, Peer::new(room, claims));
-        self.links.fit(slot);
+        let slot = self.peers.insert(conn, Peer::new(room, claims));
+        self.links.ensure_slot(slot);
     }
 
     /// The room of this name.
@@ -178,7 +178,7 @@ impl Noroshi {
         let conn = self.peers.conn(slot);
         turn.left(conn, self.member(conn));
         self.retire(slot, turn);
-        self.peers.take(slot);
+        self.peers.remove(slot);
         self.rooms[room as usize].members -= 1;
         if self.rooms[room as usize].members == 0 {
             let hash = self.hasher.hash_one(&*self.rooms[room as usize].name);
@@ -257,7 +257,7 @@ impl Noroshi {
     /// Handles the message with which a peer has claimed its id, which it has now.
     fn serve_first(&mut self, slot: Slot, request: &Request, bytes: usize, turn: &mut Turn) {
         let target = request.target.as_deref();
-        let credits = blocks(bytes) + self.consequences(slot, target, &request.body);
+        let credits = credits_for_bytes(bytes) + self.consequences(slot, target, &request.body);
         let verdict = turn.charge(self.peers.conn(slot), credits, bytes);
         if verdict != Verdict::Pass {
             return self.drop_one(slot, verdict, turn);
@@ -270,8 +270,8 @@ impl Noroshi {
         let refusal = Refusal { code: Code::RateLimited, message: "too many messages; this one was dropped" };
         match verdict {
             Verdict::Pass => {}
-            Verdict::Drop { tell: true } => self.refuse(slot, refusal, None, turn),
-            Verdict::Drop { tell: false } => self.errors[refusal.code as usize] += 1,
+            Verdict::Drop { notify: true } => self.refuse(slot, refusal, None, turn),
+            Verdict::Drop { notify: false } => self.errors[refusal.code as usize] += 1,
             Verdict::Close => self.close(slot, Close::RateLimited, turn),
         }
     }

@@ -15,15 +15,15 @@ use crate::address::Address;
 use crate::config::Config;
 use crate::http::{self, ListenerKind, Refusal};
 use crate::limits::{
-    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, METRICS_AT_ONCE,
-    PLACE_TIME_MIN, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_ITERATION,
+    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN,
+    METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_ITERATION,
 };
 use crate::memory_budget::Reservation;
 use crate::protocol::{Close, Conn, Effect, Member, Outbox, ProtocolId};
 use crate::protocols::Dispatcher;
 use crate::session::{self, End, Event, Scratch, Session, Shared};
 use crate::timestamp::Timestamp;
-use crate::token::Fault;
+use crate::token::TokenError;
 
 /// All connections.
 pub(super) struct Connections {
@@ -73,7 +73,7 @@ impl Connections {
         let mut shared = Shared::new(config);
         let ends = End::ALL.iter().filter(|end| **end != End::Http);
         shared.metrics.closings = ends.map(|end| (end.name(), 0)).collect();
-        shared.metrics.refused_tokens = Fault::ALL.iter().map(|fault| (fault.name(), 0)).collect();
+        shared.metrics.refused_tokens = TokenError::ALL.iter().map(|fault| (fault.name(), 0)).collect();
         shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
         Connections {
             entries: Slab::new(),
@@ -152,7 +152,7 @@ impl Connections {
         let oldest = self.plain[door as usize].values().take(EVICTION_CANDIDATES_MAX);
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
-            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { PLACE_TIME_MIN };
+            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { EVICTION_TIME_MIN };
             (entry.since.get() + time, slot)
         });
         candidates.min()

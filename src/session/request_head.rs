@@ -34,7 +34,7 @@ impl<S: Stream> Session<S> {
                     if let Some(ip) = forwarded {
                         self.address = ip.into();
                         self.counted = true;
-                        crowd.enter(self.address);
+                        crowd.add(self.address);
                     }
                     match crowd.excess(self.address) {
                         _ if *draining && target.is_none_or(|target| !dispatcher.knows_room(target)) => {

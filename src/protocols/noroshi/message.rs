@@ -156,7 +156,7 @@ pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)>
         "candidates" => Some(5),
         _ => None,
     };
-    let Some([kind, id, target_id, sdp, candidate, candidates]) = json::fields(text, place) else {
+    let Some([kind, id, target_id, sdp, candidate, candidates]) = json::parse_fields(text, place) else {
         return Err((Refusal { code: Code::BadJson, message: "the message is not a JSON object" }, None));
     };
     let fields = Fields { kind, id, target_id, sdp, candidate, candidates };
@@ -187,7 +187,7 @@ impl<'a> Fields<'a> {
     fn request(&self) -> Result<(Cow<'a, str>, Body<'a>), Refusal> {
         let bad = |message| Refusal { code: Code::BadMessage, message };
         let kind = self.kind.ok_or(bad("type is missing"))?;
-        let kind = json::string(kind).ok_or(bad("type is not a string"))?;
+        let kind = json::parse_string(kind).ok_or(bad("type is not a string"))?;
         let Some(kind) = Kind::ALL.into_iter().find(|known| known.name() == kind) else {
             return Err(Refusal {
                 code: Code::UnknownType,
@@ -195,7 +195,7 @@ impl<'a> Fields<'a> {
             });
         };
         let id = self.id.ok_or(bad("id is missing"))?;
-        let id = json::string(id)
+        let id = json::parse_string(id)
             .filter(|id| id::is_valid(id))
             .ok_or(bad("id is not a string of 1 to 128 bytes of UTF-8 without control characters"))?;
         let sdp = self.sdp.unwrap_or("null");
@@ -214,7 +214,7 @@ impl<'a> Fields<'a> {
         let Some(raw) = self.target_id else {
             return Ok(None);
         };
-        match json::string(raw) {
+        match json::parse_string(raw) {
             Some(id) if id.is_empty() => Ok(None),
             Some(id) if id::is_valid(&id) => Ok(Some(id)),
             _ => Err(Refusal {
@@ -230,7 +230,7 @@ impl<'a> Fields<'a> {
         };
         let mut many = Vec::new();
         // One too many is enough to know: 16 MB of zeros would take 256 MB.
-        let read = json::array(raw, |element| {
+        let read = json::parse_array(raw, |element| {
             many.push(element);
             many.len() <= CANDIDATES_MAX
         });

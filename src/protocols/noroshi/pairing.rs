@@ -9,7 +9,7 @@ use super::peer::{Flow, Hold, Offer};
 use super::{NO_MEMORY, Noroshi, Room, Slot, refused};
 use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, ROOM_TIMEOUT, STORED_BYTES_MAX};
 use crate::protocols::Turn;
-use crate::protocols::list::{ListNodes, Order};
+use crate::protocols::list::{List, ListNodes};
 use crate::protocols::noroshi::message::{Candidates, Code, Refusal, Reply};
 
 const NAME_IT: Refusal = Refusal { code: Code::BadMessage, message: "a joined peer names its target_id" };
@@ -35,7 +35,7 @@ impl Noroshi {
         &mut self,
         room: u32,
         who: &[Slot],
-        push: fn(&mut ListNodes, &mut Order, Slot),
+        push: fn(&mut ListNodes, &mut List, Slot),
         turn: &mut Turn,
     ) {
         for &slot in who {

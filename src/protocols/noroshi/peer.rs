@@ -2,7 +2,7 @@
 
 use super::Slot;
 use crate::memory_budget::Reservation;
-use crate::protocols::list::Order;
+use crate::protocols::list::List;
 use crate::token::Claims;
 
 pub struct Peer {
@@ -15,7 +15,7 @@ pub struct Peer {
     /// Boxed, because most peers have no offer most of the time.
     pub offering: Option<Box<Offering>>,
     /// Those who claim its id: it is being probed, and any sign of life will do.
-    pub claimants: Option<Box<Order>>,
+    pub claimants: Option<Box<List>>,
     /// What its token says, where one is needed.
     pub claims: Option<Box<Claims>>,
 }
@@ -64,7 +64,7 @@ pub struct Offering {
     /// Its offers so far. Nothing holds one of them when this is gone.
     pub offers: u32,
     /// Those who were handed an offer of this peer, standing or not, and have not answered it.
-    pub holders: Order,
+    pub holders: List,
     /// Candidates for the offer that stands or is to come, joined by `|`.
     pub candidates: String,
     /// How many they are.

@@ -8,7 +8,7 @@ use super::peer::Flow;
 use super::{Noroshi, Slot};
 use crate::config::ID_BYTES_MAX;
 use crate::protocols::noroshi::message::Body;
-use crate::rate_limit::{blocks, deliveries};
+use crate::rate_limit::{credits_for_bytes, credits_for_deliveries};
 
 /// Bytes of `{"type":"peerLeft","id":"…"}` and its like around the id.
 const NOTICE_BYTES: usize = 64;
@@ -24,8 +24,8 @@ impl Noroshi {
         bytes: usize,
     ) -> usize {
         let incoming = match body {
-            Body::Candidates(candidates) => blocks(bytes).max(candidates.len()),
-            _ => blocks(bytes),
+            Body::Candidates(candidates) => credits_for_bytes(bytes).max(candidates.len()),
+            _ => credits_for_bytes(bytes),
         };
         let outgoing = match identity {
             Identity::Own | Identity::New => self.consequences(slot, target, body),
@@ -67,7 +67,7 @@ impl Noroshi {
 
     /// Returns the credits for the offer that the next peer that connects is handed.
     fn price_of_next_offer(&self, room: u32) -> usize {
-        self.offer_to_next(room).map_or(0, |offer| blocks(offer.text.len()))
+        self.offer_to_next(room).map_or(0, |offer| credits_for_bytes(offer.text.len()))
     }
 
     /// A peer that joins is announced to all others, and told who they are. `replaced` is a peer that leaves before.
@@ -81,11 +81,11 @@ impl Noroshi {
             return 0;
         }
         let ids = self.links.iter(mesh).map(|other| self.id(other).len() + 3).sum::<usize>();
-        let answer = blocks(NOTICE_BYTES + ID_BYTES_MAX + ids);
+        let answer = credits_for_bytes(NOTICE_BYTES + ID_BYTES_MAX + ids);
         if is_joined {
             return answer;
         }
-        let announcement = deliveries(joined, NOTICE_BYTES + ID_BYTES_MAX);
+        let announcement = credits_for_deliveries(joined, NOTICE_BYTES + ID_BYTES_MAX);
         self.departure(slot) + announcement + answer
     }
 
@@ -105,7 +105,7 @@ impl Noroshi {
             return self.price_of_next_offer(peer.room);
         }
         let (_, bytes) = self.peer(offerer).stored();
-        if bytes == 0 { 0 } else { blocks(bytes) }
+        if bytes == 0 { 0 } else { credits_for_bytes(bytes) }
     }
 
     /// Returns the credits for telling all concerned that a peer has left.
@@ -117,6 +117,6 @@ impl Noroshi {
             Flow::Idle | Flow::Offerer | Flow::Waiting | Flow::Handed(_) => 0,
         };
         let holders = peer.offering.as_ref().map_or(0, |offering| offering.holders.len());
-        deliveries(others + holders, NOTICE_BYTES + ID_BYTES_MAX)
+        credits_for_deliveries(others + holders, NOTICE_BYTES + ID_BYTES_MAX)
     }
 }

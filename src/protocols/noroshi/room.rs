@@ -1,7 +1,7 @@
 //! A room, as far as pairing and meshes go.
 
 use super::Slot;
-use crate::protocols::list::Order;
+use crate::protocols::list::List;
 use crate::timestamp::Timestamp;
 
 pub struct Room {
@@ -11,9 +11,9 @@ pub struct Room {
     /// Who was asked for an offer, or whose offer stands.
     pub offerer: Option<Slot>,
     /// Who waits, first come first.
-    pub line: Order,
+    pub line: List,
     /// Who joined, oldest first.
-    pub mesh: Order,
+    pub mesh: List,
     /// When the room moves on all the same. Set while somebody waits.
     pub patience: Option<Timestamp>,
     /// Whether it has moved since `settle` last looked.
@@ -26,8 +26,8 @@ impl Room {
             name: name.into(),
             members: 0,
             offerer: None,
-            line: Order::default(),
-            mesh: Order::default(),
+            line: List::default(),
+            mesh: List::default(),
             patience: None,
             moved: false,
         }

@@ -13,8 +13,8 @@ impl Noroshi {
     /// The same where a peer connects to another after it.
     pub(super) fn tell_with_ice(&self, to: Slot, text: String, turn: &mut Turn) {
         let peer = self.peer(to);
-        let until = peer.claims.as_ref().map(|claims| claims.until);
-        turn.send(self.peers.conn(to), self.ice.add_to(text, self.id(to), turn.wall, until));
+        let until = peer.claims.as_ref().map(|claims| claims.expires_at);
+        turn.send(self.peers.conn(to), self.ice.append_to(text, self.id(to), turn.wall, until));
     }
 
     pub(super) fn tell_left(&self, who: Slot, to: Slot, turn: &mut Turn) {
