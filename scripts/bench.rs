@@ -1,5 +1,6 @@
-//! What a relayed message costs between the bytes read and the bytes written: allocations, time and, with
-//! valgrind installed, instructions. Two sessions on memory and a hub; no kernel.
+//! Measures the cost of a forwarded message without the kernel: allocations, time and, with valgrind, instructions.
+//!
+//! Two sessions run over memory instead of sockets, with the dispatcher and the noroshi protocol between them.
 //!
 //! cargo run --release --example bench [-- --messages N]
 
@@ -23,16 +24,16 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
-/// What a candidate of a browser is, and an offer with video.
+/// The sizes of a browser's candidate and of an offer with video.
 const PAYLOADS: [(&str, usize); 2] = [("candidate of 200 bytes", 200), ("SDP of 5,000 bytes", 5_000)];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match &args[..] {
-        // Under valgrind, and for a profiler.
+        // For valgrind and for profilers.
         [flag, bytes, count] if flag == "--only" => {
-            let mut line = Line::new(bytes.parse().expect("a number of bytes"));
-            line.relay(count.parse().expect("a number of messages"));
+            let mut pair = Pair::new(bytes.parse().expect("a number of bytes"));
+            pair.relay(count.parse().expect("a number of messages"));
         }
         [flag, count] if flag == "--messages" => report(count.parse().expect("a number of messages")),
         [] => report(200_000),
@@ -42,25 +43,27 @@ fn main() {
 
 fn report(count: usize) {
     for (name, bytes) in PAYLOADS {
-        let mut line = Line::new(bytes);
-        line.relay(1000);
-        let (region, began) = (Region::new(ALLOCATOR), Instant::now());
-        line.relay(count);
-        let (took, change) = (began.elapsed(), region.change());
+        let mut pair = Pair::new(bytes);
+        pair.relay(1000);
+        let region = Region::new(ALLOCATOR);
+        let began = Instant::now();
+        pair.relay(count);
+        let elapsed = began.elapsed();
+        let change = region.change();
         let each = |total: usize| total as f64 / count as f64;
         println!("{name}");
         println!("  {:>8.2} allocations", each(change.allocations));
         println!("  {:>8.2} reallocations", each(change.reallocations));
-        println!("  {:>8.0} ns", took.as_nanos() as f64 / count as f64);
-        match instructions(bytes) {
+        println!("  {:>8.0} ns", elapsed.as_nanos() as f64 / count as f64);
+        match count_instructions(bytes) {
             Some(each) => println!("  {each:>8.0} instructions"),
             None => println!("         ? instructions (valgrind is not installed)"),
         }
     }
 }
 
-/// The difference between two runs is what the messages cost.
-fn instructions(bytes: usize) -> Option<f64> {
+/// Counts the instructions of one message, as the difference between two runs of valgrind.
+fn count_instructions(bytes: usize) -> Option<f64> {
     let run = |count: usize| {
         let program = std::env::current_exe().ok()?;
         let mut valgrind = Command::new("valgrind");
@@ -72,8 +75,8 @@ fn instructions(bytes: usize) -> Option<f64> {
     Some((run(11_000)? - run(1_000)?) / 10_000.0)
 }
 
-/// A peer that sends candidates to another, and what is between them.
-struct Line {
+/// Two peers, of which one sends candidates to the other, and the server between them.
+struct Pair {
     dispatcher: Dispatcher,
     sessions: Sessions,
     scratch: Scratch,
@@ -101,8 +104,8 @@ impl Outbox for Sessions {
     }
 }
 
-impl Line {
-    fn new(bytes: usize) -> Line {
+impl Pair {
+    fn new(bytes: usize) -> Pair {
         let config = Config { rate_max: 0, ..Config::default() };
         let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
@@ -111,45 +114,46 @@ impl Line {
             Session::new(pipe, ListenerKind::Main, ADDRESS.into(), &mut shared)
         });
         let sessions = Sessions { shared, sessions };
-        let mut line = Line { dispatcher, sessions, scratch: Scratch::default(), frame: Vec::new() };
-        line.turn(0, REQUEST.as_bytes());
-        line.turn(1, REQUEST.as_bytes());
-        for (who, text) in
-            [(0, r#"{"type":"offer","id":"A"}"#), (1, r#"{"type":"answer","id":"B","target_id":"A"}"#)]
-        {
-            line.turn(who, &frame(TEXT, text.as_bytes()));
-        }
-        line.sessions.sessions[1].stream().output.clear();
+        let mut pair = Pair { dispatcher, sessions, scratch: Scratch::default(), frame: Vec::new() };
+        pair.run_iteration(0, REQUEST.as_bytes());
+        pair.run_iteration(1, REQUEST.as_bytes());
+        let offer = r#"{"type":"offer","id":"A"}"#;
+        let answer = r#"{"type":"answer","id":"B","target_id":"A"}"#;
+        pair.run_iteration(0, &frame(TEXT, offer.as_bytes()));
+        pair.run_iteration(1, &frame(TEXT, answer.as_bytes()));
+        pair.sessions.sessions[1].stream().output.clear();
         let rest = bytes - r#"{"candidate":"","sdpMid":"0","sdpMLineIndex":0}"#.len();
         // A candidate is one line, an SDP has many.
         let unit = if bytes < 1_000 { "x" } else { r"a=rtpmap:111 opus/48000/2\r\n" };
         let rest = unit.repeat(rest / unit.len());
         let candidate = format!(r#"{{"candidate":"{rest}","sdpMid":"0","sdpMLineIndex":0}}"#);
         let text = format!(r#"{{"type":"candidateAdd","id":"A","target_id":"B","candidate":{candidate}}}"#);
-        line.frame = frame(TEXT, text.as_bytes());
-        line
+        pair.frame = frame(TEXT, text.as_bytes());
+        pair
     }
 
     fn relay(&mut self, count: usize) {
         let frame = std::mem::take(&mut self.frame);
         for _ in 0..count {
-            self.turn(0, &frame);
+            self.run_iteration(0, &frame);
             let output = &mut self.sessions.sessions[1].stream().output;
-            assert!(output.len() > frame.len() - 50, "it was relayed");
+            assert!(output.len() > frame.len() - 50, "the message was forwarded");
             output.clear();
         }
         self.frame = frame;
     }
 
-    /// What the server does in a turn in which these bytes came.
-    fn turn(&mut self, who: usize, bytes: &[u8]) {
-        let conn = Conn::new(who as u64 + 1, who);
+    /// Does what the server does in an iteration in which it receives these bytes.
+    fn run_iteration(&mut self, sender: usize, bytes: &[u8]) {
+        let conn = Conn::new(sender as u64 + 1, sender);
         let Sessions { sessions, shared } = &mut self.sessions;
-        sessions[who].stream().input.extend(bytes);
-        sessions[who].fill(&mut self.scratch, shared);
+        sessions[sender].stream().input.extend(bytes);
+        sessions[sender].fill(&mut self.scratch, shared);
         loop {
             let Sessions { sessions, shared } = &mut self.sessions;
-            let Some(event) = sessions[who].next(&mut self.scratch, shared, &self.dispatcher) else { break };
+            let Some(event) = sessions[sender].next(&mut self.scratch, shared, &self.dispatcher) else {
+                break;
+            };
             let input = match &event {
                 Event::Refused(status, refusal) => panic!("{status}, {}", refusal.why),
                 Event::Upgraded(target, claims) => Input::Connected(conn, target, claims.as_ref()),

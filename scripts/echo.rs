@@ -1,6 +1,6 @@
-//! Says to everybody what they say, over noroshi's own sessions and loop, for `scripts/autobahn.sh` to judge those.
+//! An echo server over noroshi's sessions and poll loop, for the conformance tests of `scripts/autobahn.sh`.
 //!
-//! cargo run --release --example echo -- FLAGS OF NOROSHI
+//! cargo run --release --example echo -- NOROSHI FLAGS
 
 use std::io;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use noroshi::server::Server;
 struct Echo;
 
 impl Protocol for Echo {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, context: &mut Turn) {
         match input {
-            // Who has an id may be silent.
-            Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "echo"),
-            Input::Text(conn, text) => turn.send(conn, text.to_owned()),
-            Input::Binary(conn, bytes) => turn.send_binary(conn, bytes),
-            Input::Disconnected(conn) => turn.left(conn, self.member(conn)),
+            // A registered connection is not closed for sending no message.
+            Input::Connected(conn, target, _) => context.registered(conn, &target.room, "echo"),
+            Input::Text(conn, text) => context.send(conn, text.to_owned()),
+            Input::Binary(conn, bytes) => context.send_binary(conn, bytes),
+            Input::Disconnected(conn) => context.left(conn, self.member(conn)),
             Input::Dropped { .. } | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
         }
     }
@@ -37,7 +37,7 @@ impl Protocol for Echo {
 
 fn main() -> io::Result<()> {
     let Ok(Command::Run(config)) = Config::parse(std::env::args_os().skip(1)) else {
-        return Err(io::Error::other("usage: the flags of noroshi"));
+        return Err(io::Error::other("usage: echo [NOROSHI FLAGS]"));
     };
     let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Echo);
     let mut server = Server::with(dispatcher, config)?;

@@ -117,7 +117,7 @@ impl Secrets {
             keys.push(Box::from(secret));
         }
         match keys.len() {
-            0 => Err("expected a secret, got none".to_owned()),
+            0 => Err("expected a secret, got a file with no secret".to_owned()),
             1..=TOKEN_SECRETS_MAX => Ok(Secrets { keys }),
             count => Err(format!(
                 "expected at most {TOKEN_SECRETS_MAX} secrets (the current and the previous one), got {count}"

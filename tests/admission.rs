@@ -94,7 +94,7 @@ fn each_refusal_has_its_status_and_its_sentence() {
     for (target, status, error, sentence) in [
         ("/ws/tea", 401, "invalid_token", "missing token"),
         ("/ws/tea?token=x", 401, "invalid_token", "invalid token"),
-        (&format!("/ws/tea?token={foreign}"), 401, "invalid_token", "not signed by"),
+        (&format!("/ws/tea?token={foreign}"), 401, "invalid_token", "matches none of"),
         (&format!("/ws/tea?token={old}"), 401, "invalid_token", "has expired"),
         (
             &format!("/ws/Tea?token={}", token(Some("tea"), NOW)),
