@@ -4,10 +4,17 @@
 //! text that it was written as, because payloads of peers are forwarded and never interpreted. Nesting costs one byte of
 //! memory a level and no stack, so no depth limit is needed.
 //!
-//! `serde_json` with `RawValue` could do the same. This file exists because parsing and quoting are most of the
-//! server's own work for a message: with it, the server takes 5.65 µs of CPU for a relayed candidate of 200 bytes and 10.24 µs
-//! for an SDP of 2,500 bytes, system calls included. The difference that it makes is not measured separately. Strings are
-//! scanned eight bytes at a time. Escape sequences are decoded by serde_json, which also is the reference in the tests.
+//! What this file buys over serde_json with `RawValue`, which can do the same: every forwarded message is parsed once and
+//! quoted once.
+//!
+//! | message | parse: here | serde_json | quote: here | serde_json |
+//! |---|---|---|---|---|
+//! | candidate of 200 bytes | 102 ns | 162 ns | 75 ns | 136 ns |
+//! | SDP of 5,000 bytes | 2.3 µs | 4.2 µs | 2.9 µs | 6.0 µs |
+//!
+//! (Best of 60 runs on one shared core, both optimized for speed. An SDP is mostly escape sequences to quote.) The server
+//! takes about 5.65 µs of CPU for a candidate, system calls included. Strings are scanned eight bytes at a time. Escape
+//! sequences are decoded by serde_json, which also is the reference in the tests.
 
 use std::borrow::Cow;
 

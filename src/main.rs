@@ -64,10 +64,7 @@ fn serve(config: Config) -> io::Result<()> {
             print_line(format_args!("{name} clients connect to ws://{address}{path}"));
         }
     }
-    let first_address = server.addresses(ListenerKind::Main).next();
-    if let Some(address) = first_address
-        && has_page
-    {
+    if has_page && let Some(address) = server.addresses(ListenerKind::Main).next() {
         let is_local = address.ip().is_unspecified() || address.ip().is_loopback();
         // Browsers permit camera and microphone without TLS only for the name `localhost`.
         let host = if is_local { format!("localhost:{}", address.port()) } else { address.to_string() };

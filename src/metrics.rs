@@ -76,7 +76,7 @@ fn increment(counts: &mut [(&'static str, u64)], name: &str) {
     *count += 1;
 }
 
-/// Upper bounds of the buckets, in seconds: from imperceptible to longer than anybody waits.
+/// Upper bounds of the buckets, in seconds: from imperceptible to longer than users wait.
 const BUCKET_BOUNDS: [f64; 7] = [0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0];
 
 /// A histogram of durations.

@@ -40,9 +40,10 @@ pub const CANDIDATES: usize = 8;
 impl Calls {
     pub fn start_call(&mut self, net: &mut Net, call: usize) -> io::Result<()> {
         self.rooms_count += 1;
-        let path = match self.uses_rooms {
-            true => format!("{}/call-{}", self.path, self.rooms_count),
-            false => self.path.clone(),
+        let path = if self.uses_rooms {
+            format!("{}/call-{}", self.path, self.rooms_count)
+        } else {
+            self.path.clone()
         };
         let slot = net.open(2 * call, &path)?;
         self.calls[call] = Call {

@@ -114,7 +114,7 @@ impl Mode for Idle {
                 net.text(slot, &format!(r#"{{"type":"join","id":"idle-{index:08}"}}"#));
             }
             Event::Opened => register(net, slot, &format!("idle-{index:08}")),
-            // The reply to this connection's own join is another message.
+            // Joins of other connections; the reply to this connection's own join has another type.
             Event::Text(text) if text.starts_with(br#"{"type":"peerJoined""#) => {}
             Event::Text(_) => {
                 self.registered += 1;

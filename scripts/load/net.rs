@@ -15,7 +15,7 @@ use crate::target::Target;
 /// Connections from one source address, which has about 28,000 ports (net.ipv4.ip_local_port_range), some in TIME_WAIT.
 pub const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
-/// Opcodes of RFC 6455 section 5.2.
+// Opcodes of frames (RFC 6455 section 5.2).
 pub const OPCODE_TEXT: u8 = 1;
 pub const OPCODE_CLOSE: u8 = 8;
 pub const OPCODE_PING: u8 = 9;

@@ -1,6 +1,6 @@
 //! Intrusive doubly linked lists over connection slots: O(1) removal, no allocation per element.
 //!
-//! Every queue and set of members of the protocols is such a list. The links of all lists are in one vector, indexed by
+//! The queues and member sets of all protocols are lists of this type. The links of all lists are in one vector, indexed by
 //! slot ([`ListNodes`]), at 8 bytes a connection; a list itself ([`List`]) takes 12 bytes. A `BTreeSet` would take about 25
 //! bytes an element and O(log n) for each operation. An idle peer in a room of two takes 298 bytes in total.
 //!

@@ -44,7 +44,7 @@ impl UuidCodec {
 
     /// Returns the connection whose UUID this is, even if it has ended.
     ///
-    /// Returns `None` if this codec never creates such a UUID.
+    /// Returns `None` for a UUID that this codec does not create.
     pub fn decode(&self, uuid: &str) -> Option<Conn> {
         let digits: String = uuid.split('-').collect();
         let is_hexadecimal = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
