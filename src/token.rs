@@ -78,7 +78,7 @@ impl TokenError {
         match self {
             TokenError::Missing => "missing token",
             TokenError::Malformed => {
-                "invalid token: expected a JWT with exp, signed with HS256, HS384 or HS512"
+                "the token is invalid: expected a JWT with exp, signed with HS256, HS384 or HS512"
             }
             TokenError::Algorithm => {
                 "the token's alg is not HS256, HS384 or HS512; sign it with one of these"

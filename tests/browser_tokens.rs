@@ -112,7 +112,7 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     for (token, said) in [
         (token(Some("coffee"), None, 60), "Your token is for another room"),
         (token(Some("tea"), None, -60), "and the token has expired. Ask whoever invited you"),
-        ("x".to_owned(), "and that is no token"),
+        ("x".to_owned(), "and the token is invalid"),
     ] {
         // Another fragment alone would not load the page anew.
         browser.open("about:blank");

@@ -178,7 +178,7 @@ fn an_ayame_client_has_its_token_in_its_key() {
         (
             "B",
             json!({"key": "x"}),
-            "invalid token: expected a JWT with exp, signed with HS256, HS384 or HS512",
+            "the token is invalid: expected a JWT with exp, signed with HS256, HS384 or HS512",
         ),
         ("C", json!({"key": token("coffee", None)}), "the token is for another room"),
         ("D", json!({"key": token("tea", Some("X"))}), "the token is for another id"),
