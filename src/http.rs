@@ -230,7 +230,7 @@ impl<'a> Request<'a> {
 
     /// Answers a plain request for a page.
     fn page_at(&self, path: &str, config: &Config) -> Answer {
-        match web::at(path).filter(|_| config.page) {
+        match web::find(path).filter(|_| config.page) {
             Some(file) => self.file(file, config),
             None => self.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         }
@@ -256,7 +256,7 @@ impl<'a> Request<'a> {
     fn is_for_metrics(&self, config: &Config) -> bool {
         match self.only_value("host") {
             Some(host) => {
-                std::str::from_utf8(host).is_ok_and(|host| origin::is_local(host, &config.metrics_hosts))
+                std::str::from_utf8(host).is_ok_and(|host| origin::is_local_host(host, &config.metrics_hosts))
             }
             None => true,
         }
@@ -337,14 +337,14 @@ impl<'a> Request<'a> {
     fn file(&self, file: &File, config: &Config) -> Answer {
         let etag = file.etag();
         let mut headers = vec![
-            ("Content-Type", file.kind),
+            ("Content-Type", file.content_type),
             ("Cache-Control", "no-cache"),
             ("ETag", &etag),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
         ];
-        headers.extend(file.policy.map(|policy| ("Content-Security-Policy", policy)));
-        if file.is_shared {
+        headers.extend(file.csp.map(|policy| ("Content-Security-Policy", policy)));
+        if file.is_cross_origin {
             headers.push(("Vary", "Origin"));
             headers.extend(self.shared_with_its_origin().filter(|_| self.may_come_from_its_origin(config)));
         }
@@ -466,8 +466,9 @@ impl<'a> Request<'a> {
         if self.values("origin").next().is_none() {
             return true;
         }
-        let is_own = |origin| self.value("host").is_some_and(|host| origin::is_same(origin, host));
-        let may = |origin| config.allow_origins.iter().any(|allowed| allowed.has(origin)) || is_own(origin);
+        let is_own = |origin| self.value("host").is_some_and(|host| origin::is_same_origin(origin, host));
+        let may =
+            |origin| config.allow_origins.iter().any(|allowed| allowed.matches(origin)) || is_own(origin);
         self.value("origin").is_some_and(may)
     }
 }

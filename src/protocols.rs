@@ -19,7 +19,7 @@ use crate::config::{Config, PROBE_TIME_MAX, TIMERS_PER_ITERATION};
 use crate::memory_budget::Reservation;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
-use crate::rate_limit::{Bucket, Rate, Verdict, blocks};
+use crate::rate_limit::{Bucket, Rate, Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
 
 /// The rules of a signaling protocol.
@@ -129,11 +129,11 @@ impl Context<'_> {
 
     /// Charges a message that costs `credits` in all. Those for its size, `bytes`, were charged when it came in.
     pub fn charge(&mut self, conn: Conn, credits: usize, bytes: usize) -> Verdict {
-        let charged = blocks(bytes);
+        let charged = credits_for_bytes(bytes);
         if credits <= charged {
             return Verdict::Pass;
         }
-        self.common.pay(conn, credits, charged, self.now)
+        self.common.charge(conn, credits, charged, self.now)
     }
 
     /// Reports that a connection has registered, so that its deadline for that no longer runs.
@@ -189,8 +189,8 @@ impl Dispatcher {
             common.buckets[slot] = Bucket::default();
         }
         let verdict = match input {
-            Input::Text(_, text) => common.pay(conn, blocks(text.len()), 0, now),
-            Input::Binary(_, bytes) => common.pay(conn, blocks(bytes.len()), 0, now),
+            Input::Text(_, text) => common.charge(conn, credits_for_bytes(text.len()), 0, now),
+            Input::Binary(_, bytes) => common.charge(conn, credits_for_bytes(bytes.len()), 0, now),
             Input::Alive(_) if !common.probes.end(conn) => return,
             Input::Disconnected(_) => {
                 common.probes.end(conn);
@@ -216,7 +216,7 @@ impl Dispatcher {
     /// If not, it is treated as after a message over the rate: the protocol tells it so, or it is disconnected.
     pub fn charge_frame(&mut self, now: Duration, wall: Duration, conn: Conn, out: &mut dyn Outbox) -> bool {
         let Dispatcher { protocols, protocol_ids, common } = self;
-        let verdict = common.pay(conn, 1, 0, now);
+        let verdict = common.charge(conn, 1, 0, now);
         if verdict == Verdict::Pass {
             return true;
         }
@@ -291,7 +291,7 @@ impl Dispatcher {
 fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, context: &mut Context<'_>) {
     match verdict {
         Verdict::Pass => {}
-        Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, context),
+        Verdict::Drop { notify: tell } => protocol.handle(Input::Dropped { conn, tell }, context),
         Verdict::Close => {
             if let Some(member) = protocol.member(conn) {
                 context.close(conn, Close::RateLimited, &member);
@@ -303,8 +303,8 @@ fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, context
 
 impl Common {
     #[inline]
-    fn pay(&mut self, conn: Conn, tokens: usize, paid: usize, now: Duration) -> Verdict {
-        self.buckets[conn.slot()].pay(self.rate, tokens, paid, now)
+    fn charge(&mut self, conn: Conn, tokens: usize, paid: usize, now: Duration) -> Verdict {
+        self.buckets[conn.slot()].charge(self.rate, tokens, paid, now)
     }
 }
 

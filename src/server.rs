@@ -174,7 +174,7 @@ impl Server {
 
     /// Returns for how many addresses connections are counted. For tests.
     pub fn addresses_counted(&self) -> usize {
-        self.connections.per_ip.places()
+        self.connections.per_ip.hosts()
     }
 
     /// Moves the clock forward. For tests.
@@ -233,7 +233,7 @@ impl Server {
 
         let rooms = || self.dispatcher.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
         self.service_manager.on_iteration(began, self.connections.websockets, rooms);
-        self.connections.shared.metrics.turns.record(self.clock.now() - began);
+        self.connections.shared.metrics.iterations.record(self.clock.now() - began);
         if cfg!(debug_assertions) {
             self.check_invariants_sometimes();
         }

@@ -41,7 +41,8 @@ impl Drop for Guarded {
 fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.checked_add_signed(seconds).unwrap());
-    let claims = Claims { until, room: room.map(Box::from), room_prefix: None, id: id.map(Box::from) };
+    let claims =
+        Claims { expires_at: until, room: room.map(Box::from), room_prefix: None, id: id.map(Box::from) };
     Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims)
 }
 
@@ -68,7 +69,7 @@ fn a_room_is_entered_and_come_back_to_with_a_token() {
     // From the same origin, and from another one that is allowed.
     for url in ["direct", "url"] {
         for (options, code, message) in [
-            ("{}".to_owned(), "unauthorized", "a token is needed here"),
+            ("{}".to_owned(), "unauthorized", "missing token"),
             (format!("{{ token: {old:?} }}"), "unauthorized", "the token has expired"),
             (format!("{{ token: async () => {other:?} }}"), "forbidden", "the token is for another room"),
         ] {
@@ -111,7 +112,7 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     for (token, said) in [
         (token(Some("coffee"), None, 60), "Your token is for another room"),
         (token(Some("tea"), None, -60), "and the token has expired. Ask whoever invited you"),
-        ("x".to_owned(), "and that is no token"),
+        ("x".to_owned(), "and the token is invalid"),
     ] {
         // Another fragment alone would not load the page anew.
         browser.open("about:blank");
@@ -145,7 +146,7 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     words(&mut browser, "You are in the room.");
     // A token for all rooms of a prefix leads into one of them.
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(60);
-    let claims = Claims { until, room_prefix: Some("tea-".into()), ..Claims::default() };
+    let claims = Claims { expires_at: until, room_prefix: Some("tea-".into()), ..Claims::default() };
     let prefixed = Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims);
     browser.open("about:blank");
     browser.open(&format!("http://{address}/#token={prefixed}"));

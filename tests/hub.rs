@@ -85,7 +85,7 @@ fn a_password_ends_at_most_a_call_after_the_token() {
     wire.epoch = Duration::from_secs(1_000_000_000);
     for (who, seconds, expiry) in [("A", 60, 1_000_000_060 + 14_400), ("B", 1_000_000, 1_000_043_200)] {
         let until = Duration::from_secs(1_000_000_000 + seconds);
-        wire.admit(who, "", &Claims { until, id: Some(who.into()), ..Claims::default() });
+        wire.admit(who, "", &Claims { expires_at: until, id: Some(who.into()), ..Claims::default() });
         say(&mut wire, who, json!({"type": "join", "id": who}));
         let joined = heard(&mut wire, who);
         let username = joined["iceServers"][0]["username"].as_str().unwrap();
@@ -286,7 +286,7 @@ fn a_takeover_pays_for_joining_a_mesh_that_was_full() {
         say(&mut wire, who, json!({"type": "join", "id": who}));
     }
     let claims =
-        Claims { until: Duration::from_secs(1000), room: None, room_prefix: None, id: Some("A".into()) };
+        Claims { expires_at: Duration::from_secs(1000), room: None, room_prefix: None, id: Some("A".into()) };
     wire.admit("O", "", &claims);
     // The message, the departure of A, the arrival of O, and the answer: four of ten credits.
     say(&mut wire, "O", json!({"type": "join", "id": "A"}));

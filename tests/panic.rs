@@ -12,7 +12,7 @@ use common::pipe::{REQUEST, TEXT, frame};
 use common::process::eventually;
 use noroshi::config::{Config, LOG_LINE_BYTES_MAX, Listen};
 use noroshi::http::ListenerKind;
-use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, say};
+use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, print_line};
 use noroshi::metrics::Counts;
 use noroshi::protocol::{Conn, Input, Member, ProtocolId};
 use noroshi::protocols::{Context, Dispatcher, Protocol};
@@ -53,7 +53,7 @@ fn server_with_a_faulty_protocol() {
     let config = Config { listen: vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
     let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Faulty);
     let mut server = Server::with(dispatcher, config).unwrap();
-    say(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));
+    print_line(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));
     server.run().unwrap();
 }
 

@@ -222,7 +222,8 @@ impl World {
                 let seconds = *dice.pick(&[60, 1_000_000]);
                 let id = *dice.pick(&[None, None, Some("a")]);
                 let until = Duration::from_secs(seconds);
-                let claims = Claims { until, room: None, room_prefix: None, id: id.map(Box::from) };
+                let claims =
+                    Claims { expires_at: until, room: None, room_prefix: None, id: id.map(Box::from) };
                 let key = self.secrets.as_ref().map(|secrets| secrets.sign(&claims)).unwrap_or_default();
                 format!(
                     r#"{{"type":"register","roomId":"{room}","clientId":"{client}","key":"{key}","standalone":{standalone}}}"#
@@ -266,8 +267,12 @@ impl World {
             return;
         }
         let token_id = (self.dice.roll(3) == 0).then(|| id.into());
-        let claims =
-            Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: token_id };
+        let claims = Claims {
+            expires_at: Duration::from_secs(1_000_000),
+            room: None,
+            room_prefix: None,
+            id: token_id,
+        };
         let claims = self.secrets.is_some().then_some(&claims);
         // The lowest free slot, so that slots are used again.
         let taken: BTreeSet<usize> = self.peers.keys().map(|conn| conn.slot()).collect();

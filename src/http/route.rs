@@ -68,7 +68,7 @@ pub(super) fn target(
     } else if config.ayame.as_deref() == Some(path) {
         (ProtocolId::Ayame, Ok(String::new()))
     } else {
-        let is_page = config.page && web::at(path).is_some();
+        let is_page = config.page && web::find(path).is_some();
         let is_free = !is_health(path, config) && (is_upgrade || !is_page);
         let prefix = config.matchbox.as_deref().filter(|_| is_free)?;
         (ProtocolId::Matchbox, decoded(below(prefix, path)?))

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::address::Network;
-use crate::origin::Allowed;
+use crate::origin::AllowedOrigin;
 use crate::web::{LIBRARY, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -336,7 +336,7 @@ fn origins() {
     }
     assert_eq!(upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0, 403);
     let from = |allowed: &str, origin: &str| {
-        let allow_origins = vec![Allowed::parse(allowed).unwrap()];
+        let allow_origins = vec![AllowedOrigin::parse(allowed).unwrap()];
         let config = Config { allow_origins, ..Config::default() };
         let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{ASKS}");
         ask(ListenerKind::Main, &config, false, &head).0
@@ -579,7 +579,7 @@ fn what_a_browser_has_is_not_sent_again() {
 #[test]
 fn pages_that_may_connect_may_load_the_library() {
     let head = |allow: &[&str], origin: &str, target: &str| {
-        let allow_origins = allow.iter().map(|origin| Allowed::parse(origin).unwrap()).collect();
+        let allow_origins = allow.iter().map(|origin| AllowedOrigin::parse(origin).unwrap()).collect();
         let config = Config { allow_origins, ..Config::default() };
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n");
         ask(ListenerKind::Main, &config, false, &head).1

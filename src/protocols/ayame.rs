@@ -16,23 +16,23 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::ice::Ice;
-use crate::protocols::list::{ListNodes, Order};
-use crate::protocols::uuid::Uuids;
+use crate::protocols::ice::IceServers;
+use crate::protocols::list::{List, ListNodes};
+use crate::protocols::uuid::UuidCodec;
 use crate::protocols::{Context, Protocol};
 use crate::timestamp::Timestamp;
 use crate::token::Secrets;
 
 /// All rooms and clients.
 pub struct Ayame {
-    uuids: Uuids,
-    ice: Ice,
+    uuids: UuidCodec,
+    ice: IceServers,
     /// `None`: no tokens are required.
     token_secrets: Option<Secrets>,
     clients: ConnTable<Client>,
     rooms: HashMap<Rc<str>, Room>,
     /// The clients that are pinged, in the order of [`Client::ping_at`].
-    ping_queue: Order,
+    ping_queue: List,
     /// Links of `ping_queue`.
     list_nodes: ListNodes,
     counts: Counts,
@@ -93,7 +93,7 @@ impl Protocol for Ayame {
                 let text = str::from_utf8(bytes).unwrap_or_default();
                 self.on_text(slot, text, context);
             }
-            Input::Dropped { .. } => self.counts.error("rate_limited"),
+            Input::Dropped { .. } => self.counts.count_error("rate_limited"),
             Input::Alive(_) => self.on_alive(slot, context),
             Input::Silent(_) => self.on_silent(slot, context),
             Input::Disconnected(_) => self.on_disconnect(slot, context),
@@ -112,7 +112,7 @@ impl Protocol for Ayame {
             Membership::Unregistered => Member { room: "", id: None, state: "nameless" },
             Membership::Waiting(room) => Member { room, id: None, state: "waiting" },
             Membership::Seated(room) => {
-                let id = self.uuids.of(conn).into();
+                let id = self.uuids.encode(conn).into();
                 Member { room, id: Some(id), state: "seated" }
             }
         };
@@ -120,7 +120,7 @@ impl Protocol for Ayame {
     }
 
     fn renew(&mut self, config: &Config) {
-        self.ice = Ice::new(config);
+        self.ice = IceServers::new(config);
         self.token_secrets = config.token_secrets.clone();
     }
 
@@ -156,14 +156,14 @@ impl Ayame {
     /// Creates the protocol without rooms. `key` makes the connection ids unguessable.
     pub fn new(config: &Config, key: RandomState) -> Ayame {
         Ayame {
-            uuids: Uuids::new(key),
-            ice: Ice::new(config),
+            uuids: UuidCodec::new(key),
+            ice: IceServers::new(config),
             token_secrets: config.token_secrets.clone(),
             clients: ConnTable::NEW,
             rooms: HashMap::new(),
-            ping_queue: Order::default(),
+            ping_queue: List::default(),
             list_nodes: ListNodes::default(),
-            counts: Counts::of(
+            counts: Counts::zero(
                 &["register", "relayed"],
                 &[FULL, "token_refused", "not_understood", "peer_busy", "rate_limited"],
             ),
@@ -180,8 +180,8 @@ impl Ayame {
             ping_at: (context.now + AYAME_PING_EVERY).into(),
             token_expires_at: None,
         };
-        let slot = self.clients.put(conn, client);
-        self.list_nodes.fit(slot);
+        let slot = self.clients.insert(conn, client);
+        self.list_nodes.ensure_slot(slot);
         self.list_nodes.push_back(&mut self.ping_queue, slot);
     }
 
@@ -195,7 +195,7 @@ impl Ayame {
 
     /// Removes a connection, and its room if it has a seat.
     fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
-        let (_, client) = self.clients.take(slot);
+        let (_, client) = self.clients.remove(slot);
         if !client.is_standalone {
             self.list_nodes.remove(&mut self.ping_queue, slot);
         }
@@ -234,8 +234,8 @@ impl Ayame {
 
     fn on_text(&mut self, slot: Slot, text: &str, context: &mut Context) {
         let field_index = |key: &str| FIELDS.iter().position(|field| *field == key);
-        let fields = json::fields(text, field_index).unwrap_or_default();
-        let message_type = fields[0].and_then(json::string);
+        let fields = json::parse_fields(text, field_index).unwrap_or_default();
+        let message_type = fields[0].and_then(json::parse_string);
         let client = &self.clients[slot];
         let is_unregistered = matches!(client.membership, Membership::Unregistered);
         let is_seated = matches!(client.membership, Membership::Seated(_));
@@ -254,13 +254,13 @@ impl Ayame {
 
     /// Closes a client after a message that is not understood. The protocol has no error message.
     fn close_malformed(&mut self, slot: Slot, context: &mut Context) {
-        self.counts.error("not_understood");
+        self.counts.count_error("not_understood");
         self.close(slot, Close::Finished, context);
     }
 
     /// Forwards a message unchanged to the other member, if there is one.
     fn relay(&mut self, slot: Slot, text: &str, context: &mut Context) {
-        self.counts.message("relayed");
+        self.counts.count_message("relayed");
         let Membership::Seated(name) = &self.clients[slot].membership else {
             return;
         };
@@ -268,16 +268,16 @@ impl Ayame {
             return;
         };
         if !context.forward(self.clients.conn(*other), [text.to_owned()]) {
-            self.counts.error("peer_busy");
+            self.counts.count_error("peer_busy");
         }
     }
 
     /// Handles `register`: checks the fields and the token, and takes a seat.
     fn register(&mut self, slot: Slot, fields: [Option<&str>; FIELDS.len()], context: &mut Context) {
-        self.counts.message("register");
+        self.counts.count_message("register");
         let [_, room, client_id, key, signaling_key, standalone] = fields;
         // A missing field is an empty string.
-        let string = |field: Option<_>| json::string(field.unwrap_or(r#""""#));
+        let string = |field: Option<_>| json::parse_string(field.unwrap_or(r#""""#));
         let room = string(room).filter(|room| (1..=ROOM_TEXT_BYTES_MAX).contains(&room.len()));
         let client_id = string(client_id);
         let token = string(signaling_key.or(key));
@@ -292,8 +292,8 @@ impl Ayame {
         };
         if let Some(secrets) = &self.token_secrets {
             match secrets.admit(&token, &room, Some(&client_id), context.wall) {
-                Ok(claims) => self.clients[slot].token_expires_at = Some(claims.until),
-                Err(error) => return self.reject(slot, error.sentence(), context),
+                Ok(claims) => self.clients[slot].token_expires_at = Some(claims.expires_at),
+                Err(error) => return self.reject(slot, error.message(), context),
             }
         }
         if is_standalone {
@@ -329,21 +329,21 @@ impl Ayame {
     /// Completes a registration: sends `accept` with the STUN and TURN servers.
     fn accept(&mut self, slot: Slot, name: Rc<str>, is_second: bool, context: &mut Context) {
         let conn = self.clients.conn(slot);
-        let id = self.uuids.of(conn);
+        let id = self.uuids.encode(conn);
         context.registered(conn, &name, &id);
         let client = &mut self.clients[slot];
         client.membership = Membership::Seated(name);
         let text = format!(
             r#"{{"type":"accept","connectionId":"{id}","isExistClient":{is_second},"isExistUser":{is_second}}}"#
         );
-        let text = self.ice.add_to(text, &id, context.wall, client.token_expires_at);
+        let text = self.ice.append_to(text, &id, context.wall, client.token_expires_at);
         context.send(conn, text);
     }
 
     /// Sends `reject` and closes the client.
     fn reject(&mut self, slot: Slot, reason: &str, context: &mut Context) {
         let error_name = if reason == FULL { FULL } else { "token_refused" };
-        self.counts.error(error_name);
+        self.counts.count_error(error_name);
         let text = format!(r#"{{"type":"reject","reason":"{reason}"}}"#);
         context.send(self.clients.conn(slot), text);
         self.close(slot, Close::Finished, context);

@@ -17,14 +17,14 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::protocol::{Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::list::{ListNodes, Order};
-use crate::protocols::uuid::Uuids;
+use crate::protocols::list::{List, ListNodes};
+use crate::protocols::uuid::UuidCodec;
 use crate::protocols::{Context, Protocol};
-use crate::rate_limit::deliveries;
+use crate::rate_limit::credits_for_deliveries;
 
 /// All groups and peers.
 pub struct Matchbox {
-    uuids: Uuids,
+    uuids: UuidCodec,
     mesh_peers_max: usize,
     /// The group of each peer, an index of `groups`.
     peers: ConnTable<usize>,
@@ -42,7 +42,7 @@ type GroupKey = (Box<str>, usize);
 
 struct Group {
     key: GroupKey,
-    members: Order,
+    members: List,
 }
 
 /// A message of a client.
@@ -61,8 +61,8 @@ impl Protocol for Matchbox {
         };
         match input {
             Input::Text(_, text) => self.on_text(slot, text, context),
-            Input::Binary(..) => self.counts.error("not_understood"),
-            Input::Dropped { .. } => self.counts.error("rate_limited"),
+            Input::Binary(..) => self.counts.count_error("not_understood"),
+            Input::Dropped { .. } => self.counts.count_error("rate_limited"),
             Input::Disconnected(_) => self.on_disconnect(slot, context),
             Input::Connected(..) | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
         }
@@ -83,7 +83,7 @@ impl Protocol for Matchbox {
         let slot = self.peers.find(conn)?;
         let group = &self.groups[self.peers[slot]];
         let (room, _) = &group.key;
-        Some(Member { room, id: Some(self.uuids.of(conn).into()), state: "joined" })
+        Some(Member { room, id: Some(self.uuids.encode(conn).into()), state: "joined" })
     }
 
     fn counts(&self, _: Duration) -> Counts {
@@ -111,13 +111,13 @@ impl Matchbox {
     /// Creates the protocol without groups. `key` makes the peer ids unguessable.
     pub fn new(config: &Config, key: RandomState) -> Matchbox {
         Matchbox {
-            uuids: Uuids::new(key),
+            uuids: UuidCodec::new(key),
             mesh_peers_max: config.mesh_peers_max,
             peers: ConnTable::NEW,
             list_nodes: ListNodes::default(),
             groups: Slab::new(),
             open_groups: HashMap::new(),
-            counts: Counts::of(
+            counts: Counts::zero(
                 &["Signal", "KeepAlive"],
                 &["not_understood", "unknown_peer", "peer_busy", "rate_limited"],
             ),
@@ -129,16 +129,16 @@ impl Matchbox {
         let key = group_key(target);
         let index = self.find_or_create_group(&key);
         let (room, size) = &key;
-        let id = self.uuids.of(conn);
+        let id = self.uuids.encode(conn);
         context.registered(conn, room, &id);
         context.send(conn, format!(r#"{{"IdAssigned":"{id}"}}"#));
         let notice = format!(r#"{{"NewPeer":"{id}"}}"#);
         // A new connection has all its credits, so that the charge succeeds.
-        let credits = deliveries(self.groups[index].members.len(), notice.len());
+        let credits = credits_for_deliveries(self.groups[index].members.len(), notice.len());
         context.charge(conn, 1 + credits, 0);
         self.broadcast(index, &notice, context);
-        let slot = self.peers.put(conn, index);
-        self.list_nodes.fit(slot);
+        let slot = self.peers.insert(conn, index);
+        self.list_nodes.ensure_slot(slot);
         let group = &mut self.groups[index];
         self.list_nodes.push_back(&mut group.members, slot);
         if group.members.len() == *size {
@@ -150,7 +150,7 @@ impl Matchbox {
         if let Some(index) = self.open_groups.get(key) {
             return *index;
         }
-        let index = self.groups.insert(Group { key: key.clone(), members: Order::default() });
+        let index = self.groups.insert(Group { key: key.clone(), members: List::default() });
         self.open_groups.insert(key.clone(), index);
         index
     }
@@ -160,9 +160,9 @@ impl Matchbox {
     /// The group is removed with its last member.
     fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
         let conn = self.peers.conn(slot);
-        let (_, index) = self.peers.take(slot);
+        let (_, index) = self.peers.remove(slot);
         self.list_nodes.remove(&mut self.groups[index].members, slot);
-        let id = self.uuids.of(conn);
+        let id = self.uuids.encode(conn);
         self.broadcast(index, &format!(r#"{{"PeerLeft":"{id}"}}"#), context);
         if self.groups[index].members.is_empty() {
             let group = self.groups.remove(index);
@@ -185,23 +185,23 @@ impl Matchbox {
     fn on_text(&mut self, slot: Slot, text: &str, context: &mut Context) {
         let (receiver, data) = match parse(text) {
             Some(Request::Signal { receiver, data }) => (receiver, data),
-            Some(Request::KeepAlive) => return self.counts.message("KeepAlive"),
-            None => return self.counts.error("not_understood"),
+            Some(Request::KeepAlive) => return self.counts.count_message("KeepAlive"),
+            None => return self.counts.count_error("not_understood"),
         };
-        self.counts.message("Signal");
+        self.counts.count_message("Signal");
         let Some(to) = self.find_receiver(slot, receiver) else {
-            return self.counts.error("unknown_peer");
+            return self.counts.count_error("unknown_peer");
         };
-        let sender = self.uuids.of(self.peers.conn(slot));
+        let sender = self.uuids.encode(self.peers.conn(slot));
         let signal = format!(r#"{{"Signal":{{"sender":"{sender}","data":{data}}}}}"#);
         if !context.forward(self.peers.conn(to), [signal]) {
-            self.counts.error("peer_busy");
+            self.counts.count_error("peer_busy");
         }
     }
 
     /// Finds the peer with this id in the group of the sender.
     fn find_receiver(&self, sender: Slot, id: &str) -> Option<Slot> {
-        let conn = self.uuids.conn(id)?;
+        let conn = self.uuids.decode(id)?;
         let receiver = self.peers.find(conn)?;
         (self.peers[receiver] == self.peers[sender]).then_some(receiver)
     }
@@ -222,12 +222,12 @@ fn parse(text: &str) -> Option<Request<'_>> {
     }
     let mut signal = None;
     // A message has one variant: any other last key makes it invalid.
-    json::object(text, |key, value| {
+    json::parse_object(text, |key, value| {
         signal = if key == "Signal" { Some(value) } else { None };
     })?;
     let mut receiver = None;
     let mut data = None;
-    json::object(signal?, |key, value| match key {
+    json::parse_object(signal?, |key, value| match key {
         "receiver" => receiver = value.strip_prefix('"').and_then(|id| id.strip_suffix('"')),
         "data" => data = Some(value),
         _ => {}

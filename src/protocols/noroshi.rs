@@ -35,10 +35,10 @@ use crate::config::Config;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::ice::Ice;
+use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
 use crate::protocols::{Context, Protocol};
-use crate::rate_limit::{Verdict, blocks};
+use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
 use crate::token::Claims;
 use message::{Body, Code, ErrorReply, Kind, Request};
@@ -62,7 +62,7 @@ use room::Room;
 /// All rooms and peers.
 pub struct Noroshi {
     mesh_peers_max: usize,
-    ice: Ice,
+    ice: IceServers,
     peers: ConnTable<Peer>,
     /// Links of all lists of peers. A peer is in at most one list.
     list_nodes: ListNodes,
@@ -110,7 +110,9 @@ impl Protocol for Noroshi {
                 let text = str::from_utf8(bytes).unwrap_or_default();
                 self.on_text(slot, text, context);
             }
-            Input::Dropped { tell, .. } => self.on_rate_exceeded(slot, Verdict::Drop { tell }, context),
+            Input::Dropped { tell, .. } => {
+                self.on_rate_exceeded(slot, Verdict::Drop { notify: tell }, context)
+            }
             Input::Alive(_) => self.on_alive(slot, context),
             Input::Silent(_) => self.on_silent(slot, context),
             Input::Disconnected(_) => self.on_disconnect(slot, context),
@@ -133,7 +135,7 @@ impl Protocol for Noroshi {
     }
 
     fn renew(&mut self, config: &Config) {
-        self.ice = Ice::new(config);
+        self.ice = IceServers::new(config);
     }
 
     fn counts(&self, now: Duration) -> Counts {
@@ -156,7 +158,7 @@ impl Noroshi {
     pub fn new(config: &Config) -> Noroshi {
         Noroshi {
             mesh_peers_max: config.mesh_peers_max,
-            ice: Ice::new(config),
+            ice: IceServers::new(config),
             peers: ConnTable::NEW,
             list_nodes: ListNodes::default(),
             rooms: Slab::new(),
@@ -179,8 +181,8 @@ impl Noroshi {
             None => self.create_room(room_name),
         };
         self.rooms[room as usize].member_count += 1;
-        let slot = self.peers.put(conn, Peer::new(room, token_claims));
-        self.list_nodes.fit(slot);
+        let slot = self.peers.insert(conn, Peer::new(room, token_claims));
+        self.list_nodes.ensure_slot(slot);
     }
 
     /// Removes a connection and everything that refers to it.
@@ -190,7 +192,7 @@ impl Noroshi {
         self.leave_flow(slot, context);
         let room = self.peer(slot).room;
         self.release_id(slot, context);
-        self.peers.take(slot);
+        self.peers.remove(slot);
         self.rooms[room as usize].member_count -= 1;
         if self.rooms[room as usize].member_count == 0 {
             self.remove_room(room);
@@ -299,7 +301,7 @@ impl Noroshi {
         context: &mut Context,
     ) {
         let target = request.target.as_deref();
-        let credits = blocks(bytes) + self.output_cost(slot, target, &request.body);
+        let credits = credits_for_bytes(bytes) + self.output_cost(slot, target, &request.body);
         let verdict = context.charge(self.peers.conn(slot), credits, bytes);
         if verdict != Verdict::Pass {
             return self.on_rate_exceeded(slot, verdict, context);
@@ -313,8 +315,8 @@ impl Noroshi {
     fn on_rate_exceeded(&mut self, slot: Slot, verdict: Verdict, context: &mut Context) {
         match verdict {
             Verdict::Pass => {}
-            Verdict::Drop { tell: true } => self.send_error(slot, RATE_LIMITED, None, context),
-            Verdict::Drop { tell: false } => self.error_counts[RATE_LIMITED.code as usize] += 1,
+            Verdict::Drop { notify: true } => self.send_error(slot, RATE_LIMITED, None, context),
+            Verdict::Drop { notify: false } => self.error_counts[RATE_LIMITED.code as usize] += 1,
             Verdict::Close => self.close(slot, Close::RateLimited, context),
         }
     }

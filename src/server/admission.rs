@@ -64,7 +64,7 @@ impl Server {
         let entry = &mut self.connections.entries[slot];
         entry.address = address.into();
         entry.is_counted = true;
-        self.connections.per_ip.enter(address.into());
+        self.connections.per_ip.add(address.into());
     }
 
     /// Returns whether the limits allow another WebSocket for this route.

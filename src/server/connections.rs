@@ -15,15 +15,15 @@ use crate::address::{Address, PerIpCounts};
 use crate::config::Config;
 use crate::http::{self, ListenerKind, Refusal};
 use crate::limits::{
-    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, HEAD_TIME_FULL_MAX,
-    HEAD_TIME_MAX, METRICS_AT_ONCE, PLACE_TIME_MIN, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE,
+    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN,
+    HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE,
     SWEEP_PER_ITERATION,
 };
 use crate::memory_budget::Reservation;
 use crate::protocol::{Close, Conn, Member, Outbox, ProtocolId};
 use crate::session::{self, End, Event, Scratch, Session, Shared};
 use crate::timestamp::Timestamp;
-use crate::token::Fault;
+use crate::token::TokenError;
 
 /// All connections, by slot.
 pub(super) struct Connections {
@@ -86,7 +86,7 @@ impl Connections {
         let mut shared = Shared::new(config);
         let ends = End::ALL.iter().filter(|end| **end != End::Http);
         shared.metrics.closings = ends.map(|end| (end.name(), 0)).collect();
-        shared.metrics.refused_tokens = Fault::ALL.iter().map(|fault| (fault.name(), 0)).collect();
+        shared.metrics.refused_tokens = TokenError::ALL.iter().map(|fault| (fault.name(), 0)).collect();
         shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
         Connections {
             entries: Slab::new(),
@@ -163,7 +163,7 @@ impl Connections {
         let oldest = self.plain[kind as usize].values().take(EVICTION_CANDIDATES_MAX);
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
-            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { PLACE_TIME_MIN };
+            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { EVICTION_TIME_MIN };
             (entry.since.get() + time, slot)
         });
         candidates.min()
@@ -197,7 +197,7 @@ impl Connections {
         self.plain[kind as usize].insert(self.numbers, slot);
         let is_counted = kind == ListenerKind::Main && !self.shared.config.trusts(address);
         if is_counted {
-            self.per_ip.enter(address);
+            self.per_ip.add(address);
         }
         let is_short_of_places = kind == ListenerKind::Main && self.are_full();
         let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
@@ -344,7 +344,7 @@ impl Connections {
         self.metrics_count -= usize::from(entry.listener == ListenerKind::Metrics);
         debug!("connection {} from {} is closed", entry.conn.number(), entry.address);
         if entry.is_counted {
-            self.per_ip.leave(entry.address);
+            self.per_ip.remove(entry.address);
         }
         entry.session.free(&mut self.shared);
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::inbound::Inbound;
 use super::queue::Queue;
 use crate::config::Config;
-use crate::limits::{SPARE_BYTES_MAX, SPARE_WORKS_MAX};
+use crate::limits::{SPARE_BUFFERS_MAX, SPARE_BYTES_MAX};
 use crate::memory_budget::Budget;
 use crate::metrics::Metrics;
 
@@ -73,7 +73,7 @@ impl Work {
         self.inbound.rest();
         shared.budget.change(mem::take(&mut self.charged), 0);
         let capacity = self.inbound.capacity().max(self.queue.capacity());
-        if capacity <= SPARE_BYTES_MAX && shared.spare.len() < SPARE_WORKS_MAX {
+        if capacity <= SPARE_BYTES_MAX && shared.spare.len() < SPARE_BUFFERS_MAX {
             shared.spare.push(self);
         }
     }

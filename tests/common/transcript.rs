@@ -119,7 +119,11 @@ impl Transcript {
                         let id = Some(id).filter(|id| *id != "*").map(Box::from);
                         // The year 2096.
                         let until = Duration::from_secs(4_000_000_000);
-                        wire.admit(who, room.trim_end(), &Claims { until, id, ..Claims::default() });
+                        wire.admit(
+                            who,
+                            room.trim_end(),
+                            &Claims { expires_at: until, id, ..Claims::default() },
+                        );
                     }
                     _ => wire.open(who, rest),
                 },

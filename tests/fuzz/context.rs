@@ -198,7 +198,7 @@ impl Context {
             Some(offence) if now < offence.last + Duration::from_secs(2) => offence,
             _ => {
                 bucket.offence = Some(Offence { began: now, last: now, told: now });
-                return Verdict::Drop { tell: true };
+                return Verdict::Drop { notify: true };
             }
         };
         offence.last = now;
@@ -206,10 +206,10 @@ impl Context {
             return Verdict::Close;
         }
         if now < offence.told + Duration::from_secs(1) {
-            return Verdict::Drop { tell: false };
+            return Verdict::Drop { notify: false };
         }
         offence.told = now;
-        Verdict::Drop { tell: true }
+        Verdict::Drop { notify: true }
     }
 }
 
@@ -271,7 +271,7 @@ pub fn due_next(rules: &mut impl Rules) -> Option<Duration> {
 fn pays_or_is_told(rules: &mut impl Rules, conn: Conn, credits: usize) -> bool {
     match rules.context().pay(conn, credits, 0) {
         Verdict::Pass => return true,
-        Verdict::Drop { tell } => rules.dropped(conn, tell),
+        Verdict::Drop { notify: tell } => rules.dropped(conn, tell),
         Verdict::Close => {
             rules.context().close(conn, Close::RateLimited);
             rules.disconnected(conn);

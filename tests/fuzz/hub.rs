@@ -106,7 +106,7 @@ impl HubWorld {
         // Every second token is for one id. There are few, so that many want the same.
         let token_id = Some(kind / 4 % 3).filter(|_| kind / 2 % 2 == 1);
         let claims = Claims {
-            until: Duration::from_secs(1_000_000),
+            expires_at: Duration::from_secs(1_000_000),
             room: None,
             room_prefix: None,
             id: token_id.map(|id| IDS[id].into()),
@@ -141,8 +141,12 @@ impl HubWorld {
                 }
                 continue;
             }
-            let claims =
-                Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
+            let claims = Claims {
+                expires_at: Duration::from_secs(1_000_000),
+                room: None,
+                room_prefix: None,
+                id: None,
+            };
             let claims = Some(&claims).filter(|_| self.has_tokens);
             let Some(conn) = conn.or_else(|| self.world.connect(slot, &target(""), claims)) else { continue };
             let own = format!("p{number}");

@@ -167,7 +167,7 @@ impl Rules for Model {
 /// The text of a field of an object. Of equal keys the last counts.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut found = None;
-    json::object(text, |key, value| {
+    json::parse_object(text, |key, value| {
         if key == name {
             found = Some(value);
         }

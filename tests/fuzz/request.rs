@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
 use noroshi::http::{self, Admission, Answer, ListenerKind};
-use noroshi::origin::Allowed;
+use noroshi::origin::AllowedOrigin;
 use pipe::answer::answer;
 use pipe::{ADDRESS, ASKED, Line};
 
@@ -26,7 +26,7 @@ pub fn check(data: &[u8]) {
     let door = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Metrics };
     let full = how & 2 != 0;
     let allow_origins =
-        if how & 4 == 0 { vec![] } else { vec![Allowed::parse("https://a.example").unwrap()] };
+        if how & 4 == 0 { vec![] } else { vec![AllowedOrigin::parse("https://a.example").unwrap()] };
     // Whom the peer of the pipe belongs to, or not.
     let proxies = if how & 8 == 0 { vec![] } else { Network::parse("192.0.2.0/24").into_iter().collect() };
     let config = Config { allow_origins, trusted_proxies: proxies, ..Config::default() };

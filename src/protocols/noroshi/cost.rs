@@ -9,7 +9,7 @@ use super::peer::Flow;
 use super::{Noroshi, Slot};
 use crate::config::ID_BYTES_MAX;
 use crate::protocols::noroshi::message::Body;
-use crate::rate_limit::{blocks, deliveries};
+use crate::rate_limit::{credits_for_bytes, credits_for_deliveries};
 
 /// Upper bound in bytes of a notice like `{"type":"peerLeft","id":"…"}` without the id.
 const NOTICE_BYTES: usize = 64;
@@ -28,8 +28,8 @@ impl Noroshi {
         bytes: usize,
     ) -> usize {
         let message_cost = match body {
-            Body::Candidates(candidates) => blocks(bytes).max(candidates.len()),
-            _ => blocks(bytes),
+            Body::Candidates(candidates) => credits_for_bytes(bytes).max(candidates.len()),
+            _ => credits_for_bytes(bytes),
         };
         let output_cost = match id_check {
             IdCheck::Own | IdCheck::Free => self.output_cost(slot, target, body),
@@ -71,7 +71,7 @@ impl Noroshi {
 
     /// Returns the cost of delivering an offer to the next peer.
     fn delivery_cost(&self, room: u32) -> usize {
-        self.deliverable_offer(room).map_or(0, |offer| blocks(offer.text.len()))
+        self.deliverable_offer(room).map_or(0, |offer| credits_for_bytes(offer.text.len()))
     }
 
     /// Returns the cost of `join`: notices to all others, and the list of their ids.
@@ -90,11 +90,11 @@ impl Noroshi {
         for other in self.list_nodes.iter(mesh) {
             id_bytes += self.id(other).len() + ARRAY_ELEMENT_BYTES;
         }
-        let reply_cost = blocks(NOTICE_BYTES + ID_BYTES_MAX + id_bytes);
+        let reply_cost = credits_for_bytes(NOTICE_BYTES + ID_BYTES_MAX + id_bytes);
         if is_joined {
             return reply_cost;
         }
-        let notices_cost = deliveries(others, NOTICE_BYTES + ID_BYTES_MAX);
+        let notices_cost = credits_for_deliveries(others, NOTICE_BYTES + ID_BYTES_MAX);
         self.departure_cost(slot) + notices_cost + reply_cost
     }
 
@@ -116,7 +116,7 @@ impl Noroshi {
             return self.delivery_cost(peer.room);
         }
         let (_, candidate_bytes) = self.peer(offerer).stored_candidates();
-        if candidate_bytes == 0 { 0 } else { blocks(candidate_bytes) }
+        if candidate_bytes == 0 { 0 } else { credits_for_bytes(candidate_bytes) }
     }
 
     /// Returns the cost of the `peerLeft` notices about a peer.
@@ -128,6 +128,6 @@ impl Noroshi {
             Flow::Idle | Flow::Offerer | Flow::Queued | Flow::HoldingOffer(_) => 0,
         };
         let recipients = peer.offer_state.as_ref().map_or(0, |state| state.recipients.len());
-        deliveries(others + recipients, NOTICE_BYTES + ID_BYTES_MAX)
+        credits_for_deliveries(others + recipients, NOTICE_BYTES + ID_BYTES_MAX)
     }
 }

@@ -159,7 +159,7 @@ pub fn parse(text: &str) -> Result<Request<'_>, (ErrorReply, Option<Cow<'_, str>
         "candidates" => Some(5),
         _ => None,
     };
-    let Some(fields) = json::fields(text, field_index) else {
+    let Some(fields) = json::parse_fields(text, field_index) else {
         return Err((ErrorReply { code: Code::BadJson, message: "expected a JSON object" }, None));
     };
     let [kind, id, target_id, sdp, candidate, candidates] = fields;
@@ -204,7 +204,7 @@ impl<'a> Fields<'a> {
 
     fn kind(&self) -> Result<Kind, ErrorReply> {
         let raw = self.kind.ok_or(bad_message("type: expected a string, got nothing"))?;
-        let name = json::string(raw).ok_or(bad_message("type: expected a string"))?;
+        let name = json::parse_string(raw).ok_or(bad_message("type: expected a string"))?;
         let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
         kind.ok_or(ErrorReply {
             code: Code::UnknownType,
@@ -214,7 +214,7 @@ impl<'a> Fields<'a> {
 
     fn id(&self) -> Result<Cow<'a, str>, ErrorReply> {
         let raw = self.id.ok_or(bad_message("id: expected a string, got nothing"))?;
-        match json::string(raw) {
+        match json::parse_string(raw) {
             Some(id) if id::is_valid(&id) => Ok(id),
             _ => Err(bad_message(
                 "id: expected a string of 1 to 128 bytes of UTF-8 without control characters",
@@ -227,7 +227,7 @@ impl<'a> Fields<'a> {
         let Some(raw) = self.target_id else {
             return Ok(None);
         };
-        match json::string(raw) {
+        match json::parse_string(raw) {
             Some(id) if id.is_empty() => Ok(None),
             Some(id) if id::is_valid(&id) => Ok(Some(id)),
             _ => Err(bad_message(
@@ -242,7 +242,7 @@ impl<'a> Fields<'a> {
         };
         let mut texts = Vec::new();
         // Stops after one element too many: the elements of a message of 16 MB could take 256 MB.
-        let parsed = json::array(raw, |element| {
+        let parsed = json::parse_array(raw, |element| {
             texts.push(element);
             texts.len() <= CANDIDATES_MAX
         });

@@ -18,7 +18,7 @@ use super::peer::{DeliveredOffer, Flow, Offer};
 use super::{NO_MEMORY, Noroshi, Room, Slot, error};
 use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, ROOM_TIMEOUT, STORED_BYTES_MAX};
 use crate::protocols::Context;
-use crate::protocols::list::{ListNodes, Order};
+use crate::protocols::list::{List, ListNodes};
 use crate::protocols::noroshi::message::{Candidates, Code, ErrorReply, Reply};
 
 const TARGET_REQUIRED: ErrorReply = ErrorReply {
@@ -50,7 +50,7 @@ impl Noroshi {
         &mut self,
         room: u32,
         slots: &[Slot],
-        push: fn(&mut ListNodes, &mut Order, Slot),
+        push: fn(&mut ListNodes, &mut List, Slot),
         context: &mut Context,
     ) {
         for &slot in slots {

@@ -2,7 +2,7 @@
 
 use super::Slot;
 use crate::memory_budget::Reservation;
-use crate::protocols::list::Order;
+use crate::protocols::list::List;
 use crate::token::Claims;
 
 pub struct Peer {
@@ -17,7 +17,7 @@ pub struct Peer {
     pub offer_state: Option<Box<OfferState>>,
     /// The connections that claim the id of this peer, oldest first. While it is set, this peer is being
     /// probed.
-    pub claimants: Option<Box<Order>>,
+    pub claimants: Option<Box<List>>,
     /// The claims of its token, if the server requires tokens.
     pub token_claims: Option<Box<Claims>>,
 }
@@ -69,7 +69,7 @@ pub struct OfferState {
     /// recipients.
     pub last_number: u32,
     /// Peers that hold an offer of this peer, current or outdated.
-    pub recipients: Order,
+    pub recipients: List,
     /// Candidates for the current offer or the next one, joined by `|`.
     pub candidates: String,
     pub candidate_count: usize,

@@ -1,7 +1,7 @@
 //! The state of one room: its offerer, the queue of the pairing flow, and the mesh.
 
 use super::Slot;
-use crate::protocols::list::Order;
+use crate::protocols::list::List;
 use crate::timestamp::Timestamp;
 
 pub struct Room {
@@ -11,9 +11,9 @@ pub struct Room {
     /// The peer that was asked for an offer, or whose offer is the current one.
     pub offerer: Option<Slot>,
     /// Peers that wait for an offer or for the offerer's role, first come first.
-    pub queue: Order,
+    pub queue: List,
     /// Peers that joined the mesh, oldest first.
-    pub mesh: Order,
+    pub mesh: List,
     /// When the room advances without an answer. It is set exactly while the queue is not empty.
     pub deadline: Option<Timestamp>,
     /// Whether the room has made progress since `advance` last updated the deadline.
@@ -26,8 +26,8 @@ impl Room {
             name: name.into(),
             member_count: 0,
             offerer: None,
-            queue: Order::default(),
-            mesh: Order::default(),
+            queue: List::default(),
+            mesh: List::default(),
             deadline: None,
             has_progressed: false,
         }

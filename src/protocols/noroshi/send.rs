@@ -15,8 +15,8 @@ impl Noroshi {
     /// how long its TURN credentials are valid.
     pub(super) fn send_with_ice_servers(&self, to: Slot, text: String, context: &mut Context) {
         let peer = self.peer(to);
-        let token_expires_at = peer.token_claims.as_ref().map(|claims| claims.until);
-        let text = self.ice.add_to(text, self.id(to), context.wall, token_expires_at);
+        let token_expires_at = peer.token_claims.as_ref().map(|claims| claims.expires_at);
+        let text = self.ice.append_to(text, self.id(to), context.wall, token_expires_at);
         context.send(self.peers.conn(to), text);
     }
 
