@@ -152,7 +152,7 @@ fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> S
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.saturating_add_signed(seconds));
     Secrets::parse(secret).unwrap().sign(&Claims {
-        until,
+        expires_at: until,
         room: room.map(Box::from),
         id: id.map(Box::from),
         ..Claims::default()
