@@ -30,7 +30,7 @@ pub const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
 /// For a peer's Close after ours, and then for it to close TCP.
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 /// What is read and thrown away after our last byte, so that no reset overtakes it (RFC 9112 section 9.6).
-pub const DRAIN_BYTES_MAX: usize = 256 * KIB;
+pub const LINGER_BYTES_MAX: usize = 256 * KIB;
 /// What waits to be sent to one peer, at least; see [`crate::config::Config::queue_bytes_max`].
 pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
 /// Queue space beyond [`QUEUE_BYTES_MAX`] for messages of the server itself. Forwarded messages never use it, so that a
@@ -48,7 +48,7 @@ pub const READ_BYTES_MAX: usize = 16 * KIB;
 pub const CODEC_BYTES: usize = KIB;
 
 /// Buffers that are kept for the next session that needs some: as many as are at work in one turn of a busy server.
-pub const SPARE_WORKS_MAX: usize = 64;
+pub const SPARE_BUFFERS_MAX: usize = 64;
 /// The largest of them that are kept: an SDP with video fits.
 pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 

@@ -36,7 +36,7 @@ use crate::protocols::Dispatcher;
 use crate::protocols::ayame::Ayame;
 use crate::protocols::matchbox::Matchbox;
 use crate::protocols::noroshi::Noroshi;
-use crate::session::{Event, Fill, Scratch, Shared};
+use crate::session::{Event, ReadOutcome, Scratch, SharedState};
 use clock::Clock;
 use connections::Connections;
 use listeners::Listeners;
@@ -163,7 +163,7 @@ impl Server {
     }
 
     /// Returns what all sessions share: memory in use, connections by address, counters. For tests.
-    pub fn shared(&self) -> &Shared {
+    pub fn shared(&self) -> &SharedState {
         &self.connections.shared
     }
 
@@ -281,13 +281,13 @@ impl Server {
         if entry.session.is_paused() {
             // It will not send anything further: there is nothing to wait for.
             if is_half_closed {
-                self.connections.reach(slot, |session, _| session.disconnected());
+                self.connections.reach(slot, |session, _| session.on_disconnected());
             }
             return;
         }
         let work_before = self.connections.work;
         let scratch = &mut self.scratch;
-        let fill = self.connections.reach(slot, |session, shared| session.fill(scratch, shared));
+        let fill = self.connections.reach(slot, |session, shared| session.read(scratch, shared));
         let (now, wall) = (self.connections.shared.now, self.connections.wall);
         let mut is_deferred = false;
         while let Some(event) = self.connections.next(slot, &mut self.scratch) {
@@ -309,22 +309,24 @@ impl Server {
             if connections.entries[slot].session.is_paused() {
                 connections.hold_or_close(slot, scratch);
             } else if connections.work - work_before >= WORK_PER_SESSION {
-                is_deferred = connections.reach(slot, |session, shared| session.hold(scratch, shared));
+                is_deferred = connections.reach(slot, |session, shared| session.defer_input(scratch, shared));
             }
         }
         let entry = &self.connections.entries[slot];
         if entry.session.is_paused() {
             if is_half_closed {
-                self.connections.reach(slot, |session, _| session.disconnected());
+                self.connections.reach(slot, |session, _| session.on_disconnected());
             }
         } else if is_deferred
-            || matches!(fill, Fill::More | Fill::Held)
-            || (fill == Fill::Drained && is_half_closed)
+            || matches!(fill, ReadOutcome::Full | ReadOutcome::Deferred)
+            || (fill == ReadOutcome::Short && is_half_closed)
         {
             self.connections.mark_ready(slot);
         }
         // The end of a connection is no sign of life.
-        if matches!(fill, Fill::More | Fill::Drained) && self.connections.entries[slot].session.is_open() {
+        if matches!(fill, ReadOutcome::Full | ReadOutcome::Short)
+            && self.connections.entries[slot].session.is_open()
+        {
             self.tell(Input::Alive(conn));
         }
     }
@@ -371,7 +373,7 @@ impl Server {
             }
             next += 1;
             entry.touched = false;
-            if entry.session.end_pause_if_closing() {
+            if entry.session.resume_if_closing() {
                 self.connections.mark_ready(slot);
             }
             if has_left {
@@ -380,7 +382,7 @@ impl Server {
             } else if is_alive {
                 self.tell(Input::Alive(conn));
             }
-            if self.connections.entries[slot].session.is_over() {
+            if self.connections.entries[slot].session.is_closed() {
                 self.connections.free(slot);
                 self.listeners.retry();
             }

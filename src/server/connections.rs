@@ -21,14 +21,14 @@ use crate::limits::{
 };
 use crate::memory_budget::Reservation;
 use crate::protocol::{Close, Conn, Member, Outbox, ProtocolId};
-use crate::session::{self, End, Event, Scratch, Session, Shared};
+use crate::session::{self, CloseReason, Event, Scratch, Session, SharedState};
 use crate::timestamp::Timestamp;
 use crate::token::Fault;
 
 /// All connections.
 pub(super) struct Connections {
     pub(super) entries: Slab<Entry>,
-    pub(super) shared: Shared,
+    pub(super) shared: SharedState,
     /// What time it is, since 1970: tokens and credentials go by the wall clock.
     pub(super) wall: Duration,
     /// Whether the server is about to stop, and begins no new room.
@@ -82,8 +82,8 @@ const _: () = assert!(size_of::<Option<Entry>>() <= 80);
 
 impl Connections {
     pub(super) fn new(config: Config) -> Connections {
-        let mut shared = Shared::new(config);
-        let ends = End::ALL.iter().filter(|end| **end != End::Http);
+        let mut shared = SharedState::new(config);
+        let ends = CloseReason::ALL.iter().filter(|end| **end != CloseReason::Http);
         shared.metrics.closings = ends.map(|end| (end.name(), 0)).collect();
         shared.metrics.refused_tokens = Fault::ALL.iter().map(|fault| (fault.name(), 0)).collect();
         shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
@@ -108,7 +108,7 @@ impl Connections {
     pub(super) fn reach<T>(
         &mut self,
         slot: usize,
-        work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T,
+        work: impl FnOnce(&mut Session<TcpStream>, &mut SharedState) -> T,
     ) -> T {
         self.touch(slot);
         work(&mut self.entries[slot].session, &mut self.shared)
@@ -130,7 +130,7 @@ impl Connections {
 
     /// What a session that was just reached has to say next.
     pub(super) fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
-        self.entries[slot].session.next(scratch, &mut self.shared)
+        self.entries[slot].session.next_event(scratch, &mut self.shared)
     }
 
     /// When another connection can be accepted: now if there is a place, else when an older one gives way.
@@ -162,7 +162,7 @@ impl Connections {
         let oldest = self.plain[door as usize].values().take(EVICTION_CANDIDATES_MAX);
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
-            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { PLACE_TIME_MIN };
+            let time = if entry.session.is_flushing() { ANSWER_TIME_MIN } else { PLACE_TIME_MIN };
             (entry.since.get() + time, slot)
         });
         candidates.min()
@@ -171,7 +171,7 @@ impl Connections {
     /// Whether there is a place that no connection has.
     fn have_place(&self, door: ListenerKind) -> bool {
         let main = self.entries.len() - self.metrics_sessions;
-        let Shared { config, budget, .. } = &self.shared;
+        let SharedState { config, budget, .. } = &self.shared;
         match door {
             // Without memory, too, there is place for some who are told so.
             ListenerKind::Main if !budget.allows(CONNECTION_BYTES) => main < self.upgraded + REFUSED_AT_ONCE,
@@ -226,7 +226,7 @@ impl Connections {
         let (slots, next) = self.slice(from, SWEEP_PER_ITERATION);
         for slot in slots {
             if is_dismissed(&self.entries[slot]) {
-                self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
+                self.reach(slot, |session, shared| session.close(CloseReason::GoingAway, shared));
             }
             if self.entries[slot].session.tick(&mut self.shared) {
                 self.touch(slot);
@@ -239,7 +239,7 @@ impl Connections {
     pub(super) fn close_all(&mut self, from: usize) -> Option<usize> {
         let (slots, next) = self.slice(from, CLOSES_PER_ITERATION);
         for slot in slots {
-            self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
+            self.reach(slot, |session, shared| session.close(CloseReason::GoingAway, shared));
         }
         next
     }
@@ -254,8 +254,8 @@ impl Connections {
 
     /// Sets aside the rest of what a paused session has sent, or disconnects it if there is no memory for that.
     pub(super) fn hold_or_close(&mut self, slot: usize, scratch: &mut Scratch) {
-        if !self.reach(slot, |session, shared| session.hold(scratch, shared)) {
-            self.reach(slot, |session, shared| session.close(End::NoMemory, shared));
+        if !self.reach(slot, |session, shared| session.defer_input(scratch, shared)) {
+            self.reach(slot, |session, shared| session.close(CloseReason::NoMemory, shared));
         }
     }
 
@@ -319,7 +319,7 @@ impl Connections {
     fn part(&mut self, slot: usize, dialect: ProtocolId, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.served = false;
-        let end = entry.session.end().expect("what is no longer open has an end").name();
+        let end = entry.session.close_reason().expect("what is no longer open has an end").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
         let room = member.room;
         let whose =
@@ -381,16 +381,16 @@ impl Outbox for Connections {
 
     fn close(&mut self, conn: Conn, why: Close) {
         let end = match why {
-            Close::Replaced => End::Replaced,
-            Close::RateLimited => End::RateLimited,
-            Close::Finished => End::Finished,
+            Close::Replaced => CloseReason::Replaced,
+            Close::RateLimited => CloseReason::RateLimited,
+            Close::Finished => CloseReason::Finished,
         };
         self.reach(conn.slot(), |session, shared| session.close(end, shared));
     }
 
     fn registered(&mut self, conn: Conn, room: &str, id: &str) {
         let entry = &mut self.entries[conn.slot()];
-        entry.session.registered();
+        entry.session.on_registered();
         debug!("connection {} from {} registered: room {room:?}, id {id:?}", conn.number(), entry.address);
     }
 
