@@ -1,21 +1,22 @@
-//! A session handles the bytes of one connection: the HTTP request, the WebSocket frames and the close.
+//! Handles the bytes of one connection, from its request to its close.
 //!
-//! | phase         | input                                   | output                                 | next phase              |
-//! |---------------|-----------------------------------------|----------------------------------------|-------------------------|
-//! | `RequestHead` | the request head                        | none                                   | `Open`, `Flushing`      |
-//! | `Open`        | messages, pings, pongs                  | the outbound queue                     | `Closing`, `Flushing`   |
-//! | `Closing`     | discarded, except for a Close frame     | the outbound queue, our Close frame last | `Flushing`            |
-//! | `Flushing`    | discarded                               | the outbound queue                     | `Lingering`, `Closed`   |
-//! | `Lingering`   | discarded                               | none: the write side is shut down      | `Closed`                |
-//! | `Closed`      | none                                    | none                                   | the stream is dropped   |
+//! | phase         | input                               | output                             | next phase                   |
+//! |---------------|-------------------------------------|------------------------------------|------------------------------|
+//! | `RequestHead` | the request head                    | none                               | `Open`, `Flushing`           |
+//! | `Open`        | messages, pings, pongs              | the outbound queue                 | `Closing`, `Flushing`        |
+//! | `Closing`     | discarded, except for a Close frame | the outbound queue, then our Close | `Flushing`                   |
+//! | `Flushing`    | discarded                           | the outbound queue                 | `Lingering`, `Closed`        |
+//! | `Lingering`   | discarded                           | none: the write side is shut down  | `Closed`                     |
+//! | `Closed`      | none                                | none                               | none: the session is dropped |
 //!
 //! A TCP error leads to `Closed` from every phase. Every phase has a deadline, see [`Session::tick`]; that of `Open` is
 //! removed when the peer registers an id.
 //!
 //! A session owns its stream; tests use a pair of buffers as a stream. It reads only in [`Session::read`] and writes only
 //! in [`Session::flush`]. Everything else happens in memory, so that a burst of messages goes out in one write. All
-//! sessions read into the same [`Scratch`]: the caller calls [`Session::next_event`] until the scratch is empty before
-//! another session reads. An idle session, without partial input and without queued output, owns no buffers.
+//! sessions read into the same [`Scratch`]: before another session reads, the caller calls [`Session::next_event`] until
+//! the scratch is empty, or stores the rest with [`Session::defer_input`]. An idle session, without partial input and
+//! without queued output, owns no buffers.
 
 mod buffers;
 mod close;
@@ -97,7 +98,7 @@ pub struct Session<S> {
     close_reason: Option<CloseReason>,
     /// When the current phase times out.
     deadline: Option<Timestamp>,
-    /// When the current ping interval started: at the last activity of the peer or at the last ping, whichever is later.
+    /// When the current ping interval started: at the last activity of the peer or at the last ping, if that is later.
     ping_interval_start: Timestamp,
     /// Whether a ping was sent since the last activity of the peer.
     is_ping_outstanding: bool,
@@ -391,7 +392,7 @@ impl<S: Stream> Session<S> {
 
     /// Sends a Close frame and waits for the Close frame of the peer.
     ///
-    /// A connection without a complete request head is closed at once. A session that is already closing does not change.
+    /// A connection without a complete request head is closed at once. A session that already closes does not change.
     pub fn close(&mut self, reason: CloseReason, shared: &mut SharedState) {
         match self.phase {
             Phase::RequestHead => self.mark_closed(reason),

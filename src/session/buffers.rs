@@ -1,4 +1,4 @@
-//! The buffers of an active session, and the state that all sessions share.
+//! Holds the buffers of active sessions, and the shared state.
 //!
 //! An idle session has no [`Buffers`]. A session that becomes active takes a recycled allocation from the pool in
 //! [`SharedState`], including the capacity of its vectors. The memory budget is charged for that capacity, not for the

@@ -1,4 +1,4 @@
-//! Why a session is closed: log labels, and the status codes and reasons of Close frames.
+//! Names the close reasons and maps them to Close frames.
 
 use tungstenite::error::Error;
 

@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455 section 5.2): parses the headers of client frames and encodes server frames.
+//! Parses client frame headers and encodes server frames (RFC 6455 section 5.2).
 //!
 //! Complete messages and control frames are decoded here; all other frames are checked here and then decoded by
 //! tungstenite. A header is rejected at its first invalid byte, so that a session never waits for a payload that it would

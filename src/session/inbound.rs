@@ -1,4 +1,4 @@
-//! Inbound WebSocket frames: from the bytes of the last read to messages.
+//! Decodes inbound WebSocket frames into messages.
 //!
 //! A message that arrives in one frame and one read is unmasked and used in place in the [`Scratch`], without a copy or
 //! an allocation. A control frame is buffered until it is complete. Everything else that RFC 6455 allows, fragmented
@@ -147,7 +147,7 @@ impl<S: Stream> Session<S> {
     }
 }
 
-/// Describes what was taken from the scratch.
+/// Represents input that was taken from the scratch.
 pub(super) enum Taken {
     /// A complete, unmasked message; `payload` is its range in the bytes of the scratch.
     MessageInPlace { payload: Range<usize>, is_text: bool },

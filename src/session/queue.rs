@@ -1,4 +1,4 @@
-//! The outbound queue of one connection.
+//! Queues the output of one connection and writes it.
 //!
 //! Messages are sent in the order in which they were queued. Forwarded messages may fill the queue up to its limit; the
 //! server's own messages have a reserve beyond it. While the send buffer of the kernel is full, control frames (RFC 6455

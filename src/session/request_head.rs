@@ -1,4 +1,4 @@
-//! The first phase of a session: reads the request head and sends the response.
+//! Reads the request head and sends the response.
 
 use std::mem;
 
