@@ -16,7 +16,7 @@ use noroshi::memory_budget::Reservation;
 use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId};
 use noroshi::protocols::Dispatcher;
 use noroshi::protocols::noroshi::Noroshi;
-use noroshi::session::{Event, Scratch, Session, Shared};
+use noroshi::session::{Event, Scratch, Session, SharedState};
 use pipe::answer::answer;
 use pipe::{Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -82,7 +82,7 @@ struct Line {
 }
 
 struct Sessions {
-    shared: Shared,
+    shared: SharedState,
     sessions: [Session<Pipe>; 2],
 }
 
@@ -112,7 +112,7 @@ impl Line {
     fn new(bytes: usize) -> Line {
         let config = Config { rate_max: 0, ..Config::default() };
         let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
-        let mut shared = Shared::new(config);
+        let mut shared = SharedState::new(config);
         let sessions = [(); 2].map(|()| {
             let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
             Session::new(pipe, HEAD_TIME_MAX, &mut shared)
@@ -153,10 +153,10 @@ impl Line {
         let conn = Conn::new(who as u64 + 1, who);
         let Sessions { sessions, shared } = &mut self.sessions;
         sessions[who].stream().input.extend(bytes);
-        sessions[who].fill(&mut self.scratch, shared);
+        sessions[who].read(&mut self.scratch, shared);
         loop {
             let Sessions { sessions, shared } = &mut self.sessions;
-            let Some(event) = sessions[who].next(&mut self.scratch, shared) else { break };
+            let Some(event) = sessions[who].next_event(&mut self.scratch, shared) else { break };
             let input = match &event {
                 Event::Request(head) => {
                     let wall = Duration::ZERO;

@@ -30,7 +30,7 @@ pub const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
 /// Time for the peer's close frame after the server's, and again for the end of the TCP connection.
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bytes that are read and discarded after the last byte was sent, so that no reset overtakes it (RFC 9112 section 9.6).
-pub const DRAIN_BYTES_MAX: usize = 256 * KIB;
+pub const LINGER_BYTES_MAX: usize = 256 * KIB;
 /// Bytes of the outbound queue of a peer; larger with a larger `--max-message`, see
 /// [`crate::config::Config::queue_bytes_max`].
 pub const QUEUE_BYTES_MAX: usize = 256 * KIB;

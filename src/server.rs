@@ -41,7 +41,7 @@ use crate::protocols::Dispatcher;
 use crate::protocols::ayame::Ayame;
 use crate::protocols::matchbox::Matchbox;
 use crate::protocols::noroshi::Noroshi;
-use crate::session::{Event, Fill, Scratch, Shared};
+use crate::session::{Event, ReadOutcome, Scratch, SharedState};
 use clock::Clock;
 use connections::Connections;
 use listeners::Listeners;
@@ -168,7 +168,7 @@ impl Server {
     }
 
     /// Returns what all sessions share: memory in use, connections by address, counters. For tests.
-    pub fn shared(&self) -> &Shared {
+    pub fn shared(&self) -> &SharedState {
         &self.connections.shared
     }
 
@@ -286,13 +286,13 @@ impl Server {
         if entry.session.is_paused() {
             // It will not send anything further: there is nothing to wait for.
             if is_half_closed {
-                self.connections.with_session(slot, |session, _| session.disconnected());
+                self.connections.with_session(slot, |session, _| session.on_disconnected());
             }
             return;
         }
         let work_before = self.connections.work;
         let scratch = &mut self.scratch;
-        let fill = self.connections.with_session(slot, |session, shared| session.fill(scratch, shared));
+        let outcome = self.connections.with_session(slot, |session, shared| session.read(scratch, shared));
         let (now, wall) = (self.connections.shared.now, self.connections.wall);
         let mut is_deferred = false;
         while let Some(event) = self.connections.next(slot, &mut self.scratch) {
@@ -314,22 +314,25 @@ impl Server {
             if connections.entries[slot].session.is_paused() {
                 connections.hold_or_close(slot, scratch);
             } else if connections.work - work_before >= WORK_PER_SESSION {
-                is_deferred = connections.with_session(slot, |session, shared| session.hold(scratch, shared));
+                is_deferred =
+                    connections.with_session(slot, |session, shared| session.defer_input(scratch, shared));
             }
         }
         let entry = &self.connections.entries[slot];
         if entry.session.is_paused() {
             if is_half_closed {
-                self.connections.with_session(slot, |session, _| session.disconnected());
+                self.connections.with_session(slot, |session, _| session.on_disconnected());
             }
         } else if is_deferred
-            || matches!(fill, Fill::More | Fill::Held)
-            || (fill == Fill::Drained && is_half_closed)
+            || matches!(outcome, ReadOutcome::Full | ReadOutcome::Deferred)
+            || (outcome == ReadOutcome::Short && is_half_closed)
         {
             self.connections.mark_ready(slot);
         }
         // A Close frame or an error is no sign of life.
-        if matches!(fill, Fill::More | Fill::Drained) && self.connections.entries[slot].session.is_open() {
+        if matches!(outcome, ReadOutcome::Full | ReadOutcome::Short)
+            && self.connections.entries[slot].session.is_open()
+        {
             self.dispatch(Input::Alive(conn));
         }
     }
@@ -377,7 +380,7 @@ impl Server {
             }
             next += 1;
             entry.dirty = false;
-            if entry.session.end_pause_if_closing() {
+            if entry.session.resume_if_closing() {
                 self.connections.mark_ready(slot);
             }
             if has_left {
@@ -386,7 +389,7 @@ impl Server {
             } else if is_alive {
                 self.dispatch(Input::Alive(conn));
             }
-            if self.connections.entries[slot].session.is_over() {
+            if self.connections.entries[slot].session.is_closed() {
                 self.connections.remove(slot);
                 self.listeners.retry();
             }

@@ -21,14 +21,14 @@ use crate::limits::{
 };
 use crate::memory_budget::Reservation;
 use crate::protocol::{Close, Conn, Member, Outbox, ProtocolId};
-use crate::session::{self, End, Event, Scratch, Session, Shared};
+use crate::session::{self, CloseReason, Event, Scratch, Session, SharedState};
 use crate::timestamp::Timestamp;
 use crate::token::TokenError;
 
 /// All connections, by slot.
 pub(super) struct Connections {
     pub(super) entries: Slab<Entry>,
-    pub(super) shared: Shared,
+    pub(super) shared: SharedState,
     /// The time since 1970, for tokens and credentials.
     pub(super) wall: Duration,
     /// Whether the server drains: only rooms that exist take connections.
@@ -83,8 +83,8 @@ const _: () = assert!(size_of::<Option<Entry>>() <= 80);
 
 impl Connections {
     pub(super) fn new(config: Config) -> Connections {
-        let mut shared = Shared::new(config);
-        let ends = End::ALL.iter().filter(|end| **end != End::Http);
+        let mut shared = SharedState::new(config);
+        let ends = CloseReason::ALL.iter().filter(|end| **end != CloseReason::Http);
         shared.metrics.closings = ends.map(|end| (end.name(), 0)).collect();
         shared.metrics.refused_tokens = TokenError::ALL.iter().map(|fault| (fault.name(), 0)).collect();
         shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
@@ -109,7 +109,7 @@ impl Connections {
     pub(super) fn with_session<T>(
         &mut self,
         slot: usize,
-        work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T,
+        work: impl FnOnce(&mut Session<TcpStream>, &mut SharedState) -> T,
     ) -> T {
         self.mark_dirty(slot);
         work(&mut self.entries[slot].session, &mut self.shared)
@@ -131,7 +131,7 @@ impl Connections {
 
     /// Returns the next event of a session that was read.
     pub(super) fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
-        self.entries[slot].session.next(scratch, &mut self.shared)
+        self.entries[slot].session.next_event(scratch, &mut self.shared)
     }
 
     /// Returns when another connection can be accepted: now if there is capacity, else when an older one may be evicted.
@@ -163,7 +163,7 @@ impl Connections {
         let oldest = self.plain[kind as usize].values().take(EVICTION_CANDIDATES_MAX);
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
-            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { EVICTION_TIME_MIN };
+            let time = if entry.session.is_flushing() { ANSWER_TIME_MIN } else { EVICTION_TIME_MIN };
             (entry.since.get() + time, slot)
         });
         candidates.min()
@@ -172,7 +172,7 @@ impl Connections {
     /// Returns whether a listener may accept another connection without evicting one.
     fn has_capacity(&self, kind: ListenerKind) -> bool {
         let main = self.entries.len() - self.metrics_count;
-        let Shared { config, budget, .. } = &self.shared;
+        let SharedState { config, budget, .. } = &self.shared;
         match kind {
             // Without memory, some are still accepted and answered 503.
             ListenerKind::Main if !budget.allows(CONNECTION_BYTES) => {
@@ -229,7 +229,7 @@ impl Connections {
         let (slots, next) = self.slice(from, SWEEP_PER_ITERATION);
         for slot in slots {
             if is_dismissed(&self.entries[slot]) {
-                self.with_session(slot, |session, shared| session.close(End::GoingAway, shared));
+                self.with_session(slot, |session, shared| session.close(CloseReason::GoingAway, shared));
             }
             if self.entries[slot].session.tick(&mut self.shared) {
                 self.mark_dirty(slot);
@@ -242,7 +242,7 @@ impl Connections {
     pub(super) fn close_all(&mut self, from: usize) -> Option<usize> {
         let (slots, next) = self.slice(from, CLOSES_PER_ITERATION);
         for slot in slots {
-            self.with_session(slot, |session, shared| session.close(End::GoingAway, shared));
+            self.with_session(slot, |session, shared| session.close(CloseReason::GoingAway, shared));
         }
         next
     }
@@ -257,8 +257,8 @@ impl Connections {
 
     /// Sets aside the rest of what a paused session has sent, or disconnects it if there is no memory for that.
     pub(super) fn hold_or_close(&mut self, slot: usize, scratch: &mut Scratch) {
-        if !self.with_session(slot, |session, shared| session.hold(scratch, shared)) {
-            self.with_session(slot, |session, shared| session.close(End::NoMemory, shared));
+        if !self.with_session(slot, |session, shared| session.defer_input(scratch, shared)) {
+            self.with_session(slot, |session, shared| session.close(CloseReason::NoMemory, shared));
         }
     }
 
@@ -322,7 +322,8 @@ impl Connections {
     fn log_disconnect(&mut self, slot: usize, protocol: ProtocolId, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.has_protocol = false;
-        let end = entry.session.end().expect("a session that is not open has ended for a reason").name();
+        let end =
+            entry.session.close_reason().expect("a session that is not open has ended for a reason").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
         let room = member.room;
         let prefix =
@@ -384,16 +385,16 @@ impl Outbox for Connections {
 
     fn close(&mut self, conn: Conn, why: Close) {
         let end = match why {
-            Close::Replaced => End::Replaced,
-            Close::RateLimited => End::RateLimited,
-            Close::Finished => End::Finished,
+            Close::Replaced => CloseReason::Replaced,
+            Close::RateLimited => CloseReason::RateLimited,
+            Close::Finished => CloseReason::Finished,
         };
         self.with_session(conn.slot(), |session, shared| session.close(end, shared));
     }
 
     fn registered(&mut self, conn: Conn, room: &str, id: &str) {
         let entry = &mut self.entries[conn.slot()];
-        entry.session.registered();
+        entry.session.on_registered();
         debug!("connection {} from {} registered: room {room:?}, id {id:?}", conn.number(), entry.address);
     }
 

@@ -9,7 +9,7 @@ use super::connections::Entry;
 use super::operator::room_hash;
 use crate::limits::STOP_TIME_MAX;
 use crate::protocols::Dispatcher;
-use crate::session::Shared;
+use crate::session::SharedState;
 
 impl Server {
     /// Stops accepting and closes all connections (1001). Further iterations lead to [`Server::is_stopped`].
@@ -37,7 +37,7 @@ impl Server {
 
     /// Decides which share of the rooms is closed by now. The next sweep closes them.
     pub(super) fn advance_drain(&mut self, until: Duration) {
-        let Shared { config, now, .. } = &self.connections.shared;
+        let SharedState { config, now, .. } = &self.connections.shared;
         let half = config.drain / 2;
         let share = 1.0 - until.saturating_sub(*now).as_secs_f64() / half.as_secs_f64();
         if share >= 1.0 || self.connections.websockets == 0 {

@@ -1,67 +1,84 @@
-//! The first phase of a session: the head of a request comes in, and is handed to the server.
+//! Reads the request head and sends the response.
 
-use super::buffers::{Shared, Work};
+use std::mem;
+
+use super::buffers::{Buffers, SharedState};
 use super::inbound::Scratch;
-use super::{Event, Phase, Session, Stream};
+use super::{CloseReason, Event, Phase, Session, Stream};
 use crate::http::{self, Answer};
 use crate::limits::{ALWAYS_HELD_BYTES, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX};
 
 impl<S: Stream> Session<S> {
-    /// Takes the head of the request. Yields it when it is complete, or rejects what cannot become one.
-    pub(super) fn take_head(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Option<Event<'static>> {
-        let work = Work::begin(&mut self.work, shared);
+    /// Takes bytes of the request head and yields it when it is complete.
+    ///
+    /// Input that cannot become a valid request is rejected at its first invalid byte, without waiting for the rest.
+    pub(super) fn take_request_head(
+        &mut self,
+        scratch: &mut Scratch,
+        shared: &mut SharedState,
+    ) -> Option<Event<'static>> {
+        let buffers = Buffers::acquire(&mut self.buffers, shared);
         let unread = scratch.unread.clone();
-        let searched = work.inbound.begun.len();
-        // A byte more than allowed is enough to know that the head is too large.
-        let read = scratch.take(HEAD_BYTES_MAX + 1 - searched);
-        let fits = searched + read.len() <= ALWAYS_HELD_BYTES || shared.budget.allows(2 * read.len());
-        work.inbound.begun.extend_from_slice(read);
-        work.charge(&mut shared.budget);
-        let head = &mut work.inbound.begun;
-        let answer = match http::head_end(head, searched) {
+        let received_before = buffers.inbound.request_head.len();
+        // One byte more than allowed is enough to know that the head is too large.
+        let read = scratch.take(HEAD_BYTES_MAX + 1 - received_before);
+        let is_small = received_before + read.len() <= ALWAYS_HELD_BYTES;
+        let fits_memory = is_small || shared.budget.allows(2 * read.len());
+        buffers.inbound.request_head.extend_from_slice(read);
+        buffers.update_budget(&mut shared.budget);
+        let head = &mut buffers.inbound.request_head;
+        let answer = match http::head_end(head, received_before) {
             _ if http::is_impossible(head) => http::malformed(head),
             Some(end) if end <= HEAD_BYTES_MAX => {
-                scratch.unread = unread.start + end - searched..unread.end;
+                let taken = end - received_before;
+                scratch.unread = unread.start + taken..unread.end;
                 head.truncate(end);
-                return Some(Event::Request(std::mem::take(head)));
+                return Some(Event::Request(mem::take(head)));
             }
-            None if head.len() <= HEAD_BYTES_MAX && fits => return None,
-            None if !fits => http::no_memory(head),
+            None if head.len() <= HEAD_BYTES_MAX && fits_memory => return None,
+            None if !fits_memory => http::no_memory(head),
             _ => http::head_too_large(head),
         };
         self.reject(answer, shared)
     }
 
-    /// Answers a request whose head did not come in time.
-    pub(super) fn miss_head(&mut self, shared: &mut Shared) {
-        let head = self.work.as_ref().map_or(&[][..], |work| &work.inbound.begun);
-        self.reject(http::timeout(head), shared);
+    /// Sends a 408 response because the head did not arrive in time.
+    pub(super) fn respond_timeout(&mut self, shared: &mut SharedState) {
+        let head = match &self.buffers {
+            Some(buffers) => &buffers.inbound.request_head[..],
+            None => &[],
+        };
+        let answer = http::timeout(head);
+        self.reject(answer, shared);
     }
 
-    /// Answers what is no request.
-    fn reject(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event<'static>> {
-        let Answer::Plain { status, refused, response } = answer else { return None };
+    /// Sends the response to an invalid request.
+    fn reject(&mut self, answer: Answer, shared: &mut SharedState) -> Option<Event<'static>> {
+        let Answer::Plain { status, refused, response } = answer else {
+            return None;
+        };
         self.respond(response, shared);
-        refused.map(|refusal| Event::Rejected(status, refusal))
+        let refusal = refused?;
+        Some(Event::Rejected(status, refusal))
     }
 
-    /// Sends the response to a request, and ends the session.
-    pub fn respond(&mut self, response: Vec<u8>, shared: &mut Shared) {
-        self.finish(super::End::Http, shared.now);
+    /// Sends a plain HTTP response and then closes the connection.
+    pub fn respond(&mut self, response: Vec<u8>, shared: &mut SharedState) {
+        self.begin_flushing(CloseReason::Http, shared.now);
         self.queue_response(response, shared);
     }
 
-    /// Sends the response to an upgrade. From now on the session speaks WebSocket.
-    pub fn accept(&mut self, response: Vec<u8>, shared: &mut Shared) {
+    /// Sends the response to an upgrade and switches to the WebSocket protocol.
+    pub fn accept(&mut self, response: Vec<u8>, shared: &mut SharedState) {
         self.phase = Phase::Open;
         self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
         self.queue_response(response, shared);
     }
 
-    fn queue_response(&mut self, response: Vec<u8>, shared: &mut Shared) {
-        let work = Work::begin(&mut self.work, shared);
-        work.inbound.begun = Vec::new();
-        work.queue.respond(response, shared.now);
-        work.charge(&mut shared.budget);
+    fn queue_response(&mut self, response: Vec<u8>, shared: &mut SharedState) {
+        let buffers = Buffers::acquire(&mut self.buffers, shared);
+        buffers.inbound.request_head = Vec::new();
+        buffers.queue.push_response(response, shared.now);
+        buffers.update_budget(&mut shared.budget);
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use noroshi::address::Address;
 use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
 use noroshi::http::{self, Admission, Answer, ListenerKind};
-use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
+use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
 
 /// What a request for an upgrade looks like.
 pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -87,7 +87,7 @@ impl Stream for Pipe {
 /// A session as the server would drive it.
 pub struct Line {
     pub session: Session<Pipe>,
-    pub shared: Shared,
+    pub shared: SharedState,
     pub scratch: Scratch,
     /// Messages that came out, `+ROOM` for the upgrade among them.
     pub events: Vec<String>,
@@ -105,7 +105,7 @@ pub struct Line {
 impl Line {
     pub fn new(listener: ListenerKind, config: Config) -> Line {
         let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
-        let mut shared = Shared::new(config);
+        let mut shared = SharedState::new(config);
         Line {
             session: Session::new(pipe, HEAD_TIME_MAX, &mut shared),
             shared,
@@ -177,9 +177,9 @@ impl Line {
     }
 
     pub fn turn(&mut self) {
-        while !self.session.is_over() {
-            let fill = self.session.fill(&mut self.scratch, &mut self.shared);
-            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared) {
+        while !self.session.is_closed() {
+            let fill = self.session.read(&mut self.scratch, &mut self.shared);
+            while let Some(event) = self.session.next_event(&mut self.scratch, &mut self.shared) {
                 match event {
                     Event::Request(head) => self.answer(&head),
                     Event::Rejected(status, refusal) => self.refused = Some((status, refusal.why)),
@@ -189,7 +189,7 @@ impl Line {
                     Event::Overhead => {}
                 }
             }
-            if matches!(fill, Fill::Empty | Fill::Ended) {
+            if matches!(fill, ReadOutcome::WouldBlock | ReadOutcome::EndOfStream) {
                 break;
             }
         }

@@ -55,7 +55,7 @@ pub fn check(data: &[u8]) {
             answer
         }
         None if bytes.len() <= HEAD_BYTES_MAX => {
-            assert!(line.sent().is_empty() && !line.session.is_over());
+            assert!(line.sent().is_empty() && !line.session.is_closed());
             line.pass(5);
             http::timeout(bytes)
         }
@@ -92,7 +92,7 @@ pub fn check(data: &[u8]) {
             line.feed(b"GET / HTTP/1.1\r\n\r\n");
             line.pipe().ended = true;
             line.turn();
-            assert!(line.session.is_over() && line.sent().is_empty());
+            assert!(line.session.is_closed() && line.sent().is_empty());
         }
     }
 }

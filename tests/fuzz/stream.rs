@@ -11,11 +11,11 @@ mod reading;
 use std::time::Duration;
 
 use noroshi::config::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX, HEAD_TIME_MAX,
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, HEAD_TIME_MAX, LINGER_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
 use noroshi::http::{Admission, Answer, ListenerKind};
-use noroshi::session::{End, Event, Fill, Scratch, Session, Shared};
+use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
 use pipe::answer::answer;
 use pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
 use reading::{BINARY, MESSAGE_BYTES_MAX, Reading};
@@ -47,7 +47,7 @@ struct World {
 }
 
 struct House {
-    shared: Shared,
+    shared: SharedState,
     scratch: Scratch,
     /// What sessions, and what they share, have allocated.
     held: isize,
@@ -67,7 +67,7 @@ struct Peer {
     /// All that it was sent.
     output: Vec<u8>,
     /// Why the session was closed from this side.
-    closed: Option<End>,
+    closed: Option<CloseReason>,
     upgraded: bool,
     /// After how many events of a read the rest is set aside; 0: never.
     hold_after: usize,
@@ -84,7 +84,7 @@ impl World {
         };
         let memory_bytes_max = spare.map(|spare| BASE_BYTES + 2 * CONNECTION_BYTES + spare);
         let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
-        let mut shared = Shared::new(config);
+        let mut shared = SharedState::new(config);
         // Room for the first entry of a map is no news.
         shared.metrics.refused_upgrades.insert(408, 0);
         let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
@@ -126,7 +126,7 @@ impl World {
                 peer.measured(house, |session, house| session.ping(&mut house.shared));
             }
             13 => match byte()? {
-                0..64 => peer.session.registered(),
+                0..64 => peer.session.on_registered(),
                 64..128 => peer.session.pause(),
                 128..192 => {
                     peer.session.resume(house.shared.now);
@@ -144,7 +144,8 @@ impl World {
                 0 => peer.session.stream().broken = true,
                 1 => peer.session.stream().ended = true,
                 n => {
-                    let end = [End::RateLimited, End::Replaced, End::GoingAway][usize::from(n) % 3];
+                    let end = [CloseReason::RateLimited, CloseReason::Replaced, CloseReason::GoingAway]
+                        [usize::from(n) % 3];
                     if peer.session.is_open() {
                         peer.closed = Some(end);
                     }
@@ -175,7 +176,7 @@ impl World {
             let bound = 2 * (CONNECTION_BYTES + 2 * queue + control + incoming);
             assert!(charged <= bound, "{charged} bytes are charged");
         }
-        if self.peers.iter().all(|peer| peer.session.is_at_rest()) {
+        if self.peers.iter().all(|peer| peer.session.is_idle()) {
             assert_eq!(charged, 2 * CONNECTION_BYTES);
         }
     }
@@ -189,9 +190,9 @@ impl World {
         self.check();
         for peer in &mut self.peers {
             if peer.session.is_open() && peer.reading.is_even() {
-                assert!(peer.session.is_at_rest());
+                assert!(peer.session.is_idle());
             }
-            let whole = !peer.cut && peer.brought <= DRAIN_BYTES_MAX;
+            let whole = !peer.cut && peer.brought <= LINGER_BYTES_MAX;
             peer.check_output(whole);
         }
         // Then it ends, and after that nothing happens any more.
@@ -211,7 +212,7 @@ impl World {
 }
 
 impl Peer {
-    fn new(shared: &mut Shared) -> Peer {
+    fn new(shared: &mut SharedState) -> Peer {
         Peer {
             session: Session::new(Pipe::default(), HEAD_TIME_MAX, shared),
             coming: REQUEST.into(),
@@ -262,7 +263,7 @@ impl Peer {
             (true, true) => self.sent.push(length),
             (true, false) => {
                 assert!(!is_forwarded, "what has room can be sent");
-                self.closed = self.session.end();
+                self.closed = self.session.close_reason();
             }
             (false, _) => {}
         }
@@ -272,11 +273,12 @@ impl Peer {
         self.measured(house, |session, house| session.tick(&mut house.shared));
         if self.upgraded
             && !self.session.is_open()
-            && let Some(end @ (End::Unregistered | End::Silent | End::Slow)) = self.session.end()
+            && let Some(end @ (CloseReason::Unregistered | CloseReason::Silent | CloseReason::Slow)) =
+                self.session.close_reason()
         {
             self.closed = Some(end);
         }
-        self.cut |= self.session.is_over();
+        self.cut |= self.session.is_closed();
         self.turn(0, house);
     }
 
@@ -294,11 +296,11 @@ impl Peer {
         let (mut heard, mut upgraded) = (self.heard, self.upgraded);
         let hold_after = self.hold_after;
         self.measured(house, |session, house| {
-            while !session.is_over() && !session.is_paused() {
-                let fill = session.fill(&mut house.scratch, &mut house.shared);
+            while !session.is_closed() && !session.is_paused() {
+                let fill = session.read(&mut house.scratch, &mut house.shared);
                 let mut events = 0;
                 let mut is_held = false;
-                while let Some(event) = session.next(&mut house.scratch, &mut house.shared) {
+                while let Some(event) = session.next_event(&mut house.scratch, &mut house.shared) {
                     match event {
                         Event::Request(head) => {
                             assert!(!upgraded);
@@ -327,11 +329,12 @@ impl Peer {
                     heard += 1;
                     events += 1;
                     if events == hold_after {
-                        is_held = session.hold(&mut house.scratch, &mut house.shared);
+                        is_held = session.defer_input(&mut house.scratch, &mut house.shared);
                     }
                 }
-                let is_end_awaited = fill == Fill::Drained && half_closed;
-                let has_more = is_held || is_end_awaited || matches!(fill, Fill::More | Fill::Held);
+                let is_end_awaited = fill == ReadOutcome::Short && half_closed;
+                let has_more =
+                    is_held || is_end_awaited || matches!(fill, ReadOutcome::Full | ReadOutcome::Deferred);
                 if !has_more {
                     break;
                 }
@@ -349,14 +352,14 @@ impl Peer {
             assert!(self.heard <= self.reading.messages.len());
         } else if self.session.is_open() {
             assert_eq!(self.heard, self.reading.messages.len());
-            assert_eq!((self.session.end(), self.reading.end), (None, None));
+            assert_eq!((self.session.close_reason(), self.reading.end), (None, None));
         } else if let Some(end) = self.closed {
-            assert_eq!(self.session.end(), Some(end));
+            assert_eq!(self.session.close_reason(), Some(end));
         } else if self.upgraded {
-            let end = self.session.end().unwrap();
+            let end = self.session.close_reason().unwrap();
             let other = match end {
-                End::Lost => self.cut,
-                End::NoMemory => is_limited,
+                CloseReason::Lost => self.cut,
+                CloseReason::NoMemory => is_limited,
                 _ => false,
             };
             assert!(other || self.reading.end == Some(end), "{end:?}");
@@ -365,15 +368,15 @@ impl Peer {
 
     /// It has ended, and nothing more happens.
     fn is_over(&mut self, house: &mut House) {
-        assert!(self.session.is_over());
-        let (writes, end) = (self.session.stream().writes, self.session.end());
+        assert!(self.session.is_closed());
+        let (writes, end) = (self.session.stream().writes, self.session.close_reason());
         self.session.send("late".into(), &mut house.shared);
         self.session.ping(&mut house.shared);
-        self.session.close(End::GoingAway, &mut house.shared);
+        self.session.close(CloseReason::GoingAway, &mut house.shared);
         self.session.tick(&mut house.shared);
         self.session.flush(&mut house.shared);
-        assert!(self.session.next(&mut house.scratch, &mut house.shared).is_none());
-        assert_eq!((self.session.stream().writes, self.session.end()), (writes, end));
+        assert!(self.session.next_event(&mut house.scratch, &mut house.shared).is_none());
+        assert_eq!((self.session.stream().writes, self.session.close_reason()), (writes, end));
     }
 
     fn check_output(&self, whole: bool) {
@@ -406,8 +409,8 @@ impl Peer {
                 }
                 CLOSE => {
                     closed = true;
-                    match self.session.end().unwrap() {
-                        End::Left => assert_eq!(Some(&payload), self.reading.reply.as_ref()),
+                    match self.session.close_reason().unwrap() {
+                        CloseReason::Left => assert_eq!(Some(&payload), self.reading.reply.as_ref()),
                         end => assert_eq!(payload[..2], code(end).to_be_bytes()),
                     }
                 }
@@ -426,17 +429,17 @@ fn text(number: usize, length: usize) -> String {
     format!("{number} {}", "x".repeat(length))
 }
 
-fn code(end: End) -> u16 {
+fn code(end: CloseReason) -> u16 {
     match end {
-        End::Http | End::Left | End::Lost => panic!("nothing is said"),
-        End::Finished => 1000,
-        End::GoingAway => 1001,
-        End::Protocol => 1002,
-        End::NotUtf8 => 1007,
-        End::RateLimited | End::Unregistered => 1008,
-        End::TooBig => 1009,
-        End::Slow | End::NoMemory => 1013,
-        End::Replaced => 4000,
-        End::Silent => 4001,
+        CloseReason::Http | CloseReason::Left | CloseReason::Lost => panic!("nothing is said"),
+        CloseReason::Finished => 1000,
+        CloseReason::GoingAway => 1001,
+        CloseReason::Protocol => 1002,
+        CloseReason::NotUtf8 => 1007,
+        CloseReason::RateLimited | CloseReason::Unregistered => 1008,
+        CloseReason::TooBig => 1009,
+        CloseReason::Slow | CloseReason::NoMemory => 1013,
+        CloseReason::Replaced => 4000,
+        CloseReason::Silent => 4001,
     }
 }

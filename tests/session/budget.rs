@@ -4,12 +4,12 @@ use super::{check_budget, status};
 use crate::common::pipe::{CLOSE, Line, PING, PONG, TEXT, close, frame};
 use noroshi::config::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, Config};
 use noroshi::http::ListenerKind;
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 fn with_memory(bytes: usize) -> Line {
     let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES + bytes);
     let mut line = Line::open(Config { memory_bytes_max, ..Config::default() });
-    line.session.registered();
+    line.session.on_registered();
     line
 }
 
@@ -27,7 +27,7 @@ fn a_queue_takes_no_more_memory_than_there_is() {
     assert!(line.session.is_open() && (3..10).contains(&queued), "{queued}");
     // What the server itself has to say cannot be left out.
     line.session.send(texts[0].clone(), &mut line.shared);
-    assert_eq!(line.session.end(), Some(End::NoMemory));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::NoMemory));
     line.pipe().room = usize::MAX;
     line.turn();
     assert_eq!(line.frames()[queued], (CLOSE, close(1013, "server out of memory")));
@@ -48,7 +48,7 @@ fn without_memory_only_those_who_need_much_are_disturbed() {
     line.feed(&frame(PING, b"comes in two")[9..]);
     assert_eq!(line.frames(), [(PONG, b"comes in two".to_vec())]);
     line.feed(&frame(0x01, b"fragment"));
-    assert_eq!(line.session.end(), Some(End::NoMemory));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::NoMemory));
     assert_eq!(line.frames(), [(CLOSE, close(1013, "server out of memory"))]);
     check_budget(line, "");
 }
@@ -61,9 +61,9 @@ fn what_is_announced_is_charged_before_it_comes() {
     assert!(!line.shared.budget.allows(40_000));
     line.feed(&frame(TEXT, &[b'x'; 30_000])[100..]);
     assert_eq!(line.events.len(), 1);
-    assert!(line.session.is_at_rest() && line.shared.budget.allows(100_000));
+    assert!(line.session.is_idle() && line.shared.budget.allows(100_000));
     line.feed(&frame(TEXT, &[b'x'; 60_000])[..100]);
-    assert_eq!(line.session.end(), Some(End::NoMemory));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::NoMemory));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn the_room_for_a_close_is_charged() {
     line.session.send("x".repeat(60_000), &mut line.shared);
     let used = line.shared.budget.used();
     // The queue had no room left, and has doubled.
-    line.session.close(End::GoingAway, &mut line.shared);
+    line.session.close(CloseReason::GoingAway, &mut line.shared);
     assert!(line.shared.budget.used() > used + 60_000);
     check_budget(line, "");
 }

@@ -117,9 +117,9 @@ fn who_shuts_its_write_side_still_gets_its_answer() {
     line.pipe().ended = true;
     line.feed(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     line.turn();
-    assert!(!line.session.is_over());
+    assert!(!line.session.is_closed());
     line.pipe().room = 1000;
     line.turn();
     assert!(line.sent().ends_with(b"ok"));
-    assert!(line.session.is_over());
+    assert!(line.session.is_closed());
 }

@@ -11,7 +11,7 @@ mod time;
 use common::pipe::{CLOSE, Line, PING, PONG, REQUEST, TEXT, close, frame, frames};
 use noroshi::config::{BASE_BYTES, Config, READ_BYTES_MAX};
 use noroshi::http::ListenerKind;
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 fn line() -> Line {
     Line::open(Config::default())
@@ -40,8 +40,8 @@ fn check_conversation(mut line: Line, at: &str) {
     let (frames, rest) = frames(&sent[end..]);
     assert!(rest.is_empty(), "{at}");
     assert_eq!(frames, [(PONG, b"are you there".to_vec()), (CLOSE, close(1000, "bye"))], "{at}");
-    assert!(line.session.is_over(), "{at}");
-    assert_eq!(line.session.end(), Some(End::Left), "{at}");
+    assert!(line.session.is_closed(), "{at}");
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Left), "{at}");
     check_budget(line, at);
 }
 
@@ -57,13 +57,13 @@ fn status(line: &mut Line) -> String {
     let (head, body) = sent.split_once("\r\n\r\n").expect(&sent);
     assert!(head.contains("\r\nConnection: close") || head.contains(", close\r\n"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
-    assert!(line.pipe().shut && !line.session.is_over());
+    assert!(line.pipe().shut && !line.session.is_closed());
     line.feed(b"more that nobody wants");
     assert!(line.pipe().input.is_empty());
     line.pipe().ended = true;
     line.turn();
-    assert!(line.session.is_over());
-    assert_eq!(line.session.end(), Some(End::Http));
+    assert!(line.session.is_closed());
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Http));
     head[9..12].to_owned()
 }
 
@@ -111,9 +111,9 @@ fn one_read_and_one_write_for_a_burst() {
     let burst: Vec<u8> = (0..16).flat_map(|i| frame(TEXT, format!("{i}").as_bytes())).collect();
     line.pipe().input.extend(burst);
     // A short read needs no second one to know that there is no more.
-    assert_eq!(line.session.fill(&mut line.scratch, &mut line.shared), noroshi::session::Fill::Drained);
+    assert_eq!(line.session.read(&mut line.scratch, &mut line.shared), noroshi::session::ReadOutcome::Short);
     let mut heard = 0;
-    while line.session.next(&mut line.scratch, &mut line.shared).is_some() {
+    while line.session.next_event(&mut line.scratch, &mut line.shared).is_some() {
         heard += 1;
         line.session.send("reply".into(), &mut line.shared);
     }
@@ -142,23 +142,23 @@ fn a_large_message_takes_several_turns_of_reading() {
 #[test]
 fn a_session_at_rest_has_no_codec() {
     let mut line = line();
-    assert!(line.session.is_at_rest());
+    assert!(line.session.is_idle());
     for payload in [0, 1, 125, 126, 4096, 0xffff, 0x10000] {
         for first in [TEXT, 0x82] {
             line.feed(&frame(first, &vec![b'x'; payload]));
             line.session.send("x".repeat(payload), &mut line.shared);
             line.session.flush(&mut line.shared);
-            assert!(line.session.is_at_rest(), "{payload}");
+            assert!(line.session.is_idle(), "{payload}");
         }
     }
     line.feed(&[frame(TEXT, b"a"), frame(PING, b"b"), frame(PONG, b"c"), frame(TEXT, b"d")].concat());
-    assert!(line.session.is_at_rest());
+    assert!(line.session.is_idle());
     for payload in [0, 1, 0xffff] {
         line.events.clear();
         let payload = vec![b'x'; payload];
         line.feed(&[frame(0x01, b""), frame(0x00, b""), frame(PING, b""), frame(0x80, &payload)].concat());
         assert_eq!(line.events[0].len(), payload.len());
-        assert!(line.session.is_at_rest());
+        assert!(line.session.is_idle());
     }
 }
 
@@ -168,22 +168,22 @@ fn a_session_with_something_in_its_codec_keeps_it() {
     for cut in 1..bytes.len() {
         let mut line = line();
         line.feed(&bytes[..cut]);
-        assert!(!line.session.is_at_rest(), "{cut} bytes of a frame are inside");
+        assert!(!line.session.is_idle(), "{cut} bytes of a frame are inside");
         line.feed(&bytes[cut..]);
         assert_eq!(line.events, ["message"]);
-        assert!(line.session.is_at_rest());
+        assert!(line.session.is_idle());
     }
     let mut line = line();
     line.feed(&frame(0x01, b"mess"));
-    assert!(!line.session.is_at_rest(), "a fragment is inside");
+    assert!(!line.session.is_idle(), "a fragment is inside");
     line.feed(&frame(0x80, b"age"));
     assert_eq!(line.events, ["message"]);
 
     let mut line = self::line();
     line.pipe().room = 0;
     line.feed(&frame(PING, b""));
-    assert!(!line.session.is_at_rest(), "a pong waits to go out");
+    assert!(!line.session.is_idle(), "a pong waits to go out");
     line.pipe().room = 100;
     line.turn();
-    assert!(line.session.is_at_rest());
+    assert!(line.session.is_idle());
 }

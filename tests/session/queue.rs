@@ -4,11 +4,11 @@ use super::line;
 use crate::common::pipe::{CLOSE, Line, PING, PONG, TEXT, close, frame};
 use noroshi::config::{Config, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
 use noroshi::protocols::noroshi::message::Reply;
-use noroshi::session::{End, Event, Fill};
+use noroshi::session::{CloseReason, Event, ReadOutcome};
 
 /// A peer whose queue is full of forwarded messages, and how many of 1,004 bytes these are.
 fn full(line: &mut Line) -> usize {
-    line.session.registered();
+    line.session.on_registered();
     line.pipe().room = 0;
     let texts = ["x".repeat(1000)];
     let mut queued = 0;
@@ -42,7 +42,7 @@ fn forwarded_messages_leave_a_reserve_for_the_server() {
         queued += 1;
     }
     line.session.send("y".repeat(1000), &mut line.shared);
-    assert_eq!(line.session.end(), Some(End::Slow));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Slow));
     // What was queued is still sent to a peer that reads after all, and the reason after it.
     line.pipe().room = usize::MAX;
     line.turn();
@@ -62,7 +62,7 @@ fn a_peer_that_takes_nothing_is_cut_by_the_message_that_does_not_fit() {
         line.feed(&frame(PONG, b""));
     }
     line.session.send("y".repeat(10 * 1024), &mut line.shared);
-    assert_eq!(line.session.end(), Some(End::Slow));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Slow));
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_peer_that_takes_bytes_from_a_full_queue_shows_life() {
     // When it takes nothing any more, it is cut.
     assert!(!line.session.has_room(&["x".repeat(1000)], &line.shared));
     line.pass(11);
-    assert_eq!(line.session.end(), Some(End::Slow));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Slow));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_ping_is_sent_ahead_of_a_full_queue() {
 #[test]
 fn a_paused_session_is_not_silent() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     line.session.pause();
     line.pass(60);
     assert!(line.session.is_open());
@@ -107,21 +107,21 @@ fn a_paused_session_is_not_silent() {
     line.pass(49);
     assert!(line.session.is_open());
     line.pass(2);
-    assert_eq!(line.session.end(), Some(End::Silent));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Silent));
 }
 
 /// What was read and not handled is handled later, in order, and its memory is counted meanwhile.
 #[test]
 fn held_input_is_handled_later_and_counted() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     let before = line.shared.budget.used();
     line.pipe().input.extend([frame(TEXT, b"1"), frame(TEXT, b"2"), frame(PING, b"3")].concat());
-    assert_eq!(line.session.fill(&mut line.scratch, &mut line.shared), Fill::Drained);
-    let first = line.session.next(&mut line.scratch, &mut line.shared);
+    assert_eq!(line.session.read(&mut line.scratch, &mut line.shared), ReadOutcome::Short);
+    let first = line.session.next_event(&mut line.scratch, &mut line.shared);
     assert!(matches!(first, Some(Event::Text("1"))));
-    assert!(line.session.hold(&mut line.scratch, &mut line.shared));
-    assert!(line.session.next(&mut line.scratch, &mut line.shared).is_none());
+    assert!(line.session.defer_input(&mut line.scratch, &mut line.shared));
+    assert!(line.session.next_event(&mut line.scratch, &mut line.shared).is_none());
     line.session.flush(&mut line.shared);
     assert!(line.shared.budget.used() > before);
     line.turn();
@@ -134,35 +134,35 @@ fn held_input_is_handled_later_and_counted() {
 #[test]
 fn a_read_discards_what_another_session_has_left() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     line.pipe().input.extend(frame(TEXT, b"mine"));
-    line.session.fill(&mut line.scratch, &mut line.shared);
+    line.session.read(&mut line.scratch, &mut line.shared);
     let mut other = Line::open(Config::default());
     // The server clears the scratch when it leaves a session early.
     line.scratch.clear();
-    assert_eq!(other.session.fill(&mut line.scratch, &mut other.shared), Fill::Empty);
-    assert!(other.session.next(&mut line.scratch, &mut other.shared).is_none());
+    assert_eq!(other.session.read(&mut line.scratch, &mut other.shared), ReadOutcome::WouldBlock);
+    assert!(other.session.next_event(&mut line.scratch, &mut other.shared).is_none());
 }
 
 #[test]
 fn who_takes_nothing_from_a_full_queue_for_ten_seconds_is_cut() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     line.pipe().room = 0;
     line.session.send("x".repeat(200 * 1024), &mut line.shared);
     line.pass(15);
     assert!(line.session.is_open(), "the queue is not full");
     assert!(!line.session.has_room(&["x".repeat(100 * 1024)], &line.shared));
     line.pass(1);
-    assert_eq!(line.session.end(), Some(End::Slow));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Slow));
     line.pass(2);
-    assert!(line.session.is_over());
+    assert!(line.session.is_closed());
 }
 
 #[test]
 fn pings_from_a_peer_that_does_not_read_cost_no_more_than_the_queue() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     line.pipe().room = 0;
     for _ in 0..20_000 {
         line.feed(&frame(PING, &[7; 125]));
@@ -186,13 +186,13 @@ fn pings_from_a_peer_that_does_not_read_cost_no_more_than_the_queue() {
 fn a_close_finds_room_where_pongs_have_taken_it_all() {
     for ours in [true, false] {
         let mut line = line();
-        line.session.registered();
+        line.session.on_registered();
         line.pipe().room = 0;
         for _ in 0..3000 {
             line.feed(&frame(PING, &[7; 125]));
         }
         if ours {
-            line.session.close(End::GoingAway, &mut line.shared);
+            line.session.close(CloseReason::GoingAway, &mut line.shared);
         } else {
             line.feed(&frame(CLOSE, &close(1000, "")));
         }
@@ -208,7 +208,7 @@ fn a_close_finds_room_where_pongs_have_taken_it_all() {
 #[test]
 fn pongs_that_were_left_out_take_no_room() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     line.pipe().room = 0;
     let before = line.shared.budget.used();
     for _ in 0..20_000 {
@@ -221,7 +221,7 @@ fn pongs_that_were_left_out_take_no_room() {
 #[test]
 fn who_has_taken_all_is_not_slow_whatever_does_not_fit() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     line.pass(12);
     assert!(!line.session.has_room(&["x".repeat(300 * 1024)], &line.shared));
     line.pass(12);

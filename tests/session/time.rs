@@ -2,12 +2,12 @@
 
 use super::line;
 use crate::common::pipe::{CLOSE, PING, PONG, close, frame};
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 #[test]
 fn silence_is_met_with_a_ping_and_then_the_end() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     line.pass(24);
     assert!(line.frames().is_empty());
     line.pass(1);
@@ -21,15 +21,15 @@ fn silence_is_met_with_a_ping_and_then_the_end() {
     assert!(line.session.is_open() && line.frames().is_empty());
     line.pass(1);
     assert_eq!(line.frames(), [(CLOSE, close(4001, "no sign of life"))]);
-    assert_eq!(line.session.end(), Some(End::Silent));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Silent));
     line.pass(2);
-    assert!(line.session.is_over());
+    assert!(line.session.is_closed());
 }
 
 #[test]
 fn nobody_is_cut_because_the_server_itself_stood_still() {
     let mut line = line();
-    line.session.registered();
+    line.session.on_registered();
     line.shared.now += std::time::Duration::from_secs(1000);
     line.pass(1);
     assert_eq!(line.frames(), [(PING, vec![])]);
@@ -46,9 +46,9 @@ fn who_registers_nothing_has_thirty_seconds() {
     line.feed(&frame(PONG, b""));
     assert!(line.session.is_open());
     line.pass(1);
-    assert_eq!(line.session.end(), Some(End::Unregistered));
+    assert_eq!(line.session.close_reason(), Some(CloseReason::Unregistered));
     let mut line = self::line();
-    line.session.registered();
+    line.session.on_registered();
     line.pass(40);
     assert!(line.session.is_open());
 }
