@@ -91,6 +91,18 @@ impl Outbox for Sessions {
         self.sessions[to.slot()].has_room(texts, &self.shared)
     }
 
+    fn forward(&mut self, to: Conn, text: String) {
+        self.sessions[to.slot()].forward(text, &mut self.shared);
+    }
+
+    fn is_congested(&self, to: Conn) -> bool {
+        self.sessions[to.slot()].is_congested(&self.shared)
+    }
+
+    fn has_unread_input(&self, _: Conn) -> bool {
+        false
+    }
+
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
         self.shared.budget.reserve(bytes)
     }

@@ -183,12 +183,20 @@ impl Config {
     /// queue, a message that comes in slowly, input that waits for the next turn, an offer and stored candidates. Buffers
     /// that grow may come to have twice the room they need.
     pub fn worst_case_bytes(&self) -> u64 {
-        let outgoing = 2 * (self.queue_bytes_max() + QUEUE_BYTES_RESERVE) + CONTROL_BYTES_MAX;
+        let queue = self.queue_bytes_max() + QUEUE_BYTES_RESERVE + self.queue_bytes_owed_max();
+        let outgoing = 2 * queue + CONTROL_BYTES_MAX;
         let incoming = 2 * self.message_bytes_max + READ_BYTES_MAX;
         let stored = 2 * self.message_bytes_max + 2 * STORED_BYTES_MAX;
         let each = CONNECTION_BYTES + outgoing + incoming + stored;
         // The sum is more than a small machine can count to.
         BASE_BYTES as u64 + self.connections_max as u64 * each as u64
+    }
+
+    /// Returns the queue space beyond the reserve for messages of the server itself, in bytes. It is used by peers that take
+    /// bytes, so that a burst of notices which one sender causes does not disconnect them.
+    pub fn queue_bytes_owed_max(&self) -> usize {
+        let burst = self.rate_max as usize * RATE_BURST_SECONDS as usize;
+        (burst * OWED_BYTES_PER_CREDIT).clamp(QUEUE_BYTES_OWED_MIN, QUEUE_BYTES_OWED_MAX)
     }
 
     /// What may wait to be sent to one peer, in bytes. Whatever may come in must fit when it goes out: as a

@@ -37,6 +37,14 @@ pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
 /// Queue space beyond [`QUEUE_BYTES_MAX`] for messages from the server itself. Forwarded messages never use it, so that no
 /// peer can fill the queue of another and block messages from the server.
 pub const QUEUE_BYTES_RESERVE: usize = 64 * KIB;
+/// Queue space beyond [`QUEUE_BYTES_RESERVE`] for messages from the server itself, if the peer takes bytes: as much as a full
+/// burst of one sender at the default `--max-rate` can cause. See [`crate::config::Config::queue_bytes_owed_max`].
+pub const QUEUE_BYTES_OWED_MIN: usize = 256 * KIB;
+/// Bytes of messages from the server to one peer that a sender can cause for one credit: a `leave` and a `join` cost five
+/// credits, and their notices have at most 570 bytes, with an id of 128 characters that are escaped.
+pub const OWED_BYTES_PER_CREDIT: usize = 120;
+/// Limit of [`QUEUE_BYTES_OWED_MIN`] when it grows with `--max-rate`.
+pub const QUEUE_BYTES_OWED_MAX: usize = 16 * MIB;
 /// Bytes of queued control frames, which are sent before the queue: eight pongs of maximum length. When they are full,
 /// only the latest ping is answered (RFC 6455 section 5.5.3).
 pub const CONTROL_BYTES_MAX: usize = KIB;
@@ -84,6 +92,8 @@ pub const OFFER_HOLDERS_MAX: usize = 64;
 pub const AYAME_WAITING_MAX: usize = 16;
 /// Time for the holder of a claimed id to respond to a probe.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Time by which the end of a probe is postponed while input of the probed peer is not yet read.
+pub const PROBE_POSTPONED: Duration = Duration::from_millis(100);
 /// Time without an offer or an answer after which a room advances to the next peer in its queue.
 pub const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -138,6 +138,13 @@ pub enum Close {
 pub trait Outbox {
     /// Returns whether the queue of this peer has room to forward all of these.
     fn has_room(&mut self, to: Conn, texts: &[String]) -> bool;
+    /// Queues a message for which [`Outbox::has_room`] was asked.
+    fn forward(&mut self, to: Conn, text: String);
+    /// Returns whether more than half of the queue of this peer is used. Large messages of the server itself, which another
+    /// peer has caused, wait then.
+    fn is_congested(&self, to: Conn) -> bool;
+    /// Returns whether a connection has input that the server had no time to read yet.
+    fn has_unread_input(&self, conn: Conn) -> bool;
     /// Reserves memory for something that a protocol stores, if `--max-memory` allows it.
     fn reserve(&mut self, bytes: usize) -> Option<Reservation>;
     /// Queues a text message.

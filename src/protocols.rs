@@ -15,7 +15,7 @@ pub mod uuid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::config::{Config, PROBE_TIME_MAX, TIMERS_PER_ITERATION};
+use crate::config::{Config, PROBE_POSTPONED, PROBE_TIME_MAX, TIMERS_PER_ITERATION};
 use crate::memory_budget::Reservation;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
@@ -88,9 +88,14 @@ impl Context<'_> {
     pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
         let has_room = self.out.has_room(to, texts.as_ref());
         if has_room {
-            texts.into_iter().for_each(|text| self.send(to, text));
+            texts.into_iter().for_each(|text| self.out.forward(to, text));
         }
         has_room
+    }
+
+    /// Returns whether more than half of the queue of this peer is used.
+    pub fn is_congested(&self, to: Conn) -> bool {
+        self.out.is_congested(to)
     }
 
     /// Pings a peer. [`Input::Alive`] follows or, after [`PROBE_TIME_MAX`], [`Input::Silent`].
@@ -237,7 +242,12 @@ impl Dispatcher {
             if let Some((id, Some(protocol))) = found {
                 protocol.handle(Input::Time, &mut Context { now, wall, protocol: id, common, out });
             } else if let Some(conn) = self.common.probes.pop() {
-                self.handle(now, wall, Input::Silent(conn), out);
+                if out.has_unread_input(conn) {
+                    // What the peer has sent may be a sign of life. It is read soon.
+                    self.common.probes.postpone(conn, now);
+                } else {
+                    self.handle(now, wall, Input::Silent(conn), out);
+                }
             }
         }
     }
@@ -321,6 +331,13 @@ impl Probes {
     fn begin(&mut self, conn: Conn, now: Duration) {
         self.end(conn);
         let until = (now + PROBE_TIME_MAX).into();
+        self.until.insert(conn, until);
+        self.order.insert((until, conn));
+    }
+
+    /// Begins the rest of a probe whose time is over.
+    fn postpone(&mut self, conn: Conn, now: Duration) {
+        let until = (now + PROBE_POSTPONED).into();
         self.until.insert(conn, until);
         self.order.insert((until, conn));
     }

@@ -43,7 +43,7 @@ use crate::protocols::matchbox::Matchbox;
 use crate::protocols::noroshi::Noroshi;
 use crate::session::{Event, ReadOutcome, Scratch, SharedState};
 use clock::Clock;
-use connections::Connections;
+use connections::{Connections, Pending, Stage};
 use listeners::Listeners;
 use systemd::ServiceManager;
 
@@ -217,9 +217,18 @@ impl Server {
             }
             handled += 1;
             // The slot may have been freed, and may hold another connection now.
-            if let Some(entry) = self.connections.entries.get_mut(*slot).filter(|entry| entry.ready) {
-                entry.ready = false;
+            if let Some(entry) =
+                self.connections.entries.get_mut(*slot).filter(|entry| entry.input != Pending::Read)
+            {
+                entry.input = Pending::Read;
                 self.read_session(*slot);
+            }
+        }
+        for slot in &ready[handled..] {
+            if let Some(entry) =
+                self.connections.entries.get_mut(*slot).filter(|entry| entry.input != Pending::Read)
+            {
+                entry.input = Pending::Unread;
             }
         }
         // Sessions that were not handled come before those that were handled and have further input.
@@ -374,7 +383,7 @@ impl Server {
             };
             let is_alive = entry.session.flush(&mut self.connections.shared);
             let conn = entry.conn;
-            let has_left = entry.has_protocol && !entry.session.is_open();
+            let has_left = entry.stage == Stage::WebSocket && !entry.session.is_open();
             if has_left && departures >= DEPARTURES_PER_ITERATION {
                 break;
             }

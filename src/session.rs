@@ -102,6 +102,8 @@ pub struct Session<S> {
     ping_interval_start: Timestamp,
     /// Whether a ping was sent since the last activity of the peer.
     is_ping_outstanding: bool,
+    /// Pings that were queued and are not yet answered.
+    awaited_pongs: u8,
     /// Whether the caller has paused reading.
     is_read_paused: bool,
     /// Whether both sides have sent a Close frame.
@@ -127,6 +129,7 @@ impl<S: Stream> Session<S> {
             deadline: Some((shared.now + head_time).into()),
             ping_interval_start: shared.now.into(),
             is_ping_outstanding: false,
+            awaited_pongs: 0,
             is_read_paused: false,
             close_handshake_done: false,
             is_receive_buffer_empty: false,
@@ -484,7 +487,8 @@ impl<S: Stream> Session<S> {
             self.ping(shared);
             return true;
         }
-        false
+        // epoll reports a socket as writable when much of its buffer is free. A slow peer shows life long before that.
+        self.buffers.as_ref().is_some_and(|buffers| buffers.queue.is_blocked())
     }
 
     /// Handles the expired deadline of the current phase.

@@ -65,16 +65,34 @@ pub(super) struct Entry {
     /// Whether it counts towards the limit of its address.
     pub is_counted: bool,
     pub since: Timestamp,
-    /// Whether it is counted as a WebSocket.
-    upgraded: bool,
-    /// Whether a protocol knows it, and has to be told when it ends.
-    pub has_protocol: bool,
+    pub stage: Stage,
     /// Whether it is in `dirty`.
     pub dirty: bool,
-    /// Whether it is in `ready`.
-    pub ready: bool,
+    pub input: Pending,
     /// Whether an event said that the peer has closed its side. A short read does not prove that the kernel has no more then.
     pub half_closed: bool,
+}
+
+/// What a connection is to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It has sent no request, or one that was no accepted upgrade.
+    Http,
+    /// It is counted as a WebSocket, and a protocol has to be told when it ends.
+    WebSocket,
+    /// It is counted as a WebSocket, and its protocol has forgotten it.
+    Left,
+}
+
+/// Whether a connection has input to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// Everything was read, as far as is known.
+    Read,
+    /// It is in `ready`.
+    Ready,
+    /// It is in `ready`, and the last iteration had no time to read it.
+    Unread,
 }
 
 /// Each connection has one: a larger entry has to be a decision. In a debug build mio's streams are larger.
@@ -124,7 +142,9 @@ impl Connections {
 
     /// Has a session read in the next iteration.
     pub(super) fn mark_ready(&mut self, slot: usize) {
-        if !mem::replace(&mut self.entries[slot].ready, true) {
+        let input = &mut self.entries[slot].input;
+        if *input == Pending::Read {
+            *input = Pending::Ready;
             self.ready.push(slot);
         }
     }
@@ -209,10 +229,9 @@ impl Connections {
             address,
             is_counted,
             since: self.shared.now.into(),
-            upgraded: false,
-            has_protocol: false,
+            stage: Stage::Http,
             dirty: false,
-            ready: false,
+            input: Pending::Read,
             half_closed: false,
         });
         Ok(())
@@ -231,7 +250,12 @@ impl Connections {
             if is_dismissed(&self.entries[slot]) {
                 self.with_session(slot, |session, shared| session.close(CloseReason::GoingAway, shared));
             }
-            if self.entries[slot].session.tick(&mut self.shared) {
+            // Timeouts are not evaluated before pending input is read and queued output is flushed.
+            let entry = &mut self.entries[slot];
+            if entry.input == Pending::Unread || entry.dirty {
+                continue;
+            }
+            if entry.session.tick(&mut self.shared) {
                 self.mark_dirty(slot);
             }
         }
@@ -270,15 +294,19 @@ impl Connections {
         let count = |is_counted: fn(&Entry) -> bool| {
             self.entries.iter().filter(|(_, entry)| is_counted(entry)).count()
         };
-        assert_eq!(count(|entry| entry.upgraded), self.websockets);
+        assert_eq!(count(|entry| entry.stage != Stage::Http), self.websockets);
         assert_eq!(count(|entry| entry.listener == ListenerKind::Metrics), self.metrics_count);
         let ready: BTreeSet<usize> = self.ready.iter().copied().collect();
-        assert!(self.entries.iter().all(|(slot, entry)| !entry.ready || ready.contains(&slot)));
+        assert!(
+            self.entries.iter().all(|(slot, entry)| entry.input == Pending::Read || ready.contains(&slot))
+        );
         let dirty: BTreeSet<usize> = self.dirty.iter().copied().collect();
         assert!(self.entries.iter().all(|(slot, entry)| !entry.dirty || dirty.contains(&slot)));
         for (_, entry) in &self.entries {
-            assert!(entry.upgraded || !entry.has_protocol, "only a WebSocket has a protocol");
-            assert!(entry.has_protocol || !entry.session.is_open(), "an open WebSocket has a protocol");
+            assert!(
+                entry.stage == Stage::WebSocket || !entry.session.is_open(),
+                "an open WebSocket has a protocol"
+            );
         }
     }
 
@@ -286,8 +314,7 @@ impl Connections {
     pub(super) fn upgrade(&mut self, slot: usize) {
         let entry = &mut self.entries[slot];
         self.plain[entry.listener as usize].remove(&entry.conn.number());
-        entry.upgraded = true;
-        entry.has_protocol = true;
+        entry.stage = Stage::WebSocket;
         self.websockets += 1;
         self.shared.metrics.connections_total += 1;
     }
@@ -321,7 +348,7 @@ impl Connections {
     /// Logs and counts the end of a WebSocket, which was this member.
     fn log_disconnect(&mut self, slot: usize, protocol: ProtocolId, member: &Member) {
         let entry = &mut self.entries[slot];
-        entry.has_protocol = false;
+        entry.stage = Stage::Left;
         let end =
             entry.session.close_reason().expect("a session that is not open has ended for a reason").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
@@ -341,7 +368,7 @@ impl Connections {
     pub(super) fn remove(&mut self, slot: usize) {
         let entry = self.entries.remove(slot);
         self.plain[entry.listener as usize].remove(&entry.conn.number());
-        self.websockets -= usize::from(entry.upgraded);
+        self.websockets -= usize::from(entry.stage != Stage::Http);
         self.metrics_count -= usize::from(entry.listener == ListenerKind::Metrics);
         debug!("connection {} from {} is closed", entry.conn.number(), entry.address);
         if entry.is_counted {
@@ -354,6 +381,19 @@ impl Connections {
 impl Outbox for Connections {
     fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
         self.entries[to.slot()].session.has_room(texts, &self.shared)
+    }
+
+    fn forward(&mut self, to: Conn, text: String) {
+        self.work += 1;
+        self.with_session(to.slot(), |session, shared| session.forward(text, shared));
+    }
+
+    fn is_congested(&self, to: Conn) -> bool {
+        self.entries[to.slot()].session.is_congested(&self.shared)
+    }
+
+    fn has_unread_input(&self, conn: Conn) -> bool {
+        self.entries[conn.slot()].input == Pending::Unread
     }
 
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {

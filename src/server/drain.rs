@@ -5,7 +5,7 @@ use std::time::Duration;
 use log::info;
 
 use super::Server;
-use super::connections::Entry;
+use super::connections::{Entry, Stage};
 use super::operator::room_hash;
 use crate::limits::STOP_TIME_MAX;
 use crate::protocols::Dispatcher;
@@ -55,7 +55,7 @@ impl Server {
 /// Returns whether the room of a connection belongs to this share of all rooms. The members of a room are closed together, so
 /// that they meet again on another server.
 pub(super) fn is_drained(entry: &Entry, dispatcher: &Dispatcher, share: f64) -> bool {
-    if share <= 0.0 || !entry.has_protocol {
+    if share <= 0.0 || entry.stage != Stage::WebSocket {
         return false;
     }
     let room = dispatcher.member(entry.conn).map_or(0, |(protocol, member)| room_hash(protocol, &member));

@@ -96,6 +96,11 @@ impl<S: Stream> Session<S> {
                 Ok(Taken::Incomplete)
             }
             Taken::Control { opcode: frame::PING, payload } => Ok(Taken::Ping(payload)),
+            // The answer to a ping of the server costs the peer nothing.
+            Taken::Control { .. } if self.awaited_pongs > 0 => {
+                self.awaited_pongs -= 1;
+                Ok(Taken::Incomplete)
+            }
             Taken::Control { .. } => Ok(Taken::Overhead),
             taken => Ok(taken),
         }

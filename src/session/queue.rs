@@ -23,11 +23,23 @@ impl<S: Stream> Session<S> {
         let bytes: usize = texts.iter().map(|text| frame::encoded_len(text.len())).sum();
         let queued = self.queued_bytes();
         let fits_queue = queued + bytes <= shared.config.queue_bytes_max();
-        let has_room = fits_queue && fits_memory(queued, bytes, shared);
+        let has_room = fits_queue && self.fits_memory(bytes, shared);
         if !has_room {
             self.record_refusal();
         }
         has_room
+    }
+
+    /// Queues a message for which [`Session::has_room`] was asked.
+    pub fn forward(&mut self, text: String, shared: &mut SharedState) {
+        if self.is_open() {
+            self.update_queue(shared, |queue, now| queue.push(frame::TEXT, text.as_bytes(), now));
+        }
+    }
+
+    /// Returns whether more than half of the queue is used.
+    pub fn is_congested(&self, shared: &SharedState) -> bool {
+        self.is_open() && self.queued_bytes() > shared.config.queue_bytes_max() / 2
     }
 
     /// Queues a text message of the server itself. See [`Session::send_binary`].
@@ -37,8 +49,9 @@ impl<S: Stream> Session<S> {
 
     /// Queues a binary message of the server itself.
     ///
-    /// The message may use the reserve of the queue. A peer that has recently taken bytes is also sent the first message
-    /// that exceeds the reserve. A peer that would miss a message is disconnected.
+    /// The message may use the reserve of the queue and, if the peer has recently taken bytes, as much again as
+    /// [`Config::queue_bytes_owed_max`](crate::config::Config::queue_bytes_owed_max) and one message. A peer that would miss
+    /// a message is disconnected.
     pub fn send_binary(&mut self, bytes: &[u8], shared: &mut SharedState) {
         self.send_frame(frame::BINARY, bytes, shared);
     }
@@ -49,14 +62,15 @@ impl<S: Stream> Session<S> {
         }
         let bytes = frame::encoded_len(payload.len());
         let queued = self.queued_bytes();
-        if !fits_memory(queued, bytes, shared) {
+        if !self.fits_memory(bytes, shared) {
             self.record_refusal();
             self.close(CloseReason::NoMemory, shared);
             return;
         }
         let max = shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE;
         let fits_queue = queued + bytes <= max;
-        let may_exceed_reserve = queued <= max && self.is_making_progress(shared.now);
+        let owed_max = max + shared.config.queue_bytes_owed_max();
+        let may_exceed_reserve = queued <= owed_max && self.is_making_progress(shared.now);
         if !fits_queue && !may_exceed_reserve {
             self.record_refusal();
             self.close(CloseReason::Slow, shared);
@@ -71,6 +85,17 @@ impl<S: Stream> Session<S> {
             Some(buffers) => buffers.queue.message_bytes(),
             None => 0,
         }
+    }
+
+    /// Returns whether the memory limit allows the queue to hold further bytes.
+    ///
+    /// A small queue is always allowed, and so are bytes that fit into memory that is charged already. A vector that grows
+    /// may allocate twice the bytes that it needs.
+    fn fits_memory(&self, bytes: usize, shared: &SharedState) -> bool {
+        let queued = self.queued_bytes();
+        let spare_bytes = self.buffers.as_ref().map_or(0, |buffers| buffers.queue.spare_bytes());
+        let is_small = queued + bytes <= ALWAYS_HELD_BYTES;
+        is_small || bytes <= spare_bytes || shared.budget.allows(queued + 2 * bytes)
     }
 
     /// Returns whether the peer has recently taken bytes, or the queue is empty.
@@ -92,10 +117,12 @@ impl<S: Stream> Session<S> {
         }
     }
 
-    /// Queues a ping ahead of the messages.
+    /// Queues a ping ahead of the messages. The pong that answers it costs the peer nothing.
     pub fn ping(&mut self, shared: &mut SharedState) {
         if self.is_open() {
-            self.update_queue(shared, Queue::push_ping);
+            let mut is_queued = false;
+            self.update_queue(shared, |queue, now| is_queued = queue.push_ping(now));
+            self.awaited_pongs = self.awaited_pongs.saturating_add(u8::from(is_queued));
         }
     }
 
@@ -118,13 +145,6 @@ impl<S: Stream> Session<S> {
         change(&mut buffers.queue, shared.now);
         buffers.update_budget(&mut shared.budget);
     }
-}
-
-/// Returns whether the memory limit allows the queue to grow.
-///
-/// A vector that grows may allocate twice the bytes that it needs. A small queue is always allowed.
-fn fits_memory(queued: usize, bytes: usize, shared: &SharedState) -> bool {
-    queued + bytes <= ALWAYS_HELD_BYTES || shared.budget.allows(queued + 2 * bytes)
 }
 
 /// Describes the result of [`Queue::write`].
@@ -169,6 +189,16 @@ impl Queue {
         self.bytes.len() - self.sent
     }
 
+    /// Returns the bytes that fit without a further allocation.
+    fn spare_bytes(&self) -> usize {
+        self.bytes.capacity() - self.bytes.len()
+    }
+
+    /// Returns whether the stream takes nothing at the moment.
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked
+    }
+
     /// Returns the allocated bytes.
     pub fn capacity(&self) -> usize {
         self.bytes.capacity() + self.control.capacity()
@@ -192,15 +222,18 @@ impl Queue {
     }
 
     /// Queues a ping, unless one is already queued separately.
-    fn push_ping(&mut self, now: Duration) {
+    /// Returns whether a ping was queued.
+    fn push_ping(&mut self, now: Duration) -> bool {
         if !self.is_blocked {
             self.push(frame::PING, &[], now);
-            return;
+            return true;
         }
-        if !self.is_ping_queued {
-            self.is_ping_queued = true;
-            frame::encode(&mut self.control, frame::PING, &[]);
+        if self.is_ping_queued {
+            return false;
         }
+        self.is_ping_queued = true;
+        frame::encode(&mut self.control, frame::PING, &[]);
+        true
     }
 
     /// Queues a pong as soon as the queue has room for it.
@@ -376,7 +409,7 @@ mod tests {
                 queue.push(frame::TEXT, message, NOW);
             }
             queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
-            queue.push_ping(NOW);
+            assert!(queue.push_ping(NOW));
             queue.push_ping(NOW);
             queue.answer_ping(b"hi".to_vec(), usize::MAX / 2, NOW);
             assert_eq!(queue.message_bytes(), total - cut);

@@ -99,6 +99,18 @@ impl Outbox for Recorder {
         !self.full.contains(&to)
     }
 
+    fn forward(&mut self, to: Conn, text: String) {
+        self.effects.push_back(Recorded::Send(to, text));
+    }
+
+    fn is_congested(&self, to: Conn) -> bool {
+        self.full.contains(&to)
+    }
+
+    fn has_unread_input(&self, _: Conn) -> bool {
+        false
+    }
+
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
         if self.out_of_memory { None } else { self.budget.reserve(bytes) }
     }

@@ -79,6 +79,18 @@ impl Outbox for RecordingOutbox {
         fits
     }
 
+    fn forward(&mut self, to: Conn, text: String) {
+        self.effects.push((to, Said::Text(text)));
+    }
+
+    fn is_congested(&self, to: Conn) -> bool {
+        self.room_in_queue.get(&to) == Some(&0)
+    }
+
+    fn has_unread_input(&self, _: Conn) -> bool {
+        false
+    }
+
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
         let reservation = self.budget.reserve(bytes);
         self.grants.push_back(reservation.is_some());

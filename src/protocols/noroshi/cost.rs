@@ -119,7 +119,8 @@ impl Noroshi {
         if candidate_bytes == 0 { 0 } else { credits_for_bytes(candidate_bytes) }
     }
 
-    /// Returns the cost of the `peerLeft` notices about a peer.
+    /// Returns the cost of the departure of a peer: the `peerLeft` notices, and the offer of another peer that recipients of
+    /// its own offers are sent next.
     fn departure_cost(&self, slot: Slot) -> usize {
         let peer = self.peer(slot);
         let others = match peer.flow {
@@ -128,6 +129,10 @@ impl Noroshi {
             Flow::Idle | Flow::Offerer | Flow::Queued | Flow::HoldingOffer(_) => 0,
         };
         let recipients = peer.offer_state.as_ref().map_or(0, |state| state.recipients.len());
-        credits_for_deliveries(others + recipients, NOTICE_BYTES + ID_BYTES_MAX)
+        let notices_cost = credits_for_deliveries(others + recipients, NOTICE_BYTES + ID_BYTES_MAX);
+        let is_offerer = self.rooms[peer.room as usize].offerer == Some(slot);
+        let next_offer = self.deliverable_offer(peer.room).filter(|_| !is_offerer);
+        let offers_cost = next_offer.map_or(0, |offer| credits_for_deliveries(recipients, offer.text.len()));
+        notices_cost + offers_cost
     }
 }

@@ -45,7 +45,8 @@ impl Noroshi {
 
     /// Connects idle peers in this order.
     ///
-    /// Each one is sent the current offer, or is inserted into the queue with `push`.
+    /// Each one is sent the current offer, or is inserted into the queue with `push`. A peer that is behind with reading is
+    /// queued, so that other peers cannot fill its queue with offers.
     fn enqueue(
         &mut self,
         room: u32,
@@ -54,7 +55,8 @@ impl Noroshi {
         context: &mut Context,
     ) {
         for &slot in slots {
-            if self.deliverable_offer(room).is_some() {
+            let is_congested = context.is_congested(self.peers.conn(slot));
+            if !is_congested && self.deliverable_offer(room).is_some() {
                 self.deliver_offer(room, slot, context);
             } else {
                 push(&mut self.list_nodes, &mut self.rooms[room as usize].queue, slot);

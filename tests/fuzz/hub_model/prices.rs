@@ -36,7 +36,12 @@ impl Model {
             State::Joined => self.rooms[&peer.room].mesh.len() - 1,
             _ => 0,
         };
-        credits_for_deliveries(others + peer.holders.len(), NOTICE_BYTES)
+        // Those who held an offer of the leaver's may be handed the offer of somebody else.
+        let next_offer = self.offer_to_next(&peer.room).filter(|(owner, _)| *owner != conn);
+        let offers = next_offer.map_or(0, |(owner, _)| {
+            credits_for_deliveries(peer.holders.len(), self.offer_text(owner).to_string().len())
+        });
+        credits_for_deliveries(others + peer.holders.len(), NOTICE_BYTES) + offers
     }
 
     /// The answer to `connect` may be the offer that stands.

@@ -123,6 +123,11 @@ impl Model {
 
     // ---- Requests ----
 
+    /// A peer that is behind with reading waits for an offer.
+    fn is_congested(&self, conn: Conn) -> bool {
+        self.context.room_in_queue.get(&conn) == Some(&0)
+    }
+
     pub(super) fn connect(&mut self, conn: Conn) {
         let room = self.peers[&conn].room.clone();
         match self.peers[&conn].state {
@@ -134,7 +139,7 @@ impl Model {
         }
         if self.offerer(&room).is_none() {
             self.ask(conn);
-        } else if self.offer_to_next(&room).is_some() {
+        } else if self.offer_to_next(&room).is_some() && !self.is_congested(conn) {
             self.hand(conn);
         } else {
             self.wait(conn, self.rooms[&room].line.len());
@@ -325,7 +330,7 @@ impl Model {
         // They connect again, before those in the line.
         let mut place = 0;
         for holder in holders {
-            if self.offer_to_next(&room).is_some() {
+            if self.offer_to_next(&room).is_some() && !self.is_congested(holder) {
                 self.hand(holder);
             } else {
                 self.wait(holder, place);
