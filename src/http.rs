@@ -207,7 +207,9 @@ impl<'a> Request<'a> {
             (ListenerKind::Main, None) if self.is_attempted_upgrade() => self.no_websocket_path(&path),
             (ListenerKind::Main, None) => self.page_at(&path, config),
             // It says nothing that a page of another machine could use.
-            (ListenerKind::Metrics, _) if path == "/healthz" => self.health(admission),
+            (ListenerKind::Metrics, _) if path.strip_suffix('/').unwrap_or(&path) == "/healthz" => {
+                self.health(admission)
+            }
             (ListenerKind::Metrics, _) if !self.is_for_metrics(config) => self.unexpected_host(),
             (ListenerKind::Metrics, _) => self.operator(&path, &query),
         }

@@ -156,9 +156,10 @@ impl<S: Stream> Session<S> {
         self.phase == Phase::Closed
     }
 
-    /// Returns whether the last output, a response or a Close frame, is still queued.
-    pub fn is_flushing(&self) -> bool {
-        self.phase == Phase::Flushing
+    /// Returns since when the last output of the session is being sent. `None`: it is not.
+    pub fn flushing_since(&self) -> Option<Duration> {
+        let deadline = self.deadline.filter(|_| self.phase == Phase::Flushing)?;
+        Some(deadline.get().saturating_sub(CLOSE_TIME_MAX))
     }
 
     /// Returns why the session ends, or `None` while it is in use.

@@ -649,3 +649,189 @@ fn a_peer_that_sends_fragments_of_one_byte_without_end_is_told_and_closed() {
     fragments[last] = 0x80;
     flood(b"", &fragments);
 }
+
+// ---- Combinations ----
+
+/// A burst of `leave` and `join` under a long id, as long as the sender has credits, is less than the reader's queue is
+/// given for messages of the server.
+#[test]
+fn a_reader_is_not_closed_by_a_burst_of_notices_behind_a_full_queue() {
+    let mut arena = Arena::new(&Config::default());
+    let mut victim = arena.open_slow("/ws/tea");
+    victim.send(&say("join", "V"));
+    arena.settle();
+    let id = long_id(0);
+    let mut attackers = [arena.open("/ws/tea")];
+    attackers[0].send(&say("join", &id));
+    read_on(&mut arena, &mut victim, &mut attackers, 10);
+    fill(&mut attackers[0], |bytes| candidate(&id, "V", bytes));
+    attackers[0].push(&[say("leave", &id), say("join", &id)].concat().repeat(300));
+    let heard = read_on(&mut arena, &mut victim, &mut attackers, 2000);
+    assert!(heard.len() > 100, "{} notices", heard.len());
+    let [attacker] = attackers;
+    arena.end(vec![victim, attacker]);
+}
+
+/// The pongs that the server asks for by its probes cost nothing, however often somebody claims an id.
+#[test]
+fn a_holder_is_not_closed_for_answering_the_probes_that_others_cause() {
+    for (round_trip_ms, own_message_every_ms) in [(0, 1000), (20, 100)] {
+        let mut arena = Arena::new(&Config::default());
+        let mut holder = arena.open("/ws/tea");
+        holder.answers = false;
+        holder.send(&say("leave", "X"));
+        arena.settle();
+        let mut attacker = arena.open("/ws/tea");
+        attacker.send(&say("connect", "X"));
+        arena.pace = Duration::from_millis(1);
+        let mut claims = 0;
+        let mut answered_pings = 0;
+        let mut pongs_due = std::collections::VecDeque::new();
+        for ms in 1..20_000 {
+            arena.turn();
+            assert_eq!(holder.texts(), [""; 0], "the holder is told nothing");
+            for _ in answered_pings..holder.pings {
+                pongs_due.push_back(ms + round_trip_ms);
+            }
+            answered_pings = holder.pings;
+            while pongs_due.front().is_some_and(|due| *due <= ms) {
+                pongs_due.pop_front();
+                holder.send(&frame(PONG, b""));
+            }
+            if ms % own_message_every_ms == 0 {
+                holder.send(&say("leave", "X"));
+            }
+            for text in attacker.texts() {
+                if text.contains("id_taken") {
+                    claims += 1;
+                    attacker.send(&say("connect", "X"));
+                }
+            }
+            // A connection that is over its rate is replaced by another one.
+            if attacker.close_code.is_some() || claims % 1900 == 1899 {
+                claims += 1;
+                attacker = arena.open("/ws/tea");
+                attacker.send(&say("connect", "X"));
+            }
+        }
+        assert_eq!(holder.close_code, None);
+        assert!(claims > 300, "{claims} claims");
+        arena.end(vec![holder, attacker]);
+    }
+}
+
+/// What came while the server stood still is read before a probe ends, also if it is more than one turn can handle.
+#[test]
+fn a_probe_does_not_end_before_pending_input_is_read() {
+    let mut arena = Arena::new(&Config::default());
+    let mut holder = arena.open("/ws/tea");
+    holder.answers = false;
+    holder.send(&say("leave", "X"));
+    let mut flooders: Vec<Raw> = Vec::new();
+    for number in 0..20 {
+        let mut flooder = arena.open("/ws/tea");
+        flooder.send(&say("leave", &format!("f{number}")));
+        flooders.push(flooder);
+    }
+    let mut claimant = arena.open("/ws/tea");
+    arena.settle();
+    claimant.send(&say("leave", "X"));
+    arena.settle();
+    for flooder in &mut flooders {
+        flooder.send(&text("x").repeat(1000));
+    }
+    holder.send(&frame(PONG, b""));
+    arena.server.advance(PROBE_TIME_MAX + Duration::from_secs(1));
+    arena.settle();
+    holder.read(usize::MAX);
+    assert_eq!(holder.close_code, None);
+    assert!(claimant.texts()[0].contains("id_taken"));
+    flooders.extend([holder, claimant]);
+    arena.end(flooders);
+}
+
+/// Peers that hold an old offer are sent the next one, but not more of them than they read.
+#[test]
+fn holders_of_old_offers_are_not_closed_by_offers_that_follow_each_other() {
+    let mut arena = Arena::new(&Config::default());
+    // 60 KB in the message, and 120 KB when it is escaped once more.
+    let sdp = "\"".repeat(30_000);
+    let offer = |id: &str| text(&json!({"type": "offer", "id": id, "sdp": sdp}).to_string());
+    let mut attackers: Vec<Raw> = (0..3).map(|_| arena.open("/ws/tea")).collect();
+    let names = ["A", "D", "B"];
+    attackers[0].send(&say("connect", "A"));
+    arena.settle();
+    attackers[0].push(&offer("A"));
+    arena.deliver(&mut attackers[0]);
+    attackers[1].send(&say("leave", "D"));
+    attackers[2].send(&say("leave", "B"));
+    let mut victims: Vec<Raw> = Vec::new();
+    for number in 0..20 {
+        let mut victim = arena.open_slow("/ws/tea");
+        victim.send(&say("connect", &format!("v{number}")));
+        victims.push(victim);
+    }
+    arena.settle();
+    arena.pace = Duration::from_millis(4);
+    let mut run = |arena: &mut Arena, turns: usize| {
+        for _ in 0..turns {
+            arena.turn();
+            for victim in &mut victims {
+                victim.read(FAST);
+                assert_eq!(victim.close_code, None);
+            }
+        }
+    };
+    run(&mut arena, 300);
+    let (mut owner, mut other) = (0, 1);
+    for _ in 0..30 {
+        let answer = json!({"type": "answer", "id": "B", "target_id": names[owner], "sdp": "a"});
+        let steps = [
+            (2, text(&answer.to_string())),
+            (other, say("connect", names[other])),
+            (other, offer(names[other])),
+            (owner, say("leave", names[owner])),
+        ];
+        for (who, bytes) in steps {
+            attackers[who].push(&bytes);
+            while attackers[who].unwritten() > 0 {
+                attackers[who].write(usize::MAX);
+                run(&mut arena, 1);
+            }
+            run(&mut arena, 5);
+            for attacker in &mut attackers {
+                attacker.texts();
+            }
+        }
+        std::mem::swap(&mut owner, &mut other);
+    }
+    attackers.extend(victims);
+    arena.end(attackers);
+}
+
+/// Bytes that a very slow peer takes are noticed though epoll does not yet report its socket as writable.
+#[test]
+fn a_very_slow_reader_keeps_its_id() {
+    let mut arena = Arena::new(&Config::default());
+    let mut victim = arena.open_slow("/ws/tea");
+    victim.send(&say("join", "V"));
+    let mut attacker = arena.open("/ws/tea");
+    attacker.send(&say("join", "A"));
+    arena.settle();
+    fill(&mut attacker, |bytes| candidate("A", "V", bytes));
+    arena.deliver(&mut attacker);
+    let mut claimant = arena.open("/ws/tea");
+    claimant.send(&say("join", "V"));
+    arena.pace = Duration::from_millis(10);
+    let mut heard = Vec::new();
+    for _ in 0..1000 {
+        arena.turn();
+        // 5 KB/s.
+        victim.read(50);
+        attacker.read(usize::MAX);
+        heard.extend(claimant.texts());
+    }
+    assert_eq!(victim.close_code, None);
+    assert!(heard[0].contains("id_taken"), "{heard:?}");
+    arena.end(vec![victim, attacker, claimant]);
+}

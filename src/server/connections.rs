@@ -183,8 +183,11 @@ impl Connections {
         let oldest = self.plain[kind as usize].values().take(EVICTION_CANDIDATES_MAX);
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
-            let time = if entry.session.is_flushing() { ANSWER_TIME_MIN } else { EVICTION_TIME_MIN };
-            (entry.since.get() + time, slot)
+            let evictable_at = match entry.session.flushing_since() {
+                Some(since) => since + ANSWER_TIME_MIN,
+                None => entry.since.get() + EVICTION_TIME_MIN,
+            };
+            (evictable_at, slot)
         });
         candidates.min()
     }

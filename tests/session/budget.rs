@@ -102,3 +102,24 @@ fn a_head_takes_no_more_memory_than_there_is() {
     // What comes at once needs no memory while it waits.
     check_budget(with_memory(0), "");
 }
+
+/// Messages for which the queue had room do not close their receiver, however little memory is left.
+#[test]
+fn messages_that_may_be_forwarded_do_not_close_the_receiver() {
+    let mut forwarded = 0;
+    for bytes in (20_000..100_000).step_by(500) {
+        let mut line = with_memory(bytes);
+        line.pipe().room = 0;
+        // A queue without spare capacity.
+        line.session.send("x".repeat(10_000), &mut line.shared);
+        let texts = vec!["y".repeat(300); 8];
+        if line.session.is_open() && line.session.has_room(&texts, &line.shared) {
+            for text in texts {
+                line.session.forward(text, &mut line.shared);
+            }
+            assert!(line.session.is_open(), "with {bytes} bytes of memory");
+            forwarded += 1;
+        }
+    }
+    assert!(forwarded > 10);
+}
