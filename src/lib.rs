@@ -35,7 +35,7 @@
 //! *candidate* and *SDP* are WebRTC's (RFC 8829), and are never looked into. *Poll*, *token* and *interest* are
 //! mio's; a peer's token is the JWT that lets it in, and those of a rate are what a message costs.
 //!
-//! To read it, follow a candidate: [`server`] (`Server::turn`, `receive`), [`session`] (`fill`, `next`), [`dispatcher`]
+//! To read it, follow a candidate: [`server`] (`Server::turn`, `receive`), [`session`] (`read`, `next_event`), [`dispatcher`]
 //! (`Dispatcher::handle`), [`hub`] (`handle`, `obey`), [`message`] (`parse`), `candidates` in `hub/pairing.rs`, and back out:
 //! `Reply::text`, `Turn::forward`, `push` in `server/connections.rs`, and at the end of the turn `Session::flush`. All
 //! else may be taken at its name until you want to know how it is done.
