@@ -73,7 +73,7 @@ impl<S: Stream> Session<S> {
         }
     }
 
-    /// Returns whether the peer has recently taken bytes, or the queue is empty.
+    /// Returns whether the peer has recently taken bytes. A session without buffers counts as making progress.
     fn is_making_progress(&self, now: Duration) -> bool {
         match &self.buffers {
             Some(buffers) => now - buffers.queue.last_progress < STALL_TIME_MAX,
