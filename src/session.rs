@@ -138,7 +138,7 @@ impl<S: Stream> Session<S> {
         }
     }
 
-    /// Drops the session and releases the memory that it was charged for.
+    /// Drops the session and releases its memory budget.
     pub fn free(self, shared: &mut SharedState) {
         if let Some(buffers) = self.buffers {
             buffers.free(&mut shared.budget);

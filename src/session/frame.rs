@@ -3,7 +3,7 @@
 //! Complete messages and control frames are decoded here; all other frames are checked here and then decoded by
 //! tungstenite. A header is rejected at its first invalid byte, so that a session never waits for a payload that it would
 //! reject, and a length must be in its shortest form, which tungstenite does not require. Because the end of each frame is
-//! known, a message can be used in place, without a codec, a copy or an allocation.
+//! known, a message can be used in place, without a codec, a copy or an allocation; `inbound.rs` has the figures.
 
 /// The opcode of a frame that continues a fragmented message.
 const CONTINUATION: u8 = 0x0;
