@@ -5,17 +5,17 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use crate::config::{HEALTH_TIME_MAX, HTTP_ANSWER_BYTES_MAX, Probe};
+use crate::config::{HEALTH_TIME_MAX, HTTP_ANSWER_BYTES_MAX, HealthCheck};
 
 /// Asks whether a server is well.
 ///
 /// # Errors
 /// Whatever is not an answer of 200: what went wrong, or what was said instead.
-pub fn ask(probe: &Probe) -> io::Result<()> {
+pub fn ask(probe: &HealthCheck) -> io::Result<()> {
     let mut stream = connect(probe)?;
     stream.set_read_timeout(Some(HEALTH_TIME_MAX))?;
     stream.set_write_timeout(Some(HEALTH_TIME_MAX))?;
-    let Probe { authority, path, .. } = probe;
+    let HealthCheck { authority, path, .. } = probe;
     let head = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes())?;
     let mut answer = Vec::new();
@@ -33,7 +33,7 @@ pub fn ask(probe: &Probe) -> io::Result<()> {
 }
 
 /// To the first address of the name that takes the connection: `localhost` is two.
-fn connect(probe: &Probe) -> io::Result<TcpStream> {
+fn connect(probe: &HealthCheck) -> io::Result<TcpStream> {
     if let Some(path) = &probe.socket {
         // To read and to write are the same for a socket of any family.
         return UnixStream::connect(path).map(|stream| OwnedFd::from(stream).into());

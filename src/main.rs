@@ -9,7 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Listen, Mint, Probe, Size, read_token_secrets};
+use noroshi::config::{
+    Command, Config, DESCRIPTORS_SPARE, HealthCheck, ListenAddress, Size, TokenRequest, read_token_secrets,
+};
 use noroshi::health;
 use noroshi::http::ListenerKind;
 use noroshi::logger::{self, say};
@@ -18,7 +20,7 @@ use noroshi::token::Claims;
 
 fn main() -> ExitCode {
     logger::exit_on_panic();
-    let mut config = match Config::parse_with(std::env::vars_os(), std::env::args_os().skip(1)) {
+    let mut config = match Config::parse_with_environment(std::env::vars_os(), std::env::args_os().skip(1)) {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help()),
         Ok(Command::Token(mint)) => return token(mint),
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = config.read_files() {
+    if let Err(error) = config.read_secret_files() {
         say(format_args!("noroshi: {error}"));
         return ExitCode::from(2);
     }
@@ -57,7 +59,7 @@ fn serve(config: Config) -> io::Result<()> {
     // Before anybody is told that it listens, and may want it to stop.
     server.install_signal_handlers()?;
     for place in server.places(ListenerKind::Main) {
-        let Listen::Tcp(address) = place else {
+        let ListenAddress::Tcp(address) = place else {
             say(format_args!("listening on {place}"));
             continue;
         };
@@ -107,7 +109,7 @@ fn raise_descriptor_limit(connections: usize, listeners: usize) -> usize {
 }
 
 /// Prints a token.
-fn token(mint: Mint) -> ExitCode {
+fn token(mint: TokenRequest) -> ExitCode {
     let secrets = match read_token_secrets(&mint.secret_file) {
         Ok(secrets) => secrets,
         Err(error) => {
@@ -126,7 +128,7 @@ fn token(mint: Mint) -> ExitCode {
 }
 
 /// Asks a server whether it is well.
-fn health(probe: &Probe) -> ExitCode {
+fn health(probe: &HealthCheck) -> ExitCode {
     match health::ask(probe) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -26,7 +26,7 @@ use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::config::{Config, Listen};
+use crate::config::{Config, ListenAddress};
 use crate::http::ListenerKind;
 use crate::limits::{
     DEPARTURES_PER_ITERATION, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_ITERATION, WORK_PER_SESSION,
@@ -130,15 +130,15 @@ impl Server {
     }
 
     /// Where it listens, with the real ports.
-    pub fn places(&self, door: ListenerKind) -> impl Iterator<Item = Listen> {
+    pub fn places(&self, door: ListenerKind) -> impl Iterator<Item = ListenAddress> {
         self.listeners.places(door)
     }
 
     /// The same where it listens at an address.
     pub fn addresses(&self, door: ListenerKind) -> impl Iterator<Item = SocketAddr> {
         self.places(door).filter_map(|place| match place {
-            Listen::Tcp(address) => Some(address),
-            Listen::Unix(_) => None,
+            ListenAddress::Tcp(address) => Some(address),
+            ListenAddress::Unix(_) => None,
         })
     }
 

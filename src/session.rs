@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use tungstenite::Message;
 
-use crate::http::Refusal;
+use crate::http::RejectReason;
 use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX};
 use crate::timestamp::Timestamp;
 use buffers::Work;
@@ -52,7 +52,7 @@ pub enum Event<'a> {
     /// The complete head of a request. The server answers it with [`Session::accept`] or [`Session::respond`].
     Request(Vec<u8>),
     /// What came for a WebSocket is no request that can be read. It was answered with this status, for this reason.
-    Rejected(u16, Refusal),
+    Rejected(u16, RejectReason),
     /// A message of text.
     Text(&'a str),
     /// A message of bytes.

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::client::Client;
-use common::rng::Rng;
 use common::pipe::{CLOSE, TEXT, close, frame, plain_frame};
 use common::process::{Running, eventually};
+use common::rng::Rng;
 use common::transcript::{self, Heard, Wire};
 use nix::sys::signal::Signal;
 use noroshi::token::Claims;

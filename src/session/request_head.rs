@@ -3,7 +3,7 @@
 use super::buffers::{Shared, Work};
 use super::inbound::Scratch;
 use super::{Event, Phase, Session, Stream};
-use crate::http::{self, Answer};
+use crate::http::{self, Response};
 use crate::limits::{ALWAYS_HELD_BYTES, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX};
 
 impl<S: Stream> Session<S> {
@@ -19,7 +19,7 @@ impl<S: Stream> Session<S> {
         work.charge(&mut shared.budget);
         let head = &mut work.inbound.begun;
         let answer = match http::head_end(head, searched) {
-            _ if http::is_impossible(head) => http::malformed(head),
+            _ if http::is_not_http(head) => http::malformed(head),
             Some(end) if end <= HEAD_BYTES_MAX => {
                 scratch.unread = unread.start + end - searched..unread.end;
                 head.truncate(end);
@@ -39,10 +39,10 @@ impl<S: Stream> Session<S> {
     }
 
     /// Answers what is no request.
-    fn reject(&mut self, answer: Answer, shared: &mut Shared) -> Option<Event<'static>> {
-        let Answer::Plain { status, refused, response } = answer else { return None };
-        self.respond(response, shared);
-        refused.map(|refusal| Event::Rejected(status, refusal))
+    fn reject(&mut self, answer: Response, shared: &mut Shared) -> Option<Event<'static>> {
+        let Response::Plain { status, reject_reason, bytes } = answer else { return None };
+        self.respond(bytes, shared);
+        reject_reason.map(|reason| Event::Rejected(status, reason))
     }
 
     /// Sends the response to a request, and ends the session.

@@ -14,7 +14,7 @@ use noroshi::config::{
     BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX, HEAD_TIME_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::http::{Admission, Answer, ListenerKind};
+use noroshi::http::{Admission, ListenerKind, Response};
 use noroshi::session::{End, Event, Fill, Scratch, Session, Shared};
 use pipe::answer::answer;
 use pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
@@ -305,17 +305,17 @@ impl Peer {
                             let config = &house.shared.config;
                             let wall = Duration::ZERO;
                             let answer = answer(&head, ListenerKind::Main, config, false, wall, |_, _| {
-                                Admission::Free
+                                Admission::Allowed
                             });
-                            let Answer::Upgrade { response, target, .. } = answer else {
+                            let Response::Upgrade { bytes, target, .. } = answer else {
                                 panic!("{answer:?}")
                             };
                             assert_eq!(target.room, "tea");
-                            session.accept(response, &mut house.shared);
+                            session.accept(bytes, &mut house.shared);
                             upgraded = true;
                             continue;
                         }
-                        Event::Rejected(status, refusal) => panic!("{status} {}", refusal.why),
+                        Event::Rejected(status, refusal) => panic!("{status} {}", refusal.message),
                         Event::Ping(payload) => {
                             session.pong(payload, &mut house.shared);
                             continue;
