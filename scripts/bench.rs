@@ -166,7 +166,7 @@ impl Line {
                     let Response::Upgrade { bytes, target, claims } = answer else { panic!("{answer:?}") };
                     let Sessions { sessions, shared } = &mut self.sessions;
                     sessions[who].accept(bytes, shared);
-                    let connected = Input::Connected(conn, &target, claims.as_ref());
+                    let connected = Input::Connected(conn, &target, claims.as_deref());
                     self.dispatcher.handle(Duration::ZERO, Duration::ZERO, connected, &mut self.sessions);
                     continue;
                 }

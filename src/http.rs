@@ -371,7 +371,7 @@ impl<'a> Request<'a> {
             // An Ayame client sends its token, and its room, in its first message.
             Some(_) if target.protocol == ProtocolId::Ayame => None,
             Some(secrets) => match self.verified_claims(&target, secrets, unix_time) {
-                Ok(claims) => Some(claims),
+                Ok(claims) => Some(Box::new(claims)),
                 Err(error) => return self.unauthorized(error),
             },
         };

@@ -12,8 +12,8 @@ pub enum Response {
         bytes: Vec<u8>,
         /// The protocol and room that the client requested.
         target: Target,
-        /// The claims of its token, if the server requires one.
-        claims: Option<Claims>,
+        /// The claims of its token, if the server requires one. Boxed to keep the enum small.
+        claims: Option<Box<Claims>>,
     },
     /// Send this response and close the connection.
     Plain {

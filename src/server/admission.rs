@@ -21,7 +21,7 @@ impl Server {
                 self.connections.reach(slot, |session, shared| session.accept(bytes, shared));
                 self.connections.upgrade(slot);
                 let conn = self.connections.entries[slot].conn;
-                self.tell(Input::Connected(conn, &target, claims.as_ref()));
+                self.tell(Input::Connected(conn, &target, claims.as_deref()));
             }
             Response::Plain { status, reject_reason, bytes } => {
                 self.connections.reach(slot, |session, shared| session.respond(bytes, shared));
