@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use noroshi::config::{Config, HEAD_TIME_MAX};
-use noroshi::http::{Admission, Answer, ListenerKind};
+use noroshi::http::{Admission, ListenerKind, Response};
 use noroshi::memory_budget::Reservation;
 use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId};
 use noroshi::protocols::Dispatcher;
@@ -174,15 +174,15 @@ impl Line {
                     let wall = Duration::ZERO;
                     let config = &self.sessions.shared.config;
                     let answer =
-                        answer(head, ListenerKind::Main, config, false, wall, |_, _| Admission::Free);
-                    let Answer::Upgrade { response, target, claims } = answer else { panic!("{answer:?}") };
+                        answer(head, ListenerKind::Main, config, false, wall, |_, _| Admission::Allowed);
+                    let Response::Upgrade { bytes, target, claims } = answer else { panic!("{answer:?}") };
                     let Sessions { sessions, shared } = &mut self.sessions;
-                    sessions[who].accept(response, shared);
-                    let connected = Input::Connected(conn, &target, claims.as_ref());
+                    sessions[who].accept(bytes, shared);
+                    let connected = Input::Connected(conn, &target, claims.as_deref());
                     self.dispatcher.handle(Duration::ZERO, Duration::ZERO, connected, &mut self.sessions);
                     continue;
                 }
-                Event::Rejected(status, refusal) => panic!("{status}, {}", refusal.why),
+                Event::Rejected(status, refusal) => panic!("{status}, {}", refusal.message),
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(_) | Event::Ping(_) | Event::Overhead => unreachable!("only text is sent"),
             };

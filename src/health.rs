@@ -5,7 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use crate::config::{HEALTH_TIME_MAX, HTTP_ANSWER_BYTES_MAX, Probe};
+use crate::config::{HEALTH_TIME_MAX, HTTP_ANSWER_BYTES_MAX, HealthCheck};
 
 /// Characters of an unexpected status line that the error message shows.
 const STATUS_LINE_SHOWN_MAX: usize = 80;
@@ -15,11 +15,11 @@ const STATUS_LINE_SHOWN_MAX: usize = 80;
 /// # Errors
 /// The server cannot be reached, does not answer within [`HEALTH_TIME_MAX`], or answers with another status than 200. The
 /// error then shows the status line.
-pub fn check(probe: &Probe) -> io::Result<()> {
+pub fn check(probe: &HealthCheck) -> io::Result<()> {
     let mut stream = connect(probe)?;
     stream.set_read_timeout(Some(HEALTH_TIME_MAX))?;
     stream.set_write_timeout(Some(HEALTH_TIME_MAX))?;
-    let Probe { authority, path, .. } = probe;
+    let HealthCheck { authority, path, .. } = probe;
     let head = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes())?;
     let mut response = Vec::new();
@@ -44,7 +44,7 @@ fn is_ok(status_line: &str) -> bool {
 }
 
 /// Connects to the server, at the first address of its name that accepts: `localhost` has two.
-fn connect(probe: &Probe) -> io::Result<TcpStream> {
+fn connect(probe: &HealthCheck) -> io::Result<TcpStream> {
     if let Some(path) = &probe.socket {
         // Reading and writing are the same system calls for sockets of both families, so that one type is sufficient.
         let stream = UnixStream::connect(path)?;

@@ -9,7 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Listen, Mint, Probe, Size, read_token_secrets};
+use noroshi::config::{
+    Command, Config, DESCRIPTORS_SPARE, HealthCheck, ListenAddress, Size, TokenRequest, read_token_secrets,
+};
 use noroshi::health;
 use noroshi::http::ListenerKind;
 use noroshi::logger::{self, print_line};
@@ -18,7 +20,7 @@ use noroshi::token::Claims;
 
 fn main() -> ExitCode {
     logger::exit_on_panic();
-    let mut config = match Config::parse_with(std::env::vars_os(), std::env::args_os().skip(1)) {
+    let mut config = match Config::parse_with_environment(std::env::vars_os(), std::env::args_os().skip(1)) {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help()),
         Ok(Command::Token(mint)) => return print_token(mint),
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = config.read_files() {
+    if let Err(error) = config.read_secret_files() {
         print_line(format_args!("noroshi: {error}"));
         return ExitCode::from(2);
     }
@@ -55,7 +57,7 @@ fn serve(config: Config) -> io::Result<()> {
     // This precedes the messages about listeners, after which a supervisor may stop the server.
     server.install_signal_handlers()?;
     for listener in server.places(ListenerKind::Main) {
-        let Listen::Tcp(address) = listener else {
+        let ListenAddress::Tcp(address) = listener else {
             print_line(format_args!("listening on {listener}"));
             continue;
         };
@@ -105,7 +107,7 @@ fn raise_descriptor_limit(connections: usize, listeners: usize) -> usize {
 }
 
 /// Prints a new token to stdout.
-fn print_token(mint: Mint) -> ExitCode {
+fn print_token(mint: TokenRequest) -> ExitCode {
     let secrets = match read_token_secrets(&mint.secret_file) {
         Ok(secrets) => secrets,
         Err(error) => {
@@ -124,7 +126,7 @@ fn print_token(mint: Mint) -> ExitCode {
 }
 
 /// Checks the health endpoint of a server.
-fn check_health(probe: &Probe) -> ExitCode {
+fn check_health(probe: &HealthCheck) -> ExitCode {
     match health::check(probe) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

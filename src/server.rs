@@ -31,7 +31,7 @@ use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::config::{Config, Listen};
+use crate::config::{Config, ListenAddress};
 use crate::http::ListenerKind;
 use crate::limits::{
     DEPARTURES_PER_ITERATION, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_ITERATION, WORK_PER_SESSION,
@@ -135,15 +135,15 @@ impl Server {
     }
 
     /// Returns where the server listens, with the real ports.
-    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = Listen> {
+    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
         self.listeners.places(kind)
     }
 
     /// Returns the TCP addresses among these.
     pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = SocketAddr> {
         self.places(kind).filter_map(|place| match place {
-            Listen::Tcp(address) => Some(address),
-            Listen::Unix(_) => None,
+            ListenAddress::Tcp(address) => Some(address),
+            ListenAddress::Unix(_) => None,
         })
     }
 

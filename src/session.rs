@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use tungstenite::Message;
 
-use crate::http::Refusal;
+use crate::http::RejectReason;
 use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, LINGER_BYTES_MAX};
 use crate::timestamp::Timestamp;
 use buffers::Buffers;
@@ -53,7 +53,7 @@ pub enum Event<'a> {
     /// A complete request head. The server answers it with [`Session::accept`] or [`Session::respond`].
     Request(Vec<u8>),
     /// An invalid request for a WebSocket, which the session has answered with this status for this reason.
-    Rejected(u16, Refusal),
+    Rejected(u16, RejectReason),
     /// A text message.
     Text(&'a str),
     /// A binary message.

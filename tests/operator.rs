@@ -39,7 +39,7 @@ fn a_refused_upgrade_is_a_line_in_the_log_but_a_flood_of_them_is_not() {
     let foreign = REQUEST.replace("Host: h\r\n", "Host: h:8080\r\nOrigin: https://h\r\n");
     assert_eq!(status(&server, &foreign), "403");
     let mut line = String::new();
-    let why = r#"refused: 403, Origin "https://h" is not of Host "h:8080"; see --allow-origin"#;
+    let why = r#"refused: 403, Origin "https://h" does not match Host "h:8080"; see --allow-origin"#;
     while !line.contains("refused") {
         line.clear();
         stderr.read_line(&mut line).unwrap();

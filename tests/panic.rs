@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::pipe::{REQUEST, TEXT, frame};
 use common::process::eventually;
-use noroshi::config::{Config, LOG_LINE_BYTES_MAX, Listen};
+use noroshi::config::{Config, LOG_LINE_BYTES_MAX, ListenAddress};
 use noroshi::http::ListenerKind;
 use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, print_line};
 use noroshi::metrics::Counts;
@@ -50,7 +50,8 @@ fn server_with_a_faulty_protocol() {
         return;
     }
     exit_on_panic();
-    let config = Config { listen: vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
+    let config =
+        Config { listen: vec![ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
     let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Faulty);
     let mut server = Server::with(dispatcher, config).unwrap();
     print_line(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));

@@ -416,7 +416,7 @@ fn the_log_says_what_an_unprepared_nginx_does_to_an_upgrade() {
     let causes = "HTTP/1.0, but WebSocket needs HTTP/1.1: does nginx lack proxy_http_version 1.1?; \
         no Upgrade header: is a proxy dropping it?";
     assert_eq!(refused(&upgrade), (426, format!("426, {causes}")));
-    let foreign = r#"Origin "https://OUTSIDE" is not of Host "INSIDE"; see --allow-origin"#;
+    let foreign = r#"Origin "https://OUTSIDE" does not match Host "INSIDE"; see --allow-origin"#;
     let all = [&[host][..], &upgrade].concat();
     assert_eq!(refused(&all), (403, format!("403, {foreign}; {causes}")));
 }

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use super::Server;
-use crate::http::{self, Admission, Answer, ListenerKind, NO_HEADERS, Request, Route};
+use crate::http::{self, Admission, ListenerKind, NO_HEADERS, Request, Response, Route};
 use crate::limits::ALWAYS_HELD_BYTES;
 use crate::protocol::{Input, Target};
 
@@ -17,24 +17,24 @@ impl Server {
         let answer = self.decide(slot, head);
         let answer = self.within_memory(slot, head, answer);
         match answer {
-            Answer::Upgrade { response, target, claims } => {
-                self.connections.with_session(slot, |session, shared| session.accept(response, shared));
+            Response::Upgrade { bytes, target, claims } => {
+                self.connections.with_session(slot, |session, shared| session.accept(bytes, shared));
                 self.connections.upgrade(slot);
                 let conn = self.connections.entries[slot].conn;
-                self.dispatch(Input::Connected(conn, &target, claims.as_ref()));
+                self.dispatch(Input::Connected(conn, &target, claims.as_deref()));
             }
-            Answer::Plain { status, refused, response } => {
-                self.connections.with_session(slot, |session, shared| session.respond(response, shared));
-                if let Some(refusal) = refused {
-                    self.connections.refuse(slot, status, &refusal);
+            Response::Plain { status, reject_reason, bytes } => {
+                self.connections.with_session(slot, |session, shared| session.respond(bytes, shared));
+                if let Some(reason) = reject_reason {
+                    self.connections.refuse(slot, status, &reason);
                 }
             }
             // What an operator asks is answered by `decide`.
-            Answer::Ask(_) => {}
+            Response::Admin(_) => {}
         }
     }
 
-    fn decide(&mut self, slot: usize, head: &[u8]) -> Answer {
+    fn decide(&mut self, slot: usize, head: &[u8]) -> Response {
         let entry = &self.connections.entries[slot];
         let (listener, peer) = (entry.listener, entry.address);
         let mut headers = NO_HEADERS;
@@ -43,7 +43,7 @@ impl Server {
             Err(response) => return response,
         };
         let config = &self.connections.shared.config;
-        if listener == ListenerKind::Main && config.trusts(peer) {
+        if listener == ListenerKind::Main && config.is_trusted_proxy(peer) {
             match request.reported_address(config) {
                 Ok(Some(address)) => self.count(slot, address),
                 Ok(None) => {}
@@ -53,8 +53,8 @@ impl Server {
         let config = &self.connections.shared.config;
         let route = request.route(config);
         let admission = self.admission(slot, &route);
-        match request.answer(route, admission, config, self.connections.wall) {
-            Answer::Ask(question) => self.answer_operator(&question),
+        match request.respond(route, admission, config, self.connections.wall) {
+            Response::Admin(question) => self.answer_operator(&question),
             answer => answer,
         }
     }
@@ -76,20 +76,20 @@ impl Server {
         if self.connections.is_draining && !target.is_some_and(is_known) {
             Admission::Draining
         } else if self.connections.are_full() {
-            Admission::Full
+            Admission::ServerFull
         } else if self.connections.per_ip.excess(address) > 0 {
-            Admission::Crowded
+            Admission::AddressFull
         } else if !target.is_none_or(has_room) {
-            Admission::NoRoom
+            Admission::RoomFull
         } else {
-            Admission::Free
+            Admission::Allowed
         }
     }
 
     /// Replaces a response that the memory limit does not allow. The metrics listener may use some memory always.
-    fn within_memory(&self, slot: usize, head: &[u8], answer: Answer) -> Answer {
-        let Answer::Plain { response, .. } = &answer else { return answer };
-        let bytes = response.len();
+    fn within_memory(&self, slot: usize, head: &[u8], answer: Response) -> Response {
+        let Response::Plain { bytes, .. } = &answer else { return answer };
+        let bytes = bytes.len();
         let is_main = self.connections.entries[slot].listener == ListenerKind::Main;
         if is_main && bytes > ALWAYS_HELD_BYTES && !self.connections.shared.budget.allows(bytes) {
             return http::no_memory(head);

@@ -13,7 +13,7 @@ use slab::Slab;
 
 use crate::address::{Address, PerIpCounts};
 use crate::config::Config;
-use crate::http::{self, ListenerKind, Refusal};
+use crate::http::{self, ListenerKind, RejectReason};
 use crate::limits::{
     ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN,
     HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE,
@@ -105,7 +105,7 @@ impl Connections {
         let ends = CloseReason::ALL.iter().filter(|end| **end != CloseReason::Http);
         shared.metrics.closings = ends.map(|end| (end.name(), 0)).collect();
         shared.metrics.refused_tokens = TokenError::ALL.iter().map(|fault| (fault.name(), 0)).collect();
-        shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
+        shared.metrics.refused_upgrades = http::REJECT_STATUSES.map(|status| (status, 0)).into();
         Connections {
             entries: Slab::new(),
             wall: Duration::ZERO,
@@ -218,7 +218,7 @@ impl Connections {
         registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
         self.numbers += 1;
         self.plain[kind as usize].insert(self.numbers, slot);
-        let is_counted = kind == ListenerKind::Main && !self.shared.config.trusts(address);
+        let is_counted = kind == ListenerKind::Main && !self.shared.config.is_trusted_proxy(address);
         if is_counted {
             self.per_ip.add(address);
         }
@@ -323,15 +323,15 @@ impl Connections {
     }
 
     /// Logs and counts a refused upgrade.
-    pub(super) fn refuse(&mut self, slot: usize, status: u16, refusal: &Refusal) {
+    pub(super) fn refuse(&mut self, slot: usize, status: u16, reason: &RejectReason) {
         let metrics = &mut self.shared.metrics;
         *metrics.refused_upgrades.entry(status).or_default() += 1;
-        if let Some(fault) = refusal.fault {
+        if let Some(fault) = reason.token_error {
             *metrics.refused_tokens.entry(fault.name()).or_default() += 1;
         }
         self.refusals += 1;
         if self.refusals <= REFUSALS_LOGGED_MAX {
-            info!("an upgrade from {} was refused: {status}, {}", self.entries[slot].address, refusal.why);
+            info!("an upgrade from {} was refused: {status}, {}", self.entries[slot].address, reason.message);
         }
     }
 

@@ -21,7 +21,7 @@ use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::connections::Connections;
 use crate::address::Address;
-use crate::config::{Config, Listen};
+use crate::config::{Config, ListenAddress};
 use crate::http::ListenerKind;
 use crate::limits::{
     ACCEPTS_PER_ITERATION, BACKLOG, PER_IP_REFUSED_AT_ONCE, SEND_BUFFER_BYTES, SOCKET_LOCK_RETRY_EVERY,
@@ -69,10 +69,10 @@ impl Listeners {
         };
         for at in &config.listen {
             match at {
-                Listen::Tcp(address) => add(listen(*address)?, ListenerKind::Main, None)?,
-                Listen::Unix(path) => {
+                ListenAddress::Tcp(address) => add(listen(*address)?, ListenerKind::Main, None)?,
+                ListenAddress::Unix(path) => {
                     let (socket, file) = listen_in_file(path)
-                        .map_err(|error| cannot_listen(Listen::Unix(path.to_owned()), error))?;
+                        .map_err(|error| cannot_listen(ListenAddress::Unix(path.to_owned()), error))?;
                     add(Socket::Unix(socket), ListenerKind::Main, Some(file))?;
                 }
             }
@@ -93,7 +93,7 @@ impl Listeners {
     }
 
     /// Returns where the listeners of this kind listen, with the real ports.
-    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = Listen> {
+    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
         let matching = self.listeners.iter().filter(move |listener| listener.kind == kind);
         matching.map(|listener| listener.socket.place())
     }
@@ -162,7 +162,7 @@ impl Listener {
         let (stream, address) = self.socket.accept()?;
         let shared = &connections.shared;
         // A trusted proxy is not limited: its connections are those of many clients.
-        let is_peer = self.kind == ListenerKind::Main && !shared.config.trusts(address);
+        let is_peer = self.kind == ListenerKind::Main && !shared.config.is_trusted_proxy(address);
         if is_peer && connections.per_ip.excess(address) >= PER_IP_REFUSED_AT_ONCE {
             debug!("{address} has too many connections");
             return Ok(());
@@ -186,13 +186,15 @@ impl Socket {
         }
     }
 
-    fn place(&self) -> Listen {
+    fn place(&self) -> ListenAddress {
         match self {
-            Socket::Tcp(listener) => Listen::Tcp(listener.local_addr().expect("a listener has an address")),
+            Socket::Tcp(listener) => {
+                ListenAddress::Tcp(listener.local_addr().expect("a listener has an address"))
+            }
             Socket::Unix(listener) => {
                 let address = listener.local_addr().expect("a listener has an address");
                 // One that was passed may have a name that is no path.
-                Listen::Unix(address.as_pathname().unwrap_or(Path::new("?")).to_owned())
+                ListenAddress::Unix(address.as_pathname().unwrap_or(Path::new("?")).to_owned())
             }
         }
     }
@@ -243,7 +245,7 @@ fn prepare(socket: &socket2::Socket) -> io::Result<()> {
 }
 
 fn listen(address: SocketAddr) -> io::Result<Socket> {
-    bind(address).map(Socket::Tcp).map_err(|error| cannot_listen(Listen::Tcp(address), error))
+    bind(address).map(Socket::Tcp).map_err(|error| cannot_listen(ListenAddress::Tcp(address), error))
 }
 
 /// The file of a socket that was bound here, removed when this is dropped.
@@ -324,7 +326,7 @@ fn lock_directory(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-fn cannot_listen(at: Listen, error: io::Error) -> io::Error {
+fn cannot_listen(at: ListenAddress, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {at}: {error}"))
 }
 

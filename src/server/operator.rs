@@ -4,19 +4,19 @@ use std::collections::BinaryHeap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{Server, clock};
-use crate::http::{self, AdminRequest, AdminTopic, Answer};
+use crate::http::{self, AdminRequest, AdminTopic, Response};
 use crate::json;
 use crate::limits::{MEMBERS_LISTED_MAX, ROOMS_BYTES_MAX};
 use crate::protocol::{Conn, Member, ProtocolId};
 
 impl Server {
     /// Answers a request of an operator.
-    pub(super) fn answer_operator(&mut self, question: &AdminRequest) -> Answer {
-        let text = match &question.about {
+    pub(super) fn answer_operator(&mut self, question: &AdminRequest) -> Response {
+        let text = match &question.topic {
             AdminTopic::Metrics => self.metrics(),
             AdminTopic::Rooms { room, after } => self.rooms(room.as_deref(), *after),
         };
-        http::told(question, &text)
+        http::render_admin_response(question, &text)
     }
 
     /// Renders the metrics, with the counters of protocols, sessions and the process.

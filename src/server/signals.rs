@@ -54,7 +54,7 @@ impl Server {
     pub fn reload(&mut self) {
         let config = &mut self.connections.shared.config;
         let mut renewed = config.clone();
-        match renewed.read_files() {
+        match renewed.read_secret_files() {
             Ok(()) => {
                 info!("SIGHUP: the secret files were reloaded");
                 *config = renewed;

@@ -5,7 +5,7 @@ use std::mem;
 use super::buffers::{Buffers, SharedState};
 use super::inbound::Scratch;
 use super::{CloseReason, Event, Phase, Session, Stream};
-use crate::http::{self, Answer};
+use crate::http::{self, Response};
 use crate::limits::{ALWAYS_HELD_BYTES, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX};
 
 impl<S: Stream> Session<S> {
@@ -28,7 +28,7 @@ impl<S: Stream> Session<S> {
         buffers.update_budget(&mut shared.budget);
         let head = &mut buffers.inbound.request_head;
         let answer = match http::head_end(head, received_before) {
-            _ if http::is_impossible(head) => http::malformed(head),
+            _ if http::is_not_http(head) => http::malformed(head),
             Some(end) if end <= HEAD_BYTES_MAX => {
                 let taken = end - received_before;
                 scratch.unread = unread.start + taken..unread.end;
@@ -53,13 +53,13 @@ impl<S: Stream> Session<S> {
     }
 
     /// Sends the response to an invalid request.
-    fn reject(&mut self, answer: Answer, shared: &mut SharedState) -> Option<Event<'static>> {
-        let Answer::Plain { status, refused, response } = answer else {
+    fn reject(&mut self, answer: Response, shared: &mut SharedState) -> Option<Event<'static>> {
+        let Response::Plain { status, reject_reason, bytes } = answer else {
             return None;
         };
-        self.respond(response, shared);
-        let refusal = refused?;
-        Some(Event::Rejected(status, refusal))
+        self.respond(bytes, shared);
+        let reason = reject_reason?;
+        Some(Event::Rejected(status, reason))
     }
 
     /// Sends a plain HTTP response and then closes the connection.

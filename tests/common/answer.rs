@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use noroshi::config::Config;
-use noroshi::http::{Admission, Answer, ListenerKind, NO_HEADERS, Request};
+use noroshi::http::{Admission, ListenerKind, NO_HEADERS, Request, Response};
 use noroshi::protocol::Target;
 
 /// Returns the answer to a complete head. `admission` gets the client address that a trusted proxy reports, and what the
@@ -16,7 +16,7 @@ pub fn answer(
     is_trusted: bool,
     wall: Duration,
     admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
-) -> Answer {
+) -> Response {
     let mut headers = NO_HEADERS;
     let request = match Request::parse(head, &mut headers, listener) {
         Ok(request) => request,
@@ -29,5 +29,5 @@ pub fn answer(
     };
     let route = request.route(config);
     let admission = admission(address, route.target());
-    request.answer(route, admission, config, wall)
+    request.respond(route, admission, config, wall)
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use noroshi::address::Address;
 use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
-use noroshi::http::{self, Admission, Answer, ListenerKind};
+use noroshi::http::{self, Admission, ListenerKind, Response};
 use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
 
 /// What a request for an upgrade looks like.
@@ -122,8 +122,8 @@ impl Line {
     /// Answers a request as the server does.
     fn answer(&mut self, head: &[u8]) {
         let config = &self.shared.config;
-        let is_trusted = self.listener == ListenerKind::Main && config.trusts(self.address);
-        let admission = if self.is_full { Admission::Full } else { Admission::Free };
+        let is_trusted = self.listener == ListenerKind::Main && config.is_trusted_proxy(self.address);
+        let admission = if self.is_full { Admission::ServerFull } else { Admission::Allowed };
         let mut client_address = None;
         let answer = answer::answer(head, self.listener, config, is_trusted, self.wall, |address, _| {
             client_address = address;
@@ -133,12 +133,12 @@ impl Line {
             self.address = address.into();
         }
         let answer = match answer {
-            Answer::Ask(question) => http::told(&question, ASKED),
+            Response::Admin(question) => http::render_admin_response(&question, ASKED),
             answer => answer,
         };
         let fits = |bytes: usize| bytes <= ALWAYS_HELD_BYTES || self.shared.budget.allows(bytes);
         let answer = match answer {
-            Answer::Plain { response, .. }
+            Response::Plain { response, .. }
                 if self.listener == ListenerKind::Main && !fits(response.len()) =>
             {
                 http::no_memory(head)
@@ -146,17 +146,17 @@ impl Line {
             answer => answer,
         };
         match answer {
-            Answer::Upgrade { response, target, .. } => {
+            Response::Upgrade { response, target, .. } => {
                 self.session.accept(response, &mut self.shared);
                 self.events.push(format!("+{}", target.room));
             }
-            Answer::Plain { status, refused, response } => {
+            Response::Plain { status, refused, response } => {
                 self.session.respond(response, &mut self.shared);
                 if let Some(refusal) = refused {
                     self.refused = Some((status, refusal.why));
                 }
             }
-            Answer::Ask(_) => unreachable!("it was answered"),
+            Response::Admin(_) => unreachable!("it was answered"),
         }
     }
 

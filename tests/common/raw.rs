@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use noroshi::config::{Config, Listen};
+use noroshi::config::{Config, ListenAddress};
 use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use socket2::{Domain, SockRef, Socket, Type};
@@ -18,7 +18,7 @@ pub const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// Binds a server to a free port of loopback.
 pub fn server(config: &Config) -> (Server, SocketAddr) {
-    let listen = vec![Listen::Tcp((LOOPBACK, 0).into())];
+    let listen = vec![ListenAddress::Tcp((LOOPBACK, 0).into())];
     let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
     let address = server.addresses(ListenerKind::Main).next().unwrap();
     (server, address)

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use noroshi::config::{Config, Listen};
+use noroshi::config::{Config, ListenAddress};
 use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use noroshi::token::{Claims, Secrets};
@@ -37,7 +37,7 @@ struct Client {
 impl Net {
     /// A server on a free port of loopback.
     pub fn new(config: &Config) -> Net {
-        let listen = vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())];
+        let listen = vec![ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())];
         let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
         let address = server.addresses(ListenerKind::Main).next().unwrap();
         Net { server, address, clients: BTreeMap::new() }

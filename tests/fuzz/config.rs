@@ -69,7 +69,7 @@ pub fn check(data: &[u8]) {
             _ => args.push(OsString::from_vec(value.to_vec())),
         }
     }
-    match Config::parse_with(variables, args) {
+    match Config::parse_with_environment(variables, args) {
         Err(error) => assert!(!error.is_empty() && !error.contains(char::is_control), "{error:?}"),
         Ok(Command::Run(config)) => check_config(&config),
         Ok(Command::Token(mint)) => {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use noroshi::address::Network;
 use noroshi::config::Config;
-use noroshi::http::{Admission, Answer, ListenerKind};
+use noroshi::http::{Admission, ListenerKind, Response};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -55,9 +55,9 @@ pub fn check(data: &[u8]) {
     let mut told: Option<Option<IpAddr>> = None;
     let answer = answer::answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
         told = Some(address);
-        Admission::Free
+        Admission::Allowed
     });
-    let Answer::Plain { status, .. } = answer else { panic!("{answer:?}") };
+    let Response::Plain { status, .. } = answer else { panic!("{answer:?}") };
     let is_trusted = |ip| trusted_proxies.iter().any(|network| network.contains(ip));
     match client_address::expected(&headers, only, is_trusted) {
         Ok(address) => assert_eq!((status, told), (200, Some(address))),

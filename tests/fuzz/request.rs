@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
-use noroshi::http::{self, Admission, Answer, ListenerKind};
+use noroshi::http::{self, Admission, ListenerKind, Response};
 use noroshi::origin::AllowedOrigin;
 use pipe::answer::answer;
 use pipe::{ADDRESS, ASKED, Line};
@@ -38,10 +38,10 @@ pub fn check(data: &[u8]) {
     }
     let ends = bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4);
     let answer = match ends {
-        _ if http::is_impossible(bytes) => http::malformed(bytes),
+        _ if http::is_not_http(bytes) => http::malformed(bytes),
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
-            let place = if full { Admission::Full } else { Admission::Free };
+            let place = if full { Admission::ServerFull } else { Admission::Allowed };
             let is_trusted = door == ListenerKind::Main && !config.trusted_proxies.is_empty();
             let mut client_address = None;
             let wall = std::time::Duration::ZERO;
@@ -63,19 +63,19 @@ pub fn check(data: &[u8]) {
     };
     let sent = line.sent();
     let answer = match answer {
-        Answer::Ask(question) => http::told(&question, ASKED),
+        Response::Admin(question) => http::render_admin_response(&question, ASKED),
         answer => answer,
     };
     match answer {
-        Answer::Ask(_) => unreachable!("it was told"),
-        Answer::Upgrade { response, target, .. } => {
+        Response::Admin(_) => unreachable!("it was told"),
+        Response::Upgrade { response, target, .. } => {
             assert!(sent.starts_with(&response));
             assert_eq!(line.events.first(), Some(&format!("+{}", target.room)));
             assert_eq!(parse(&response), (101, b"".to_vec(), None));
             assert!(door == ListenerKind::Main && !full);
             check_upgrade(&bytes[..ends.unwrap()], &target.room);
         }
-        Answer::Plain { status, response, .. } => {
+        Response::Plain { status, response, .. } => {
             assert!(line.events.is_empty());
             let (sent_status, sent_body, _) = parse(&sent);
             let (status_inside, body, length) = parse(&response);
@@ -104,7 +104,7 @@ fn check_client_address(
     config: &Config,
     is_trusted: bool,
     told: Option<Option<IpAddr>>,
-    answer: &Answer,
+    answer: &Response,
 ) {
     let mut headers = [httparse::EMPTY_HEADER; 100];
     let mut parsed = httparse::Request::new(&mut headers);
@@ -118,7 +118,7 @@ fn check_client_address(
     let expected = if is_trusted { client_address::expected(&headers, None, trusts) } else { Ok(None) };
     match (told, expected) {
         (Some(told), expected) => assert_eq!(Ok(told), expected),
-        (None, _) => assert!(matches!(answer, Answer::Plain { status: 400 | 431, .. }), "{answer:?}"),
+        (None, _) => assert!(matches!(answer, Response::Plain { status: 400 | 431, .. }), "{answer:?}"),
     }
 }
 

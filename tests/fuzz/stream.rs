@@ -14,7 +14,7 @@ use noroshi::config::{
     BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, HEAD_TIME_MAX, LINGER_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::http::{Admission, Answer, ListenerKind};
+use noroshi::http::{Admission, ListenerKind, Response};
 use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
 use pipe::answer::answer;
 use pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
@@ -307,9 +307,9 @@ impl Peer {
                             let config = &house.shared.config;
                             let wall = Duration::ZERO;
                             let answer = answer(&head, ListenerKind::Main, config, false, wall, |_, _| {
-                                Admission::Free
+                                Admission::Allowed
                             });
-                            let Answer::Upgrade { response, target, .. } = answer else {
+                            let Response::Upgrade { response, target, .. } = answer else {
                                 panic!("{answer:?}")
                             };
                             assert_eq!(target.room, "tea");

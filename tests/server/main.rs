@@ -15,7 +15,7 @@ use common::pipe::{CLOSE, REQUEST, TEXT, close, frame, frames};
 use common::sockets::Net;
 use common::transcript::{Heard, Wire};
 use metrics::metrics;
-use noroshi::config::{Config, Listen, READ_BYTES_MAX, Secret, TURN_CREDENTIALS_TTL};
+use noroshi::config::{Config, ListenAddress, READ_BYTES_MAX, Secret, TURN_CREDENTIALS_TTL};
 use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use tungstenite::Message;
@@ -262,7 +262,7 @@ fn a_stop_waits_no_longer_than_it_must() {
 
 #[test]
 fn one_address_takes_both_kinds_of_ip() {
-    let listen = vec![Listen::Tcp("[::]:0".parse().unwrap())];
+    let listen = vec![ListenAddress::Tcp("[::]:0".parse().unwrap())];
     let mut server = Server::bind(Config { listen, ..Config::default() }).unwrap();
     let port = server.addresses(ListenerKind::Main).next().unwrap().port();
     for host in ["127.0.0.1", "::1"] {

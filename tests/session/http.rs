@@ -93,18 +93,21 @@ fn a_refused_upgrade_says_why() {
     for (request, why) in [
         (
             with("Origin: https://a\" is of Host \"h\u{85}"),
-            r#"403 Origin "https://a\" is of Host \"h\u{85}" is not of Host "h"; see --allow-origin"#,
+            r#"403 Origin "https://a\" is of Host \"h\u{85}" does not match Host "h"; see --allow-origin"#,
         ),
-        (REQUEST.replace("/ws/tea", "/nowhere"), "404 no WebSocket path; use /ws or /ws/ROOM"),
-        (REQUEST.replace("/ws/tea", "/ws/a b"), "400 that is no HTTP request"),
-        (REQUEST.replace("/ws/tea", "/ws/%20"), "400 a room is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -"),
-        (with("Host: i"), "400 a request has one Host header"),
+        (REQUEST.replace("/ws/tea", "/nowhere"), "404 not a WebSocket path; use /ws or /ws/ROOM"),
+        (REQUEST.replace("/ws/tea", "/ws/a b"), "400 expected an HTTP request"),
+        (
+            REQUEST.replace("/ws/tea", "/ws/%20"),
+            "400 expected a room of 1 to 64 characters of A-Z a-z 0-9 . _ ~ -",
+        ),
+        (with("Host: i"), "400 expected one Host header"),
         (
             REQUEST.replace("Upgrade: websocket\r\nConnection: Upgrade\r\n", "Connection: close\r\n"),
             "426 no Upgrade header: is a proxy dropping it?",
         ),
-        (REQUEST.replace("/ws/tea", "/"), "404 no WebSocket path; use /ws or /ws/ROOM"),
-        (REQUEST.replace("Version: 13", "Version: 8"), "426 this address speaks WebSocket, version 13"),
+        (REQUEST.replace("/ws/tea", "/"), "404 not a WebSocket path; use /ws or /ws/ROOM"),
+        (REQUEST.replace("Version: 13", "Version: 8"), "426 expected a WebSocket upgrade, version 13"),
     ] {
         assert_eq!(refused(&request).as_deref(), Some(why), "{request}");
     }
