@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::pipe::{Line, REQUEST};
+use common::pipe::{REQUEST, TestSession};
 use common::process::{NOROSHI, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::Config;
@@ -32,14 +32,14 @@ fn prefix_token(prefix: &str) -> String {
 
 /// Asks for a WebSocket at this target, with these headers. The room, or the answer and why it is in the log.
 fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
-    let mut line =
-        Line::new(ListenerKind::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
-    line.shared.wall = NOW;
+    let mut session =
+        TestSession::new(ListenerKind::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
+    session.shared.wall = NOW;
     let request = REQUEST.replace("/ws/tea", target).replace("\r\n\r\n", &format!("\r\n{headers}\r\n"));
-    line.feed(request.as_bytes());
-    let sent = String::from_utf8(line.sent()).unwrap();
-    match line.refused.take() {
-        None => Ok(line.events.concat()),
+    session.feed(request.as_bytes());
+    let sent = String::from_utf8(session.take_output()).unwrap();
+    match session.rejected.take() {
+        None => Ok(session.events.concat()),
         Some((_, why)) => Err((sent, why)),
     }
 }
@@ -80,9 +80,12 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
         ("/ws/tea".to_owned(), bearer(&good).repeat(2), "that is no token"),
         (format!("/ws/tea?token={good}="), String::new(), "that is no token"),
     ] {
-        let (answer, said) = ask(&target, &headers).unwrap_err();
-        assert!(answer.contains(why) && said.contains(why), "{target} {headers}: {answer} {said}");
-        assert!(!answer.contains(&good) && !said.contains(&good[..20]), "{answer} {said}");
+        let (answer, log_reason) = ask(&target, &headers).unwrap_err();
+        assert!(
+            answer.contains(why) && log_reason.contains(why),
+            "{target} {headers}: {answer} {log_reason}"
+        );
+        assert!(!answer.contains(&good) && !log_reason.contains(&good[..20]), "{answer} {log_reason}");
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::loaded_server::{KIB, LoadedServer, MIB};
 use common::memory::left;
 use common::pipe::{PING, PONG, TEXT, frame};
-use common::raw::{LOOPBACK, Raw, server, text, turn, upgrade};
+use common::raw::{LOOPBACK, Raw, run_iteration, server, text, upgrade};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use noroshi::config::{
     ALWAYS_HELD_BYTES, AYAME_PING_EVERY, BASE_BYTES, CLAIMANTS_MAX, CONNECTION_BYTES, Config,
@@ -28,7 +28,7 @@ const WORK_MAX: usize = WORK_PER_ITERATION + WORK_PER_SESSION + 128;
 struct Arena {
     server: Server,
     address: SocketAddr,
-    turns: usize,
+    iterations: usize,
     /// Units of work that one turn has caused at most, and in all.
     work_max: usize,
     work: usize,
@@ -39,35 +39,40 @@ struct Arena {
 impl Arena {
     fn new(config: &Config) -> Arena {
         let (server, address) = server(config);
-        Arena { server, address, turns: 0, work_max: 0, work: 0, pace: Duration::ZERO }
+        Arena { server, address, iterations: 0, work_max: 0, work: 0, pace: Duration::ZERO }
     }
 
-    fn turn(&mut self) {
+    fn run_iteration(&mut self) {
         self.server.advance(self.pace);
-        turn(&mut self.server);
-        self.turns += 1;
+        run_iteration(&mut self.server);
+        self.iterations += 1;
         let work = self.server.work_of_last_turn();
         self.work_max = self.work_max.max(work);
         self.work += work;
     }
 
-    /// Runs turns until a client has a result. Panics after `turns_max` turns.
+    /// Runs turns until a client has a result. Panics after `iterations_max` turns.
     #[track_caller]
-    fn until<T>(&mut self, what: &str, turns_max: usize, mut result: impl FnMut() -> Option<T>) -> T {
-        for _ in 0..turns_max {
+    fn wait_until<T>(
+        &mut self,
+        what: &str,
+        iterations_max: usize,
+        mut result: impl FnMut() -> Option<T>,
+    ) -> T {
+        for _ in 0..iterations_max {
             if let Some(result) = result() {
                 return result;
             }
-            self.turn();
+            self.run_iteration();
         }
-        panic!("{what} does not come within {turns_max} turns");
+        panic!("{what} does not come within {iterations_max} iterations");
     }
 
     /// Runs turns until the server has nothing to do.
-    fn settle(&mut self) {
+    fn run_until_idle(&mut self) {
         let mut idle_turns = 0;
         while idle_turns < 2 {
-            self.turn();
+            self.run_iteration();
             idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
         }
     }
@@ -76,9 +81,9 @@ impl Arena {
     fn deliver(&mut self, client: &mut Raw) {
         while client.unwritten() > 0 {
             client.write(usize::MAX);
-            self.turn();
+            self.run_iteration();
         }
-        self.settle();
+        self.run_until_idle();
     }
 
     /// Connects to a path of the server.
@@ -94,16 +99,16 @@ impl Arena {
     }
 
     /// Returns how many turns the answer to a request for /healthz takes.
-    fn turns_of_health(&mut self, turns_max: usize) -> usize {
-        let before = self.turns;
+    fn iterations_of_health(&mut self, iterations_max: usize) -> usize {
+        let before = self.iterations;
         let mut raw = Raw::connect(self.address, LOOPBACK, None);
         raw.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
-        let status = self.until("the answer of /healthz", turns_max, || {
+        let status = self.wait_until("the answer of /healthz", iterations_max, || {
             raw.read(usize::MAX);
             raw.status()
         });
         assert_eq!(status, 200);
-        self.turns - before
+        self.iterations - before
     }
 
     /// Closes these, after which nothing must be left in the server.
@@ -114,7 +119,7 @@ impl Arena {
                 break;
             }
             self.server.advance(Duration::from_millis(10));
-            self.turn();
+            self.run_iteration();
         }
         assert_eq!(self.server.sessions(), 0);
         assert_eq!(left(self.server.dispatcher()), (0, 0, None));
@@ -159,7 +164,7 @@ fn a_burst_of_many_claimants_and_a_mesh_is_handled_in_bounded_turns() {
     let mut holder = arena.open("/ws/tea");
     holder.answers = false;
     holder.send(&say("leave", "X"));
-    arena.settle();
+    arena.run_until_idle();
     for number in 0..30 {
         let mut claimant = arena.open("/ws/tea");
         let own = format!("c{number}");
@@ -168,7 +173,7 @@ fn a_burst_of_many_claimants_and_a_mesh_is_handled_in_bounded_turns() {
         clients.push(claimant);
     }
     let mut exchanged = 0;
-    let mut turns_of_health = 0;
+    let mut iterations_of_health = 0;
     for step in 0..80 {
         for client in &mut clients {
             client.write(usize::MAX);
@@ -177,18 +182,21 @@ fn a_burst_of_many_claimants_and_a_mesh_is_handled_in_bounded_turns() {
         if step == 20 {
             holder.send(&frame(PONG, b""));
         }
-        arena.turn();
+        arena.run_iteration();
         if step % 10 == 0 {
-            turns_of_health = turns_of_health.max(arena.turns_of_health(24));
+            iterations_of_health = iterations_of_health.max(arena.iterations_of_health(24));
             exchanged += 1;
             let candidate =
                 json!({"type": "candidateAdd", "id": "P", "target_id": "Q", "candidate": exchanged});
             pair[0].send(&text(&candidate.to_string()));
-            let heard = arena.until("a candidate", 24, || values(&mut pair[1]).pop());
-            assert_eq!(heard["candidate"], exchanged.to_string());
+            let received = arena.wait_until("a candidate", 24, || values(&mut pair[1]).pop());
+            assert_eq!(received["candidate"], exchanged.to_string());
         }
     }
-    println!("/healthz took {turns_of_health} turns, a turn {} units of work at most", arena.work_max);
+    println!(
+        "/healthz took {iterations_of_health} iterations, a turn {} units of work at most",
+        arena.work_max
+    );
     assert!(arena.work_max <= WORK_MAX, "{} units of work in one turn", arena.work_max);
     clients.push(holder);
     clients.extend(pair);
@@ -207,7 +215,7 @@ fn a_silent_holder_is_replaced_without_a_turn_for_all_claimants() {
     let mut holder = arena.open("/ws/tea");
     holder.answers = false;
     holder.send(&say("leave", "X"));
-    arena.settle();
+    arena.run_until_idle();
     for number in 0..30 {
         let mut claimant = arena.open("/ws/tea");
         let own = if number == 0 { "X".to_owned() } else { format!("c{number}") };
@@ -227,9 +235,9 @@ fn a_silent_holder_is_replaced_without_a_turn_for_all_claimants() {
         if step == 50 {
             arena.server.advance(PROBE_TIME_MAX);
         }
-        arena.turn();
+        arena.run_iteration();
         if step == 49 {
-            assert_eq!(heard_by_first, [""; 0], "a claimant hears nothing before the probe ends");
+            assert_eq!(heard_by_first, [""; 0], "a claimant receives nothing before the probe ends");
         }
     }
     holder.read(usize::MAX);
@@ -254,14 +262,14 @@ fn a_crowd_that_leaves_an_ayame_room_at_once_causes_linear_work() {
         clients.push(client);
         // The listen backlog may be short.
         if number % 100 == 0 {
-            arena.settle();
+            arena.run_until_idle();
         }
     }
-    arena.settle();
+    arena.run_until_idle();
     let work = arena.work;
     arena.work_max = 0;
     drop(clients);
-    arena.settle();
+    arena.run_until_idle();
     let (work, work_max) = (arena.work - work, arena.work_max);
     println!("{work} units of work when they leave, {work_max} in one turn");
     assert!(work <= 10 * CLIENTS, "{work} units of work");
@@ -291,27 +299,27 @@ fn candidate(from: &str, to: &str, bytes: usize) -> String {
 
 /// Lets a victim read at its pace and an attacker as fast as it can, for this many turns of 4 ms. Returns the types of
 /// what the victim has been sent, without candidates.
-fn read_on(arena: &mut Arena, victim: &mut Raw, attackers: &mut [Raw], turns: usize) -> Vec<String> {
+fn read_on(arena: &mut Arena, victim: &mut Raw, attackers: &mut [Raw], iterations: usize) -> Vec<String> {
     arena.pace = Duration::from_millis(4);
-    let mut heard = Vec::new();
-    for _ in 0..turns {
+    let mut received = Vec::new();
+    for _ in 0..iterations {
         for attacker in attackers.iter_mut() {
             attacker.write(usize::MAX);
             attacker.read(usize::MAX);
         }
-        arena.turn();
+        arena.run_iteration();
         for (first, payload) in victim.read(FAST) {
             assert_eq!(first, TEXT);
             let message: Value = serde_json::from_slice(&payload).unwrap();
             let kind = message["type"].as_str().map(str::to_owned);
             let key = || message.as_object().and_then(|it| it.keys().next()).cloned().unwrap();
-            heard.push(kind.unwrap_or_else(key));
+            received.push(kind.unwrap_or_else(key));
         }
         assert_eq!(victim.close_code, None, "a victim that reads is closed");
         assert!(victim.is_connected(), "a victim that reads is disconnected");
     }
-    heard.retain(|kind| kind != "candidate" && kind != "Signal");
-    heard
+    received.retain(|kind| kind != "candidate" && kind != "Signal");
+    received
 }
 
 #[test]
@@ -320,17 +328,17 @@ fn a_reader_with_a_full_queue_is_told_of_its_partner_that_leaves() {
     let mut victim = arena.open_slow("/ws/tea");
     let mut attacker = arena.open("/ws/tea");
     attacker.send(&say("connect", "A"));
-    arena.settle();
+    arena.run_until_idle();
     attacker.send(&text(&json!({"type": "offer", "id": "A", "sdp": "o"}).to_string()));
     victim.send(&say("connect", "V"));
-    arena.settle();
+    arena.run_until_idle();
     victim.send(&text(&json!({"type": "answer", "id": "V", "sdp": "a"}).to_string()));
-    arena.settle();
+    arena.run_until_idle();
     assert_eq!(read_on(&mut arena, &mut victim, std::slice::from_mut(&mut attacker), 10), ["offer"]);
     fill(&mut attacker, |bytes| candidate("A", "V", bytes));
     attacker.push(&say("leave", "A"));
-    let heard = read_on(&mut arena, &mut victim, std::slice::from_mut(&mut attacker), 1000);
-    assert_eq!(heard, ["peerLeft"]);
+    let received = read_on(&mut arena, &mut victim, std::slice::from_mut(&mut attacker), 1000);
+    assert_eq!(received, ["peerLeft"]);
     arena.end(vec![victim, attacker]);
 }
 
@@ -339,7 +347,7 @@ fn a_reader_with_a_full_queue_is_told_of_a_member_of_its_mesh_that_comes_and_goe
     let mut arena = Arena::new(&Config::default());
     let mut victim = arena.open_slow("/ws/tea");
     victim.send(&say("join", "V"));
-    arena.settle();
+    arena.run_until_idle();
     let mut attackers = [arena.open("/ws/tea")];
     attackers[0].send(&say("join", "A"));
     assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["joined", "peerJoined"]);
@@ -357,7 +365,7 @@ fn a_reader_with_a_full_queue_is_told_of_a_member_of_its_mesh_that_comes_and_goe
     println!("{} announcements", all.len());
     assert!(all.len() >= 10, "{all:?}");
     let expected = ["peerLeft", "peerJoined"].into_iter().cycle();
-    assert!(all.iter().zip(expected).all(|(heard, expected)| heard == expected), "{all:?}");
+    assert!(all.iter().zip(expected).all(|(received, expected)| received == expected), "{all:?}");
     let [attacker] = attackers;
     arena.end(vec![victim, attacker]);
 }
@@ -367,18 +375,18 @@ fn a_reader_is_not_closed_by_a_member_with_a_long_id_that_comes_and_goes() {
     let mut arena = Arena::new(&Config::default());
     let mut victim = arena.open_slow("/ws/tea");
     victim.send(&say("join", "V"));
-    arena.settle();
+    arena.run_until_idle();
     let mut attackers = [arena.open("/ws/tea")];
     let id = long_id(0);
     attackers[0].send(&[say("leave", &id), say("join", &id)].concat().repeat(490));
-    let heard = read_on(&mut arena, &mut victim, &mut attackers, 2000);
-    assert_eq!(heard[0], "joined");
+    let received = read_on(&mut arena, &mut victim, &mut attackers, 2000);
+    assert_eq!(received[0], "joined");
     assert!(
-        heard[1..]
+        received[1..]
             .chunks(2)
             .all(|two| two[0] == "peerJoined" && two.get(1).is_none_or(|it| it == "peerLeft"))
     );
-    println!("{} announcements", heard.len() - 1);
+    println!("{} announcements", received.len() - 1);
     let [attacker] = attackers;
     arena.end(vec![victim, attacker]);
 }
@@ -387,7 +395,7 @@ fn a_reader_is_not_closed_by_a_member_with_a_long_id_that_comes_and_goes() {
 fn a_reader_with_a_full_queue_is_told_of_newcomers_in_matchbox() {
     let mut arena = Arena::new(&Config { matchbox: Some("/games".to_owned()), ..Config::default() });
     let mut victim = arena.open_slow("/games/chess");
-    arena.settle();
+    arena.run_until_idle();
     let assigned = values(&mut victim).pop().unwrap();
     let id = assigned["IdAssigned"].as_str().unwrap().to_owned();
     let mut attackers = vec![arena.open("/games/chess")];
@@ -397,8 +405,8 @@ fn a_reader_with_a_full_queue_is_told_of_newcomers_in_matchbox() {
     });
     arena.deliver(&mut attackers[0]);
     attackers.extend((0..40).map(|_| arena.open("/games/chess")));
-    let heard = read_on(&mut arena, &mut victim, &mut attackers, 1000);
-    assert_eq!(heard, vec!["NewPeer"; 40]);
+    let received = read_on(&mut arena, &mut victim, &mut attackers, 1000);
+    assert_eq!(received, vec!["NewPeer"; 40]);
     attackers.push(victim);
     arena.end(attackers);
 }
@@ -409,23 +417,23 @@ fn a_reader_with_a_full_queue_is_pinged_in_ayame() {
     let register = text(&json!({"type": "register", "roomId": "tea", "clientId": "c"}).to_string());
     let mut victim = arena.open_slow("/signaling");
     victim.send(&register);
-    arena.settle();
+    arena.run_until_idle();
     let mut attackers = [arena.open("/signaling")];
     attackers[0].send(&register);
     assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["accept"]);
     // The ping is due while the queue is full.
     arena.pace = Duration::ZERO;
     arena.server.advance(AYAME_PING_EVERY - Duration::from_secs(2));
-    arena.settle();
+    arena.run_until_idle();
     victim.read(usize::MAX);
     fill(&mut attackers[0], |bytes| json!({"type": "candidate", "ice": "x".repeat(bytes)}).to_string());
     // The shortest message that is forwarded is hardly longer than the ping.
     attackers[0].push(&text(r#"{"type":"offer"}"#).repeat(40));
     arena.deliver(&mut attackers[0]);
     arena.server.advance(Duration::from_secs(2));
-    let mut heard = read_on(&mut arena, &mut victim, &mut attackers, 1000);
-    heard.retain(|kind| kind != "offer");
-    assert_eq!(heard, ["ping"]);
+    let mut received = read_on(&mut arena, &mut victim, &mut attackers, 1000);
+    received.retain(|kind| kind != "offer");
+    assert_eq!(received, ["ping"]);
     let [attacker] = attackers;
     arena.end(vec![victim, attacker]);
 }
@@ -437,7 +445,7 @@ fn a_slow_reader_keeps_its_id_when_somebody_claims_it() {
     victim.send(&say("join", "V"));
     let mut attacker = arena.open("/ws/tea");
     attacker.send(&say("join", "A"));
-    arena.settle();
+    arena.run_until_idle();
     fill(&mut attacker, |bytes| candidate("A", "V", bytes));
     arena.deliver(&mut attacker);
     let mut claimant = arena.open("/ws/tea");
@@ -446,7 +454,7 @@ fn a_slow_reader_keeps_its_id_when_somebody_claims_it() {
     arena.pace = Duration::from_millis(10);
     let mut heard_by_claimant = Vec::new();
     for _ in 0..1000 {
-        arena.turn();
+        arena.run_iteration();
         victim.read(500);
         attacker.read(usize::MAX);
         heard_by_claimant.extend(values(&mut claimant));
@@ -466,7 +474,7 @@ fn a_slow_reader_is_not_closed_as_silent() {
     victim.send(&say("join", "V"));
     let mut attacker = arena.open("/ws/tea");
     attacker.send(&say("join", "A"));
-    arena.settle();
+    arena.run_until_idle();
     // 8 KB a second, for five times as long as silence is tolerated.
     arena.pace = Duration::from_millis(100);
     let steps = 10 * config.ping_interval.as_millis() / arena.pace.as_millis();
@@ -475,7 +483,7 @@ fn a_slow_reader_is_not_closed_as_silent() {
             fill(&mut attacker, |bytes| candidate("A", "V", bytes));
         }
         attacker.write(usize::MAX);
-        arena.turn();
+        arena.run_iteration();
         victim.read(800);
         attacker.read(usize::MAX);
         assert_eq!(victim.close_code, None, "after {} bytes", victim.bytes_read);
@@ -500,7 +508,7 @@ fn claimants_with_a_thousand_short_messages_stay_within_the_counted_memory() {
     let mut holder = arena.open("/ws/tea");
     holder.answers = false;
     holder.send(&say("leave", "X"));
-    arena.settle();
+    arena.run_until_idle();
     let mut clients = Vec::new();
     for _ in 0..2 * CLAIMANTS_MAX {
         let mut claimant = arena.open("/ws/tea");
@@ -512,20 +520,20 @@ fn claimants_with_a_thousand_short_messages_stay_within_the_counted_memory() {
             client.write(usize::MAX);
             client.read(usize::MAX);
         }
-        arena.turn();
+        arena.run_iteration();
         let used = arena.server.shared().budget.used();
         let always = arena.server.sessions() * ALWAYS_HELD_BYTES;
         assert!(used <= memory_max + always, "{used} bytes are used, {memory_max} are allowed");
     }
     let reserved = arena.server.shared().budget.reserved();
-    assert!(reserved > 0, "what a claimant has said first is counted");
+    assert!(reserved > 0, "what a claimant has sent first is counted");
     clients.push(holder);
     arena.end(clients);
 }
 
 #[test]
 fn claimants_with_a_thousand_short_messages_stay_within_the_memory_of_the_process() {
-    let mut siege = LoadedServer::of("--max-memory 32M --max-connections 3000");
+    let mut loaded = LoadedServer::start("--max-memory 32M --max-connections 3000");
     let connect = |address: SocketAddr, bytes: &[u8]| {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nonblocking(true).unwrap();
@@ -533,12 +541,12 @@ fn claimants_with_a_thousand_short_messages_stay_within_the_memory_of_the_proces
         let _ = stream.write(bytes);
         stream
     };
-    let holder = connect(siege.address(), &[upgrade("/ws/tea"), say("leave", "X")].concat());
+    let holder = connect(loaded.address(), &[upgrade("/ws/tea"), say("leave", "X")].concat());
     let claim = [upgrade("/ws/tea"), short_messages()].concat();
-    let claimants = siege.crowd(2000, |address, _| connect(address, &claim));
-    siege.pass(Duration::from_secs(2));
+    let claimants = loaded.connect_many(2000, |address, _| connect(address, &claim));
+    loaded.run_for(Duration::from_secs(2));
     drop((holder, claimants));
-    siege.end(40 * MIB);
+    loaded.finish(40 * MIB);
 }
 
 // ---- Credits ----
@@ -553,7 +561,7 @@ fn joining_again_costs_as_many_credits_as_its_answer_is_long() {
         member.send(&say("join", &long_id(number)));
         clients.push(member);
     }
-    arena.settle();
+    arena.run_until_idle();
     clients.iter_mut().for_each(|member| _ = member.texts());
     let before = clients[0].bytes_read;
     let again = say("join", &long_id(0));
@@ -561,7 +569,7 @@ fn joining_again_costs_as_many_credits_as_its_answer_is_long() {
     let began = arena.server.shared().now;
     for _ in 0..800 {
         clients[0].send(&again.repeat(4));
-        arena.turn();
+        arena.run_iteration();
         answers += clients[0].texts().iter().filter(|text| text.contains("\"joined\"")).count();
     }
     assert_eq!(clients[0].close_code, None);
@@ -582,14 +590,14 @@ fn flood(begin: &[u8], again: &[u8]) {
     let mut arena = Arena::new(&config);
     let mut flooder = arena.open("/ws/tea");
     flooder.send(&say("leave", "F"));
-    arena.settle();
+    arena.run_until_idle();
     flooder.texts();
     let received_before = arena.server.shared().metrics.bytes_in;
-    let turns_before = arena.turns;
+    let turns_before = arena.iterations;
     flooder.push(begin);
     let chunk = again.repeat(16 * KIB / again.len());
     arena.pace = Duration::from_millis(10);
-    let (mut told, mut pongs) = (0, 0);
+    let (mut notices, mut pongs) = (0, 0);
     let began = arena.server.shared().now;
     let mut elapsed = Duration::ZERO;
     while flooder.close_code.is_none() {
@@ -598,7 +606,7 @@ fn flood(begin: &[u8], again: &[u8]) {
             flooder.push(&chunk);
         }
         flooder.write(usize::MAX);
-        arena.turn();
+        arena.run_iteration();
         elapsed = arena.server.shared().now - began;
         for (first, payload) in flooder.read(usize::MAX) {
             if first == PONG {
@@ -607,19 +615,19 @@ fn flood(begin: &[u8], again: &[u8]) {
             }
             let message: Value = serde_json::from_slice(&payload).unwrap();
             assert_eq!(message["code"], "rate_limited");
-            told += 1;
+            notices += 1;
         }
     }
     assert_eq!(flooder.close_code, Some(1008));
     assert!(elapsed < RATE_OFFENCE_MAX + Duration::from_secs(2), "{elapsed:?}");
-    assert!((1..=6).contains(&told), "it is told {told} times");
+    assert!((1..=6).contains(&notices), "it is notices {notices} times");
     let seconds = elapsed.as_secs() as usize + 1 + RATE_BURST_SECONDS as usize;
     let credits = config.rate_max as usize * seconds;
     assert!(pongs <= credits, "{pongs} pongs for {credits} credits");
-    let turns = arena.turns - turns_before;
+    let iterations = arena.iterations - turns_before;
     let received = (arena.server.shared().metrics.bytes_in - received_before) as usize;
-    println!("{received} bytes in {turns} turns; {pongs} pongs, told {told} times");
-    assert!(received <= turns * READ_BYTES_MAX, "{received} bytes in {turns} turns");
+    println!("{received} bytes in {iterations} iterations; {pongs} pongs, notices {notices} times");
+    assert!(received <= iterations * READ_BYTES_MAX, "{received} bytes in {iterations} iterations");
     assert!(arena.work_max <= WORK_PER_SESSION + 1, "{} units of work in one turn", arena.work_max);
     arena.end(vec![flooder]);
 }

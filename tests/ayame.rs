@@ -4,11 +4,11 @@ mod common;
 
 use std::sync::{Mutex, PoisonError};
 
+use common::auxiliary_servers::{TURNSERVER, coturn, serve};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
 use common::firefox::{FIREFOX, Firefox};
-use common::netns::{TURNSERVER, coturn, serve};
 use common::process::{Running, eventually, run};
 use common::program::{is_installed, npm};
 use nix::sys::signal::Signal;
@@ -30,7 +30,7 @@ fn page(programs: &[&str]) -> Option<std::net::SocketAddr> {
 
 fn open(browser: &mut dyn Browser, page: std::net::SocketAddr) {
     browser.open(&format!("http://localhost:{}/", page.port()));
-    browser.until("window.enter");
+    browser.wait_until("window.enter");
 }
 
 /// Comes in, and says how that went.
@@ -42,19 +42,19 @@ fn enter(browser: &mut dyn Browser, server: &Running, options: &str) -> String {
 /// Waits until each of them hears what the other says.
 fn talk(pair: &mut [&mut dyn Browser; 2], words: &str) {
     for browser in &mut *pair {
-        browser.until("window.channel?.readyState === 'open'");
+        browser.wait_until("window.channel?.readyState === 'open'");
     }
     for i in [0, 1] {
         pair[i].eval(&format!("channel.send('{words} {i}')"));
-        pair[1 - i].until(&format!("said.includes('{words} {i}')"));
+        pair[1 - i].wait_until(&format!("sent.includes('{words} {i}')"));
     }
 }
 
 /// Waits until each of them sees the other.
 fn see(pair: &mut [&mut dyn Browser; 2]) {
     for browser in pair {
-        browser.until("document.querySelector('video').srcObject?.getVideoTracks().length === 1");
-        browser.until("document.querySelector('video').videoWidth > 0");
+        browser.wait_until("document.querySelector('video').srcObject?.getVideoTracks().length === 1");
+        browser.wait_until("document.querySelector('video').videoWidth > 0");
     }
 }
 
@@ -73,7 +73,7 @@ fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: 
     talk(&mut pair, "hello");
     // One goes: the other hears bye, and then that its own connection is closed.
     pair[0].eval("await connection.disconnect()");
-    pair[1].until("heard.includes('bye') && heard.includes('disconnect WS-CLOSED')");
+    pair[1].wait_until("received.includes('bye') && received.includes('disconnect WS-CLOSED')");
     empties(server);
     // Both come back with the objects that they have.
     for browser in &mut pair {
@@ -101,7 +101,7 @@ fn two_meet_see_each_other_part_and_come_back() {
     meet_see_and_part(&mut a, &mut c, &server);
     meet_see_and_part(&mut c, &mut b, &server);
     for browser in [&mut a as &mut dyn Browser, &mut b, &mut c] {
-        browser.is_content();
+        browser.assert_no_errors();
     }
 }
 
@@ -119,26 +119,26 @@ fn a_third_is_refused_unless_one_of_the_two_is_dead() {
     assert_eq!(enter(&mut b, &server, CHAT), "in");
     talk(&mut [&mut a, &mut b], "hello");
     assert_eq!(enter(&mut c, &server, CHAT), "REJECTED");
-    c.until("heard.includes('disconnect full')");
+    c.wait_until("received.includes('disconnect full')");
     talk(&mut [&mut a, &mut b], "still here");
     for browser in [&mut a, &mut b, &mut c] {
         browser.eval("await connection.disconnect()");
-        browser.until("!connection.webSocket && !connection.peerConnection");
+        browser.wait_until("!connection.webSocket && !connection.peerConnection");
     }
     empties(&server);
     // One whose network is gone: its partner hears bye, and comes back as the second.
-    let mut dead = Client::connect(server.address).upgraded_at("/signaling");
-    dead.say(json!({"type": "register", "roomId": "tea"}));
-    assert_eq!(dead.heard()["isExistUser"], false);
+    let mut dead = Client::connect(server.address).upgrade_at("/signaling");
+    dead.send_json(json!({"type": "register", "roomId": "tea"}));
+    assert_eq!(dead.receive_json()["isExistUser"], false);
     assert_eq!(b.eval("await again(false)"), "in");
     assert_eq!(c.eval("await again(false)"), "in");
-    b.until("heard.includes('bye') && !connection.webSocket && !connection.peerConnection");
+    b.wait_until("received.includes('bye') && !connection.webSocket && !connection.peerConnection");
     assert_eq!(b.eval("window.channel = undefined, await again(false)"), "in");
     talk(&mut [&mut b, &mut c], "without it");
     drop(dead);
     for browser in [&mut a, &mut b, &mut c] {
         browser.eval("await connection.disconnect()");
-        browser.is_content();
+        browser.assert_no_errors();
     }
     empties(&server);
 }
@@ -159,7 +159,7 @@ fn a_restart_ends_all_but_what_is_standalone() {
     talk(&mut pair, "hello");
     server.signal(Signal::SIGTERM);
     for browser in &mut pair {
-        browser.until("heard.includes('disconnect WS-CLOSED')");
+        browser.wait_until("received.includes('disconnect WS-CLOSED')");
     }
     drop(server);
     // Who is standalone needs the server only to meet.
@@ -175,11 +175,11 @@ fn a_restart_ends_all_but_what_is_standalone() {
     server.signal(Signal::SIGTERM);
     talk(&mut pair, "still");
     for browser in &mut pair {
-        assert!(!browser.eval("heard.join()").as_str().unwrap().contains("bye"));
+        assert!(!browser.eval("received.join()").as_str().unwrap().contains("bye"));
         browser.eval("await connection.disconnect()");
         // The second to have met the other says so to a connection that is closed, with Ayame's own server too.
         browser.errors().retain(|error| !error.contains("WebSocket is already in CLOSING or CLOSED state"));
-        browser.is_content();
+        browser.assert_no_errors();
     }
 }
 
@@ -208,7 +208,7 @@ fn the_relay_that_they_are_told_carries_them() {
     }
     for browser in &mut pair {
         browser.eval("await connection.disconnect()");
-        browser.is_content();
+        browser.assert_no_errors();
     }
     empties(&server);
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use common::files::Folder;
-use common::process::{NOROSHI, Patient, Running, eventually, run};
+use common::process::{NOROSHI, RetryOnInterrupt, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::{Config, LOG_LINE_BYTES_MAX};
 use tungstenite::{Error, Message, WebSocket};
@@ -17,7 +17,7 @@ fn noroshi(args: &[&str]) -> Output {
     Command::new(NOROSHI).args(args).output().unwrap()
 }
 
-fn say(socket: &mut WebSocket<Patient>, text: &str) {
+fn say(socket: &mut WebSocket<RetryOnInterrupt>, text: &str) {
     socket.send(Message::text(text)).unwrap();
 }
 
@@ -93,7 +93,7 @@ fn a_wrong_flag_is_named_in_one_line() {
 #[test]
 fn error_message_is_one_line_of_limited_length() {
     let long = format!("unix:/{}", "x".repeat(5000));
-    for (listen, said) in [
+    for (listen, expected) in [
         (long.as_str(), "xxx [truncated]\n"),
         ("unix:/no/where\nforged", "cannot listen on unix:/no/where\\nforged: "),
         ("unix:/no/where\u{2028}\u{202e}forged", "cannot listen on unix:/no/where\\u{2028}\\u{202e}forged: "),
@@ -101,7 +101,7 @@ fn error_message_is_one_line_of_limited_length() {
         let output = noroshi(&["-l", listen]);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains(said) && stderr.ends_with('\n'), "{stderr}");
+        assert!(stderr.contains(expected) && stderr.ends_with('\n'), "{stderr}");
         assert!(stderr.lines().count() == 1 && stderr.len() <= LOG_LINE_BYTES_MAX, "{stderr}");
     }
 }
@@ -188,9 +188,9 @@ fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
         assert_eq!(server.code(), Some(0));
     }
     let (mut server, _stderr) = run(r#"exec "$0""#);
-    let mut deaf = server.websocket("/ws");
+    let mut stalled = server.websocket("/ws");
     server.signal(Signal::SIGTERM);
-    eventually("the goodbye comes", || matches!(deaf.get_mut().0.peek(&mut [0]), Ok(1)));
+    eventually("the goodbye comes", || matches!(stalled.get_mut().0.peek(&mut [0]), Ok(1)));
     let began = Instant::now();
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));

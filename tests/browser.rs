@@ -4,10 +4,10 @@ mod common;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use common::auxiliary_servers::{TURNSERVER, coturn, serve};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::firefox::{FIREFOX, Firefox};
-use common::netns::{TURNSERVER, coturn, serve};
 use common::process::{Running, eventually, run};
 use common::program::is_installed;
 use nix::sys::signal::Signal;
@@ -15,7 +15,7 @@ use serde_json::json;
 
 /// Waits for its turn: the tests run one after another, or they would be too much for a small machine. `None` if they
 /// cannot run here.
-fn turn(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
+fn lock_browsers(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     let is_possible = programs.iter().all(|program| is_installed(program));
     is_possible.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
@@ -24,12 +24,12 @@ fn turn(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
 /// Opens the page under a name.
 fn enter(browser: &mut dyn Browser, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
-    browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+    browser.wait_until("document.querySelector('#status')?.dataset.state === 'online'");
 }
 
 /// Waits until this is the last line of the chat.
 fn reads(browser: &mut Chromium, line: &str) {
-    browser.until(&format!("{CHAT}.at(-1) === {line:?}"));
+    browser.wait_until(&format!("{CHAT}.at(-1) === {line:?}"));
 }
 
 /// The lines of the chat, as an expression.
@@ -51,57 +51,57 @@ fn empties(server: &Running) {
 
 #[test]
 fn three_meet_talk_and_see_each_other_and_one_is_killed() {
-    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren, mut yuki] = Chromium::start();
     enter(&mut aoi, &server, "Aoi");
     enter(&mut ren, &server, "Ren");
     reads(&mut aoi, "Ren is here.");
     reads(&mut ren, "Aoi is here.");
-    aoi.write("#say", "Good evening!");
+    aoi.type_text("#say", "Good evening!");
     reads(&mut ren, "Aoi: Good evening!");
-    ren.write("#say", "Good evening, Aoi!");
+    ren.type_text("#say", "Good evening, Aoi!");
     reads(&mut aoi, "Ren: Good evening, Aoi!");
 
     enter(&mut yuki, &server, "Yuki");
     for browser in [&mut aoi, &mut ren] {
         reads(browser, "Yuki is here.");
     }
-    yuki.until(&format!("{CHAT}.length === 3"));
-    ren.write("#say", "Is it snowing?");
+    yuki.wait_until(&format!("{CHAT}.length === 3"));
+    ren.type_text("#say", "Is it snowing?");
     for browser in [&mut aoi, &mut yuki] {
         reads(browser, "Ren: Is it snowing?");
     }
-    aoi.write("#say", "Not here.");
+    aoi.type_text("#say", "Not here.");
     for browser in [&mut ren, &mut yuki] {
         reads(browser, "Aoi: Not here.");
     }
-    yuki.write("#say", "It is!");
+    yuki.type_text("#say", "It is!");
     for browser in [&mut aoi, &mut ren] {
         reads(browser, "Yuki: It is!");
         let route = "document.querySelector('[data-peer=Yuki] .route').textContent";
-        browser.until(&format!(r"/^(host|prflx) ↔ (host|prflx), direct, \d+ ms$/.test({route})"));
+        browser.wait_until(&format!(r"/^(host|prflx) ↔ (host|prflx), direct, \d+ ms$/.test({route})"));
     }
 
     aoi.eval("document.querySelector('#camera').click()");
     for browser in [&mut ren, &mut yuki] {
-        browser.until(&decoded("Aoi"));
+        browser.wait_until(&decoded("Aoi"));
         let before = browser.eval(&decoded("Aoi"));
-        browser.until(&format!("({}) > {before}", decoded("Aoi")));
-        browser.until("document.querySelector('[data-peer=Aoi] video').videoWidth > 0");
+        browser.wait_until(&format!("({}) > {before}", decoded("Aoi")));
+        browser.wait_until("document.querySelector('[data-peer=Aoi] video').videoWidth > 0");
     }
     // The picture in the README.
     if let Some(path) = std::env::var_os("TEST_SCREENSHOT") {
         ren.eval("document.querySelector('#camera').click()");
-        aoi.until(&format!("({}) > 15", decoded("Ren")));
+        aoi.wait_until(&format!("({}) > 15", decoded("Ren")));
         aoi.resize(1100, 780, "light");
-        std::fs::write(path, aoi.picture()).unwrap();
+        std::fs::write(path, aoi.screenshot()).unwrap();
     }
 
     yuki.kill();
     for browser in [&mut aoi, &mut ren] {
         reads(browser, "Yuki has left.");
-        browser.until("document.querySelectorAll('#peers .peer').length === 1");
+        browser.wait_until("document.querySelectorAll('#peers .peer').length === 1");
     }
     aoi.eval("room.leave()");
     reads(&mut ren, "Aoi has left.");
@@ -126,7 +126,7 @@ fn three_meet_talk_and_see_each_other_and_one_is_killed() {
 
 #[test]
 fn a_server_that_stops_and_comes_back_interrupts_nobody() {
-    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let (mut server, _stderr) = run(r#"exec "$0""#);
     let [aoi, ren, yuki, mut sora] = Chromium::start();
     let mut three = [aoi, ren, yuki];
@@ -136,7 +136,7 @@ fn a_server_that_stops_and_comes_back_interrupts_nobody() {
     }
     // Each counts, and hears whether another leaves out a number.
     for browser in &mut three {
-        browser.until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
+        browser.wait_until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
         browser.eval(
             "const before = [...room.peers.values()].map(({ pc }) => pc), last = {}, lost = [];
             room.addEventListener('message', ({ peer: { id }, data }) => {
@@ -151,19 +151,19 @@ fn a_server_that_stops_and_comes_back_interrupts_nobody() {
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     for browser in &mut three {
-        browser.until("document.querySelector('#status').dataset.state === 'offline'");
+        browser.wait_until("document.querySelector('#status').dataset.state === 'offline'");
     }
     count_on(&mut three);
     let (server, _stderr) = run(&format!(r#"exec "$0" -l {}"#, server.address));
     for (browser, name) in three.iter_mut().zip(names) {
-        browser.until("document.querySelector('#status').dataset.state === 'online'");
+        browser.wait_until("document.querySelector('#status').dataset.state === 'online'");
         assert_eq!(browser.eval("room.id"), name);
-        browser.until("[...room.peers.values()].every((peer) => peer.alive && !peer.away)");
+        browser.wait_until("[...room.peers.values()].every((peer) => peer.alive && !peer.away)");
     }
     enter(&mut sora, &server, "Sora");
     for (browser, name) in three.iter_mut().zip(names) {
-        sora.until(&format!("{CHAT}.includes('{name} is here.')"));
-        browser.until(&format!("{CHAT}.includes('Sora is here.')"));
+        sora.wait_until(&format!("{CHAT}.includes('{name} is here.')"));
+        browser.wait_until(&format!("{CHAT}.includes('Sora is here.')"));
         // The connections to the first two are those they were.
         let known = browser.eval("[...room.peers.values()].map(({ pc }) => before.indexOf(pc)).join()");
         assert_eq!(known, "0,1,-1");
@@ -184,31 +184,31 @@ fn count_on(three: &mut [Chromium; 3]) {
         browser.eval("const then = { ...last }");
     }
     for browser in three {
-        browser.until("Object.keys(last).filter((id) => last[id] >= (then[id] ?? 0) + 20).length === 2");
+        browser.wait_until("Object.keys(last).filter((id) => last[id] >= (then[id] ?? 0) + 20).length === 2");
         assert_eq!(browser.eval("lost.join()"), "");
     }
 }
 
 #[test]
 fn a_page_from_the_article_works_unchanged() {
-    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let page = serve(&[("/", include_str!("pages/article.html"))]);
     let (server, _stderr) = run(&format!(r#"exec "$0" --allow-origin http://{page}"#));
     let [mut first, mut second] = Chromium::start();
     let url = format!("http://{page}/#ws://{}/ws", server.address);
     first.open(&url);
-    first.until("connection.localDescription && connection.iceGatheringState === 'complete'");
+    first.wait_until("connection.localDescription && connection.iceGatheringState === 'complete'");
     second.open(&url);
     for (browser, word) in [(&mut first, "ping"), (&mut second, "pong")] {
-        browser.until("channel?.readyState === 'open'");
+        browser.wait_until("channel?.readyState === 'open'");
         browser.eval(&format!("channel.send({word:?})"));
     }
-    first.until("said.join() === 'pong'");
-    second.until("said.join() === 'ping'");
-    let heard = |browser: &mut Chromium| browser.eval("heard.map(({ type }) => type).join()");
-    assert!(heard(&mut first).as_str().unwrap().starts_with("offer,answer,candidate"));
-    assert_eq!(heard(&mut second), "offer,candidate");
-    assert_eq!(second.eval("heard[1].candidate.includes('}|{')"), true);
+    first.wait_until("sent.join() === 'pong'");
+    second.wait_until("sent.join() === 'ping'");
+    let received = |browser: &mut Chromium| browser.eval("received.map(({ type }) => type).join()");
+    assert!(received(&mut first).as_str().unwrap().starts_with("offer,answer,candidate"));
+    assert_eq!(received(&mut second), "offer,candidate");
+    assert_eq!(second.eval("received[1].candidate.includes('}|{')"), true);
     first.kill();
     second.kill();
     empties(&server);
@@ -216,7 +216,7 @@ fn a_page_from_the_article_works_unchanged() {
 
 #[test]
 fn a_relay_carries_those_who_have_credentials_of_the_server() {
-    let Some(_turn) = turn(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
+    let Some(_lock) = lock_browsers(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
     let (coturn, port) = coturn("open-sesame");
     let page = serve(&[("/", include_str!("pages/relay.html"))]);
     let file = coturn.home.join("secret");
@@ -235,21 +235,21 @@ fn a_relay_carries_those_who_have_credentials_of_the_server() {
         }
         for (browser, other) in two.iter_mut().zip([ids[1], ids[0]]) {
             if secret == "open-sesame" {
-                browser.until(&format!("heard.join() === 'I am ' + {other:?}"));
+                browser.wait_until(&format!("received.join() === 'I am ' + {other:?}"));
                 assert_eq!(browser.eval("await route()"), json!(["relay", "relay"]));
             } else {
-                browser.until("pc?.iceGatheringState === 'complete'");
+                browser.wait_until("pc?.iceGatheringState === 'complete'");
                 assert_eq!(browser.eval("pc.localDescription.sdp.includes('a=candidate')"), false);
-                assert_eq!(browser.eval("heard"), json!([]));
+                assert_eq!(browser.eval("received"), json!([]));
             }
         }
         if secret != "open-sesame" {
             // Firefox does not say what the TURN server has answered.
-            two[0].until("refused.includes(401)");
+            two[0].wait_until("refused.includes(401)");
         }
         for browser in &mut two {
             browser.eval("room.leave()");
-            browser.is_content();
+            browser.assert_no_errors();
         }
         empties(&server);
     };
@@ -263,7 +263,7 @@ fn a_relay_carries_those_who_have_credentials_of_the_server() {
 
 #[test]
 fn what_goes_wrong_in_a_page_is_seen() {
-    let Some(_turn) = turn(&[CHROMIUM, FIREFOX]) else { return };
+    let Some(_lock) = lock_browsers(&[CHROMIUM, FIREFOX]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
     let faults = [

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
+use common::fault_proxy::FaultProxy;
 use common::process::{Running, run};
 use common::program::is_installed;
-use common::wire::Wire;
 use noroshi::token::{Claims, Secrets};
 use serde_json::json;
 
@@ -52,12 +52,12 @@ fn a_room_is_entered_and_come_back_to_with_a_token() {
     }
     let guarded = Guarded::start("library", SECRET);
     let strict = Guarded::start("strict", "another secret of more than thirty-two bytes");
-    let wire = Wire::to(guarded.server.address);
+    let proxy = FaultProxy::new(guarded.server.address);
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", guarded.server.address));
     browser.eval(&format!(
         "const direct = 'ws://{}/ws/tea', url = 'ws://{}/ws/tea'",
-        guarded.server.address, wire.address
+        guarded.server.address, proxy.address
     ));
     browser.eval(
         "const { join, connect } = await import('/noroshi.js');
@@ -83,14 +83,14 @@ fn a_room_is_entered_and_come_back_to_with_a_token() {
         for (const room of [a, b]) room.addEventListener('error', ({{ error }}) => errors.push(room.id + ' ' + error.code)); 0",
     ));
     assert_eq!(browser.eval("asked"), 1);
-    wire.cut();
-    browser.until("asked === 2 && a.online && b.online");
+    proxy.cut_connections();
+    browser.wait_until("asked === 2 && a.online && b.online");
     // What is not believed any more ends the room, instead of being said for ever.
-    wire.lead_to(strict.server.address);
-    wire.cut();
-    browser.until("errors.length === 2");
+    proxy.redirect_to(strict.server.address);
+    proxy.cut_connections();
+    browser.wait_until("errors.length === 2");
     assert_eq!(browser.eval("errors.sort()"), json!(["A unauthorized", "B unauthorized"]));
-    browser.is_content();
+    browser.assert_no_errors();
     browser.kill();
 }
 
@@ -103,12 +103,13 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     let address = guarded.server.address;
     let [mut browser] = Chromium::start();
     let words = |browser: &mut Chromium, words: &str| {
-        browser.until(&format!("document.querySelector('#status-words')?.textContent.includes({words:?})"));
+        browser
+            .wait_until(&format!("document.querySelector('#status-words')?.textContent.includes({words:?})"));
     };
     browser.open(&format!("http://{address}/?room=tea"));
     words(&mut browser, "one needs a token, and there is none in this address");
     let with = |room: &str, token: &str| format!("http://{address}/?room={room}#token={token}");
-    for (token, said) in [
+    for (token, expected_text) in [
         (token(Some("coffee"), None, 60), "Your token is for another room"),
         (token(Some("tea"), None, -60), "and the token has expired. Ask whoever invited you"),
         ("x".to_owned(), "and that is no token"),
@@ -116,7 +117,7 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
         // Another fragment alone would not load the page anew.
         browser.open("about:blank");
         browser.open(&with("tea", &token));
-        words(&mut browser, said);
+        words(&mut browser, expected_text);
     }
     let invited = |browser: &mut Chromium| {
         browser.eval(
@@ -151,6 +152,6 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     browser.open(&format!("http://{address}/#token={prefixed}"));
     words(&mut browser, "You are in the room.");
     assert_eq!(browser.eval("location.search.startsWith('?room=tea-')"), true);
-    browser.is_content();
+    browser.assert_no_errors();
     browser.kill();
 }

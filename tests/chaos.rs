@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
+use common::fault_proxy::{FaultProxy, random};
 use common::firefox::{FIREFOX, Firefox};
 use common::process::{eventually, run};
 use common::program::is_installed;
-use common::wire::{Wire, random};
 use serde_json::json;
 
 const STORM: Duration = Duration::from_secs(12);
@@ -20,11 +20,11 @@ const CALM: Duration = Duration::from_secs(15);
 
 /// What a page needs. Tracks are silent, so that no user has to allow them.
 const HELPERS: &str = "
-    const rooms = {}, heard = {}, rejected = [], stream = new MediaStream(), context = new AudioContext();
+    const rooms = {}, received = {}, rejected = [], stream = new MediaStream(), context = new AudioContext();
     addEventListener('unhandledrejection', ({ reason }) => rejected.push(String(reason)));
     const watch = (room) => {
-        heard[room.id] = [];
-        room.addEventListener('message', ({ peer, data }) => heard[room.id].push(peer.id + ' ' + data));
+        received[room.id] = [];
+        room.addEventListener('message', ({ peer, data }) => received[room.id].push(peer.id + ' ' + data));
         rooms[room.id] = room;
         return 0;
     };
@@ -46,7 +46,7 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
     let mut seed = std::env::var("TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("TEST_SEED={seed}");
     let (server, _stderr) = run(r#"exec "$0" --allow-origin "*""#);
-    let wire = Wire::to(server.address);
+    let proxy = FaultProxy::new(server.address);
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
     let mut pages: [(&mut dyn Browser, &[&str]); 2] = [(&mut chromium, rooms[0]), (&mut firefox, rooms[1])];
     let others = rooms.concat().len() - 1;
@@ -57,15 +57,15 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
         for id in *rooms {
             page.eval(&format!(
                 "watch(await library.{flow}('ws://{}/ws/tea', {{ id: '{id}' }}))",
-                wire.address
+                proxy.address
             ));
         }
     }
     for (page, _) in &mut pages {
-        page.until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
+        page.wait_until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
     }
 
-    wire.storm(seed);
+    proxy.start_faults(seed);
     let began = Instant::now();
     while began.elapsed() < STORM {
         let (page, rooms) = &mut pages[random(&mut seed, 0..2) as usize];
@@ -73,19 +73,19 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
         page.eval(&format!("(toggle(rooms.{id}), 0)"));
         sleep(Duration::from_millis(random(&mut seed, 50..300)));
     }
-    wire.calm();
+    proxy.stop_faults();
 
     let began = Instant::now();
     for (page, _) in &mut pages {
-        page.until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
+        page.wait_until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
     }
     // Everybody hears everybody.
     for (page, _) in &mut pages {
         page.eval("(Object.values(rooms).forEach((room) => room.send('is here')), 0)");
     }
     for (page, _) in &mut pages {
-        let all = "new Set(heard[id].filter((it) => it.endsWith('is here'))).size";
-        page.until(&format!("Object.keys(rooms).every((id) => {all} === {others})"));
+        let all = "new Set(received[id].filter((it) => it.endsWith('is here'))).size";
+        page.wait_until(&format!("Object.keys(rooms).every((id) => {all} === {others})"));
     }
     // And has the tracks that the others have now.
     let count = |which: &str, direction: &str| {
@@ -108,7 +108,7 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
     assert!(began.elapsed() < CALM, "{:?}", began.elapsed());
     for (page, _) in &mut pages {
         assert_eq!(page.eval("rejected"), json!([]));
-        page.is_content();
+        page.assert_no_errors();
     }
 }
 

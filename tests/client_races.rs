@@ -6,19 +6,19 @@ use std::net::TcpListener;
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
+use common::fault_proxy::FaultProxy;
 use common::process::{Running, eventually, run};
 use common::program::is_installed;
-use common::wire::Wire;
 use serde_json::json;
 
 /// For pages that come over other addresses than its own.
 const OPEN: &str = r#"exec "$0" --allow-origin "*""#;
 
-/// A page that has the library. Its rooms go over a wire each, if there is one.
-fn page(server: &Running, wires: &[Wire]) -> Chromium {
+/// A page that has the library. Its rooms go over a proxy each, if there is one.
+fn page(server: &Running, wires: &[FaultProxy]) -> Chromium {
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", server.address));
-    let addresses: Vec<_> = wires.iter().map(|wire| wire.address.to_string()).collect();
+    let addresses: Vec<_> = wires.iter().map(|proxy| proxy.address.to_string()).collect();
     browser.eval(&format!("const addresses = {addresses:?}, own = '{}'", server.address));
     browser.eval(
         r#"const sockets = [];
@@ -67,7 +67,7 @@ fn an_offer_that_is_said_again_undoes_nothing() {
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
     // B made the first offer. One of them has something to offer, which is lost; then the other says again what it said.
     browser.eval(
         "const lose = (act) => {
@@ -85,7 +85,7 @@ fn an_offer_that_is_said_again_undoes_nothing() {
         ));
         assert_eq!(browser.eval(&format!("peer({from}).pc.signalingState")), "have-local-offer");
         browser.eval(&format!("peer({to}).resend(true); 0"));
-        browser.until(&format!("isStable(a, b) && receives({to}).length === before + 1"));
+        browser.wait_until(&format!("isStable(a, b) && receives({to}).length === before + 1"));
     }
     assert_eq!(browser.eval("errors"), json!([]));
     close(browser);
@@ -99,7 +99,7 @@ fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
     // The whole line, byte by byte.
     assert_eq!(
         browser.eval(
@@ -118,7 +118,7 @@ fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
         };
         peer(b).pc.addTrack(silence, stream); 0"#,
     );
-    browser.until("isStable(a, b) && receives(a).includes('audio')");
+    browser.wait_until("isStable(a, b) && receives(a).includes('audio')");
     close(browser);
 }
 
@@ -130,13 +130,13 @@ fn what_is_no_description_is_an_error_of_its_peer() {
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
     browser.eval(
         r#"const say = (message) => send.call(sockets[1], JSON.stringify({ id: "B", target_id: "A", ...message }));
         say({ type: "candidateAdd", candidate: { candidate: "a|b" } });
         for (const sdp of [null, 7, {}, { type: "offer", sdp: "v=0" }]) say({ type: "offer", sdp }); 0"#,
     );
-    browser.until("errors.length > 1 && meet(a, b) && isStable(a, b)");
+    browser.wait_until("errors.length > 1 && meet(a, b) && isStable(a, b)");
     assert_eq!(browser.eval("errors.every(([id, peer]) => id === 'A' && peer === 'B')"), true);
     close(browser);
 }
@@ -147,14 +147,14 @@ fn in_a_pair_who_comes_back_is_seen_at_once() {
         return;
     }
     let (server, _stderr) = run(OPEN);
-    let wires = [Wire::to(server.address), Wire::to(server.address)];
+    let wires = [FaultProxy::new(server.address), FaultProxy::new(server.address)];
     let mut browser = page(&server, &wires);
     browser.eval("const a = await enter('A', connect), b = await enter('B', connect); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
-    for (wire, count) in wires.iter().zip([3, 4]) {
-        wire.cut();
-        browser.until(&format!("sockets.length === {count}"));
-        browser.until("a.online && b.online && !peer(a).away && !peer(b).away");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
+    for (proxy, count) in wires.iter().zip([3, 4]) {
+        proxy.cut_connections();
+        browser.wait_until(&format!("sockets.length === {count}"));
+        browser.wait_until("a.online && b.online && !peer(a).away && !peer(b).away");
     }
     // Nobody had to look for the other.
     assert_eq!(browser.eval("sockets.length"), 4);
@@ -167,13 +167,13 @@ fn a_room_has_one_connection_whatever_becomes_of_the_others() {
         return;
     }
     let (server, _stderr) = run(OPEN);
-    let wire = Wire::to(server.address);
-    let mut browser = page(&server, std::slice::from_ref(&wire));
+    let proxy = FaultProxy::new(server.address);
+    let mut browser = page(&server, std::slice::from_ref(&proxy));
     browser.eval("const a = await enter('A'); 0");
     // The goodbye to the old one takes as long as the way to the new one.
-    wire.delay(1000);
+    proxy.set_delay(1000);
     browser.eval("sockets[0].close(); dispatchEvent(new Event('online')); 0");
-    browser.until("sockets.length > 1");
+    browser.wait_until("sockets.length > 1");
     browser.eval("await new Promise((done) => setTimeout(done, 4000)); 0");
     assert_eq!(browser.eval("sockets.length"), 2);
     assert_eq!(server.metric("connections"), 1.0);
@@ -194,12 +194,12 @@ fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
     browser.eval("const slow = setTimeout; setTimeout = (act, ms) => slow(act, ms / 10); 0");
     assert_eq!(browser.eval(&format!("await join('{url}').catch(({{ code }}) => code)")), "unreachable");
     // Nor does a page that is left before it has entered, and comes back.
-    let wire = Wire::to(server.address);
+    let proxy = FaultProxy::new(server.address);
     browser.eval("setTimeout = slow; const turns = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
     browser.eval(&format!(
         "const entering = join('ws://{}/ws/tea', {{ id: 'A' }}); turns('pagehide'); turns('pageshow');
         const a = await entering; 0",
-        wire.address
+        proxy.address
     ));
     eventually("it is there", || server.metric("peers") == 1.0);
     close(browser);
@@ -230,19 +230,19 @@ fn what_is_heard_twice_at_once_is_heard_once() {
         const offers = () => new Set(sent.filter(({ type }) => type === "offer").map(({ sdp }) => sdp.sdp)).size;
         const a = await enter("A"), b = await enter("B"); 0"#,
     );
-    browser.until("meet(a, b) && isStable(a, b)");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
     assert_eq!(browser.eval("offers()"), 1);
     browser.eval(
         "const before = peer(b).pc;
         waits = true;
         peer(b).pc.addTrack(silence, stream); 0",
     );
-    browser.until("answer");
+    browser.wait_until("answer");
     browser.eval(
         "waits = false;
         peer(a).pc.addTrack(new AudioContext().createMediaStreamDestination().stream.getTracks()[0], stream); 0",
     );
-    browser.until("!answer && isStable(a, b) && receives(a).length === 1 && receives(b).length === 1");
+    browser.wait_until("!answer && isStable(a, b) && receives(a).length === 1 && receives(b).length === 1");
     assert_eq!(browser.eval("errors"), json!([]));
     assert_eq!(browser.eval("peer(b).pc === before"), true);
     close(browser);
@@ -254,17 +254,17 @@ fn what_was_on_its_way_is_no_answer() {
         return;
     }
     let (server, _stderr) = run(OPEN);
-    let wires = [Wire::to(server.address)];
+    let wires = [FaultProxy::new(server.address)];
     let mut browser = page(&server, &wires);
     browser.eval("const a = await enter('A'); let lost; a.addEventListener('offline', () => lost = performance.now()); 0");
-    wires[0].swallow();
+    wires[0].black_hole();
     // As a page that wakes up hears what came while it slept.
     browser.eval(
         r#"dispatchEvent(new Event('online'));
         const at = performance.now();
         sockets[0].onmessage({ data: '{"type":"peerLeft","id":"B"}' }); 0"#,
     );
-    browser.until("lost");
+    browser.wait_until("lost");
     assert_eq!(browser.eval("lost < at + 15000"), true);
     close(browser);
 }
@@ -281,7 +281,7 @@ fn silence_is_asked_without_new_credentials() {
     std::fs::remove_file(&secret).unwrap();
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
     let fragment = r"/^a=ice-ufrag:(.*)/m.exec(peer(a).pc.localDescription.sdp)[1]";
     let before = browser.eval(fragment);
     // Credentials differ with the second in which they are made.
@@ -289,7 +289,7 @@ fn silence_is_asked_without_new_credentials() {
     browser.eval("dispatchEvent(new Event('online')); await new Promise((done) => setTimeout(done, 500)); 0");
     assert_eq!(browser.eval("sent.length - before"), 2);
     browser.eval("peer(a).pc.addTrack(silence, stream); 0");
-    browser.until("isStable(a, b) && receives(b).includes('audio')");
+    browser.wait_until("isStable(a, b) && receives(b).includes('audio')");
     assert_eq!(browser.eval(fragment), before);
     close(browser);
 }
@@ -302,7 +302,7 @@ fn all_who_await_room_are_told() {
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b)");
+    browser.wait_until("meet(a, b)");
     browser.eval(
         "const fill = () => { for (let i = 0; i < 100; i++) peer(a).send(new Uint8Array(65536)); };
         fill();

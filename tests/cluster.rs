@@ -54,7 +54,7 @@ impl Cluster {
             std::fs::write(home.join("haproxy.cfg"), text).unwrap();
         });
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        balancer.until("the balancer", || TcpStream::connect(address).ok());
+        balancer.wait_until("the balancer", || TcpStream::connect(address).ok());
         Cluster { ports, nodes, balancer, address }
     }
 
@@ -81,13 +81,13 @@ struct Member {
     came: u32,
     /// Those who are there, as far as it has heard.
     others: BTreeSet<String>,
-    said: u32,
-    heard: BTreeSet<(String, u64)>,
+    messages_sent: u32,
+    received: BTreeSet<(String, u64)>,
 }
 
 impl Member {
     fn new(room: &str, id: &str) -> Member {
-        let (others, heard) = (BTreeSet::new(), BTreeSet::new());
+        let (others, received) = (BTreeSet::new(), BTreeSet::new());
         Member {
             room: room.to_owned(),
             id: id.to_owned(),
@@ -95,8 +95,8 @@ impl Member {
             again_at: Instant::now(),
             came: 0,
             others,
-            said: 0,
-            heard,
+            messages_sent: 0,
+            received,
         }
     }
 
@@ -112,14 +112,14 @@ impl Member {
     }
 
     /// Hears what there is, or comes back.
-    fn turn(&mut self, address: SocketAddr) {
+    fn run_step(&mut self, address: SocketAddr) {
         if self.socket.is_none() && self.again_at <= Instant::now() {
             self.socket = self.open(address);
         }
         let mut is_lost = false;
         while let Some(socket) = &mut self.socket {
             match socket.read() {
-                Ok(Message::Text(text)) => self.hear(&serde_json::from_str(&text).unwrap()),
+                Ok(Message::Text(text)) => self.receive(&serde_json::from_str(&text).unwrap()),
                 Ok(Message::Close(_)) => is_lost = true,
                 Ok(_) => {}
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => break,
@@ -131,7 +131,7 @@ impl Member {
         }
         if is_lost || self.socket.is_none() {
             // Not all at once: as the library, between half and one and a half of a pause.
-            let pause = 125 + u64::from(self.came + self.said) * 97 % 250;
+            let pause = 125 + u64::from(self.came + self.messages_sent) * 97 % 250;
             if is_lost || self.again_at <= Instant::now() {
                 self.again_at = Instant::now() + Duration::from_millis(pause);
             }
@@ -140,7 +140,7 @@ impl Member {
         }
     }
 
-    fn hear(&mut self, message: &Value) {
+    fn receive(&mut self, message: &Value) {
         let id = message["id"].as_str().map(str::to_owned);
         match message["type"].as_str().unwrap() {
             "joined" => {
@@ -150,9 +150,12 @@ impl Member {
             "peerJoined" => _ = self.others.insert(id.unwrap()),
             "peerLeft" => _ = self.others.remove(&id.unwrap()),
             "candidate" => {
-                let said: Value = serde_json::from_str(message["candidate"].as_str().unwrap()).unwrap();
-                assert_eq!(said["room"], *self.room, "it is for the right room");
-                assert!(self.heard.insert((id.unwrap(), said["n"].as_u64().unwrap())), "it is heard once");
+                let candidate: Value = serde_json::from_str(message["candidate"].as_str().unwrap()).unwrap();
+                assert_eq!(candidate["room"], *self.room, "it is for the right room");
+                assert!(
+                    self.received.insert((id.unwrap(), candidate["n"].as_u64().unwrap())),
+                    "it is received once"
+                );
             }
             // Who is named has just gone.
             "error" => {}
@@ -162,14 +165,14 @@ impl Member {
 
     /// Says something to each.
     fn say(&mut self) {
-        self.said += 1;
-        let candidate = json!({"room": self.room, "n": self.said});
+        self.messages_sent += 1;
+        let candidate = json!({"room": self.room, "n": self.messages_sent});
         for target in &self.others {
-            let said =
+            let candidate =
                 json!({"type": "candidateAdd", "id": self.id, "target_id": target, "candidate": candidate});
             if let Some(socket) = &mut self.socket {
                 // Its end is seen by the next read.
-                let _ = socket.send(Message::text(said.to_string()));
+                let _ = socket.send(Message::text(candidate.to_string()));
             }
         }
     }
@@ -179,7 +182,7 @@ const ROOMS: usize = 100;
 
 /// The members go on, and talk, until something is so. Returns how long that took.
 #[track_caller]
-fn until(
+fn wait_until(
     members: &mut [Member],
     address: SocketAddr,
     mut is_so: impl FnMut(&mut [Member]) -> bool,
@@ -187,7 +190,7 @@ fn until(
     let began = Instant::now();
     loop {
         for member in &mut *members {
-            member.turn(address);
+            member.run_step(address);
             member.say();
         }
         if is_so(members) {
@@ -201,7 +204,7 @@ fn until(
 /// Waits until each has met its partner, and nobody else.
 #[track_caller]
 fn meet(members: &mut [Member], address: SocketAddr) -> Duration {
-    until(members, address, |members| {
+    wait_until(members, address, |members| {
         members.iter().all(|member| {
             let partner = if member.id == "a" { "b" } else { "a" };
             member.socket.is_some() && member.others.iter().eq([partner])
@@ -217,7 +220,7 @@ fn visit(members: &mut [Member], address: SocketAddr) {
         (0..ROOMS).map(|room| Member::new(&format!("room-{room}"), "guest")).collect();
     let began = Instant::now();
     while guests.iter().any(|guest| guest.others.len() < 2) {
-        members.iter_mut().chain(&mut guests).for_each(|member| member.turn(address));
+        members.iter_mut().chain(&mut guests).for_each(|member| member.run_step(address));
         let apart = guests.iter().filter(|guest| guest.others.len() < 2).count();
         assert!(began.elapsed() < GIVE_UP, "{apart} do not see both who are there");
         sleep(Duration::from_millis(20));
@@ -244,11 +247,12 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
     visit(&mut members, address);
 
     cluster.kill(0);
-    let lost = until(&mut members, address, |members| members.iter().any(|member| member.socket.is_none()));
+    let lost =
+        wait_until(&mut members, address, |members| members.iter().any(|member| member.socket.is_none()));
     println!("killed: all meet again in {:?}", lost + meet(&mut members, address));
     visit(&mut members, address);
     cluster.restart(0);
-    until(&mut members, address, {
+    wait_until(&mut members, address, {
         let began = Instant::now();
         move |_| began.elapsed() > NOTICED
     });
@@ -261,10 +265,10 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
         let node = cluster.nodes[number].as_mut().unwrap();
         node.signal(Signal::SIGTERM);
         // The balancer knows it, and still takes those who are late to rooms that are there.
-        until(&mut members, address, |_| began.elapsed() > NOTICED);
+        wait_until(&mut members, address, |_| began.elapsed() > NOTICED);
         visit(&mut members, address);
         let mut code = None;
-        until(&mut members, address, |_| {
+        wait_until(&mut members, address, |_| {
             code = node.child.try_wait().unwrap();
             code.is_some()
         });
@@ -273,13 +277,13 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
         println!("node {number} is drained in {:?}, {moved} have moved", began.elapsed());
         cluster.restart(number);
         let back = Instant::now();
-        until(&mut members, address, |_| back.elapsed() > NOTICED);
+        wait_until(&mut members, address, |_| back.elapsed() > NOTICED);
         visit(&mut members, address);
     }
 
     cluster.balancer.signal(Signal::SIGUSR2);
     let began = Instant::now();
-    until(&mut members, address, |_| began.elapsed() > NOTICED);
+    wait_until(&mut members, address, |_| began.elapsed() > NOTICED);
     // The new process knows where each room is, and the old one still carries those who were there.
     visit(&mut members, address);
     println!("reloaded");
@@ -301,12 +305,12 @@ fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
     let address = cluster.address;
     let enter = |browser: &mut Chromium, name: &str| {
         browser.open(&format!("http://{address}/?room=tea&name={name}"));
-        browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+        browser.wait_until("document.querySelector('#status')?.dataset.state === 'online'");
     };
     enter(&mut first, "first");
     enter(&mut second, "second");
     for browser in [&mut first, &mut second] {
-        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+        browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
         browser.eval("window.connection = [...room.peers.values()][0].pc; window.came = window.offline = 0");
         browser.eval("room.addEventListener('offline', () => window.offline += 1)");
         browser.eval(
@@ -322,13 +326,14 @@ fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
     }
     // Whoever else comes meets both, who have the same connection as before.
     enter(&mut third, "third");
-    third.until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
+    third.wait_until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
     for browser in [&mut first, &mut second] {
-        browser.until("room.online && [...room.peers.values()].filter((peer) => peer.alive).length === 2");
+        browser
+            .wait_until("room.online && [...room.peers.values()].filter((peer) => peer.alive).length === 2");
         assert_eq!(browser.eval("[...room.peers.values()].some(({ pc }) => pc === window.connection)"), true);
         assert_eq!(browser.eval("window.connection.connectionState"), "connected");
         let seen = browser.eval("`came ${window.came}, was offline ${window.offline}`");
         assert_ne!(browser.eval("window.came"), 0, "its node was one of the three: {seen}");
-        browser.is_content();
+        browser.assert_no_errors();
     }
 }

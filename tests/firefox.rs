@@ -17,7 +17,7 @@ const CHAT: &str = "[...document.querySelectorAll('#log li')].map((it) => it.tex
 
 fn enter(browser: &mut dyn Browser, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
-    browser.until(ONLINE);
+    browser.wait_until(ONLINE);
 }
 
 fn click(browser: &mut dyn Browser, id: &str) {
@@ -27,12 +27,12 @@ fn click(browser: &mut dyn Browser, id: &str) {
 /// Waits until what is said by each is read by the other.
 fn talk(pair: &mut [(&mut dyn Browser, &str); 2], words: &str) {
     for (browser, _) in &mut *pair {
-        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+        browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
     }
     for i in [0, 1] {
         let name = pair[i].1;
-        pair[i].0.write("#say", words);
-        pair[1 - i].0.until(&format!("{CHAT}.includes('{name}{words}')"));
+        pair[i].0.type_text("#say", words);
+        pair[1 - i].0.wait_until(&format!("{CHAT}.includes('{name}{words}')"));
     }
 }
 
@@ -73,13 +73,13 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     // A camera each way, one after the other; then both microphones at once.
     for i in [0, 1] {
         click(pair[i].0, "camera");
-        pair[1 - i].0.until("document.querySelector('.peer video').videoWidth > 0");
+        pair[1 - i].0.wait_until("document.querySelector('.peer video').videoWidth > 0");
     }
     for (browser, _) in &mut pair {
         click(*browser, "microphone");
     }
     for (browser, _) in &mut pair {
-        browser.until(&receives("audio"));
+        browser.wait_until(&receives("audio"));
     }
     // Glare: both change something at once.
     for round in 0..8 {
@@ -104,12 +104,12 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     for (browser, _) in &mut pair {
-        browser.until(&format!("!({ONLINE})"));
+        browser.wait_until(&format!("!({ONLINE})"));
     }
     talk(&mut pair, "Without a server");
     let (server, _stderr) = run(&format!(r#"exec "$0" -l {}"#, server.address));
     for (browser, _) in &mut pair {
-        browser.until(&format!(
+        browser.wait_until(&format!(
             "{ONLINE} && [...room.peers.values()].every((peer) => peer.alive && !peer.away)"
         ));
         assert_eq!(browser.eval("[...room.peers.values()][0].pc === before"), true);
@@ -120,23 +120,23 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     for (browser, name) in &mut pair {
         browser.eval("room.leave()");
         browser.open(&format!("http://{}/healthz", server.address));
-        browser.eval("(globalThis.heard = [], globalThis.library = await import('/noroshi.js'), 0)");
+        browser.eval("(globalThis.received = [], globalThis.library = await import('/noroshi.js'), 0)");
         browser.eval(&format!(
             "(globalThis.room = await library.connect('ws://{}/ws/pairs', {{ id: '{name}' }}), 0)",
             server.address
         ));
         browser.eval(
             "(room.addEventListener('open', ({ peer }) => peer.send('I am ' + room.id)),
-            room.addEventListener('message', ({ data }) => heard.push(data)), 0)",
+            room.addEventListener('message', ({ data }) => received.push(data)), 0)",
         );
     }
     for i in [0, 1] {
         let other = pair[1 - i].1;
-        pair[i].0.until(&format!("heard.join() === 'I am {other}'"));
+        pair[i].0.wait_until(&format!("received.join() === 'I am {other}'"));
     }
     for (browser, _) in &mut pair {
         browser.eval("room.leave()");
-        browser.is_content();
+        browser.assert_no_errors();
     }
     eventually("nobody is left", || {
         ["connections", "peers", "rooms"].iter().all(|name| server.metric(name) == 0.0)
@@ -174,24 +174,24 @@ fn the_page_fits_whatever_its_width_and_colors() {
         let is_dark = aoi.eval("matchMedia('(prefers-color-scheme: dark)').matches");
         let is_forced = aoi.eval("matchMedia('(forced-colors: active)').matches");
         assert_eq!((is_dark, is_forced), (Value::from(colors == "dark"), Value::from(colors == "forced")));
-        aoi.until("[...room.peers.values()].some((peer) => peer.alive)");
+        aoi.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
         click(&mut ren, "camera");
-        aoi.write("#say", "Good evening!");
-        aoi.until("document.querySelector('.peer video').videoWidth > 0");
+        aoi.type_text("#say", "Good evening!");
+        aoi.wait_until("document.querySelector('.peer video').videoWidth > 0");
         for (width, height) in [(320, 900), (390, 844), (832, 700), (1100, 780)] {
             aoi.resize(width, height);
-            aoi.until(&format!("innerWidth === {width}"));
+            aoi.wait_until(&format!("innerWidth === {width}"));
             let wide =
                 aoi.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth");
             assert_eq!(wide, 0, "{colors} at {width}");
             if let Some(folder) = std::env::var_os("TEST_LOOKS") {
                 let file = Path::new(&folder).join(format!("firefox-{width}-{colors}.png"));
-                std::fs::write(file, aoi.picture()).unwrap();
+                std::fs::write(file, aoi.screenshot()).unwrap();
             }
         }
         for browser in [&mut aoi, &mut ren] {
             browser.eval("room.leave()");
-            browser.is_content();
+            browser.assert_no_errors();
         }
     }
 }

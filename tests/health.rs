@@ -76,14 +76,14 @@ fn assert_answers(address: SocketAddr, path: &str) {
 #[test]
 fn full_server_answers_healthz_under_connections_that_send_one_byte() {
     let (server, _stderr) = run(r#"exec "$0" --max-connections 2 --log error"#);
-    let mut pair = ["A", "B"].map(|id| Client::open(server.address, "tea").registered(id));
+    let mut pair = ["A", "B"].map(|id| Client::open(server.address, "tea").register(id));
     for sent in ["G", "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n"] {
         let attack = Attack::start(server.address, 40, sent);
         assert_answers(server.address, "/healthz");
         attack.end();
     }
     for client in &mut pair {
-        assert!(client.settle().len() <= 1, "they notice nothing but each other");
+        assert!(client.sync().len() <= 1, "they notice nothing but each other");
     }
 }
 
@@ -94,15 +94,15 @@ fn server_without_memory_answers_healthz_under_connections_that_send_one_byte() 
     let mut peers = Vec::new();
     for i in 0..96 {
         let mut peer = Client::open(server.address, &format!("room-{i}"));
-        peer.say(json!({"type": "connect", "id": "A"}));
-        peer.say(json!({"type": "offer", "id": "A", "sdp": sdp}));
+        peer.send_json(json!({"type": "connect", "id": "A"}));
+        peer.send_json(json!({"type": "offer", "id": "A", "sdp": sdp}));
         peers.push(peer);
     }
     // Connections take what the offers left.
     eventually("the memory is used up", || {
         let mut peer = Client::connect(server.address);
         peer.send(REQUEST.as_bytes());
-        let is_refused = peer.head().starts_with("HTTP/1.1 503 ");
+        let is_refused = peer.read_head().starts_with("HTTP/1.1 503 ");
         peers.push(peer);
         is_refused
     });

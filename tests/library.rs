@@ -19,11 +19,11 @@ fn page(server: &Running) -> Chromium {
 
 const HELPERS: &str = r#"
     const { join, connect } = await import("/noroshi.js");
-    const heard = {}, errors = [];
+    const received = {}, errors = [];
     function watch(room) {
-        heard[room.id] = [];
-        room.addEventListener("message", ({ peer, data }) => heard[room.id].push(`${peer.id}: ${data}`));
-        room.addEventListener("track", ({ peer, track }) => heard[room.id].push(`${peer.id} shows ${track.kind}`));
+        received[room.id] = [];
+        room.addEventListener("message", ({ peer, data }) => received[room.id].push(`${peer.id}: ${data}`));
+        room.addEventListener("track", ({ peer, track }) => received[room.id].push(`${peer.id} shows ${track.kind}`));
         room.addEventListener("error", ({ peer, error }) => errors.push([room.id, peer?.id, error.code ?? error.message]));
         return room;
     }
@@ -38,7 +38,7 @@ const HELPERS: &str = r#"
 
 /// Ends a test. What the browser itself says of requests that fail, its own for an icon among them, is no fault.
 fn close(mut browser: Chromium) {
-    browser.is_content();
+    browser.assert_no_errors();
     browser.kill();
 }
 
@@ -54,8 +54,9 @@ fn who_awaits_the_first_offer_may_add_to_its_answer() {
         b.addEventListener('peer', ({ peer }) => peer.pc.addTrack(stream.getVideoTracks()[0], stream));
         const a = await enter('A'); 0",
     );
-    browser.until("meet(a, 'B') && meet(b, 'A') && heard.A.includes('B shows video')");
-    browser.until("[a.peers.get('B'), b.peers.get('A')].every(({ pc }) => pc.signalingState === 'stable')");
+    browser.wait_until("meet(a, 'B') && meet(b, 'A') && received.A.includes('B shows video')");
+    browser
+        .wait_until("[a.peers.get('B'), b.peers.get('A')].every(({ pc }) => pc.signalingState === 'stable')");
     assert_eq!(browser.eval("errors"), json!([]));
     close(browser);
 }
@@ -68,15 +69,15 @@ fn what_fails_is_told_with_its_peer_which_begins_anew() {
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, 'B') && meet(b, 'A')");
+    browser.wait_until("meet(a, 'B') && meet(b, 'A')");
     browser.eval(
         "const before = a.peers.get('B');
         before.pc.setLocalDescription = () => Promise.reject(new Error('no description'));
         before.pc.addTransceiver('audio'); 0",
     );
-    browser.until("a.peers.get('B') !== before && meet(a, 'B') && meet(b, 'A')");
+    browser.wait_until("a.peers.get('B') !== before && meet(a, 'B') && meet(b, 'A')");
     browser.eval("a.send('hello'); 0");
-    browser.until("heard.B.join() === 'A: hello'");
+    browser.wait_until("received.B.join() === 'A: hello'");
     assert_eq!(browser.eval("errors"), json!([["A", "B", "no description"]]));
     close(browser);
 }
@@ -102,13 +103,13 @@ fn an_answer_that_is_said_again_brings_its_candidates() {
         const a = await enter('A'), b = await enter('B'), has = () => /^a=candidate/m.test(b.peers.get('A').pc.remoteDescription?.sdp);
         0"#,
     );
-    browser.until("b.peers.get('A')?.pc.signalingState === 'stable' && a.peers.get('B')?.pc.iceGatheringState === 'complete'");
+    browser.wait_until("b.peers.get('A')?.pc.signalingState === 'stable' && a.peers.get('B')?.pc.iceGatheringState === 'complete'");
     assert_eq!(browser.eval("has()"), false);
     browser.eval(
         r#"refuses = false;
         all[0].onmessage({ data: '{"type":"error","code":"rate_limited","message":"too many"}' }); 0"#,
     );
-    browser.until("has()");
+    browser.wait_until("has()");
     close(browser);
 }
 
@@ -125,7 +126,7 @@ fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
         a.addEventListener('peer', ({ peer }) => attempt(peer, 'too early'), { once: true });
         const b = await enter('B'), c = await enter('C'); 0",
     );
-    browser.until("meet(a, 'B') && meet(a, 'C') && meet(b, 'A') && meet(c, 'A')");
+    browser.wait_until("meet(a, 'B') && meet(a, 'C') && meet(b, 'A') && meet(c, 'A')");
     browser.eval("for (const data of [{ a: 1 }, new Blob(['x'.repeat(3e5)]), 'é'.repeat(2e5)]) attempt(a.peers.get('C'), data); 0");
     assert_eq!(browser.eval("tried"), json!(["not_open", "TypeError", "TypeError", "too_big"]));
     assert_eq!(browser.eval("a.peers.get('C').maxMessageSize >= 65536"), true);
@@ -134,7 +135,7 @@ fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
         "a.peers.get('B').channel.send = () => { throw new Error('full'); };
         for (let i = 0; i < 100; i++) a.send(String(i)); 0",
     );
-    browser.until("heard.C.length === 100");
+    browser.wait_until("received.C.length === 100");
     assert_eq!(browser.eval("errors.length === 100 && errors.every((it) => it.join() === 'A,B,full')"), true);
     browser
         .eval("const c2 = a.peers.get('C'); for (let i = 0; i < 100; i++) c2.send(new Uint8Array(65536)); 0");
@@ -142,7 +143,7 @@ fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
     browser.eval("await c2.drained(65536); 0");
     assert_eq!(browser.eval("c2.bufferedAmount <= 65536"), true);
     browser.eval("await c2.drained(); 0");
-    browser.until("heard.C.length === 200");
+    browser.wait_until("received.C.length === 200");
     close(browser);
 }
 
@@ -154,12 +155,12 @@ fn a_description_that_is_too_large_is_an_error_of_that_peer_and_the_room_lives_o
     let (server, _stderr) = run(r#"exec "$0" --max-message 2K"#);
     let mut browser = page(&server);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("errors.length > 0 && b.online");
-    browser.until("a.peers.has('B')");
+    browser.wait_until("errors.length > 0 && b.online");
+    browser.wait_until("a.peers.has('B')");
     assert_eq!(browser.eval("errors.every((it) => it.join() === 'B,A,too_big')"), true);
     // Whoever comes is still met as far as that is possible, and it is not said for ever.
     browser.eval("const c = await enter('C'); 0");
-    browser.until(
+    browser.wait_until(
         "errors.some((it) => it.join() === 'C,A,too_big') && b.online && c.online && b.peers.has('C')",
     );
     let closed = "closings_total{reason=\"too_big\"}";
@@ -182,7 +183,7 @@ fn a_page_that_sleeps_is_no_ghost() {
     eventually("it sleeps", || server.metric("connections") == 0.0);
     browser.eval("dispatchEvent(new Event('online')); 0");
     browser.eval("turns('pageshow'); 0");
-    browser.until("a.online");
+    browser.wait_until("a.online");
     eventually("it is back", || server.metric("peers") == 1.0);
     // And really.
     browser.open("about:blank");

@@ -54,17 +54,17 @@ fn a_refused_upgrade_is_a_line_in_the_log_but_a_flood_of_them_is_not() {
     }
     // What is no request for a WebSocket is nobody's mistake.
     assert_eq!(status(&server, "GET /tea HTTP/1.1\r\nHost: h\r\n\r\n"), "404");
-    let (mut told, mut untold) = (0, 0);
-    while told + untold < requests {
+    let (mut logged, mut truncated) = (0, 0);
+    while logged + truncated < requests {
         line.clear();
         stderr.read_line(&mut line).unwrap();
         if line.contains("refused: 404, ") {
-            told += 1;
+            logged += 1;
         } else if let Some(rest) = line.split("and ").nth(1) {
-            untold += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
+            truncated += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
         }
     }
-    assert!(told + untold == requests && untold > 0, "{told} lines, and {untold} in others");
+    assert!(logged + truncated == requests && truncated > 0, "{logged} lines, and {truncated} in others");
     assert_eq!(server.metric("refused_upgrades_total{status=\"404\"}"), requests as f64);
     assert_eq!(server.metric("refused_upgrades_total{status=\"403\"}"), 1.0);
 }
@@ -196,7 +196,7 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
         let output = Command::new("sh").args(["-c", &script]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim() == turn["credential"]
     };
-    let mut heard = |word: &str| {
+    let mut received = |word: &str| {
         let mut line = String::new();
         while !line.contains("SIGHUP") {
             line.clear();
@@ -207,11 +207,11 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
     assert!(is_signed_with("north"));
     std::fs::write(&file.0, "south\n").unwrap();
     server.signal(Signal::SIGHUP);
-    heard("read anew");
+    received("read anew");
     assert!(is_signed_with("south"));
     std::fs::write(&file.0, " \n").unwrap();
     server.signal(Signal::SIGHUP);
-    heard("the old secrets stay");
+    received("the old secrets stay");
     assert!(is_signed_with("south"));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));

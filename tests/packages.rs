@@ -225,6 +225,6 @@ fn the_manual_has_the_flags_of_the_help() {
     let flags = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
     let flags = flags.map(|line| line.split("  ").next().unwrap().replace('-', "\\-"));
     let manual = include_str!("../scripts/noroshi.8").lines();
-    let told = manual.filter_map(|line| line.strip_prefix(".B ")).filter(|it| it.starts_with("\\-"));
-    assert_eq!(told.collect::<Vec<_>>(), flags.collect::<Vec<_>>());
+    let documented = manual.filter_map(|line| line.strip_prefix(".B ")).filter(|it| it.starts_with("\\-"));
+    assert_eq!(documented.collect::<Vec<_>>(), flags.collect::<Vec<_>>());
 }

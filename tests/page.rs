@@ -4,7 +4,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::axe::{axe, judge};
+use common::axe::{assert_accessible, axe};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, run};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 fn enter(browser: &mut Chromium, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
-    browser.until("document.querySelector('#status')?.dataset.state !== 'joining'");
+    browser.wait_until("document.querySelector('#status')?.dataset.state !== 'joining'");
 }
 
 /// Saves a picture of each look where this variable says, for somebody to look at.
@@ -23,7 +23,7 @@ fn look(browser: &mut Chromium, name: &str) {
         for colors in ["light", "dark", "forced"] {
             browser.resize(width, height, colors);
             let file = PathBuf::from(&folder).join(format!("{name}-{width}-{colors}.png"));
-            std::fs::write(file, browser.picture()).unwrap();
+            std::fs::write(file, browser.screenshot()).unwrap();
         }
     }
 }
@@ -49,17 +49,17 @@ fn a_button_says_what_the_device_does_however_often_it_is_clicked() {
     );
     for clicks in [2, 3, 5] {
         browser.eval(&format!("for (let i = 0; i < {clicks}; i++) button.click(); 0"));
-        browser.until("says() === 'true' && isLive() === 1");
+        browser.wait_until("says() === 'true' && isLive() === 1");
         browser.eval("button.click(); 0");
-        browser.until("says() === 'false' && isLive() === 0");
+        browser.wait_until("says() === 'false' && isLive() === 0");
     }
     // The device ends, and the browser refuses.
     browser.eval("button.click(); 0");
-    browser.until("says() === 'true'");
+    browser.wait_until("says() === 'true'");
     browser.eval("live.at(-1).stop(); live.at(-1).dispatchEvent(new Event('ended')); 0");
-    browser.until("says() === 'false' && isLive() === 0");
+    browser.wait_until("says() === 'false' && isLive() === 0");
     browser.eval("navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }; button.click(); button.click(); 0");
-    browser.until("document.querySelector('#media-note').textContent.includes('Allow it')");
+    browser.wait_until("document.querySelector('#media-note').textContent.includes('Allow it')");
     assert_eq!(browser.eval("says()"), "false");
     browser.kill();
 }
@@ -73,15 +73,16 @@ fn whoever_cannot_enter_is_told_why_and_what_to_do() {
     let [mut first, mut second] = Chromium::start();
     // As much of a name as fits into 128 bytes.
     enter(&mut first, &server, &"日".repeat(60));
-    first.until("document.querySelector('#status').dataset.state === 'online'");
+    first.wait_until("document.querySelector('#status').dataset.state === 'online'");
     assert_eq!(first.eval("room.id"), "日".repeat(42));
     first.eval("const name = document.querySelector('#name'), type = (text) => { name.value = text; name.dispatchEvent(new Event('input')); }; 0");
     first.eval("type('日'.repeat(43)); 0");
     assert_eq!(first.eval("name.validity.valid"), false);
     first.eval("type('Aoi'); document.querySelector('#rename').click(); 0");
-    first.until("room?.id === 'Aoi' && room.online");
+    first.wait_until("room?.id === 'Aoi' && room.online");
     let words = |browser: &mut Chromium, words: &str| {
-        browser.until(&format!("document.querySelector('#status-words').textContent.includes({words:?})"));
+        browser
+            .wait_until(&format!("document.querySelector('#status-words').textContent.includes({words:?})"));
     };
     let ways = |browser: &mut Chromium| {
         browser.eval("[...document.querySelectorAll('#again, #rename')].filter((it) => !it.hidden).map((it) => it.id).join()")
@@ -101,7 +102,7 @@ fn whoever_cannot_enter_is_told_why_and_what_to_do() {
         false
     );
     first.eval("document.querySelector('#again').click(); 0");
-    first.until("document.querySelector('#status').dataset.state === 'online'");
+    first.wait_until("document.querySelector('#status').dataset.state === 'online'");
     // Whatever else the server says.
     second.eval(
         r#"WebSocket.prototype.send = function () {
@@ -135,7 +136,7 @@ fn a_phone_shows_all_and_says_that_something_was_said() {
     phone.resize(320, 600, "light");
     enter(&mut phone, &server, "Aoi");
     enter(&mut other, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
-    phone.until("[...room.peers.values()].some((peer) => peer.alive)");
+    phone.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
     for width in [320, 390, 832, 1100] {
         phone.resize(width, 600, "light");
         let wide = phone.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth");
@@ -144,14 +145,14 @@ fn a_phone_shows_all_and_says_that_something_was_said() {
     phone.resize(320, 600, "light");
     phone.eval("document.querySelector('#camera').click(); scrollTo(0, 0); 0");
     assert_eq!(phone.eval("document.querySelector('#unread').hidden"), true);
-    other.write("#say", "one");
-    phone.until("document.querySelector('#unread').textContent === '1 new message'");
-    other.write("#say", "two");
-    phone.until("document.querySelector('#unread').textContent === '2 new messages'");
+    other.type_text("#say", "one");
+    phone.wait_until("document.querySelector('#unread').textContent === '1 new message'");
+    other.type_text("#say", "two");
+    phone.wait_until("document.querySelector('#unread').textContent === '2 new messages'");
     look(&mut phone, "unread");
     phone.resize(320, 600, "light");
     phone.eval("document.querySelector('#unread').click(); 0");
-    phone.until("document.querySelector('#unread').hidden && document.activeElement.id === 'say'");
+    phone.wait_until("document.querySelector('#unread').hidden && document.activeElement.id === 'say'");
     phone.kill();
     other.kill();
 }
@@ -162,16 +163,16 @@ fn it_is_there_for_those_who_do_not_see_it_or_see_no_colors() {
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren] = Chromium::start();
     enter(&mut aoi, &server, "Aoi");
-    judge(&mut aoi, &axe);
+    assert_accessible(&mut aoi, &axe);
     look(&mut aoi, "alone");
     enter(&mut ren, &server, "Ren");
     for browser in [&mut aoi, &mut ren] {
-        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+        browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
         browser.eval("document.querySelector('#camera').click(); 0");
-        browser.write("#say", "Good evening!");
+        browser.type_text("#say", "Good evening!");
     }
-    aoi.until("document.querySelector('.peer video').videoWidth > 0");
-    judge(&mut aoi, &axe);
+    aoi.wait_until("document.querySelector('.peer video').videoWidth > 0");
+    assert_accessible(&mut aoi, &axe);
     look(&mut aoi, "together");
     // On is not off without colors.
     let mark = "getComputedStyle(document.querySelector('#camera'), '::before').content";
@@ -179,7 +180,7 @@ fn it_is_there_for_those_who_do_not_see_it_or_see_no_colors() {
     aoi.eval("document.querySelector('#camera').click(); 0");
     assert_ne!(aoi.eval(mark), on);
     aoi.eval("room.dispatchEvent(Object.assign(new Event('error'), { error: { code: 'room_full' } })); 0");
-    judge(&mut aoi, &axe);
+    assert_accessible(&mut aoi, &axe);
     // Every name has a face whose letters can be read: axe has seen two, these are the worst.
     let contrasts: Value = aoi.eval(
         "Array.from({ length: 360 }, (_, hue) => {

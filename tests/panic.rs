@@ -25,11 +25,11 @@ const MARKER: &str = "NOROSHI_TEST_FAULTY_PROTOCOL";
 struct Faulty;
 
 impl Protocol for Faulty {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, context: &mut Turn) {
         match input {
-            Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "faulty"),
+            Input::Connected(conn, target, _) => context.registered(conn, &target.room, "faulty"),
             Input::Text(_, text) => panic!("{}", text.repeat(10)),
-            Input::Disconnected(conn) => turn.left(conn, self.member(conn)),
+            Input::Disconnected(conn) => context.left(conn, self.member(conn)),
             _ => {}
         }
     }

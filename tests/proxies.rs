@@ -144,7 +144,7 @@ impl Proxy {
             fs::write(home.join(kind.file), text).unwrap();
         });
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        program.until("the proxy", || TcpStream::connect(address).ok());
+        program.wait_until("the proxy", || TcpStream::connect(address).ok());
         Proxy { kind, program, address }
     }
 
@@ -183,7 +183,7 @@ impl Proxy {
 
     /// Asks for a WebSocket as a browser does in a page of this origin, and returns the status too.
     fn ask(&self, from: [u8; 4], host: &str, origin: &str, header: &str) -> (Client, u16) {
-        let mut client = Client::over(self.connect(from));
+        let mut client = Client::from_stream(self.connect(from));
         client.send(
             format!(
                 "GET /ws/tea HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n{header}Connection: Upgrade\r\n\
@@ -191,7 +191,7 @@ impl Proxy {
             )
             .as_bytes(),
         );
-        let status = client.head().split(' ').nth(1).unwrap().parse().unwrap();
+        let status = client.read_head().split(' ').nth(1).unwrap().parse().unwrap();
         (client, status)
     }
 
@@ -199,7 +199,7 @@ impl Proxy {
     fn peer(&self, id: &str, from: [u8; 4], header: &str) -> Client {
         let (client, status) = self.ask(from, &self.host(), &format!("https://{}", self.host()), header);
         assert_eq!(status, 101);
-        client.registered(id)
+        client.register(id)
     }
 }
 
@@ -219,10 +219,10 @@ fn server(flags: &str) -> (Running, BufReader<ChildStderr>) {
 
 /// A and B say something to each other.
 fn talk(a: &mut Client, b: &mut Client) {
-    a.say(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": 1}));
-    assert_eq!(b.heard(), json!({"type": "candidate", "candidate": "1", "id": "A"}));
-    b.say(json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidate": 2}));
-    assert_eq!(a.heard(), json!({"type": "candidate", "candidate": "2", "id": "B"}));
+    a.send_json(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": 1}));
+    assert_eq!(b.receive_json(), json!({"type": "candidate", "candidate": "1", "id": "A"}));
+    b.send_json(json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidate": 2}));
+    assert_eq!(a.receive_json(), json!({"type": "candidate", "candidate": "2", "id": "B"}));
 }
 
 /// Whether what it takes is installed.
@@ -262,7 +262,7 @@ fn serves(kind: &'static Kind) {
     let (second, _second_log) = server("");
     proxy.turn(&first, &second);
     match kind.reload_ends {
-        Some(code) => assert_eq!((a.closed(), b.closed()), (code, code)),
+        Some(code) => assert_eq!((a.receive_close(), b.receive_close()), (code, code)),
         None => talk(&mut a, &mut b),
     }
 }
@@ -287,14 +287,14 @@ fn serves_beside_others(kind: &'static Kind) {
     let mut client = proxy.peer("A", [127, 0, 0, 1], "");
     let began = Instant::now();
     while 2 * began.elapsed() < 3 * TIMEOUT {
-        client.pinged();
+        client.receive_ping();
     }
-    client.settle();
+    client.sync();
 
     let (does_not_ping, _other_log) = server("");
     let mut client = proxy.turn(&pings, &does_not_ping);
     if kind.cuts {
-        assert_eq!(client.take(1), 0, "or the time-outs above were none");
+        assert_eq!(client.read_up_to(1), 0, "or the time-outs above were none");
     }
 }
 
@@ -361,10 +361,10 @@ fn two_browsers_meet_behind_each() {
         let proxy = Proxy::start(kind, first.address, &[]);
         for (browser, name) in two.iter_mut().zip(["Aoi", "Ren"]) {
             browser.open(&format!("https://{}/?room=tea&name={name}", proxy.host()));
-            browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+            browser.wait_until("document.querySelector('#status')?.dataset.state === 'online'");
         }
         for browser in &mut two {
-            browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+            browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
             browser.eval("var before = [...room.peers.values()][0].pc");
         }
         let _third = proxy.turn(&first, &second);
@@ -374,7 +374,7 @@ fn two_browsers_meet_behind_each() {
         });
         // Whatever became of their WebSockets, they stay connected.
         for browser in &mut two {
-            browser.until(
+            browser.wait_until(
                 "[...room.peers.values()].some((peer) => peer.pc === before && peer.alive && !peer.away)",
             );
         }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::memory::left;
 use common::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, close, frame, plain_frame};
-use common::raw::{LOOPBACK, Raw, server, text, turn, upgrade};
+use common::raw::{LOOPBACK, Raw, run_iteration, server, text, upgrade};
 use common::rng::Rng;
 use common::transcript::SECRET;
 use log::{LevelFilter, Log, Metadata, Record};
@@ -35,7 +35,7 @@ const STEPS: usize = 400;
 const PEERS: usize = 40;
 /// Turns of the loop after which a candidate of the pair must have arrived. A turn handles at least 4,096 units of work,
 /// and none of the peers can cause more than about 512 of them before the others have their turn.
-const PAIR_TURNS_MAX: usize = 8;
+const PAIR_ITERATIONS_MAX: usize = 8;
 /// Bytes that one connection may use beyond its share when `--max-memory` is used up: what is always granted, and buffers
 /// that have grown to twice their content.
 const ALWAYS_BYTES: usize = 4 * KIB;
@@ -123,7 +123,7 @@ enum ProtocolId {
 }
 
 struct World {
-    dice: Rng,
+    rng: Rng,
     server: Server,
     address: SocketAddr,
     config: Config,
@@ -135,7 +135,7 @@ struct World {
     /// Candidates that the pair has exchanged.
     exchanged: usize,
     /// Turns that one of these has taken at most.
-    turns_max: usize,
+    iterations_max: usize,
     /// By how much the clock was moved since the pair has exchanged a candidate.
     since_exchange: Duration,
     /// For how long the pair must not be disturbed any more. `None`: as long as the run goes on.
@@ -159,18 +159,18 @@ fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> S
     })
 }
 
-fn configuration(dice: &mut Rng, secret_file: &PathBuf) -> Config {
+fn configuration(rng: &mut Rng, secret_file: &PathBuf) -> Config {
     fs::write(secret_file, SECRET).unwrap();
-    let has_tokens = dice.roll(2) == 0;
-    let has_relay = dice.roll(2) == 0;
+    let has_tokens = rng.below(2) == 0;
+    let has_relay = rng.below(2) == 0;
     Config {
-        connections_max: *dice.pick(&[12, 24, 100, 100]),
-        connections_per_ip_max: *dice.pick(&[0, 0, 8, 100]),
-        memory_bytes_max: *dice.pick(&[None, Some(100 * KIB), Some(300 * KIB), Some(1000 * KIB)]),
-        mesh_peers_max: *dice.pick(&[3, 64]),
-        message_bytes_max: *dice.pick(&[KIB, 4 * KIB, 64 * KIB]),
-        rate_max: *dice.pick(&[2, 5, 20, 100, 0]),
-        ping_interval: Duration::from_secs(*dice.pick(&[1, 5, 25])),
+        connections_max: *rng.choose(&[12, 24, 100, 100]),
+        connections_per_ip_max: *rng.choose(&[0, 0, 8, 100]),
+        memory_bytes_max: *rng.choose(&[None, Some(100 * KIB), Some(300 * KIB), Some(1000 * KIB)]),
+        mesh_peers_max: *rng.choose(&[3, 64]),
+        message_bytes_max: *rng.choose(&[KIB, 4 * KIB, 64 * KIB]),
+        rate_max: *rng.choose(&[2, 5, 20, 100, 0]),
+        ping_interval: Duration::from_secs(*rng.choose(&[1, 5, 25])),
         ice_servers: if has_relay { vec!["turn:turn.example".to_owned()] } else { Vec::new() },
         turn_secret_file: has_relay.then(|| secret_file.clone()),
         turn_secret: has_relay.then(|| Secret("relay".to_owned())),
@@ -186,10 +186,10 @@ fn configuration(dice: &mut Rng, secret_file: &PathBuf) -> Config {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut dice = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let file = format!("random-sockets-{}-secret", std::process::id());
         let secret_file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(file);
-        let mut config = configuration(&mut dice, &secret_file);
+        let mut config = configuration(&mut rng, &secret_file);
         config.memory_bytes_max = config.memory_bytes_max.map(|bytes| BASE_BYTES + bytes);
         let (mut server, address) = server(&config);
         // They come from other addresses than all others, so that no limit by address applies.
@@ -205,12 +205,12 @@ impl World {
             raw
         });
         for _ in 0..3 {
-            turn(&mut server);
+            run_iteration(&mut server);
         }
         let mut peers = Vec::new();
         peers.resize_with(PEERS, || None);
         World {
-            dice,
+            rng,
             server,
             address,
             config,
@@ -218,14 +218,14 @@ impl World {
             peers,
             pair,
             exchanged: 0,
-            turns_max: 0,
+            iterations_max: 0,
             since_exchange: Duration::ZERO,
             calm: None,
         }
     }
 
     fn run(mut self, steps: usize) -> usize {
-        let end = self.dice.roll(4);
+        let end = self.rng.below(4);
         for step in 0..steps {
             if step == steps * 3 / 4 {
                 match end {
@@ -249,18 +249,18 @@ impl World {
     }
 
     fn step(&mut self) {
-        for _ in 0..1 + self.dice.roll(12) {
-            let place = self.dice.roll(PEERS as u64) as usize;
+        for _ in 0..1 + self.rng.below(12) {
+            let place = self.rng.below(PEERS as u64) as usize;
             match self.peers[place].take() {
                 None => self.peers[place] = self.connect(),
                 Some(peer) => self.peers[place] = self.act(peer),
             }
         }
-        if self.dice.roll(60) == 0 {
+        if self.rng.below(60) == 0 {
             self.reload();
         }
-        for _ in 0..self.dice.roll(4) {
-            self.turn();
+        for _ in 0..self.rng.below(4) {
+            self.run_iteration();
         }
         self.exchange_read();
         self.peers_go_on();
@@ -268,8 +268,8 @@ impl World {
     }
 
     /// Runs a turn of the server, and checks the memory that it counts.
-    fn turn(&mut self) {
-        turn(&mut self.server);
+    fn run_iteration(&mut self) {
+        run_iteration(&mut self.server);
         let used = self.server.shared().budget.used();
         let max = self.config.memory_bytes_max.unwrap_or(usize::MAX / 2);
         let sessions = self.server.sessions();
@@ -287,27 +287,27 @@ impl World {
         if !self.is_listening() {
             return None;
         }
-        let dice = &mut self.dice;
-        let from = Ipv4Addr::new(127, 0, 0, *dice.pick(&[1, 1, 1, 4, 5]));
-        let buffer = *dice.pick(&[None, None, None, Some(1)]);
-        let is_plain = dice.roll(10) == 0;
-        let is_for_metrics = is_plain && dice.roll(2) == 0;
+        let rng = &mut self.rng;
+        let from = Ipv4Addr::new(127, 0, 0, *rng.choose(&[1, 1, 1, 4, 5]));
+        let buffer = *rng.choose(&[None, None, None, Some(1)]);
+        let is_plain = rng.below(10) == 0;
+        let is_for_metrics = is_plain && rng.below(2) == 0;
         let metrics = self.server.addresses(ListenerKind::Metrics).next().unwrap();
         let to = if is_for_metrics { metrics } else { self.address };
-        let path = if is_plain { *dice.pick(&REQUESTS) } else { *dice.pick(&PATHS) };
+        let path = if is_plain { *rng.choose(&REQUESTS) } else { *rng.choose(&PATHS) };
         let dialect = match path {
             _ if is_plain => ProtocolId::Http,
             path if path.starts_with("/ws") => ProtocolId::Noroshi,
             path if path.starts_with("/games") => ProtocolId::Matchbox,
             _ => ProtocolId::Ayame,
         };
-        let id = IDS[dice.roll(IDS.len() as u64) as usize];
+        let id = IDS[rng.below(IDS.len() as u64) as usize];
         let mut peer = Peer {
             raw: Raw::connect(to, from, buffer),
             id,
             dialect,
-            write_max: *dice.pick(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50]),
-            read_max: *dice.pick(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50, 0]),
+            write_max: *rng.choose(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50]),
+            read_max: *rng.choose(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50, 0]),
             is_fragmented: false,
             is_cut: false,
             is_narrow: buffer.is_some(),
@@ -317,15 +317,15 @@ impl World {
             known: vec!["00000000-0000-4000-8000-000000000000".to_owned()],
             flood: Vec::new(),
         };
-        peer.raw.answers = dice.roll(4) > 0;
+        peer.raw.answers = rng.below(4) > 0;
         let head = self.head(&peer, path, is_plain);
-        let cut = match self.dice.roll(12) {
-            0 => self.dice.roll(head.len() as u64) as usize,
+        let cut = match self.rng.below(12) {
+            0 => self.rng.below(head.len() as u64) as usize,
             _ => head.len(),
         };
         peer.raw.push(&head[..cut]);
         // Frames may come in the same segment as the head.
-        for _ in 0..self.dice.roll(3) {
+        for _ in 0..self.rng.below(3) {
             let bytes = self.bytes(&mut peer);
             peer.raw.push(&bytes);
         }
@@ -335,7 +335,7 @@ impl World {
     /// Returns the head of a request, which may be wrong.
     fn head(&mut self, peer: &Peer, path: &str, is_plain: bool) -> Vec<u8> {
         let mut path = path.to_owned();
-        if self.config.token_secrets.is_some() && peer.dialect != ProtocolId::Ayame && self.dice.roll(15) > 0
+        if self.config.token_secrets.is_some() && peer.dialect != ProtocolId::Ayame && self.rng.below(15) > 0
         {
             let separator = if path.contains('?') { '&' } else { '?' };
             path = format!("{path}{separator}token={}", self.token(peer));
@@ -344,7 +344,7 @@ impl World {
             return format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
         }
         let head = REQUEST.replace("/ws/tea", &path);
-        let head = match self.dice.roll(40) {
+        let head = match self.rng.below(40) {
             0 => head.replace("\r\n", "\n"),
             1 => head.replace("Host: h", &format!("Host: h\r\nX: {}", "x".repeat(33 * KIB))),
             2 => head.replace("Version: 13", "Version: 12"),
@@ -359,12 +359,12 @@ impl World {
     /// Returns a token, which is mostly a good one. None of them is for the room of the pair.
     fn token(&mut self, peer: &Peer) -> String {
         let own = if peer.dialect == ProtocolId::Ayame { "tea" } else { peer.room };
-        let room = Some(*self.dice.pick(&[own, own, own, own, own, own, "te*", "*", ""]));
-        match self.dice.roll(12) {
+        let room = Some(*self.rng.choose(&[own, own, own, own, own, own, "te*", "*", ""]));
+        match self.rng.below(12) {
             0 => token(OTHER_SECRET, 3600, room, None),
             1 => token(SECRET, -3600, room, None),
             2 | 3 => token(SECRET, 3600, room, Some(peer.id)),
-            4 => token(SECRET, 3600, room, Some(*self.dice.pick(&IDS))),
+            4 => token(SECRET, 3600, room, Some(*self.rng.choose(&IDS))),
             _ => token(SECRET, 3600, room, None),
         }
     }
@@ -372,15 +372,15 @@ impl World {
     /// Lets a connection do something. Returns it if it is still there.
     fn act(&mut self, mut peer: Peer) -> Option<Peer> {
         let is_behind = peer.raw.unwritten() > UNWRITTEN_MAX;
-        match self.dice.roll(40) {
-            0 if self.dice.roll(3) > 0 => {}
-            0 => match self.dice.roll(3) {
+        match self.rng.below(40) {
+            0 if self.rng.below(3) > 0 => {}
+            0 => match self.rng.below(3) {
                 0 => peer.raw.reset(),
                 1 => peer.raw.half_close(),
                 _ => peer.raw.end(),
             },
-            3 => peer.read_max = *self.dice.pick(&[usize::MAX, 1000, 50, 0]),
-            4 => peer.write_max = *self.dice.pick(&[usize::MAX, 1000, 50, 1]),
+            3 => peer.read_max = *self.rng.choose(&[usize::MAX, 1000, 50, 0]),
+            4 => peer.write_max = *self.rng.choose(&[usize::MAX, 1000, 50, 1]),
             5 if !is_behind => {
                 // More than the burst of most limits.
                 let bytes = self.bytes(&mut peer);
@@ -401,25 +401,25 @@ impl World {
 
     /// Returns one message or frame.
     fn bytes(&mut self, peer: &mut Peer) -> Vec<u8> {
-        if self.dice.roll(60) == 0 {
+        if self.rng.below(60) == 0 {
             peer.is_cut = true;
             return self.fatal_bytes();
         }
-        let size = *self.dice.pick(&[0, 10, 100, 125]);
-        match self.dice.roll(30) {
+        let size = *self.rng.choose(&[0, 10, 100, 125]);
+        match self.rng.below(30) {
             0 => frame(PING, &vec![7; size]),
             1 => frame(PONG, &vec![7; size]),
             2 => {
                 // A message in fragments, with a ping between them. It may stay without its end.
                 let whole = self.message(peer);
-                let cut = self.dice.roll(whole.len() as u64 + 1) as usize;
+                let cut = self.rng.below(whole.len() as u64 + 1) as usize;
                 let first = if peer.is_fragmented { 0x00 } else { 0x01 };
-                let last = if self.dice.roll(4) == 0 { 0x00 } else { 0x80 };
+                let last = if self.rng.below(4) == 0 { 0x00 } else { 0x80 };
                 peer.is_fragmented = last == 0x00;
                 let (begin, end) = whole.as_bytes().split_at(cut);
                 [frame(first, begin), frame(PING, b"between"), frame(last, end)].concat()
             }
-            3 if peer.is_fragmented => frame(0x00, b"").repeat(self.dice.roll(100) as usize),
+            3 if peer.is_fragmented => frame(0x00, b"").repeat(self.rng.below(100) as usize),
             _ if peer.is_fragmented => {
                 peer.is_fragmented = false;
                 frame(0x80, b"}")
@@ -435,11 +435,11 @@ impl World {
     /// Returns bytes after which the server closes the connection, or that it takes for the begin of what follows.
     fn fatal_bytes(&mut self) -> Vec<u8> {
         let whole = plain_frame(TEXT, &[b' '; 500]);
-        match self.dice.roll(5) {
+        match self.rng.below(5) {
             0 => frame(0x82, &[0xff; 100]),
             1 => frame(TEXT, &[0xff, 0xfe]),
-            2 => frame(CLOSE, &close(*self.dice.pick(&[1000, 1001, 4000, 1005, 999]), "")),
-            3 => whole[..self.dice.roll(whole.len() as u64) as usize].to_vec(),
+            2 => frame(CLOSE, &close(*self.rng.choose(&[1000, 1001, 4000, 1005, 999]), "")),
+            3 => whole[..self.rng.below(whole.len() as u64) as usize].to_vec(),
             _ => self.broken_frame(),
         }
     }
@@ -453,7 +453,7 @@ impl World {
             b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0",
             b"GET / HTTP/1.1\r\n\r\n",
         ];
-        self.dice.pick(&broken).to_vec()
+        self.rng.choose(&broken).to_vec()
     }
 
     fn message(&mut self, peer: &mut Peer) -> String {
@@ -463,9 +463,9 @@ impl World {
             ProtocolId::Matchbox => self.message_of_matchbox(&peer.known),
         };
         let is_fatal = peer.dialect == ProtocolId::Ayame;
-        match self.dice.roll(if is_fatal { 250 } else { 25 }) {
+        match self.rng.below(if is_fatal { 250 } else { 25 }) {
             0 => text[..text.floor_char_boundary(text.len() / 2)].to_owned(),
-            1 => (*self.dice.pick(&["", "{", "null", "[]", "{\"type\":\"x\"}", "{\"type\":1}"])).to_owned(),
+            1 => (*self.rng.choose(&["", "{", "null", "[]", "{\"type\":\"x\"}", "{\"type\":1}"])).to_owned(),
             _ => text,
         }
     }
@@ -473,13 +473,13 @@ impl World {
     /// Returns how many bytes the content of a message has at most, which is seldom too much.
     fn content_max(&mut self) -> usize {
         let max = self.config.message_bytes_max;
-        if self.dice.roll(50) == 0 { 2 * max } else { max - 200 }
+        if self.rng.below(50) == 0 { 2 * max } else { max - 200 }
     }
 
     fn long(&mut self) -> String {
-        let sizes: &[usize] = if self.dice.roll(10) == 0 { &[5000, 40_000] } else { &[1, 10, 100, 900] };
+        let sizes: &[usize] = if self.rng.below(10) == 0 { &[5000, 40_000] } else { &[1, 10, 100, 900] };
         let max = self.content_max();
-        "x".repeat((*self.dice.pick(sizes)).min(max))
+        "x".repeat((*self.rng.choose(sizes)).min(max))
     }
 
     fn message_of_ours(&mut self, own: &'static str) -> String {
@@ -495,20 +495,20 @@ impl World {
             "join",
             "leave",
         ];
-        let id = match self.dice.roll(20) {
-            0 => *self.dice.pick(&IDS),
+        let id = match self.rng.below(20) {
+            0 => *self.rng.choose(&IDS),
             1 => "\u{1}\u{2}",
             _ => own,
         };
-        let mut message = json!({"type": self.dice.pick(&kinds), "id": id});
-        if self.dice.roll(3) == 0 {
-            message["target_id"] = json!(self.dice.pick(&IDS));
+        let mut message = json!({"type": self.rng.choose(&kinds), "id": id});
+        if self.rng.below(3) == 0 {
+            message["target_id"] = json!(self.rng.choose(&IDS));
         }
-        match self.dice.roll(3) {
+        match self.rng.below(3) {
             0 => {
                 let candidate = self.long();
                 let count =
-                    (*self.dice.pick(&[0, 1, 3, 64, 65])).min(self.content_max() / (candidate.len() + 3));
+                    (*self.rng.choose(&[0, 1, 3, 64, 65])).min(self.content_max() / (candidate.len() + 3));
                 message["candidates"] = json!(vec![candidate; count]);
             }
             1 => message["candidate"] = json!(self.long()),
@@ -519,12 +519,12 @@ impl World {
 
     fn message_of_ayame(&mut self, peer: &mut Peer) -> String {
         let key = if self.config.token_secrets.is_some() { self.token(peer) } else { String::new() };
-        let is_alone = self.dice.roll(6) == 0;
+        let is_alone = self.rng.below(6) == 0;
         let register = json!({"type": "register", "roomId": "tea", "clientId": peer.id, "key": key, "standalone": is_alone});
         if !mem::replace(&mut peer.is_registered, true) {
             return register.to_string();
         }
-        let message = match self.dice.roll(60) {
+        let message = match self.rng.below(60) {
             0 => register,
             1 => json!({"type": "connected"}),
             2..40 => json!({"type": "offer", "sdp": self.long()}),
@@ -535,11 +535,11 @@ impl World {
     }
 
     fn message_of_matchbox(&mut self, known: &[String]) -> String {
-        if self.dice.roll(5) == 0 {
+        if self.rng.below(5) == 0 {
             return "\"KeepAlive\"".to_owned();
         }
         let data = self.long();
-        let receiver = self.dice.pick(known);
+        let receiver = self.rng.choose(known);
         json!({"Signal": {"receiver": receiver, "data": data}}).to_string()
     }
 
@@ -584,15 +584,15 @@ impl World {
     fn reload(&mut self) {
         let both = [OTHER_SECRET, b"\n# the one before\n", SECRET].concat();
         let files: [&[u8]; 4] = [SECRET, b"short", b"", &both];
-        fs::write(&self.secret_file, self.dice.pick(&files)).unwrap();
+        fs::write(&self.secret_file, self.rng.choose(&files)).unwrap();
         self.server.reload();
     }
 
     /// Moves the clock forward, mostly by little. The pair speaks every second.
     fn advance(&mut self) {
-        let by = match self.dice.roll(40) {
-            0 => 1000 * (1 + self.dice.roll(31)),
-            1..10 => self.dice.roll(1000),
+        let by = match self.rng.below(40) {
+            0 => 1000 * (1 + self.rng.below(31)),
+            1..10 => self.rng.below(1000),
             _ => 0,
         };
         let by = Duration::from_millis(by);
@@ -631,36 +631,39 @@ impl World {
     /// Lets the pair exchange a candidate in each direction, which takes a bounded number of turns.
     fn exchange(&mut self) {
         if !self.must_be_calm() {
-            for _ in 0..PAIR_TURNS_MAX {
-                self.turn();
+            for _ in 0..PAIR_ITERATIONS_MAX {
+                self.run_iteration();
             }
             return self.exchange_read();
         }
         self.exchanged += 1;
-        let mut heard: [Vec<Value>; 2] = Default::default();
+        let mut received: [Vec<Value>; 2] = Default::default();
         for i in 0..2 {
             let (id, target) = (PAIR[i], PAIR[1 - i]);
             let message =
                 json!({"type": "candidateAdd", "id": id, "target_id": target, "candidate": self.exchanged});
             self.pair[i].send(&text(&message.to_string()));
         }
-        let mut turns = 0;
-        while heard.iter().any(Vec::is_empty) {
-            assert!(turns < PAIR_TURNS_MAX, "a candidate does not arrive within {turns} turns: {heard:?}");
-            turns += 1;
-            self.turn();
-            for (heard, raw) in heard.iter_mut().zip(&mut self.pair) {
-                heard.extend(raw.texts().iter().map(|text| serde_json::from_str::<Value>(text).unwrap()));
+        let mut iterations = 0;
+        while received.iter().any(Vec::is_empty) {
+            assert!(
+                iterations < PAIR_ITERATIONS_MAX,
+                "a candidate does not arrive within {iterations} iterations: {received:?}"
+            );
+            iterations += 1;
+            self.run_iteration();
+            for (received, raw) in received.iter_mut().zip(&mut self.pair) {
+                received.extend(raw.texts().iter().map(|text| serde_json::from_str::<Value>(text).unwrap()));
             }
         }
         for i in 0..2 {
             let expected =
                 json!({"type": "candidate", "candidate": self.exchanged.to_string(), "id": PAIR[1 - i]});
-            assert_eq!(heard[i], [expected]);
+            assert_eq!(received[i], [expected]);
         }
-        self.turns_max = self.turns_max.max(turns);
+        self.iterations_max = self.iterations_max.max(iterations);
         // Answers to pings of the server arrive before the clock moves again.
-        self.turn();
+        self.run_iteration();
     }
 
     // ---- The end ----
@@ -683,8 +686,8 @@ impl World {
             }
             self.server.advance(Duration::from_secs(1));
             self.exchange();
-            for _ in 0..PAIR_TURNS_MAX {
-                self.turn();
+            for _ in 0..PAIR_ITERATIONS_MAX {
+                self.run_iteration();
                 self.peers_go_on();
             }
         }
@@ -700,17 +703,17 @@ impl World {
         let mut last: Vec<Raw> = self.peers.drain(..).flatten().map(|peer| peer.raw).collect();
         last.extend(self.pair);
         for mut raw in last {
-            match self.dice.roll(3) {
+            match self.rng.below(3) {
                 0 => raw.reset(),
                 _ => raw.end(),
             }
-            if self.dice.roll(3) == 0 {
-                turn(&mut self.server);
+            if self.rng.below(3) == 0 {
+                run_iteration(&mut self.server);
             }
         }
         let mut idle_turns = 0;
         for _ in 0..2000 {
-            turn(&mut self.server);
+            run_iteration(&mut self.server);
             idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
             if idle_turns >= 3 && self.server.sessions() == 0 {
                 break;
@@ -726,7 +729,7 @@ impl World {
         assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted for nobody");
         assert_eq!(shared.crowd.places(), 0, "connections are counted for addresses without any");
         let _ = fs::remove_file(&self.secret_file);
-        self.turns_max
+        self.iterations_max
     }
 }
 
@@ -746,11 +749,11 @@ fn random_peers_on_sockets_disturb_nobody_and_leave_nothing() {
     let end = Instant::now() + Duration::from_secs(environment("TEST_SECONDS").unwrap_or(SECONDS));
     // Other seeds each time.
     let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() * 1_000_000;
-    let (mut seeds, mut turns_max) = (0, 0);
+    let (mut seeds, mut iterations_max) = (0, 0);
     while seeds == 0 || Instant::now() < end {
         println!("seed {}", first + seeds);
-        turns_max = turns_max.max(World::new(first + seeds).run(steps));
+        iterations_max = iterations_max.max(World::new(first + seeds).run(steps));
         seeds += 1;
     }
-    println!("{seeds} seeds; a candidate of the pair took {turns_max} turns at most");
+    println!("{seeds} seeds; a candidate of the pair took {iterations_max} iterations at most");
 }

@@ -37,7 +37,7 @@ fn options() -> Vec<(Vec<&'static str>, &'static str)> {
 #[test]
 fn its_options_are_those_of_the_help() {
     let help = Config::help();
-    let (mut told, mut lines) = (Vec::new(), help.lines().peekable());
+    let (mut documented, mut lines) = (Vec::new(), help.lines().peekable());
     while let Some(line) = lines.next() {
         if !line.trim_start().starts_with('-') {
             continue;
@@ -48,14 +48,18 @@ fn its_options_are_those_of_the_help() {
         }
         let (flags, _) = entry.trim().split_once("  ").unwrap();
         let default = entry.split("[default: ").nth(1).map(|rest| rest.split(']').next().unwrap());
-        told.push((flags.split(", ").map(str::to_owned).collect::<Vec<_>>(), default.map(str::to_owned)));
+        documented
+            .push((flags.split(", ").map(str::to_owned).collect::<Vec<_>>(), default.map(str::to_owned)));
     }
     let mut listed = options();
     let (last, _) = listed.pop().unwrap();
     assert_eq!(last, ["-h", "--help", "-V", "--version"]);
-    assert_eq!(told.split_off(told.len() - 2).iter().flat_map(|(flags, _)| flags).collect::<Vec<_>>(), last);
-    assert_eq!(told.len(), listed.len());
-    for ((flags, default), (readme_flags, readme_default)) in told.iter().zip(&listed) {
+    assert_eq!(
+        documented.split_off(documented.len() - 2).iter().flat_map(|(flags, _)| flags).collect::<Vec<_>>(),
+        last
+    );
+    assert_eq!(documented.len(), listed.len());
+    for ((flags, default), (readme_flags, readme_default)) in documented.iter().zip(&listed) {
         assert_eq!(flags, readme_flags);
         // The address of the default has brackets of its own.
         let default = default.as_deref().unwrap();

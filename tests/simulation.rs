@@ -23,7 +23,7 @@ const ROOMS: [&str; 3] = ["", "tea", "mesh"];
 const SECRET: &[u8] = b"a secret that is thirty-two bytes";
 
 struct World {
-    dice: Rng,
+    rng: Rng,
     dispatcher: Dispatcher,
     now: Duration,
     out: Recorder,
@@ -52,21 +52,21 @@ struct Peer {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut dice = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let secrets = Secrets::parse(SECRET).expect("a secret");
-        let memory_bytes = *dice.pick(&[None, None, Some(500), Some(20_000)]);
+        let memory_bytes = *rng.choose(&[None, None, Some(500), Some(20_000)]);
         let config = Config {
             mesh_peers_max: 3,
-            rate_max: *dice.pick(&[0, 0, 1, 2, 100]),
+            rate_max: *rng.choose(&[0, 0, 1, 2, 100]),
             memory_bytes_max: memory_bytes.map(|bytes| BASE_BYTES + bytes),
             ayame: Some("/signaling".to_owned()),
             matchbox: Some(String::new()),
-            token_secrets: (dice.roll(2) == 0).then_some(secrets),
+            token_secrets: (rng.below(2) == 0).then_some(secrets),
             ..Config::default()
         };
         World {
-            lively: dice.roll(4),
-            dice,
+            lively: rng.below(4),
+            rng,
             dispatcher: dispatcher(&config),
             now: Duration::ZERO,
             out: Recorder { budget: Budget::new(&config), ..Recorder::default() },
@@ -98,15 +98,15 @@ impl World {
     fn follow(&mut self) {
         while let Some(effect) = self.out.effects.pop_front() {
             match effect {
-                Recorded::Send(to, text) => self.hear(to, &text),
+                Recorded::Send(to, text) => self.receive(to, &text),
                 Recorded::Ping(to) => {
-                    assert!(self.peers.contains_key(&to), "a ping to somebody who is gone");
-                    if self.dice.roll(3) < self.lively && !self.paused.contains_key(&to) {
+                    assert!(self.peers.contains_key(&to), "a ping to a peer that has disconnected");
+                    if self.rng.below(3) < self.lively && !self.paused.contains_key(&to) {
                         self.handle(Input::Alive(to));
                     }
                 }
                 Recorded::PauseReading(conn) => {
-                    assert!(self.peers.contains_key(&conn), "somebody who is gone is paused");
+                    assert!(self.peers.contains_key(&conn), "a disconnected peer is paused");
                     assert!(self.paused.insert(conn, VecDeque::new()).is_none(), "paused twice");
                 }
                 Recorded::ResumeReading(conn) => {
@@ -121,7 +121,7 @@ impl World {
                     self.handle(Input::Disconnected(conn));
                 }
                 Recorded::Registered(conn) => {
-                    let peer = self.peers.get_mut(&conn).expect("only who is here is registered");
+                    let peer = self.peers.get_mut(&conn).expect("only connected peers register");
                     assert!(!peer.is_registered, "registered twice");
                     peer.is_registered = true;
                 }
@@ -130,13 +130,14 @@ impl World {
         }
     }
 
-    fn hear(&mut self, to: Conn, text: &str) {
-        let peer = self.peers.get(&to).unwrap_or_else(|| panic!("{text} is sent to somebody who is gone"));
-        let said: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{text} is no JSON"));
+    fn receive(&mut self, to: Conn, text: &str) {
+        let peer =
+            self.peers.get(&to).unwrap_or_else(|| panic!("{text} is sent to a peer that has disconnected"));
+        let message: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{text} is no JSON"));
         if peer.dialect == ProtocolId::Matchbox {
-            self.names.extend(said["IdAssigned"].as_str().map(str::to_owned));
+            self.names.extend(message["IdAssigned"].as_str().map(str::to_owned));
         } else {
-            assert!(said["type"].is_string(), "{text}");
+            assert!(message["type"].is_string(), "{text}");
         }
     }
 
@@ -183,7 +184,7 @@ impl World {
     }
 
     fn noroshi_message(&mut self, own: &'static str) -> String {
-        let dice = &mut self.dice;
+        let rng = &mut self.rng;
         let kinds = [
             "connect",
             "connect",
@@ -196,31 +197,31 @@ impl World {
             "leave",
             "x",
         ];
-        let kind = dice.pick(&kinds);
-        let id = if dice.roll(20) == 0 { dice.pick(&IDS) } else { own };
+        let kind = rng.choose(&kinds);
+        let id = if rng.below(20) == 0 { rng.choose(&IDS) } else { own };
         let mut text = format!(r#"{{"type":"{kind}","id":"{id}""#);
-        if dice.roll(2) == 0 {
-            text.push_str(&format!(r#","target_id":"{}""#, dice.pick(&IDS)));
+        if rng.below(2) == 0 {
+            text.push_str(&format!(r#","target_id":"{}""#, rng.choose(&IDS)));
         }
-        match dice.roll(4) {
+        match rng.below(4) {
             0 => text.push_str(r#","candidates":[1,2,3,4,5,6,7,8,9,0]"#),
-            1 => text.push_str(&format!(r#","candidate":"{}""#, "x".repeat(dice.roll(9000) as usize))),
+            1 => text.push_str(&format!(r#","candidate":"{}""#, "x".repeat(rng.below(9000) as usize))),
             _ => text.push_str(r#","sdp":{"v":0}"#),
         }
-        if dice.roll(50) > 0 {
+        if rng.below(50) > 0 {
             text.push('}');
         }
         text
     }
 
     fn ayame_message(&mut self, client: &str, is_registered: bool) -> String {
-        let dice = &mut self.dice;
-        match dice.roll(40) {
+        let rng = &mut self.rng;
+        match rng.below(40) {
             n if n < if is_registered { 1 } else { 36 } => {
-                let room = *dice.pick(&["tea", "coffee"]);
-                let standalone = *dice.pick(&["true", "false", "null", "false"]);
-                let seconds = *dice.pick(&[60, 1_000_000]);
-                let id = *dice.pick(&[None, None, Some("a")]);
+                let room = *rng.choose(&["tea", "coffee"]);
+                let standalone = *rng.choose(&["true", "false", "null", "false"]);
+                let seconds = *rng.choose(&[60, 1_000_000]);
+                let id = *rng.choose(&[None, None, Some("a")]);
                 let until = Duration::from_secs(seconds);
                 let claims = Claims { until, room: None, room_prefix: None, id: id.map(Box::from) };
                 let key = self.secrets.as_ref().map(|secrets| secrets.sign(&claims)).unwrap_or_default();
@@ -229,32 +230,32 @@ impl World {
                 )
             }
             36 => r#"{"type":"connected"}"#.to_owned(),
-            37 => dice.pick(&["{", r#"{"type":"x"}"#, r#"{"type":"register"}"#]).to_string(),
+            37 => rng.choose(&["{", r#"{"type":"x"}"#, r#"{"type":"register"}"#]).to_string(),
             1..10 => r#"{"type":"pong"}"#.to_owned(),
-            _ => format!(r#"{{"type":"{}"}}"#, dice.pick(&["offer", "answer", "candidate"])),
+            _ => format!(r#"{{"type":"{}"}}"#, rng.choose(&["offer", "answer", "candidate"])),
         }
     }
 
     fn matchbox_message(&mut self) -> String {
-        let dice = &mut self.dice;
+        let rng = &mut self.rng;
         let id = match self.names.len() {
             0 => "00000000-0000-4000-8000-000000000000",
-            n => &self.names[dice.roll(n as u64) as usize],
+            n => &self.names[rng.below(n as u64) as usize],
         };
-        match dice.roll(8) {
+        match rng.below(8) {
             0 => r#""KeepAlive""#.to_owned(),
             1 => "{".to_owned(),
             2 => format!(r#"{{"Signal":{{"receiver":"{id}"}}}}"#),
-            _ => format!(r#"{{"Signal":{{"receiver":"{id}","data":[{}]}}}}"#, dice.roll(10)),
+            _ => format!(r#"{{"Signal":{{"receiver":"{id}","data":[{}]}}}}"#, rng.below(10)),
         }
     }
 
     fn connect(&mut self) {
         let dialects = [ProtocolId::Noroshi, ProtocolId::Noroshi, ProtocolId::Ayame, ProtocolId::Matchbox];
-        let dialect = *self.dice.pick(&dialects);
-        let room = *self.dice.pick(&ROOMS);
-        let query = *self.dice.pick(&["", "next=2", "next=3"]);
-        let id = *self.dice.pick(&IDS[..5]);
+        let dialect = *self.rng.choose(&dialects);
+        let room = *self.rng.choose(&ROOMS);
+        let query = *self.rng.choose(&["", "next=2", "next=3"]);
+        let id = *self.rng.choose(&IDS[..5]);
         let target = match dialect {
             ProtocolId::Noroshi => target(room),
             ProtocolId::Ayame => Target { dialect, room: String::new(), query: Query::default() },
@@ -263,7 +264,7 @@ impl World {
         if !self.dispatcher.has_place(&target) {
             return;
         }
-        let token_id = (self.dice.roll(3) == 0).then(|| id.into());
+        let token_id = (self.rng.below(3) == 0).then(|| id.into());
         let claims =
             Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: token_id };
         let claims = self.secrets.is_some().then_some(&claims);
@@ -278,10 +279,10 @@ impl World {
 
     fn step(&mut self) {
         let who = (!self.peers.is_empty()).then(|| {
-            let n = self.dice.roll(self.peers.len() as u64) as usize;
+            let n = self.rng.below(self.peers.len() as u64) as usize;
             *self.peers.keys().nth(n).expect("one of them")
         });
-        match (self.dice.roll(24), who) {
+        match (self.rng.below(24), who) {
             (0..3, _) | (_, None) => self.connect(),
             (3, Some(conn)) => {
                 self.peers.remove(&conn);
@@ -295,7 +296,7 @@ impl World {
                 }
             }
             (6, _) => {
-                self.now += Duration::from_millis(self.dice.roll(40_000));
+                self.now += Duration::from_millis(self.rng.below(40_000));
                 self.input(Input::Time);
             }
             (7, _) => {
@@ -325,7 +326,7 @@ impl World {
                 }
             }
             (_, Some(conn)) => {
-                let count = 1 + self.dice.roll(3);
+                let count = 1 + self.rng.below(3);
                 let texts = (0..count).map(|_| self.message(conn)).collect();
                 self.send(conn, texts);
             }
@@ -333,7 +334,7 @@ impl World {
     }
 
     /// Ends all and returns the names of errors and closings that have happened.
-    fn end(mut self) -> BTreeSet<String> {
+    fn finish(mut self) -> BTreeSet<String> {
         while let Some((conn, _)) = self.peers.pop_first() {
             self.forget(conn);
             self.input(Input::Disconnected(conn));
@@ -362,7 +363,7 @@ fn all_protocols_are_consistent_whatever_happens() {
         for _ in 0..500 {
             world.step();
         }
-        seen.extend(world.end());
+        seen.extend(world.finish());
     }
     // A simulation in which these never happen tests less than it should.
     let errors = Code::ALL.into_iter().map(Code::name).chain(["full", "token_refused", "not_understood"]);
@@ -374,7 +375,7 @@ fn all_protocols_are_consistent_whatever_happens() {
 
 // ---- Large rooms ----
 
-struct PerIpCounts {
+struct CrowdedRoom {
     dispatcher: Dispatcher,
     out: Recorder,
     effects: usize,
@@ -382,30 +383,30 @@ struct PerIpCounts {
 
 const CROWD: usize = 20_000;
 
-impl PerIpCounts {
+impl CrowdedRoom {
     /// So many peers that connect to one room.
-    fn new() -> PerIpCounts {
+    fn new() -> CrowdedRoom {
         let dispatcher = dispatcher(&Config::default());
-        let mut crowd = PerIpCounts { dispatcher, out: Recorder::default(), effects: 0 };
+        let mut room = CrowdedRoom { dispatcher, out: Recorder::default(), effects: 0 };
         for i in 0..CROWD {
-            crowd.input(Input::Connected(conn(i), &target(""), None));
-            crowd.say(i, "connect", "");
+            room.input(Input::Connected(conn(i), &target(""), None));
+            room.send(i, "connect", "");
         }
-        crowd
+        room
     }
 
     fn input(&mut self, input: Input) {
         self.dispatcher.handle(Duration::ZERO, Duration::ZERO, input, &mut self.out);
-        let told = self.out.effects.drain(..).filter(|effect| !matches!(effect, Recorded::Left(_)));
-        self.effects += told.count();
+        let effects = self.out.effects.drain(..).filter(|effect| !matches!(effect, Recorded::Left(_)));
+        self.effects += effects.count();
     }
 
-    fn say(&mut self, who: usize, kind: &str, more: &str) {
-        let text = format!(r#"{{"type":"{kind}","id":"{who}"{more}}}"#);
-        self.input(Input::Text(conn(who), &text));
+    fn send(&mut self, index: usize, kind: &str, more: &str) {
+        let text = format!(r#"{{"type":"{kind}","id":"{index}"{more}}}"#);
+        self.input(Input::Text(conn(index), &text));
     }
 
-    fn end(mut self) {
+    fn finish(mut self) {
         for i in 0..CROWD {
             self.input(Input::Disconnected(conn(i)));
         }
@@ -420,59 +421,59 @@ fn conn(i: usize) -> Conn {
 /// The effects say that nobody is told in vain. Were a step linear in the crowd, these would take minutes.
 #[test]
 fn a_crowd_waits_while_its_offerers_leave() {
-    let mut crowd = PerIpCounts::new();
-    assert_eq!(crowd.effects, CROWD + 1, "all are registered, and one is asked");
-    crowd.effects = 0;
+    let mut room = CrowdedRoom::new();
+    assert_eq!(room.effects, CROWD + 1, "all are registered, and one is asked");
+    room.effects = 0;
     for i in 0..CROWD {
-        crowd.say(i, "leave", "");
+        room.send(i, "leave", "");
     }
-    assert_eq!(crowd.effects, CROWD - 1, "each time the next is asked");
-    crowd.end();
+    assert_eq!(room.effects, CROWD - 1, "each time the next is asked");
+    room.finish();
 }
 
 #[test]
 fn a_crowd_leaves_from_the_middle_and_the_back_of_the_line() {
-    let mut crowd = PerIpCounts::new();
-    crowd.effects = 0;
+    let mut room = CrowdedRoom::new();
+    room.effects = 0;
     for i in (1..CROWD).rev().step_by(2).chain((1..CROWD).step_by(2)) {
-        crowd.input(Input::Disconnected(conn(i)));
+        room.input(Input::Disconnected(conn(i)));
     }
-    assert_eq!(crowd.effects, 0);
-    crowd.end();
+    assert_eq!(room.effects, 0);
+    room.finish();
 }
 
 #[test]
 fn a_crowd_pairs_and_leaves() {
-    let mut crowd = PerIpCounts::new();
-    crowd.effects = 0;
+    let mut room = CrowdedRoom::new();
+    room.effects = 0;
     for i in (0..CROWD).step_by(2) {
-        crowd.say(i, "offer", r#","sdp":1"#);
-        crowd.say(i + 1, "answer", r#","sdp":2"#);
-        crowd.input(Input::Disconnected(conn(i)));
+        room.send(i, "offer", r#","sdp":1"#);
+        room.send(i + 1, "answer", r#","sdp":2"#);
+        room.input(Input::Disconnected(conn(i)));
     }
     // The offer is handed, the answer told, the next one asked, and the partner hears who left.
-    assert_eq!(crowd.effects, 4 * (CROWD / 2) - 1);
-    crowd.end();
+    assert_eq!(room.effects, 4 * (CROWD / 2) - 1);
+    room.finish();
 }
 
 #[test]
 fn the_first_of_a_crowd_are_handed_the_same_offer_and_the_others_wait() {
-    let mut crowd = PerIpCounts::new();
+    let mut room = CrowdedRoom::new();
     for i in 1..CROWD {
-        crowd.say(i, "leave", "");
+        room.send(i, "leave", "");
     }
-    crowd.say(0, "offer", r#","sdp":1"#);
-    crowd.effects = 0;
+    room.send(0, "offer", r#","sdp":1"#);
+    room.effects = 0;
     for i in 1..CROWD {
-        crowd.say(i, "connect", "");
+        room.send(i, "connect", "");
     }
-    assert_eq!(crowd.effects, OFFER_HOLDERS_MAX, "as many as may hold it are handed it");
+    assert_eq!(room.effects, OFFER_HOLDERS_MAX, "as many as may hold it are handed it");
     // One takes it, the other holders come too late and wait again.
-    crowd.effects = 0;
+    room.effects = 0;
     for i in 1..=OFFER_HOLDERS_MAX {
-        crowd.say(i, "answer", r#","target_id":"0""#);
+        room.send(i, "answer", r#","target_id":"0""#);
     }
     let (answer, errors, request) = (1, OFFER_HOLDERS_MAX - 1, 1);
-    assert_eq!(crowd.effects, answer + errors + request);
-    crowd.end();
+    assert_eq!(room.effects, answer + errors + request);
+    room.finish();
 }

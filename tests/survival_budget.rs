@@ -15,8 +15,8 @@ use serde_json::json;
 type Held = Vec<TcpStream>;
 
 /// So many connections that say these bytes and go on waiting.
-fn say(siege: &mut LoadedServer, count: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Held {
-    siege.crowd(count, |address, i| {
+fn say(loaded: &mut LoadedServer, count: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Held {
+    loaded.connect_many(count, |address, i| {
         let mut stream = TcpStream::connect(address).unwrap();
         // Whoever was refused is gone already, perhaps.
         let _ = stream.write_all(&bytes(i));
@@ -32,68 +32,69 @@ fn text(message: serde_json::Value) -> Vec<u8> {
     frame(TEXT, message.to_string().as_bytes())
 }
 
-fn heads(siege: &mut LoadedServer) -> Held {
+fn heads(loaded: &mut LoadedServer) -> Held {
     let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
-    say(siege, 4_000, |_| head.clone().into_bytes())
+    say(loaded, 4_000, |_| head.clone().into_bytes())
 }
 
-fn pages(siege: &mut LoadedServer) -> Held {
-    say(siege, 4_000, |_| b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".into())
+fn pages(loaded: &mut LoadedServer) -> Held {
+    say(loaded, 4_000, |_| b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".into())
 }
 
-fn frames(siege: &mut LoadedServer) -> Held {
+fn frames(loaded: &mut LoadedServer) -> Held {
     let message = frame(TEXT, &[b'x'; 64 * KIB]);
-    say(siege, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
+    say(loaded, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
 }
 
-fn fragments(siege: &mut LoadedServer) -> Held {
+fn fragments(loaded: &mut LoadedServer) -> Held {
     let fragment = frame(0x01, &[b'x'; 10 * KIB]);
-    say(siege, 4_000, |_| [&request("tea"), &fragment[..]].concat())
+    say(loaded, 4_000, |_| [&request("tea"), &fragment[..]].concat())
 }
 
-fn offers_and_candidates(siege: &mut LoadedServer) -> Held {
+fn offers_and_candidates(loaded: &mut LoadedServer) -> Held {
     let candidate = "x".repeat(STORED_BYTES_MAX / CANDIDATES_MAX - 2);
     let candidates = text(json!({"type": "candidateAdd", "id": "A", "candidates": vec![candidate; 60]}));
     let offer = text(json!({"type": "offer", "id": "A", "sdp": "\"".repeat(30 * KIB)}));
-    say(siege, 1_000, |i| [request(&format!("room-{i}")), offer.clone(), candidates.clone()].concat())
+    say(loaded, 1_000, |i| [request(&format!("room-{i}")), offer.clone(), candidates.clone()].concat())
 }
 
-fn claims(siege: &mut LoadedServer) -> Held {
+fn claims(loaded: &mut LoadedServer) -> Held {
     let long = text(json!({"type": "connect", "id": "A", "x": "x".repeat(60 * KIB)}));
     // The holder does not answer the probe.
-    let mut held = say(siege, 1, |_| [request("claims"), text(json!({"type": "leave", "id": "A"}))].concat());
-    held.extend(say(siege, 1_000, |_| [request("claims"), long.clone(), long.clone()].concat()));
+    let mut held =
+        say(loaded, 1, |_| [request("claims"), text(json!({"type": "leave", "id": "A"}))].concat());
+    held.extend(say(loaded, 1_000, |_| [request("claims"), long.clone(), long.clone()].concat()));
     held
 }
 
 /// What is handed to those who do not read waits in their queues when the kernel takes no more.
-fn readers(siege: &mut LoadedServer) -> Held {
-    let target = |i| format!("deaf-{i}");
-    let deaf = siege.crowd(300, |address, i| {
-        Client::with_buffer(address, 4 * KIB).upgraded("deaf").registered(&target(i)).mouth()
+fn readers(loaded: &mut LoadedServer) -> Held {
+    let target = |i| format!("stalled-{i}");
+    let stalled = loaded.connect_many(300, |address, i| {
+        Client::with_buffer(address, 4 * KIB).upgrade("stalled").register(&target(i)).clone_stream()
     });
     let offer = |i| json!({"type": "offer", "id": format!("sender-{i}"), "target_id": target(i), "sdp": "x".repeat(60 * KIB)});
-    let senders = say(siege, deaf.len(), |i| [request("deaf"), text(offer(i)).repeat(8)].concat());
-    siege.talk();
+    let senders = say(loaded, stalled.len(), |i| [request("stalled"), text(offer(i)).repeat(8)].concat());
+    loaded.exchange_candidates();
     drop(senders);
-    deaf
+    stalled
 }
 
-fn idle(siege: &mut LoadedServer) -> Held {
-    say(siege, 16_000, |i| {
+fn idle(loaded: &mut LoadedServer) -> Held {
+    say(loaded, 16_000, |i| {
         [request(&format!("r{i}")), text(json!({"type": "leave", "id": "x".repeat(128)}))].concat()
     })
 }
 
 /// How much was refused for want of memory.
-fn refused(siege: &LoadedServer) -> f64 {
+fn refused(loaded: &LoadedServer) -> f64 {
     let metrics = [
         "closings_total{reason=\"no_memory\"}",
         "errors_total{code=\"peer_busy\"}",
         "errors_total{code=\"too_many\"}",
         "errors_total{code=\"rate_limited\"}",
     ];
-    metrics.iter().map(|name| siege.server.metric(name)).sum()
+    metrics.iter().map(|name| loaded.server.metric(name)).sum()
 }
 
 /// One after the other, because together they would take more descriptors than one process has; then as much at once
@@ -104,12 +105,12 @@ fn nothing_takes_more_than_the_budget() {
         .map(|attack| vec![attack]);
     let at_once = vec![readers, offers_and_candidates, claims, fragments, frames, heads];
     for attacks in alone.into_iter().chain([at_once]) {
-        let mut siege = LoadedServer::of("--max-memory 32M --max-connections 19000 --max-rate 0");
-        let held: Vec<Held> = attacks.iter().map(|attack| attack(&mut siege)).collect();
-        siege.talk();
+        let mut loaded = LoadedServer::start("--max-memory 32M --max-connections 19000 --max-rate 0");
+        let held: Vec<Held> = attacks.iter().map(|attack| attack(&mut loaded)).collect();
+        loaded.exchange_candidates();
         // Alone, some only wait in vain for a place.
-        assert!(attacks.len() == 1 || refused(&siege) > 0.0);
+        assert!(attacks.len() == 1 || refused(&loaded) > 0.0);
         drop(held);
-        siege.end(40 * MIB);
+        loaded.finish(40 * MIB);
     }
 }

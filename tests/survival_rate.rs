@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
-use common::loaded_server::{AT_REST, LoadedServer};
+use common::loaded_server::{BASELINE_BYTES, LoadedServer};
 use common::pipe::{PING, PONG, TEXT, frame};
 use noroshi::config::{QUEUE_BYTES_MAX, RATE_OFFENCE_MAX};
 
@@ -30,10 +30,10 @@ fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
 
 #[test]
 fn peers_that_send_without_end_are_closed_after_five_seconds() {
-    let mut siege = LoadedServer::of("");
+    let mut loaded = LoadedServer::start("");
     let flooders = floods().map(|(room, first, again)| {
-        let mut client = Client::open(siege.address(), room).registered("X");
-        let mut mouth = client.mouth();
+        let mut client = Client::open(loaded.address(), room).register("X");
+        let mut mouth = client.clone_stream();
         let began = Instant::now();
         thread::spawn(move || {
             let many = again.repeat(16_000 / again.len());
@@ -42,11 +42,11 @@ fn peers_that_send_without_end_are_closed_after_five_seconds() {
             while sent.is_ok() && mouth.write_all(&many).is_ok() {}
         });
         thread::spawn(move || {
-            let code = client.closed();
+            let code = client.receive_close();
             (room, code, began.elapsed())
         })
     });
-    siege.until_metric("closings_total{reason=\"rate_limited\"}", flooders.len());
+    loaded.wait_for_metric("closings_total{reason=\"rate_limited\"}", flooders.len());
     for flooder in flooders {
         let (room, code, after) = flooder.join().unwrap();
         assert_eq!(code, 1008, "{room}");
@@ -54,9 +54,9 @@ fn peers_that_send_without_end_are_closed_after_five_seconds() {
         assert!(after < RATE_OFFENCE_MAX + Duration::from_secs(20), "{room}: closed after {after:?}");
     }
     assert!(
-        siege.server.metric("errors_total{code=\"rate_limited\"}") > 1000.0,
+        loaded.server.metric("errors_total{code=\"rate_limited\"}") > 1000.0,
         "what is too much is counted"
     );
-    siege.until_metric("connections", 2);
-    siege.end(AT_REST + 6 * QUEUE_BYTES_MAX);
+    loaded.wait_for_metric("connections", 2);
+    loaded.finish(BASELINE_BYTES + 6 * QUEUE_BYTES_MAX);
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
-use common::loaded_server::{AT_REST, LoadedServer, load};
+use common::loaded_server::{BASELINE_BYTES, LoadedServer, start_load_generator};
 use common::pipe::{CLOSE, REQUEST, TEXT, close, frame};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -22,17 +22,17 @@ const NOTICED: Duration = Duration::from_secs(6);
 
 #[test]
 fn a_client_that_is_stopped() {
-    let mut siege = LoadedServer::of("--max-rate 0 --ping-interval 2");
-    let mut client = load(&siege, "--pairs 20 --seconds 60");
-    siege.until("they talk", |server| server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0);
+    let mut loaded = LoadedServer::start("--max-rate 0 --ping-interval 2");
+    let mut client = start_load_generator(&loaded, "--pairs 20 --seconds 60");
+    loaded.wait_until("they talk", |server| server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0);
     kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP).unwrap();
     let began = Instant::now();
-    siege.until_metric("closings_total{reason=\"silent\"}", 40);
+    loaded.wait_for_metric("closings_total{reason=\"silent\"}", 40);
     assert!(began.elapsed() < NOTICED);
-    siege.until_metric("connections", 2);
+    loaded.wait_for_metric("connections", 2);
     client.kill().unwrap();
     client.wait().unwrap();
-    siege.end(AT_REST);
+    loaded.finish(BASELINE_BYTES);
 }
 
 /// This needs a network of its own, so it runs itself in one.
@@ -64,34 +64,34 @@ fn a_network_that_is_cut() {
 
 fn cut_the_network() {
     sh("ip link set lo up");
-    let mut siege = LoadedServer::of("--ping-interval 2 --listen 0.0.0.0:0");
-    let mut far = from_afar(siege.address().port());
-    let mut near = Client::open(siege.address(), "tea").registered("near");
+    let mut loaded = LoadedServer::start("--ping-interval 2 --listen 0.0.0.0:0");
+    let mut far = from_afar(loaded.address().port());
+    let mut near = Client::open(loaded.address(), "tea").register("near");
     // One is idle, one has a partner, one is in the middle of a frame.
-    far[1].say(json!({"type": "offer", "id": "1", "sdp": 1}));
-    far[1].settle();
-    near.say(json!({"type": "answer", "id": "near", "target_id": "1", "sdp": 2}));
-    near.settle();
+    far[1].send_json(json!({"type": "offer", "id": "1", "sdp": 1}));
+    far[1].sync();
+    near.send_json(json!({"type": "answer", "id": "near", "target_id": "1", "sdp": 2}));
+    near.sync();
     far[2].send(&frame(TEXT, b"never to be ended")[..9]);
-    siege.until_metric("peers", 2 + 3 + 1);
+    loaded.wait_for_metric("peers", 2 + 3 + 1);
     sh("ip link set near down");
     let began = Instant::now();
     // The kernel takes what is for the partner.
-    near.say(json!({"type": "candidateAdd", "id": "near", "candidate": 3}));
-    let mut heard = Vec::new();
-    siege.until("it is noticed", |server| {
-        heard.extend(near.settle());
+    near.send_json(json!({"type": "candidateAdd", "id": "near", "candidate": 3}));
+    let mut received = Vec::new();
+    loaded.wait_until("it is noticed", |server| {
+        received.extend(near.sync());
         server.metric("closings_total{reason=\"silent\"}") == 3.0
     });
     assert!(began.elapsed() < NOTICED);
-    heard.extend(near.settle());
-    assert_eq!(heard, [json!({"type": "peerLeft", "id": "1"})]);
-    siege.until("all are dropped", |server| {
-        near.settle();
+    received.extend(near.sync());
+    assert_eq!(received, [json!({"type": "peerLeft", "id": "1"})]);
+    loaded.wait_until("all are dropped", |server| {
+        near.sync();
         server.metric("connections") == 2.0 + 1.0
     });
     drop((near, far));
-    siege.end(AT_REST);
+    loaded.finish(BASELINE_BYTES);
 }
 
 /// Three peers on the other side of a link whose end here is `near`.
@@ -108,7 +108,7 @@ fn from_afar(port: u16) -> Vec<Client> {
             ip link set far up"
         ));
         let server = ([10, 0, 0, 1], port).into();
-        (0..3).map(|i| Client::open(server, "tea").registered(&i.to_string())).collect()
+        (0..3).map(|i| Client::open(server, "tea").register(&i.to_string())).collect()
     });
     far.join().unwrap()
 }
@@ -152,8 +152,8 @@ const FLOWS: [&str; 9] = [
 fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
     let flow = |(i, flow): (usize, &&str)| {
         let mut peers = ["A", "B"].map(|id| (id, Client::open(address, &format!("flow-{i}"))));
-        for said in flow.split(", ") {
-            let (id, kind) = said.split_once(' ').unwrap();
+        for step in flow.split(", ") {
+            let (id, kind) = step.split_once(' ').unwrap();
             let target = if id == "A" { "B" } else { "A" };
             let message = match kind {
                 "answer" => json!({"type": kind, "id": id, "target_id": target}),
@@ -162,72 +162,72 @@ fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
             };
             let (_, peer) = peers.iter_mut().find(|(name, _)| *name == id).unwrap();
             let times = if kind == "flood" { 10 } else { 1 };
-            (0..times).for_each(|_| peer.say(message.clone()));
-            peer.settle();
+            (0..times).for_each(|_| peer.send_json(message.clone()));
+            peer.sync();
         }
         peers.map(|(_, client)| client)
     };
     let mut pairs: Vec<[Client; 2]> = FLOWS.iter().enumerate().map(flow).collect();
     // Somebody whose id is claimed, and somebody who claims one.
     for (room, holder_first) in [("holder", true), ("claimant", false)] {
-        let holder = Client::open(address, room).registered("A");
+        let holder = Client::open(address, room).register("A");
         let mut claimant = Client::open(address, room);
-        claimant.say(json!({"type": "leave", "id": "A"}));
+        claimant.send_json(json!({"type": "leave", "id": "A"}));
         pairs.push(if holder_first { [holder, claimant] } else { [claimant, holder] });
     }
     pairs.into_iter().map(|[first, second]| (first, second)).unzip()
 }
 
 /// All of these, and those that keep some of them where they are.
-fn everybody(siege: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
-    let (mut attackers, keepers) = in_every_flow(siege.address());
-    attackers.extend(in_every_state(siege.address()).into_iter().map(|(mut client, bytes)| {
+fn everybody(loaded: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
+    let (mut attackers, keepers) = in_every_flow(loaded.address());
+    attackers.extend(in_every_state(loaded.address()).into_iter().map(|(mut client, bytes)| {
         client.send(&bytes);
         client
     }));
-    siege.talk();
+    loaded.exchange_candidates();
     (attackers, keepers)
 }
 
 #[test]
 fn a_reset_in_every_state() {
-    let mut siege = LoadedServer::of("");
-    let (attackers, keepers) = everybody(&mut siege);
+    let mut loaded = LoadedServer::start("");
+    let (attackers, keepers) = everybody(&mut loaded);
     attackers.into_iter().for_each(Client::reset);
-    let left = siege.at_rest + keepers.len();
-    siege.until("they are gone", |server| server.descriptors() == left);
+    let left = loaded.descriptors_at_rest + keepers.len();
+    loaded.wait_until("they are gone", |server| server.descriptors() == left);
     keepers.into_iter().for_each(Client::reset);
-    siege.end(AT_REST + QUEUE_BYTES_MAX);
+    loaded.finish(BASELINE_BYTES + QUEUE_BYTES_MAX);
 }
 
 #[test]
 fn half_closed_in_every_state() {
-    let mut siege = LoadedServer::of("");
-    let (attackers, keepers) = everybody(&mut siege);
+    let mut loaded = LoadedServer::start("");
+    let (attackers, keepers) = everybody(&mut loaded);
     // They go on reading, and wait for what will never come.
     attackers.iter().for_each(Client::half_close);
-    let left = siege.at_rest + keepers.len();
-    siege.until("they are gone", |server| server.descriptors() == left);
+    let left = loaded.descriptors_at_rest + keepers.len();
+    loaded.wait_until("they are gone", |server| server.descriptors() == left);
     drop((attackers, keepers));
-    siege.end(AT_REST + QUEUE_BYTES_MAX);
+    loaded.finish(BASELINE_BYTES + QUEUE_BYTES_MAX);
 }
 
 #[test]
 fn half_closed_with_the_last_words() {
-    let mut siege = LoadedServer::of("");
-    let mut attackers = in_every_state(siege.address());
+    let mut loaded = LoadedServer::start("");
+    let mut attackers = in_every_state(loaded.address());
     // So that both come in the same event.
-    siege.server.signal(Signal::SIGSTOP);
+    loaded.server.signal(Signal::SIGSTOP);
     for (client, bytes) in &mut attackers {
         client.send(bytes);
         client.half_close();
     }
-    siege.server.signal(Signal::SIGCONT);
-    let at_rest = siege.at_rest;
-    siege.until("they are gone", |server| server.descriptors() == at_rest);
+    loaded.server.signal(Signal::SIGCONT);
+    let at_rest = loaded.descriptors_at_rest;
+    loaded.wait_until("they are gone", |server| server.descriptors() == at_rest);
     // By that, and not because their time was up.
-    assert_eq!(siege.server.metric("closings_total{reason=\"unregistered\"}"), 0.0);
-    assert!(attackers.iter().all(|(client, _)| !client.was_answered("408")));
+    assert_eq!(loaded.server.metric("closings_total{reason=\"unregistered\"}"), 0.0);
+    assert!(attackers.iter().all(|(client, _)| !client.has_response("408")));
     drop(attackers);
-    siege.end(AT_REST);
+    loaded.finish(BASELINE_BYTES);
 }

@@ -9,7 +9,7 @@ use common::program::npm;
 use common::readme::README;
 
 /// What tsc says of a module that is beside the library.
-fn judge(home: &Path, file: &str, text: &str) -> String {
+fn assert_accessible(home: &Path, file: &str, text: &str) -> String {
     std::fs::write(home.join(file), text).unwrap();
     let flags =
         "--noEmit --allowJs --checkJs --strict --target esnext --module esnext --moduleResolution bundler";
@@ -32,7 +32,7 @@ fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
     assert_eq!(examples.len(), 2);
     for example in &examples {
         for file in ["example.mjs", "example.mts"] {
-            assert_eq!(judge(&home, file, example), "", "{example}");
+            assert_eq!(assert_accessible(&home, file, example), "", "{example}");
         }
     }
     for (right, wrong) in
@@ -40,7 +40,10 @@ fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
     {
         let example = &examples[1];
         assert!(example.contains(right), "{right}");
-        assert!(judge(&home, "wrong.mjs", &example.replace(right, wrong)).contains("error TS"), "{wrong}");
+        assert!(
+            assert_accessible(&home, "wrong.mjs", &example.replace(right, wrong)).contains("error TS"),
+            "{wrong}"
+        );
     }
     std::fs::remove_dir_all(home).unwrap();
 }

@@ -21,14 +21,14 @@ use serde_json::json;
 
 /// A connection to the socket in this file. What is done with it does not ask of which family it is.
 fn connect(path: &Path) -> Client {
-    Client::over(TcpStream::from(OwnedFd::from(UnixStream::connect(path).unwrap())))
+    Client::from_stream(TcpStream::from(OwnedFd::from(UnixStream::connect(path).unwrap())))
 }
 
 /// What the server answers to a request for a WebSocket with this header.
 fn ask(path: &Path, header: &str) -> (Client, u16) {
     let mut client = connect(path);
     client.send(REQUEST.replace("Host: h\r\n", &format!("Host: h\r\n{header}")).as_bytes());
-    let status = client.head().split(' ').nth(1).unwrap().parse().unwrap();
+    let status = client.read_head().split(' ').nth(1).unwrap().parse().unwrap();
     (client, status)
 }
 
@@ -87,7 +87,7 @@ fn who_connects_there_is_believed_when_it_says_for_whom() {
     let path = &folder.0.join("socket");
     let server = serve(path, "--max-connections-per-ip 1");
     // Of whom nothing is said are not counted.
-    let clients = ["A", "B", "C"].map(|id| ask(path, "").0.registered(id));
+    let clients = ["A", "B", "C"].map(|id| ask(path, "").0.register(id));
     let here = "X-Forwarded-For: 192.0.2.1\r\n";
     let (first, status) = ask(path, here);
     assert_eq!(status, 101);
@@ -95,10 +95,10 @@ fn who_connects_there_is_believed_when_it_says_for_whom() {
     // Whoever connects to the port is asked for himself.
     let mut other = Client::connect(server.address);
     other.send(REQUEST.replace("Host: h\r\n", &format!("Host: h\r\n{here}")).as_bytes());
-    assert!(other.head().starts_with("HTTP/1.1 101 "));
+    assert!(other.read_head().starts_with("HTTP/1.1 101 "));
     let mut another = Client::connect(server.address);
     another.send(REQUEST.as_bytes());
-    assert!(another.head().starts_with("HTTP/1.1 429 "));
+    assert!(another.read_head().starts_with("HTTP/1.1 429 "));
     drop((clients, first, other, another));
     eventually("nobody is left", || server.metric("connections") == 0.0);
 }
@@ -108,16 +108,16 @@ fn what_is_larger_than_the_buffers_of_the_kernel_arrives() {
     let folder = Folder::new("large");
     let path = &folder.0.join("socket");
     let _server = serve(path, "--max-message 1M");
-    let [mut a, mut b] = ["A", "B"].map(|id| ask(path, "").0.registered(id));
+    let [mut a, mut b] = ["A", "B"].map(|id| ask(path, "").0.register(id));
     let texts = ["x", "y"].map(|letter| letter.repeat(900_000));
     for text in &texts {
-        a.say(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": text}));
+        a.send_json(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": text}));
     }
     // All of it waits for one who does not read yet.
-    assert!(a.settle().is_empty());
+    assert!(a.sync().is_empty());
     for text in texts {
         let candidate = format!("\"{text}\"");
-        assert_eq!(b.heard(), json!({"type": "candidate", "id": "A", "candidate": candidate}));
+        assert_eq!(b.receive_json(), json!({"type": "candidate", "id": "A", "candidate": candidate}));
     }
 }
 

@@ -1,8 +1,8 @@
-//! The files of the project, for tests that read them, and folders for those that write some.
+//! The project's source files, and temporary directories.
 
 use std::path::{Path, PathBuf};
 
-/// All files of Rust in this folder and those below it, but for what is built there, from the root of the project.
+/// Lists the Rust files below a directory, except in `target`, relative to the project root.
 pub fn rust_files(folder: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut folders, mut files) = (vec![root.join(folder)], Vec::new());
@@ -19,7 +19,7 @@ pub fn rust_files(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A folder that is removed in the end.
+/// A temporary directory that is removed when the value is dropped.
 pub struct Folder(pub PathBuf);
 
 impl Folder {

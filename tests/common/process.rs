@@ -1,4 +1,4 @@
-//! The server as a process of its own, and what /proc and its metrics say of it.
+//! The server as a process, observed through /proc and its metrics.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use super::program::GIVE_UP;
 
 pub const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
 
-/// A running server, killed with the test.
+/// A server process, killed when the value is dropped.
 pub struct Running {
     pub child: Child,
     pub address: SocketAddr,
@@ -28,7 +28,7 @@ impl Drop for Running {
     }
 }
 
-/// Runs a shell command, which ends in `exec "$0" …` and so becomes the server.
+/// Runs a shell command that ends in `exec "$0" …` and so becomes the server.
 pub fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
     let script = format!("{script} -l 127.0.0.1:0 --metrics 127.0.0.1:0");
     let mut command = Command::new("sh");
@@ -64,8 +64,7 @@ impl Running {
         self.ask(self.address, "/healthz").ends_with("\r\n\r\nok")
     }
 
-    /// A sample of the metrics page, by name and labels, without `noroshi_` and the label of the protocol, of whom all
-    /// are taken together.
+    /// Returns a metric by name and labels, without the prefix `noroshi_`, summed over all protocols.
     pub fn metric(&self, name: &str) -> f64 {
         let page = self.ask(self.metrics, "/metrics");
         let samples = page.lines().filter_map(|line| line.strip_prefix("noroshi_")?.rsplit_once(' '));
@@ -79,7 +78,7 @@ impl Running {
         std::fs::read_dir(self.proc("fd")).unwrap().count()
     }
 
-    /// Resident memory in bytes: now, and the most it ever was.
+    /// Returns the resident memory in bytes: current and peak.
     pub fn memory(&self) -> (usize, usize) {
         let status = std::fs::read_to_string(self.proc("status")).unwrap();
         let kib = |name: &str| {
@@ -89,7 +88,7 @@ impl Running {
         (kib("VmRSS:") * 1024, kib("VmHWM:") * 1024)
     }
 
-    /// CPU time used so far.
+    /// Returns the CPU time used so far.
     pub fn cpu(&self) -> Duration {
         let schedstat = std::fs::read_to_string(self.proc("schedstat")).unwrap();
         Duration::from_nanos(schedstat.split_whitespace().next().unwrap().parse().unwrap())
@@ -99,10 +98,10 @@ impl Running {
         format!("/proc/{}/{file}", self.child.id())
     }
 
-    pub fn websocket(&self, path: &str) -> WebSocket<Patient> {
+    pub fn websocket(&self, path: &str) -> WebSocket<RetryOnInterrupt> {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        tungstenite::client(format!("ws://{}{path}", self.address), Patient(stream)).unwrap().0
+        tungstenite::client(format!("ws://{}{path}", self.address), RetryOnInterrupt(stream)).unwrap().0
     }
 
     pub fn code(&mut self) -> Option<i32> {
@@ -115,11 +114,11 @@ impl Running {
     }
 }
 
-/// A stream that goes on reading when a signal comes, such as the end of another test's server: a socket that has
-/// a timeout does not do so by itself (signal(7)).
-pub struct Patient(pub TcpStream);
+/// Retries reads that a signal interrupts, for example SIGCHLD from another test's server. A socket with a timeout is
+/// not restarted automatically (signal(7)).
+pub struct RetryOnInterrupt(pub TcpStream);
 
-impl Read for Patient {
+impl Read for RetryOnInterrupt {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.0.read(buffer) {
@@ -130,7 +129,7 @@ impl Read for Patient {
     }
 }
 
-impl Write for Patient {
+impl Write for RetryOnInterrupt {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -140,7 +139,7 @@ impl Write for Patient {
     }
 }
 
-/// Something in another process is waited for, and there is no event for it.
+/// Polls a condition in another process until it holds.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
@@ -149,7 +148,7 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The name and the labels of a sample, but for the protocol, which is the first.
+/// Removes the protocol label, which is the first label, from a metric's key.
 fn without_protocol(key: &str) -> String {
     let Some((name, labels)) = key.split_once("{protocol=\"") else { return key.to_owned() };
     match labels.split_once("\",") {

@@ -1,8 +1,8 @@
-//! What stands in the README to be copied.
+//! The README's code blocks.
 
 pub const README: &str = include_str!("../../README.md");
 
-/// The indented block with this line, which stands there once, without the indentation.
+/// Returns the only indented block that contains this line, without its indentation.
 #[track_caller]
 pub fn block(line: &str) -> String {
     let (mut blocks, mut block) = (Vec::new(), String::new());

@@ -56,9 +56,9 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
     match (step.event, step.conn) {
         (7, Some(conn)) => {
             let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
-            let message = message(step.who, keys, bytes)?;
+            let message = message(step.selector, keys, bytes)?;
             for _ in 0..times {
-                world.say(conn, message.as_bytes(), false);
+                world.send(conn, message.as_bytes(), false);
                 world.now += Duration::from_millis(50 * u64::from(pause));
                 world.input(Input::Time);
             }
@@ -66,19 +66,19 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
         // Clients come together, and want seats of one room.
         (8, _) => {
             let count = usize::from(bytes.next()?) % PEERS_MAX;
-            let message = message(step.who, keys, bytes)?;
+            let message = message(step.selector, keys, bytes)?;
             for slot in 0..count {
                 let conn = match world.conn(slot) {
                     Some(conn) => conn,
                     None => world.connect(slot, &target(), None).expect("there is a place"),
                 };
-                world.say(conn, message.as_bytes(), false);
+                world.send(conn, message.as_bytes(), false);
             }
         }
         (_, None) => _ = world.connect(step.slot, &target(), None),
         (_, Some(conn)) => {
-            let message = message(step.who, keys, bytes)?;
-            world.say(conn, message.as_bytes(), false);
+            let message = message(step.selector, keys, bytes)?;
+            world.send(conn, message.as_bytes(), false);
             // The server reports a sign of life after the messages of a read.
             if step.event & 1 == 0 {
                 world.alive(conn);
@@ -109,11 +109,11 @@ fn keys() -> Vec<String> {
     keys
 }
 
-fn message(who: usize, keys: &[String], bytes: &mut Bytes) -> Option<String> {
+fn message(selector: usize, keys: &[String], bytes: &mut Bytes) -> Option<String> {
     let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
     let kind = match kind % 16 {
         0..8 => {
-            let (room, client) = (ROOMS[more % 4], CLIENTS[who / PEERS_MAX % 4]);
+            let (room, client) = (ROOMS[more % 4], CLIENTS[selector / PEERS_MAX % 4]);
             let field = if more & 0x40 == 0 { "key" } else { "signalingKey" };
             let key = &keys[usize::from(kind / 16) % keys.len()];
             let standalone = ["false", "true", "null", "1"][more / 4 % 4];

@@ -8,7 +8,7 @@ use noroshi::json;
 use noroshi::protocol::{Close, Conn, Target};
 use noroshi::token::{Claims, Fault, Secrets};
 
-use super::context::{Context, Rules, Said, Seen};
+use super::context::{Context, Output, RoomMember, Rules};
 
 pub struct Model {
     context: Context,
@@ -43,7 +43,7 @@ impl Model {
     }
 
     fn send(&mut self, to: Conn, text: String) {
-        self.context.say(to, Said::Text(text));
+        self.context.emit(to, Output::Text(text));
     }
 
     fn close(&mut self, conn: Conn, why: Close) {
@@ -55,11 +55,11 @@ impl Model {
         let name = self.context.names.get(&conn).cloned();
         let client = self.clients.remove(&conn).expect("it is here");
         let left = match &client.state {
-            State::Nameless => Said::Left(String::new(), None),
-            State::Waiting(room) => Said::Left(room.clone(), None),
-            State::Seated(room) => Said::Left(room.clone(), name),
+            State::Nameless => Output::Left(String::new(), None),
+            State::Waiting(room) => Output::Left(room.clone(), None),
+            State::Seated(room) => Output::Left(room.clone(), name),
         };
-        self.context.say(conn, left);
+        self.context.emit(conn, left);
         match client.state {
             State::Nameless => {}
             State::Waiting(room) => {
@@ -108,7 +108,7 @@ impl Model {
         if room.is_empty() || room.len() > 256 || !["true", "false"].contains(&standalone) {
             return self.not_understood(conn);
         }
-        if let Err(fault) = self.admit(&room, &client, &key) {
+        if let Err(fault) = self.open_with_token(&room, &client, &key) {
             return self.reject(conn, "token_refused", fault.sentence());
         }
         if standalone == "true" {
@@ -117,7 +117,7 @@ impl Model {
         self.sit(conn, &room);
     }
 
-    fn admit(&self, room: &str, client: &str, key: &str) -> Result<(), Fault> {
+    fn open_with_token(&self, room: &str, client: &str, key: &str) -> Result<(), Fault> {
         let Some(secrets) = &self.secrets else { return Ok(()) };
         if key.is_empty() {
             return Err(Fault::Missing);
@@ -141,7 +141,7 @@ impl Model {
             room.seated.push(conn);
             let is_second = room.seated.len() == 2;
             self.clients.get_mut(&conn).expect("it is here").state = State::Seated(name.to_owned());
-            self.context.say(conn, Said::Registered(name.to_owned()));
+            self.context.emit(conn, Output::Registered(name.to_owned()));
             let id = self.context.names[&conn].clone();
             return self.send(
                 conn,
@@ -260,7 +260,7 @@ impl Rules for Model {
         self.clients.values().filter_map(|client| client.ping_at).min()
     }
 
-    fn seen(&self, conn: Conn) -> Option<Seen> {
+    fn seen(&self, conn: Conn) -> Option<RoomMember> {
         Some(match &self.clients.get(&conn)?.state {
             State::Nameless => (String::new(), None, "nameless"),
             State::Waiting(room) => (room.clone(), None, "waiting"),

@@ -11,7 +11,7 @@ use noroshi::token::Claims;
 
 /// An effect, as far as it is compared.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Said {
+pub enum Output {
     Text(String),
     Ping,
     Pause,
@@ -24,7 +24,7 @@ pub enum Said {
 }
 
 /// What the operator sees of a connection: its room, its id and its state.
-pub type Seen = (String, Option<String>, &'static str);
+pub type RoomMember = (String, Option<String>, &'static str);
 
 /// The rules of one protocol, written down naively.
 pub trait Rules {
@@ -47,7 +47,7 @@ pub trait Rules {
     fn knows_room(&self, _target: &Target) -> bool {
         true
     }
-    fn seen(&self, conn: Conn) -> Option<Seen>;
+    fn seen(&self, conn: Conn) -> Option<RoomMember>;
     /// Peers and rooms.
     fn counts(&self) -> (usize, usize);
     /// Bytes of text that are stored for peers. The server reserves at least these, and nothing if there are none.
@@ -59,7 +59,7 @@ pub trait Rules {
 /// What a protocol works with.
 pub struct Context {
     pub now: Duration,
-    pub said: Vec<(Conn, Said)>,
+    pub outputs: Vec<(Conn, Output)>,
     /// How many further messages the queue of a peer takes. Queues that are not listed take any number.
     pub room_in_queue: BTreeMap<Conn, usize>,
     /// Whether memory was granted, for each reservation of this input. The server decides that; the model says when it is
@@ -81,16 +81,16 @@ struct Bucket {
     /// In billionths, so that every nanosecond adds a whole number of them.
     credits: u128,
     counted_at: Duration,
-    offence: Option<Offence>,
+    violation: Option<RateViolation>,
 }
 
-struct Offence {
+struct RateViolation {
     began: Duration,
     last: Duration,
-    told: Duration,
+    notified_at: Duration,
 }
 
-const CREDIT: u128 = 1_000_000_000;
+const NANOCREDITS: u128 = 1_000_000_000;
 const BURST_SECONDS: u128 = 10;
 
 /// Credits for this many bytes: one for every 4 KiB begun.
@@ -115,7 +115,7 @@ impl Context {
     pub fn new(rate: u32) -> Context {
         Context {
             now: Duration::ZERO,
-            said: Vec::new(),
+            outputs: Vec::new(),
             room_in_queue: BTreeMap::new(),
             grants: VecDeque::new(),
             names: BTreeMap::new(),
@@ -127,8 +127,8 @@ impl Context {
         }
     }
 
-    pub fn say(&mut self, to: Conn, said: Said) {
-        self.said.push((to, said));
+    pub fn emit(&mut self, to: Conn, output: Output) {
+        self.outputs.push((to, output));
     }
 
     /// Passes on all of these messages, or none.
@@ -140,7 +140,7 @@ impl Context {
             *room -= texts.len();
         }
         for text in texts {
-            self.say(to, Said::Text(text));
+            self.emit(to, Output::Text(text));
         }
         true
     }
@@ -159,7 +159,7 @@ impl Context {
     }
 
     pub fn probe(&mut self, conn: Conn) {
-        self.say(conn, Said::Ping);
+        self.emit(conn, Output::Ping);
         self.probes.push((self.now + Duration::from_secs(5), conn));
     }
 
@@ -172,19 +172,19 @@ impl Context {
 
     pub fn close(&mut self, conn: Conn, why: Close) {
         self.end_probe(conn);
-        self.say(conn, Said::Close(why));
+        self.emit(conn, Output::Close(why));
     }
 
-    /// Charges a message that costs `price` in all, and of which `paid` was charged before. Nothing costs more than a full
+    /// Charges a message that costs `cost` in all, and of which `paid` was charged before. Nothing costs more than a full
     /// bucket.
-    pub fn pay(&mut self, conn: Conn, price: usize, paid: usize) -> Verdict {
+    pub fn pay(&mut self, conn: Conn, cost: usize, paid: usize) -> Verdict {
         if self.rate == 0 {
             return Verdict::Pass;
         }
-        let full = u128::from(self.rate) * BURST_SECONDS * CREDIT;
-        let price = (price as u128 * CREDIT).min(full);
-        let paid = (paid as u128 * CREDIT).min(full);
-        let due = price.saturating_sub(paid);
+        let full = u128::from(self.rate) * BURST_SECONDS * NANOCREDITS;
+        let cost = (cost as u128 * NANOCREDITS).min(full);
+        let paid = (paid as u128 * NANOCREDITS).min(full);
+        let due = cost.saturating_sub(paid);
         let bucket = self.buckets.get_mut(&conn).expect("every connection has a bucket");
         let elapsed = (self.now - bucket.counted_at).as_nanos();
         bucket.credits = (bucket.credits + elapsed * u128::from(self.rate)).min(full);
@@ -194,21 +194,21 @@ impl Context {
             return Verdict::Pass;
         }
         let now = self.now;
-        let offence = match &mut bucket.offence {
-            Some(offence) if now < offence.last + Duration::from_secs(2) => offence,
+        let violation = match &mut bucket.violation {
+            Some(violation) if now < violation.last + Duration::from_secs(2) => violation,
             _ => {
-                bucket.offence = Some(Offence { began: now, last: now, told: now });
+                bucket.violation = Some(RateViolation { began: now, last: now, notified_at: now });
                 return Verdict::Drop { tell: true };
             }
         };
-        offence.last = now;
-        if now >= offence.began + Duration::from_secs(5) {
+        violation.last = now;
+        if now >= violation.began + Duration::from_secs(5) {
             return Verdict::Close;
         }
-        if now < offence.told + Duration::from_secs(1) {
+        if now < violation.notified_at + Duration::from_secs(1) {
             return Verdict::Drop { tell: false };
         }
-        offence.told = now;
+        violation.notified_at = now;
         Verdict::Drop { tell: true }
     }
 }
@@ -218,18 +218,18 @@ pub fn handle(rules: &mut impl Rules, input: Input) {
     match input {
         Input::Connected(conn, target, claims) => {
             let context = rules.context();
-            let credits = u128::from(context.rate) * BURST_SECONDS * CREDIT;
-            let bucket = Bucket { credits, counted_at: context.now, offence: None };
+            let credits = u128::from(context.rate) * BURST_SECONDS * NANOCREDITS;
+            let bucket = Bucket { credits, counted_at: context.now, violation: None };
             context.buckets.insert(conn, bucket);
             rules.connected(conn, target, claims);
         }
         Input::Text(conn, text) => {
-            if pays_or_is_told(rules, conn, credits_for(text.len())) {
+            if charge(rules, conn, credits_for(text.len())) {
                 rules.text(conn, text);
             }
         }
         Input::Binary(conn, bytes) => {
-            if pays_or_is_told(rules, conn, credits_for(bytes.len())) {
+            if charge(rules, conn, credits_for(bytes.len())) {
                 rules.binary(conn, bytes);
             }
         }
@@ -260,7 +260,7 @@ pub fn handle(rules: &mut impl Rules, input: Input) {
 
 /// Charges a frame that is no message.
 pub fn handle_frame(rules: &mut impl Rules, conn: Conn) -> bool {
-    pays_or_is_told(rules, conn, 1)
+    charge(rules, conn, 1)
 }
 
 pub fn due_next(rules: &mut impl Rules) -> Option<Duration> {
@@ -268,7 +268,7 @@ pub fn due_next(rules: &mut impl Rules) -> Option<Duration> {
     rules.timer_due().into_iter().chain(probe).min()
 }
 
-fn pays_or_is_told(rules: &mut impl Rules, conn: Conn, credits: usize) -> bool {
+fn charge(rules: &mut impl Rules, conn: Conn, credits: usize) -> bool {
     match rules.context().pay(conn, credits, 0) {
         Verdict::Pass => return true,
         Verdict::Drop { tell } => rules.dropped(conn, tell),

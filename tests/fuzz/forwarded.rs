@@ -50,15 +50,15 @@ pub fn check(data: &[u8]) {
     }
     head.extend_from_slice(b"\r\n");
 
-    let mut told: Option<Option<IpAddr>> = None;
+    let mut counted_address: Option<Option<IpAddr>> = None;
     let answer = http::answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
-        told = Some(address);
+        counted_address = Some(address);
         Place::Free
     });
     let Answer::Plain { status, .. } = answer else { panic!("{answer:?}") };
     let is_trusted = |ip| trusted_proxies.iter().any(|network| network.contains(ip));
     match client_address::expected(&headers, only, is_trusted) {
-        Ok(address) => assert_eq!((status, told), (200, Some(address))),
-        Err(()) => assert_eq!((status, told), (400, None)),
+        Ok(address) => assert_eq!((status, counted_address), (200, Some(address))),
+        Err(()) => assert_eq!((status, counted_address), (400, None)),
     }
 }

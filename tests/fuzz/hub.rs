@@ -79,7 +79,7 @@ impl HubWorld {
                 let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
                 let message = self.message(step, conn, bytes)?;
                 for _ in 0..times {
-                    self.world.say(conn, message.as_bytes(), false);
+                    self.world.send(conn, message.as_bytes(), false);
                     self.world.now += Duration::from_millis(50 * u64::from(pause));
                     self.world.input(Input::Time);
                 }
@@ -91,7 +91,7 @@ impl HubWorld {
             (_, None) => self.connect(step),
             (_, Some(conn)) => {
                 let message = self.message(step, conn, bytes)?;
-                self.world.say(conn, message.as_bytes(), false);
+                self.world.send(conn, message.as_bytes(), false);
                 // The server reports a sign of life after the messages of a read.
                 if step.event & 1 == 0 {
                     self.world.alive(conn);
@@ -102,7 +102,7 @@ impl HubWorld {
     }
 
     fn connect(&mut self, step: Step) {
-        let kind = step.who / PEERS_MAX;
+        let kind = step.selector / PEERS_MAX;
         // Every second token is for one id. There are few, so that many want the same.
         let token_id = Some(kind / 4 % 3).filter(|_| kind / 2 % 2 == 1);
         let claims = Claims {
@@ -124,7 +124,7 @@ impl HubWorld {
 
     fn message(&self, step: Step, conn: Conn, bytes: &mut Bytes) -> Option<String> {
         let (kind, target, more) = (bytes.next()?, usize::from(bytes.next()?), usize::from(bytes.next()?));
-        let id = if step.who < 200 { IDS[self.own_ids[&conn]] } else { IDS[step.who % 8] };
+        let id = if step.selector < 200 { IDS[self.own_ids[&conn]] } else { IDS[step.selector % 8] };
         Some(message(kind, id, IDS[target % 8], more))
     }
 
@@ -135,7 +135,7 @@ impl HubWorld {
         for number in first..(first + count).min(CROWD_MAX) {
             let slot = PEERS_MAX + number;
             let conn = self.world.conn(slot);
-            if step.who % 8 == 7 {
+            if step.selector % 8 == 7 {
                 if let Some(conn) = conn {
                     self.world.disconnect(conn);
                 }
@@ -146,8 +146,8 @@ impl HubWorld {
             let claims = Some(&claims).filter(|_| self.has_tokens);
             let Some(conn) = conn.or_else(|| self.world.connect(slot, &target(""), claims)) else { continue };
             let own = format!("p{number}");
-            let id = if step.who < 128 { own.as_str() } else { IDS[step.who % 7] };
-            self.world.say(conn, message(kind, id, IDS[step.who / 8 % 8], more).as_bytes(), false);
+            let id = if step.selector < 128 { own.as_str() } else { IDS[step.selector % 7] };
+            self.world.send(conn, message(kind, id, IDS[step.selector / 8 % 8], more).as_bytes(), false);
         }
         Some(())
     }

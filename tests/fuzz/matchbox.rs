@@ -72,7 +72,7 @@ fn step(world: &mut World<Model>, has_crowd: bool, names: &mut Vec<String>, byte
             let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
             let message = message(names, bytes)?;
             for _ in 0..times {
-                world.say(conn, message.as_bytes(), false);
+                world.send(conn, message.as_bytes(), false);
                 world.now += Duration::from_millis(50 * u64::from(pause));
                 world.input(Input::Time);
             }
@@ -80,11 +80,11 @@ fn step(world: &mut World<Model>, has_crowd: bool, names: &mut Vec<String>, byte
         (8, _) if has_crowd => crowd(world, step, names, bytes)?,
         (_, None) => {
             let query = usize::from(bytes.next()?);
-            connect(world, step.slot, &target(step.who / PEERS_MAX, query), names);
+            connect(world, step.slot, &target(step.selector / PEERS_MAX, query), names);
         }
         (_, Some(conn)) => {
             let message = message(names, bytes)?;
-            world.say(conn, message.as_bytes(), false);
+            world.send(conn, message.as_bytes(), false);
             world.alive(conn);
         }
     }
@@ -96,9 +96,9 @@ fn crowd(world: &mut World<Model>, step: Step, names: &mut Vec<String>, bytes: &
     let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?));
     for slot in (PEERS_MAX + first)..(PEERS_MAX + (first + count).min(CROWD_MAX)) {
         match world.conn(slot) {
-            Some(conn) if step.who % 4 == 3 => world.disconnect(conn),
+            Some(conn) if step.selector % 4 == 3 => world.disconnect(conn),
             Some(_) => {}
-            None if step.who % 4 == 3 => {}
+            None if step.selector % 4 == 3 => {}
             None => _ = connect(world, slot, &target(0, 0), names),
         }
     }

@@ -9,7 +9,7 @@ use noroshi::query::Query;
 use noroshi::token::Claims;
 
 use super::QUERIES;
-use super::context::{Context, Rules, Said, Seen, credits_for_deliveries};
+use super::context::{Context, Output, RoomMember, Rules, credits_for_deliveries};
 
 pub struct Model {
     context: Context,
@@ -55,7 +55,7 @@ impl Model {
 
     fn tell_group(&mut self, number: usize, text: &str) {
         for member in self.groups[&number].members.clone() {
-            self.context.say(member, Said::Text(text.to_owned()));
+            self.context.emit(member, Output::Text(text.to_owned()));
         }
     }
 }
@@ -74,8 +74,8 @@ impl Rules for Model {
             self.groups_ever
         });
         let id = self.context.names[&conn].clone();
-        self.context.say(conn, Said::Registered(room.to_owned()));
-        self.context.say(conn, Said::Text(format!(r#"{{"IdAssigned":"{id}"}}"#)));
+        self.context.emit(conn, Output::Registered(room.to_owned()));
+        self.context.emit(conn, Output::Text(format!(r#"{{"IdAssigned":"{id}"}}"#)));
         // To come is a message of one credit, and what the others are told because of it.
         let others = self.groups[&number].members.len();
         let _ = self.context.pay(conn, 1 + credits_for_deliveries(others, 100), 1);
@@ -131,7 +131,7 @@ impl Rules for Model {
         let group = self.groups.get_mut(&number).expect("it is there");
         group.members.retain(|member| *member != conn);
         let id = self.context.names[&conn].clone();
-        self.context.say(conn, Said::Left(group.room.clone(), Some(id.clone())));
+        self.context.emit(conn, Output::Left(group.room.clone(), Some(id.clone())));
         self.tell_group(number, &format!(r#"{{"PeerLeft":"{id}"}}"#));
         if self.groups[&number].members.is_empty() {
             self.groups.remove(&number);
@@ -154,7 +154,7 @@ impl Rules for Model {
         self.open_group(target).is_some()
     }
 
-    fn seen(&self, conn: Conn) -> Option<Seen> {
+    fn seen(&self, conn: Conn) -> Option<RoomMember> {
         let group = &self.groups[self.peers.get(&conn)?];
         Some((group.room.clone(), Some(self.context.names[&conn].clone()), "joined"))
     }

@@ -14,7 +14,7 @@ use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
 use noroshi::http::{self, Answer, ListenerKind, Place};
 use noroshi::origin::Allowed;
-use pipe::{ADDRESS, ASKED, Line};
+use pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -22,7 +22,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 /// The first byte says how, the rest is what the peer sends.
 pub fn check(data: &[u8]) {
     let Some((how, bytes)) = data.split_first() else { return };
-    let door = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Metrics };
+    let listener = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Metrics };
     let full = how & 2 != 0;
     let allow_origins =
         if how & 4 == 0 { vec![] } else { vec![Allowed::parse("https://a.example").unwrap()] };
@@ -30,10 +30,10 @@ pub fn check(data: &[u8]) {
     let proxies = if how & 8 == 0 { vec![] } else { Network::parse("192.0.2.0/24").into_iter().collect() };
     let config = Config { allow_origins, trusted_proxies: proxies, ..Config::default() };
 
-    let mut line = Line::new(door, config.clone());
-    line.shared.full = full;
+    let mut session = TestSession::new(listener, config.clone());
+    session.shared.full = full;
     for piece in bytes.chunks(1 << (how >> 4)) {
-        line.feed(piece);
+        session.feed(piece);
     }
     let ends = bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4);
     let answer = match ends {
@@ -41,41 +41,41 @@ pub fn check(data: &[u8]) {
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
             let place = if full { Place::Full } else { Place::Free };
-            let is_trusted = door == ListenerKind::Main && !config.trusted_proxies.is_empty();
+            let is_trusted = listener == ListenerKind::Main && !config.trusted_proxies.is_empty();
             let mut client_address = None;
             let wall = std::time::Duration::ZERO;
-            let answer = http::answer(&bytes[..end], door, &config, is_trusted, wall, |address, _| {
+            let answer = http::answer(&bytes[..end], listener, &config, is_trusted, wall, |address, _| {
                 client_address = Some(address);
                 place
             });
             let counted = client_address.flatten();
-            assert_eq!(line.session.address(), counted.unwrap_or(ADDRESS).into());
+            assert_eq!(session.session.address(), counted.unwrap_or(ADDRESS).into());
             check_client_address(&bytes[..end], &config, is_trusted, client_address, &answer);
             answer
         }
         None if bytes.len() <= HEAD_BYTES_MAX => {
-            assert!(line.sent().is_empty() && !line.session.is_over());
-            line.pass(5);
+            assert!(session.take_output().is_empty() && !session.session.is_over());
+            session.advance(5);
             http::timeout(bytes)
         }
         _ => http::head_too_large(bytes),
     };
-    let sent = line.sent();
+    let sent = session.take_output();
     let answer = match answer {
-        Answer::Ask(question) => http::told(&question, ASKED),
+        Answer::Ask(question) => http::told(&question, ADMIN_RESPONSE),
         answer => answer,
     };
     match answer {
         Answer::Ask(_) => unreachable!("it was told"),
         Answer::Upgrade { response, target, .. } => {
             assert!(sent.starts_with(&response));
-            assert_eq!(line.events.first(), Some(&format!("+{}", target.room)));
+            assert_eq!(session.events.first(), Some(&format!("+{}", target.room)));
             assert_eq!(parse(&response), (101, b"".to_vec(), None));
-            assert!(door == ListenerKind::Main && !full);
+            assert!(listener == ListenerKind::Main && !full);
             check_upgrade(&bytes[..ends.unwrap()], &target.room);
         }
         Answer::Plain { status, response, .. } => {
-            assert!(line.events.is_empty());
+            assert!(session.events.is_empty());
             let (sent_status, sent_body, _) = parse(&sent);
             let (status_inside, body, length) = parse(&response);
             assert_eq!((sent_status, status_inside), (status, status));
@@ -87,36 +87,36 @@ pub fn check(data: &[u8]) {
                 assert_eq!(length.is_none(), status == 204);
             }
             // It is over as soon as the peer closes, whatever it still sends.
-            assert!(line.pipe().shut);
-            line.feed(b"GET / HTTP/1.1\r\n\r\n");
-            line.pipe().ended = true;
-            line.turn();
-            assert!(line.session.is_over() && line.sent().is_empty());
+            assert!(session.pipe().is_write_shut);
+            session.feed(b"GET / HTTP/1.1\r\n\r\n");
+            session.pipe().is_eof = true;
+            session.process();
+            assert!(session.session.is_over() && session.take_output().is_empty());
         }
     }
 }
 
-/// Compares the client's address with that of a naive reader of the headers. `told` is `None`
+/// Compares the client's address with that of a naive reader of the headers. `counted_address` is `None`
 /// if the request was refused before its address counted.
 fn check_client_address(
     head: &[u8],
     config: &Config,
     is_trusted: bool,
-    told: Option<Option<IpAddr>>,
+    counted_address: Option<Option<IpAddr>>,
     answer: &Answer,
 ) {
     let mut headers = [httparse::EMPTY_HEADER; 100];
     let mut parsed = httparse::Request::new(&mut headers);
     let Ok(httparse::Status::Complete(_)) = parsed.parse(head) else {
-        assert_eq!(told, None);
+        assert_eq!(counted_address, None);
         return;
     };
     let headers: Vec<(String, Vec<u8>)> =
         parsed.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect();
     let trusts = |ip| config.trusted_proxies.iter().any(|network| network.contains(ip));
     let expected = if is_trusted { client_address::expected(&headers, None, trusts) } else { Ok(None) };
-    match (told, expected) {
-        (Some(told), expected) => assert_eq!(Ok(told), expected),
+    match (counted_address, expected) {
+        (Some(counted_address), expected) => assert_eq!(Ok(counted_address), expected),
         (None, _) => assert!(matches!(answer, Answer::Plain { status: 400 | 431, .. }), "{answer:?}"),
     }
 }

@@ -63,7 +63,7 @@ struct Peer {
     brought: usize,
     reading: Reading,
     /// How many of its messages came out of the session.
-    heard: usize,
+    received: usize,
     /// What the session took to be sent.
     sent: Vec<usize>,
     pings: usize,
@@ -121,7 +121,7 @@ impl World {
             }
             6..=8 => peer.turn(number(byte()?), house),
             9 => {
-                peer.session.stream().room += number(byte()?);
+                peer.session.stream().writable_bytes += number(byte()?);
                 peer.turn(0, house);
             }
             10..=11 => peer.send(u16::from_be_bytes([byte()?, byte()?]).into(), house),
@@ -145,8 +145,8 @@ impl World {
                 }
             }
             _ => match byte()? % 8 {
-                0 => peer.session.stream().broken = true,
-                1 => peer.session.stream().ended = true,
+                0 => peer.session.stream().is_broken = true,
+                1 => peer.session.stream().is_eof = true,
                 n => {
                     let end = [End::RateLimited, End::Replaced, End::GoingAway][usize::from(n) % 3];
                     if peer.session.is_open() {
@@ -187,7 +187,7 @@ impl World {
     fn end(mut self) {
         for peer in &mut self.peers {
             peer.session.resume(self.house.shared.now);
-            peer.session.stream().room = usize::MAX;
+            peer.session.stream().writable_bytes = usize::MAX;
             peer.turn(usize::MAX, &mut self.house);
         }
         self.check();
@@ -221,7 +221,7 @@ impl Peer {
             coming: REQUEST.into(),
             brought: 0,
             reading: Reading::default(),
-            heard: 0,
+            received: 0,
             sent: Vec::new(),
             pings: 0,
             output: Vec::new(),
@@ -293,9 +293,9 @@ impl Peer {
         pipe.input.extend(bytes);
         // A short read says that there is no more.
         pipe.input.make_contiguous();
-        let half_closed = pipe.ended;
+        let half_closed = pipe.is_eof;
         let messages = std::mem::take(&mut self.reading.messages);
-        let (mut heard, mut upgraded) = (self.heard, self.upgraded);
+        let (mut received, mut upgraded) = (self.received, self.upgraded);
         let hold_after = self.hold_after;
         self.measured(house, |session, house| {
             while !session.is_over() && !session.is_paused() {
@@ -317,10 +317,10 @@ impl Peer {
                         Event::Overhead => continue,
                         Event::Refused(status, refusal) => panic!("{status} {}", refusal.why),
                         Event::Asked(question) => panic!("{question:?}"),
-                        Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[heard].parts()),
-                        Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[heard].parts()),
+                        Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[received].parts()),
+                        Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[received].parts()),
                     }
-                    heard += 1;
+                    received += 1;
                     events += 1;
                     if events == hold_after {
                         is_held = session.hold(&mut house.scratch, &mut house.shared);
@@ -334,17 +334,17 @@ impl Peer {
             }
             session.flush(&mut house.shared);
         });
-        (self.reading.messages, self.heard, self.upgraded) = (messages, heard, upgraded);
+        (self.reading.messages, self.received, self.upgraded) = (messages, received, upgraded);
         let pipe = self.session.stream();
-        self.cut |= pipe.broken || pipe.ended;
+        self.cut |= pipe.is_broken || pipe.is_eof;
         self.output.append(&mut pipe.output);
     }
 
     fn check(&mut self, is_limited: bool) {
         if self.session.is_paused() {
-            assert!(self.heard <= self.reading.messages.len());
+            assert!(self.received <= self.reading.messages.len());
         } else if self.session.is_open() {
-            assert_eq!(self.heard, self.reading.messages.len());
+            assert_eq!(self.received, self.reading.messages.len());
             assert_eq!((self.session.end(), self.reading.end), (None, None));
         } else if let Some(end) = self.closed {
             assert_eq!(self.session.end(), Some(end));

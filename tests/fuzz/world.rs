@@ -10,7 +10,7 @@ use noroshi::protocol::{Conn, Effect, Input, Outbox, ProtocolId, Target};
 use noroshi::protocols::{Dispatcher, Protocol};
 use noroshi::token::Claims;
 
-use super::context::{self, Rules, Said};
+use super::context::{self, Output, Rules};
 
 /// Bytes of input that are read one by one.
 pub struct Bytes<'a>(pub &'a [u8]);
@@ -31,7 +31,7 @@ impl<'a> Bytes<'a> {
 #[derive(Clone, Copy)]
 pub struct Step {
     pub event: u8,
-    pub who: usize,
+    pub selector: usize,
     pub slot: usize,
     pub conn: Option<Conn>,
 }
@@ -61,7 +61,7 @@ pub struct World<R> {
 
 /// Records effects, and refuses what queues and memory have no room for.
 struct RecordingOutbox {
-    effects: Vec<(Conn, Said)>,
+    effects: Vec<(Conn, Output)>,
     room_in_queue: BTreeMap<Conn, usize>,
     grants: VecDeque<bool>,
     names: BTreeMap<Conn, String>,
@@ -87,19 +87,19 @@ impl Outbox for RecordingOutbox {
 
     fn push(&mut self, effect: Effect<'_>) {
         self.effects.push(match effect {
-            Effect::Send(to, text) => (to, Said::Text(text)),
+            Effect::Send(to, text) => (to, Output::Text(text)),
             Effect::SendBinary(..) => unreachable!("these protocols send no bytes"),
-            Effect::Ping(to) => (to, Said::Ping),
-            Effect::PauseReading(conn) => (conn, Said::Pause),
-            Effect::ResumeReading(conn) => (conn, Said::Resume),
-            Effect::Close(to, why) => (to, Said::Close(why)),
+            Effect::Ping(to) => (to, Output::Ping),
+            Effect::PauseReading(conn) => (conn, Output::Pause),
+            Effect::ResumeReading(conn) => (conn, Output::Resume),
+            Effect::Close(to, why) => (to, Output::Close(why)),
             Effect::Registered { conn, room, id } => {
                 let before = self.names.insert(conn, id.to_owned());
                 assert_eq!(before, None, "a connection is registered once");
-                (conn, Said::Registered(room.to_owned()))
+                (conn, Output::Registered(room.to_owned()))
             }
             Effect::Left { conn, member, .. } => {
-                (conn, Said::Left(member.room.to_owned(), member.id.map(String::from)))
+                (conn, Output::Left(member.room.to_owned(), member.id.map(String::from)))
             }
         });
     }
@@ -114,14 +114,14 @@ pub fn config(rate_max: u32, memory_bytes: Option<usize>) -> Config {
 impl<R: Rules> World<R> {
     pub fn new(
         config: &Config,
-        dialect: ProtocolId,
+        protocol_id: ProtocolId,
         protocol: impl Protocol + 'static,
         rules: R,
         slots: usize,
     ) -> World<R> {
         World {
             rules,
-            dispatcher: Dispatcher::new(config).to(dialect, protocol),
+            dispatcher: Dispatcher::new(config).to(protocol_id, protocol),
             outbox: RecordingOutbox {
                 effects: Vec::new(),
                 room_in_queue: BTreeMap::new(),
@@ -148,9 +148,9 @@ impl<R: Rules> World<R> {
     /// Reads the next step. `peers` are the slots that steps are about.
     pub fn next_step(&self, bytes: &mut Bytes, peers: usize) -> Option<Step> {
         let event = bytes.next()? % 16;
-        let who = usize::from(bytes.next()?);
-        let slot = who % peers;
-        Some(Step { event, who, slot, conn: self.peers[slot] })
+        let selector = usize::from(bytes.next()?);
+        let slot = selector % peers;
+        Some(Step { event, selector, slot, conn: self.peers[slot] })
     }
 
     /// Does what may happen in every protocol. Returns whether the step was one of these.
@@ -166,7 +166,7 @@ impl<R: Rules> World<R> {
                 };
             }
             (3, _) => {
-                self.now += Duration::from_millis(100 * step.who as u64);
+                self.now += Duration::from_millis(100 * step.selector as u64);
                 self.input(Input::Time);
             }
             (4, _) => {
@@ -177,10 +177,10 @@ impl<R: Rules> World<R> {
             (5, Some(conn)) => {
                 let length = usize::from(bytes.next()?);
                 let message = bytes.take(length);
-                self.say(conn, message, step.who & 0x80 != 0);
+                self.send(conn, message, step.selector & 0x80 != 0);
             }
             (6, Some(conn)) => {
-                for _ in 0..=step.who / 16 {
+                for _ in 0..=step.selector / 16 {
                     self.frame(conn);
                 }
             }
@@ -217,7 +217,7 @@ impl<R: Rules> World<R> {
     }
 
     /// Lets a peer send a message, unless it is not read.
-    pub fn say(&mut self, conn: Conn, message: &[u8], is_binary: bool) {
+    pub fn send(&mut self, conn: Conn, message: &[u8], is_binary: bool) {
         if !self.is_read(conn) {
             return;
         }
@@ -298,9 +298,9 @@ impl<R: Rules> World<R> {
             let (reserved, stored) = (self.outbox.budget.reserved(), self.rules.stored_bytes());
             assert!(reserved >= stored && (reserved == 0) == (stored == 0), "{reserved} for {stored}");
         }
-        let mut said = std::mem::take(&mut self.outbox.effects);
-        for (_, said) in &mut said {
-            if let Said::Text(text) = said {
+        let mut outputs = std::mem::take(&mut self.outbox.effects);
+        for (_, output) in &mut outputs {
+            if let Output::Text(text) = output {
                 *text = (self.normalize)(std::mem::take(text));
             }
         }
@@ -310,10 +310,10 @@ impl<R: Rules> World<R> {
             "memory is reserved that the rules do not know of, after {input:?}"
         );
         // The order between different peers means nothing.
-        let mut expected = std::mem::take(&mut context.said);
+        let mut expected = std::mem::take(&mut context.outputs);
         expected.sort_by_key(|(conn, _)| *conn);
-        said.sort_by_key(|(conn, _)| *conn);
-        assert_eq!(said, expected, "server and model, after {input:?}");
+        outputs.sort_by_key(|(conn, _)| *conn);
+        assert_eq!(outputs, expected, "server and model, after {input:?}");
         assert_eq!(self.outbox.room_in_queue, context.room_in_queue);
         assert_eq!(self.dispatcher.wake_at(), context::due_next(&mut self.rules), "after {input:?}");
         let (_, protocol) = self.dispatcher.each().next().expect("there is one protocol");
@@ -325,15 +325,15 @@ impl<R: Rules> World<R> {
         let context = self.rules.context();
         assert_eq!((&messages, &errors), (&context.messages, &context.errors));
 
-        for (conn, said) in said {
-            match said {
-                Said::Pause => assert!(self.paused.insert(conn), "it is paused twice"),
-                Said::Resume => assert!(self.paused.remove(&conn), "it was not paused"),
-                Said::Close(_) => {
+        for (conn, output) in outputs {
+            match output {
+                Output::Pause => assert!(self.paused.insert(conn), "it is paused twice"),
+                Output::Resume => assert!(self.paused.remove(&conn), "it was not paused"),
+                Output::Close(_) => {
                     assert_eq!(self.peers[conn.slot()], Some(conn), "it is closed twice");
                     self.disconnect(conn);
                 }
-                Said::Text(_) | Said::Ping | Said::Registered(_) | Said::Left(..) => {}
+                Output::Text(_) | Output::Ping | Output::Registered(_) | Output::Left(..) => {}
             }
         }
     }

@@ -87,21 +87,21 @@ fn talk(peers: &mut [&mut Peer], round: u8) {
     }
     for peer in peers {
         let expected = peer.others.len() * usize::from(MESSAGES);
-        let (mut heard, mut lossy) = ([vec![], vec![]], BTreeSet::new());
-        until("all is heard", || {
-            for (channel, heard) in heard.iter_mut().enumerate() {
+        let (mut received, mut lossy) = ([vec![], vec![]], BTreeSet::new());
+        until("all is received", || {
+            for (channel, received) in received.iter_mut().enumerate() {
                 let packets = peer.socket.channel_mut(channel).receive().into_iter();
-                heard.extend(packets.filter(|(_, it)| it[0] == round).map(|(id, it)| (id, it[1])));
+                received.extend(packets.filter(|(_, it)| it[0] == round).map(|(id, it)| (id, it[1])));
             }
-            lossy = heard[UNRELIABLE].iter().copied().collect();
-            heard[RELIABLE].len() >= expected && lossy.len() >= expected / 2
+            lossy = received[UNRELIABLE].iter().copied().collect();
+            received[RELIABLE].len() >= expected && lossy.len() >= expected / 2
         });
-        assert_eq!(lossy.len(), heard[UNRELIABLE].len(), "{} hears nothing twice", peer.name);
+        assert_eq!(lossy.len(), received[UNRELIABLE].len(), "{} receives nothing twice", peer.name);
         for id in &peer.others {
-            let from = heard[RELIABLE].iter().filter(|(sender, _)| sender == id).map(|(_, n)| *n);
-            assert!(from.eq(0..MESSAGES), "{} hears all in order", peer.name);
+            let from = received[RELIABLE].iter().filter(|(sender, _)| sender == id).map(|(_, n)| *n);
+            assert!(from.eq(0..MESSAGES), "{} receives all in order", peer.name);
         }
-        assert_eq!(heard[RELIABLE].len(), expected);
+        assert_eq!(received[RELIABLE].len(), expected);
     }
 }
 

@@ -1,4 +1,4 @@
-//! For whom there is a place, and what others are told.
+//! Limits on connections: by address, by memory and in total.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
@@ -11,21 +11,21 @@ use noroshi::config::{
 use noroshi::http::ListenerKind;
 use tungstenite::Message;
 
-use super::{heard, with};
+use super::{received, with};
 use crate::common::pipe::REQUEST;
-use crate::common::transcript::Wire;
+use crate::common::transcript::Transport;
 
 #[test]
-fn one_address_has_so_many_connections() {
+fn connections_over_the_limit_of_an_address_are_rejected() {
     let mut net = with(|config| config.connections_per_ip_max = 2);
     net.open("A", "");
     net.open("B", "");
     assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 429 "));
-    // Others do not notice.
+    // Other addresses are unaffected.
     let mut other = net.connect_from("127.0.0.2", ListenerKind::Main);
     other.write_all(REQUEST.as_bytes()).unwrap();
-    net.until(|_| (other.read(&mut [0; 1000]).ok()? > 100).then_some(()));
-    // What is too much is not even heard.
+    net.wait_until(|_| (other.read(&mut [0; 1000]).ok()? > 100).then_some(()));
+    // Further connections are closed without a response.
     let mut silent: Vec<_> = (0..20).map(|_| net.connect(ListenerKind::Main)).collect();
     net.server.turn(Some(Duration::ZERO)).unwrap();
     assert_eq!(net.server.sessions(), 3 + PER_IP_REFUSED_AT_ONCE);
@@ -37,14 +37,14 @@ fn one_address_has_so_many_connections() {
             .starts_with("HTTP/1.1 200 ")
     );
     drop((silent, other));
-    net.leave("A");
-    net.until(|net| (net.server.sessions() == 1).then_some(()));
+    net.close("A");
+    net.wait_until(|net| (net.server.sessions() == 1).then_some(()));
     net.open("C", "");
     net.finish();
 }
 
 #[test]
-fn only_a_trusted_proxy_is_believed() {
+fn forwarded_address_counts_only_from_a_trusted_proxy() {
     for (network, believed) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
         let mut net = with(|config| {
             config.connections_per_ip_max = 2;
@@ -55,16 +55,16 @@ fn only_a_trusted_proxy_is_believed() {
             let request = REQUEST.replace("Host:", &format!("X-Forwarded-For: {address}\r\nHost:"));
             stream.write_all(request.as_bytes()).unwrap();
             let mut answer = vec![0; 1000];
-            net.until(|_| stream.read(&mut answer).ok());
+            net.wait_until(|_| stream.read(&mut answer).ok());
             (stream, String::from_utf8_lossy(&answer[9..12]).into_owned())
         };
         let open: Vec<_> = ["192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"].map(&mut ask).into();
         let statuses: Vec<_> = open.iter().map(|(_, status)| status.as_str()).collect();
-        // The limit is not for the proxy itself, which has everybody's connections.
+        // The limit does not apply to the proxy, which carries all connections.
         let expected = if believed { ["101", "101", "429", "101"] } else { ["101", "101", "429", "429"] };
         assert_eq!(statuses, expected);
         if believed {
-            // Who is in the same place as the proxy keeps nobody out.
+            // Clients at the proxy's own address do not use up the proxy's connections.
             let crowd: Vec<_> = (0..8).map(|_| ask("127.0.0.1")).collect();
             assert_eq!(crowd.iter().filter(|(_, status)| status == "101").count(), 2);
             assert_eq!(ask("192.0.2.3").1, "101");
@@ -75,7 +75,7 @@ fn only_a_trusted_proxy_is_believed() {
 }
 
 #[test]
-fn a_malformed_hop_of_the_client_does_not_switch_off_the_limit_of_its_address() {
+fn malformed_forwarded_hop_does_not_disable_the_limit_of_its_address() {
     let mut net = with(|config| {
         config.connections_per_ip_max = 2;
         config.trusted_proxies = vec![Network::parse("127.0.0.0/8").unwrap()];
@@ -86,7 +86,7 @@ fn a_malformed_hop_of_the_client_does_not_switch_off_the_limit_of_its_address() 
         let request = [line.as_bytes(), b"X-Forwarded-For: ", hops, b"\r\nHost:", rest.as_bytes()].concat();
         stream.write_all(&request).unwrap();
         let mut answer = vec![0; 1000];
-        net.until(|_| stream.read(&mut answer).ok());
+        net.wait_until(|_| stream.read(&mut answer).ok());
         (stream, String::from_utf8_lossy(&answer[9..12]).into_owned())
     };
     // A proxy appends the address to what the client sends.
@@ -99,25 +99,25 @@ fn a_malformed_hop_of_the_client_does_not_switch_off_the_limit_of_its_address() 
 }
 
 #[test]
-fn without_memory_new_connections_are_told_503() {
+fn new_connections_get_503_without_memory() {
     let mut net = with(|config| config.memory_bytes_max = Some(BASE_BYTES + 5 * CONNECTION_BYTES / 2));
     net.open("A", "");
     net.open("B", "");
     assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
-    // Those who are there do not notice.
-    net.say("A", Message::text(r#"{"type":"join","id":"A"}"#));
-    net.say("B", Message::text(r#"{"type":"join","id":"B"}"#));
-    net.leave("B");
-    assert_eq!(heard(&mut net, "A")["type"], "joined");
-    assert_eq!(heard(&mut net, "A")["type"], "peerJoined");
-    assert_eq!(heard(&mut net, "A")["type"], "peerLeft");
-    net.until(|net| (net.server.sessions() == 1).then_some(()));
+    // Existing peers are unaffected.
+    net.send("A", Message::text(r#"{"type":"join","id":"A"}"#));
+    net.send("B", Message::text(r#"{"type":"join","id":"B"}"#));
+    net.close("B");
+    assert_eq!(received(&mut net, "A")["type"], "joined");
+    assert_eq!(received(&mut net, "A")["type"], "peerJoined");
+    assert_eq!(received(&mut net, "A")["type"], "peerLeft");
+    net.wait_until(|net| (net.server.sessions() == 1).then_some(()));
     net.open("C", "");
     net.finish();
 }
 
 #[test]
-fn a_full_server_says_503_and_goes_on() {
+fn full_server_answers_503_and_keeps_serving() {
     let mut net = with(|config| config.connections_max = 2);
     net.open("A", "");
     net.open("B", "");
@@ -131,9 +131,9 @@ fn a_full_server_says_503_and_goes_on() {
         net.ask(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
             .starts_with("HTTP/1.1 200 ")
     );
-    // Those who only hold the door are sent away in time.
+    // Connections that send no request are closed after the head timeout.
     let mut idle: Vec<_> = (0..40).map(|_| net.connect(ListenerKind::Main)).collect();
-    net.leave("A");
+    net.close("A");
     net.server.turn(Some(Duration::ZERO)).unwrap();
     assert_eq!(net.server.sessions(), 2 + REFUSED_AT_ONCE);
     net.server.advance(HEAD_TIME_MAX);
@@ -147,20 +147,22 @@ fn a_full_server_says_503_and_goes_on() {
 }
 
 #[test]
-fn oldest_unanswered_request_gives_way_to_a_new_one_on_a_full_server() {
+fn oldest_unanswered_request_is_evicted_on_a_full_server() {
     let health = "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
-    for (door, places) in [(ListenerKind::Main, REFUSED_AT_ONCE), (ListenerKind::Metrics, METRICS_AT_ONCE)] {
+    for (listener, places) in
+        [(ListenerKind::Main, REFUSED_AT_ONCE), (ListenerKind::Metrics, METRICS_AT_ONCE)]
+    {
         let mut net = with(|config| config.connections_max = 1);
         net.open("A", "");
-        let mut idle: Vec<_> = (0..places).map(|_| net.connect(door)).collect();
-        net.until(|net| (net.server.sessions() == 1 + places).then_some(()));
+        let mut idle: Vec<_> = (0..places).map(|_| net.connect(listener)).collect();
+        net.wait_until(|net| (net.server.sessions() == 1 + places).then_some(()));
         for evicted in 0..3 {
             net.server.advance(PLACE_TIME_MIN);
-            assert!(net.ask(door, health).starts_with("HTTP/1.1 200 "));
-            // The one that asked left its place, and one more idle connection takes it.
+            assert!(net.ask(listener, health).starts_with("HTTP/1.1 200 "));
+            // The answered request frees its slot, and another idle connection takes it.
             assert!(net.read_to_end(&mut idle[evicted]).starts_with(b"HTTP/1.1 408 "));
-            idle.push(net.connect(door));
-            net.until(|net| (net.server.sessions() == 1 + places).then_some(()));
+            idle.push(net.connect(listener));
+            net.wait_until(|net| (net.server.sessions() == 1 + places).then_some(()));
         }
         for stream in &mut idle[3..] {
             let read = stream.read(&mut [0]);
@@ -172,12 +174,12 @@ fn oldest_unanswered_request_gives_way_to_a_new_one_on_a_full_server() {
 }
 
 #[test]
-fn request_has_one_second_on_a_full_server_and_more_on_another() {
+fn request_timeout_is_one_second_on_a_full_server() {
     for (connections_max, time) in [(1, HEAD_TIME_FULL_MAX), (2, HEAD_TIME_MAX)] {
         let mut net = with(|config| config.connections_max = connections_max);
         net.open("A", "");
         let mut idle = net.connect(ListenerKind::Main);
-        net.until(|net| (net.server.sessions() == 2).then_some(()));
+        net.wait_until(|net| (net.server.sessions() == 2).then_some(()));
         net.server.advance(time - Duration::from_millis(500));
         net.server.turn(Some(Duration::ZERO)).unwrap();
         net.server.turn(Some(Duration::ZERO)).unwrap();

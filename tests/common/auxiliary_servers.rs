@@ -1,4 +1,4 @@
-//! Who stands beside the server: somebody else's web server, and a TURN server.
+//! Servers that run beside noroshi in a test: a static file server, a STUN server and coturn.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,7 +11,7 @@ use super::tls;
 
 pub const TURNSERVER: &str = "/usr/bin/turnserver";
 
-/// Serves files by their paths, the page at `/` among them, on an origin of their own.
+/// Serves files by path from an origin separate from the server's. The page is the file at `/`.
 pub fn serve(files: &[(&str, &str)]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -29,7 +29,7 @@ pub fn serve(files: &[(&str, &str)]) -> SocketAddr {
         let head = format!("Content-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close");
         let _ = write!(stream, "HTTP/1.1 {status}\r\n{head}\r\n\r\n{text}");
     };
-    // Each in a thread of its own, because a browser opens more connections than it uses.
+    // A browser opens more connections than it uses, so each connection has its own thread.
     spawn(move || {
         for stream in listener.incoming().map(Result::unwrap) {
             let files = files.clone();
@@ -39,14 +39,14 @@ pub fn serve(files: &[(&str, &str)]) -> SocketAddr {
     address
 }
 
-/// A STUN server that sees everybody behind a NAT, and its address.
+/// Starts a STUN server that reports every client as behind a NAT. Returns its address.
 pub fn stun() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     spawn(move || {
         let mut request = [0; 512];
         while let Ok((_, from)) = socket.recv_from(&mut request) {
-            // A binding success with an XOR-MAPPED-ADDRESS of 203.0.113.7:5000 (RFC 8489 sections 5 and 14.2).
+            // A binding success response with XOR-MAPPED-ADDRESS 203.0.113.7:5000 (RFC 8489 sections 5 and 14.2).
             let mut answer = b"\x01\x01\0\x0c\x21\x12\xa4\x42............\0\x20\0\x08\0\x01".to_vec();
             answer[8..20].copy_from_slice(&request[8..20]);
             answer.extend((5000_u16 ^ 0x2112).to_be_bytes());
@@ -57,18 +57,18 @@ pub fn stun() -> SocketAddr {
     address
 }
 
-/// Starts coturn as the README has it, with a secret, and returns its port.
+/// Starts coturn with the README's configuration and this secret. Returns its port.
 pub fn coturn(secret: &str) -> (Program, u16) {
     coturn_with(secret, "--no-tls", "nothing of it")
 }
 
-/// The same with TLS at this port, as [`tls::HOST`].
+/// Starts coturn with TLS on this port, for the host name [`tls::HOST`].
 pub fn coturn_over_tls(secret: &str, port: u16) -> (Program, u16) {
     let flags = format!("--tls-listening-port {port} --cert fullchain.pem --pkey privkey.pem");
     coturn_with(secret, &flags, "nothing of it")
 }
 
-/// The same with more flags, and without the line that begins so.
+/// Starts coturn with additional flags. Omits configuration lines that start with `left_out`.
 pub fn coturn_with(secret: &str, flags: &str, left_out: &str) -> (Program, u16) {
     let port = free_port();
     let arguments = format!(
@@ -88,6 +88,6 @@ pub fn coturn_with(secret: &str, flags: &str, left_out: &str) -> (Program, u16) 
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(("127.0.0.1", port)).unwrap();
     client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    coturn.until("an answer", || client.send(request).and_then(|_| client.recv(&mut [0; 512])).ok());
+    coturn.wait_until("an answer", || client.send(request).and_then(|_| client.recv(&mut [0; 512])).ok());
     (coturn, port)
 }

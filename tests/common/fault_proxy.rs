@@ -1,4 +1,4 @@
-//! The network between clients and a server, which a test may cut, swallow or lead elsewhere.
+//! A TCP proxy between clients and a server that injects faults.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,96 +7,94 @@ use std::sync::{Arc, Mutex};
 use std::thread::{sleep, spawn};
 use std::time::Duration;
 
-/// Passes on whatever is sent to its address, in a thread for each direction.
-pub struct Wire {
+/// Forwards every connection, with one thread for each direction.
+pub struct FaultProxy {
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
 }
 
 struct State {
-    /// Where new connections lead.
+    /// The server of new connections.
     server: SocketAddr,
-    /// For how many milliseconds each piece is held back.
+    /// Range of the delay of each chunk, in milliseconds.
     delay: Range<u64>,
-    /// After how many each new connection is cut, if at all.
-    life: Option<Range<u64>>,
+    /// Range of the time after which a new connection is cut, in milliseconds. `None`: never.
+    lifetime: Option<Range<u64>>,
     seed: u64,
     connections: Vec<Connection>,
 }
 
 struct Connection {
     streams: [TcpStream; 2],
-    /// Whether what is sent arrives nowhere from now on, and neither end hears that the other has closed.
-    swallows: Arc<Mutex<bool>>,
+    /// Whether bytes are discarded and closes are not forwarded.
+    is_black_hole: Arc<Mutex<bool>>,
 }
 
-impl Wire {
-    /// To a server.
-    pub fn to(server: SocketAddr) -> Wire {
+impl FaultProxy {
+    pub fn new(server: SocketAddr) -> FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { server, delay: 0..1, life: None, seed: 0, connections: Vec::new() };
+        let state = State { server, delay: 0..1, lifetime: None, seed: 0, connections: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         spawn(move || {
             for client in listener.incoming().map(Result::unwrap) {
                 let mut state = shared.lock().unwrap();
-                // Who comes while there is no server is cut.
+                // Connections are closed while the server is down.
                 let Ok(server) = TcpStream::connect(state.server) else { continue };
-                let swallows = Arc::new(Mutex::new(false));
+                let is_black_hole = Arc::new(Mutex::new(false));
                 for [from, to] in [[&client, &server], [&server, &client]] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let (swallows, shared) = (swallows.clone(), shared.clone());
-                    spawn(move || pass(from, to, &swallows, || shared.lock().unwrap().delay()));
+                    let (is_black_hole, shared) = (is_black_hole.clone(), shared.clone());
+                    spawn(move || relay(from, to, &is_black_hole, || shared.lock().unwrap().delay()));
                 }
-                if let Some(life) = state.life() {
+                if let Some(lifetime) = state.lifetime() {
                     let streams = [client.try_clone().unwrap(), server.try_clone().unwrap()];
                     spawn(move || {
-                        sleep(life);
+                        sleep(lifetime);
                         streams.iter().for_each(cut);
                     });
                 }
-                state.connections.push(Connection { streams: [client, server], swallows });
+                state.connections.push(Connection { streams: [client, server], is_black_hole });
             }
         });
-        Wire { address, state }
+        FaultProxy { address, state }
     }
 
-    /// From now on new connections lead there.
-    pub fn lead_to(&self, server: SocketAddr) {
+    /// Forwards new connections to another server.
+    pub fn redirect_to(&self, server: SocketAddr) {
         self.state.lock().unwrap().server = server;
     }
 
-    /// From now on each piece is so late, and nothing else is wrong.
-    pub fn delay(&self, ms: u64) {
+    /// Delays each chunk by this many milliseconds.
+    pub fn set_delay(&self, ms: u64) {
         self.state.lock().unwrap().delay = ms..ms + 1;
     }
 
-    /// From now on each new connection is cut after 0.1 to 1.4 s, and what passes is late.
-    pub fn storm(&self, seed: u64) {
+    /// Cuts each new connection after 0.1 to 1.4 s and delays its chunks, until [`FaultProxy::stop_faults`].
+    pub fn start_faults(&self, seed: u64) {
         let mut state = self.state.lock().unwrap();
-        (state.delay, state.life, state.seed) = (0..60, Some(100..1400), seed);
+        (state.delay, state.lifetime, state.seed) = (0..60, Some(100..1400), seed);
         drop(state);
-        self.cut();
+        self.cut_connections();
     }
 
-    /// The storm is over.
-    pub fn calm(&self) {
+    pub fn stop_faults(&self) {
         let mut state = self.state.lock().unwrap();
-        (state.delay, state.life) = (0..1, None);
+        (state.delay, state.lifetime) = (0..1, None);
     }
 
-    /// Cuts all connections that there are.
-    pub fn cut(&self) {
+    /// Closes all open connections.
+    pub fn cut_connections(&self) {
         for connection in self.state.lock().unwrap().connections.drain(..) {
             connection.streams.iter().for_each(cut);
         }
     }
 
-    /// Loses, without a word, whatever is sent on the connections that there are.
-    pub fn swallow(&self) {
+    /// Silently discards everything that is sent on the open connections.
+    pub fn black_hole(&self) {
         for connection in &self.state.lock().unwrap().connections {
-            *connection.swallows.lock().unwrap() = true;
+            *connection.is_black_hole.lock().unwrap() = true;
         }
     }
 }
@@ -106,13 +104,13 @@ impl State {
         Duration::from_millis(random(&mut self.seed, self.delay.clone()))
     }
 
-    fn life(&mut self) -> Option<Duration> {
-        let life = self.life.clone()?;
-        Some(Duration::from_millis(random(&mut self.seed, life)))
+    fn lifetime(&mut self) -> Option<Duration> {
+        let lifetime = self.lifetime.clone()?;
+        Some(Duration::from_millis(random(&mut self.seed, lifetime)))
     }
 }
 
-/// A number within a range, the same for the same seed (splitmix64).
+/// Returns a pseudorandom number in a range (splitmix64).
 pub fn random(seed: &mut u64, range: Range<u64>) -> u64 {
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *seed;
@@ -125,7 +123,7 @@ fn cut(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, swallows: &Mutex<bool>, delay: impl Fn() -> Duration) {
+fn relay(mut from: TcpStream, mut to: TcpStream, is_black_hole: &Mutex<bool>, delay: impl Fn() -> Duration) {
     let mut buffer = [0; 65_536];
     loop {
         let read = match from.read(&mut buffer) {
@@ -133,7 +131,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, swallows: &Mutex<bool>, delay: i
             read => read.unwrap_or(0),
         };
         sleep(delay());
-        if *swallows.lock().unwrap() {
+        if *is_black_hole.lock().unwrap() {
             if read == 0 {
                 return;
             }

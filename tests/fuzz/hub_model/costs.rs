@@ -12,7 +12,7 @@ const NOTICE_BYTES: usize = 200;
 
 impl Model {
     /// Credits for what the message of a peer makes the server say. `leaving` is a peer that it replaces.
-    pub(super) fn price_of_effects(
+    pub(super) fn cost_of_effects(
         &self,
         conn: Conn,
         target: Option<&str>,
@@ -20,16 +20,16 @@ impl Model {
         leaving: Option<Conn>,
     ) -> usize {
         match body {
-            Body::Connect => self.price_of_connect(conn),
-            Body::Join => self.price_of_join(conn, leaving),
-            Body::Leave => self.price_of_departure(conn),
-            Body::Answer(_) => self.price_of_answer(conn, target),
+            Body::Connect => self.cost_of_connect(conn),
+            Body::Join => self.cost_of_join(conn, leaving),
+            Body::Leave => self.cost_of_departure(conn),
+            Body::Answer(_) => self.cost_of_answer(conn, target),
             Body::Offer(_) | Body::Candidates(_) => 0,
         }
     }
 
     /// All who hear that a peer has left are told the same.
-    pub(super) fn price_of_departure(&self, conn: Conn) -> usize {
+    pub(super) fn cost_of_departure(&self, conn: Conn) -> usize {
         let peer = &self.peers[&conn];
         let others = match peer.state {
             State::Paired(_) => 1,
@@ -40,24 +40,26 @@ impl Model {
     }
 
     /// The answer to `connect` may be the offer that stands.
-    fn price_of_connect(&self, conn: Conn) -> usize {
+    fn cost_of_connect(&self, conn: Conn) -> usize {
         let room = &self.peers[&conn].room;
         let departure = match self.peers[&conn].state {
             State::Offerer | State::Waiting | State::Paired(_) => return 0,
-            State::Handed(owner, number) if self.standing(room) == Some((owner, number)) => return 0,
-            State::Joined => self.price_of_departure(conn),
+            State::HoldingOffer(owner, number) if self.current_offer(room) == Some((owner, number)) => {
+                return 0;
+            }
+            State::Joined => self.cost_of_departure(conn),
             _ => 0,
         };
-        departure + self.price_of_next_offer(room)
+        departure + self.cost_of_next_offer(room)
     }
 
-    fn price_of_next_offer(&self, room: &str) -> usize {
+    fn cost_of_next_offer(&self, room: &str) -> usize {
         let Some((owner, _)) = self.offer_to_next(room) else { return 0 };
-        credits_for(self.offer_text(owner).to_string().len())
+        credits_for(self.offer_message(owner).to_string().len())
     }
 
     /// All in the mesh are told of the newcomer, which is told of all of them.
-    fn price_of_join(&self, conn: Conn, leaving: Option<Conn>) -> usize {
+    fn cost_of_join(&self, conn: Conn, leaving: Option<Conn>) -> usize {
         let peer = &self.peers[&conn];
         let mut others = self.rooms[&peer.room].mesh.clone();
         others.retain(|other| *other != conn && Some(*other) != leaving);
@@ -70,24 +72,24 @@ impl Model {
         if others.len() >= self.mesh_peers_max {
             return 0;
         }
-        self.price_of_departure(conn) + credits_for_deliveries(others.len(), NOTICE_BYTES) + answer
+        self.cost_of_departure(conn) + credits_for_deliveries(others.len(), NOTICE_BYTES) + answer
     }
 
-    /// The answer to `answer` may be the candidates that are stored with the offer, or another offer if it is too late.
-    fn price_of_answer(&self, conn: Conn, target: Option<&str>) -> usize {
+    /// The answer to `answer` may be the candidates that are stored_candidates with the offer, or another offer if it is too late.
+    fn cost_of_answer(&self, conn: Conn, target: Option<&str>) -> usize {
         let peer = &self.peers[&conn];
         let offerer = match (self.target(conn, target), &peer.state) {
-            (Ok(Some(named)), _) => named,
-            (Ok(None), State::Handed(owner, _)) => *owner,
+            (Ok(Some(target_conn)), _) => target_conn,
+            (Ok(None), State::HoldingOffer(owner, _)) => *owner,
             _ => return 0,
         };
-        if let State::Handed(owner, number) = peer.state
+        if let State::HoldingOffer(owner, number) = peer.state
             && owner == offerer
-            && self.standing(&peer.room) != Some((owner, number))
+            && self.current_offer(&peer.room) != Some((owner, number))
         {
-            return self.price_of_next_offer(&peer.room);
+            return self.cost_of_next_offer(&peer.room);
         }
-        match self.peers[&offerer].stored.iter().map(String::len).sum() {
+        match self.peers[&offerer].stored_candidates.iter().map(String::len).sum() {
             0 => 0,
             bytes => credits_for(bytes),
         }
