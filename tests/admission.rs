@@ -1,4 +1,4 @@
-//! Who comes in with a token, and what the others are told: at the door, and with the program around it.
+//! Tokens at the upgrade, and the command line and reload of secrets.
 
 mod common;
 
@@ -30,7 +30,7 @@ fn prefix_token(prefix: &str) -> String {
     secrets().sign(&Claims { until: NOW, room_prefix: Some(prefix.into()), ..Claims::default() })
 }
 
-/// Asks for a WebSocket at this target, with these headers. The room, or the answer and why it is in the log.
+/// Requests an upgrade to this target with these headers. Returns the room, or the response and the log reason.
 fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
     let mut session =
         TestSession::new(ListenerKind::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
@@ -45,7 +45,7 @@ fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
 }
 
 #[test]
-fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
+fn token_in_the_header_takes_precedence_over_the_query() {
     let (good, bad) = (token(Some("tea"), NOW), token(Some("coffee"), NOW));
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
     for (target, headers) in [
@@ -56,7 +56,7 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
         ("/ws/tea".to_owned(), format!("authorization: bearer  {good}\r\n")),
         (format!("/ws/tea?token={bad}"), bearer(&good)),
         ("/ws/tea?token=".to_owned(), bearer(&good)),
-        // A proxy may ask for a name and a password of its own.
+        // A proxy may require its own user name and password.
         (format!("/ws/tea?token={good}"), "Authorization: Basic YTpi\r\n".to_owned()),
         (format!("/ws/tea?token={good}"), "Authorization: Negotiate\r\n".to_owned()),
         (format!("/ws/tea?token={good}"), "Authorization:\r\n".to_owned()),
@@ -90,7 +90,7 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
 }
 
 #[test]
-fn each_refusal_has_its_status_and_its_sentence() {
+fn each_token_error_has_its_status_and_reason() {
     let other = Secrets::parse(b"another secret of more than thirty-two bytes").unwrap();
     let foreign = other.sign(&Claims { until: NOW, ..Claims::default() });
     let old = token(None, NOW - Duration::from_secs(31));
@@ -124,20 +124,20 @@ fn each_refusal_has_its_status_and_its_sentence() {
         assert!(ask(&target, "").is_ok(), "{target} {prefix}");
     }
     assert!(ask(&format!("/ws?token={}", token(Some(""), NOW)), "").is_ok());
-    // A page that may connect can read why it may not come in.
+    // A page whose origin is allowed can read why its upgrade was rejected.
     let (answer, _) = ask("/ws/tea", "Origin: http://h\r\n").unwrap_err();
     assert!(
         answer.starts_with("HTTP/1.1 401 ")
             && answer.contains("\r\nAccess-Control-Allow-Origin: http://h\r\n")
     );
-    // What else is wrong is said before anything is said of tokens.
+    // Other errors are reported before those of tokens.
     assert!(ask("/ws/%2e", "").unwrap_err().0.starts_with("HTTP/1.1 400 "));
     assert!(ask("/ws/tea", "Origin: https://a.example\r\n").unwrap_err().0.starts_with("HTTP/1.1 403 "));
 }
 
 // ---- The program ----
 
-/// A file that is removed in the end.
+/// A file that is removed when the value is dropped.
 struct File(PathBuf);
 
 impl File {
@@ -161,7 +161,7 @@ fn noroshi(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_program_prints_tokens() {
+fn token_command_prints_tokens() {
     let file = File::new("print", &format!("# a comment\n{SECRET}\n"));
     let path = file.0.to_str().unwrap();
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -215,7 +215,7 @@ fn status(server: &Running, token: &str) -> u16 {
 }
 
 #[test]
-fn secrets_are_rotated_while_a_thousand_are_connected() {
+fn secrets_are_rotated_while_a_thousand_peers_are_connected() {
     let file = File::new("rotated", SECRET);
     let flags = format!("--token-secret-file {}", file.0.display());
     let (mut server, mut stderr) = run(&format!(r#"exec "$0" --log trace {flags}"#));

@@ -1,5 +1,5 @@
-//! Attacks on a server over real sockets, in one thread. Each test counts turns of the loop, units of work, credits or
-//! bytes, and the clock moves only as the test says: none of them depends on the speed of the machine.
+//! Attacks on a server over real sockets, in one thread. Each test counts iterations of the loop, units of work,
+//! credits or bytes, and only the test advances the clock. No test depends on the speed of the machine.
 
 mod common;
 
@@ -20,8 +20,8 @@ use noroshi::config::{
 use noroshi::server::Server;
 use serde_json::{Value, json};
 
-/// Work of one turn that bounds what all sessions may cause together: each is bounded, and so is their sum, but the last
-/// message of each may go to a whole mesh.
+/// Bound on the work of one iteration: each session has a bound, and so has their sum, but the last message of each
+/// session may be delivered to a whole mesh.
 const WORK_MAX: usize = WORK_PER_ITERATION + WORK_PER_SESSION + 128;
 
 /// A server under attack.
@@ -29,10 +29,10 @@ struct Arena {
     server: Server,
     address: SocketAddr,
     iterations: usize,
-    /// Units of work that one turn has caused at most, and in all.
+    /// Maximum and total units of work caused by one iteration.
     work_max: usize,
     work: usize,
-    /// By how much the clock moves in each turn.
+    /// Time by which the clock advances in each iteration.
     pace: Duration,
 }
 
@@ -51,7 +51,7 @@ impl Arena {
         self.work += work;
     }
 
-    /// Runs turns until a client has a result. Panics after `iterations_max` turns.
+    /// Runs iterations until a client has a result. Panics after `iterations_max` iterations.
     #[track_caller]
     fn wait_until<T>(
         &mut self,
@@ -68,7 +68,7 @@ impl Arena {
         panic!("{what} does not come within {iterations_max} iterations");
     }
 
-    /// Runs turns until the server has nothing to do.
+    /// Runs iterations until the server has nothing to do.
     fn run_until_idle(&mut self) {
         let mut idle_turns = 0;
         while idle_turns < 2 {
@@ -77,7 +77,7 @@ impl Arena {
         }
     }
 
-    /// Runs turns until the server has handled everything that a client has to write.
+    /// Runs iterations until the server has handled all bytes of a client.
     fn deliver(&mut self, client: &mut Raw) {
         while client.unwritten() > 0 {
             client.write(usize::MAX);
@@ -91,14 +91,14 @@ impl Arena {
         Raw::open(self.address, path)
     }
 
-    /// The same with a small receive buffer, so that TCP holds back what the client does not read.
+    /// Connects with a small receive buffer, so that TCP stops when the client does not read.
     fn open_slow(&mut self, path: &str) -> Raw {
         let mut raw = Raw::connect(self.address, LOOPBACK, Some(4 * KIB));
         raw.send(&upgrade(path));
         raw
     }
 
-    /// Returns how many turns the answer to a request for /healthz takes.
+    /// Returns how many iterations a response to /healthz takes.
     fn iterations_of_health(&mut self, iterations_max: usize) -> usize {
         let before = self.iterations;
         let mut raw = Raw::connect(self.address, LOOPBACK, None);
@@ -111,7 +111,7 @@ impl Arena {
         self.iterations - before
     }
 
-    /// Closes these, after which nothing must be left in the server.
+    /// Closes the clients and asserts that nothing is left in the server.
     fn end(mut self, clients: Vec<Raw>) {
         drop(clients);
         for _ in 0..10_000 {
@@ -135,7 +135,7 @@ fn say(kind: &str, id: &str) -> Vec<u8> {
     text(&message(kind, id))
 }
 
-/// An id of 128 bytes, each of which takes two in JSON.
+/// Returns an id of 128 bytes, each of which takes two bytes in JSON.
 fn long_id(number: usize) -> String {
     format!("{number:0>3}{}", "\"".repeat(125))
 }
@@ -144,12 +144,12 @@ fn values(raw: &mut Raw) -> Vec<Value> {
     raw.texts().iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
 
-// ---- Work of one turn ----
+// ---- Work of one iteration ----
 
 #[test]
-fn a_burst_of_many_claimants_and_a_mesh_is_handled_in_bounded_turns() {
+fn burst_of_claimants_and_a_mesh_is_handled_in_bounded_iterations() {
     let mut arena = Arena::new(&Config::default());
-    // A pair in another room.
+    // The pair is in another room.
     let mut pair = ["P", "Q"].map(|id| {
         let mut raw = arena.open("/ws/pair");
         raw.send(&say("leave", id));
@@ -204,7 +204,7 @@ fn a_burst_of_many_claimants_and_a_mesh_is_handled_in_bounded_turns() {
 }
 
 #[test]
-fn a_silent_holder_is_replaced_without_a_turn_for_all_claimants() {
+fn silent_holder_is_replaced_in_bounded_iterations() {
     let mut arena = Arena::new(&Config::default());
     let mut clients: Vec<Raw> = Vec::new();
     for number in 0..63 {
@@ -249,7 +249,7 @@ fn a_silent_holder_is_replaced_without_a_turn_for_all_claimants() {
 }
 
 #[test]
-fn a_crowd_that_leaves_an_ayame_room_at_once_causes_linear_work() {
+fn leaving_a_crowded_ayame_room_causes_linear_work() {
     const CLIENTS: usize = 3000;
     let (_, files_max) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, files_max, files_max).unwrap();
@@ -279,11 +279,11 @@ fn a_crowd_that_leaves_an_ayame_room_at_once_causes_linear_work() {
 
 // ---- Slow readers ----
 
-/// Bytes that a victim reads in one turn of 4 ms: 1 MB a second.
+/// Bytes that a victim reads in an iteration of 4 ms: 1 MB a second.
 const FAST: usize = 4 * KIB;
 
-/// Fills a queue by messages that are forwarded: long ones while they fit, then shorter ones. `forward` makes a message
-/// with this many bytes of content.
+/// Fills a queue with forwarded messages: long ones while they fit, then shorter ones. `forward` makes a message with
+/// this many bytes of content.
 fn fill(attacker: &mut Raw, forward: impl Fn(usize) -> String) {
     for (bytes, times) in [(60_000, 14), (4_000, 18), (400, 12), (20, 12)] {
         for _ in 0..times {
@@ -297,8 +297,8 @@ fn candidate(from: &str, to: &str, bytes: usize) -> String {
     json!({"type": "candidateAdd", "id": from, "target_id": to, "candidate": "x".repeat(bytes)}).to_string()
 }
 
-/// Lets a victim read at its pace and an attacker as fast as it can, for this many turns of 4 ms. Returns the types of
-/// what the victim has been sent, without candidates.
+/// Lets a victim read at its pace and the attackers without limit, for this many iterations of 4 ms. Returns the types
+/// of the messages that the victim has received, except candidates.
 fn read_on(arena: &mut Arena, victim: &mut Raw, attackers: &mut [Raw], iterations: usize) -> Vec<String> {
     arena.pace = Duration::from_millis(4);
     let mut received = Vec::new();
@@ -323,7 +323,7 @@ fn read_on(arena: &mut Arena, victim: &mut Raw, attackers: &mut [Raw], iteration
 }
 
 #[test]
-fn a_reader_with_a_full_queue_is_told_of_its_partner_that_leaves() {
+fn slow_reader_receives_peer_left_of_its_partner() {
     let mut arena = Arena::new(&Config::default());
     let mut victim = arena.open_slow("/ws/tea");
     let mut attacker = arena.open("/ws/tea");
@@ -343,7 +343,7 @@ fn a_reader_with_a_full_queue_is_told_of_its_partner_that_leaves() {
 }
 
 #[test]
-fn a_reader_with_a_full_queue_is_told_of_a_member_of_its_mesh_that_comes_and_goes() {
+fn slow_reader_receives_mesh_notices() {
     let mut arena = Arena::new(&Config::default());
     let mut victim = arena.open_slow("/ws/tea");
     victim.send(&say("join", "V"));
@@ -352,7 +352,7 @@ fn a_reader_with_a_full_queue_is_told_of_a_member_of_its_mesh_that_comes_and_goe
     attackers[0].send(&say("join", "A"));
     assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["joined", "peerJoined"]);
     let mut all = Vec::new();
-    // As often as the rate allows.
+    // As often as the rate limit allows.
     for _ in 0..20 {
         fill(&mut attackers[0], |bytes| candidate("A", "V", bytes));
         attackers[0].push(&[say("leave", "A"), say("join", "A")].concat().repeat(5));
@@ -371,7 +371,7 @@ fn a_reader_with_a_full_queue_is_told_of_a_member_of_its_mesh_that_comes_and_goe
 }
 
 #[test]
-fn a_reader_is_not_closed_by_a_member_with_a_long_id_that_comes_and_goes() {
+fn slow_reader_is_not_closed_by_notices_with_long_ids() {
     let mut arena = Arena::new(&Config::default());
     let mut victim = arena.open_slow("/ws/tea");
     victim.send(&say("join", "V"));
@@ -392,7 +392,7 @@ fn a_reader_is_not_closed_by_a_member_with_a_long_id_that_comes_and_goes() {
 }
 
 #[test]
-fn a_reader_with_a_full_queue_is_told_of_newcomers_in_matchbox() {
+fn slow_reader_receives_matchbox_notices() {
     let mut arena = Arena::new(&Config { matchbox: Some("/games".to_owned()), ..Config::default() });
     let mut victim = arena.open_slow("/games/chess");
     arena.run_until_idle();
@@ -412,7 +412,7 @@ fn a_reader_with_a_full_queue_is_told_of_newcomers_in_matchbox() {
 }
 
 #[test]
-fn a_reader_with_a_full_queue_is_pinged_in_ayame() {
+fn slow_reader_receives_ayame_pings() {
     let mut arena = Arena::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
     let register = text(&json!({"type": "register", "roomId": "tea", "clientId": "c"}).to_string());
     let mut victim = arena.open_slow("/signaling");
@@ -427,7 +427,7 @@ fn a_reader_with_a_full_queue_is_pinged_in_ayame() {
     arena.run_until_idle();
     victim.read(usize::MAX);
     fill(&mut attackers[0], |bytes| json!({"type": "candidate", "ice": "x".repeat(bytes)}).to_string());
-    // The shortest message that is forwarded is hardly longer than the ping.
+    // The shortest forwarded message is hardly longer than the ping.
     attackers[0].push(&text(r#"{"type":"offer"}"#).repeat(40));
     arena.deliver(&mut attackers[0]);
     arena.server.advance(Duration::from_secs(2));
@@ -439,7 +439,7 @@ fn a_reader_with_a_full_queue_is_pinged_in_ayame() {
 }
 
 #[test]
-fn a_slow_reader_keeps_its_id_when_somebody_claims_it() {
+fn slow_reader_keeps_its_claimed_id() {
     let mut arena = Arena::new(&Config::default());
     let mut victim = arena.open_slow("/ws/tea");
     victim.send(&say("join", "V"));
@@ -450,7 +450,7 @@ fn a_slow_reader_keeps_its_id_when_somebody_claims_it() {
     arena.deliver(&mut attacker);
     let mut claimant = arena.open("/ws/tea");
     claimant.send(&say("join", "V"));
-    // 50 KB a second, for twice as long as a probe takes.
+    // 50 KB a second, for twice the time of a probe.
     arena.pace = Duration::from_millis(10);
     let mut heard_by_claimant = Vec::new();
     for _ in 0..1000 {
@@ -467,7 +467,7 @@ fn a_slow_reader_keeps_its_id_when_somebody_claims_it() {
 }
 
 #[test]
-fn a_slow_reader_is_not_closed_as_silent() {
+fn slow_reader_is_not_closed_as_silent() {
     let config = Config::default();
     let mut arena = Arena::new(&config);
     let mut victim = arena.open_slow("/ws/tea");
@@ -475,7 +475,7 @@ fn a_slow_reader_is_not_closed_as_silent() {
     let mut attacker = arena.open("/ws/tea");
     attacker.send(&say("join", "A"));
     arena.run_until_idle();
-    // 8 KB a second, for five times as long as silence is tolerated.
+    // 8 KB a second, for five times the silence that is tolerated.
     arena.pace = Duration::from_millis(100);
     let steps = 10 * config.ping_interval.as_millis() / arena.pace.as_millis();
     for step in 0..steps {
@@ -496,13 +496,13 @@ fn a_slow_reader_is_not_closed_as_silent() {
 
 // ---- Memory ----
 
-/// Returns the bytes that a claimant sends: a claim, and short messages within its burst.
+/// Returns a claim followed by short messages within the claimant's burst.
 fn short_messages() -> Vec<u8> {
     [say("leave", "X"), text("x").repeat(999)].concat()
 }
 
 #[test]
-fn claimants_with_a_thousand_short_messages_stay_within_the_counted_memory() {
+fn short_messages_of_claimants_are_within_the_counted_memory() {
     let memory_max = BASE_BYTES + 400 * CONNECTION_BYTES;
     let mut arena = Arena::new(&Config { memory_bytes_max: Some(memory_max), ..Config::default() });
     let mut holder = arena.open("/ws/tea");
@@ -532,12 +532,12 @@ fn claimants_with_a_thousand_short_messages_stay_within_the_counted_memory() {
 }
 
 #[test]
-fn claimants_with_a_thousand_short_messages_stay_within_the_memory_of_the_process() {
+fn short_messages_of_claimants_are_within_the_process_memory() {
     let mut loaded = LoadedServer::start("--max-memory 32M --max-connections 3000");
     let connect = |address: SocketAddr, bytes: &[u8]| {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nonblocking(true).unwrap();
-        // TCP holds back the bytes that it does not take now.
+        // TCP buffers only some of the bytes.
         let _ = stream.write(bytes);
         stream
     };
@@ -552,7 +552,7 @@ fn claimants_with_a_thousand_short_messages_stay_within_the_memory_of_the_proces
 // ---- Credits ----
 
 #[test]
-fn joining_again_costs_as_many_credits_as_its_answer_is_long() {
+fn repeated_join_is_charged_by_the_length_of_its_answer() {
     let config = Config::default();
     let mut arena = Arena::new(&config);
     let mut clients = Vec::new();
@@ -583,8 +583,8 @@ fn joining_again_costs_as_many_credits_as_its_answer_is_long() {
     arena.end(clients);
 }
 
-/// Lets a peer send these bytes without end at the default rate, for as long as it is connected, and checks that it is
-/// told so and closed, and that what it could cause is bounded.
+/// Lets a peer send these bytes continuously at the default rate while it is connected. Asserts that it is notified and
+/// closed and that its effects are bounded.
 fn flood(begin: &[u8], again: &[u8]) {
     let config = Config::default();
     let mut arena = Arena::new(&config);
@@ -633,23 +633,23 @@ fn flood(begin: &[u8], again: &[u8]) {
 }
 
 #[test]
-fn a_peer_that_sends_pings_without_end_is_told_and_closed() {
+fn continuous_pings_are_reported_and_closed() {
     flood(b"", &frame(PING, &[7; 125]));
     flood(b"", &frame(PING, b""));
 }
 
 #[test]
-fn a_peer_that_sends_pongs_without_end_is_told_and_closed() {
+fn continuous_pongs_are_reported_and_closed() {
     flood(b"", &frame(PONG, b""));
 }
 
 #[test]
-fn a_peer_that_sends_empty_fragments_without_end_is_told_and_closed() {
+fn continuous_empty_fragments_are_reported_and_closed() {
     flood(&frame(0x01, b""), &frame(0x00, b""));
 }
 
 #[test]
-fn a_peer_that_sends_fragments_of_one_byte_without_end_is_told_and_closed() {
+fn continuous_one_byte_fragments_are_reported_and_closed() {
     let message = message("leave", "F");
     let mut fragments: Vec<u8> = message.bytes().flat_map(|byte| frame(0x00, &[byte])).collect();
     fragments[0] = 0x01;

@@ -1,4 +1,4 @@
-//! Pages that people have: Ayame's own web SDK from npm, unmodified, on a page of another origin.
+//! Ayame's web SDK from npm, unmodified, on a page of another origin.
 
 mod common;
 
@@ -16,7 +16,7 @@ use serde_json::json;
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The address of the page, if all is installed that it needs.
+/// Starts a web server with the page. `None` if a program is missing.
 fn page(programs: &[&str]) -> Option<std::net::SocketAddr> {
     if !programs.iter().all(|program| is_installed(program)) {
         return None;
@@ -33,13 +33,13 @@ fn open(browser: &mut dyn Browser, page: std::net::SocketAddr) {
     browser.wait_until("window.enter");
 }
 
-/// Comes in, and says how that went.
+/// Connects a page and returns the outcome.
 fn enter(browser: &mut dyn Browser, server: &Running, options: &str) -> String {
     let url = format!("ws://{}/signaling", server.address);
     browser.eval(&format!("await enter('{url}', {options})")).as_str().unwrap().to_owned()
 }
 
-/// Waits until each of them hears what the other says.
+/// Waits until each page receives the other's message.
 fn talk(pair: &mut [&mut dyn Browser; 2], words: &str) {
     for browser in &mut *pair {
         browser.wait_until("window.channel?.readyState === 'open'");
@@ -50,7 +50,7 @@ fn talk(pair: &mut [&mut dyn Browser; 2], words: &str) {
     }
 }
 
-/// Waits until each of them sees the other.
+/// Waits until each page receives the other's video.
 fn see(pair: &mut [&mut dyn Browser; 2]) {
     for browser in pair {
         browser.wait_until("document.querySelector('video').srcObject?.getVideoTracks().length === 1");
@@ -71,11 +71,11 @@ fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: 
     let mut pair: [&mut dyn Browser; 2] = [first, second];
     see(&mut pair);
     talk(&mut pair, "hello");
-    // One goes: the other hears bye, and then that its own connection is closed.
+    // After a disconnect the partner receives `bye`, and then its own connection is closed.
     pair[0].eval("await connection.disconnect()");
     pair[1].wait_until("received.includes('bye') && received.includes('disconnect WS-CLOSED')");
     empties(server);
-    // Both come back with the objects that they have.
+    // Both reconnect with their existing objects.
     for browser in &mut pair {
         browser.eval("window.channel = undefined");
         assert_eq!(browser.eval("await again(true)"), "in");
@@ -88,7 +88,7 @@ fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: 
 }
 
 #[test]
-fn two_meet_see_each_other_part_and_come_back() {
+fn two_clients_connect_disconnect_and_reconnect() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(page) = page(&[CHROMIUM, FIREFOX]) else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
@@ -106,7 +106,7 @@ fn two_meet_see_each_other_part_and_come_back() {
 }
 
 #[test]
-fn a_third_is_refused_unless_one_of_the_two_is_dead() {
+fn third_client_is_rejected_unless_a_member_is_dead() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(page) = page(&[CHROMIUM]) else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
@@ -126,7 +126,7 @@ fn a_third_is_refused_unless_one_of_the_two_is_dead() {
         browser.wait_until("!connection.webSocket && !connection.peerConnection");
     }
     empties(&server);
-    // One whose network is gone: its partner hears bye, and comes back as the second.
+    // A client whose network is gone. Its partner receives `bye` and reconnects as the second client.
     let mut dead = Client::connect(server.address).upgrade_at("/signaling");
     dead.send_json(json!({"type": "register", "roomId": "tea"}));
     assert_eq!(dead.receive_json()["isExistUser"], false);
@@ -144,7 +144,7 @@ fn a_third_is_refused_unless_one_of_the_two_is_dead() {
 }
 
 #[test]
-fn a_restart_ends_all_but_what_is_standalone() {
+fn restart_ends_all_but_standalone_connections() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(page) = page(&[CHROMIUM, FIREFOX]) else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
@@ -162,7 +162,7 @@ fn a_restart_ends_all_but_what_is_standalone() {
         browser.wait_until("received.includes('disconnect WS-CLOSED')");
     }
     drop(server);
-    // Who is standalone needs the server only to meet.
+    // A standalone client needs the server only to establish the connection.
     let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let standalone = CHAT.replace("iceServers", "standalone: true, iceServers");
     for browser in &mut pair {
@@ -177,14 +177,14 @@ fn a_restart_ends_all_but_what_is_standalone() {
     for browser in &mut pair {
         assert!(!browser.eval("received.join()").as_str().unwrap().contains("bye"));
         browser.eval("await connection.disconnect()");
-        // The second to have met the other says so to a connection that is closed, with Ayame's own server too.
+        // With Ayame's original server, too, the second client sends this to a closed connection.
         browser.errors().retain(|error| !error.contains("WebSocket is already in CLOSING or CLOSED state"));
         browser.assert_no_errors();
     }
 }
 
 #[test]
-fn the_relay_that_they_are_told_carries_them() {
+fn clients_use_the_turn_server_that_they_receive() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(page) = page(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
     let (coturn, port) = coturn("open-sesame");

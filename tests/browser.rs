@@ -1,4 +1,4 @@
-//! The page, the library and the article's flow in real browsers, which talk to each other on this machine.
+//! The page, the client library and the article's flow in real browsers on this machine.
 
 mod common;
 
@@ -13,8 +13,8 @@ use common::program::is_installed;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// Waits for its turn: the tests run one after another, or they would be too much for a small machine. `None` if they
-/// cannot run here.
+/// Acquires the lock that runs browser tests one at a time, because several would overload a small machine. `None` if a
+/// program is missing.
 fn lock_browsers(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     let is_possible = programs.iter().all(|program| is_installed(program));
@@ -32,17 +32,17 @@ fn reads(browser: &mut Chromium, line: &str) {
     browser.wait_until(&format!("{CHAT}.at(-1) === {line:?}"));
 }
 
-/// The lines of the chat, as an expression.
+/// An expression for the lines of the chat.
 const CHAT: &str = "[...document.querySelectorAll('#log li')]
     .map(({ childNodes }) => [...childNodes].map((it) => it.textContent).join(': '))";
 
-/// How many frames of the video of a peer were decoded, as an expression.
+/// Returns an expression for the number of decoded video frames of a peer.
 fn decoded(peer: &str) -> String {
     let stats = format!("[...(await room.peers.get('{peer}').pc.getStats()).values()]");
     format!("{stats}.find((it) => it.type === 'inbound-rtp' && it.kind === 'video')?.framesDecoded ?? 0")
 }
 
-/// Waits until nobody is in any room, nor connected.
+/// Waits until the server has no rooms and no connections.
 fn empties(server: &Running) {
     eventually("nobody is left", || {
         ["connections", "peers", "rooms"].iter().all(|name| server.metric(name) == 0.0)
@@ -50,7 +50,7 @@ fn empties(server: &Running) {
 }
 
 #[test]
-fn three_meet_talk_and_see_each_other_and_one_is_killed() {
+fn three_pages_connect_and_one_is_killed() {
     let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren, mut yuki] = Chromium::start();
@@ -90,7 +90,7 @@ fn three_meet_talk_and_see_each_other_and_one_is_killed() {
         browser.wait_until(&format!("({}) > {before}", decoded("Aoi")));
         browser.wait_until("document.querySelector('[data-peer=Aoi] video').videoWidth > 0");
     }
-    // The picture in the README.
+    // The screenshot in the README.
     if let Some(path) = std::env::var_os("TEST_SCREENSHOT") {
         ren.eval("document.querySelector('#camera').click()");
         aoi.wait_until(&format!("({}) > 15", decoded("Ren")));
@@ -125,7 +125,7 @@ fn three_meet_talk_and_see_each_other_and_one_is_killed() {
 }
 
 #[test]
-fn a_server_that_stops_and_comes_back_interrupts_nobody() {
+fn server_restart_interrupts_no_connection() {
     let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let (mut server, _stderr) = run(r#"exec "$0""#);
     let [aoi, ren, yuki, mut sora] = Chromium::start();
@@ -134,7 +134,7 @@ fn a_server_that_stops_and_comes_back_interrupts_nobody() {
     for (browser, name) in three.iter_mut().zip(names) {
         enter(browser, &server, name);
     }
-    // Each counts, and hears whether another leaves out a number.
+    // Each page sends consecutive numbers and records missing ones.
     for browser in &mut three {
         browser.wait_until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
         browser.eval(
@@ -164,10 +164,10 @@ fn a_server_that_stops_and_comes_back_interrupts_nobody() {
     for (browser, name) in three.iter_mut().zip(names) {
         sora.wait_until(&format!("{CHAT}.includes('{name} is here.')"));
         browser.wait_until(&format!("{CHAT}.includes('Sora is here.')"));
-        // The connections to the first two are those they were.
+        // The connections to the first two pages are unchanged.
         let known = browser.eval("[...room.peers.values()].map(({ pc }) => before.indexOf(pc)).join()");
         assert_eq!(known, "0,1,-1");
-        // The browser itself reports its attempts to connect while there was no server.
+        // The browser reports failed connection attempts while the server was down.
         browser.errors.retain(|error| {
             !error.contains("failed: Error in connection establishment: net::ERR_CONNECTION_REFUSED")
         });
@@ -178,7 +178,7 @@ fn a_server_that_stops_and_comes_back_interrupts_nobody() {
     empties(&server);
 }
 
-/// Waits until each has heard twenty more numbers from each of the two others, and missed none.
+/// Waits until each page has received twenty more numbers from the two others without a gap.
 fn count_on(three: &mut [Chromium; 3]) {
     for browser in &mut *three {
         browser.eval("const then = { ...last }");
@@ -190,7 +190,7 @@ fn count_on(three: &mut [Chromium; 3]) {
 }
 
 #[test]
-fn a_page_from_the_article_works_unchanged() {
+fn page_of_the_article_works_unchanged() {
     let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let page = serve(&[("/", include_str!("pages/article.html"))]);
     let (server, _stderr) = run(&format!(r#"exec "$0" --allow-origin http://{page}"#));
@@ -215,7 +215,7 @@ fn a_page_from_the_article_works_unchanged() {
 }
 
 #[test]
-fn a_relay_carries_those_who_have_credentials_of_the_server() {
+fn turn_server_accepts_the_credentials_of_the_server() {
     let Some(_lock) = lock_browsers(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
     let (coturn, port) = coturn("open-sesame");
     let page = serve(&[("/", include_str!("pages/relay.html"))]);
@@ -227,7 +227,7 @@ fn a_relay_carries_those_who_have_credentials_of_the_server() {
             r#"exec "$0" --allow-origin http://{page} --ice-server turn:127.0.0.1:{port} --turn-secret-file {}"#,
             file.display()
         ));
-        // coturn refuses names that have such things in them.
+        // coturn rejects user names with characters like these.
         let ids = ["Quiet O'Neil; drop table", r#"select "B\" or delete"#];
         for (browser, id) in two.iter_mut().zip(ids) {
             let id = id.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
@@ -244,7 +244,7 @@ fn a_relay_carries_those_who_have_credentials_of_the_server() {
             }
         }
         if secret != "open-sesame" {
-            // Firefox does not say what the TURN server has answered.
+            // Firefox does not report the TURN server's status.
             two[0].wait_until("refused.includes(401)");
         }
         for browser in &mut two {
@@ -262,7 +262,7 @@ fn a_relay_carries_those_who_have_credentials_of_the_server() {
 }
 
 #[test]
-fn what_goes_wrong_in_a_page_is_seen() {
+fn page_errors_are_detected() {
     let Some(_lock) = lock_browsers(&[CHROMIUM, FIREFOX]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
@@ -273,7 +273,7 @@ fn what_goes_wrong_in_a_page_is_seen() {
         ("document.body.append(Object.assign(new Image(), { src: '/x.png' }))", "img-src data:"),
         ("(await fetch('/x.png'), 0)", "404"),
     ];
-    // Firefox says nothing of requests that failed.
+    // Firefox does not report failed requests.
     let both: [(&mut dyn Browser, _); 2] = [(&mut chromium, &faults[..]), (&mut firefox, &faults[..4])];
     for (browser, faults) in both {
         enter(browser, &server, "Aoi");

@@ -1,4 +1,4 @@
-//! Tokens in a real browser: the library asks for one before each attempt, the page has one in its address.
+//! Tokens in a real browser: the library requests one before each attempt, and the page has one in its address.
 
 mod common;
 
@@ -15,7 +15,7 @@ use serde_json::json;
 
 const SECRET: &str = "a secret that is thirty-two bytes";
 
-/// A server that wants tokens, and the file with its secret, which is removed in the end.
+/// A server that requires tokens, and its secret file, which is removed when the value is dropped.
 struct Guarded {
     server: Running,
     file: PathBuf,
@@ -37,7 +37,7 @@ impl Drop for Guarded {
     }
 }
 
-/// A token that is good for so many seconds, or was.
+/// Returns a token that expires after this many seconds. A negative number means that it has expired.
 fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.checked_add_signed(seconds).unwrap());
@@ -46,7 +46,7 @@ fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
 }
 
 #[test]
-fn a_room_is_entered_and_come_back_to_with_a_token() {
+fn library_joins_and_rejoins_with_a_token() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -65,7 +65,7 @@ fn a_room_is_entered_and_come_back_to_with_a_token() {
     );
     let [good, old] = [token(Some("tea"), None, 60), token(None, None, -60)];
     let other = token(Some("coffee"), None, 60);
-    // From the same origin, and from another one that is allowed.
+    // From the same origin, and from another origin that is allowed.
     for url in ["direct", "url"] {
         for (options, code, message) in [
             ("{}".to_owned(), "unauthorized", "a token is needed here"),
@@ -85,7 +85,7 @@ fn a_room_is_entered_and_come_back_to_with_a_token() {
     assert_eq!(browser.eval("asked"), 1);
     proxy.cut_connections();
     browser.wait_until("asked === 2 && a.online && b.online");
-    // What is not believed any more ends the room, instead of being said for ever.
+    // A token that is no longer accepted ends the room instead of causing endless retries.
     proxy.redirect_to(strict.server.address);
     proxy.cut_connections();
     browser.wait_until("errors.length === 2");
@@ -95,7 +95,7 @@ fn a_room_is_entered_and_come_back_to_with_a_token() {
 }
 
 #[test]
-fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
+fn page_keeps_its_token_and_shares_only_the_room() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -114,7 +114,7 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
         (token(Some("tea"), None, -60), "and the token has expired. Ask whoever invited you"),
         ("x".to_owned(), "and that is no token"),
     ] {
-        // Another fragment alone would not load the page anew.
+        // A change of the fragment alone would not reload the page.
         browser.open("about:blank");
         browser.open(&with("tea", &token));
         words(&mut browser, expected_text);
@@ -141,10 +141,10 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     assert_eq!(browser.eval("document.querySelector('#name').disabled"), true);
     assert_eq!(browser.eval("location.search"), "?room=tea");
     assert_eq!(invited(&mut browser), format!("http://{address}/?room=tea"));
-    // Loaded anew, it is the same one, and takes its own place at once.
+    // After a reload the page has the same id and replaces its old connection immediately.
     browser.eval("location.reload(); 0");
     words(&mut browser, "You are in the room.");
-    // A token for all rooms of a prefix leads into one of them.
+    // A token for a room prefix leads into one room of that prefix.
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(60);
     let claims = Claims { until, room_prefix: Some("tea-".into()), ..Claims::default() };
     let prefixed = Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims);

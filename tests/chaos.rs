@@ -1,5 +1,5 @@
-//! Chromium and Firefox in one room, and in one pair, while every WebSocket is cut all the time, what passes is late, and
-//! tracks come and go. When the storm is over all is as if it had never been.
+//! Chromium and Firefox in one room and in one pair while WebSockets are cut continuously, chunks are delayed and
+//! tracks change. After the faults stop, everything recovers.
 
 mod common;
 
@@ -15,10 +15,10 @@ use common::program::is_installed;
 use serde_json::json;
 
 const STORM: Duration = Duration::from_secs(12);
-/// How long after the storm all must be well.
+/// Time after the faults within which everything must have recovered.
 const CALM: Duration = Duration::from_secs(15);
 
-/// What a page needs. Tracks are silent, so that no user has to allow them.
+/// Functions of the page. Tracks are silent, so that playback needs no permission.
 const HELPERS: &str = "
     const rooms = {}, received = {}, rejected = [], stream = new MediaStream(), context = new AudioContext();
     addEventListener('unhandledrejection', ({ reason }) => rejected.push(String(reason)));
@@ -28,7 +28,7 @@ const HELPERS: &str = "
         rooms[room.id] = room;
         return 0;
     };
-    // Adds a track for everybody, or takes it away.
+    // Adds a track for all peers, or removes it.
     const toggle = (room) => room.peers.forEach(({ pc }) => {
         const sender = pc.getSenders().find(({ track }) => track);
         if (sender) pc.removeTrack(sender);
@@ -38,7 +38,7 @@ const HELPERS: &str = "
         && [...room.peers.values()].every((peer) => peer.alive && !peer.away && peer.pc.signalingState === 'stable');
     0";
 
-/// A storm over these rooms of two pages.
+/// Runs faults over these rooms of two pages.
 fn storm(flow: &str, rooms: [&[&str]; 2]) {
     if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
         return;
@@ -79,7 +79,7 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
     for (page, _) in &mut pages {
         page.wait_until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
     }
-    // Everybody hears everybody.
+    // Every page receives the messages of every other page.
     for (page, _) in &mut pages {
         page.eval("(Object.values(rooms).forEach((room) => room.send('is here')), 0)");
     }
@@ -87,7 +87,7 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
         let all = "new Set(received[id].filter((it) => it.endsWith('is here'))).size";
         page.wait_until(&format!("Object.keys(rooms).every((id) => {all} === {others})"));
     }
-    // And has the tracks that the others have now.
+    // Every page has the current tracks of the others.
     let count = |which: &str, direction: &str| {
         format!(
             "Object.values(rooms).flatMap((room) => [...room.peers.values()].map(({{ id, pc }}) => [
@@ -113,11 +113,11 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
 }
 
 #[test]
-fn a_room_of_four() {
+fn room_of_four_recovers_from_faults() {
     storm("join", [&["A", "C"], &["B", "D"]]);
 }
 
 #[test]
-fn a_pair() {
+fn pair_recovers_from_faults() {
     storm("connect", [&["A"], &["B"]]);
 }

@@ -1,4 +1,4 @@
-//! The page that says whether a deployment works: where it does, and where each thing is wrong that can be.
+//! The deployment check page, in a working deployment and with each fault that it detects.
 
 mod common;
 
@@ -21,21 +21,21 @@ use common::tls;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// Waits for its turn: a small machine has not more than two browsers at a time. `None` if they cannot run here.
+/// Acquires the lock that limits these tests to two browsers at a time. `None` if a program is missing.
 fn lock_browsers() -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     let is_possible = [CHROMIUM, FIREFOX, TURNSERVER].iter().all(|program| is_installed(program));
     is_possible.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// What such a report must not have: the user names and passwords of TURN, and tokens.
+/// Patterns that a report must not contain: TURN user names and passwords, and tokens.
 const SECRETS: &str = r"/\d{9,}:[0-9a-f]{16}|[A-Za-z0-9+\/]{27}=|eyJ/";
 
-/// What the page says, line by line, when all is tested but camera and microphone.
+/// The results of the page, line by line, without camera and microphone.
 struct Report(Value);
 
 impl Report {
-    /// Opens the page in some browsers at the same time.
+    /// Opens the page in several browsers in parallel.
     #[track_caller]
     fn by(browsers: [&mut dyn Browser; 2], url: &str) -> [Report; 2] {
         let mut browsers = browsers;
@@ -45,7 +45,7 @@ impl Report {
         browsers.map(|browser| Report::now(browser))
     }
 
-    /// Waits until the page is done.
+    /// Waits until the page has finished its checks.
     #[track_caller]
     fn now(browser: &mut dyn Browser) -> Report {
         let began = Instant::now();
@@ -59,7 +59,7 @@ impl Report {
             ...['.title', '.words'].map((part) => it.querySelector(part).textContent)]]))",
         );
         let results = results.as_object().unwrap();
-        // The report has all of it, and nothing that nobody may know.
+        // The report contains all results and no secret.
         let report = browser.eval("document.querySelector('#report').value");
         let report = report.as_str().unwrap();
         for (id, line) in results {
@@ -74,7 +74,7 @@ impl Report {
         Report(results.clone().into())
     }
 
-    /// In which state a line is, and something that it says.
+    /// Asserts the state of a line and a part of its text.
     #[track_caller]
     fn has(&self, id: &str, state: &str, words: &str) {
         let line = &self.0[id];
@@ -82,7 +82,7 @@ impl Report {
         assert!(line[2].as_str().unwrap().contains(words), "{id}: {words}: {:#}", self.0);
     }
 
-    /// That there is no line but these.
+    /// Asserts that the report has exactly these lines.
     #[track_caller]
     fn has_only(&self, others: &[&str]) {
         let known = ["https", "websocket", "rooms", "idle", "clock", "servers", "relay", "devices"];
@@ -94,7 +94,7 @@ impl Report {
     }
 }
 
-/// A server that hands out a STUN and a TURN server at this port, with passwords by this secret.
+/// Starts a server that hands out a STUN and a TURN server at this port, with credentials of this secret.
 fn handing_out(home: &Path, secret: &str, port: u16, query: &str) -> Running {
     let file = home.join("secret");
     std::fs::write(&file, secret).unwrap();
@@ -116,7 +116,7 @@ fn browsers() -> (Chromium, Firefox) {
 }
 
 #[test]
-fn where_all_is_right_it_says_so() {
+fn correct_deployment_passes_all_checks() {
     let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
@@ -135,7 +135,7 @@ fn where_all_is_right_it_says_so() {
         results.has("idle", "ok", "silent for 3 s");
         results.has("clock", "ok", "agree");
         results.has("servers", "ok", &format!("stun:127.0.0.1:{port}, turn:127.0.0.1:{port}"));
-        // On one machine both addresses are the same, and browsers keep one.
+        // On one machine both addresses are equal, and browsers keep one of them.
         results.has("stun-0", "warning", "not behind a NAT");
         results.has("turn-udp-1", "ok", "Credentials accepted.");
         let hint = format!("add --ice-server turn:127.0.0.1:{port}?transport=tcp");
@@ -165,7 +165,7 @@ fn where_all_is_right_it_says_so() {
                 .unwrap();
         }
     }
-    // What is looked for in the report is what the page was told.
+    // The secrets that the report must not contain are those of the page.
     let servers = "await new Promise((resolve) => {
         const socket = new WebSocket(location.href.replace(/^http(.*)check.*/, 'ws$1ws/tea'));
         socket.onopen = () => socket.send('{\"type\":\"join\",\"id\":\"A\"}');
@@ -175,7 +175,7 @@ fn where_all_is_right_it_says_so() {
     for secret in ["username", "credential"] {
         assert_eq!(firefox.eval(&format!("{SECRETS}.test({})", servers[secret])), true, "{secret}");
     }
-    // Somebody who is behind a NAT.
+    // A client behind a NAT.
     let stun = stun();
     let (server, _stderr) = run(&format!(r#"exec "$0" --ice-server stun:{stun}"#));
     for results in Report::by([&mut chromium, &mut firefox], &url(&server)) {
@@ -183,7 +183,7 @@ fn where_all_is_right_it_says_so() {
         results.has("stun-0", "ok", "from which address we come");
         results.has("relay", "skipped", "No TURN server is handed out");
     }
-    // Over tcp alone, as it is handed out.
+    // Only over TCP, as it is handed out.
     let server = handing_out(&coturn.home, "open-sesame", port, "?transport=tcp");
     for results in Report::by([&mut chromium, &mut firefox], &url(&server)) {
         results.has_only(&["stun-0", "turn-tcp-1"]);
@@ -193,7 +193,7 @@ fn where_all_is_right_it_says_so() {
 }
 
 #[test]
-fn a_turn_server_that_refuses_or_is_not_there_is_told_apart() {
+fn rejecting_and_unreachable_turn_servers_are_distinguished() {
     let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let mut both = |home: &Path, secret: &str, port: u16| {
@@ -212,19 +212,19 @@ fn a_turn_server_that_refuses_or_is_not_there_is_told_apart() {
     }
     let (coturn, port) = coturn_with("open-sesame", "--no-tls", "realm=");
     let [in_chromium, in_firefox] = both(&coturn.home, "open-sesame", port);
-    // Chromium does not take a realm that is empty.
+    // Chromium does not accept an empty realm.
     in_chromium.has("turn-udp-1", "failed", "has a TURN server its realm");
     in_chromium.has("relay", "skipped", "No TURN server that is handed out works");
     in_firefox.has("turn-udp-1", "ok", "Credentials accepted.");
     in_firefox.has("relay", "ok", "ms there and back");
-    // Taken by nobody, and kept so.
+    // A port that stays unused.
     let nobody = free_port();
     let [in_chromium, in_firefox] = both(&coturn.home, "open-sesame", nobody);
     for results in [&in_chromium, &in_firefox] {
         results.has("stun-0", "failed", "Unreachable (browsers say 701, or nothing)");
         results.has("turn-udp-1", "failed", "Unreachable (browsers say 701, or nothing)");
         results.has("turn-udp-1", "failed", "3478 udp and tcp");
-        // Nobody was told of it.
+        // Nothing was handed out for it.
         results.has("turn-tcp-1", "warning", "Unreachable (browsers say 701, or nothing)");
         results.has("relay", "skipped", "No TURN server that is handed out works");
         results.has("clock", "ok", "agree");
@@ -232,7 +232,7 @@ fn a_turn_server_that_refuses_or_is_not_there_is_told_apart() {
 }
 
 #[test]
-fn over_tls_the_certificate_counts() {
+fn untrusted_turn_certificate_is_reported() {
     let Some(_lock) = lock_browsers().filter(|_| is_installed(tls::OPENSSL)) else { return };
     let port = free_port();
     let (coturn, _) = coturn_over_tls("open-sesame", port);
@@ -259,7 +259,7 @@ fn over_tls_the_certificate_counts() {
 }
 
 #[test]
-fn a_proxy_that_cuts_or_does_not_pass_on_is_seen() {
+fn proxy_faults_are_reported() {
     let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (server, _stderr) = run(r#"exec "$0""#);
@@ -281,7 +281,7 @@ fn a_proxy_that_cuts_or_does_not_pass_on_is_seen() {
         results.has("clock", "skipped", "Not needed");
         results.has("relay", "skipped", "--turn-secret-file");
     }
-    // The server goes.
+    // The server stops.
     chromium.open(&format!("http://{}/check?idle=20", server.address));
     chromium.wait_until("document.querySelector('#idle .words').textContent.startsWith('Still')");
     server.signal(Signal::SIGTERM);
@@ -293,7 +293,7 @@ fn a_proxy_that_cuts_or_does_not_pass_on_is_seen() {
             results.has(id, "skipped", "Needs a WebSocket");
         }
     }
-    // Every name is this machine for Firefox, and no browser trusts a name without TLS.
+    // Firefox resolves every name to this machine. Browsers treat a plain-HTTP name as insecure.
     let (server, _stderr) = run(r#"exec "$0""#);
     firefox.open(&format!("http://noroshi.example:{}/check?idle=3", server.address.port()));
     let results = Report::now(&mut firefox);
@@ -303,7 +303,7 @@ fn a_proxy_that_cuts_or_does_not_pass_on_is_seen() {
 }
 
 #[test]
-fn a_clock_that_is_wrong_is_seen() {
+fn wrong_clock_is_reported() {
     let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
@@ -318,7 +318,7 @@ fn a_clock_that_is_wrong_is_seen() {
         ("+ 400", "warning", "s behind this device"),
         ("- 400", "warning", "s ahead of this device"),
     ] {
-        // The page as it is, but for the time, and so of another origin.
+        // The original page with a changed clock, from another origin.
         let mut page = include_str!("../src/web/check.html").to_owned();
         for (from, to) in [
             ("new URL(\"ws\", location.href)", format!("new URL(\"http://{}/ws\")", server.address)),
@@ -335,7 +335,7 @@ fn a_clock_that_is_wrong_is_seen() {
 }
 
 #[test]
-fn where_a_token_is_needed_it_says_how_to_get_one_and_keeps_it_to_itself() {
+fn missing_token_is_explained_and_tokens_are_not_reported() {
     let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
@@ -358,7 +358,7 @@ fn where_a_token_is_needed_it_says_how_to_get_one_and_keeps_it_to_itself() {
         String::from_utf8(minted.stdout).unwrap().trim().to_owned()
     };
     let mut both = |name: &str, token: &str| {
-        // Another name each time, or only the fragment would change.
+        // The name differs each time, because a change of the fragment alone does not reload the page.
         let url = format!("http://{}/check?idle=1&{name}#token={token}", server.address);
         Report::by([&mut chromium, &mut firefox], &url)
     };
@@ -381,7 +381,7 @@ fn where_a_token_is_needed_it_says_how_to_get_one_and_keeps_it_to_itself() {
         results.has("clock", "skipped", "good for 8 hours");
         results.has("turn-udp-0", "ok", "");
     }
-    // Whoever has that id there keeps it.
+    // The current holder keeps its id.
     let taken = mint(&["--ttl", "1h", "--room", "tea", "--id", "Aoi"]);
     let mut aoi = Client::connect(server.address).upgrade(&format!("tea?token={taken}")).register("Aoi");
     for results in both("taken", &taken) {

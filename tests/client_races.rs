@@ -1,4 +1,4 @@
-//! The client library where things come twice, late, or at once.
+//! The client library with duplicated, late and concurrent messages.
 
 mod common;
 
@@ -11,10 +11,10 @@ use common::process::{Running, eventually, run};
 use common::program::is_installed;
 use serde_json::json;
 
-/// For pages that come over other addresses than its own.
+/// The pages come from other origins than the server's.
 const OPEN: &str = r#"exec "$0" --allow-origin "*""#;
 
-/// A page that has the library. Its rooms go over a proxy each, if there is one.
+/// Opens a page with the library. Its rooms use one proxy each, if there are any.
 fn page(server: &Running, wires: &[FaultProxy]) -> Chromium {
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", server.address));
@@ -22,7 +22,7 @@ fn page(server: &Running, wires: &[FaultProxy]) -> Chromium {
     browser.eval(&format!("const addresses = {addresses:?}, own = '{}'", server.address));
     browser.eval(
         r#"const sockets = [];
-        // Whatever is sent can be looked at, and counted.
+        // Records and counts all sent messages.
         const sent = [], send = WebSocket.prototype.send;
         WebSocket.prototype.send = function (text) {
             if (!sockets.includes(this)) sockets.push(this);
@@ -50,7 +50,7 @@ fn page(server: &Running, wires: &[FaultProxy]) -> Chromium {
     browser
 }
 
-/// Ends a test. What the browser itself says of requests that fail is no fault.
+/// Ends a test. Errors that the browser reports for failed requests are ignored.
 fn close(mut browser: Chromium) {
     assert_eq!(browser.eval("rejected"), json!([]));
     browser.errors.retain(|error| {
@@ -60,7 +60,7 @@ fn close(mut browser: Chromium) {
 }
 
 #[test]
-fn an_offer_that_is_said_again_undoes_nothing() {
+fn repeated_offer_has_no_effect() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -68,7 +68,8 @@ fn an_offer_that_is_said_again_undoes_nothing() {
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
     browser.wait_until("meet(a, b) && isStable(a, b)");
-    // B made the first offer. One of them has something to offer, which is lost; then the other says again what it said.
+    // B has made the first offer. One page makes another offer, which is lost; then the other one repeats its last
+    // description.
     browser.eval(
         "const lose = (act) => {
             const { send } = WebSocket.prototype;
@@ -92,7 +93,7 @@ fn an_offer_that_is_said_again_undoes_nothing() {
 }
 
 #[test]
-fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
+fn descriptions_have_the_ids_that_older_library_versions_expect() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -100,7 +101,7 @@ fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
     browser.wait_until("meet(a, b) && isStable(a, b)");
-    // The whole line, byte by byte.
+    // Compares the whole line, byte by byte.
     assert_eq!(
         browser.eval(
             "const answer = sent.find(({ type }) => type === 'answer').sdp;
@@ -108,7 +109,7 @@ fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
         ),
         true
     );
-    // And a browser may rewrite all of it but its numbers.
+    // A browser may rewrite everything except the numbers.
     browser.eval(
         r#"const plain = WebSocket.prototype.send;
         WebSocket.prototype.send = function (text) {
@@ -123,7 +124,7 @@ fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
 }
 
 #[test]
-fn what_is_no_description_is_an_error_of_its_peer() {
+fn invalid_description_is_an_error_event_of_its_peer() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -142,7 +143,7 @@ fn what_is_no_description_is_an_error_of_its_peer() {
 }
 
 #[test]
-fn in_a_pair_who_comes_back_is_seen_at_once() {
+fn returning_partner_is_detected_immediately() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -156,13 +157,13 @@ fn in_a_pair_who_comes_back_is_seen_at_once() {
         browser.wait_until(&format!("sockets.length === {count}"));
         browser.wait_until("a.online && b.online && !peer(a).away && !peer(b).away");
     }
-    // Nobody had to look for the other.
+    // Neither had to search for the other.
     assert_eq!(browser.eval("sockets.length"), 4);
     close(browser);
 }
 
 #[test]
-fn a_room_has_one_connection_whatever_becomes_of_the_others() {
+fn room_has_at_most_one_open_connection() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -170,7 +171,7 @@ fn a_room_has_one_connection_whatever_becomes_of_the_others() {
     let proxy = FaultProxy::new(server.address);
     let mut browser = page(&server, std::slice::from_ref(&proxy));
     browser.eval("const a = await enter('A'); 0");
-    // The goodbye to the old one takes as long as the way to the new one.
+    // Closing the old connection takes as long as opening the new one.
     proxy.set_delay(1000);
     browser.eval("sockets[0].close(); dispatchEvent(new Event('online')); 0");
     browser.wait_until("sockets.length > 1");
@@ -182,7 +183,7 @@ fn a_room_has_one_connection_whatever_becomes_of_the_others() {
 }
 
 #[test]
-fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
+fn black_hole_network_does_not_block_reconnecting() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -190,10 +191,10 @@ fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
     let mut browser = page(&server, &[]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/ws", silent.local_addr().unwrap());
-    // Times are a tenth of what they are, but for those of the browser itself.
+    // All timeouts are a tenth of their values, except those of the browser.
     browser.eval("const slow = setTimeout; setTimeout = (act, ms) => slow(act, ms / 10); 0");
     assert_eq!(browser.eval(&format!("await join('{url}').catch(({{ code }}) => code)")), "unreachable");
-    // Nor does a page that is left before it has entered, and comes back.
+    // The same holds for a page that leaves before it has joined, and rejoins.
     let proxy = FaultProxy::new(server.address);
     browser.eval("setTimeout = slow; const turns = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
     browser.eval(&format!(
@@ -206,13 +207,13 @@ fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
 }
 
 #[test]
-fn what_is_heard_twice_at_once_is_heard_once() {
+fn duplicated_descriptions_are_applied_once() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
-    // Descriptions come twice in a row. An answer may wait for the next offer, to come before it and after it.
+    // Descriptions arrive twice. An answer may be delayed until the next offer and arrive before and after it.
     browser.eval(
         r#"let waits = false, answer;
         const { set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
@@ -249,7 +250,7 @@ fn what_is_heard_twice_at_once_is_heard_once() {
 }
 
 #[test]
-fn what_was_on_its_way_is_no_answer() {
+fn delayed_message_does_not_count_as_an_answer() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -258,7 +259,7 @@ fn what_was_on_its_way_is_no_answer() {
     let mut browser = page(&server, &wires);
     browser.eval("const a = await enter('A'); let lost; a.addEventListener('offline', () => lost = performance.now()); 0");
     wires[0].black_hole();
-    // As a page that wakes up hears what came while it slept.
+    // A resumed page receives messages that arrived during its suspension.
     browser.eval(
         r#"dispatchEvent(new Event('online'));
         const at = performance.now();
@@ -270,7 +271,7 @@ fn what_was_on_its_way_is_no_answer() {
 }
 
 #[test]
-fn silence_is_asked_without_new_credentials() {
+fn liveness_check_does_not_request_new_credentials() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -284,7 +285,7 @@ fn silence_is_asked_without_new_credentials() {
     browser.wait_until("meet(a, b) && isStable(a, b)");
     let fragment = r"/^a=ice-ufrag:(.*)/m.exec(peer(a).pc.localDescription.sdp)[1]";
     let before = browser.eval(fragment);
-    // Credentials differ with the second in which they are made.
+    // Credentials change every second.
     browser.eval("await new Promise((done) => setTimeout(done, 1500)); const before = sent.length; 0");
     browser.eval("dispatchEvent(new Event('online')); await new Promise((done) => setTimeout(done, 500)); 0");
     assert_eq!(browser.eval("sent.length - before"), 2);
@@ -295,7 +296,7 @@ fn silence_is_asked_without_new_credentials() {
 }
 
 #[test]
-fn all_who_await_room_are_told() {
+fn all_waiters_for_queue_space_are_notified() {
     if !is_installed(CHROMIUM) {
         return;
     }

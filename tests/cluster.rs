@@ -1,4 +1,5 @@
-//! Three nodes behind HAProxy as the README has it: whoever should meet meets, whatever becomes of the nodes.
+//! Three nodes behind HAProxy with the README's configuration. Peers of a room reach the same node, also when nodes
+//! stop and return.
 
 mod common;
 
@@ -18,17 +19,17 @@ use serde_json::{Value, json};
 use tungstenite::{Error, Message, WebSocket};
 
 const HAPROXY: &str = "/usr/sbin/haproxy";
-/// After so long, who should meet does not.
+/// Time after which missing connections between peers fail the test.
 const GIVE_UP: Duration = Duration::from_secs(60);
-/// The balancer asks every second, and believes the second answer.
+/// HAProxy checks every second, and two results change a node's state.
 const NOTICED: Duration = Duration::from_millis(2500);
 
-/// One cluster at a time: they choose their ports before they have them.
+/// Ports are chosen before they are bound, so one cluster runs at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
 struct Cluster {
     ports: [u16; 3],
-    /// `None`: it is down.
+    /// `None` while the node is down.
     nodes: [Option<Running>; 3],
     balancer: Program,
     address: SocketAddr,
@@ -71,15 +72,15 @@ fn node(port: u16) -> Running {
     run(&format!(r#"exec "$0" -l 127.0.0.1:{port} --drain 12 --log error"#)).0
 }
 
-/// A peer that does what the library does: it comes back when it is cut.
+/// A peer that reconnects as the library does.
 struct Member {
     room: String,
     id: String,
     socket: Option<WebSocket<TcpStream>>,
     again_at: Instant,
-    /// How often it came.
+    /// How many times it has connected.
     came: u32,
-    /// Those who are there, as far as it has heard.
+    /// Members of the room, as far as it has received.
     others: BTreeSet<String>,
     messages_sent: u32,
     received: BTreeSet<(String, u64)>,
@@ -111,7 +112,7 @@ impl Member {
         Some(socket)
     }
 
-    /// Hears what there is, or comes back.
+    /// Reads all available messages, or reconnects.
     fn run_step(&mut self, address: SocketAddr) {
         if self.socket.is_none() && self.again_at <= Instant::now() {
             self.socket = self.open(address);
@@ -130,7 +131,7 @@ impl Member {
             }
         }
         if is_lost || self.socket.is_none() {
-            // Not all at once: as the library, between half and one and a half of a pause.
+            // Randomized like the library's pause, between half and one and a half of it.
             let pause = 125 + u64::from(self.came + self.messages_sent) * 97 % 250;
             if is_lost || self.again_at <= Instant::now() {
                 self.again_at = Instant::now() + Duration::from_millis(pause);
@@ -157,13 +158,13 @@ impl Member {
                     "it is received once"
                 );
             }
-            // Who is named has just gone.
+            // The target has just left.
             "error" => {}
             other => panic!("{other}"),
         }
     }
 
-    /// Says something to each.
+    /// Sends a candidate to each other member.
     fn say(&mut self) {
         self.messages_sent += 1;
         let candidate = json!({"room": self.room, "n": self.messages_sent});
@@ -171,7 +172,7 @@ impl Member {
             let candidate =
                 json!({"type": "candidateAdd", "id": self.id, "target_id": target, "candidate": candidate});
             if let Some(socket) = &mut self.socket {
-                // Its end is seen by the next read.
+                // The next read reports the end of the connection.
                 let _ = socket.send(Message::text(candidate.to_string()));
             }
         }
@@ -180,7 +181,7 @@ impl Member {
 
 const ROOMS: usize = 100;
 
-/// The members go on, and talk, until something is so. Returns how long that took.
+/// Runs the members until a condition holds. Returns the elapsed time.
 #[track_caller]
 fn wait_until(
     members: &mut [Member],
@@ -201,7 +202,7 @@ fn wait_until(
     }
 }
 
-/// Waits until each has met its partner, and nobody else.
+/// Waits until each member has exchanged candidates with its partner and nobody else.
 #[track_caller]
 fn meet(members: &mut [Member], address: SocketAddr) -> Duration {
     wait_until(members, address, |members| {
@@ -212,7 +213,7 @@ fn meet(members: &mut [Member], address: SocketAddr) -> Duration {
     })
 }
 
-/// Somebody else comes into each room, sees both, and goes.
+/// Connects a guest to each room, which sees both members and leaves.
 #[track_caller]
 fn visit(members: &mut [Member], address: SocketAddr) {
     meet(members, address);
@@ -231,7 +232,7 @@ fn visit(members: &mut [Member], address: SocketAddr) {
 }
 
 #[test]
-fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
+fn peers_of_a_room_meet_when_nodes_stop_and_return() {
     if !is_installed(HAPROXY) {
         return;
     }
@@ -256,7 +257,7 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
         let began = Instant::now();
         move |_| began.elapsed() > NOTICED
     });
-    // The hash would have them on the node that is back, where nobody is.
+    // With the hash alone, guests would reach the restarted node, where the room is empty.
     visit(&mut members, address);
 
     for number in 0..3 {
@@ -264,7 +265,7 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
         let came: u32 = members.iter().map(|member| member.came).sum();
         let node = cluster.nodes[number].as_mut().unwrap();
         node.signal(Signal::SIGTERM);
-        // The balancer knows it, and still takes those who are late to rooms that are there.
+        // HAProxy knows the node, and still forwards late peers to existing rooms.
         wait_until(&mut members, address, |_| began.elapsed() > NOTICED);
         visit(&mut members, address);
         let mut code = None;
@@ -284,7 +285,7 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
     cluster.balancer.signal(Signal::SIGUSR2);
     let began = Instant::now();
     wait_until(&mut members, address, |_| began.elapsed() > NOTICED);
-    // The new process knows where each room is, and the old one still carries those who were there.
+    // The new process knows where each room is, and the old process still forwards the existing connections.
     visit(&mut members, address);
     println!("reloaded");
 
@@ -295,7 +296,7 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
 }
 
 #[test]
-fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
+fn rolling_restart_does_not_interrupt_connected_browsers() {
     if !is_installed(HAPROXY) || !is_installed(CHROMIUM) {
         return;
     }
@@ -324,7 +325,7 @@ fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
         cluster.nodes[number] = Some(self::node(cluster.ports[number]));
         sleep(NOTICED);
     }
-    // Whoever else comes meets both, who have the same connection as before.
+    // A new peer connects to both, whose connection to each other is unchanged.
     enter(&mut third, "third");
     third.wait_until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
     for browser in [&mut first, &mut second] {

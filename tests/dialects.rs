@@ -1,5 +1,5 @@
-//! The protocols of others, as far as their transcripts cannot show it: tokens, limits and time. For all of them at
-//! random, see `simulation.rs`.
+//! The other protocols, where transcripts are not enough: tokens, limits and timeouts. `simulation.rs` tests all of
+//! them with random input.
 
 mod common;
 
@@ -21,7 +21,7 @@ fn both(change: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-fn received(transport: &mut dyn Transport, peer: &str) -> Value {
+fn receive_json(transport: &mut dyn Transport, peer: &str) -> Value {
     match transport.next_received(peer) {
         Some(Received::Text(text)) => serde_json::from_str(&text).unwrap(),
         other => panic!("{peer} received {other:?}"),
@@ -33,21 +33,21 @@ fn register(transport: &mut dyn Transport, peer: &str, more: Value) -> Value {
     let mut message = json!({"type": "register", "roomId": "tea", "clientId": peer});
     message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     transport.send(peer, message.to_string().as_bytes(), false);
-    received(transport, peer)
+    receive_json(transport, peer)
 }
 
 #[test]
-fn all_protocols_are_on_one_port_and_their_rooms_do_not_meet() {
+fn protocols_share_a_port_and_have_separate_rooms() {
     let mut net = Box::new(Net::new(&both(|_| ())));
     net.open("ours", "tea");
     Transport::send(&mut *net, "ours", br#"{"type":"join","id":"ours"}"#, false);
-    assert_eq!(received(&mut *net, "ours")["peers"], json!([]));
+    assert_eq!(receive_json(&mut *net, "ours")["peers"], json!([]));
     net.open_at("game", "/tea");
-    assert!(received(&mut *net, "game")["IdAssigned"].is_string());
+    assert!(receive_json(&mut *net, "game")["IdAssigned"].is_string());
     assert_eq!(register(&mut *net, "board", json!({}))["isExistUser"], false);
-    // At the top is a room of matchbox, for who asks for a WebSocket; for all others there is the page.
+    // `/` is a matchbox room for WebSocket requests and the page for all others.
     net.open_at("top", "/");
-    assert!(received(&mut *net, "top")["IdAssigned"].is_string());
+    assert!(receive_json(&mut *net, "top")["IdAssigned"].is_string());
     assert_eq!(net.status("/noroshi.js", false), Some(200));
     assert!(net.ask(ListenerKind::Main, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").contains("<!doctype html>"));
     for (path, is_upgrade, status) in [
@@ -72,7 +72,7 @@ fn all_protocols_are_on_one_port_and_their_rooms_do_not_meet() {
 }
 
 #[test]
-fn without_their_flags_they_are_not_there() {
+fn protocols_are_disabled_without_their_flags() {
     let mut net = Box::new(Net::new(&Config::default()));
     for (path, status) in [("/signaling", 404), ("/tea", 404), ("/.ok", 404), ("/health", 404)] {
         assert_eq!(net.status(path, true), Some(status), "{path}");
@@ -82,9 +82,9 @@ fn without_their_flags_they_are_not_there() {
     let mut net = Box::new(Net::new(&Config { matchbox, page: false, ..Config::default() }));
     for (peer, path) in [("a", "/games"), ("b", "/games/"), ("c", "/games/tea")] {
         net.open_at(peer, path);
-        assert!(received(&mut *net, peer)["IdAssigned"].is_string());
+        assert!(receive_json(&mut *net, peer)["IdAssigned"].is_string());
     }
-    assert!(received(&mut *net, "a")["NewPeer"].is_string(), "both are the room without a name");
+    assert!(receive_json(&mut *net, "a")["NewPeer"].is_string(), "both are the room without a name");
     for (path, status) in [("/tea", 404), ("/", 404), ("/gamesome", 404)] {
         assert_eq!(net.status(path, true), Some(status), "{path}");
     }
@@ -92,7 +92,7 @@ fn without_their_flags_they_are_not_there() {
 }
 
 #[test]
-fn a_room_of_matchbox_is_full_when_a_mesh_is() {
+fn matchbox_room_has_the_limit_of_a_mesh() {
     let mut net = Box::new(Net::new(&both(|config| config.mesh_peers_max = 2)));
     net.open_at("a", "/tea");
     net.open_at("b", "/tea");
@@ -109,7 +109,7 @@ fn a_room_of_matchbox_is_full_when_a_mesh_is() {
 }
 
 #[test]
-fn the_vanished_are_noticed_and_give_their_places_back() {
+fn vanished_clients_free_their_slots() {
     let text = r#"
 A + tea?next=3
 A < {"IdAssigned":"$a"}
@@ -135,7 +135,7 @@ C < {"NewPeer":"$d"}
 }
 
 #[test]
-fn who_waits_alone_is_not_forgotten_and_who_never_registers_goes() {
+fn waiting_client_stays_and_unregistered_client_is_closed() {
     let text = r#"
 A +
 A > {"type":"register","roomId":"tea","standalone":true}
@@ -161,7 +161,7 @@ A < {"type":"offer"}
     transcript.play(Box::new(Net::new(&transcript.config)));
 }
 
-/// A token for this room and id, which ends in the year 2096.
+/// Returns a token for this room and id that expires in the year 2096.
 fn token(room: &str, id: Option<&str>) -> String {
     let (room, id) = (Some(room.into()), id.map(Box::from));
     let claims = Claims { until: Duration::from_secs(4_000_000_000), room, room_prefix: None, id };
@@ -169,7 +169,7 @@ fn token(room: &str, id: Option<&str>) -> String {
 }
 
 #[test]
-fn an_ayame_client_has_its_token_in_its_key() {
+fn ayame_token_is_in_the_signaling_key() {
     let mut net = Box::new(Net::new(&both(|config| {
         config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
     })));
@@ -196,7 +196,7 @@ fn an_ayame_client_has_its_token_in_its_key() {
 }
 
 #[test]
-fn a_matchbox_client_has_its_token_in_the_query() {
+fn matchbox_token_is_in_the_query() {
     let mut net = Box::new(Net::new(&both(|config| {
         config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
     })));
@@ -204,12 +204,12 @@ fn a_matchbox_client_has_its_token_in_the_query() {
     let coffee = token("coffee", None);
     assert_eq!(net.status(&format!("/tea?token={coffee}"), true), Some(403));
     net.open_at("A", &format!("/%63offee?next=2&token={coffee}"));
-    assert!(received(&mut *net, "A")["IdAssigned"].is_string());
+    assert!(receive_json(&mut *net, "A")["IdAssigned"].is_string());
     net.finish();
 }
 
 #[test]
-fn an_ayame_client_is_told_the_servers() {
+fn ayame_client_receives_the_ice_servers() {
     let mut transport = Memory::new(&both(|config| {
         config.ice_servers = vec!["stun:s.example".into(), "turn:t.example".into()];
         config.turn_secret = Some(Secret("north".into()));
@@ -229,7 +229,7 @@ fn an_ayame_client_is_told_the_servers() {
 }
 
 #[test]
-fn who_says_too_much_is_closed_and_what_finds_no_room_is_dropped() {
+fn flooding_client_is_closed_and_messages_to_a_full_queue_are_dropped() {
     let mut transport = Memory::new(&both(|config| config.rate_max = 2));
     register(&mut transport, "A", json!({}));
     register(&mut transport, "B", json!({}));

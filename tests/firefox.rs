@@ -1,4 +1,4 @@
-//! Firefox with Firefox, and with Chromium, whoever comes first: all that the page and the library do.
+//! Firefox with Firefox and with Chromium, in either order: all functions of the page and the library.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn click(browser: &mut dyn Browser, id: &str) {
     browser.eval(&format!("document.querySelector('#{id}').click()"));
 }
 
-/// Waits until what is said by each is read by the other.
+/// Waits until each page shows the other's chat message.
 fn talk(pair: &mut [(&mut dyn Browser, &str); 2], words: &str) {
     for (browser, _) in &mut *pair {
         browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
@@ -36,7 +36,7 @@ fn talk(pair: &mut [(&mut dyn Browser, &str); 2], words: &str) {
     }
 }
 
-/// As an expression: whether something of this kind that the other sends has arrived.
+/// Returns an expression for whether media of this kind has arrived from the other page.
 fn receives(kind: &str) -> String {
     let stats = "[...(await [...room.peers.values()][0].pc.getStats()).values()]";
     format!(
@@ -44,8 +44,8 @@ fn receives(kind: &str) -> String {
     )
 }
 
-/// Waits until nothing is being negotiated, both buttons say that this device is on or off, and each receives what the
-/// other sends.
+/// Waits until no negotiation is in progress, both buttons show the state of this device, and each page receives the
+/// other's media.
 fn settles(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) {
     let pc = "[...room.peers.values()][0].pc";
     let pressed = format!("document.querySelector('#{device}').getAttribute('aria-pressed') === '{is_on}'");
@@ -62,7 +62,7 @@ fn settles(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) 
     });
 }
 
-/// Everything that two people do, and what happens to them.
+/// Runs all functions of the page and the library between two browsers.
 fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     let (mut server, _stderr) = run(r#"exec "$0""#);
     enter(first, &server, "Aoi");
@@ -70,7 +70,7 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     let mut pair = [(first, "Aoi"), (second, "Ren")];
     talk(&mut pair, "Good evening!");
 
-    // A camera each way, one after the other; then both microphones at once.
+    // Cameras one after the other, then both microphones together.
     for i in [0, 1] {
         click(pair[i].0, "camera");
         pair[1 - i].0.wait_until("document.querySelector('.peer video').videoWidth > 0");
@@ -81,7 +81,7 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     for (browser, _) in &mut pair {
         browser.wait_until(&receives("audio"));
     }
-    // Glare: both change something at once.
+    // Glare: both pages change something at the same time.
     for round in 0..8 {
         let device = ["camera", "microphone"][round % 2];
         for (browser, _) in &mut pair {
@@ -91,13 +91,13 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     }
     talk(&mut pair, "Still there?");
 
-    // Either is loaded anew.
+    // Each page is reloaded.
     for i in [0, 1] {
         let name = pair[i].1;
         enter(pair[i].0, &server, name);
         talk(&mut pair, &format!("Again {i}"));
     }
-    // The server is started anew: the connection between the two is what it was.
+    // The server restarts, and the connection between the pages is unchanged.
     for (browser, _) in &mut pair {
         browser.eval("globalThis.before = [...room.peers.values()][0].pc, 0");
     }
@@ -116,7 +116,7 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     }
     talk(&mut pair, "With another");
 
-    // And in pairs.
+    // The same in a pair.
     for (browser, name) in &mut pair {
         browser.eval("room.leave()");
         browser.open(&format!("http://{}/healthz", server.address));
@@ -143,9 +143,9 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     });
 }
 
-/// One after the other, or they would be too much for a small machine.
+/// The pairs of browsers run one after the other, because together they would overload a small machine.
 #[test]
-fn whoever_comes_first() {
+fn browsers_interoperate_in_either_order() {
     if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
         return;
     }
@@ -159,9 +159,9 @@ fn whoever_comes_first() {
     acquaint(&mut chromium, &mut firefox);
 }
 
-/// Pictures are saved where TEST_LOOKS says, for somebody to look at.
+/// Saves screenshots in the directory TEST_LOOKS for visual inspection.
 #[test]
-fn the_page_fits_whatever_its_width_and_colors() {
+fn page_fits_every_width_and_color_scheme() {
     if !is_installed(FIREFOX) {
         return;
     }

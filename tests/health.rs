@@ -1,4 +1,4 @@
-//! A server answers whether it is well, however many connections do nothing.
+//! `/healthz` is answered while the server is full of idle connections.
 
 mod common;
 
@@ -14,7 +14,7 @@ use common::pipe::REQUEST;
 use common::process::{eventually, run};
 use serde_json::json;
 
-/// Connections that send one byte, wait until they are closed, and come again.
+/// Connections that send one byte, wait until they are closed, and reconnect.
 struct Attack {
     is_over: Arc<AtomicBool>,
     attempts: Arc<AtomicUsize>,
@@ -31,7 +31,7 @@ impl Attack {
                 stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
                 let _ = stream.write_all(sent.as_bytes());
                 attempts.fetch_add(1, Ordering::Relaxed);
-                // The connection stays until the server closes it.
+                // The connection stays open until the server closes it.
                 let is_open = |read: std::io::Result<usize>| match read {
                     Ok(bytes) => bytes > 0,
                     Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
@@ -58,7 +58,7 @@ impl Attack {
     }
 }
 
-/// Asks twenty times, and expects each answer within a second.
+/// Sends twenty requests and asserts that each is answered within a second.
 fn assert_answers(address: SocketAddr, path: &str) {
     for i in 0..20 {
         let began = Instant::now();
@@ -98,7 +98,7 @@ fn server_without_memory_answers_healthz_under_connections_that_send_one_byte() 
         peer.send_json(json!({"type": "offer", "id": "A", "sdp": sdp}));
         peers.push(peer);
     }
-    // Connections take what the offers left.
+    // Connections use the memory that the offers have left.
     eventually("the memory is used up", || {
         let mut peer = Client::connect(server.address);
         peer.send(REQUEST.as_bytes());

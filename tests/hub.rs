@@ -1,4 +1,4 @@
-//! Rules of the hub that the format of the transcripts cannot show.
+//! Rules of noroshi's protocol that transcripts cannot express.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn memory(change: impl FnOnce(&mut Config)) -> Memory {
     Memory::new(&config)
 }
 
-fn received(transport: &mut Memory, peer: &str) -> Value {
+fn receive_json(transport: &mut Memory, peer: &str) -> Value {
     match transport.next_received(peer) {
         Some(Received::Text(text)) => serde_json::from_str(&text).unwrap(),
         other => panic!("{peer} received {other:?}"),
@@ -25,7 +25,7 @@ fn received(transport: &mut Memory, peer: &str) -> Value {
 }
 
 fn code(transport: &mut Memory, peer: &str) -> Value {
-    received(transport, peer)["code"].clone()
+    receive_json(transport, peer)["code"].clone()
 }
 
 fn send(transport: &mut Memory, peer: &str, message: Value) {
@@ -38,7 +38,7 @@ fn open(transport: &mut Memory, peer: &str) {
 }
 
 #[test]
-fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() {
+fn turn_credentials_differ_by_peer_and_expire_after_twelve_hours() {
     let mut transport = memory(|config| {
         config.ice_servers = vec!["stun:s.example".into(), "turn:t.example".into()];
         config.turn_secret = Some(Secret("north".into()));
@@ -47,7 +47,7 @@ fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() 
     transport.open("A", "");
     let ice_servers = |transport: &mut Memory, peer: &str, kind: &str| {
         send(transport, peer, json!({"type": kind, "id": peer}));
-        received(transport, peer)["iceServers"].clone()
+        receive_json(transport, peer)["iceServers"].clone()
     };
     let expected = |username: &str, credential: &str| {
         json!([
@@ -55,8 +55,8 @@ fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() 
             {"urls": ["turn:t.example"], "username": username, "credential": credential},
         ])
     };
-    // The name begins printf A | openssl dgst -sha1, and the credential of the name
-    // printf 1000043200:6dcd4ce23d88e2ee | openssl dgst -sha1 -hmac north -binary | base64
+    // The user name begins with the output of printf A | openssl dgst -sha1, and the credential is that of printf
+    // 1000043200:6dcd4ce23d88e2ee | openssl dgst -sha1 -hmac north -binary | base64
     let first = expected("1000043200:6dcd4ce23d88e2ee", "e6RJaSjqfkq1ApMm+XsQDWIah1M=");
     assert_eq!(ice_servers(&mut transport, "A", "join"), first);
     transport.advance(3600);
@@ -64,7 +64,7 @@ fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() 
         ice_servers(&mut transport, "A", "join"),
         expected("1000046800:6dcd4ce23d88e2ee", "XN+jwWiUy5jx5bx97NJjjKi57dE=")
     );
-    // Somebody sets the clock back.
+    // The wall clock is set back.
     transport.epoch = Duration::from_secs(999_996_400);
     assert_eq!(ice_servers(&mut transport, "A", "connect"), first);
     send(&mut transport, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
@@ -77,7 +77,7 @@ fn credentials_are_each_peers_own_and_last_half_a_day_from_when_they_are_told() 
 }
 
 #[test]
-fn a_password_ends_at_most_a_call_after_the_token() {
+fn turn_credentials_expire_at_most_four_hours_after_the_token() {
     let mut transport = memory(|config| {
         config.ice_servers = vec!["turn:t.example".into()];
         config.turn_secret = Some(Secret("north".into()));
@@ -87,20 +87,20 @@ fn a_password_ends_at_most_a_call_after_the_token() {
         let until = Duration::from_secs(1_000_000_000 + seconds);
         transport.open_with_token(peer, "", &Claims { until, id: Some(peer.into()), ..Claims::default() });
         send(&mut transport, peer, json!({"type": "join", "id": peer}));
-        let joined = received(&mut transport, peer);
+        let joined = receive_json(&mut transport, peer);
         let username = joined["iceServers"][0]["username"].as_str().unwrap();
         assert!(username.starts_with(&format!("{expiry}:")), "{username}");
     }
 }
 
 #[test]
-fn a_busy_peer_makes_no_pair_and_is_told_nothing() {
+fn answer_to_a_busy_peer_forms_no_pair() {
     let mut transport = memory(|_| ());
     open(&mut transport, "A");
     open(&mut transport, "B");
     send(&mut transport, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
     send(&mut transport, "B", json!({"type": "connect", "id": "B"}));
-    assert_eq!(received(&mut transport, "B")["sdp"], "1");
+    assert_eq!(receive_json(&mut transport, "B")["sdp"], "1");
     let a = transport.conn("A");
     transport.outbox.full.insert(a);
     for message in [
@@ -110,21 +110,21 @@ fn a_busy_peer_makes_no_pair_and_is_told_nothing() {
         json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidates": [2, 3]}),
     ] {
         send(&mut transport, "B", message);
-        let error = received(&mut transport, "B");
+        let error = receive_json(&mut transport, "B");
         assert_eq!((&error["code"], &error["target_id"]), (&json!("peer_busy"), &json!("A")));
     }
     send(&mut transport, "B", json!({"type": "answer", "id": "B", "sdp": 2}));
-    assert_eq!(received(&mut transport, "B")["target_id"], Value::Null, "it named nobody");
+    assert_eq!(receive_json(&mut transport, "B")["target_id"], Value::Null, "it named nobody");
     assert_eq!(transport.next_received("A"), None);
     transport.outbox.full.clear();
-    // The offer stands, and B still holds it.
+    // The offer remains current, and B still holds it.
     send(&mut transport, "B", json!({"type": "answer", "id": "B", "sdp": 3}));
-    assert_eq!(received(&mut transport, "A"), json!({"type": "answer", "sdp": "3", "id": "B"}));
+    assert_eq!(receive_json(&mut transport, "A"), json!({"type": "answer", "sdp": "3", "id": "B"}));
     Box::new(transport).finish();
 }
 
 #[test]
-fn too_many_by_size() {
+fn candidates_are_limited_by_size() {
     let mut transport = memory(|config| config.message_bytes_max = 1 << 20);
     open(&mut transport, "A");
     let candidate =
@@ -139,7 +139,7 @@ fn too_many_by_size() {
     Box::new(transport).finish();
 }
 
-/// A probed holder, and a claimant of its id that has sent its first message.
+/// Sets up a probed holder and a claimant of its id that has sent its first message.
 fn claim(transport: &mut Memory, first: Value) {
     open(transport, "A");
     transport.stop_reading("A");
@@ -148,7 +148,7 @@ fn claim(transport: &mut Memory, first: Value) {
 }
 
 #[test]
-fn what_a_claimant_sends_is_not_read_before_the_probe_ends() {
+fn claimant_is_not_read_before_the_probe_ends() {
     let mut transport = memory(|config| config.rate_max = 0);
     claim(&mut transport, json!({"type": "candidateAdd", "id": "A", "candidate": "x".repeat(60_000)}));
     let reserved = transport.reserved();
@@ -160,12 +160,12 @@ fn what_a_claimant_sends_is_not_read_before_the_probe_ends() {
     transport.advance(5);
     assert_eq!(transport.count("leave"), 10_001);
     send(&mut transport, "B", json!({"type": "connect", "id": "A"}));
-    assert_eq!(received(&mut transport, "B"), json!({"type": "offer"}));
+    assert_eq!(receive_json(&mut transport, "B"), json!({"type": "offer"}));
     Box::new(transport).finish();
 }
 
 #[test]
-fn claimants_beyond_the_limit_are_told_at_once() {
+fn claimants_over_the_limit_are_rejected_immediately() {
     let mut transport = memory(|_| ());
     open(&mut transport, "A");
     transport.stop_reading("A");
@@ -179,7 +179,7 @@ fn claimants_beyond_the_limit_are_told_at_once() {
     }
     assert_eq!(code(&mut transport, &names[CLAIMANTS_MAX]), "id_taken");
     transport.advance(5);
-    assert_eq!(received(&mut transport, &names[0])["type"], "joined");
+    assert_eq!(receive_json(&mut transport, &names[0])["type"], "joined");
     for name in &names[1..CLAIMANTS_MAX] {
         assert_eq!(code(&mut transport, name), "id_taken");
     }
@@ -187,39 +187,39 @@ fn claimants_beyond_the_limit_are_told_at_once() {
 }
 
 #[test]
-fn a_probe_that_ends_without_claimants_changes_nothing() {
+fn probe_that_ends_without_claimants_has_no_effect() {
     let mut transport = memory(|_| ());
     claim(&mut transport, json!({"type": "join", "id": "A"}));
     transport.advance(1);
     transport.close("B");
     transport.advance(5);
     assert_eq!(left(&transport.dispatcher), (1, 1, None), "the holder is still there");
-    // The next claim begins another probe.
+    // The next claim starts another probe.
     transport.open("C", "");
     send(&mut transport, "C", json!({"type": "join", "id": "A"}));
     transport.advance(4);
     assert_eq!(transport.next_received("C"), None);
     transport.advance(1);
-    assert_eq!(received(&mut transport, "C")["type"], "joined");
+    assert_eq!(receive_json(&mut transport, "C")["type"], "joined");
     Box::new(transport).finish();
 }
 
 #[test]
-fn a_claim_is_paid_and_counted_once() {
+fn claim_is_charged_and_counted_once() {
     let mut transport = memory(|config| config.rate_max = 5);
     claim(&mut transport, json!({"type": "candidateAdd", "id": "A", "candidates": vec![1; 40]}));
     transport.close("A");
     send(&mut transport, "B", json!({"type": "offer", "id": "A", "sdp": 1}));
     open(&mut transport, "C");
     send(&mut transport, "C", json!({"type": "answer", "id": "C", "target_id": "A"}));
-    assert_eq!(received(&mut transport, "C")["candidate"].as_str().unwrap().len(), 79);
+    assert_eq!(receive_json(&mut transport, "C")["candidate"].as_str().unwrap().len(), 79);
     assert_eq!(transport.count("candidateAdd"), 1);
     assert_eq!(transport.count("rate_limited"), 0);
     Box::new(transport).finish();
 }
 
 #[test]
-fn a_full_array_of_candidates_can_be_sent_at_any_rate() {
+fn full_array_of_candidates_is_accepted_at_any_rate() {
     let mut transport = memory(|config| config.rate_max = 1);
     open(&mut transport, "A");
     for _ in 0..2 {
@@ -231,18 +231,18 @@ fn a_full_array_of_candidates_can_be_sent_at_any_rate() {
     Box::new(transport).finish();
 }
 
-/// Everything that a message makes the server say is paid for: one credit for every 64 deliveries begun, and for every
-/// 4 KiB begun of an answer.
+/// Everything that a message makes the server send is charged: one credit for every 64 deliveries or part of 64, and
+/// one for every 4 KiB or part of 4 KiB of an answer.
 #[test]
 fn deliveries_and_long_answers_cost_credits() {
-    // Each row: peers in the mesh, the length of their ids, a message of one that is not, and its credits in all.
+    // Each row: members of the mesh, length of their ids, messages of a peer outside the mesh, and their total credits.
     for (others, id_bytes, messages, credits) in [
         (0, 5, &["join"][..], 2),
         (1, 5, &["join"], 3),
         (63, 5, &["join"], 3),
         (64, 5, &["join"], 3),
         (65, 5, &["join"], 4),
-        // 30 ids of 128 bytes are more than 4 KiB.
+        // 30 ids of 128 bytes exceed 4 KiB.
         (29, 128, &["join"], 3),
         (30, 128, &["join"], 4),
         (30, 128, &["join", "join"], 4 + 3),
@@ -260,7 +260,7 @@ fn deliveries_and_long_answers_cost_credits() {
             send(&mut transport, &name, json!({"type": "join", "id": name}));
         }
         transport.open("X", "");
-        // A full bucket has ten credits. The messages cost what is left of it, and not one more.
+        // A full bucket has ten credits. The messages cost exactly the remaining ones.
         for _ in 0..10 - credits {
             transport.send("X", b"x", false);
         }
@@ -276,7 +276,7 @@ fn deliveries_and_long_answers_cost_credits() {
 
 /// A peer whose token replaces the holder of its id pays for its own announcement, too.
 #[test]
-fn a_takeover_pays_for_joining_a_mesh_that_was_full() {
+fn takeover_is_charged_for_joining_a_full_mesh() {
     let mut transport = memory(|config| {
         config.mesh_peers_max = 2;
         config.rate_max = 1;
@@ -288,9 +288,9 @@ fn a_takeover_pays_for_joining_a_mesh_that_was_full() {
     let claims =
         Claims { until: Duration::from_secs(1000), room: None, room_prefix: None, id: Some("A".into()) };
     transport.open_with_token("O", "", &claims);
-    // The message, the departure of A, the arrival of O, and the answer: four of ten credits.
+    // The message, the departure of A, the arrival of O and the answer cost four of ten credits.
     send(&mut transport, "O", json!({"type": "join", "id": "A"}));
-    assert_eq!(received(&mut transport, "O")["peers"], json!(["B"]));
+    assert_eq!(receive_json(&mut transport, "O")["peers"], json!(["B"]));
     for _ in 0..6 {
         transport.send("O", b"x", false);
         assert_eq!(code(&mut transport, "O"), "bad_json");
@@ -300,21 +300,21 @@ fn a_takeover_pays_for_joining_a_mesh_that_was_full() {
     Box::new(transport).finish();
 }
 
-/// An answer that comes too late is answered with the offer that stands now, which may be long.
+/// A late answer is answered with the current offer, which may be long.
 #[test]
-fn an_answer_that_is_too_late_pays_for_the_offer_that_it_gets() {
+fn late_answer_is_charged_for_the_offer_that_it_receives() {
     let mut transport = memory(|config| config.rate_max = 1);
     open(&mut transport, "A");
     open(&mut transport, "B");
     send(&mut transport, "A", json!({"type": "offer", "id": "A", "sdp": 1}));
     send(&mut transport, "B", json!({"type": "connect", "id": "B"}));
-    assert_eq!(received(&mut transport, "B")["sdp"], "1");
+    assert_eq!(receive_json(&mut transport, "B")["sdp"], "1");
     transport.advance(1000);
     send(&mut transport, "A", json!({"type": "offer", "id": "A", "sdp": "x".repeat(10_000)}));
     send(&mut transport, "B", json!({"type": "answer", "id": "B", "sdp": 2}));
     assert_eq!(code(&mut transport, "B"), "offer_taken");
-    assert_eq!(received(&mut transport, "B")["target_id"], "A");
-    // The message and three blocks of 4 KiB: four of ten credits.
+    assert_eq!(receive_json(&mut transport, "B")["target_id"], "A");
+    // The message and three blocks of 4 KiB cost four of ten credits.
     for _ in 0..6 {
         transport.send("B", b"x", false);
         assert_eq!(code(&mut transport, "B"), "bad_json");
@@ -324,9 +324,9 @@ fn an_answer_that_is_too_late_pays_for_the_offer_that_it_gets() {
     Box::new(transport).finish();
 }
 
-/// Of a message that costs too much nothing happens, also if its sender has no id yet.
+/// A message over the rate limit has no effect, even if its sender has no id yet.
 #[test]
-fn a_message_that_costs_too_much_changes_nothing() {
+fn message_over_the_rate_limit_has_no_effect() {
     let mut transport = memory(|config| config.rate_max = 1);
     for i in 0..30 {
         let name = format!("{i:0>128}");
@@ -351,7 +351,7 @@ fn a_message_that_costs_too_much_changes_nothing() {
     Box::new(transport).finish();
 }
 
-/// One message makes the server say no more than its sender has paid for, whatever the room holds.
+/// The effects of one message are limited by the credits of its sender, regardless of the room's size.
 #[test]
 fn an_offer_is_held_by_a_limited_number_of_peers() {
     let mut transport = memory(|_| ());
@@ -363,46 +363,46 @@ fn an_offer_is_held_by_a_limited_number_of_peers() {
         send(&mut transport, name, json!({"type": "connect", "id": name}));
     }
     for name in &names[..OFFER_HOLDERS_MAX] {
-        assert_eq!(received(&mut transport, name)["sdp"], "1");
+        assert_eq!(receive_json(&mut transport, name)["sdp"], "1");
     }
     let last = &names[OFFER_HOLDERS_MAX];
     assert_eq!(transport.next_received(last), None, "it waits");
     send(&mut transport, &names[0], json!({"type": "answer", "id": names[0], "target_id": "A"}));
-    assert_eq!(received(&mut transport, last), json!({"type": "offer"}), "it is asked");
+    assert_eq!(receive_json(&mut transport, last), json!({"type": "offer"}), "it is asked");
     Box::new(transport).finish();
 }
 
 #[test]
-fn patience_begins_anew_when_the_line_does() {
+fn room_timeout_restarts_with_the_queue() {
     let mut transport = memory(|_| ());
     for peer in ["L", "H", "X"] {
         open(&mut transport, peer);
     }
-    // H holds an offer of L's that X has taken; L is left behind.
+    // H holds L's offer, which X has taken. L is queued again.
     send(&mut transport, "L", json!({"type": "offer", "id": "L", "sdp": 1}));
     send(&mut transport, "H", json!({"type": "connect", "id": "H"}));
-    received(&mut transport, "H");
+    receive_json(&mut transport, "H");
     send(&mut transport, "X", json!({"type": "answer", "id": "X", "target_id": "L"}));
     send(&mut transport, "X", json!({"type": "connect", "id": "X"}));
     send(&mut transport, "X", json!({"type": "leave", "id": "X"}));
-    received(&mut transport, "L");
-    received(&mut transport, "L");
-    // X is asked, L waits alone for 29 s, then leaves its place to H.
+    receive_json(&mut transport, "L");
+    receive_json(&mut transport, "L");
+    // X becomes the offerer. L is queued alone for 29 s, then gives up its position to H.
     send(&mut transport, "X", json!({"type": "connect", "id": "X"}));
-    assert_eq!(received(&mut transport, "X"), json!({"type": "offer"}));
+    assert_eq!(receive_json(&mut transport, "X"), json!({"type": "offer"}));
     send(&mut transport, "L", json!({"type": "connect", "id": "L"}));
     transport.advance(29);
     transport.close("L");
-    assert_eq!(received(&mut transport, "H"), json!({"type": "peerLeft", "id": "L"}));
+    assert_eq!(receive_json(&mut transport, "H"), json!({"type": "peerLeft", "id": "L"}));
     transport.advance(29);
     assert_eq!(transport.next_received("H"), None);
     transport.advance(1);
-    assert_eq!(received(&mut transport, "H"), json!({"type": "offer"}));
+    assert_eq!(receive_json(&mut transport, "H"), json!({"type": "offer"}));
     Box::new(transport).finish();
 }
 
 #[test]
-fn what_cannot_be_kept_is_refused() {
+fn offers_and_candidates_are_rejected_without_memory() {
     let mut transport = memory(|_| ());
     for peer in ["A", "B"] {
         open(&mut transport, peer);
@@ -426,13 +426,13 @@ fn what_cannot_be_kept_is_refused() {
     assert_eq!(code(&mut transport, "B"), "unknown_peer");
     assert_eq!(transport.next_received("B"), None);
     send(&mut transport, "late", json!({"type": "answer", "id": "A", "target_id": "B"}));
-    assert_eq!(received(&mut transport, "late")["target_id"], "B");
+    assert_eq!(receive_json(&mut transport, "late")["target_id"], "B");
     transport.open("second claimant", "");
     send(&mut transport, "second claimant", json!({"type": "connect", "id": "A"}));
     assert_eq!(code(&mut transport, "second claimant"), "too_many");
     assert_eq!(transport.reserved(), reserved);
 
-    // Nor is what was stored for the offer that was refused kept for another.
+    // Candidates of the rejected offer are not kept for a later one.
     transport.outbox.out_of_memory = false;
     transport.open("C", "C");
     send(&mut transport, "C", json!({"type": "candidateAdd", "id": "C", "candidate": 1}));
@@ -443,13 +443,13 @@ fn what_cannot_be_kept_is_refused() {
     send(&mut transport, "C", json!({"type": "offer", "id": "C", "sdp": 2}));
     transport.open("D", "C");
     send(&mut transport, "D", json!({"type": "answer", "id": "D", "target_id": "C"}));
-    assert_eq!(received(&mut transport, "C")["type"], "answer");
+    assert_eq!(receive_json(&mut transport, "C")["type"], "answer");
     assert_eq!(transport.next_received("D"), None, "no candidates");
     transport.close("C");
-    assert_eq!(received(&mut transport, "D")["type"], "peerLeft");
+    assert_eq!(receive_json(&mut transport, "D")["type"], "peerLeft");
     transport.close("D");
 
-    // With memory it goes on as if nothing had been.
+    // With memory available, everything works again.
     transport.outbox.out_of_memory = false;
     send(&mut transport, "B", json!({"type": "offer", "id": "B", "sdp": 1}));
     send(&mut transport, "B", json!({"type": "candidateAdd", "id": "B", "candidate": 1}));
@@ -458,7 +458,7 @@ fn what_cannot_be_kept_is_refused() {
     Box::new(transport).finish();
 }
 
-/// Peers that replace what is stored use no more memory than what is there now.
+/// Replaced offers and dropped candidates release their memory.
 #[test]
 fn replaced_offers_and_dropped_candidates_release_their_memory() {
     let mut transport = memory(|config| config.rate_max = 0);
@@ -482,9 +482,9 @@ fn replaced_offers_and_dropped_candidates_release_their_memory() {
     Box::new(transport).finish();
 }
 
-/// A slot is used again, but not the tokens of who was in it before.
+/// A slot is reused, but not the credits of its previous connection.
 #[test]
-fn who_comes_after_a_flood_has_a_full_bucket() {
+fn connection_in_a_reused_slot_has_a_full_bucket() {
     let mut transport = memory(|config| config.rate_max = 1);
     let conn = |number| noroshi::protocol::Conn::new(number, 0);
     transport.handle(Input::Connected(conn(1), &target(""), None));
@@ -500,7 +500,7 @@ fn who_comes_after_a_flood_has_a_full_bucket() {
         transport.handle(Input::Text(conn(1), r#"{"type":"leave","id":"A"}"#));
     }
     transport.outbox.effects.clear();
-    // The server tells nobody twice that a connection is gone.
+    // The server reports each disconnect once.
     transport.handle(Input::Connected(conn(2), &target(""), None));
     for _ in 0..10 {
         transport.handle(Input::Text(conn(2), r#"{"type":"leave","id":"B"}"#));

@@ -1,4 +1,4 @@
-//! The client library in a real browser: what real ones, and people, do to it.
+//! The client library in a real browser.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::process::{Running, eventually, run};
 use common::program::{free_port, is_installed};
 use serde_json::json;
 
-/// A page that has the library, and helpers to see what happens to a room. All rooms of a test can be in one page.
+/// Opens a page with the library and functions that observe rooms. All rooms of a test may be in one page.
 fn page(server: &Running) -> Chromium {
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", server.address));
@@ -36,14 +36,14 @@ const HELPERS: &str = r#"
         return canvas.captureStream(9);
     };"#;
 
-/// Ends a test. What the browser itself says of requests that fail, its own for an icon among them, is no fault.
+/// Ends a test. Errors that the browser reports for failed requests, including that for an icon, are ignored.
 fn close(mut browser: Chromium) {
     browser.assert_no_errors();
     browser.kill();
 }
 
 #[test]
-fn who_awaits_the_first_offer_may_add_to_its_answer() {
+fn tracks_added_before_the_first_offer_are_in_the_answer() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -62,7 +62,7 @@ fn who_awaits_the_first_offer_may_add_to_its_answer() {
 }
 
 #[test]
-fn what_fails_is_told_with_its_peer_which_begins_anew() {
+fn failure_is_reported_with_its_peer_which_restarts() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -83,13 +83,13 @@ fn what_fails_is_told_with_its_peer_which_begins_anew() {
 }
 
 #[test]
-fn an_answer_that_is_said_again_brings_its_candidates() {
+fn repeated_answer_has_its_candidates() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
-    // The server refuses all candidates of A, as if they were too many, and so does the answer come without them.
+    // The server rejects all candidates of A with `too_many`, so that the answer arrives without them.
     browser.eval(
         r#"let refuses = true;
         const all = [], send = WebSocket.prototype.send;
@@ -114,7 +114,7 @@ fn an_answer_that_is_said_again_brings_its_candidates() {
 }
 
 #[test]
-fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
+fn send_addresses_one_peer_and_reports_failures() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -130,7 +130,7 @@ fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
     browser.eval("for (const data of [{ a: 1 }, new Blob(['x'.repeat(3e5)]), 'é'.repeat(2e5)]) attempt(a.peers.get('C'), data); 0");
     assert_eq!(browser.eval("tried"), json!(["not_open", "TypeError", "TypeError", "too_big"]));
     assert_eq!(browser.eval("a.peers.get('C').maxMessageSize >= 65536"), true);
-    // The queue of one is full.
+    // The queue has space for one message.
     browser.eval(
         "a.peers.get('B').channel.send = () => { throw new Error('full'); };
         for (let i = 0; i < 100; i++) a.send(String(i)); 0",
@@ -148,7 +148,7 @@ fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
 }
 
 #[test]
-fn a_description_that_is_too_large_is_an_error_of_that_peer_and_the_room_lives_on() {
+fn oversized_description_is_an_error_of_its_peer_only() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -158,7 +158,7 @@ fn a_description_that_is_too_large_is_an_error_of_that_peer_and_the_room_lives_o
     browser.wait_until("errors.length > 0 && b.online");
     browser.wait_until("a.peers.has('B')");
     assert_eq!(browser.eval("errors.every((it) => it.join() === 'B,A,too_big')"), true);
-    // Whoever comes is still met as far as that is possible, and it is not said for ever.
+    // New peers still connect as far as possible, and the error does not repeat forever.
     browser.eval("const c = await enter('C'); 0");
     browser.wait_until(
         "errors.some((it) => it.join() === 'C,A,too_big') && b.online && c.online && b.peers.has('C')",
@@ -171,7 +171,7 @@ fn a_description_that_is_too_large_is_an_error_of_that_peer_and_the_room_lives_o
 }
 
 #[test]
-fn a_page_that_sleeps_is_no_ghost() {
+fn suspended_page_leaves_its_room() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -185,14 +185,14 @@ fn a_page_that_sleeps_is_no_ghost() {
     browser.eval("turns('pageshow'); 0");
     browser.wait_until("a.online");
     eventually("it is back", || server.metric("peers") == 1.0);
-    // And really.
+    // A real navigation.
     browser.open("about:blank");
     eventually("it is gone", || server.metric("connections") == 0.0);
     close(browser);
 }
 
 #[test]
-fn a_room_that_was_left_is_held_by_nothing() {
+fn left_room_is_garbage_collected() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -215,7 +215,7 @@ fn a_room_that_was_left_is_held_by_nothing() {
 }
 
 #[test]
-fn who_does_not_come_in_is_told_why() {
+fn failed_join_has_a_reason() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -229,7 +229,7 @@ fn who_does_not_come_in_is_told_why() {
         ("connect(url, { id: 'B' })".to_owned(), "id_taken"),
         (format!("join('ws://{gone}/ws')"), "unreachable"),
         (format!("connect('ws://{gone}/ws')"), "unreachable"),
-        // Another origin, a room that is none, and nothing that is one.
+        // Another origin, an invalid room, and an invalid address.
         (format!("join('ws://localhost:{port}/ws')"), "refused"),
         (format!("join('ws://127.0.0.1:{port}/ws/a%20b')"), "refused"),
         (format!("connect('ws://127.0.0.1:{port}/nowhere')"), "refused"),

@@ -1,4 +1,4 @@
-//! The page as people use it: in a hurry, on a phone, with long names, without colors, without seeing it.
+//! The page for users: repeated clicks, phones, long names, forced colors and screen readers.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn enter(browser: &mut Chromium, server: &Running, name: &str) {
     browser.wait_until("document.querySelector('#status')?.dataset.state !== 'joining'");
 }
 
-/// Saves a picture of each look where this variable says, for somebody to look at.
+/// Saves a screenshot in the directory of this variable, for visual inspection.
 fn look(browser: &mut Chromium, name: &str) {
     let Some(folder) = std::env::var_os("TEST_LOOKS") else { return };
     for (width, height) in [(320, 900), (390, 844), (1100, 780)] {
@@ -29,7 +29,7 @@ fn look(browser: &mut Chromium, name: &str) {
 }
 
 #[test]
-fn a_button_says_what_the_device_does_however_often_it_is_clicked() {
+fn device_button_shows_the_state_of_the_device() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -53,7 +53,7 @@ fn a_button_says_what_the_device_does_however_often_it_is_clicked() {
         browser.eval("button.click(); 0");
         browser.wait_until("says() === 'false' && isLive() === 0");
     }
-    // The device ends, and the browser refuses.
+    // The track ends, and the browser refuses a new one.
     browser.eval("button.click(); 0");
     browser.wait_until("says() === 'true'");
     browser.eval("live.at(-1).stop(); live.at(-1).dispatchEvent(new Event('ended')); 0");
@@ -65,13 +65,13 @@ fn a_button_says_what_the_device_does_however_often_it_is_clicked() {
 }
 
 #[test]
-fn whoever_cannot_enter_is_told_why_and_what_to_do() {
+fn failed_join_shows_a_reason_and_a_remedy() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (mut server, _stderr) = run(r#"exec "$0" --max-mesh-peers 1"#);
     let [mut first, mut second] = Chromium::start();
-    // As much of a name as fits into 128 bytes.
+    // A name is truncated to 128 bytes.
     enter(&mut first, &server, &"日".repeat(60));
     first.wait_until("document.querySelector('#status').dataset.state === 'online'");
     assert_eq!(first.eval("room.id"), "日".repeat(42));
@@ -94,7 +94,7 @@ fn whoever_cannot_enter_is_told_why_and_what_to_do() {
     second.eval("document.querySelector('#rename').click(); 0");
     words(&mut second, "This room is full");
     assert_eq!(ways(&mut second), "again");
-    // Somebody comes in under the same name: nobody is there who could be lost.
+    // A peer joins under the same name while no other peer is present.
     first.eval("room.dispatchEvent(Object.assign(new Event('error'), { error: { code: 'replaced' } })); 0");
     words(&mut first, "so this page is out");
     assert_eq!(
@@ -103,7 +103,7 @@ fn whoever_cannot_enter_is_told_why_and_what_to_do() {
     );
     first.eval("document.querySelector('#again').click(); 0");
     first.wait_until("document.querySelector('#status').dataset.state === 'online'");
-    // Whatever else the server says.
+    // Any other error of the server.
     second.eval(
         r#"WebSocket.prototype.send = function () {
             this.onmessage({ data: '{"type":"error","code":"bad_message","message":"that is no id"}' });
@@ -127,7 +127,7 @@ fn whoever_cannot_enter_is_told_why_and_what_to_do() {
 }
 
 #[test]
-fn a_phone_shows_all_and_says_that_something_was_said() {
+fn narrow_page_shows_everything_and_marks_unread_messages() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -158,7 +158,7 @@ fn a_phone_shows_all_and_says_that_something_was_said() {
 }
 
 #[test]
-fn it_is_there_for_those_who_do_not_see_it_or_see_no_colors() {
+fn page_is_accessible() {
     let Some(axe) = axe().filter(|_| is_installed(CHROMIUM)) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren] = Chromium::start();
@@ -174,14 +174,14 @@ fn it_is_there_for_those_who_do_not_see_it_or_see_no_colors() {
     aoi.wait_until("document.querySelector('.peer video').videoWidth > 0");
     assert_accessible(&mut aoi, &axe);
     look(&mut aoi, "together");
-    // On is not off without colors.
+    // Without colors, the state of a button differs in its text.
     let mark = "getComputedStyle(document.querySelector('#camera'), '::before').content";
     let on = aoi.eval(mark);
     aoi.eval("document.querySelector('#camera').click(); 0");
     assert_ne!(aoi.eval(mark), on);
     aoi.eval("room.dispatchEvent(Object.assign(new Event('error'), { error: { code: 'room_full' } })); 0");
     assert_accessible(&mut aoi, &axe);
-    // Every name has a face whose letters can be read: axe has seen two, these are the worst.
+    // Every name has a background with readable letters. axe has checked two of them; these are the worst cases.
     let contrasts: Value = aoi.eval(
         "Array.from({ length: 360 }, (_, hue) => {
             const face = document.querySelector('.face');

@@ -1,4 +1,4 @@
-//! The proxies of the README, over TLS, each started from what stands there.
+//! The README's proxy configurations, over TLS.
 
 mod common;
 
@@ -19,30 +19,30 @@ use common::tls::{self, HOST, OPENSSL};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// What the README has as `60s`, shortened with the ping interval: `--ping-interval 2` pings after 3 s at the latest.
+/// Replaces the README's `60s`, together with the ping interval: `--ping-interval 2` pings after 3 s at the latest.
 const TIMEOUT: Duration = Duration::from_secs(6);
 
-/// What a proxy is started with, beside the block of the README.
+/// A proxy and the additions that its README block needs in a test.
 struct Kind {
     program: &'static str,
-    /// A line of its block.
+    /// A line that identifies the README block.
     line: &'static str,
-    /// What must be different in a test, which listens on `PORT` and has its files in `HOME`.
+    /// Replacements for tests, in which the proxy listens on `PORT` and has its files in `HOME`.
     changes: &'static [(&'static str, &'static str)],
-    /// What comes before and after the block.
+    /// Text before and after the block.
     around: [&'static str; 2],
-    /// The name of the file.
+    /// The name of the configuration file.
     file: &'static str,
     arguments: &'static str,
-    /// What the README says to write instead where there are pages of one's own.
+    /// The README's replacement for a host that serves other pages, too.
     own_pages: (&'static str, &'static [&'static str]),
-    /// What it says for the server's socket in a file.
+    /// The README's address for a server on a Unix socket.
     local: &'static str,
-    /// Has the running proxy read its file again.
+    /// Makes the running proxy reload its configuration.
     reload: fn(&Program),
-    /// How a WebSocket ends at a reload, if it does.
+    /// The close code of WebSockets at a reload, if the proxy closes them.
     reload_ends: Option<u16>,
-    /// Whether it cuts what is silent.
+    /// Whether the proxy closes idle connections.
     cuts: bool,
 }
 
@@ -120,12 +120,12 @@ struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it in front of this server, with more changes of the block than are needed.
+    /// Starts the proxy in front of a server, with further replacements.
     fn start(kind: &'static Kind, server: SocketAddr, changes: &[(&str, String)]) -> Proxy {
         Proxy::before(kind, &server.to_string(), changes)
     }
 
-    /// The same in front of what is written so.
+    /// Starts the proxy in front of this upstream address.
     fn before(kind: &'static Kind, server: &str, changes: &[(&str, String)]) -> Proxy {
         let port = free_port();
         let program = Program::start_after(kind.program, kind.arguments, |home| {
@@ -148,7 +148,7 @@ impl Proxy {
         Proxy { kind, program, address }
     }
 
-    /// Has it pass on to another server what comes from now on, and returns a peer that is there.
+    /// Switches new connections to another server. Returns a peer that is connected to it.
     fn turn(&self, from: &Running, to: &Running) -> Client {
         let path = self.program.home.join(self.kind.file);
         let text = fs::read_to_string(&path).unwrap();
@@ -166,7 +166,7 @@ impl Proxy {
         tls::connect(&self.program.home, Ipv4Addr::from(from), self.address)
     }
 
-    /// What a browser gets at a path.
+    /// Returns the response to a browser's request for a path.
     fn get(&self, path: &str) -> String {
         let mut stream = self.connect([127, 0, 0, 1]);
         let host = self.host();
@@ -176,12 +176,12 @@ impl Proxy {
         answer
     }
 
-    /// The host as the address of a page has it.
+    /// Returns the host as it appears in the page's URL.
     fn host(&self) -> String {
         format!("{HOST}:{}", self.address.port())
     }
 
-    /// Asks for a WebSocket as a browser does in a page of this origin, and returns the status too.
+    /// Requests an upgrade as a browser does on a page of this origin. Returns the connection and the status.
     fn ask(&self, from: [u8; 4], host: &str, origin: &str, header: &str) -> (Client, u16) {
         let mut client = Client::from_stream(self.connect(from));
         client.send(
@@ -195,7 +195,7 @@ impl Proxy {
         (client, status)
     }
 
-    /// A registered peer whose browser is at this address.
+    /// Connects and registers a peer from this address.
     fn peer(&self, id: &str, from: [u8; 4], header: &str) -> Client {
         let (client, status) = self.ask(from, &self.host(), &format!("https://{}", self.host()), header);
         assert_eq!(status, 101);
@@ -203,7 +203,7 @@ impl Proxy {
     }
 }
 
-/// Where the server says that this peer came from.
+/// Returns the address of a peer, from the server's log.
 fn address_of(id: &str, log: &mut BufReader<ChildStderr>) -> String {
     let mut line = String::new();
     while !(line.contains(" registered: ") && line.ends_with(&format!("id {id:?}\n"))) {
@@ -217,7 +217,7 @@ fn server(flags: &str) -> (Running, BufReader<ChildStderr>) {
     run(&format!(r#"exec "$0" --log debug --trust-proxy 127.0.0.1 {flags}"#))
 }
 
-/// A and B say something to each other.
+/// Exchanges a candidate in each direction.
 fn talk(a: &mut Client, b: &mut Client) {
     a.send_json(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": 1}));
     assert_eq!(b.receive_json(), json!({"type": "candidate", "candidate": "1", "id": "A"}));
@@ -225,12 +225,12 @@ fn talk(a: &mut Client, b: &mut Client) {
     assert_eq!(a.receive_json(), json!({"type": "candidate", "candidate": "2", "id": "B"}));
 }
 
-/// Whether what it takes is installed.
+/// Returns whether all programs are installed.
 fn can_run(kind: &Kind) -> bool {
     [OPENSSL, kind.program].iter().all(|program| is_installed(program))
 }
 
-/// Page, library and WebSockets through it, as the README has it.
+/// Tests the page, the library and WebSockets through the proxy with the README's configuration.
 fn serves(kind: &'static Kind) {
     if !can_run(kind) {
         return;
@@ -251,7 +251,7 @@ fn serves(kind: &'static Kind) {
     let (here, host) = ([127, 0, 0, 1], proxy.host());
     for (host, origin, status) in [
         (host.as_str(), format!("https://{host}"), 101),
-        // On port 443 a browser says neither.
+        // On port 443 browsers omit the port.
         (HOST, format!("https://{HOST}"), 101),
         (&host, "https://example.net".to_owned(), 403),
         (&host, format!("https://{host}0"), 403),
@@ -267,7 +267,7 @@ fn serves(kind: &'static Kind) {
     }
 }
 
-/// The same with pages of one's own on the host, and with short time-outs.
+/// Tests the proxy on a host with other pages, and with short timeouts.
 fn serves_beside_others(kind: &'static Kind) {
     if !can_run(kind) {
         return;
@@ -299,37 +299,37 @@ fn serves_beside_others(kind: &'static Kind) {
 }
 
 #[test]
-fn nginx_serves() {
+fn nginx_forwards_page_and_websockets() {
     serves(&NGINX);
 }
 
 #[test]
-fn nginx_serves_beside_others() {
+fn nginx_forwards_beside_other_pages() {
     serves_beside_others(&NGINX);
 }
 
 #[test]
-fn caddy_serves() {
+fn caddy_forwards_page_and_websockets() {
     serves(&CADDY);
 }
 
 #[test]
-fn caddy_serves_beside_others() {
+fn caddy_forwards_beside_other_pages() {
     serves_beside_others(&CADDY);
 }
 
 #[test]
-fn haproxy_serves() {
+fn haproxy_forwards_page_and_websockets() {
     serves(&HAPROXY);
 }
 
 #[test]
-fn haproxy_serves_beside_others() {
+fn haproxy_forwards_beside_other_pages() {
     serves_beside_others(&HAPROXY);
 }
 
 #[test]
-fn each_reaches_a_socket_in_a_file() {
+fn proxies_connect_to_a_unix_socket() {
     for kind in [&NGINX, &CADDY, &HAPROXY] {
         if !can_run(kind) {
             continue;
@@ -337,7 +337,7 @@ fn each_reaches_a_socket_in_a_file() {
         assert!(README.contains(&format!("`{}`", kind.local)), "{}", kind.local);
         let folder = Folder::new("proxied");
         let socket = folder.0.join("socket").display().to_string();
-        // The workers of nginx are somebody else.
+        // nginx's workers run as another user.
         let (_server, mut log) = run(&format!(r#"umask 0; exec "$0" --log debug -l unix:{socket}"#));
         let local = kind.local.replace("/run/noroshi.sock", &socket);
         let proxy = Proxy::before(kind, &local, &[]);
@@ -350,7 +350,7 @@ fn each_reaches_a_socket_in_a_file() {
 }
 
 #[test]
-fn two_browsers_meet_behind_each() {
+fn browsers_connect_behind_each_proxy() {
     if !(is_installed(CHROMIUM) && [&NGINX, &CADDY, &HAPROXY].into_iter().all(can_run)) {
         return;
     }
@@ -372,7 +372,7 @@ fn two_browsers_meet_behind_each() {
         eventually("their WebSockets are where they should be", || {
             (first.metric("peers"), second.metric("peers")) == if ends { (0.0, 3.0) } else { (2.0, 1.0) }
         });
-        // Whatever became of their WebSockets, they stay connected.
+        // The connection between the browsers stays open.
         for browser in &mut two {
             browser.wait_until(
                 "[...room.peers.values()].some((peer) => peer.pc === before && peer.alive && !peer.away)",
@@ -380,16 +380,16 @@ fn two_browsers_meet_behind_each() {
         }
         for browser in &mut two {
             browser.eval("room.leave()");
-            // Caddy closes with 1001, and may still pass on the Close with which the server answers.
+            // Caddy closes with 1001 and may still forward the server's reply to its Close frame.
             browser.errors.retain(|error| !(ends && error.contains("failed: Close received after close")));
         }
     }
     two.into_iter().for_each(Chromium::kill);
 }
 
-/// Without these lines of the README nginx sends `Host` as its own, HTTP/1.0 (before 1.29.7), and no `Upgrade`.
+/// Without these lines of the README nginx sends its own `Host`, HTTP/1.0 (before 1.29.7), and no `Upgrade`.
 #[test]
-fn the_log_says_what_an_unprepared_nginx_does_to_an_upgrade() {
+fn log_explains_upgrades_through_an_unconfigured_nginx() {
     if !can_run(&NGINX) {
         return;
     }

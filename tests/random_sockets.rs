@@ -1,9 +1,9 @@
-//! Many peers at random against a server on real sockets, in one thread: it must be consistent after each turn and empty
-//! at the end, and a well-behaved pair must never notice the others.
+//! Random input from many peers to a server on real sockets, in one thread. The state must be consistent after each
+//! iteration and empty at the end, and a well-behaved pair must not be disturbed.
 //!
-//! All protocols are spoken at once, with valid and broken messages, slow and broken connections, under small limits. The
-//! seed of each run is printed first. `TEST_SECONDS=600` runs for that long, `TEST_SEED=…` replays one seed, and
-//! `TEST_STEPS=…` makes each run that long.
+//! Peers use all protocols with valid and invalid messages, slow and broken connections, under small limits. Each run
+//! first prints its seed. `TEST_SECONDS=600` runs for that long, `TEST_SEED=…` replays one seed, and `TEST_STEPS=…`
+//! sets the length of each run.
 
 mod common;
 
@@ -27,25 +27,25 @@ use noroshi::server::Server;
 use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
-/// How long seeds are run one after the other, unless TEST_SECONDS says otherwise.
+/// Seconds for which seeds are run, unless TEST_SECONDS is set.
 const SECONDS: u64 = 5;
-/// Steps of one run, unless TEST_STEPS says otherwise.
+/// Steps of one run, unless TEST_STEPS is set.
 const STEPS: usize = 400;
-/// Connections at a time, besides the pair.
+/// Concurrent connections besides the pair.
 const PEERS: usize = 40;
-/// Turns of the loop after which a candidate of the pair must have arrived. A turn handles at least 4,096 units of work,
-/// and none of the peers can cause more than about 512 of them before the others have their turn.
+/// Iterations within which a candidate of the pair must arrive. An iteration handles at least 4,096 units of work, and
+/// no peer can cause more than about 512 of them before the others are served.
 const PAIR_ITERATIONS_MAX: usize = 8;
-/// Bytes that one connection may use beyond its share when `--max-memory` is used up: what is always granted, and buffers
-/// that have grown to twice their content.
+/// Bytes that one connection may use beyond its share when `--max-memory` is exhausted: always-granted memory, and
+/// buffers that have twice the capacity of their content.
 const ALWAYS_BYTES: usize = 4 * KIB;
 
-/// Bytes that a connection has not written yet, from which on it is given no more.
+/// Unwritten bytes of a connection above which it sends nothing more.
 const UNWRITTEN_MAX: usize = 64 * KIB;
 
-/// How long peers behave well before all of them must be served.
+/// Seconds of good behaviour within which all peers must be served.
 const BECALM_SECONDS: usize = 60;
-/// The payload of the ping that shows it.
+/// The payload of the ping that shows whether a peer is served.
 const LAST_PING: &[u8] = b"last";
 
 const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -68,10 +68,10 @@ const PATHS: [&str; 14] = [
 const REQUESTS: [&str; 9] =
     ["/healthz", "/healthz", "/metrics", "/rooms", "/rooms?room=tea", "/", "/noroshi.js", "/nowhere", "/ws"];
 const PAIR: [&str; 2] = ["P", "Q"];
-/// A secret that the server does not know.
+/// A secret unknown to the server.
 const OTHER_SECRET: &[u8] = b"a secret that the server does not know";
 
-/// Fails the test if a line of the log could be taken for two.
+/// A logger that fails the test if a log line contains a line break.
 struct LineCheck;
 
 impl Log for LineCheck {
@@ -87,30 +87,30 @@ impl Log for LineCheck {
     fn flush(&self) {}
 }
 
-/// A connection that does what it should not.
+/// A misbehaving connection.
 struct Peer {
     raw: Raw,
     id: &'static str,
     dialect: ProtocolId,
-    /// Bytes that one step writes at most.
+    /// Maximum bytes written in one step.
     write_max: usize,
-    /// Bytes that one step reads at most.
+    /// Maximum bytes read in one step.
     read_max: usize,
-    /// Whether a fragmented message has begun.
+    /// Whether a fragmented message is incomplete.
     is_fragmented: bool,
-    /// Whether a frame was begun that what follows is taken for.
+    /// Whether an incomplete frame has been sent, so that later bytes become part of it.
     is_cut: bool,
-    /// Whether its receive buffer is so small that TCP delivers at a pace that only the kernel's clock determines.
+    /// Whether its receive buffer is so small that the kernel's clock determines the pace of TCP.
     is_narrow: bool,
     /// Whether its last ping was answered.
     is_served: bool,
     /// Whether an Ayame client has sent `register`.
     is_registered: bool,
-    /// The room that it asks for.
+    /// The requested room.
     room: &'static str,
-    /// Ids of a matchbox client and of those that it has been told.
+    /// The id of a matchbox client and the ids that it has received.
     known: Vec<String>,
-    /// Bytes that it sends again in each step.
+    /// Bytes sent again in each step.
     flood: Vec<u8>,
 }
 
@@ -127,27 +127,27 @@ struct World {
     server: Server,
     address: SocketAddr,
     config: Config,
-    /// The file that the server reads its secrets from.
+    /// The server's secret file.
     secret_file: PathBuf,
     peers: Vec<Option<Peer>>,
     /// The well-behaved pair.
     pair: [Raw; 2],
-    /// Candidates that the pair has exchanged.
+    /// Number of candidates that the pair has exchanged.
     exchanged: usize,
-    /// Turns that one of these has taken at most.
+    /// Maximum iterations for one candidate.
     iterations_max: usize,
-    /// By how much the clock was moved since the pair has exchanged a candidate.
+    /// Time by which the clock has advanced since the pair's last exchange.
     since_exchange: Duration,
-    /// For how long the pair must not be disturbed any more. `None`: as long as the run goes on.
+    /// Remaining time in which the pair must not be disturbed. `None`: until the end of the run.
     calm: Option<Duration>,
 }
 
-/// Returns a number of the environment.
+/// Returns a number from an environment variable.
 fn environment<T: FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Returns a token that lives for this long from now on.
+/// Returns a token with this lifetime.
 fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.saturating_add_signed(seconds));
@@ -192,7 +192,7 @@ impl World {
         let mut config = configuration(&mut rng, &secret_file);
         config.memory_bytes_max = config.memory_bytes_max.map(|bytes| BASE_BYTES + bytes);
         let (mut server, address) = server(&config);
-        // They come from other addresses than all others, so that no limit by address applies.
+        // The pair has its own addresses, so that no limit by address applies.
         let pair = [2, 3].map(|last| {
             let mut raw = Raw::connect(address, Ipv4Addr::new(127, 0, 0, last), None);
             let id = PAIR[usize::from(last) - 2];
@@ -267,7 +267,7 @@ impl World {
         self.advance();
     }
 
-    /// Runs a turn of the server, and checks the memory that it counts.
+    /// Runs one iteration of the loop and checks the counted memory.
     fn run_iteration(&mut self) {
         run_iteration(&mut self.server);
         let used = self.server.shared().budget.used();
@@ -324,7 +324,7 @@ impl World {
             _ => head.len(),
         };
         peer.raw.push(&head[..cut]);
-        // Frames may come in the same segment as the head.
+        // Frames may arrive in the same segment as the head.
         for _ in 0..self.rng.below(3) {
             let bytes = self.bytes(&mut peer);
             peer.raw.push(&bytes);
@@ -332,7 +332,7 @@ impl World {
         Some(peer)
     }
 
-    /// Returns the head of a request, which may be wrong.
+    /// Returns a request head, which may be invalid.
     fn head(&mut self, peer: &Peer, path: &str, is_plain: bool) -> Vec<u8> {
         let mut path = path.to_owned();
         if self.config.token_secrets.is_some() && peer.dialect != ProtocolId::Ayame && self.rng.below(15) > 0
@@ -356,7 +356,7 @@ impl World {
         head.into_bytes()
     }
 
-    /// Returns a token, which is mostly a good one. None of them is for the room of the pair.
+    /// Returns a token, which is usually valid. No token is for the room of the pair.
     fn token(&mut self, peer: &Peer) -> String {
         let own = if peer.dialect == ProtocolId::Ayame { "tea" } else { peer.room };
         let room = Some(*self.rng.choose(&[own, own, own, own, own, own, "te*", "*", ""]));
@@ -369,7 +369,7 @@ impl World {
         }
     }
 
-    /// Lets a connection do something. Returns it if it is still there.
+    /// Runs one random action of a connection. Returns it if it is still open.
     fn act(&mut self, mut peer: Peer) -> Option<Peer> {
         let is_behind = peer.raw.unwritten() > UNWRITTEN_MAX;
         match self.rng.below(40) {
@@ -410,7 +410,7 @@ impl World {
             0 => frame(PING, &vec![7; size]),
             1 => frame(PONG, &vec![7; size]),
             2 => {
-                // A message in fragments, with a ping between them. It may stay without its end.
+                // A fragmented message with a ping between its fragments. It may stay incomplete.
                 let whole = self.message(peer);
                 let cut = self.rng.below(whole.len() as u64 + 1) as usize;
                 let first = if peer.is_fragmented { 0x00 } else { 0x01 };
@@ -432,7 +432,7 @@ impl World {
         }
     }
 
-    /// Returns bytes after which the server closes the connection, or that it takes for the begin of what follows.
+    /// Returns bytes for which the server closes the connection, or which begin a frame that swallows later bytes.
     fn fatal_bytes(&mut self) -> Vec<u8> {
         let whole = plain_frame(TEXT, &[b' '; 500]);
         match self.rng.below(5) {
@@ -470,7 +470,7 @@ impl World {
         }
     }
 
-    /// Returns how many bytes the content of a message has at most, which is seldom too much.
+    /// Returns the maximum content length of a message, which rarely exceeds the limit.
     fn content_max(&mut self) -> usize {
         let max = self.config.message_bytes_max;
         if self.rng.below(50) == 0 { 2 * max } else { max - 200 }
@@ -543,7 +543,7 @@ impl World {
         json!({"Signal": {"receiver": receiver, "data": data}}).to_string()
     }
 
-    /// Lets all connections write and read as much as they may in one step.
+    /// Lets all connections write and read as much as one step allows.
     fn peers_go_on(&mut self) {
         for place in &mut self.peers {
             let Some(peer) = place else { continue };
@@ -578,9 +578,9 @@ impl World {
         }
     }
 
-    // ---- The operator, and the time ----
+    // ---- The operator and the clock ----
 
-    /// Changes the file of secrets and has the server read it again. One that is not valid changes nothing.
+    /// Changes the secret file and reloads it. An invalid file changes nothing.
     fn reload(&mut self) {
         let both = [OTHER_SECRET, b"\n# the one before\n", SECRET].concat();
         let files: [&[u8]; 4] = [SECRET, b"short", b"", &both];
@@ -588,7 +588,7 @@ impl World {
         self.server.reload();
     }
 
-    /// Moves the clock forward, mostly by little. The pair speaks every second.
+    /// Advances the clock, usually by little. The pair exchanges candidates every second.
     fn advance(&mut self) {
         let by = match self.rng.below(40) {
             0 => 1000 * (1 + self.rng.below(31)),
@@ -613,7 +613,7 @@ impl World {
         self.calm.is_none_or(|calm| !calm.is_zero())
     }
 
-    /// Reads what has come for the pair, which must be nothing.
+    /// Asserts that the pair has received nothing unexpected.
     fn exchange_read(&mut self) {
         let must_be_calm = self.must_be_calm();
         for (raw, id) in self.pair.iter_mut().zip(PAIR) {
@@ -628,7 +628,7 @@ impl World {
         }
     }
 
-    /// Lets the pair exchange a candidate in each direction, which takes a bounded number of turns.
+    /// Exchanges a candidate in each direction within a bounded number of iterations.
     fn exchange(&mut self) {
         if !self.must_be_calm() {
             for _ in 0..PAIR_ITERATIONS_MAX {
@@ -662,14 +662,13 @@ impl World {
             assert_eq!(received[i], [expected]);
         }
         self.iterations_max = self.iterations_max.max(iterations);
-        // Answers to pings of the server arrive before the clock moves again.
+        // Replies to the server's pings arrive before the clock advances again.
         self.run_iteration();
     }
 
     // ---- The end ----
 
-    /// Lets all peers behave well from now on. Then each is served again, unless the server closes it: none of them waits
-    /// for anything that never comes.
+    /// Makes all peers behave well. Each must be served again or closed: none may wait forever.
     fn serve_everybody(&mut self) {
         for peer in self.peers.iter_mut().flatten() {
             peer.flood.clear();
@@ -679,7 +678,7 @@ impl World {
         let last_ping = frame(PING, LAST_PING);
         for second in 0..BECALM_SECONDS {
             for peer in self.peers.iter_mut().flatten() {
-                // Probes and offences against the rate end before.
+                // Probes and rate violations end before that.
                 if second >= BECALM_SECONDS / 2 && !peer.is_served {
                     peer.raw.push(&last_ping);
                 }
@@ -698,7 +697,7 @@ impl World {
         }
     }
 
-    /// Closes everything in any order. Nothing must be left.
+    /// Closes all connections in random order. Nothing must be left.
     fn finish(mut self) -> usize {
         let mut last: Vec<Raw> = self.peers.drain(..).flatten().map(|peer| peer.raw).collect();
         last.extend(self.pair);
@@ -734,7 +733,7 @@ impl World {
 }
 
 #[test]
-fn random_peers_on_sockets_disturb_nobody_and_leave_nothing() {
+fn random_peers_on_sockets_disturb_no_other_peer_and_leave_nothing() {
     static LOGGER: Once = Once::new();
     LOGGER.call_once(|| {
         log::set_logger(&LineCheck).unwrap();
@@ -747,7 +746,7 @@ fn random_peers_on_sockets_disturb_nobody_and_leave_nothing() {
         return;
     }
     let end = Instant::now() + Duration::from_secs(environment("TEST_SECONDS").unwrap_or(SECONDS));
-    // Other seeds each time.
+    // Each run of the test uses different seeds.
     let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() * 1_000_000;
     let (mut seeds, mut iterations_max) = (0, 0);
     while seeds == 0 || Instant::now() < end {

@@ -1,4 +1,4 @@
-//! What becomes of pages when what is between them and the server is cut, silent, or leads elsewhere.
+//! The client library while the network between pages and server is cut, silent or redirected.
 
 mod common;
 
@@ -12,10 +12,10 @@ use common::process::{Running, run};
 use common::program::is_installed;
 use serde_json::json;
 
-/// For pages that come over other addresses than its own.
+/// The pages come from other origins than the server's.
 const OPEN: &str = r#"exec "$0" --allow-origin "*""#;
 
-/// A page whose rooms `A` and `B` are behind a proxy each.
+/// Opens a page whose rooms `A` and `B` use one proxy each.
 fn page(server: &Running, proxies: [&FaultProxy; 2]) -> Chromium {
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", server.address));
@@ -45,7 +45,7 @@ fn close(mut browser: Chromium) {
 }
 
 #[test]
-fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
+fn pair_is_stable_after_negotiating_over_cut_signaling() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -58,7 +58,7 @@ fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
     browser.wait_until("meet(a, b)");
     browser.eval(
         "const first = [a, b].map((room) => peer(room).pc), stream = new MediaStream(), context = new AudioContext();
-        // Adds or takes away a track.
+        // Adds or removes a track.
         function toggle(room) {
             const { pc } = peer(room), sender = pc.getSenders().find(({ track }) => track);
             if (sender) pc.removeTrack(sender);
@@ -71,7 +71,7 @@ fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
         proxies[random(&mut seed, 0..2) as usize].cut_connections();
     }
     browser.wait_until("[a, b].every((room) => room.online && !peer(room).away && peer(room).pc.signalingState === 'stable')");
-    // What one sends the other receives.
+    // Each page receives what the other one sends.
     browser.wait_until(
         "[[a, b], [b, a]].every(([from, to]) => {
             const sent = peer(from).pc.getSenders().filter(({ track }) => track).length;
@@ -86,7 +86,7 @@ fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
 }
 
 #[test]
-fn a_pair_outlives_a_restart_of_the_server_in_the_middle_of_a_negotiation() {
+fn pair_survives_a_server_restart_during_negotiation() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -116,7 +116,7 @@ fn a_pair_outlives_a_restart_of_the_server_in_the_middle_of_a_negotiation() {
 }
 
 #[test]
-fn a_network_that_is_gone_without_a_word_is_noticed() {
+fn black_hole_network_is_noticed() {
     if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
         return;
     }
@@ -128,7 +128,7 @@ fn a_network_that_is_gone_without_a_word_is_noticed() {
     for (browser, name) in &mut both {
         browser.open(&format!("http://{page}/healthz"));
         browser.eval("(globalThis.library = await import('/noroshi.js'), 0)");
-        // One who is in a room, and one who waits to be paired in a room of its own.
+        // One page is in a room, and one waits in its own room for a partner.
         browser.eval(&format!(
             "(globalThis.rooms = [
                 await library.join('ws://{0}/ws/tea', {{ id: '{name}' }}),
@@ -143,21 +143,21 @@ fn a_network_that_is_gone_without_a_word_is_noticed() {
             }))",
         );
     }
-    // A connection that is still coming up when its signaling goes would fail, and Firefox reports that as an error.
+    // A connection that is being established fails when its signaling is cut, and Firefox reports that as an error.
     for (browser, _) in &mut both {
         browser.wait_until(
             "rooms[0].peers.size === 1 && [...rooms[0].peers.values()].every(({ alive }) => alive)",
         );
     }
     let is_back = "rooms.every((room, i) => lost[i] > at && room.online)";
-    // At once, if the browser says that something has changed.
+    // Immediately, if the browser reports a network change.
     for hint in [
         "dispatchEvent(new Event('online'))",
         "document.dispatchEvent(new Event('visibilitychange'))",
         "dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))",
     ] {
         proxy.black_hole();
-        // To a server that does not have to find out first whether these ids are still held.
+        // Another server, which does not have to probe holders of these ids first.
         servers.push(run(OPEN));
         proxy.redirect_to(servers.last().unwrap().0.address);
         for (browser, _) in &mut both {
@@ -168,7 +168,7 @@ fn a_network_that_is_gone_without_a_word_is_noticed() {
             assert_eq!(browser.eval("Math.max(...lost) < at + 20000"), true, "{hint}");
         }
     }
-    // By itself, after half a minute.
+    // Without a report, after half a minute.
     proxy.black_hole();
     for (browser, _) in &mut both {
         browser.eval("globalThis.at = performance.now()");
@@ -183,7 +183,7 @@ fn a_network_that_is_gone_without_a_word_is_noticed() {
 }
 
 #[test]
-fn a_room_that_is_on_two_servers_comes_together() {
+fn room_split_over_two_servers_is_reunited() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -196,7 +196,7 @@ fn a_room_that_is_on_two_servers_comes_together() {
     proxies[1].redirect_to(other.address);
     proxies[1].cut_connections();
     browser.wait_until("b.online && peer(a).away && peer(b).away");
-    // From now on the balancer leads everybody to one of them again, but cuts nobody.
+    // The balancer directs new connections to one server again and cuts no existing connection.
     proxies[1].redirect_to(server.address);
     browser.wait_until("!peer(a).away && !peer(b).away");
     assert_eq!(browser.eval("meet(a, b)"), true);

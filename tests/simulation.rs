@@ -1,6 +1,7 @@
-//! Many peers at random against all protocols at once, which must be consistent after each input and empty at the end.
+//! Random input from many peers to all protocols at once. The state must be consistent after each input and empty at
+//! the end.
 //!
-//! The seed of a failing run is printed; `TEST_SEED=… cargo test --test simulation` plays it alone.
+//! A failing run prints its seed; `TEST_SEED=… cargo test --test simulation` replays it.
 
 mod common;
 
@@ -28,24 +29,24 @@ struct World {
     now: Duration,
     out: Recorder,
     peers: BTreeMap<Conn, Peer>,
-    /// Connections that are not read, with the messages that they have sent meanwhile.
+    /// Paused connections with the messages that they have sent since.
     paused: BTreeMap<Conn, VecDeque<String>>,
-    /// The same for connections that are to be read again.
+    /// Resumed connections with the messages that are still to be delivered.
     resumed: VecDeque<(Conn, VecDeque<String>)>,
     connections: u64,
     secrets: Option<Secrets>,
-    /// Whether peers answer pings: of three, so many do.
+    /// How many of three peers answer pings.
     lively: u64,
-    /// Ids that matchbox gave to anybody.
+    /// Ids that matchbox has assigned.
     names: Vec<String>,
-    /// The reasons for which peers were closed.
+    /// Reasons for which peers were closed.
     closings: BTreeSet<String>,
 }
 
 /// A connected peer.
 struct Peer {
     dialect: ProtocolId,
-    /// The id under which it mostly speaks.
+    /// The id in most of its messages.
     id: &'static str,
     is_registered: bool,
 }
@@ -80,7 +81,7 @@ impl World {
         }
     }
 
-    /// Handles an input and all that follows from it, in the order of the server.
+    /// Handles an input and everything that follows from it, in the order of the server.
     fn input(&mut self, input: Input) {
         self.handle(input);
         while let Some((conn, sent)) = self.resumed.pop_front() {
@@ -94,7 +95,7 @@ impl World {
         self.follow();
     }
 
-    /// Lets the peers notice what the dispatcher did.
+    /// Applies the recorded effects to the peers.
     fn follow(&mut self) {
         while let Some(effect) = self.out.effects.pop_front() {
             match effect {
@@ -117,7 +118,7 @@ impl World {
                     self.closings.insert(format!("{why:?}"));
                     assert!(self.peers.remove(&conn).is_some(), "closed twice");
                     self.forget(conn);
-                    // The server reports the end of a connection that a protocol has closed, too.
+                    // The server also reports the disconnect of a connection that a protocol has closed.
                     self.handle(Input::Disconnected(conn));
                 }
                 Recorded::Registered(conn) => {
@@ -268,7 +269,7 @@ impl World {
         let claims =
             Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: token_id };
         let claims = self.secrets.is_some().then_some(&claims);
-        // The lowest free slot, so that slots are used again.
+        // The lowest free slot, so that slots are reused.
         let taken: BTreeSet<usize> = self.peers.keys().map(|conn| conn.slot()).collect();
         let slot = (0..).find(|slot| !taken.contains(slot)).expect("a free slot");
         self.connections += 1;
@@ -314,7 +315,7 @@ impl World {
                     }
                 }
             }
-            // Somebody goes on for longer than the rate allows.
+            // A peer exceeds the rate for longer than it is tolerated.
             (9, Some(conn)) => {
                 for _ in 0..16 {
                     if self.peers.contains_key(&conn) {
@@ -333,7 +334,7 @@ impl World {
         }
     }
 
-    /// Ends all and returns the names of errors and closings that have happened.
+    /// Disconnects everybody and returns the names of the errors and closings that have occurred.
     fn finish(mut self) -> BTreeSet<String> {
         while let Some((conn, _)) = self.peers.pop_first() {
             self.forget(conn);
@@ -350,7 +351,7 @@ impl World {
 }
 
 #[test]
-fn all_protocols_are_consistent_whatever_happens() {
+fn all_protocols_stay_consistent_under_random_input() {
     let seeds = match std::env::var("TEST_SEED") {
         Ok(seed) => vec![seed.parse().expect("a number")],
         Err(_) => (0..60).collect(),
@@ -365,7 +366,7 @@ fn all_protocols_are_consistent_whatever_happens() {
         }
         seen.extend(world.finish());
     }
-    // A simulation in which these never happen tests less than it should.
+    // A simulation in which these never occur does not test enough.
     let errors = Code::ALL.into_iter().map(Code::name).chain(["full", "token_refused", "not_understood"]);
     let closings = ["Replaced", "RateLimited", "Finished"];
     for event in errors.chain(closings) {
@@ -384,7 +385,7 @@ struct CrowdedRoom {
 const CROWD: usize = 20_000;
 
 impl CrowdedRoom {
-    /// So many peers that connect to one room.
+    /// Connects the peers to one room.
     fn new() -> CrowdedRoom {
         let dispatcher = dispatcher(&Config::default());
         let mut room = CrowdedRoom { dispatcher, out: Recorder::default(), effects: 0 };
@@ -418,9 +419,10 @@ fn conn(i: usize) -> Conn {
     Conn::new(i as u64 + 1, i)
 }
 
-/// The effects say that nobody is told in vain. Were a step linear in the crowd, these would take minutes.
+/// The number of effects shows that no peer receives unnecessary messages. If a step took linear time, these tests
+/// would take minutes.
 #[test]
-fn a_crowd_waits_while_its_offerers_leave() {
+fn crowded_room_advances_when_its_offerers_leave() {
     let mut room = CrowdedRoom::new();
     assert_eq!(room.effects, CROWD + 1, "all are registered, and one is asked");
     room.effects = 0;
@@ -432,7 +434,7 @@ fn a_crowd_waits_while_its_offerers_leave() {
 }
 
 #[test]
-fn a_crowd_leaves_from_the_middle_and_the_back_of_the_line() {
+fn crowded_room_allows_leaving_from_any_position() {
     let mut room = CrowdedRoom::new();
     room.effects = 0;
     for i in (1..CROWD).rev().step_by(2).chain((1..CROWD).step_by(2)) {
@@ -443,7 +445,7 @@ fn a_crowd_leaves_from_the_middle_and_the_back_of_the_line() {
 }
 
 #[test]
-fn a_crowd_pairs_and_leaves() {
+fn crowded_room_forms_pairs() {
     let mut room = CrowdedRoom::new();
     room.effects = 0;
     for i in (0..CROWD).step_by(2) {
@@ -451,13 +453,13 @@ fn a_crowd_pairs_and_leaves() {
         room.send(i + 1, "answer", r#","sdp":2"#);
         room.input(Input::Disconnected(conn(i)));
     }
-    // The offer is handed, the answer told, the next one asked, and the partner hears who left.
+    // The offer, the answer, the request to the next offerer, and `peerLeft` to the partner.
     assert_eq!(room.effects, 4 * (CROWD / 2) - 1);
     room.finish();
 }
 
 #[test]
-fn the_first_of_a_crowd_are_handed_the_same_offer_and_the_others_wait() {
+fn crowded_room_limits_the_holders_of_an_offer() {
     let mut room = CrowdedRoom::new();
     for i in 1..CROWD {
         room.send(i, "leave", "");
@@ -468,7 +470,7 @@ fn the_first_of_a_crowd_are_handed_the_same_offer_and_the_others_wait() {
         room.send(i, "connect", "");
     }
     assert_eq!(room.effects, OFFER_HOLDERS_MAX, "as many as may hold it are handed it");
-    // One takes it, the other holders come too late and wait again.
+    // One answer is accepted. The other holders are too late and are queued again.
     room.effects = 0;
     for i in 1..=OFFER_HOLDERS_MAX {
         room.send(i, "answer", r#","target_id":"0""#);

@@ -1,24 +1,24 @@
-//! Nothing that a peer, a network or an operator does takes the program down.
+//! Attacks on a server process: no peer, network or operator can stop it.
 //!
-//! Each test is an attack on a running server. Meanwhile a pair in a room of its own goes on exchanging candidates;
-//! afterwards nothing is left of the attackers, by the metrics and by /proc, and the memory never was above a bound
-//! that the test states.
+//! During each attack a well-behaved pair in its own room exchanges candidates. Afterwards the metrics and /proc show
+//! that nothing is left of the attackers, and that the peak memory is below a bound that the test states.
 //!
-//! What less than a process can show is shown by other tests (`…` is the rest of one name, or of several):
+//! Tests that need no process are elsewhere (`…` stands for the rest of one or several names):
 //!
-//! - Slow heads: `request_head_is_limited_in_size_and_time`, `unregistered_peer_is_closed_after_thirty_seconds` (session).
-//! - Readers that do not read: a queue that is full, to the byte (session); `who_does_not_read_…` (server).
-//! - Talkers: `pings_from_a_peer_…` (session), `who_sends_without_end_…` (server), `rate_…` (transcripts).
-//! - The vanished: `tcp_ends_…`, silence to the second (session); `the_silent_are_noticed_…` (server).
-//! - Descriptors: `few_descriptors_are_a_warning_and_no_end` (binary).
-//! - Storms: `twenty_thousand_wait_in_one_room` (survival_hub), `a_crowd_…` (simulation).
-//! - JSON: each field with each value (survival_hub); what is and is not JSON (json, message); `bad_…`,
+//! - Slow heads: `request_head_is_limited_in_size_and_time`, `unregistered_peer_is_closed_…` (session).
+//! - Stalled readers: limits of the queue (session); `peer_that_does_not_read_…` (server).
+//! - Flooding senders: `pings_from_a_stalled_reader_…` (session), `continuous_sender_…` (server), `rate_…`
+//!   (transcripts).
+//! - Vanished peers: `tcp_end_…`, silence to the second (session); `silent_peers_…` (server).
+//! - Descriptors: `few_descriptors_cause_a_warning` (binary).
+//! - Storms: `twenty_thousand_peers_…` (survival_hub), `crowded_room_…` (simulation).
+//! - JSON: each field with each value (survival_hub); valid and invalid JSON (json, message); `bad_…`,
 //!   `keys_of_all_kinds`, `byte_for_byte` (transcripts).
 //! - Ids: `two_hundred_…` (survival_hub); `id_of_…`, `length_of_ids`, `claimants_…`, `…_probe` (transcripts);
-//!   `the_log_says_…_and_cannot_be_forged` (binary), `rooms_that_are_none` (http).
-//! - Rooms: `room_full` (transcripts), `too_many_by_size` (hub).
-//! - Operators: flags, addresses, signals, stderr (binary); `what_came_while_the_server_stood_still_…` (server);
-//!   `the_clock_is_monotonic` (house).
+//!   `log_lists_…_and_cannot_be_forged` (binary).
+//! - Rooms: `room_full` (transcripts), `candidates_are_limited_by_size` (hub).
+//! - Operators: flags, addresses, signals, stderr (binary); `pending_input_…` (server);
+//!   `only_the_monotonic_clock_is_used` (architecture).
 
 mod common;
 
@@ -41,7 +41,7 @@ use tungstenite::Message;
 // ---- Slow heads ----
 
 #[test]
-fn heads_that_never_end() {
+fn unfinished_request_heads_time_out() {
     let mut loaded = LoadedServer::start("");
     let begun = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
     let mut silent = loaded.connect_many(500, |address, _| Client::connect(address));
@@ -55,18 +55,18 @@ fn heads_that_never_end() {
         assert!(client.read_head().starts_with("HTTP/1.1 408 "));
     }
     drop((slow, silent));
-    // A buffer that grows may be twice as large as what is in it.
+    // A growing buffer may have twice the capacity of its content.
     loaded.finish(BASELINE_BYTES + 500 * 2 * HEAD_BYTES_MAX);
 }
 
 #[test]
-fn frames_that_stop_in_the_middle() {
+fn unfinished_frames_time_out() {
     let mut loaded = LoadedServer::start("--ping-interval 2");
     let message = frame(TEXT, &[b'x'; 64 * KIB]);
     let mut stopped = loaded.connect_many(500, |address, i| {
         let mut client = Client::open(address, "tea").register(&i.to_string());
         client.send(&message[..message.len() - 1]);
-        // A pong would be the rest of that frame.
+        // A pong would become part of the unfinished frame.
         client.answers = false;
         client
     });
@@ -82,7 +82,7 @@ fn frames_that_stop_in_the_middle() {
 // ---- Readers that do not read ----
 
 #[test]
-fn a_thousand_peers_that_do_not_read() {
+fn thousand_stalled_readers_are_closed() {
     let mut loaded = LoadedServer::start("--max-rate 0");
     let takes_little = |address, id: &str| Client::with_buffer(address, 4 * KIB).upgrade("tea").register(id);
     let stalled = loaded.connect_many(1000, |address, i| takes_little(address, &i.to_string()));
@@ -90,7 +90,7 @@ fn a_thousand_peers_that_do_not_read() {
     let mut sender = Client::open(loaded.address(), "tea").register("sender");
     let sdp = "x".repeat(60 * KIB);
     let offer = |to: &str| format!(r#"{{"type":"offer","id":"sender","target_id":"{to}","sdp":"{sdp}"}}"#);
-    // What the kernel takes on both sides, and most of the queue.
+    // Fills the kernel's buffers on both sides and most of the queue.
     loaded.connect_many(stalled.len(), |_, i| {
         for _ in 0..5 {
             sender.send_text(&offer(&i.to_string()));
@@ -105,7 +105,7 @@ fn a_thousand_peers_that_do_not_read() {
         });
         assert!(is_full, "{target} takes no end of messages");
     });
-    // Ten seconds later they are gone, but not the one that takes a little now and then.
+    // They are closed ten seconds later, except the one that still reads a little.
     loaded.wait_until("they are closed", |server| {
         sender.send_text(&offer("slow"));
         sender.sync();
@@ -121,9 +121,9 @@ fn a_thousand_peers_that_do_not_read() {
     loaded.finish(BASELINE_BYTES + 1001 * (QUEUE_BYTES_MAX + 8 * KIB));
 }
 
-// ---- Talkers ----
+// ---- Flooding senders ----
 
-/// What somebody may send without end: what comes first, and what comes again and again. Nobody reads the pongs.
+/// Returns continuous input: a name, the first bytes and the repeated bytes. Pongs are not read.
 fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 3] {
     [
         ("messages", vec![], frame(TEXT, br#"{"type":"leave","id":"X"}"#)),
@@ -133,7 +133,7 @@ fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 3] {
 }
 
 #[test]
-fn a_hundred_thousand_of_everything() {
+fn floods_use_bounded_memory() {
     let mut loaded = LoadedServer::start("--max-rate 0");
     let talkers = floods().map(|(what, first, again)| {
         let mut client = Client::open(loaded.address(), what).register("X");
@@ -157,9 +157,9 @@ fn a_hundred_thousand_of_everything() {
     loaded.finish(BASELINE_BYTES + QUEUE_BYTES_MAX);
 }
 
-/// Time is counted in turns of the loop, which a busy machine does not change.
+/// Time is counted in iterations of the loop, which do not depend on the load of the machine.
 #[test]
-fn a_delivery_takes_one_turn_however_much_others_send() {
+fn delivery_takes_one_iteration_regardless_of_other_senders() {
     const DELIVERIES: usize = 50;
     let mut net = Box::new(Net::new(&Config { rate_max: 0, ..Config::default() }));
     let mut talkers: Vec<_> = (0..9)
@@ -191,8 +191,8 @@ fn a_delivery_takes_one_turn_however_much_others_send() {
 
 // ---- JSON ----
 
-/// What goes too far in an offer from A to B: what comes before, what is repeated, what is in the middle, what is
-/// repeated as often, and what comes behind; and the error that it gets, if any.
+/// The parts of an extreme offer from A to B: prefix, repeated opening, middle, repeated closing and suffix; and the
+/// expected error.
 type Extreme = ([&'static str; 5], Option<&'static str>);
 
 const EXTREMES: [Extreme; 11] = [
@@ -209,7 +209,7 @@ const EXTREMES: [Extreme; 11] = [
     (["", r#""sdp":0,"#, r#""sdp":1"#, "", ""], None),
 ];
 
-/// Offers that are as long as may be.
+/// Sends offers of the maximum length.
 fn go_to_extremes(flags: &str, message_bytes_max: usize, extremes: &[Extreme], memory_max: usize) {
     let mut loaded = LoadedServer::start(flags);
     let mut a = Client::open(loaded.address(), "tea").register("A");
@@ -233,16 +233,16 @@ fn go_to_extremes(flags: &str, message_bytes_max: usize, extremes: &[Extreme], m
 }
 
 #[test]
-fn json_as_deep_and_as_long_as_a_message_may_be() {
+fn deep_and_long_json_is_handled() {
     go_to_extremes("", 64 * KIB, &EXTREMES, BASELINE_BYTES + MIB);
-    // In comes a buffer that grows, and a message; out goes a text of twice the size, and a queue.
+    // Memory for a growing input buffer and a message, an output text of twice the size, and a queue.
     go_to_extremes("--max-message 16M", 16 * MIB, &EXTREMES[..1], BASELINE_BYTES + 7 * 16 * MIB);
 }
 
 // ---- Rooms ----
 
 #[test]
-fn candidates_to_the_limit() {
+fn stored_candidates_are_limited() {
     const PEERS: usize = 1000;
     let mut loaded = LoadedServer::start("--max-connections 1002");
     let candidate = "x".repeat(STORED_BYTES_MAX / CANDIDATES_MAX - r#""""#.len());
@@ -264,11 +264,11 @@ fn candidates_to_the_limit() {
 // ---- Operators ----
 
 #[test]
-fn sigterm_in_the_middle_of_traffic() {
+fn sigterm_during_traffic_closes_all_peers() {
     let mut loaded = LoadedServer::start("--max-rate 0");
     let mut polite =
         loaded.connect_many(50, |address, i| Client::open(address, "tea").register(&i.to_string()));
-    // These answer no Close, and some of them send without end.
+    // These clients do not answer the Close frame, and some of them send continuously.
     let mut rude = loaded.connect_many(50, |address, i| Client::open(address, &i.to_string()));
     rude.iter_mut().for_each(|client| client.answers = false);
     let talkers: Vec<_> = rude[..5].iter().map(Client::clone_stream).collect();

@@ -1,4 +1,4 @@
-//! With `--max-memory 32M`, whatever peers do, the process stays under 40 MB; those who use little do not notice.
+//! With `--max-memory 32M` the process stays under 40 MB under every attack, and light peers are unaffected.
 
 mod common;
 
@@ -11,14 +11,14 @@ use common::pipe::{REQUEST, TEXT, frame};
 use noroshi::config::{CANDIDATES_MAX, HEAD_BYTES_MAX, STORED_BYTES_MAX};
 use serde_json::json;
 
-/// Those who hold memory; they do not care what they are answered.
+/// Connections that hold memory and ignore responses.
 type Held = Vec<TcpStream>;
 
-/// So many connections that say these bytes and go on waiting.
+/// Opens connections that send these bytes and then stay open.
 fn say(loaded: &mut LoadedServer, count: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Held {
     loaded.connect_many(count, |address, i| {
         let mut stream = TcpStream::connect(address).unwrap();
-        // Whoever was refused is gone already, perhaps.
+        // Rejected connections may already be closed.
         let _ = stream.write_all(&bytes(i));
         stream
     })
@@ -67,7 +67,7 @@ fn claims(loaded: &mut LoadedServer) -> Held {
     held
 }
 
-/// What is handed to those who do not read waits in their queues when the kernel takes no more.
+/// Fills the queues of stalled readers after the kernel's buffers are full.
 fn readers(loaded: &mut LoadedServer) -> Held {
     let target = |i| format!("stalled-{i}");
     let stalled = loaded.connect_many(300, |address, i| {
@@ -86,7 +86,7 @@ fn idle(loaded: &mut LoadedServer) -> Held {
     })
 }
 
-/// How much was refused for want of memory.
+/// Returns how many requests, messages and connections were rejected for lack of memory.
 fn refused(loaded: &LoadedServer) -> f64 {
     let metrics = [
         "closings_total{reason=\"no_memory\"}",
@@ -97,10 +97,10 @@ fn refused(loaded: &LoadedServer) -> f64 {
     metrics.iter().map(|name| loaded.server.metric(name)).sum()
 }
 
-/// One after the other, because together they would take more descriptors than one process has; then as much at once
-/// as there are descriptors for.
+/// The attacks run one after the other, because together they would need more descriptors than a process has. Then as
+/// many as possible run together.
 #[test]
-fn nothing_takes_more_than_the_budget() {
+fn attacks_stay_within_the_memory_budget() {
     let alone = [heads, pages, frames, fragments, offers_and_candidates, claims, readers, idle]
         .map(|attack| vec![attack]);
     let at_once = vec![readers, offers_and_candidates, claims, fragments, frames, heads];
@@ -108,7 +108,7 @@ fn nothing_takes_more_than_the_budget() {
         let mut loaded = LoadedServer::start("--max-memory 32M --max-connections 19000 --max-rate 0");
         let held: Vec<Held> = attacks.iter().map(|attack| attack(&mut loaded)).collect();
         loaded.exchange_candidates();
-        // Alone, some only wait in vain for a place.
+        // Some attacks alone do not exhaust the memory.
         assert!(attacks.len() == 1 || refused(&loaded) > 0.0);
         drop(held);
         loaded.finish(40 * MIB);

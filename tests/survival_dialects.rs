@@ -1,5 +1,5 @@
-//! The protocols of others under attack, while a pair of ours goes on as if nothing were. What is common to all
-//! protocols is attacked in the other files; here it is what is each one's own.
+//! Attacks on the other protocols while a pair of noroshi's own protocol exchanges candidates. Attacks that do not
+//! depend on the protocol are in the other files.
 
 mod common;
 
@@ -28,9 +28,9 @@ fn id(client: &mut Client) -> String {
     client.receive_json()["IdAssigned"].as_str().unwrap().to_owned()
 }
 
-/// Ayame's one goroutine waits for a peer that does not read, and everybody with it.
+/// The original server has a single goroutine, so that a stalled reader blocks all clients.
 #[test]
-fn who_does_not_read_stops_nobody() {
+fn stalled_reader_blocks_no_other_client() {
     let mut loaded = LoadedServer::start(&format!("{BOTH} --max-rate 0"));
     let address = loaded.address();
     let sdp = json!({"type": "offer", "sdp": "x".repeat(60 * KIB)}).to_string();
@@ -64,7 +64,7 @@ fn who_does_not_read_stops_nobody() {
 }
 
 #[test]
-fn rubbish_and_floods() {
+fn invalid_messages_and_floods_are_handled() {
     let mut loaded = LoadedServer::start(BOTH);
     let address = loaded.address();
     let rubbish: Vec<String> = [
@@ -98,7 +98,7 @@ fn rubbish_and_floods() {
         game.send(&frame(0x82, text.as_bytes()));
         assert_eq!(game.sync(), [Value::Null; 0], "{text}");
     }
-    // Who goes on saying too much is closed, and its partner hears bye.
+    // A client that keeps exceeding the rate is closed, and its partner receives `bye`.
     let (mut first, mut second) = (ayame(address, "tea"), ayame(address, "tea"));
     first.receive_json();
     second.receive_json();
@@ -107,7 +107,7 @@ fn rubbish_and_floods() {
     loaded.wait_until("both are closed", |server| {
         for _ in 0..200 {
             for (client, text) in [(&mut second, r#"{"type":"candidate"}"#), (&mut game, "\"KeepAlive\"")] {
-                // It may be closed already.
+                // The connection may already be closed.
                 let _ = client.try_send(&frame(TEXT, text.as_bytes()));
             }
         }
@@ -118,9 +118,9 @@ fn rubbish_and_floods() {
     loaded.finish(BASELINE_BYTES + 2 * MIB);
 }
 
-/// Each comes as somebody else, into a room of its own, and goes; thousands come before one room; groups of every size.
+/// Clients connect under changing names to their own rooms; thousands request one full room; groups have every size.
 #[test]
-fn rooms_and_groups_without_end() {
+fn many_rooms_and_groups_are_handled() {
     let mut loaded = LoadedServer::start(&format!("{BOTH} --max-connections 3000"));
     for round in 0..3 {
         let crowd = loaded.connect_many(600, |address, i| {
@@ -130,7 +130,7 @@ fn rooms_and_groups_without_end() {
             id(&mut game);
             (board, game)
         });
-        // A few in their ways.
+        // Some of them send a message.
         for (i, (board, game)) in crowd.into_iter().enumerate() {
             if i % 3 == 0 {
                 board.reset();
@@ -140,15 +140,15 @@ fn rooms_and_groups_without_end() {
         loaded.wait_for_metric("connections", 2);
         loaded.wait_for_metric("rooms", 1);
     }
-    // Before a room of two who do not answer.
+    // A room of two clients that do not answer.
     let mut two = [ayame(loaded.address(), "tea"), ayame(loaded.address(), "tea")];
     two.iter_mut().for_each(|client| drop(client.receive_json()));
     let mut crowd = loaded.connect_many(1000, |address, _| ayame(address, "tea"));
-    // They are probed once, and after five seconds the first two of the crowd have the room.
+    // Both are probed once. After five seconds two waiting clients take their seats.
     loaded.wait_for_metric("closings_total{reason=\"replaced\"}", 1);
     for client in &mut crowd[..2] {
         assert_eq!(client.receive_json()["type"], "accept");
-        // They are probed in turn, and live.
+        // The holders answer their probes and stay.
         client.receive_ping();
     }
     for client in &mut crowd[2..] {
@@ -158,9 +158,9 @@ fn rooms_and_groups_without_end() {
     loaded.finish(BASELINE_BYTES + 4 * MIB);
 }
 
-/// What a peer chooses cannot forge a line of the log, nor make one that does not fit into a pipe.
+/// Names that peers choose cannot forge a log line or make it too long for a pipe.
 #[test]
-fn names_of_rooms_in_the_log() {
+fn room_names_cannot_forge_log_lines() {
     let loaded = LoadedServer::start_script(&format!(r#"exec "$0" --log debug {BOTH}"#));
     let name = format!("x\n2026-01-01 ERROR forged {}", "\u{7f}".repeat(200));
     let mut board = ayame(loaded.address(), &name);
@@ -177,9 +177,9 @@ fn names_of_rooms_in_the_log() {
     assert!(log.lines().all(|line| !line.starts_with("2026-01-01")), "{log}");
 }
 
-/// A budget refuses whoever would need more, of any protocol, and the pair does not notice.
+/// The memory budget applies to all protocols, and the pair is unaffected.
 #[test]
-fn a_budget_holds_for_them_too() {
+fn memory_budget_applies_to_other_protocols() {
     let mut loaded = LoadedServer::start(&format!("{BOTH} --max-memory 8M --max-rate 0"));
     let sdp = json!({"type": "offer", "sdp": "x".repeat(60 * KIB)}).to_string();
     let mut crowd = loaded.connect_many(300, |address, i| ayame(address, &(i / 2).to_string()));

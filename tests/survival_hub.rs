@@ -1,7 +1,7 @@
-//! Attacks on the rules of signaling, on memory: what peers say to each other's harm. See `survival.rs`.
+//! Attacks on the rules of noroshi's protocol, in memory. See `survival.rs`.
 //!
-//! Meanwhile a pair in a room of its own goes on exchanging candidates; afterwards the hub is empty, and what it had
-//! allocated at most is below a bound that the test states.
+//! A pair in its own room exchanges candidates meanwhile. At the end all rooms are empty, and the peak allocation is
+//! below a bound that the test states.
 
 mod common;
 
@@ -21,19 +21,19 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const KIB: usize = 1024;
 
-/// A hub, and two peers who want nothing but to go on talking.
+/// The protocol in memory, and a well-behaved pair that exchanges candidates.
 struct LoadedHub {
     memory: Memory,
     messages_sent: usize,
     _lock: MutexGuard<'static, ()>,
 }
 
-/// The ids of the pair.
+/// The ids of the well-behaved pair.
 const PAIR: [&str; 2] = ["P", "Q"];
 
 impl LoadedHub {
     fn new() -> LoadedHub {
-        // All that the process allocates is counted together.
+        // Allocations of the whole process are counted together, so tests run one at a time.
         static ALLOCATOR_LOCK: Mutex<()> = Mutex::new(());
         let lock = ALLOCATOR_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let config = Config { rate_max: 0, ..Config::default() };
@@ -60,7 +60,7 @@ impl LoadedHub {
         }
     }
 
-    /// The pair exchanges a candidate, each way.
+    /// Exchanges a candidate in each direction.
     fn exchange_candidates(&mut self) {
         self.messages_sent += 1;
         for (from, to) in [(0, 1), (1, 0)] {
@@ -73,14 +73,14 @@ impl LoadedHub {
         }
     }
 
-    /// Puts something into the hub and forgets the effects, but for their number.
+    /// Handles an input and returns the number of effects.
     fn input(&mut self, input: Input) -> usize {
         self.memory.handle(input);
         let effects = self.memory.outbox.effects.drain(..);
         effects.filter(|effect| !matches!(effect, Recorded::Left(_))).count()
     }
 
-    /// What is allocated now, the test's own things among it.
+    /// Returns the allocated bytes, including those of the test.
     fn allocated(&self) -> usize {
         let stats = ALLOCATOR.stats();
         stats.bytes_allocated - stats.bytes_deallocated
@@ -94,12 +94,12 @@ impl LoadedHub {
 
 // ---- JSON ----
 
-/// A message of each type that is fine.
+/// Returns a valid message of this type.
 fn fine(kind: Kind) -> Value {
     json!({"type": kind.name(), "id": "A", "target_id": "B", "sdp": {}, "candidate": {}, "candidates": [1]})
 }
 
-/// Which error a message gets of which one field has this value (`None`: is missing).
+/// Returns the error for a message in which one field has this value. `None`: the field is missing.
 fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str> {
     let text = value.and_then(Value::as_str);
     let is_missing = value.is_none_or(Value::is_null);
@@ -109,7 +109,7 @@ fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str>
         "id" if text == Some("?") => Some("id_mismatch"),
         "id" => Some("bad_message"),
         "target_id" if !names_a_target => None,
-        // Nobody to answer.
+        // There is no peer to answer.
         "target_id" if is_missing || text == Some("") => (kind == Kind::Answer).then_some("bad_message"),
         "target_id" => Some(if text == Some("?") { "unknown_peer" } else { "bad_message" }),
         "candidates" if kind == Kind::CandidateAdd && !is_missing => Some("bad_message"),
@@ -118,7 +118,7 @@ fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str>
 }
 
 #[test]
-fn every_field_of_every_message_has_every_value() {
+fn every_message_is_checked_with_every_value_of_every_field() {
     let mut loaded = LoadedHub::new();
     let huge = "x".repeat(60 * KIB);
     let values = [
@@ -164,7 +164,7 @@ fn every_field_of_every_message_has_every_value() {
 const FIGHTERS: usize = 200;
 
 impl LoadedHub {
-    /// A peer that holds the id X and answers nothing, and so many that claim it.
+    /// Connects a peer that holds the id X and answers nothing, and claimants of that id.
     fn fight(&mut self) -> Vec<String> {
         self.open("X", "tea");
         self.send("X", json!({"type": "leave", "id": "X"}));
@@ -184,7 +184,7 @@ impl LoadedHub {
 }
 
 #[test]
-fn two_hundred_fight_for_the_id_of_the_living() {
+fn two_hundred_claims_of_a_live_holder_are_rejected() {
     let mut loaded = LoadedHub::new();
     let fighters = loaded.fight();
     loaded.memory.advance(PROBE_TIME_MAX.as_secs() - 1);
@@ -192,7 +192,7 @@ fn two_hundred_fight_for_the_id_of_the_living() {
     for peer in &fighters {
         loaded.taken(peer);
     }
-    // They may all have another.
+    // All claimants may register another id.
     for peer in &fighters {
         loaded.send(peer, json!({"type": "leave", "id": peer}));
         assert_eq!(loaded.receive(peer), None);
@@ -202,10 +202,10 @@ fn two_hundred_fight_for_the_id_of_the_living() {
 }
 
 #[test]
-fn two_hundred_fight_for_the_id_of_the_dead() {
+fn two_hundred_claims_of_a_dead_holder_have_one_winner() {
     let mut loaded = LoadedHub::new();
     let mut fighters = loaded.fight();
-    // Some lose heart.
+    // Some claimants disconnect.
     for peer in fighters.drain(..10) {
         loaded.memory.close(&peer);
     }
@@ -221,7 +221,7 @@ fn two_hundred_fight_for_the_id_of_the_dead() {
 // ---- Storms ----
 
 #[test]
-fn twenty_thousand_wait_in_one_room() {
+fn twenty_thousand_peers_queue_in_one_room() {
     const CROWD: usize = 20_000;
     let mut loaded = LoadedHub::new();
     let conns: Vec<Conn> = (10..10 + CROWD).map(|i| Conn::new(i as u64, i)).collect();
@@ -234,7 +234,7 @@ fn twenty_thousand_wait_in_one_room() {
     println!("{} bytes for each", taken / CROWD);
     assert!(taken < CROWD * 512);
     loaded.exchange_candidates();
-    // Whoever is asked leaves, and the next one is asked.
+    // Each offerer leaves, and the next peer becomes the offerer.
     let notices: usize = conns.iter().map(|conn| loaded.input(Input::Disconnected(*conn))).sum();
     assert_eq!(notices, CROWD - 1);
     loaded.finish();

@@ -1,4 +1,4 @@
-//! At the default rate, peers that send without end are closed. Memory stays where it was, and others do not notice.
+//! At the default rate limit continuous senders are closed, memory does not grow, and other peers are unaffected.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::loaded_server::{BASELINE_BYTES, LoadedServer};
 use common::pipe::{PING, PONG, TEXT, frame};
 use noroshi::config::{QUEUE_BYTES_MAX, RATE_OFFENCE_MAX};
 
-/// Returns floods: a name, the first bytes, and those that are repeated.
+/// Returns continuous input: a name, the first bytes and the repeated bytes.
 fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
     let mut fragments: Vec<u8> =
         br#"{"type":"leave","id":"X"}"#.iter().flat_map(|byte| frame(0x00, &[*byte])).collect();
@@ -29,7 +29,7 @@ fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
 }
 
 #[test]
-fn peers_that_send_without_end_are_closed_after_five_seconds() {
+fn continuous_senders_are_closed_after_five_seconds() {
     let mut loaded = LoadedServer::start("");
     let flooders = floods().map(|(room, first, again)| {
         let mut client = Client::open(loaded.address(), room).register("X");

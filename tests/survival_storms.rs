@@ -1,4 +1,4 @@
-//! Many at once, or one after the other, and fewer descriptors than they need. See `survival.rs`.
+//! Connection storms, and fewer descriptors than connections need. See `survival.rs`.
 
 mod common;
 
@@ -16,7 +16,7 @@ use serde_json::json;
 
 // ---- Descriptors ----
 
-/// Nobody comes in and nobody leaves: there is nothing to do but to look after the time.
+/// Asserts that the server uses little CPU while no client connects or disconnects.
 fn does_not_spin(server: &Running) {
     let (before, time) = (server.cpu(), Duration::from_secs(2));
     sleep(time);
@@ -25,17 +25,17 @@ fn does_not_spin(server: &Running) {
     assert!(used < time / 20);
 }
 
-/// How many of these have got an answer with this status.
+/// Returns how many clients have received a response with this status.
 fn answered(clients: &[Client], status: &str) -> usize {
     clients.iter().filter(|client| client.has_response(status)).count()
 }
 
 #[test]
-fn five_hundred_clients_and_sixty_four_descriptors() {
+fn five_hundred_clients_with_sixty_four_descriptors_are_served() {
     let mut loaded = LoadedServer::start_script(r#"ulimit -n 64; exec "$0" --log warn"#);
     let mut clients = loaded.connect_many(500, |address, _| Client::connect(address));
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
-    // Thirty-one may be there, the pair among them. Others are told so, and give way to the next: nobody is left waiting.
+    // 31 connections fit, including the pair. Others are rejected and closed, so that none is left waiting.
     loaded.wait_for_metric("connections_total", 31);
     loaded.wait_until("some are refused", |_| answered(&clients, "503") >= REFUSED_AT_ONCE);
     let inside = loaded.descriptors_at_rest + 31 - PAIR.len();
@@ -59,10 +59,10 @@ fn five_hundred_clients_and_sixty_four_descriptors() {
 }
 
 #[test]
-fn five_hundred_clients_and_no_descriptor() {
+fn five_hundred_clients_without_descriptors_are_served_later() {
     let mut loaded = LoadedServer::start("");
     let mut clients = loaded.connect_many(10, |address, _| Client::open(address, "tea"));
-    // Fewer than it counted on: accept itself fails now.
+    // Fewer than at the start of the process, so that accept fails.
     let (pid, limit) = (loaded.server.child.id().to_string(), loaded.server.descriptors() + 3);
     let prlimit = ["--pid", &pid, &format!("--nofile={limit}:{limit}")];
     assert!(Command::new("prlimit").args(prlimit).status().unwrap().success());
@@ -71,7 +71,7 @@ fn five_hundred_clients_and_no_descriptor() {
     waiting.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
     loaded.wait_until("all are taken", |server| server.descriptors() >= limit);
     does_not_spin(&loaded.server);
-    // Who leaves makes room for who waits.
+    // A freed descriptor is used for a waiting client.
     let before = answered(&waiting, "101");
     clients.truncate(5);
     loaded.wait_until("five more come in", |_| answered(&waiting, "101") >= before + 5);
@@ -83,12 +83,12 @@ fn five_hundred_clients_and_no_descriptor() {
 
 // ---- Storms ----
 
-/// Whoever has thousands of descriptors in this process has them alone.
+/// Tests that use thousands of descriptors of this process run one at a time.
 static CROWDED: Mutex<()> = Mutex::new(());
 
-/// Who finds no place in the backlog is tried again by TCP, after a second.
+/// When the backlog is full, TCP retransmits the SYN after a second.
 #[test]
-fn a_burst_of_five_thousand() {
+fn burst_of_five_thousand_is_served_within_a_second() {
     let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut loaded = LoadedServer::start("");
     let came = (0..5000).map(|_| {
@@ -103,7 +103,7 @@ fn a_burst_of_five_thousand() {
     loaded.finish(BASELINE_BYTES + 5000 * KIB);
 }
 
-/// As many as may come, each of whom connects in a room.
+/// Connects the maximum number of clients, each of which sends `connect` in a room.
 fn fill(loaded: &mut LoadedServer, room: impl Fn(usize) -> String) -> Vec<Client> {
     let connections_max = Config::default().connections_max;
     let crowd = loaded.connect_many(connections_max - PAIR.len(), |address, i| {
@@ -116,7 +116,7 @@ fn fill(loaded: &mut LoadedServer, room: impl Fn(usize) -> String) -> Vec<Client
 }
 
 #[test]
-fn a_full_server_waits_in_one_room_and_then_in_as_many() {
+fn full_server_queues_in_one_room_or_many() {
     let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut loaded = LoadedServer::start("");
     let mut waiting = fill(&mut loaded, |_| "tea".to_owned());
@@ -124,7 +124,7 @@ fn a_full_server_waits_in_one_room_and_then_in_as_many() {
     let mut refused = Client::connect(loaded.address());
     refused.send(REQUEST.as_bytes());
     assert!(refused.read_head().starts_with("HTTP/1.1 503 "));
-    // Each is asked when the one before leaves.
+    // Each peer becomes the offerer when the previous one leaves.
     for mut client in waiting.drain(..100) {
         assert_eq!(client.receive_json(), json!({"type": "offer"}));
     }
@@ -137,7 +137,7 @@ fn a_full_server_waits_in_one_room_and_then_in_as_many() {
 }
 
 #[test]
-fn a_hundred_thousand_come_and_go() {
+fn memory_does_not_grow_over_a_hundred_thousand_peers() {
     let mut loaded = LoadedServer::start("");
     let mut clients = start_load_generator(&loaded, "--mode churn --seconds 600");
     loaded.wait_until("the first have gone", |server| server.metric("connections_total") > 10_000.0);

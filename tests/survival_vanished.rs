@@ -1,4 +1,4 @@
-//! Peers and networks that are gone without a word, in whatever they were about. See `survival.rs`.
+//! Peers and networks that vanish, in every state of a connection. See `survival.rs`.
 
 mod common;
 
@@ -17,11 +17,11 @@ use nix::unistd::Pid;
 use noroshi::config::QUEUE_BYTES_MAX;
 use serde_json::json;
 
-/// With `--ping-interval 2`: two intervals and two seconds.
+/// Two ping intervals (`--ping-interval 2`) and two seconds.
 const NOTICED: Duration = Duration::from_secs(6);
 
 #[test]
-fn a_client_that_is_stopped() {
+fn stopped_client_is_noticed() {
     let mut loaded = LoadedServer::start("--max-rate 0 --ping-interval 2");
     let mut client = start_load_generator(&loaded, "--pairs 20 --seconds 60");
     loaded.wait_until("they talk", |server| server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0);
@@ -35,14 +35,14 @@ fn a_client_that_is_stopped() {
     loaded.finish(BASELINE_BYTES);
 }
 
-/// This needs a network of its own, so it runs itself in one.
+/// The test needs its own network namespace, so it runs itself in one.
 #[test]
-fn a_network_that_is_cut() {
+fn cut_network_is_noticed() {
     const INSIDE: &str = "TEST_IS_IN_ITS_OWN_NETWORK";
     if std::env::var_os(INSIDE).is_some() {
         return cut_the_network();
     }
-    // The second is for those who are not root, where the kernel lets them.
+    // The second way is for users other than root, where the kernel permits it.
     let ways = [&["--net"][..], &["--net", "--map-root-user"]];
     let is_allowed = |way: &&&[&str]| {
         let command =
@@ -52,12 +52,12 @@ fn a_network_that_is_cut() {
     let Some(way) = ways.iter().find(is_allowed) else {
         let missing = "network namespaces are not allowed here, or there is no `ip`";
         assert!(std::env::var_os("CI").is_none(), "{missing}");
-        // Without a macro, because the harness keeps to itself what those print.
-        return writeln!(std::io::stderr(), "SKIPPED a_network_that_is_cut: {missing}").unwrap();
+        // The test harness captures the output of print macros.
+        return writeln!(std::io::stderr(), "SKIPPED cut_network_is_noticed: {missing}").unwrap();
     };
     let mut command = Command::new("unshare");
     command.args(*way).arg(std::env::current_exe().unwrap());
-    command.args(["--exact", "a_network_that_is_cut", "--nocapture"]).env(INSIDE, "1");
+    command.args(["--exact", "cut_network_is_noticed", "--nocapture"]).env(INSIDE, "1");
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -67,7 +67,7 @@ fn cut_the_network() {
     let mut loaded = LoadedServer::start("--ping-interval 2 --listen 0.0.0.0:0");
     let mut far = from_afar(loaded.address().port());
     let mut near = Client::open(loaded.address(), "tea").register("near");
-    // One is idle, one has a partner, one is in the middle of a frame.
+    // One peer is idle, one has a partner, one has sent half a frame.
     far[1].send_json(json!({"type": "offer", "id": "1", "sdp": 1}));
     far[1].sync();
     near.send_json(json!({"type": "answer", "id": "near", "target_id": "1", "sdp": 2}));
@@ -76,7 +76,7 @@ fn cut_the_network() {
     loaded.wait_for_metric("peers", 2 + 3 + 1);
     sh("ip link set near down");
     let began = Instant::now();
-    // The kernel takes what is for the partner.
+    // The kernel accepts the messages for the partner.
     near.send_json(json!({"type": "candidateAdd", "id": "near", "candidate": 3}));
     let mut received = Vec::new();
     loaded.wait_until("it is noticed", |server| {
@@ -94,10 +94,11 @@ fn cut_the_network() {
     loaded.finish(BASELINE_BYTES);
 }
 
-/// Three peers on the other side of a link whose end here is `near`.
+/// Connects three peers from the other end of a link to this network namespace.
 fn from_afar(port: u16) -> Vec<Client> {
     let here = std::process::id();
-    // Sockets belong to the network of the thread that made them, which lasts as long as they do.
+    // A socket belongs to the network namespace of the thread that creates it. The namespace lives as long as its
+    // sockets.
     let far = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         sh(&format!(
@@ -117,7 +118,7 @@ fn sh(script: &str) {
     assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
 }
 
-/// Connections that ask for something or have not done so yet, and WebSockets, with what they are about to say.
+/// Returns connections in every state of the request and the WebSocket, each with the bytes that it would send next.
 fn in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
     let asking =
         ["", "GET /ws/tea HT", "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", "nonsense\r\n\r\n", REQUEST];
@@ -135,7 +136,8 @@ fn in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
     asking.into_iter().chain(open).collect()
 }
 
-/// Pairs of peers, of which the first is in a state of the signaling, by what they said (`A answer`: to B).
+/// Pairs of peers whose first peer is in a state of the protocol. Each lists the messages sent (`A answer`: A answers
+/// B).
 const FLOWS: [&str; 9] = [
     "A leave",
     "A connect",
@@ -148,7 +150,7 @@ const FLOWS: [&str; 9] = [
     "A leave, B leave, B flood",
 ];
 
-/// Peers in every state of the signaling, and those that keep them there.
+/// Returns peers in every state of the protocol, and the peers that keep them there.
 fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
     let flow = |(i, flow): (usize, &&str)| {
         let mut peers = ["A", "B"].map(|id| (id, Client::open(address, &format!("flow-{i}"))));
@@ -168,7 +170,7 @@ fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
         peers.map(|(_, client)| client)
     };
     let mut pairs: Vec<[Client; 2]> = FLOWS.iter().enumerate().map(flow).collect();
-    // Somebody whose id is claimed, and somebody who claims one.
+    // A holder whose id is claimed, and a claimant.
     for (room, holder_first) in [("holder", true), ("claimant", false)] {
         let holder = Client::open(address, room).register("A");
         let mut claimant = Client::open(address, room);
@@ -178,7 +180,7 @@ fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
     pairs.into_iter().map(|[first, second]| (first, second)).unzip()
 }
 
-/// All of these, and those that keep some of them where they are.
+/// Returns peers in all states, and the peers that keep some of them there.
 fn everybody(loaded: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
     let (mut attackers, keepers) = in_every_flow(loaded.address());
     attackers.extend(in_every_state(loaded.address()).into_iter().map(|(mut client, bytes)| {
@@ -190,7 +192,7 @@ fn everybody(loaded: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
 }
 
 #[test]
-fn a_reset_in_every_state() {
+fn reset_is_handled_in_every_state() {
     let mut loaded = LoadedServer::start("");
     let (attackers, keepers) = everybody(&mut loaded);
     attackers.into_iter().for_each(Client::reset);
@@ -201,10 +203,10 @@ fn a_reset_in_every_state() {
 }
 
 #[test]
-fn half_closed_in_every_state() {
+fn half_close_is_handled_in_every_state() {
     let mut loaded = LoadedServer::start("");
     let (attackers, keepers) = everybody(&mut loaded);
-    // They go on reading, and wait for what will never come.
+    // They keep reading and wait for messages that never arrive.
     attackers.iter().for_each(Client::half_close);
     let left = loaded.descriptors_at_rest + keepers.len();
     loaded.wait_until("they are gone", |server| server.descriptors() == left);
@@ -213,10 +215,10 @@ fn half_closed_in_every_state() {
 }
 
 #[test]
-fn half_closed_with_the_last_words() {
+fn half_close_with_the_last_message_is_handled() {
     let mut loaded = LoadedServer::start("");
     let mut attackers = in_every_state(loaded.address());
-    // So that both come in the same event.
+    // Both arrive in the same readiness event.
     loaded.server.signal(Signal::SIGSTOP);
     for (client, bytes) in &mut attackers {
         client.send(bytes);
@@ -225,7 +227,7 @@ fn half_closed_with_the_last_words() {
     loaded.server.signal(Signal::SIGCONT);
     let at_rest = loaded.descriptors_at_rest;
     loaded.wait_until("they are gone", |server| server.descriptors() == at_rest);
-    // By that, and not because their time was up.
+    // The reason is the end of TCP, not a timeout.
     assert_eq!(loaded.server.metric("closings_total{reason=\"unregistered\"}"), 0.0);
     assert!(attackers.iter().all(|(client, _)| !client.has_response("408")));
     drop(attackers);

@@ -1,4 +1,4 @@
-//! TypeScript understands the client library by its comments, and knows what each event carries.
+//! TypeScript types of the client library, from its comments, including the data of each event.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::process::Command;
 use common::program::npm;
 use common::readme::README;
 
-/// What tsc says of a module that is beside the library.
+/// Returns tsc's output for a module beside the library.
 fn assert_accessible(home: &Path, file: &str, text: &str) -> String {
     std::fs::write(home.join(file), text).unwrap();
     let flags =
@@ -19,7 +19,7 @@ fn assert_accessible(home: &Path, file: &str, text: &str) -> String {
 }
 
 #[test]
-fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
+fn examples_of_the_readme_pass_the_type_check_and_wrong_calls_fail() {
     let Some(home) = npm("typescript") else { return };
     std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/web/noroshi.js"), home.join("noroshi.js"))
         .unwrap();

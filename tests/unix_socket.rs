@@ -1,4 +1,4 @@
-//! A socket in a file, where a proxy on the same machine connects.
+//! Unix sockets, which proxies on the same machine connect to.
 
 mod common;
 
@@ -19,12 +19,12 @@ use common::process::{NOROSHI, Running, eventually, run};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// A connection to the socket in this file. What is done with it does not ask of which family it is.
+/// Connects to the socket file. The stream is used like a TCP stream.
 fn connect(path: &Path) -> Client {
     Client::from_stream(TcpStream::from(OwnedFd::from(UnixStream::connect(path).unwrap())))
 }
 
-/// What the server answers to a request for a WebSocket with this header.
+/// Requests an upgrade with this header. Returns the connection and the status.
 fn ask(path: &Path, header: &str) -> (Client, u16) {
     let mut client = connect(path);
     client.send(REQUEST.replace("Host: h\r\n", &format!("Host: h\r\n{header}")).as_bytes());
@@ -36,7 +36,7 @@ fn noroshi(arguments: &[&str]) -> Output {
     Command::new(NOROSHI).args(arguments).output().unwrap()
 }
 
-/// A server that is not started, and what it says of that.
+/// Returns the error message of a server that cannot start.
 fn refusal(path: &Path) -> String {
     let output = noroshi(&["--listen", &format!("unix:{}", path.display())]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -52,7 +52,7 @@ fn serve(path: &Path, flags: &str) -> Running {
 }
 
 #[test]
-fn it_has_the_mode_of_the_umask_and_an_end() {
+fn socket_file_has_the_mode_of_the_umask_and_is_removed() {
     let folder = Folder::new("local");
     let path = &folder.0.join("socket");
     let mut server = serve(path, "");
@@ -82,17 +82,17 @@ fn it_has_the_mode_of_the_umask_and_an_end() {
 }
 
 #[test]
-fn who_connects_there_is_believed_when_it_says_for_whom() {
+fn forwarded_addresses_are_trusted_on_a_unix_socket() {
     let folder = Folder::new("believed");
     let path = &folder.0.join("socket");
     let server = serve(path, "--max-connections-per-ip 1");
-    // Of whom nothing is said are not counted.
+    // Connections without a forwarded address are not counted.
     let clients = ["A", "B", "C"].map(|id| ask(path, "").0.register(id));
     let here = "X-Forwarded-For: 192.0.2.1\r\n";
     let (first, status) = ask(path, here);
     assert_eq!(status, 101);
     assert_eq!(ask(path, here).1, 429);
-    // Whoever connects to the port is asked for himself.
+    // Connections to the TCP port are checked by their own address.
     let mut other = Client::connect(server.address);
     other.send(REQUEST.replace("Host: h\r\n", &format!("Host: h\r\n{here}")).as_bytes());
     assert!(other.read_head().starts_with("HTTP/1.1 101 "));
@@ -104,7 +104,7 @@ fn who_connects_there_is_believed_when_it_says_for_whom() {
 }
 
 #[test]
-fn what_is_larger_than_the_buffers_of_the_kernel_arrives() {
+fn message_larger_than_the_kernel_buffers_arrives() {
     let folder = Folder::new("large");
     let path = &folder.0.join("socket");
     let _server = serve(path, "--max-message 1M");
@@ -113,7 +113,7 @@ fn what_is_larger_than_the_buffers_of_the_kernel_arrives() {
     for text in &texts {
         a.send_json(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": text}));
     }
-    // All of it waits for one who does not read yet.
+    // The messages are queued for a peer that does not read yet.
     assert!(a.sync().is_empty());
     for text in texts {
         let candidate = format!("\"{text}\"");
@@ -122,11 +122,11 @@ fn what_is_larger_than_the_buffers_of_the_kernel_arrives() {
 }
 
 #[test]
-fn only_one_of_several_starts_at_a_stale_path_serves_there() {
+fn one_of_several_processes_serves_at_a_stale_path() {
     let folder = Folder::new("race");
     let path = &folder.0.join("socket");
     for round in 0..10 {
-        // What a killed server leaves behind.
+        // A killed server leaves its socket file behind.
         drop(UnixListener::bind(path).unwrap());
         let start = || {
             let mut command = Command::new(NOROSHI);
@@ -151,12 +151,12 @@ fn only_one_of_several_starts_at_a_stale_path_serves_there() {
 }
 
 #[test]
-fn start_that_waits_for_another_one_leaves_its_fresh_socket_alone() {
+fn start_does_not_replace_the_socket_of_another_process() {
     let folder = Folder::new("lock");
     let path = &folder.0.join("socket");
     drop(UnixListener::bind(path).unwrap());
     let stale = fs::symlink_metadata(path).unwrap().ino();
-    // This test is the other start: it has locked the directory, and is about to replace the stale file.
+    // The test acts as the other process: it has locked the directory and is about to replace the stale file.
     let lock = File::open(&folder.0).unwrap();
     lock.lock().unwrap();
     let mut command = Command::new(NOROSHI);
@@ -193,7 +193,7 @@ fn socket_file_is_removed_when_a_later_address_cannot_be_bound() {
 }
 
 #[test]
-fn socket_file_of_another_server_is_left_at_the_end() {
+fn socket_file_of_another_server_is_not_removed() {
     let folder = Folder::new("another");
     let path = &folder.0.join("socket");
     let mut first = serve(path, "");

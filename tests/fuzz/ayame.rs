@@ -1,4 +1,4 @@
-//! Inputs into Ayame's protocol, which must be consistent after each of them and say what the model says.
+//! Input to Ayame's protocol, which must stay consistent and match its model.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -25,10 +25,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 const SECRET: &[u8] = b"a secret that is thirty-two bytes";
 const ROOMS: [&str; 4] = ["tea", "coffee", "te", r"t\u0065a"];
 const CLIENTS: [&str; 4] = ["a", "b", "c", ""];
-/// More than may wait for the probe of one room.
+/// More than the number of clients that may wait for the probe of one room.
 const PEERS_MAX: usize = 24;
 
-/// The first byte is the configuration, the rest is what happens.
+/// The first byte selects the configuration, the others the events.
 pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let Some(limits) = bytes.next() else { return };
@@ -63,7 +63,7 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
                 world.input(Input::Time);
             }
         }
-        // Clients come together, and want seats of one room.
+        // Many clients connect and request seats of one room.
         (8, _) => {
             let count = usize::from(bytes.next()?) % PEERS_MAX;
             let message = message(step.selector, keys, bytes)?;
@@ -92,7 +92,7 @@ fn target() -> Target {
     Target { dialect: ProtocolId::Ayame, room: String::new(), query: Query::default() }
 }
 
-/// Tokens of all kinds, and texts that are none.
+/// Returns valid and invalid tokens, and other texts.
 fn keys() -> Vec<String> {
     let secrets = Secrets::parse(SECRET).expect("a secret");
     let other_secrets = Secrets::parse(b"another secret of thirty-two byte").expect("a secret");

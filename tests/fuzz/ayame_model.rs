@@ -1,4 +1,4 @@
-//! The rules of Ayame's protocol as the README tells them, without regard for cost.
+//! A naive model of Ayame's protocol, written from the README.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,9 +19,9 @@ pub struct Model {
 
 struct Client {
     state: State,
-    /// When it is pinged next. A standalone client is not.
+    /// Time of the next ping. `None` for a standalone client.
     ping_at: Option<Duration>,
-    /// Whether it has to show life, because somebody wants a seat of its room.
+    /// Whether it is probed because another client requests a seat of its room.
     is_probed: bool,
 }
 
@@ -68,7 +68,7 @@ impl Model {
                 }
             }
             State::Seated(name) => {
-                // With one of the two, the room is gone.
+                // A room ends with either of its members.
                 let Some(room) = self.rooms.remove(&name) else { return };
                 for other in room.seated.into_iter().filter(|other| *other != conn) {
                     if self.clients[&other].ping_at.is_some() {

@@ -1,6 +1,6 @@
-//! The part of the models that all protocols share: the rate limit, probes, queues and what was said.
+//! The common part of the models: rate limit, probes, queues and output.
 //!
-//! It is written from the README, for clarity and not for speed: lists instead of tables, credits counted one by one.
+//! It is written from the README, for clarity rather than speed: lists instead of tables, credits counted one by one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use noroshi::protocol::{Close, Conn, Input, Target};
 use noroshi::rate_limit::Verdict;
 use noroshi::token::Claims;
 
-/// An effect, as far as it is compared.
+/// An effect, reduced to what is compared.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
     Text(String),
@@ -19,66 +19,65 @@ pub enum Output {
     Close(Close),
     /// The room.
     Registered(String),
-    /// The room, and the id that the connection had there.
+    /// The room and the connection's id in it.
     Left(String, Option<String>),
 }
 
-/// What the operator sees of a connection: its room, its id and its state.
+/// A line of `/rooms`: room, id and state.
 pub type RoomMember = (String, Option<String>, &'static str);
 
-/// The rules of one protocol, written down naively.
+/// The rules of one protocol, as a naive model.
 pub trait Rules {
     fn context(&mut self) -> &mut Context;
     fn connected(&mut self, conn: Conn, target: &Target, claims: Option<&Claims>);
     fn text(&mut self, conn: Conn, text: &str);
     fn binary(&mut self, conn: Conn, bytes: &[u8]);
-    /// Its message was dropped because it is over the rate.
+    /// Handles a message that was dropped by the rate limit.
     fn dropped(&mut self, conn: Conn, tell: bool);
     fn alive(&mut self, conn: Conn);
     fn silent(&mut self, conn: Conn);
     fn disconnected(&mut self, conn: Conn);
-    /// One timer of the protocol is due.
+    /// Handles one expired timer of the protocol.
     fn timer(&mut self);
     fn timer_due(&self) -> Option<Duration>;
     fn has_place(&self, _target: &Target) -> bool {
         true
     }
-    /// Whether a newcomer to this target may meet somebody, if the protocol can tell.
+    /// Returns whether a new peer of this target may find other peers, if the protocol can tell.
     fn knows_room(&self, _target: &Target) -> bool {
         true
     }
     fn seen(&self, conn: Conn) -> Option<RoomMember>;
-    /// Peers and rooms.
+    /// Returns the numbers of peers and rooms.
     fn counts(&self) -> (usize, usize);
-    /// Bytes of text that are stored for peers. The server reserves at least these, and nothing if there are none.
+    /// Returns the bytes of text stored for peers. The server reserves at least these, and nothing if there are none.
     fn stored_bytes(&self) -> usize {
         0
     }
 }
 
-/// What a protocol works with.
+/// The state that all models share.
 pub struct Context {
     pub now: Duration,
     pub outputs: Vec<(Conn, Output)>,
-    /// How many further messages the queue of a peer takes. Queues that are not listed take any number.
+    /// Further messages that the queue of a peer accepts. Queues that are not listed accept any number.
     pub room_in_queue: BTreeMap<Conn, usize>,
-    /// Whether memory was granted, for each reservation of this input. The server decides that; the model says when it is
-    /// asked.
+    /// The server's decisions about the memory reservations of this input, in order.
     pub grants: VecDeque<bool>,
-    /// The ids that the server gave to connections.
+    /// Ids that the server has assigned.
     pub names: BTreeMap<Conn, String>,
     pub messages: BTreeMap<&'static str, u64>,
     pub errors: BTreeMap<&'static str, u64>,
-    /// Who is probed, and until when.
+    /// Running probes with their deadlines.
     pub probes: Vec<(Duration, Conn)>,
-    /// Credits a second; 0: no limit.
+    /// Credits per second. 0: no limit.
     rate: u32,
     buckets: BTreeMap<Conn, Bucket>,
 }
 
 /// The credits of one connection.
 struct Bucket {
-    /// In billionths, so that every nanosecond adds a whole number of them.
+    /// In billionths, so that each nanosecond adds a whole number.
     credits: u128,
     counted_at: Duration,
     violation: Option<RateViolation>,
@@ -93,7 +92,7 @@ struct RateViolation {
 const NANOCREDITS: u128 = 1_000_000_000;
 const BURST_SECONDS: u128 = 10;
 
-/// Credits for this many bytes: one for every 4 KiB begun.
+/// Returns the credits for this many bytes: one for every 4 KiB or part of it.
 pub fn credits_for(bytes: usize) -> usize {
     let mut credits = 1;
     while credits * 4096 < bytes {
@@ -102,7 +101,8 @@ pub fn credits_for(bytes: usize) -> usize {
     credits
 }
 
-/// Credits for telling this many peers a text: one for every 64 deliveries begun, times every 4 KiB begun of the text.
+/// Returns the credits for sending a text to this many peers: one for every 64 deliveries or part of it, times those
+/// for the text's bytes.
 pub fn credits_for_deliveries(peers: usize, bytes: usize) -> usize {
     let mut groups = 0;
     while groups * 64 < peers {
@@ -131,7 +131,7 @@ impl Context {
         self.outputs.push((to, output));
     }
 
-    /// Passes on all of these messages, or none.
+    /// Forwards all of these messages or none.
     pub fn forward(&mut self, to: Conn, texts: Vec<String>) -> bool {
         if let Some(room) = self.room_in_queue.get_mut(&to) {
             if *room < texts.len() {
@@ -153,7 +153,7 @@ impl Context {
         *self.errors.entry(name).or_default() += 1;
     }
 
-    /// Asks the server whether it granted the memory for what is about to be stored.
+    /// Returns whether the server has granted the reservation for the next stored value.
     pub fn reserve(&mut self) -> bool {
         self.grants.pop_front().expect("the server reserves memory for this")
     }
@@ -163,7 +163,7 @@ impl Context {
         self.probes.push((self.now + Duration::from_secs(5), conn));
     }
 
-    /// Returns whether a probe was running.
+    /// Ends a probe. Returns whether it was running.
     pub fn end_probe(&mut self, conn: Conn) -> bool {
         let before = self.probes.len();
         self.probes.retain(|(_, probed)| *probed != conn);
@@ -175,7 +175,7 @@ impl Context {
         self.emit(conn, Output::Close(why));
     }
 
-    /// Charges a message that costs `cost` in all, and of which `paid` was charged before. Nothing costs more than a full
+    /// Charges a message with a total cost of `cost`, of which `paid` is already charged. The maximum cost is a full
     /// bucket.
     pub fn pay(&mut self, conn: Conn, cost: usize, paid: usize) -> Verdict {
         if self.rate == 0 {
@@ -213,7 +213,7 @@ impl Context {
     }
 }
 
-/// Handles an input as the server does before a protocol sees it.
+/// Handles an input as the dispatcher does before the protocol.
 pub fn handle(rules: &mut impl Rules, input: Input) {
     match input {
         Input::Connected(conn, target, claims) => {
@@ -258,7 +258,7 @@ pub fn handle(rules: &mut impl Rules, input: Input) {
     }
 }
 
-/// Charges a frame that is no message.
+/// Charges a frame that is not a message.
 pub fn handle_frame(rules: &mut impl Rules, conn: Conn) -> bool {
     charge(rules, conn, 1)
 }

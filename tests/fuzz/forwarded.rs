@@ -1,5 +1,5 @@
-//! Headers in which proxies report the client's address: the server reads what a naive reader reads, and refuses a request
-//! whose address is unreadable before it is counted.
+//! Headers of the client address: the server must agree with a naive reader, and reject a request with an unreadable
+//! address before it is counted.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -17,8 +17,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
 const NAMES: [&str; 4] = ["X-Forwarded-For", "x-forwarded-for", "X-Real-IP", "CF-Connecting-IP"];
 
-/// The first byte says which header the operator named. Each line is a header: its first byte chooses the name, and the
-/// rest is the value.
+/// The first byte selects the header that the operator configured. Each line is a header: its first byte selects the
+/// name, the rest is the value.
 pub fn check(data: &[u8]) {
     let Some((how, lines)) = data.split_first() else { return };
     let only =
@@ -34,7 +34,7 @@ pub fn check(data: &[u8]) {
     let mut headers = Vec::new();
     for line in lines.split(|byte| *byte == b'\n') {
         let Some((name, value)) = line.split_first() else { continue };
-        // What httparse takes for a value, without the space around it (RFC 9110 section 5.5).
+        // Bytes that httparse accepts in a value, without surrounding whitespace (RFC 9110 section 5.5).
         let is_value = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f);
         let value: Vec<u8> = value.iter().copied().filter(is_value).collect();
         headers.push((NAMES[usize::from(name & 3)].to_owned(), value.trim_ascii().to_vec()));

@@ -1,4 +1,4 @@
-//! Inputs into the hub, which must be consistent after each of them and say what the model says.
+//! Input to noroshi's protocol, which must stay consistent and match its model.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -24,14 +24,14 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", r"\u0067", ""];
 const ROOMS: [&str; 2] = ["", "tea"];
-/// Few enough to meet each other.
+/// Few peers, so that they interact.
 const PEERS_MAX: usize = 10;
-/// Further peers that come, speak and go together, so that the limits of claimants and of holders are reached.
+/// Additional peers that connect, send and disconnect together, to reach the limits of claimants and holders.
 const CROWD_MAX: usize = CLAIMANTS_MAX + 10;
-/// Steps of a crowd in one input, because each takes long.
+/// Maximum steps with all additional peers in one input, because each takes long.
 const CROWD_STEPS_MAX: usize = 4;
 
-/// The first two bytes are the configuration, the rest is what happens.
+/// The first two bytes select the configuration, the others the events.
 pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let (Some(limits), Some(rooms)) = (bytes.next(), bytes.next()) else { return };
@@ -49,7 +49,7 @@ struct HubWorld {
     has_tokens: bool,
     crowd_steps: usize,
     rate: u32,
-    /// The id under which a connection mostly speaks.
+    /// The id in most messages of a connection.
     own_ids: BTreeMap<Conn, usize>,
 }
 
@@ -103,7 +103,7 @@ impl HubWorld {
 
     fn connect(&mut self, step: Step) {
         let kind = step.selector / PEERS_MAX;
-        // Every second token is for one id. There are few, so that many want the same.
+        // Every second token is for one of a few ids, so that ids conflict.
         let token_id = Some(kind / 4 % 3).filter(|_| kind / 2 % 2 == 1);
         let claims = Claims {
             until: Duration::from_secs(1_000_000),
@@ -114,7 +114,7 @@ impl HubWorld {
         let claims = Some(&claims).filter(|_| self.has_tokens);
         let conn = self.world.connect(step.slot, &target(ROOMS[kind % 2]), claims).expect("there is a place");
         self.own_ids.insert(conn, token_id.unwrap_or(step.slot % 5));
-        // Every second peer has one credit left when it speaks for the first time.
+        // Every second peer has one credit left at its first message.
         if kind / 12 == 1 {
             for _ in 1..10 * self.rate {
                 self.world.frame(conn);
@@ -128,7 +128,7 @@ impl HubWorld {
         Some(message(kind, id, IDS[target % 8], more))
     }
 
-    /// Many peers connect where they are missing, and say the same, or are gone.
+    /// Connects the missing additional peers, which send the same message or disconnect.
     fn crowd(&mut self, step: Step, bytes: &mut Bytes) -> Option<()> {
         let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?));
         let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
@@ -157,7 +157,7 @@ fn target(room: &str) -> Target {
     Target { dialect: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
-/// Writes a message of the server as the model does: without the sentences for people, and with sorted fields.
+/// Rewrites a message of the server like the model's: without texts for people, and with sorted fields.
 fn normalize(text: String) -> String {
     let mut message: Value = serde_json::from_str(&text).expect("the hub says JSON");
     if message["type"] == "error" {
@@ -174,7 +174,7 @@ fn message(kind: u8, id: &str, target: &str, more: usize) -> String {
     if more & 1 == 0 {
         text.push_str(&format!(r#","target_id":"{target}""#));
     }
-    // Few are long, because long ones take long.
+    // Few texts are long, because long ones take long.
     let length = match more / 8 {
         31 => 33_000,
         30 => 5_000,

@@ -1,4 +1,4 @@
-//! The rules of signaling as the README tells them, without regard for cost: no table but lists, no counters.
+//! A naive model of noroshi's protocol, written from the README: lists instead of tables and counters.
 
 mod costs;
 mod rooms;
@@ -19,7 +19,7 @@ pub struct Model {
     context: Context,
     peers: BTreeMap<Conn, Peer>,
     rooms: BTreeMap<String, Room>,
-    /// Those who claim an id, by room and id. The holder is being probed as long as there is an entry, even an empty one.
+    /// Claimants by room and id. The holder is probed while an entry exists, even an empty one.
     claims: BTreeMap<(String, String), Vec<Conn>>,
     mesh_peers_max: usize,
     offers: u64,
@@ -34,15 +34,15 @@ struct Room {
 
 struct Peer {
     room: String,
-    /// The id that its token is for.
+    /// The id in its token.
     token_id: Option<String>,
     id: Option<String>,
-    /// The id that was offer_rejected to it last.
+    /// The last id that was rejected for it.
     refused_id: Option<String>,
     state: State,
-    /// The number and SDP of the offer that stands, and whether anybody was handed it.
+    /// Number and SDP of the current offer, and whether it was delivered to any peer.
     offer: Option<(u64, String, bool)>,
-    /// Who was handed an offer of this one's and has not answered.
+    /// Peers that hold an offer of this peer and have not answered.
     holders: Vec<Conn>,
     stored_candidates: Vec<String>,
     offer_rejected: bool,
@@ -51,7 +51,7 @@ struct Peer {
 #[derive(Clone)]
 enum State {
     Unregistered,
-    /// The message with which it claims an id.
+    /// The message that claims an id.
     Claimant(String),
     Idle,
     Offerer,
@@ -61,7 +61,7 @@ enum State {
     Joined,
 }
 
-/// What the id of a message makes of it.
+/// How the id of a message is handled.
 enum Next {
     Handle,
     Register,
@@ -177,7 +177,7 @@ impl Model {
         self.context.emit(conn, Output::Pause);
     }
 
-    /// Ends the claim to the id of a peer. Returns the claimants with their messages.
+    /// Ends the claim to a peer's id. Returns the claimants with their messages.
     fn end_claim(&mut self, holder: Conn) -> Vec<(Conn, String)> {
         let peer = &self.peers[&holder];
         let Some(id) = &peer.id else { return vec![] };
@@ -210,7 +210,7 @@ impl Model {
         self.exit(conn);
     }
 
-    /// Forgets a peer that has departed. Its id goes to the first of those who claim it.
+    /// Removes a disconnected peer. Its id goes to its first claimant.
     fn exit(&mut self, conn: Conn) {
         let claimants = self.end_claim(conn);
         let peer = self.peers.remove(&conn).expect("it is here");
@@ -227,7 +227,7 @@ impl Model {
         for (other, text) in others {
             self.reject(*other, &id, text);
         }
-        // Its size was charged when the message came in.
+        // Its size was charged when it arrived.
         let request = message::parse(text).expect("a claim is well-formed");
         let paid = credits_for(text.len());
         let cost = paid + self.cost_of_effects(*first, request.target.as_deref(), &request.body, None);

@@ -1,4 +1,4 @@
-//! Inputs into matchbox's protocol, which must be consistent after each of them and say what the model says.
+//! Input to matchbox's protocol, which must stay consistent and match its model.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -22,7 +22,7 @@ use world::{Bytes, STEPS_MAX, Step, World};
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
 const ROOMS: [&str; 3] = ["", "tea", "お茶"];
-/// Queries with the size of a group that each asks for; see the model.
+/// Queries, each with the group size that it requests; see the model.
 pub const QUERIES: [(&str, usize); 12] = [
     ("", 0),
     ("next=2", 2),
@@ -38,10 +38,10 @@ pub const QUERIES: [(&str, usize); 12] = [
     ("n%65xt=3&next=%ff", 0),
 ];
 const PEERS_MAX: usize = 10;
-/// Further peers, so that what all are told costs more than one credit.
+/// Additional peers, so that a notice to all of them costs more than one credit.
 const CROWD_MAX: usize = 80;
 
-/// The first byte is the configuration, the rest is what happens.
+/// The first byte selects the configuration, the others the events.
 pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let Some(limits) = bytes.next() else { return };
@@ -52,7 +52,7 @@ pub fn check(data: &[u8]) {
     let model = Model::new(rate, mesh_peers_max);
     let matchbox = Matchbox::new(&config, RandomState::new());
     let mut world = World::new(&config, ProtocolId::Matchbox, matchbox, model, PEERS_MAX + CROWD_MAX);
-    // Ids of all who were ever here, so that messages go to those who are gone, too.
+    // Ids of current and former peers, so that messages also go to disconnected peers.
     let mut names = Vec::new();
     for _ in 0..STEPS_MAX {
         if step(&mut world, has_crowd, &mut names, &mut bytes).is_none() {
@@ -91,7 +91,7 @@ fn step(world: &mut World<Model>, has_crowd: bool, names: &mut Vec<String>, byte
     Some(())
 }
 
-/// Many peers connect where they are missing, or are gone.
+/// Connects the missing additional peers, or disconnects them.
 fn crowd(world: &mut World<Model>, step: Step, names: &mut Vec<String>, bytes: &mut Bytes) -> Option<()> {
     let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?));
     for slot in (PEERS_MAX + first)..(PEERS_MAX + (first + count).min(CROWD_MAX)) {

@@ -1,4 +1,4 @@
-//! The rules of matchbox's protocol as the README tells them, without regard for cost.
+//! A naive model of matchbox's protocol, written from the README.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::context::{Context, Output, RoomMember, Rules, credits_for_deliveries}
 pub struct Model {
     context: Context,
     peers_max: usize,
-    /// The number of the group of each peer.
+    /// The group number of each peer.
     peers: BTreeMap<Conn, usize>,
     groups: BTreeMap<usize, Group>,
     groups_ever: usize,
@@ -22,13 +22,13 @@ pub struct Model {
 
 struct Group {
     room: String,
-    /// How many peers make the group; 0: any number.
+    /// Number of peers in the group. 0: unlimited.
     size: usize,
     is_complete: bool,
     members: Vec<Conn>,
 }
 
-/// The room and the size of the group that a target asks for.
+/// Returns the room and the group size that a target requests.
 fn wanted(target: &Target) -> (&str, usize) {
     let (_, size) =
         QUERIES.iter().find(|(query, _)| Query::new(query) == target.query).expect("a query of the list");
@@ -46,7 +46,7 @@ impl Model {
         }
     }
 
-    /// The group that a newcomer comes into, if there is one.
+    /// Returns the group that a new peer joins, if there is one.
     fn open_group(&self, target: &Target) -> Option<usize> {
         let (room, size) = wanted(target);
         let is_open = |group: &Group| group.room == room && group.size == size && !group.is_complete;
@@ -76,7 +76,7 @@ impl Rules for Model {
         let id = self.context.names[&conn].clone();
         self.context.emit(conn, Output::Registered(room.to_owned()));
         self.context.emit(conn, Output::Text(format!(r#"{{"IdAssigned":"{id}"}}"#)));
-        // To come is a message of one credit, and what the others are told because of it.
+        // Connecting costs one credit, and the notices to the others.
         let others = self.groups[&number].members.len();
         let _ = self.context.pay(conn, 1 + credits_for_deliveries(others, 100), 1);
         self.tell_group(number, &format!(r#"{{"NewPeer":"{id}"}}"#));
@@ -164,7 +164,7 @@ impl Rules for Model {
     }
 }
 
-/// The text of a field of an object. Of equal keys the last counts.
+/// Returns the text of a field. Of duplicate keys the last one counts.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut found = None;
     json::object(text, |key, value| {

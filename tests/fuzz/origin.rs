@@ -1,4 +1,4 @@
-//! Any origin, allowed origin and host: what may connect is what a naive reader of origins lets in.
+//! Arbitrary origins and hosts: the server must agree with a naive reader.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -9,7 +9,7 @@ use noroshi::origin::{self, Allowed};
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
-/// The first line is what an operator allows, the second an `Origin`, and the third a `Host`.
+/// The lines are an allowed origin, an `Origin` and a `Host`.
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.splitn(3, '\n').map(|line| line.trim_end_matches('\r'));
@@ -27,11 +27,11 @@ pub fn check(data: &[u8]) {
     if !allowed.contains('*') && Allowed::parse(allowed).is_ok() {
         assert!(Allowed::parse(allowed).unwrap().has(allowed), "an origin is itself: {allowed:?}");
     }
-    // The whole file has one other name with dots.
+    // The allowed host names contain one name with dots.
     assert_eq!(origin::is_local(host, &["a.example".to_owned()]), is_local(host), "{host:?}");
 }
 
-/// Scheme, host and port of an origin.
+/// Returns scheme, host and port of an origin.
 fn read(origin: &str) -> Option<(String, String, Option<u16>)> {
     let origin = origin.to_ascii_lowercase();
     let colon = origin.find("://")?;
@@ -70,7 +70,7 @@ fn read(origin: &str) -> Option<(String, String, Option<u16>)> {
     Some((scheme.to_owned(), host, port))
 }
 
-/// Whether a page of this origin may connect where this is allowed, which is well-formed.
+/// Returns whether a page of this origin may connect under a well-formed allowed origin.
 fn may_connect(allowed: &str, origin: &str) -> bool {
     match allowed {
         "*" => return true,
@@ -84,7 +84,7 @@ fn may_connect(allowed: &str, origin: &str) -> bool {
     (scheme, port) == (own_scheme, own_port) && below.is_some_and(|labels| !labels.is_empty())
 }
 
-/// Whether a `Host` is an address, a name without dots, or the one name of the operator.
+/// Returns whether a `Host` is an address, a name without dots, or the operator's name.
 fn is_local(host: &str) -> bool {
     let cut = match host.rfind(':') {
         Some(at) if !host.ends_with(']') => at,

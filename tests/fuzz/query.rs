@@ -1,4 +1,4 @@
-//! Any query: what is read is what a naive reader reads, and what was encoded is decoded.
+//! Arbitrary queries: the parser must agree with a naive reader, and encoded values are decoded.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -7,7 +7,7 @@ use noroshi::query::{NotUtf8, Query};
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
-/// All of it is a query; and its lines are names and values, which are encoded here.
+/// The whole input is a query. Its lines are also names and values, which are encoded.
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let expected: Vec<Result<(String, String), NotUtf8>> = text

@@ -1,4 +1,4 @@
-//! RFC 6455, read naively.
+//! A naive reader of RFC 6455.
 
 use noroshi::session::End;
 
@@ -7,18 +7,18 @@ use super::pipe::{REQUEST, TEXT};
 pub const MESSAGE_BYTES_MAX: usize = 2048;
 pub const BINARY: u8 = 0x82;
 
-/// What the bytes of a peer mean.
+/// The content of a peer's bytes.
 #[derive(Default)]
 pub struct Reading {
     pub upgraded: bool,
-    /// What is not yet understood.
+    /// Bytes that are not yet parsed.
     pub bytes: Vec<u8>,
-    /// The beginning of a message.
+    /// The fragments of an incomplete message.
     pub fragments: Option<Message>,
     pub messages: Vec<Message>,
     pub pings: Vec<Vec<u8>>,
     pub end: Option<End>,
-    /// The payload of the Close that answers the peer's.
+    /// The payload of the reply to the peer's Close frame.
     pub reply: Option<Vec<u8>>,
 }
 
@@ -34,7 +34,7 @@ impl Message {
 }
 
 impl Reading {
-    /// Whether nothing is half.
+    /// Returns whether no frame or message is incomplete.
     pub fn is_even(&self) -> bool {
         self.upgraded && self.bytes.is_empty() && self.fragments.is_none()
     }
@@ -54,7 +54,7 @@ impl Reading {
         }
     }
 
-    /// Takes one frame, if it is there, and finds what is wrong as soon as that can be known.
+    /// Parses one complete frame. Reports an error as early as it can be known.
     pub fn frame(&mut self) -> Result<bool, End> {
         let bytes = &self.bytes[..];
         let Some(&first) = bytes.first() else { return Ok(false) };

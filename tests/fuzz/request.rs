@@ -1,4 +1,4 @@
-//! The head of a request, cut into pieces: any head gets one complete and honest answer.
+//! A request head in pieces: every head receives one complete and correct response.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -19,14 +19,14 @@ use pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
-/// The first byte says how, the rest is what the peer sends.
+/// The first byte selects the configuration, the others are the peer's bytes.
 pub fn check(data: &[u8]) {
     let Some((how, bytes)) = data.split_first() else { return };
     let listener = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Metrics };
     let full = how & 2 != 0;
     let allow_origins =
         if how & 4 == 0 { vec![] } else { vec![Allowed::parse("https://a.example").unwrap()] };
-    // Whom the peer of the pipe belongs to, or not.
+    // The peer's address is or is not a trusted proxy.
     let proxies = if how & 8 == 0 { vec![] } else { Network::parse("192.0.2.0/24").into_iter().collect() };
     let config = Config { allow_origins, trusted_proxies: proxies, ..Config::default() };
 
@@ -86,7 +86,7 @@ pub fn check(data: &[u8]) {
                 assert_eq!(length.unwrap_or(0), body.len());
                 assert_eq!(length.is_none(), status == 204);
             }
-            // It is over as soon as the peer closes, whatever it still sends.
+            // The session ends as soon as the peer closes, whatever it still sends.
             assert!(session.pipe().is_write_shut);
             session.feed(b"GET / HTTP/1.1\r\n\r\n");
             session.pipe().is_eof = true;
@@ -96,8 +96,8 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Compares the client's address with that of a naive reader of the headers. `counted_address` is `None`
-/// if the request was refused before its address counted.
+/// Compares the client address with that of a naive reader. `counted_address` is `None` if the request was rejected
+/// before its address was counted.
 fn check_client_address(
     head: &[u8],
     config: &Config,
@@ -121,7 +121,7 @@ fn check_client_address(
     }
 }
 
-/// Status, body and announced length of a response.
+/// Parses status, body and Content-Length of a response.
 fn parse(response: &[u8]) -> (u16, Vec<u8>, Option<usize>) {
     let mut headers = [httparse::EMPTY_HEADER; 8];
     let mut parsed = httparse::Response::new(&mut headers);
@@ -138,7 +138,7 @@ fn parse(response: &[u8]) -> (u16, Vec<u8>, Option<usize>) {
     (status, response[end..].to_vec(), length)
 }
 
-/// RFC 6455 section 4.2.1, read naively: what was upgraded asked for it.
+/// Checks an accepted upgrade with a naive reader of RFC 6455 section 4.2.1.
 fn check_upgrade(head: &[u8], room: &str) {
     let head: String = head.iter().map(|byte| char::from(*byte)).collect();
     let mut lines = head.trim_start_matches("\r\n").split("\r\n");

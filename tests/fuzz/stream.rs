@@ -1,5 +1,5 @@
-//! The bytes of a WebSocket peer, cut anywhere, to a session whose writer blocks anywhen: what comes out is what
-//! RFC 6455 says, all that was sent goes out once and in order, and what is held is bounded.
+//! The bytes of WebSocket peers, cut at any position, to sessions whose writes block at any position. The output is
+//! that of RFC 6455, every queued message is sent once and in order, and memory is bounded.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -29,7 +29,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
-/// The first byte is the configuration, the rest is what happens; see `World::step`.
+/// The first byte selects the configuration, the others the events; see `World::step`.
 pub fn check(mut data: &[u8]) {
     let Some(&how) = data.split_off_first() else { return };
     let mut world = World::new(how);
@@ -42,7 +42,7 @@ pub fn check(mut data: &[u8]) {
     world.end();
 }
 
-/// Two connections, because sessions share a scratch and pass on their buffers.
+/// Two connections, because sessions share a scratch buffer and recycle their buffers.
 struct World {
     house: House,
     peers: [Peer; 2],
@@ -52,29 +52,29 @@ struct House {
     shared: Shared,
     dispatcher: Dispatcher,
     scratch: Scratch,
-    /// What sessions, and what they share, have allocated.
+    /// Bytes allocated by the sessions and their shared state.
     held: isize,
 }
 
 struct Peer {
     session: Session<Pipe>,
-    /// What it has sent and the kernel has not brought.
+    /// Bytes that the peer has sent and that have not arrived.
     coming: Vec<u8>,
     brought: usize,
     reading: Reading,
-    /// How many of its messages came out of the session.
+    /// Number of messages that the session has returned.
     received: usize,
-    /// What the session took to be sent.
+    /// Numbers of the messages that the session has accepted.
     sent: Vec<usize>,
     pings: usize,
-    /// All that it was sent.
+    /// All bytes sent to the peer.
     output: Vec<u8>,
-    /// Why the session was closed from this side.
+    /// Why the server closed the session.
     closed: Option<End>,
     upgraded: bool,
-    /// After how many events of a read the rest is set aside; 0: never.
+    /// Number of events after which the rest of a read is held. 0: never.
     hold_after: usize,
-    /// Whether TCP broke, or time ran out: what is queued may be lost.
+    /// Whether TCP broke or a timeout passed, so that queued bytes may be lost.
     cut: bool,
 }
 
@@ -89,7 +89,7 @@ impl World {
         let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
         let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = Shared::new(config);
-        // Room for the first entry of a map is no news.
+        // The first entry of a map allocates.
         shared.metrics.refused_upgrades.insert(408, 0);
         let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
         World { house: House { shared, dispatcher, scratch: Scratch::default(), held: 0 }, peers }
@@ -100,20 +100,20 @@ impl World {
         let what = byte()?;
         let World { house, peers } = self;
         let peer = &mut peers[usize::from(what >> 7)];
-        // Few at a time, or many.
+        // Small and large numbers.
         let number = |n: u8| if n < 128 { usize::from(n) } else { usize::from(n) * 512 };
         match what % 16 {
-            // The peer sends anything.
+            // Arbitrary bytes of the peer.
             0 => {
                 let length = usize::from(byte()?).min(data.len());
                 peer.coming.extend_from_slice(data.split_off(..length)?);
             }
-            // It sends a frame.
+            // A frame of the peer.
             1..=4 => {
                 let (first, length) = (byte()?, usize::from(byte()?).min(data.len()));
                 peer.coming.extend(frame(first, data.split_off(..length)?));
             }
-            // It sends a large one.
+            // A large frame of the peer.
             5 => {
                 let (first, fill, length) = (byte()?, byte()?, u16::from_be_bytes([byte()?, byte()?]));
                 let length = usize::from(length) % (2 * MESSAGE_BYTES_MAX);
@@ -164,15 +164,15 @@ impl World {
         for peer in &mut self.peers {
             peer.check(is_limited);
         }
-        // Whatever is held was charged, but for what is spare, and for what one message takes on its way.
+        // All memory is charged, except spare buffers and one message in transit.
         let spare = 2 * (2 * SPARE_BYTES_MAX + CODEC_BYTES) + 4 * MESSAGE_BYTES_MAX;
         let charged = self.house.shared.budget.used() - BASE_BYTES;
         assert!(self.house.held <= (charged + spare) as isize, "{} > {charged}", self.house.held);
-        // A Close, a pong and what is always queued are charged even beyond the limit.
+        // A Close frame, a pong and the always-granted queue are charged even beyond the limit.
         if let Some(max) = self.house.shared.config.memory_bytes_max {
             assert!(charged <= max - BASE_BYTES + 4 * CONNECTION_BYTES, "{charged} bytes of {max}");
         } else {
-            // One message may exceed the reserve; it is as long as 16 bits can say.
+            // One message may exceed the reserve. Its length has 16 bits.
             let queue = self.house.shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE + (1 << 16);
             let control = 4 * CONTROL_BYTES_MAX;
             let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
@@ -198,7 +198,7 @@ impl World {
             let whole = !peer.cut && peer.brought <= DRAIN_BYTES_MAX;
             peer.check_output(whole);
         }
-        // Then it ends, and after that nothing happens any more.
+        // After the end nothing happens any more.
         for _ in 0..3 {
             self.house.shared.now += Duration::from_secs(60);
             for peer in &mut self.peers {
@@ -232,13 +232,13 @@ impl Peer {
         }
     }
 
-    /// Does something with the session, and counts what that allocates.
+    /// Runs an operation of the session and counts its allocations.
     fn measured<T>(
         &mut self,
         house: &mut House,
         work: impl FnOnce(&mut Session<Pipe>, &mut House) -> T,
     ) -> T {
-        // What the pipe holds is not the session's.
+        // The pipe's buffers do not belong to the session.
         let pipe = self.session.stream().output.capacity() as isize;
         let region = Region::new(ALLOCATOR);
         let done = work(&mut self.session, house);
@@ -248,7 +248,7 @@ impl Peer {
         done
     }
 
-    /// Forwards a message, or sends one of the server itself.
+    /// Forwards a message, or sends one of the server.
     fn send(&mut self, length: usize, house: &mut House) {
         let number = self.sent.len();
         let is_forwarded = length.is_multiple_of(2);
@@ -284,14 +284,14 @@ impl Peer {
         self.turn(0, house);
     }
 
-    /// The kernel brings so many bytes, and takes what it can.
+    /// Delivers this many bytes and lets the session read and write.
     fn turn(&mut self, bytes: usize, house: &mut House) {
         let bytes: Vec<u8> = self.coming.drain(..bytes.min(self.coming.len())).collect();
         self.brought += bytes.len();
         self.reading.take(&bytes);
         let pipe = self.session.stream();
         pipe.input.extend(bytes);
-        // A short read says that there is no more.
+        // A short read shows that no more input is available.
         pipe.input.make_contiguous();
         let half_closed = pipe.is_eof;
         let messages = std::mem::take(&mut self.reading.messages);
@@ -359,7 +359,7 @@ impl Peer {
         }
     }
 
-    /// It has ended, and nothing more happens.
+    /// Asserts that the session has ended and does nothing more.
     fn is_over(&mut self, house: &mut House) {
         assert!(self.session.is_over());
         let (writes, end) = (self.session.stream().writes, self.session.end());
@@ -396,7 +396,7 @@ impl Peer {
                 }
                 PING => pings += 1,
                 PONG => {
-                    // Not every ping is answered, but none is answered twice or out of order.
+                    // Pings may be left unanswered, but none is answered twice or out of order.
                     let pings = &self.reading.pings[answered..];
                     answered += 1 + pings.iter().position(|ping| *ping == payload).expect("a pong to a ping");
                 }
@@ -417,7 +417,7 @@ impl Peer {
     }
 }
 
-/// The text of this number. Its length is as wished, but for the shortest.
+/// Returns a distinct text for this number, of at least the minimum length.
 fn text(number: usize, length: usize) -> String {
     format!("{number} {}", "x".repeat(length))
 }

@@ -1,4 +1,4 @@
-//! Gives the same inputs to a protocol and to the model of its rules, and compares everything that they do.
+//! Passes the same input to a protocol and its model, and compares all effects.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
@@ -12,7 +12,7 @@ use noroshi::token::Claims;
 
 use super::context::{self, Output, Rules};
 
-/// Bytes of input that are read one by one.
+/// Input that is read byte by byte.
 pub struct Bytes<'a>(pub &'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -27,7 +27,7 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// What happens next: a number that selects the event, and the slot of the connection that it is about.
+/// One step: a number that selects the event, and the slot of a connection.
 #[derive(Clone, Copy)]
 pub struct Step {
     pub event: u8,
@@ -36,7 +36,7 @@ pub struct Step {
     pub conn: Option<Conn>,
 }
 
-/// Steps of one input. More than that teach nothing new.
+/// Maximum steps of one input. More steps find nothing new.
 pub const STEPS_MAX: usize = 400;
 
 const CHECKED_ALWAYS_MAX: usize = 24;
@@ -49,17 +49,17 @@ pub struct World<R> {
     pub now: Duration,
     /// Open connections, by slot.
     peers: Vec<Option<Conn>>,
-    /// How many these are.
+    /// Number of open connections.
     open: usize,
-    /// Connections that are not read.
+    /// Paused connections.
     paused: BTreeSet<Conn>,
-    /// How texts are written for the comparison.
+    /// Normalizes texts of the server for the comparison.
     normalize: fn(String) -> String,
     connections: u64,
     inputs: usize,
 }
 
-/// Records effects, and refuses what queues and memory have no room for.
+/// Records effects, and rejects what exceeds queues and memory.
 struct RecordingOutbox {
     effects: Vec<(Conn, Output)>,
     room_in_queue: BTreeMap<Conn, usize>,
@@ -105,7 +105,7 @@ impl Outbox for RecordingOutbox {
     }
 }
 
-/// Returns a configuration with this rate, and with this much memory for what protocols store.
+/// Returns a configuration with this rate and this much memory for stored values.
 pub fn config(rate_max: u32, memory_bytes: Option<usize>) -> Config {
     let memory_bytes_max = memory_bytes.map(|bytes| BASE_BYTES + bytes);
     Config { rate_max, memory_bytes_max, ..Config::default() }
@@ -139,13 +139,13 @@ impl<R: Rules> World<R> {
         }
     }
 
-    /// Compares texts after this was done to those of the server.
+    /// Sets the function that normalizes texts of the server.
     pub fn normalize(mut self, normalize: fn(String) -> String) -> World<R> {
         self.normalize = normalize;
         self
     }
 
-    /// Reads the next step. `peers` are the slots that steps are about.
+    /// Reads the next step. `peers` is the number of slots.
     pub fn next_step(&self, bytes: &mut Bytes, peers: usize) -> Option<Step> {
         let event = bytes.next()? % 16;
         let selector = usize::from(bytes.next()?);
@@ -153,7 +153,7 @@ impl<R: Rules> World<R> {
         Some(Step { event, selector, slot, conn: self.peers[slot] })
     }
 
-    /// Does what may happen in every protocol. Returns whether the step was one of these.
+    /// Runs a step that every protocol has. Returns whether the step was one of these.
     pub fn common_step(&mut self, step: Step, bytes: &mut Bytes) -> Option<bool> {
         match (step.event, step.conn) {
             (0, Some(conn)) => self.disconnect(conn),
@@ -194,12 +194,12 @@ impl<R: Rules> World<R> {
         self.peers[slot]
     }
 
-    /// Returns the id that the server gave to a connection.
+    /// Returns the id that the server has assigned to a connection.
     pub fn name(&self, conn: Conn) -> Option<&str> {
         self.outbox.names.get(&conn).map(String::as_str)
     }
 
-    /// Connects a peer in a free slot, if the protocol has a place for it.
+    /// Connects a peer in a free slot, if the protocol accepts it.
     pub fn connect(&mut self, slot: usize, target: &Target, claims: Option<&Claims>) -> Option<Conn> {
         assert_eq!(self.peers[slot], None);
         let has_place = self.rules.has_place(target);
@@ -216,7 +216,7 @@ impl<R: Rules> World<R> {
         Some(conn)
     }
 
-    /// Lets a peer send a message, unless it is not read.
+    /// Sends a message of a peer, unless it is paused.
     pub fn send(&mut self, conn: Conn, message: &[u8], is_binary: bool) {
         if !self.is_read(conn) {
             return;
@@ -227,7 +227,7 @@ impl<R: Rules> World<R> {
         }
     }
 
-    /// Reports bytes from a peer, unless it is not read.
+    /// Reports received bytes of a peer, unless it is paused.
     pub fn alive(&mut self, conn: Conn) {
         if self.is_read(conn) {
             self.input(Input::Alive(conn));
@@ -262,7 +262,7 @@ impl<R: Rules> World<R> {
         }
     }
 
-    /// Lets a peer send a frame that is no message.
+    /// Reports a frame of a peer that is not a message.
     pub fn frame(&mut self, conn: Conn) {
         if !self.is_read(conn) {
             return;
@@ -280,7 +280,7 @@ impl<R: Rules> World<R> {
         context.room_in_queue = self.outbox.room_in_queue.clone();
     }
 
-    /// Tells the model what only the server can know: the ids that it chose, and whether memory was left.
+    /// Passes on what only the server knows: assigned ids, and whether reservations succeed.
     fn learn_from_server(&mut self) {
         let context = self.rules.context();
         if context.names.len() < self.outbox.names.len() {
@@ -291,7 +291,7 @@ impl<R: Rules> World<R> {
 
     fn compare(&mut self, input: &dyn Debug) {
         self.inputs += 1;
-        // Checks look at everybody: in a crowd, after each input they would take nearly all the time.
+        // Consistency checks visit all peers. With many peers, they would take nearly all the time after each input.
         let is_crowd = self.open > CHECKED_ALWAYS_MAX;
         if !is_crowd || self.inputs.is_multiple_of(CROWD_CHECKED_EVERY) {
             self.dispatcher.check();
@@ -309,7 +309,7 @@ impl<R: Rules> World<R> {
             context.grants.is_empty(),
             "memory is reserved that the rules do not know of, after {input:?}"
         );
-        // The order between different peers means nothing.
+        // The order between different peers is irrelevant.
         let mut expected = std::mem::take(&mut context.outputs);
         expected.sort_by_key(|(conn, _)| *conn);
         outputs.sort_by_key(|(conn, _)| *conn);
@@ -338,14 +338,14 @@ impl<R: Rules> World<R> {
         }
     }
 
-    /// Disconnects all and checks that nothing is left.
+    /// Disconnects all peers and asserts that nothing is left.
     pub fn end(mut self) {
         for slot in 0..self.peers.len() {
             if let Some(conn) = self.peers[slot] {
                 self.disconnect(conn);
             }
         }
-        // Timers of what is gone must not keep the server awake.
+        // A leftover timer would keep the server awake.
         assert_eq!((self.rules.counts(), self.dispatcher.wake_at()), ((0, 0), None));
         assert_eq!(self.outbox.budget.reserved(), 0);
     }

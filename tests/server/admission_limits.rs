@@ -11,7 +11,7 @@ use noroshi::config::{
 use noroshi::http::ListenerKind;
 use tungstenite::Message;
 
-use super::{received, with};
+use super::{receive_json, with};
 use crate::common::pipe::REQUEST;
 use crate::common::transcript::Transport;
 
@@ -108,9 +108,9 @@ fn new_connections_get_503_without_memory() {
     net.send("A", Message::text(r#"{"type":"join","id":"A"}"#));
     net.send("B", Message::text(r#"{"type":"join","id":"B"}"#));
     net.close("B");
-    assert_eq!(received(&mut net, "A")["type"], "joined");
-    assert_eq!(received(&mut net, "A")["type"], "peerJoined");
-    assert_eq!(received(&mut net, "A")["type"], "peerLeft");
+    assert_eq!(receive_json(&mut net, "A")["type"], "joined");
+    assert_eq!(receive_json(&mut net, "A")["type"], "peerJoined");
+    assert_eq!(receive_json(&mut net, "A")["type"], "peerLeft");
     net.wait_until(|net| (net.server.sessions() == 1).then_some(()));
     net.open("C", "");
     net.finish();

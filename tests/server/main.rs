@@ -30,7 +30,7 @@ fn net() -> Box<Net> {
     with(|_| ())
 }
 
-fn received(net: &mut Net, peer: &str) -> serde_json::Value {
+fn receive_json(net: &mut Net, peer: &str) -> serde_json::Value {
     match net.next_received(peer) {
         Some(Received::Text(text)) => serde_json::from_str(&text).unwrap(),
         other => panic!("{peer} received {other:?}"),
@@ -75,7 +75,7 @@ fn turn_credentials_use_the_wall_clock() {
     net.server.advance(Duration::from_secs(100_000));
     net.open("A", "");
     net.send("A", Message::text(r#"{"type":"join","id":"A"}"#));
-    let joined = received(&mut net, "A");
+    let joined = receive_json(&mut net, "A");
     let (expiry, id) = joined["iceServers"][0]["username"].as_str().unwrap().split_once(':').unwrap();
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let left = expiry.parse::<u64>().unwrap() - wall;
@@ -148,10 +148,10 @@ fn peer_that_does_not_read_is_closed_and_delays_no_other_peer() {
     }
     // Other peers are unaffected.
     net.send("B", Message::text(r#"{"type":"offer","id":"B","target_id":"C","sdp":1}"#));
-    assert_eq!(received(&mut net, "C")["sdp"], "1");
+    assert_eq!(receive_json(&mut net, "C")["sdp"], "1");
     net.advance(6);
     net.send("B", Message::text(text.as_str()));
-    assert_eq!(received(&mut net, "B")["code"], "unknown_peer");
+    assert_eq!(receive_json(&mut net, "B")["code"], "unknown_peer");
     assert_eq!(metrics(&mut net)["noroshi_closings_total{reason=\"slow\"}"], 1.0);
     net.finish();
 }
@@ -188,14 +188,14 @@ fn silent_peers_are_closed_and_idle_peers_are_not() {
     for peer in ["A", "B"] {
         net.open(peer, "");
         net.send(peer, Message::text(format!(r#"{{"type":"join","id":"{peer}"}}"#)));
-        received(&mut net, peer);
+        receive_json(&mut net, peer);
     }
-    received(&mut net, "A");
+    receive_json(&mut net, "A");
     net.stop_reading("B");
     net.advance(49);
     assert_eq!(net.next_received("A"), None);
     net.advance(6);
-    assert_eq!(received(&mut net, "A"), serde_json::json!({"type": "peerLeft", "id": "B"}));
+    assert_eq!(receive_json(&mut net, "A"), serde_json::json!({"type": "peerLeft", "id": "B"}));
     net.advance(200);
     assert_eq!(net.next_received("A"), None);
     net.open("C", "");
@@ -223,7 +223,7 @@ fn pending_input_is_processed_before_timeouts_after_a_suspension() {
     }
     net.server.advance(Duration::from_secs(29));
     net.run_until_idle();
-    assert_eq!(received(&mut net, "claimant")["code"], "id_taken");
+    assert_eq!(receive_json(&mut net, "claimant")["code"], "id_taken");
     for peer in &names {
         assert_eq!(net.next_received(peer), None);
     }

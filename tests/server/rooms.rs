@@ -54,7 +54,8 @@ fn rooms_lists_all_members_and_their_states() {
     send("B", json!({"type": "connect", "id": "B"}));
     send("C", json!({"type": "join", "id": "C\"é"}));
     send("E", json!({"type": "register", "roomId": "tea", "clientId": "E"}));
-    let uuid = |net: &mut Net, peer: &str, key: &str| received(net, peer)[key].as_str().unwrap().to_owned();
+    let uuid =
+        |net: &mut Net, peer: &str, key: &str| receive_json(net, peer)[key].as_str().unwrap().to_owned();
     let (ayame, matchbox) = (uuid(&mut net, "E", "connectionId"), uuid(&mut net, "G", "IdAssigned"));
     let member =
         |connection: u64, id: Value, state: &str| json!({"connection": connection, "id": id, "state": state});

@@ -1,4 +1,4 @@
-//! What a message costs for what the server says because of it.
+//! Credits for the messages that the server sends because of a message.
 
 use noroshi::protocol::Conn;
 use noroshi::protocols::noroshi::message::Body;
@@ -7,11 +7,11 @@ use serde_json::json;
 use super::super::context::{credits_for, credits_for_deliveries};
 use super::{Model, State};
 
-/// The longest notice that a peer has come or gone: the longest id, and what is around it.
+/// The longest notice about a peer: the longest id and the text around it.
 const NOTICE_BYTES: usize = 200;
 
 impl Model {
-    /// Credits for what the message of a peer makes the server say. `leaving` is a peer that it replaces.
+    /// Returns the credits for the effects of a message. `leaving` is a peer that it replaces.
     pub(super) fn cost_of_effects(
         &self,
         conn: Conn,
@@ -28,7 +28,7 @@ impl Model {
         }
     }
 
-    /// All who hear that a peer has left are told the same.
+    /// All recipients of `peerLeft` receive the same text.
     pub(super) fn cost_of_departure(&self, conn: Conn) -> usize {
         let peer = &self.peers[&conn];
         let others = match peer.state {
@@ -39,7 +39,7 @@ impl Model {
         credits_for_deliveries(others + peer.holders.len(), NOTICE_BYTES)
     }
 
-    /// The answer to `connect` may be the offer that stands.
+    /// The answer to `connect` may be the current offer.
     fn cost_of_connect(&self, conn: Conn) -> usize {
         let room = &self.peers[&conn].room;
         let departure = match self.peers[&conn].state {
@@ -58,7 +58,7 @@ impl Model {
         credits_for(self.offer_message(owner).to_string().len())
     }
 
-    /// All in the mesh are told of the newcomer, which is told of all of them.
+    /// All members of the mesh receive a notice, and the new member receives the list of members.
     fn cost_of_join(&self, conn: Conn, leaving: Option<Conn>) -> usize {
         let peer = &self.peers[&conn];
         let mut others = self.rooms[&peer.room].mesh.clone();
@@ -75,7 +75,7 @@ impl Model {
         self.cost_of_departure(conn) + credits_for_deliveries(others.len(), NOTICE_BYTES) + answer
     }
 
-    /// The answer to `answer` may be the candidates that are stored_candidates with the offer, or another offer if it is too late.
+    /// The reply to `answer` may be the candidates stored with the offer, or another offer if it is too late.
     fn cost_of_answer(&self, conn: Conn, target: Option<&str>) -> usize {
         let peer = &self.peers[&conn];
         let offerer = match (self.target(conn, target), &peer.state) {

@@ -1,4 +1,4 @@
-//! What happens in a room: the queue, pairs, the mesh.
+//! The rules of a room: queue, pairs and mesh.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ impl Model {
         let now = self.context.now;
         let room = self.room(conn);
         room.queue.insert(position, conn);
-        // The time begins when the queue gets its first.
+        // The deadline starts with the first peer in the queue.
         room.deadline.get_or_insert(now + Duration::from_secs(30));
     }
 
@@ -38,7 +38,7 @@ impl Model {
         self.peers.iter().find(|(_, peer)| is_it(peer)).map(|(conn, _)| *conn)
     }
 
-    /// The owner and the number of the offer that stands.
+    /// Returns owner and number of the current offer.
     pub(super) fn current_offer(&self, room: &str) -> Option<(Conn, u64)> {
         let offerer = self.offerer(room)?;
         self.peers[&offerer].offer.as_ref().map(|(number, ..)| (offerer, *number))
@@ -60,7 +60,7 @@ impl Model {
         }
     }
 
-    /// How many hold an offer.
+    /// Returns how many peers hold an offer.
     pub(super) fn holder_count(&self, owner: Conn, number: u64) -> usize {
         let holds =
             |peer: &&Peer| matches!(peer.state, State::HoldingOffer(o, n) if (o, n) == (owner, number));
@@ -86,14 +86,14 @@ impl Model {
         self.restart_deadline(&room);
     }
 
-    /// The message that hands out the offer of a peer.
+    /// Returns the message that delivers a peer's offer.
     pub(super) fn offer_message(&self, owner: Conn) -> Value {
         let peer = &self.peers[&owner];
         let (_, sdp, _) = peer.offer.as_ref().unwrap();
         json!({"type": "offer", "sdp": sdp, "target_id": peer.id})
     }
 
-    /// The offer that the next who connects is handed: one that stands, if nobody waits and not too many hold it.
+    /// Returns the offer for the next `connect`: the current one, if the queue is empty and the offer has few holders.
     pub(super) fn offer_to_next(&self, room: &str) -> Option<(Conn, u64)> {
         let (owner, number) = self.current_offer(room)?;
         let is_free =
@@ -301,7 +301,7 @@ impl Model {
         Ok(())
     }
 
-    /// Takes a registered peer out of whatever flow it is in.
+    /// Takes a registered peer out of its queue, pair or mesh.
     pub(super) fn leave_flow(&mut self, conn: Conn) {
         let room = self.peers[&conn].room.clone();
         let id = self.peers[&conn].id.clone();
@@ -329,7 +329,7 @@ impl Model {
             self.peer(holder).state = State::Idle;
             self.send(holder, left.clone());
         }
-        // They connect again, before those in the queue.
+        // The holders are queued again, before all others.
         let mut position = 0;
         for holder in holders {
             if self.offer_to_next(&room).is_some() {

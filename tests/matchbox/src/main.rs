@@ -1,4 +1,4 @@
-//! Peers of matchbox_socket 0.15, unmodified, on the server of which this is the address: ws://HOST:PORT[/PREFIX].
+//! Peers of matchbox_socket 0.15, unmodified. The argument is the server's address: ws://HOST:PORT[/PREFIX].
 
 use std::collections::BTreeSet;
 use std::thread::{sleep, spawn};
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use futures::executor::block_on;
 use matchbox_socket::{Packet, PeerId, PeerState, RtcIceServerConfig, WebRtcSocket};
 
-/// After so long, what a peer waits for will not come.
+/// Time after which waiting fails.
 const GIVE_UP: Duration = Duration::from_secs(60);
-/// Messages from each to each, on each of two channels.
+/// Messages from each peer to each other peer on each of two channels.
 const MESSAGES: u8 = 100;
 const RELIABLE: usize = 0;
 const UNRELIABLE: usize = 1;
@@ -17,15 +17,15 @@ const UNRELIABLE: usize = 1;
 struct Peer {
     name: &'static str,
     socket: WebRtcSocket,
-    /// Those who are connected to it.
+    /// Connected peers.
     others: BTreeSet<PeerId>,
-    /// Those who were and are no longer.
+    /// Peers that have disconnected.
     gone: BTreeSet<PeerId>,
 }
 
 impl Peer {
     fn enter(name: &'static str, url: String) -> Peer {
-        // Of this machine alone.
+        // Candidates of this machine only.
         let ice = RtcIceServerConfig { urls: vec![], username: None, credential: None };
         let builder = WebRtcSocket::builder(url).ice_server(ice);
         let (socket, message_loop) = builder.add_reliable_channel().add_unreliable_channel().build();
@@ -58,7 +58,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until each of these is connected to all others, and to nobody else.
+/// Waits until each peer is connected to exactly the others.
 fn meet(peers: &mut [&mut Peer]) {
     let count = peers.len() - 1;
     until("they meet", || {
@@ -73,8 +73,8 @@ fn meet(peers: &mut [&mut Peer]) {
     }
 }
 
-/// Each says so many things to each, on both channels. What is reliable comes whole and in order, of the rest most, and
-/// nothing twice. The round is in each message, because what is unreliable may be late.
+/// Sends messages between all peers on both channels. Reliable messages arrive complete and in order, most unreliable
+/// ones arrive, and none arrives twice. Each message has its round, because unreliable ones may be late.
 fn talk(peers: &mut [&mut Peer], round: u8) {
     for peer in &mut *peers {
         for n in 0..MESSAGES {
@@ -137,7 +137,7 @@ fn main() {
     let mut pairs: Vec<Peer> = ["d", "e", "f", "g"]
         .map(|name| {
             let mut peer = enter(name, "pairs?next=2");
-            // One after the other, so that it is known who is with whom.
+            // The peers connect one after the other, so that the groups are known.
             until("it has an id", || peer.socket.id().is_some());
             peer
         })
