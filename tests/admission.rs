@@ -46,7 +46,8 @@ fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
 
 #[test]
 fn token_in_the_header_takes_precedence_over_the_query() {
-    let (good, bad) = (token(Some("tea"), NOW), token(Some("coffee"), NOW));
+    let good = token(Some("tea"), NOW);
+    let bad = token(Some("coffee"), NOW);
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
     for (target, headers) in [
         (format!("/ws/tea?token={good}"), String::new()),
@@ -219,14 +220,14 @@ fn secrets_are_rotated_while_a_thousand_peers_are_connected() {
     let file = File::new("rotated", SECRET);
     let flags = format!("--token-secret-file {}", file.0.display());
     let (mut server, mut stderr) = run(&format!(r#"exec "$0" --log trace {flags}"#));
-    let (new, newest) =
-        ("a new secret that has thirty-two bytes", "the newest secret, with more than 32 bytes");
+    let new = "a new secret that has thirty-two bytes";
+    let newest = "the newest secret, with more than 32 bytes";
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let claims =
         Claims { until: now + Duration::from_secs(3600), room: Some("tea".into()), ..Claims::default() };
     let [first, second, third] =
         [SECRET, new, newest].map(|secret| Secrets::parse(secret.as_bytes()).unwrap().sign(&claims));
-    let crowd: Vec<_> = (0..1000).map(|_| server.websocket(&format!("/ws/tea?token={first}"))).collect();
+    let clients: Vec<_> = (0..1000).map(|_| server.websocket(&format!("/ws/tea?token={first}"))).collect();
     assert_eq!(status(&server, &second), 401);
     let mut log = String::new();
     let mut rotate = |text: &str, word: &str| {
@@ -246,10 +247,10 @@ fn secrets_are_rotated_while_a_thousand_peers_are_connected() {
     assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [101, 101, 401]);
     rotate(&format!("{newest}\n{new}\n"), "read anew");
     assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [401, 101, 101]);
-    eventually("only the crowd is there", || server.metric("connections") == 1000.0);
+    eventually("only the clients are connected", || server.metric("connections") == 1000.0);
     assert_eq!(server.metric("refused_tokens_total{reason=\"signature\"}"), 4.0);
     assert_eq!(server.metric("refused_tokens_total{reason=\"missing\"}"), 0.0);
-    drop(crowd);
+    drop(clients);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     stderr.read_to_string(&mut log).unwrap();

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use common::loaded_server::{KIB, LoadedServer, MIB};
-use common::memory::left;
+use common::memory::remaining_state;
 use common::pipe::{PING, PONG, TEXT, frame};
 use common::raw::{LOOPBACK, Raw, run_iteration, server, text, upgrade};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 const WORK_MAX: usize = WORK_PER_ITERATION + WORK_PER_SESSION + 128;
 
 /// A server under attack.
-struct Arena {
+struct Harness {
     server: Server,
     address: SocketAddr,
     iterations: usize,
@@ -36,10 +36,10 @@ struct Arena {
     pace: Duration,
 }
 
-impl Arena {
-    fn new(config: &Config) -> Arena {
+impl Harness {
+    fn new(config: &Config) -> Harness {
         let (server, address) = server(config);
-        Arena { server, address, iterations: 0, work_max: 0, work: 0, pace: Duration::ZERO }
+        Harness { server, address, iterations: 0, work_max: 0, work: 0, pace: Duration::ZERO }
     }
 
     fn run_iteration(&mut self) {
@@ -65,7 +65,7 @@ impl Arena {
             }
             self.run_iteration();
         }
-        panic!("{what} does not come within {iterations_max} iterations");
+        panic!("{what} does not arrive within {iterations_max} iterations");
     }
 
     /// Runs iterations until the server has nothing to do.
@@ -112,7 +112,7 @@ impl Arena {
     }
 
     /// Closes the clients and asserts that nothing is left in the server.
-    fn end(mut self, clients: Vec<Raw>) {
+    fn finish(mut self, clients: Vec<Raw>) {
         drop(clients);
         for _ in 0..10_000 {
             if self.server.sessions() == 0 && self.server.was_idle() {
@@ -122,7 +122,7 @@ impl Arena {
             self.run_iteration();
         }
         assert_eq!(self.server.sessions(), 0);
-        assert_eq!(left(self.server.dispatcher()), (0, 0, None));
+        assert_eq!(remaining_state(self.server.dispatcher()), (0, 0, None));
         assert_eq!(self.server.shared().budget.used(), BASE_BYTES);
     }
 }
@@ -131,7 +131,7 @@ fn message(kind: &str, id: &str) -> String {
     json!({"type": kind, "id": id}).to_string()
 }
 
-fn say(kind: &str, id: &str) -> Vec<u8> {
+fn message_frame(kind: &str, id: &str) -> Vec<u8> {
     text(&message(kind, id))
 }
 
@@ -148,28 +148,28 @@ fn values(raw: &mut Raw) -> Vec<Value> {
 
 #[test]
 fn burst_of_claimants_and_a_mesh_is_handled_in_bounded_iterations() {
-    let mut arena = Arena::new(&Config::default());
+    let mut harness = Harness::new(&Config::default());
     // The pair is in another room.
     let mut pair = ["P", "Q"].map(|id| {
-        let mut raw = arena.open("/ws/pair");
-        raw.send(&say("leave", id));
+        let mut raw = harness.open("/ws/pair");
+        raw.send(&message_frame("leave", id));
         raw
     });
     let mut clients: Vec<Raw> = Vec::new();
     for number in 0..63 {
-        let mut member = arena.open("/ws/tea");
-        member.send(&say("join", &long_id(number)));
+        let mut member = harness.open("/ws/tea");
+        member.send(&message_frame("join", &long_id(number)));
         clients.push(member);
     }
-    let mut holder = arena.open("/ws/tea");
+    let mut holder = harness.open("/ws/tea");
     holder.answers = false;
-    holder.send(&say("leave", "X"));
-    arena.run_until_idle();
+    holder.send(&message_frame("leave", "X"));
+    harness.run_until_idle();
     for number in 0..30 {
-        let mut claimant = arena.open("/ws/tea");
+        let mut claimant = harness.open("/ws/tea");
         let own = format!("c{number}");
-        let again = [say("join", &own), say("leave", &own)].concat();
-        claimant.push(&[say("leave", "X"), again.repeat(490)].concat());
+        let again = [message_frame("join", &own), message_frame("leave", &own)].concat();
+        claimant.push(&[message_frame("leave", "X"), again.repeat(490)].concat());
         clients.push(claimant);
     }
     let mut exchanged = 0;
@@ -182,45 +182,45 @@ fn burst_of_claimants_and_a_mesh_is_handled_in_bounded_iterations() {
         if step == 20 {
             holder.send(&frame(PONG, b""));
         }
-        arena.run_iteration();
+        harness.run_iteration();
         if step % 10 == 0 {
-            iterations_of_health = iterations_of_health.max(arena.iterations_of_health(24));
+            iterations_of_health = iterations_of_health.max(harness.iterations_of_health(24));
             exchanged += 1;
             let candidate =
                 json!({"type": "candidateAdd", "id": "P", "target_id": "Q", "candidate": exchanged});
             pair[0].send(&text(&candidate.to_string()));
-            let received = arena.wait_until("a candidate", 24, || values(&mut pair[1]).pop());
+            let received = harness.wait_until("a candidate", 24, || values(&mut pair[1]).pop());
             assert_eq!(received["candidate"], exchanged.to_string());
         }
     }
     println!(
-        "/healthz took {iterations_of_health} iterations, a turn {} units of work at most",
-        arena.work_max
+        "/healthz took {iterations_of_health} iterations, an iteration {} units of work at most",
+        harness.work_max
     );
-    assert!(arena.work_max <= WORK_MAX, "{} units of work in one turn", arena.work_max);
+    assert!(harness.work_max <= WORK_MAX, "{} units of work in one iteration", harness.work_max);
     clients.push(holder);
     clients.extend(pair);
-    arena.end(clients);
+    harness.finish(clients);
 }
 
 #[test]
 fn silent_holder_is_replaced_in_bounded_iterations() {
-    let mut arena = Arena::new(&Config::default());
+    let mut harness = Harness::new(&Config::default());
     let mut clients: Vec<Raw> = Vec::new();
     for number in 0..63 {
-        let mut member = arena.open("/ws/tea");
-        member.send(&say("join", &long_id(number)));
+        let mut member = harness.open("/ws/tea");
+        member.send(&message_frame("join", &long_id(number)));
         clients.push(member);
     }
-    let mut holder = arena.open("/ws/tea");
+    let mut holder = harness.open("/ws/tea");
     holder.answers = false;
-    holder.send(&say("leave", "X"));
-    arena.run_until_idle();
+    holder.send(&message_frame("leave", "X"));
+    harness.run_until_idle();
     for number in 0..30 {
-        let mut claimant = arena.open("/ws/tea");
+        let mut claimant = harness.open("/ws/tea");
         let own = if number == 0 { "X".to_owned() } else { format!("c{number}") };
-        let again = [say("join", &own), say("leave", &own)].concat();
-        claimant.push(&[say("leave", "X"), again.repeat(490)].concat());
+        let again = [message_frame("join", &own), message_frame("leave", &own)].concat();
+        claimant.push(&[message_frame("leave", "X"), again.repeat(490)].concat());
         clients.push(claimant);
     }
     let mut heard_by_first = Vec::new();
@@ -233,9 +233,9 @@ fn silent_holder_is_replaced_in_bounded_iterations() {
             }
         }
         if step == 50 {
-            arena.server.advance(PROBE_TIME_MAX);
+            harness.server.advance(PROBE_TIME_MAX);
         }
-        arena.run_iteration();
+        harness.run_iteration();
         if step == 49 {
             assert_eq!(heard_by_first, [""; 0], "a claimant receives nothing before the probe ends");
         }
@@ -243,9 +243,9 @@ fn silent_holder_is_replaced_in_bounded_iterations() {
     holder.read(usize::MAX);
     assert_eq!(holder.close_code, Some(4000));
     assert!(heard_by_first[0].starts_with(r#"{"type":"joined","id":"X""#), "{}", heard_by_first[0]);
-    assert!(arena.work_max <= WORK_MAX, "{} units of work in one turn", arena.work_max);
+    assert!(harness.work_max <= WORK_MAX, "{} units of work in one iteration", harness.work_max);
     clients.push(holder);
-    arena.end(clients);
+    harness.finish(clients);
 }
 
 #[test]
@@ -253,28 +253,32 @@ fn leaving_a_crowded_ayame_room_causes_linear_work() {
     const CLIENTS: usize = 3000;
     let (_, files_max) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, files_max, files_max).unwrap();
-    let mut arena = Arena::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
+    let mut harness = Harness::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
     let register = text(&json!({"type": "register", "roomId": "tea", "clientId": "c"}).to_string());
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
-        let mut client = arena.open("/signaling");
+        let mut client = harness.open("/signaling");
         client.send(&register);
         clients.push(client);
         // The listen backlog may be short.
         if number % 100 == 0 {
-            arena.run_until_idle();
+            harness.run_until_idle();
         }
     }
-    arena.run_until_idle();
-    let work = arena.work;
-    arena.work_max = 0;
+    harness.run_until_idle();
+    let work = harness.work;
+    harness.work_max = 0;
     drop(clients);
-    arena.run_until_idle();
-    let (work, work_max) = (arena.work - work, arena.work_max);
-    println!("{work} units of work when they leave, {work_max} in one turn");
+    harness.run_until_idle();
+    let work = harness.work - work;
+    let work_max = harness.work_max;
+    println!("{work} units of work when they leave, {work_max} in one iteration");
     assert!(work <= 10 * CLIENTS, "{work} units of work");
-    assert!(work_max <= WORK_MAX + 10 * DEPARTURES_PER_ITERATION, "{work_max} units of work in one turn");
-    arena.end(Vec::new());
+    assert!(
+        work_max <= WORK_MAX + 10 * DEPARTURES_PER_ITERATION,
+        "{work_max} units of work in one iteration"
+    );
+    harness.finish(Vec::new());
 }
 
 // ---- Slow readers ----
@@ -299,15 +303,15 @@ fn candidate(from: &str, to: &str, bytes: usize) -> String {
 
 /// Lets a victim read at its pace and the attackers without limit, for this many iterations of 4 ms. Returns the types
 /// of the messages that the victim has received, except candidates.
-fn read_on(arena: &mut Arena, victim: &mut Raw, attackers: &mut [Raw], iterations: usize) -> Vec<String> {
-    arena.pace = Duration::from_millis(4);
+fn read_on(harness: &mut Harness, victim: &mut Raw, attackers: &mut [Raw], iterations: usize) -> Vec<String> {
+    harness.pace = Duration::from_millis(4);
     let mut received = Vec::new();
     for _ in 0..iterations {
         for attacker in attackers.iter_mut() {
             attacker.write(usize::MAX);
             attacker.read(usize::MAX);
         }
-        arena.run_iteration();
+        harness.run_iteration();
         for (first, payload) in victim.read(FAST) {
             assert_eq!(first, TEXT);
             let message: Value = serde_json::from_slice(&payload).unwrap();
@@ -324,62 +328,62 @@ fn read_on(arena: &mut Arena, victim: &mut Raw, attackers: &mut [Raw], iteration
 
 #[test]
 fn slow_reader_receives_peer_left_of_its_partner() {
-    let mut arena = Arena::new(&Config::default());
-    let mut victim = arena.open_slow("/ws/tea");
-    let mut attacker = arena.open("/ws/tea");
-    attacker.send(&say("connect", "A"));
-    arena.run_until_idle();
+    let mut harness = Harness::new(&Config::default());
+    let mut victim = harness.open_slow("/ws/tea");
+    let mut attacker = harness.open("/ws/tea");
+    attacker.send(&message_frame("connect", "A"));
+    harness.run_until_idle();
     attacker.send(&text(&json!({"type": "offer", "id": "A", "sdp": "o"}).to_string()));
-    victim.send(&say("connect", "V"));
-    arena.run_until_idle();
+    victim.send(&message_frame("connect", "V"));
+    harness.run_until_idle();
     victim.send(&text(&json!({"type": "answer", "id": "V", "sdp": "a"}).to_string()));
-    arena.run_until_idle();
-    assert_eq!(read_on(&mut arena, &mut victim, std::slice::from_mut(&mut attacker), 10), ["offer"]);
+    harness.run_until_idle();
+    assert_eq!(read_on(&mut harness, &mut victim, std::slice::from_mut(&mut attacker), 10), ["offer"]);
     fill(&mut attacker, |bytes| candidate("A", "V", bytes));
-    attacker.push(&say("leave", "A"));
-    let received = read_on(&mut arena, &mut victim, std::slice::from_mut(&mut attacker), 1000);
+    attacker.push(&message_frame("leave", "A"));
+    let received = read_on(&mut harness, &mut victim, std::slice::from_mut(&mut attacker), 1000);
     assert_eq!(received, ["peerLeft"]);
-    arena.end(vec![victim, attacker]);
+    harness.finish(vec![victim, attacker]);
 }
 
 #[test]
 fn slow_reader_receives_mesh_notices() {
-    let mut arena = Arena::new(&Config::default());
-    let mut victim = arena.open_slow("/ws/tea");
-    victim.send(&say("join", "V"));
-    arena.run_until_idle();
-    let mut attackers = [arena.open("/ws/tea")];
-    attackers[0].send(&say("join", "A"));
-    assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["joined", "peerJoined"]);
+    let mut harness = Harness::new(&Config::default());
+    let mut victim = harness.open_slow("/ws/tea");
+    victim.send(&message_frame("join", "V"));
+    harness.run_until_idle();
+    let mut attackers = [harness.open("/ws/tea")];
+    attackers[0].send(&message_frame("join", "A"));
+    assert_eq!(read_on(&mut harness, &mut victim, &mut attackers, 10), ["joined", "peerJoined"]);
     let mut all = Vec::new();
     // As often as the rate limit allows.
     for _ in 0..20 {
         fill(&mut attackers[0], |bytes| candidate("A", "V", bytes));
-        attackers[0].push(&[say("leave", "A"), say("join", "A")].concat().repeat(5));
-        all.extend(read_on(&mut arena, &mut victim, &mut attackers, 250));
+        attackers[0].push(&[message_frame("leave", "A"), message_frame("join", "A")].concat().repeat(5));
+        all.extend(read_on(&mut harness, &mut victim, &mut attackers, 250));
         if attackers[0].close_code.is_some() {
             break;
         }
     }
-    all.extend(read_on(&mut arena, &mut victim, &mut attackers, 250));
+    all.extend(read_on(&mut harness, &mut victim, &mut attackers, 250));
     println!("{} announcements", all.len());
     assert!(all.len() >= 10, "{all:?}");
     let expected = ["peerLeft", "peerJoined"].into_iter().cycle();
     assert!(all.iter().zip(expected).all(|(received, expected)| received == expected), "{all:?}");
     let [attacker] = attackers;
-    arena.end(vec![victim, attacker]);
+    harness.finish(vec![victim, attacker]);
 }
 
 #[test]
 fn slow_reader_is_not_closed_by_notices_with_long_ids() {
-    let mut arena = Arena::new(&Config::default());
-    let mut victim = arena.open_slow("/ws/tea");
-    victim.send(&say("join", "V"));
-    arena.run_until_idle();
-    let mut attackers = [arena.open("/ws/tea")];
+    let mut harness = Harness::new(&Config::default());
+    let mut victim = harness.open_slow("/ws/tea");
+    victim.send(&message_frame("join", "V"));
+    harness.run_until_idle();
+    let mut attackers = [harness.open("/ws/tea")];
     let id = long_id(0);
-    attackers[0].send(&[say("leave", &id), say("join", &id)].concat().repeat(490));
-    let received = read_on(&mut arena, &mut victim, &mut attackers, 2000);
+    attackers[0].send(&[message_frame("leave", &id), message_frame("join", &id)].concat().repeat(490));
+    let received = read_on(&mut harness, &mut victim, &mut attackers, 2000);
     assert_eq!(received[0], "joined");
     assert!(
         received[1..]
@@ -388,73 +392,73 @@ fn slow_reader_is_not_closed_by_notices_with_long_ids() {
     );
     println!("{} announcements", received.len() - 1);
     let [attacker] = attackers;
-    arena.end(vec![victim, attacker]);
+    harness.finish(vec![victim, attacker]);
 }
 
 #[test]
 fn slow_reader_receives_matchbox_notices() {
-    let mut arena = Arena::new(&Config { matchbox: Some("/games".to_owned()), ..Config::default() });
-    let mut victim = arena.open_slow("/games/chess");
-    arena.run_until_idle();
+    let mut harness = Harness::new(&Config { matchbox: Some("/games".to_owned()), ..Config::default() });
+    let mut victim = harness.open_slow("/games/chess");
+    harness.run_until_idle();
     let assigned = values(&mut victim).pop().unwrap();
     let id = assigned["IdAssigned"].as_str().unwrap().to_owned();
-    let mut attackers = vec![arena.open("/games/chess")];
-    assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["NewPeer"]);
+    let mut attackers = vec![harness.open("/games/chess")];
+    assert_eq!(read_on(&mut harness, &mut victim, &mut attackers, 10), ["NewPeer"]);
     fill(&mut attackers[0], |bytes| {
         json!({"Signal": {"receiver": id, "data": "x".repeat(bytes)}}).to_string()
     });
-    arena.deliver(&mut attackers[0]);
-    attackers.extend((0..40).map(|_| arena.open("/games/chess")));
-    let received = read_on(&mut arena, &mut victim, &mut attackers, 1000);
+    harness.deliver(&mut attackers[0]);
+    attackers.extend((0..40).map(|_| harness.open("/games/chess")));
+    let received = read_on(&mut harness, &mut victim, &mut attackers, 1000);
     assert_eq!(received, vec!["NewPeer"; 40]);
     attackers.push(victim);
-    arena.end(attackers);
+    harness.finish(attackers);
 }
 
 #[test]
 fn slow_reader_receives_ayame_pings() {
-    let mut arena = Arena::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
+    let mut harness = Harness::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
     let register = text(&json!({"type": "register", "roomId": "tea", "clientId": "c"}).to_string());
-    let mut victim = arena.open_slow("/signaling");
+    let mut victim = harness.open_slow("/signaling");
     victim.send(&register);
-    arena.run_until_idle();
-    let mut attackers = [arena.open("/signaling")];
+    harness.run_until_idle();
+    let mut attackers = [harness.open("/signaling")];
     attackers[0].send(&register);
-    assert_eq!(read_on(&mut arena, &mut victim, &mut attackers, 10), ["accept"]);
+    assert_eq!(read_on(&mut harness, &mut victim, &mut attackers, 10), ["accept"]);
     // The ping is due while the queue is full.
-    arena.pace = Duration::ZERO;
-    arena.server.advance(AYAME_PING_EVERY - Duration::from_secs(2));
-    arena.run_until_idle();
+    harness.pace = Duration::ZERO;
+    harness.server.advance(AYAME_PING_EVERY - Duration::from_secs(2));
+    harness.run_until_idle();
     victim.read(usize::MAX);
     fill(&mut attackers[0], |bytes| json!({"type": "candidate", "ice": "x".repeat(bytes)}).to_string());
     // The shortest forwarded message is hardly longer than the ping.
     attackers[0].push(&text(r#"{"type":"offer"}"#).repeat(40));
-    arena.deliver(&mut attackers[0]);
-    arena.server.advance(Duration::from_secs(2));
-    let mut received = read_on(&mut arena, &mut victim, &mut attackers, 1000);
+    harness.deliver(&mut attackers[0]);
+    harness.server.advance(Duration::from_secs(2));
+    let mut received = read_on(&mut harness, &mut victim, &mut attackers, 1000);
     received.retain(|kind| kind != "offer");
     assert_eq!(received, ["ping"]);
     let [attacker] = attackers;
-    arena.end(vec![victim, attacker]);
+    harness.finish(vec![victim, attacker]);
 }
 
 #[test]
 fn slow_reader_keeps_its_claimed_id() {
-    let mut arena = Arena::new(&Config::default());
-    let mut victim = arena.open_slow("/ws/tea");
-    victim.send(&say("join", "V"));
-    let mut attacker = arena.open("/ws/tea");
-    attacker.send(&say("join", "A"));
-    arena.run_until_idle();
+    let mut harness = Harness::new(&Config::default());
+    let mut victim = harness.open_slow("/ws/tea");
+    victim.send(&message_frame("join", "V"));
+    let mut attacker = harness.open("/ws/tea");
+    attacker.send(&message_frame("join", "A"));
+    harness.run_until_idle();
     fill(&mut attacker, |bytes| candidate("A", "V", bytes));
-    arena.deliver(&mut attacker);
-    let mut claimant = arena.open("/ws/tea");
-    claimant.send(&say("join", "V"));
+    harness.deliver(&mut attacker);
+    let mut claimant = harness.open("/ws/tea");
+    claimant.send(&message_frame("join", "V"));
     // 50 KB a second, for twice the time of a probe.
-    arena.pace = Duration::from_millis(10);
+    harness.pace = Duration::from_millis(10);
     let mut heard_by_claimant = Vec::new();
     for _ in 0..1000 {
-        arena.run_iteration();
+        harness.run_iteration();
         victim.read(500);
         attacker.read(usize::MAX);
         heard_by_claimant.extend(values(&mut claimant));
@@ -463,27 +467,27 @@ fn slow_reader_keeps_its_claimed_id() {
     assert!(victim.bytes_read > 300 * KIB, "the victim reads {} bytes", victim.bytes_read);
     assert_eq!(heard_by_claimant.len(), 1, "{heard_by_claimant:?}");
     assert_eq!(heard_by_claimant[0]["code"], "id_taken");
-    arena.end(vec![victim, attacker, claimant]);
+    harness.finish(vec![victim, attacker, claimant]);
 }
 
 #[test]
 fn slow_reader_is_not_closed_as_silent() {
     let config = Config::default();
-    let mut arena = Arena::new(&config);
-    let mut victim = arena.open_slow("/ws/tea");
-    victim.send(&say("join", "V"));
-    let mut attacker = arena.open("/ws/tea");
-    attacker.send(&say("join", "A"));
-    arena.run_until_idle();
+    let mut harness = Harness::new(&config);
+    let mut victim = harness.open_slow("/ws/tea");
+    victim.send(&message_frame("join", "V"));
+    let mut attacker = harness.open("/ws/tea");
+    attacker.send(&message_frame("join", "A"));
+    harness.run_until_idle();
     // 8 KB a second, for five times the silence that is tolerated.
-    arena.pace = Duration::from_millis(100);
-    let steps = 10 * config.ping_interval.as_millis() / arena.pace.as_millis();
+    harness.pace = Duration::from_millis(100);
+    let steps = 10 * config.ping_interval.as_millis() / harness.pace.as_millis();
     for step in 0..steps {
         if step % 100 == 0 {
             fill(&mut attacker, |bytes| candidate("A", "V", bytes));
         }
         attacker.write(usize::MAX);
-        arena.run_iteration();
+        harness.run_iteration();
         victim.read(800);
         attacker.read(usize::MAX);
         assert_eq!(victim.close_code, None, "after {} bytes", victim.bytes_read);
@@ -491,27 +495,27 @@ fn slow_reader_is_not_closed_as_silent() {
     }
     assert_eq!(attacker.close_code, None);
     println!("{} bytes, {} pings", victim.bytes_read, victim.pings);
-    arena.end(vec![victim, attacker]);
+    harness.finish(vec![victim, attacker]);
 }
 
 // ---- Memory ----
 
 /// Returns a claim followed by short messages within the claimant's burst.
 fn short_messages() -> Vec<u8> {
-    [say("leave", "X"), text("x").repeat(999)].concat()
+    [message_frame("leave", "X"), text("x").repeat(999)].concat()
 }
 
 #[test]
 fn short_messages_of_claimants_are_within_the_counted_memory() {
     let memory_max = BASE_BYTES + 400 * CONNECTION_BYTES;
-    let mut arena = Arena::new(&Config { memory_bytes_max: Some(memory_max), ..Config::default() });
-    let mut holder = arena.open("/ws/tea");
+    let mut harness = Harness::new(&Config { memory_bytes_max: Some(memory_max), ..Config::default() });
+    let mut holder = harness.open("/ws/tea");
     holder.answers = false;
-    holder.send(&say("leave", "X"));
-    arena.run_until_idle();
+    holder.send(&message_frame("leave", "X"));
+    harness.run_until_idle();
     let mut clients = Vec::new();
     for _ in 0..2 * CLAIMANTS_MAX {
-        let mut claimant = arena.open("/ws/tea");
+        let mut claimant = harness.open("/ws/tea");
         claimant.push(&short_messages());
         clients.push(claimant);
     }
@@ -520,15 +524,15 @@ fn short_messages_of_claimants_are_within_the_counted_memory() {
             client.write(usize::MAX);
             client.read(usize::MAX);
         }
-        arena.run_iteration();
-        let used = arena.server.shared().budget.used();
-        let always = arena.server.sessions() * ALWAYS_HELD_BYTES;
+        harness.run_iteration();
+        let used = harness.server.shared().budget.used();
+        let always = harness.server.sessions() * ALWAYS_HELD_BYTES;
         assert!(used <= memory_max + always, "{used} bytes are used, {memory_max} are allowed");
     }
-    let reserved = arena.server.shared().budget.reserved();
-    assert!(reserved > 0, "what a claimant has sent first is counted");
+    let reserved = harness.server.shared().budget.reserved();
+    assert!(reserved > 0, "the first message of a claimant is counted");
     clients.push(holder);
-    arena.end(clients);
+    harness.finish(clients);
 }
 
 #[test]
@@ -541,7 +545,7 @@ fn short_messages_of_claimants_are_within_the_process_memory() {
         let _ = stream.write(bytes);
         stream
     };
-    let holder = connect(loaded.address(), &[upgrade("/ws/tea"), say("leave", "X")].concat());
+    let holder = connect(loaded.address(), &[upgrade("/ws/tea"), message_frame("leave", "X")].concat());
     let claim = [upgrade("/ws/tea"), short_messages()].concat();
     let claimants = loaded.connect_many(2000, |address, _| connect(address, &claim));
     loaded.run_for(Duration::from_secs(2));
@@ -554,51 +558,52 @@ fn short_messages_of_claimants_are_within_the_process_memory() {
 #[test]
 fn repeated_join_is_charged_by_the_length_of_its_answer() {
     let config = Config::default();
-    let mut arena = Arena::new(&config);
+    let mut harness = Harness::new(&config);
     let mut clients = Vec::new();
     for number in 0..config.mesh_peers_max {
-        let mut member = arena.open("/ws/tea");
-        member.send(&say("join", &long_id(number)));
+        let mut member = harness.open("/ws/tea");
+        member.send(&message_frame("join", &long_id(number)));
         clients.push(member);
     }
-    arena.run_until_idle();
+    harness.run_until_idle();
     clients.iter_mut().for_each(|member| _ = member.texts());
     let before = clients[0].bytes_read;
-    let again = say("join", &long_id(0));
+    let again = message_frame("join", &long_id(0));
     let mut answers = 0;
-    let began = arena.server.shared().now;
+    let began = harness.server.shared().now;
     for _ in 0..800 {
         clients[0].send(&again.repeat(4));
-        arena.run_iteration();
+        harness.run_iteration();
         answers += clients[0].texts().iter().filter(|text| text.contains("\"joined\"")).count();
     }
     assert_eq!(clients[0].close_code, None);
     let bytes = clients[0].bytes_read - before;
-    let elapsed = arena.server.shared().now - began;
+    let elapsed = harness.server.shared().now - began;
     let seconds = RATE_BURST_SECONDS as usize + 1 + elapsed.as_secs() as usize;
     let credits = config.rate_max as usize * seconds;
     println!("{answers} answers of {} bytes for {credits} credits", bytes / answers);
     assert!(answers > 10, "a member may join again");
     assert!(bytes <= credits * RATE_BLOCK_BYTES, "{bytes} bytes for {credits} credits");
-    arena.end(clients);
+    harness.finish(clients);
 }
 
 /// Lets a peer send these bytes continuously at the default rate while it is connected. Asserts that it is notified and
 /// closed and that its effects are bounded.
 fn flood(begin: &[u8], again: &[u8]) {
     let config = Config::default();
-    let mut arena = Arena::new(&config);
-    let mut flooder = arena.open("/ws/tea");
-    flooder.send(&say("leave", "F"));
-    arena.run_until_idle();
+    let mut harness = Harness::new(&config);
+    let mut flooder = harness.open("/ws/tea");
+    flooder.send(&message_frame("leave", "F"));
+    harness.run_until_idle();
     flooder.texts();
-    let received_before = arena.server.shared().metrics.bytes_in;
-    let turns_before = arena.iterations;
+    let received_before = harness.server.shared().metrics.bytes_in;
+    let turns_before = harness.iterations;
     flooder.push(begin);
     let chunk = again.repeat(16 * KIB / again.len());
-    arena.pace = Duration::from_millis(10);
-    let (mut notices, mut pongs) = (0, 0);
-    let began = arena.server.shared().now;
+    harness.pace = Duration::from_millis(10);
+    let mut notices = 0;
+    let mut pongs = 0;
+    let began = harness.server.shared().now;
     let mut elapsed = Duration::ZERO;
     while flooder.close_code.is_none() {
         assert!(elapsed < 3 * RATE_OFFENCE_MAX, "a peer that never stops is closed");
@@ -606,8 +611,8 @@ fn flood(begin: &[u8], again: &[u8]) {
             flooder.push(&chunk);
         }
         flooder.write(usize::MAX);
-        arena.run_iteration();
-        elapsed = arena.server.shared().now - began;
+        harness.run_iteration();
+        elapsed = harness.server.shared().now - began;
         for (first, payload) in flooder.read(usize::MAX) {
             if first == PONG {
                 pongs += 1;
@@ -624,12 +629,12 @@ fn flood(begin: &[u8], again: &[u8]) {
     let seconds = elapsed.as_secs() as usize + 1 + RATE_BURST_SECONDS as usize;
     let credits = config.rate_max as usize * seconds;
     assert!(pongs <= credits, "{pongs} pongs for {credits} credits");
-    let iterations = arena.iterations - turns_before;
-    let received = (arena.server.shared().metrics.bytes_in - received_before) as usize;
+    let iterations = harness.iterations - turns_before;
+    let received = (harness.server.shared().metrics.bytes_in - received_before) as usize;
     println!("{received} bytes in {iterations} iterations; {pongs} pongs, notices {notices} times");
     assert!(received <= iterations * READ_BYTES_MAX, "{received} bytes in {iterations} iterations");
-    assert!(arena.work_max <= WORK_PER_SESSION + 1, "{} units of work in one turn", arena.work_max);
-    arena.end(vec![flooder]);
+    assert!(harness.work_max <= WORK_PER_SESSION + 1, "{} units of work in one iteration", harness.work_max);
+    harness.finish(vec![flooder]);
 }
 
 #[test]

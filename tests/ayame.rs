@@ -40,7 +40,7 @@ fn enter(browser: &mut dyn Browser, server: &Running, options: &str) -> String {
 }
 
 /// Waits until each page receives the other's message.
-fn talk(pair: &mut [&mut dyn Browser; 2], words: &str) {
+fn exchange_messages(pair: &mut [&mut dyn Browser; 2], words: &str) {
     for browser in &mut *pair {
         browser.wait_until("window.channel?.readyState === 'open'");
     }
@@ -51,7 +51,7 @@ fn talk(pair: &mut [&mut dyn Browser; 2], words: &str) {
 }
 
 /// Waits until each page receives the other's video.
-fn see(pair: &mut [&mut dyn Browser; 2]) {
+fn wait_for_video(pair: &mut [&mut dyn Browser; 2]) {
     for browser in pair {
         browser.wait_until("document.querySelector('video').srcObject?.getVideoTracks().length === 1");
         browser.wait_until("document.querySelector('video').videoWidth > 0");
@@ -59,7 +59,7 @@ fn see(pair: &mut [&mut dyn Browser; 2]) {
 }
 
 fn empties(server: &Running) {
-    eventually("nobody is left", || server.metric("connections") + server.metric("rooms") == 0.0);
+    eventually("all connections are closed", || server.metric("connections") + server.metric("rooms") == 0.0);
 }
 
 const CAMERA: &str = "{ stream: true, iceServers: [] }";
@@ -69,8 +69,8 @@ fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: 
     assert_eq!(enter(first, server, CAMERA), "in");
     assert_eq!(enter(second, server, CAMERA), "in");
     let mut pair: [&mut dyn Browser; 2] = [first, second];
-    see(&mut pair);
-    talk(&mut pair, "hello");
+    wait_for_video(&mut pair);
+    exchange_messages(&mut pair, "hello");
     // After a disconnect the partner receives `bye`, and then its own connection is closed.
     pair[0].eval("await connection.disconnect()");
     pair[1].wait_until("received.includes('bye') && received.includes('disconnect WS-CLOSED')");
@@ -80,7 +80,7 @@ fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: 
         browser.eval("window.channel = undefined");
         assert_eq!(browser.eval("await again(true)"), "in");
     }
-    talk(&mut pair, "again");
+    exchange_messages(&mut pair, "again");
     for browser in &mut pair {
         browser.eval("await connection.disconnect()");
     }
@@ -117,10 +117,10 @@ fn third_client_is_rejected_unless_a_member_is_dead() {
     }
     assert_eq!(enter(&mut a, &server, CHAT), "in");
     assert_eq!(enter(&mut b, &server, CHAT), "in");
-    talk(&mut [&mut a, &mut b], "hello");
+    exchange_messages(&mut [&mut a, &mut b], "hello");
     assert_eq!(enter(&mut c, &server, CHAT), "REJECTED");
     c.wait_until("received.includes('disconnect full')");
-    talk(&mut [&mut a, &mut b], "still here");
+    exchange_messages(&mut [&mut a, &mut b], "still here");
     for browser in [&mut a, &mut b, &mut c] {
         browser.eval("await connection.disconnect()");
         browser.wait_until("!connection.webSocket && !connection.peerConnection");
@@ -134,7 +134,7 @@ fn third_client_is_rejected_unless_a_member_is_dead() {
     assert_eq!(c.eval("await again(false)"), "in");
     b.wait_until("received.includes('bye') && !connection.webSocket && !connection.peerConnection");
     assert_eq!(b.eval("window.channel = undefined, await again(false)"), "in");
-    talk(&mut [&mut b, &mut c], "without it");
+    exchange_messages(&mut [&mut b, &mut c], "without it");
     drop(dead);
     for browser in [&mut a, &mut b, &mut c] {
         browser.eval("await connection.disconnect()");
@@ -156,7 +156,7 @@ fn restart_ends_all_but_standalone_connections() {
     for browser in &mut pair {
         assert_eq!(enter(*browser, &server, CHAT), "in");
     }
-    talk(&mut pair, "hello");
+    exchange_messages(&mut pair, "hello");
     server.signal(Signal::SIGTERM);
     for browser in &mut pair {
         browser.wait_until("received.includes('disconnect WS-CLOSED')");
@@ -169,11 +169,11 @@ fn restart_ends_all_but_standalone_connections() {
         browser.eval("window.channel = undefined");
         assert_eq!(enter(*browser, &server, &standalone), "in");
     }
-    talk(&mut pair, "alone");
+    exchange_messages(&mut pair, "alone");
     empties(&server);
     assert_eq!(server.metric("errors_total{code=\"not_understood\"}"), 0.0);
     server.signal(Signal::SIGTERM);
-    talk(&mut pair, "still");
+    exchange_messages(&mut pair, "still");
     for browser in &mut pair {
         assert!(!browser.eval("received.join()").as_str().unwrap().contains("bye"));
         browser.eval("await connection.disconnect()");
@@ -202,7 +202,7 @@ fn clients_use_the_turn_server_that_they_receive() {
     for browser in &mut pair {
         assert_eq!(enter(*browser, &server, &CHAT.replace("iceServers", "relay: true, iceServers")), "in");
     }
-    talk(&mut pair, "by the relay");
+    exchange_messages(&mut pair, "by the relay");
     for browser in &mut pair {
         assert_eq!(browser.eval("await route()"), json!(["relay", "relay"]));
     }

@@ -17,7 +17,7 @@ fn noroshi(args: &[&str]) -> Output {
     Command::new(NOROSHI).args(args).output().unwrap()
 }
 
-fn say(socket: &mut WebSocket<RetryOnInterrupt>, text: &str) {
+fn send_text(socket: &mut WebSocket<RetryOnInterrupt>, text: &str) {
     socket.send(Message::text(text)).unwrap();
 }
 
@@ -110,11 +110,11 @@ fn error_message_is_one_line_of_limited_length() {
 fn page_is_served_unless_disabled() {
     let (server, _stderr) = run(r#"exec "$0""#);
     for path in ["/", "/noroshi.js"] {
-        assert!(server.ask(server.address, path).starts_with("HTTP/1.1 200 "), "{path}");
+        assert!(server.request(server.address, path).starts_with("HTTP/1.1 200 "), "{path}");
     }
     let (server, _stderr) = run(r#"exec "$0" --no-page"#);
     for path in ["/", "/noroshi.js"] {
-        assert!(server.ask(server.address, path).starts_with("HTTP/1.1 404 "), "{path}");
+        assert!(server.request(server.address, path).starts_with("HTTP/1.1 404 "), "{path}");
     }
 }
 
@@ -126,7 +126,7 @@ fn secret_is_read_from_its_file_and_never_printed() {
     let flags = format!("--log trace --ice-server turn:t.example --turn-secret-file {}", file.display());
     let (mut server, mut stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let mut socket = server.websocket("/ws");
-    say(&mut socket, r#"{"type":"join","id":"A"}"#);
+    send_text(&mut socket, r#"{"type":"join","id":"A"}"#);
     let joined = socket.read().unwrap().into_text().unwrap();
     let joined: serde_json::Value = serde_json::from_str(&joined).unwrap();
     let turn = &joined["iceServers"][0];
@@ -168,9 +168,9 @@ fn contradictory_flags_are_rejected() {
     );
     let mut socket = server.websocket("/ws");
     let text = format!(r#"{{"type":"join","id":"A","x":"{}"}}"#, "x".repeat(1 << 20));
-    say(&mut socket, &text);
+    send_text(&mut socket, &text);
     assert!(socket.read().unwrap().to_text().unwrap().contains("joined"));
-    assert!(server.ask(server.address, "/healthz").starts_with("HTTP/1.1 200 "));
+    assert!(server.request(server.address, "/healthz").starts_with("HTTP/1.1 200 "));
     let full = TcpStream::connect(server.address).unwrap();
     assert!(tungstenite::client(format!("ws://{}/ws", server.address), full).is_err());
 }
@@ -191,7 +191,7 @@ fn first_signal_closes_peers_and_second_exits_immediately() {
     let (mut server, _stderr) = run(r#"exec "$0""#);
     let mut stalled = server.websocket("/ws");
     server.signal(Signal::SIGTERM);
-    eventually("the goodbye comes", || matches!(stalled.get_mut().0.peek(&mut [0]), Ok(1)));
+    eventually("the Close frame arrives", || matches!(stalled.get_mut().0.peek(&mut [0]), Ok(1)));
     let began = Instant::now();
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
@@ -209,7 +209,7 @@ fn sigstop_and_sigcont_close_no_peer() {
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut socket = server.websocket("/ws");
     server.signal(Signal::SIGSTOP);
-    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
+    send_text(&mut socket, r#"{"type":"connect","id":"A"}"#);
     server.signal(Signal::SIGCONT);
     assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
 }
@@ -221,7 +221,7 @@ fn sigusr1_sigusr2_and_sigpipe_are_ignored() {
     for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE] {
         server.signal(signal);
     }
-    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
+    send_text(&mut socket, r#"{"type":"connect","id":"A"}"#);
     assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
@@ -236,7 +236,7 @@ fn log_lists_connects_and_disconnects_and_cannot_be_forged() {
         let text = format!(
             r#"{{"type":"{kind}","id":"\u2028\u202e\u009b31mERROR forged","sdp":"{secret}","candidate":"{secret}"}}"#
         );
-        say(&mut socket, &text);
+        send_text(&mut socket, &text);
     }
     while !socket.read().unwrap().to_text().unwrap().contains("unknown_type") {}
     socket.close(None).unwrap();
@@ -274,7 +274,8 @@ fn listens(pid: u32) -> Option<SocketAddr> {
     let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
     table.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let (state, inode) = (fields[3], fields.get(9)?);
+        let state = fields[3];
+        let inode = fields.get(9)?;
         let (_, port) = fields[1].split_once(':')?;
         let is_it = state == "0A" && sockets.iter().any(|socket| socket == inode);
         is_it.then(|| ([127, 0, 0, 1], u16::from_str_radix(port, 16).unwrap()).into())
@@ -286,7 +287,7 @@ fn unwritable_log_does_not_stop_the_server() {
     let serves = |server: &Running| {
         for i in 0..50 {
             let mut socket = server.websocket("/ws");
-            say(&mut socket, &format!(r#"{{"type":"join","id":"{}{i}"}}"#, "x".repeat(100)));
+            send_text(&mut socket, &format!(r#"{{"type":"join","id":"{}{i}"}}"#, "x".repeat(100)));
             assert!(socket.read().unwrap().to_text().unwrap().contains("joined"));
             socket.close(None).unwrap();
         }
@@ -324,9 +325,9 @@ fn unwritable_log_does_not_stop_the_server() {
 fn few_descriptors_cause_a_warning() {
     let (server, mut stderr) = run(r#"ulimit -n 64; exec "$0""#);
     let mut sockets: Vec<_> = (0..31).map(|_| server.websocket("/ws")).collect();
-    assert!(server.ask(server.address, "/ws").starts_with("HTTP/1.1 426 "));
+    assert!(server.request(server.address, "/ws").starts_with("HTTP/1.1 426 "));
     let waiting: Vec<_> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    assert!(server.ask(server.metrics, "/metrics").contains("\nnoroshi_connections 31\n"));
+    assert!(server.request(server.metrics, "/metrics").contains("\nnoroshi_connections 31\n"));
     drop(waiting);
     sockets.truncate(10);
     assert!(server.is_healthy());
@@ -349,7 +350,7 @@ fn disconnected_peers_leave_nothing_behind() {
     for round in 0..3 {
         let mut sockets: Vec<_> = (0..50).map(|i| server.websocket(&format!("/ws/{i}"))).collect();
         for (i, socket) in sockets.iter_mut().enumerate() {
-            say(socket, &format!(r#"{{"type":"connect","id":"{i}"}}"#));
+            send_text(socket, &format!(r#"{{"type":"connect","id":"{i}"}}"#));
             socket.read().unwrap();
             if round == 0 {
                 socket.close(None).unwrap();

@@ -22,13 +22,13 @@ fn lock_browsers(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
 }
 
 /// Opens the page under a name.
-fn enter(browser: &mut dyn Browser, server: &Running, name: &str) {
+fn open_page(browser: &mut dyn Browser, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
     browser.wait_until("document.querySelector('#status')?.dataset.state === 'online'");
 }
 
 /// Waits until this is the last line of the chat.
-fn reads(browser: &mut Chromium, line: &str) {
+fn wait_for_chat_line(browser: &mut Chromium, line: &str) {
     browser.wait_until(&format!("{CHAT}.at(-1) === {line:?}"));
 }
 
@@ -43,8 +43,8 @@ fn decoded(peer: &str) -> String {
 }
 
 /// Waits until the server has no rooms and no connections.
-fn empties(server: &Running) {
-    eventually("nobody is left", || {
+fn wait_until_empty(server: &Running) {
+    eventually("all connections are closed", || {
         ["connections", "peers", "rooms"].iter().all(|name| server.metric(name) == 0.0)
     });
 }
@@ -54,31 +54,31 @@ fn three_pages_connect_and_one_is_killed() {
     let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren, mut yuki] = Chromium::start();
-    enter(&mut aoi, &server, "Aoi");
-    enter(&mut ren, &server, "Ren");
-    reads(&mut aoi, "Ren is here.");
-    reads(&mut ren, "Aoi is here.");
+    open_page(&mut aoi, &server, "Aoi");
+    open_page(&mut ren, &server, "Ren");
+    wait_for_chat_line(&mut aoi, "Ren is here.");
+    wait_for_chat_line(&mut ren, "Aoi is here.");
     aoi.type_text("#say", "Good evening!");
-    reads(&mut ren, "Aoi: Good evening!");
+    wait_for_chat_line(&mut ren, "Aoi: Good evening!");
     ren.type_text("#say", "Good evening, Aoi!");
-    reads(&mut aoi, "Ren: Good evening, Aoi!");
+    wait_for_chat_line(&mut aoi, "Ren: Good evening, Aoi!");
 
-    enter(&mut yuki, &server, "Yuki");
+    open_page(&mut yuki, &server, "Yuki");
     for browser in [&mut aoi, &mut ren] {
-        reads(browser, "Yuki is here.");
+        wait_for_chat_line(browser, "Yuki is here.");
     }
     yuki.wait_until(&format!("{CHAT}.length === 3"));
     ren.type_text("#say", "Is it snowing?");
     for browser in [&mut aoi, &mut yuki] {
-        reads(browser, "Ren: Is it snowing?");
+        wait_for_chat_line(browser, "Ren: Is it snowing?");
     }
     aoi.type_text("#say", "Not here.");
     for browser in [&mut ren, &mut yuki] {
-        reads(browser, "Aoi: Not here.");
+        wait_for_chat_line(browser, "Aoi: Not here.");
     }
     yuki.type_text("#say", "It is!");
     for browser in [&mut aoi, &mut ren] {
-        reads(browser, "Yuki: It is!");
+        wait_for_chat_line(browser, "Yuki: It is!");
         let route = "document.querySelector('[data-peer=Yuki] .route').textContent";
         browser.wait_until(&format!(r"/^(host|prflx) ↔ (host|prflx), direct, \d+ ms$/.test({route})"));
     }
@@ -100,11 +100,11 @@ fn three_pages_connect_and_one_is_killed() {
 
     yuki.kill();
     for browser in [&mut aoi, &mut ren] {
-        reads(browser, "Yuki has left.");
+        wait_for_chat_line(browser, "Yuki has left.");
         browser.wait_until("document.querySelectorAll('#peers .peer').length === 1");
     }
     aoi.eval("room.leave()");
-    reads(&mut ren, "Aoi has left.");
+    wait_for_chat_line(&mut ren, "Aoi has left.");
     let lines = json!([
         "What is written here goes straight to the others, not through the server.",
         "Aoi is here.",
@@ -119,7 +119,7 @@ fn three_pages_connect_and_one_is_killed() {
     ]);
     assert_eq!(ren.eval(CHAT), lines);
     ren.eval("room.leave()");
-    empties(&server);
+    wait_until_empty(&server);
     aoi.kill();
     ren.kill();
 }
@@ -132,7 +132,7 @@ fn server_restart_interrupts_no_connection() {
     let mut three = [aoi, ren, yuki];
     let names = ["Aoi", "Ren", "Yuki"];
     for (browser, name) in three.iter_mut().zip(names) {
-        enter(browser, &server, name);
+        open_page(browser, &server, name);
     }
     // Each page sends consecutive numbers and records missing ones.
     for browser in &mut three {
@@ -147,20 +147,20 @@ fn server_restart_interrupts_no_connection() {
             setInterval(() => room.send(String(++count)), 50)",
         );
     }
-    count_on(&mut three);
+    wait_for_numbers(&mut three);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     for browser in &mut three {
         browser.wait_until("document.querySelector('#status').dataset.state === 'offline'");
     }
-    count_on(&mut three);
+    wait_for_numbers(&mut three);
     let (server, _stderr) = run(&format!(r#"exec "$0" -l {}"#, server.address));
     for (browser, name) in three.iter_mut().zip(names) {
         browser.wait_until("document.querySelector('#status').dataset.state === 'online'");
         assert_eq!(browser.eval("room.id"), name);
         browser.wait_until("[...room.peers.values()].every((peer) => peer.alive && !peer.away)");
     }
-    enter(&mut sora, &server, "Sora");
+    open_page(&mut sora, &server, "Sora");
     for (browser, name) in three.iter_mut().zip(names) {
         sora.wait_until(&format!("{CHAT}.includes('{name} is here.')"));
         browser.wait_until(&format!("{CHAT}.includes('Sora is here.')"));
@@ -172,14 +172,14 @@ fn server_restart_interrupts_no_connection() {
             !error.contains("failed: Error in connection establishment: net::ERR_CONNECTION_REFUSED")
         });
     }
-    count_on(&mut three);
+    wait_for_numbers(&mut three);
     sora.kill();
     three.into_iter().for_each(Chromium::kill);
-    empties(&server);
+    wait_until_empty(&server);
 }
 
 /// Waits until each page has received twenty more numbers from the two others without a gap.
-fn count_on(three: &mut [Chromium; 3]) {
+fn wait_for_numbers(three: &mut [Chromium; 3]) {
     for browser in &mut *three {
         browser.eval("const then = { ...last }");
     }
@@ -211,7 +211,7 @@ fn page_of_the_article_works_unchanged() {
     assert_eq!(second.eval("received[1].candidate.includes('}|{')"), true);
     first.kill();
     second.kill();
-    empties(&server);
+    wait_until_empty(&server);
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn turn_server_accepts_the_credentials_of_the_server() {
             browser.eval("room.leave()");
             browser.assert_no_errors();
         }
-        empties(&server);
+        wait_until_empty(&server);
     };
     for flow in ["join", "connect"] {
         meet("open-sesame", flow, [&mut chromium, &mut firefox]);
@@ -276,7 +276,7 @@ fn page_errors_are_detected() {
     // Firefox does not report failed requests.
     let both: [(&mut dyn Browser, _); 2] = [(&mut chromium, &faults[..]), (&mut firefox, &faults[..4])];
     for (browser, faults) in both {
-        enter(browser, &server, "Aoi");
+        open_page(browser, &server, "Aoi");
         for (wrong, word) in faults {
             assert!(browser.errors().is_empty(), "{:#?}", browser.errors());
             browser.eval(wrong);

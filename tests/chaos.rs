@@ -16,7 +16,7 @@ use serde_json::json;
 
 const STORM: Duration = Duration::from_secs(12);
 /// Time after the faults within which everything must have recovered.
-const CALM: Duration = Duration::from_secs(15);
+const RECOVERY_TIME: Duration = Duration::from_secs(15);
 
 /// Functions of the page. Tracks are silent, so that playback needs no permission.
 const HELPERS: &str = "
@@ -39,7 +39,7 @@ const HELPERS: &str = "
     0";
 
 /// Runs faults over these rooms of two pages.
-fn storm(flow: &str, rooms: [&[&str]; 2]) {
+fn run_faults(flow: &str, rooms: [&[&str]; 2]) {
     if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
         return;
     }
@@ -105,7 +105,7 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
         received.sort_by_key(|it| it.to_string());
         sent == received
     });
-    assert!(began.elapsed() < CALM, "{:?}", began.elapsed());
+    assert!(began.elapsed() < RECOVERY_TIME, "{:?}", began.elapsed());
     for (page, _) in &mut pages {
         assert_eq!(page.eval("rejected"), json!([]));
         page.assert_no_errors();
@@ -114,10 +114,10 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
 
 #[test]
 fn room_of_four_recovers_from_faults() {
-    storm("join", [&["A", "C"], &["B", "D"]]);
+    run_faults("join", [&["A", "C"], &["B", "D"]]);
 }
 
 #[test]
 fn pair_recovers_from_faults() {
-    storm("connect", [&["A"], &["B"]]);
+    run_faults("connect", [&["A"], &["B"]]);
 }

@@ -16,7 +16,7 @@ use common::client::Client;
 use common::fault_proxy::FaultProxy;
 use common::firefox::{FIREFOX, Firefox};
 use common::process::{NOROSHI, Running, run};
-use common::program::{GIVE_UP, free_port, is_installed};
+use common::program::{WAIT_TIMEOUT, free_port, is_installed};
 use common::tls;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -50,7 +50,7 @@ impl Report {
     fn now(browser: &mut dyn Browser) -> Report {
         let began = Instant::now();
         while browser.eval("document.querySelector('#status').dataset.state") == "waiting" {
-            assert!(began.elapsed() < GIVE_UP, "{}", browser.eval("document.body.innerText"));
+            assert!(began.elapsed() < WAIT_TIMEOUT, "{}", browser.eval("document.body.innerText"));
             sleep(Duration::from_millis(50));
         }
         browser.assert_no_errors();

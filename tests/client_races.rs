@@ -133,9 +133,9 @@ fn invalid_description_is_an_error_event_of_its_peer() {
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
     browser.wait_until("meet(a, b) && isStable(a, b)");
     browser.eval(
-        r#"const say = (message) => send.call(sockets[1], JSON.stringify({ id: "B", target_id: "A", ...message }));
-        say({ type: "candidateAdd", candidate: { candidate: "a|b" } });
-        for (const sdp of [null, 7, {}, { type: "offer", sdp: "v=0" }]) say({ type: "offer", sdp }); 0"#,
+        r#"const sendMessage = (message) => send.call(sockets[1], JSON.stringify({ id: "B", target_id: "A", ...message }));
+        sendMessage({ type: "candidateAdd", candidate: { candidate: "a|b" } });
+        for (const sdp of [null, 7, {}, { type: "offer", sdp: "v=0" }]) sendMessage({ type: "offer", sdp }); 0"#,
     );
     browser.wait_until("errors.length > 1 && meet(a, b) && isStable(a, b)");
     assert_eq!(browser.eval("errors.every(([id, peer]) => id === 'A' && peer === 'B')"), true);
@@ -196,9 +196,9 @@ fn black_hole_network_does_not_block_reconnecting() {
     assert_eq!(browser.eval(&format!("await join('{url}').catch(({{ code }}) => code)")), "unreachable");
     // The same holds for a page that leaves before it has joined, and rejoins.
     let proxy = FaultProxy::new(server.address);
-    browser.eval("setTimeout = slow; const turns = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
+    browser.eval("setTimeout = slow; const firePageTransition = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
     browser.eval(&format!(
-        "const entering = join('ws://{}/ws/tea', {{ id: 'A' }}); turns('pagehide'); turns('pageshow');
+        "const entering = join('ws://{}/ws/tea', {{ id: 'A' }}); firePageTransition('pagehide'); firePageTransition('pageshow');
         const a = await entering; 0",
         proxy.address
     ));

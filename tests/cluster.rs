@@ -20,9 +20,9 @@ use tungstenite::{Error, Message, WebSocket};
 
 const HAPROXY: &str = "/usr/sbin/haproxy";
 /// Time after which missing connections between peers fail the test.
-const GIVE_UP: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// HAProxy checks every second, and two results change a node's state.
-const NOTICED: Duration = Duration::from_millis(2500);
+const DETECTION_TIME: Duration = Duration::from_millis(2500);
 
 /// Ports are chosen before they are bound, so one cluster runs at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -38,7 +38,8 @@ struct Cluster {
 impl Cluster {
     fn start() -> Cluster {
         let ports = [(); 3].map(|()| free_port());
-        let (port, peers) = (free_port(), free_port());
+        let port = free_port();
+        let peers = free_port();
         let nodes = ports.map(|port| Some(node(port)));
         let balancer = Program::start_after(HAPROXY, "-W -f haproxy.cfg", |home| {
             let mut text = block("balance uri path-only");
@@ -88,7 +89,8 @@ struct Member {
 
 impl Member {
     fn new(room: &str, id: &str) -> Member {
-        let (others, received) = (BTreeSet::new(), BTreeSet::new());
+        let others = BTreeSet::new();
+        let received = BTreeSet::new();
         Member {
             room: room.to_owned(),
             id: id.to_owned(),
@@ -165,7 +167,7 @@ impl Member {
     }
 
     /// Sends a candidate to each other member.
-    fn say(&mut self) {
+    fn send_candidates(&mut self) {
         self.messages_sent += 1;
         let candidate = json!({"room": self.room, "n": self.messages_sent});
         for target in &self.others {
@@ -186,18 +188,18 @@ const ROOMS: usize = 100;
 fn wait_until(
     members: &mut [Member],
     address: SocketAddr,
-    mut is_so: impl FnMut(&mut [Member]) -> bool,
+    mut condition: impl FnMut(&mut [Member]) -> bool,
 ) -> Duration {
     let began = Instant::now();
     loop {
         for member in &mut *members {
             member.run_step(address);
-            member.say();
+            member.send_candidates();
         }
-        if is_so(members) {
+        if condition(members) {
             return began.elapsed();
         }
-        assert!(began.elapsed() < GIVE_UP, "who should meet does not");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "peers of a room have not connected");
         sleep(Duration::from_millis(50));
     }
 }
@@ -223,7 +225,7 @@ fn visit(members: &mut [Member], address: SocketAddr) {
     while guests.iter().any(|guest| guest.others.len() < 2) {
         members.iter_mut().chain(&mut guests).for_each(|member| member.run_step(address));
         let apart = guests.iter().filter(|guest| guest.others.len() < 2).count();
-        assert!(began.elapsed() < GIVE_UP, "{apart} do not see both who are there");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "{apart} do not see both members");
         sleep(Duration::from_millis(20));
     }
     assert!(guests.iter().all(|guest| guest.came == 1), "they see both at once");
@@ -255,7 +257,7 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
     cluster.restart(0);
     wait_until(&mut members, address, {
         let began = Instant::now();
-        move |_| began.elapsed() > NOTICED
+        move |_| began.elapsed() > DETECTION_TIME
     });
     // With the hash alone, guests would reach the restarted node, where the room is empty.
     visit(&mut members, address);
@@ -266,7 +268,7 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
         let node = cluster.nodes[number].as_mut().unwrap();
         node.signal(Signal::SIGTERM);
         // HAProxy knows the node, and still forwards late peers to existing rooms.
-        wait_until(&mut members, address, |_| began.elapsed() > NOTICED);
+        wait_until(&mut members, address, |_| began.elapsed() > DETECTION_TIME);
         visit(&mut members, address);
         let mut code = None;
         wait_until(&mut members, address, |_| {
@@ -278,19 +280,19 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
         println!("node {number} is drained in {:?}, {moved} have moved", began.elapsed());
         cluster.restart(number);
         let back = Instant::now();
-        wait_until(&mut members, address, |_| back.elapsed() > NOTICED);
+        wait_until(&mut members, address, |_| back.elapsed() > DETECTION_TIME);
         visit(&mut members, address);
     }
 
     cluster.balancer.signal(Signal::SIGUSR2);
     let began = Instant::now();
-    wait_until(&mut members, address, |_| began.elapsed() > NOTICED);
+    wait_until(&mut members, address, |_| began.elapsed() > DETECTION_TIME);
     // The new process knows where each room is, and the old process still forwards the existing connections.
     visit(&mut members, address);
     println!("reloaded");
 
     drop(members);
-    eventually("nobody is left", || {
+    eventually("all connections are closed", || {
         cluster.nodes.iter().flatten().all(|node| node.metric("connections") + node.metric("rooms") == 0.0)
     });
 }
@@ -323,7 +325,7 @@ fn rolling_restart_does_not_interrupt_connected_browsers() {
         node.signal(Signal::SIGTERM);
         assert_eq!(node.code(), Some(0));
         cluster.nodes[number] = Some(self::node(cluster.ports[number]));
-        sleep(NOTICED);
+        sleep(DETECTION_TIME);
     }
     // A new peer connects to both, whose connection to each other is unchanged.
     enter(&mut third, "third");

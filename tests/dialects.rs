@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::memory::{Memory, left};
+use common::memory::{Memory, remaining_state};
 use common::sockets::Net;
 use common::transcript::{Received, SECRET, Transcript, Transport};
 use noroshi::config::{Config, Secret};
@@ -49,7 +49,7 @@ fn protocols_share_a_port_and_have_separate_rooms() {
     net.open_at("top", "/");
     assert!(receive_json(&mut *net, "top")["IdAssigned"].is_string());
     assert_eq!(net.status("/noroshi.js", false), Some(200));
-    assert!(net.ask(ListenerKind::Main, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").contains("<!doctype html>"));
+    assert!(net.request(ListenerKind::Main, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").contains("<!doctype html>"));
     for (path, is_upgrade, status) in [
         ("/healthz", true, 200),
         ("/health", true, 200),
@@ -163,7 +163,8 @@ A < {"type":"offer"}
 
 /// Returns a token for this room and id that expires in the year 2096.
 fn token(room: &str, id: Option<&str>) -> String {
-    let (room, id) = (Some(room.into()), id.map(Box::from));
+    let room = Some(room.into());
+    let id = id.map(Box::from);
     let claims = Claims { until: Duration::from_secs(4_000_000_000), room, room_prefix: None, id };
     Secrets::parse(SECRET).unwrap().sign(&claims)
 }
@@ -255,6 +256,6 @@ fn flooding_client_is_closed_and_messages_to_a_full_queue_are_dropped() {
     }
     assert!(transport.count("rate_limited") > 100);
     assert_eq!(transport.count("KeepAlive"), 20 + 5 * 2);
-    assert_eq!(left(&transport.dispatcher).0, 1, "only H is left");
+    assert_eq!(remaining_state(&transport.dispatcher).0, 1, "only H is left");
     Box::new(transport).finish();
 }

@@ -25,7 +25,7 @@ fn click(browser: &mut dyn Browser, id: &str) {
 }
 
 /// Waits until each page shows the other's chat message.
-fn talk(pair: &mut [(&mut dyn Browser, &str); 2], words: &str) {
+fn exchange_messages(pair: &mut [(&mut dyn Browser, &str); 2], words: &str) {
     for (browser, _) in &mut *pair {
         browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
     }
@@ -46,7 +46,7 @@ fn receives(kind: &str) -> String {
 
 /// Waits until no negotiation is in progress, both buttons show the state of this device, and each page receives the
 /// other's media.
-fn settles(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) {
+fn wait_until_stable(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) {
     let pc = "[...room.peers.values()][0].pc";
     let pressed = format!("document.querySelector('#{device}').getAttribute('aria-pressed') === '{is_on}'");
     let sent = format!("{pc}.getSenders().filter(({{ track }}) => track).length");
@@ -63,12 +63,12 @@ fn settles(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) 
 }
 
 /// Runs all functions of the page and the library between two browsers.
-fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
+fn test_pair<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     let (mut server, _stderr) = run(r#"exec "$0""#);
     enter(first, &server, "Aoi");
     enter(second, &server, "Ren");
     let mut pair = [(first, "Aoi"), (second, "Ren")];
-    talk(&mut pair, "Good evening!");
+    exchange_messages(&mut pair, "Good evening!");
 
     // Cameras one after the other, then both microphones together.
     for i in [0, 1] {
@@ -87,15 +87,15 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
         for (browser, _) in &mut pair {
             click(*browser, device);
         }
-        settles(&mut pair, device, round % 4 >= 2);
+        wait_until_stable(&mut pair, device, round % 4 >= 2);
     }
-    talk(&mut pair, "Still there?");
+    exchange_messages(&mut pair, "Still there?");
 
     // Each page is reloaded.
     for i in [0, 1] {
         let name = pair[i].1;
         enter(pair[i].0, &server, name);
-        talk(&mut pair, &format!("Again {i}"));
+        exchange_messages(&mut pair, &format!("Again {i}"));
     }
     // The server restarts, and the connection between the pages is unchanged.
     for (browser, _) in &mut pair {
@@ -106,7 +106,7 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     for (browser, _) in &mut pair {
         browser.wait_until(&format!("!({ONLINE})"));
     }
-    talk(&mut pair, "Without a server");
+    exchange_messages(&mut pair, "Without a server");
     let (server, _stderr) = run(&format!(r#"exec "$0" -l {}"#, server.address));
     for (browser, _) in &mut pair {
         browser.wait_until(&format!(
@@ -114,7 +114,7 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
         ));
         assert_eq!(browser.eval("[...room.peers.values()][0].pc === before"), true);
     }
-    talk(&mut pair, "With another");
+    exchange_messages(&mut pair, "With another");
 
     // The same in a pair.
     for (browser, name) in &mut pair {
@@ -138,7 +138,7 @@ fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
         browser.eval("room.leave()");
         browser.assert_no_errors();
     }
-    eventually("nobody is left", || {
+    eventually("all connections are closed", || {
         ["connections", "peers", "rooms"].iter().all(|name| server.metric(name) == 0.0)
     });
 }
@@ -152,11 +152,11 @@ fn browsers_interoperate_in_either_order() {
     let [mut firefox, mut other] = Firefox::start();
     let [mut chromium] = Chromium::start();
     println!("Firefox and Firefox");
-    acquaint(&mut firefox, &mut other);
+    test_pair(&mut firefox, &mut other);
     println!("Firefox and Chromium");
-    acquaint(&mut firefox, &mut chromium);
+    test_pair(&mut firefox, &mut chromium);
     println!("Chromium and Firefox");
-    acquaint(&mut chromium, &mut firefox);
+    test_pair(&mut chromium, &mut firefox);
 }
 
 /// Saves screenshots in the directory TEST_LOOKS for visual inspection.

@@ -41,7 +41,8 @@ impl Attack {
         };
         let attackers = (0..count)
             .map(|_| {
-                let (is_over, attempts) = (is_over.clone(), attempts.clone());
+                let is_over = is_over.clone();
+                let attempts = attempts.clone();
                 spawn(move || attack(is_over, attempts))
             })
             .collect();

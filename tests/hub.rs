@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::memory::{Memory, Recorded, left, target};
+use common::memory::{Memory, Recorded, remaining_state, target};
 use common::transcript::{Received, Transport};
 use noroshi::config::{CLAIMANTS_MAX, Config, OFFER_HOLDERS_MAX, Secret};
 use noroshi::protocol::Input;
@@ -114,7 +114,7 @@ fn answer_to_a_busy_peer_forms_no_pair() {
         assert_eq!((&error["code"], &error["target_id"]), (&json!("peer_busy"), &json!("A")));
     }
     send(&mut transport, "B", json!({"type": "answer", "id": "B", "sdp": 2}));
-    assert_eq!(receive_json(&mut transport, "B")["target_id"], Value::Null, "it named nobody");
+    assert_eq!(receive_json(&mut transport, "B")["target_id"], Value::Null, "it had no target");
     assert_eq!(transport.next_received("A"), None);
     transport.outbox.full.clear();
     // The offer remains current, and B still holds it.
@@ -193,7 +193,7 @@ fn probe_that_ends_without_claimants_has_no_effect() {
     transport.advance(1);
     transport.close("B");
     transport.advance(5);
-    assert_eq!(left(&transport.dispatcher), (1, 1, None), "the holder is still there");
+    assert_eq!(remaining_state(&transport.dispatcher), (1, 1, None), "the holder is still there");
     // The next claim starts another probe.
     transport.open("C", "");
     send(&mut transport, "C", json!({"type": "join", "id": "A"}));
@@ -347,7 +347,7 @@ fn message_over_the_rate_limit_has_no_effect() {
             assert!(!text.contains(r#""id":"X""#), "{name} received {text}");
         }
     }
-    assert_eq!(left(&transport.dispatcher).0, 30, "X is not registered");
+    assert_eq!(remaining_state(&transport.dispatcher).0, 30, "X is not registered");
     Box::new(transport).finish();
 }
 

@@ -166,7 +166,7 @@ fn oversized_description_is_an_error_of_its_peer_only() {
     let closed = "closings_total{reason=\"too_big\"}";
     assert!((1.0..=4.0).contains(&server.metric(closed)), "{}", server.metric(closed));
     browser.eval("for (const room of [a, b, c]) room.leave(); 0");
-    eventually("nobody is left", || server.metric("connections") == 0.0);
+    eventually("all connections are closed", || server.metric("connections") == 0.0);
     close(browser);
 }
 
@@ -177,12 +177,12 @@ fn suspended_page_leaves_its_room() {
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
-    browser.eval("const a = await enter('A'); const turns = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
+    browser.eval("const a = await enter('A'); const firePageTransition = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
     eventually("it is there", || server.metric("peers") == 1.0);
-    browser.eval("turns('pagehide'); 0");
+    browser.eval("firePageTransition('pagehide'); 0");
     eventually("it sleeps", || server.metric("connections") == 0.0);
     browser.eval("dispatchEvent(new Event('online')); 0");
-    browser.eval("turns('pageshow'); 0");
+    browser.eval("firePageTransition('pageshow'); 0");
     browser.wait_until("a.online");
     eventually("it is back", || server.metric("peers") == 1.0);
     // A real navigation.

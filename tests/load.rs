@@ -64,7 +64,7 @@ fn results_are_printed_as_a_table() {
     let output = load("--pairs 3 --seconds 0.2");
     assert!(
         output.status.success() && output.stderr.is_empty(),
-        "no progress where nobody looks: {output:?}"
+        "no progress output without a terminal: {output:?}"
     );
     let table = String::from_utf8(output.stdout).unwrap();
     for row in ["candidates", "per second", "p50 ms", "p99.9 ms", "CPU µs each", "RSS KB after"] {
@@ -128,10 +128,12 @@ fn serve(stream: TcpStream, peers: &Peers, fault: Fault) -> Option<()> {
     let writer =
         WebSocket::from_raw_socket(stream.try_clone().ok()?, tungstenite::protocol::Role::Server, None);
     let mut reader = tungstenite::accept(stream).ok()?;
-    let (mut writer, mut held_back) = (Some(writer), None);
+    let mut writer = Some(writer);
+    let mut held_back = None;
     for count in 1.. {
         let message: Value = serde_json::from_str(reader.read().ok()?.to_text().ok()?).ok()?;
-        let (id, target) = (message["id"].as_str()?, message["target_id"].as_str()?);
+        let id = message["id"].as_str()?;
+        let target = message["target_id"].as_str()?;
         let mut peers = peers.lock().unwrap();
         if let Some(writer) = writer.take() {
             peers.insert(id.to_owned(), writer);
@@ -139,15 +141,15 @@ fn serve(stream: TcpStream, peers: &Peers, fault: Fault) -> Option<()> {
         let candidate = message["candidate"].to_string();
         let text = json!({"type": "candidate", "candidate": candidate, "id": id}).to_string();
         let target = peers.get_mut(target)?;
-        let mut say = |text: &str| target.send(Message::text(text)).ok();
+        let mut send = |text: &str| target.send(Message::text(text)).ok();
         match fault {
             Fault::Mute => {}
-            _ if count % 10 != 0 => say(&text)?,
-            Fault::None => say(&text)?,
+            _ if count % 10 != 0 => send(&text)?,
+            Fault::None => send(&text)?,
             Fault::Loses => {}
             Fault::Doubles => {
-                say(&text)?;
-                say(&text)?;
+                send(&text)?;
+                send(&text)?;
             }
             Fault::Delays => held_back = Some(text),
             Fault::Limits => {

@@ -20,7 +20,9 @@ fn matchbox_socket_peers_connect_exchange_messages_and_leave() {
         let output = peers.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(String::from_utf8_lossy(&output.stdout).ends_with("done\n"));
-        eventually("nobody is left", || server.metric("connections") + server.metric("rooms") == 0.0);
+        eventually("all connections are closed", || {
+            server.metric("connections") + server.metric("rooms") == 0.0
+        });
         assert_eq!(server.metric("errors_total{code=\"not_understood\"}"), 0.0);
     }
 }

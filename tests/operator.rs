@@ -54,7 +54,8 @@ fn rejected_upgrades_are_logged_at_a_limited_rate() {
     }
     // A plain request is not a rejected upgrade.
     assert_eq!(status(&server, "GET /tea HTTP/1.1\r\nHost: h\r\n\r\n"), "404");
-    let (mut logged, mut truncated) = (0, 0);
+    let mut logged = 0;
+    let mut truncated = 0;
     while logged + truncated < requests {
         line.clear();
         stderr.read_line(&mut line).unwrap();
@@ -83,7 +84,8 @@ fn rejected_upgrades_are_counted_in_the_log_after_the_last_disconnect() {
         }
     });
     // A sweep between the requests may count some of them earlier.
-    let (mut logged, mut counted) = (0, 0);
+    let mut logged = 0;
+    let mut counted = 0;
     while logged + counted < REFUSALS_LOGGED_MAX + 20 {
         let line = lines.recv_timeout(Duration::from_secs(5)).expect("the rest is counted within seconds");
         if line.contains("refused: 404, ") {
@@ -139,7 +141,7 @@ fn metrics_exist_from_the_start_in_prometheus_format() {
             "{name} {value}"
         );
     }
-    let page = || server.ask(server.metrics, "/metrics");
+    let page = || server.request(server.metrics, "/metrics");
     let value = |name: &str| {
         let page = page();
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();

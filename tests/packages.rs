@@ -24,7 +24,7 @@ const AARCH64: &str = "aarch64-unknown-linux-musl";
 const ARMV7: &str = "armv7-unknown-linux-gnueabihf";
 
 /// Prints a line without a macro, because the test harness captures the output of print macros.
-fn say(line: &str) {
+fn print_line(line: &str) {
     let mut stderr = std::io::stderr();
     writeln!(stderr, "{line}").unwrap();
 }
@@ -42,7 +42,7 @@ fn dist() -> Option<&'static Path> {
     static DIST: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
         if !all_is_wanted() {
-            say("SKIPPED the packages: to build them takes minutes; TEST_DIST=1 has them built");
+            print_line("SKIPPED the packages: to build them takes minutes; TEST_DIST=1 has them built");
             return None;
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -51,7 +51,7 @@ fn dist() -> Option<&'static Path> {
         script.args([X86_64, AARCH64, ARMV7]);
         let output = script.output().unwrap();
         assert!(output.status.success(), "{}", has_failed(&output));
-        say(&format!("the packages were built in {:?}", began.elapsed()));
+        print_line(&format!("the packages were built in {:?}", began.elapsed()));
         let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
         Some(root.join(target).join("dist"))
     };
@@ -86,7 +86,7 @@ fn static_binary_needs_no_other_file() {
     };
     let (server, _stderr) = run(&command);
     assert!(server.is_healthy());
-    say(&format!("{X86_64} has {} KiB of memory at start", server.memory().0 / 1024));
+    print_line(&format!("{X86_64} has {} KiB of memory at start", server.memory().0 / 1024));
     let health =
         |url: &str| Command::new("sh").args(["-c", &format!("{command} health {url}")]).output().unwrap();
     let output = health(&format!("http://{}", server.address));

@@ -45,22 +45,22 @@ fn device_button_shows_the_state_of_the_device() {
         };
         const button = document.querySelector('#camera');
         const isLive = () => live.filter((track) => track.readyState === 'live').length;
-        const says = () => button.getAttribute('aria-pressed'); 0",
+        const pressed = () => button.getAttribute('aria-pressed'); 0",
     );
     for clicks in [2, 3, 5] {
         browser.eval(&format!("for (let i = 0; i < {clicks}; i++) button.click(); 0"));
-        browser.wait_until("says() === 'true' && isLive() === 1");
+        browser.wait_until("pressed() === 'true' && isLive() === 1");
         browser.eval("button.click(); 0");
-        browser.wait_until("says() === 'false' && isLive() === 0");
+        browser.wait_until("pressed() === 'false' && isLive() === 0");
     }
     // The track ends, and the browser refuses a new one.
     browser.eval("button.click(); 0");
-    browser.wait_until("says() === 'true'");
+    browser.wait_until("pressed() === 'true'");
     browser.eval("live.at(-1).stop(); live.at(-1).dispatchEvent(new Event('ended')); 0");
-    browser.wait_until("says() === 'false' && isLive() === 0");
+    browser.wait_until("pressed() === 'false' && isLive() === 0");
     browser.eval("navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }; button.click(); button.click(); 0");
     browser.wait_until("document.querySelector('#media-note').textContent.includes('Allow it')");
-    assert_eq!(browser.eval("says()"), "false");
+    assert_eq!(browser.eval("pressed()"), "false");
     browser.kill();
 }
 

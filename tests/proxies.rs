@@ -149,7 +149,7 @@ impl Proxy {
     }
 
     /// Switches new connections to another server. Returns a peer that is connected to it.
-    fn turn(&self, from: &Running, to: &Running) -> Client {
+    fn switch_server(&self, from: &Running, to: &Running) -> Client {
         let path = self.program.home.join(self.kind.file);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(path, text.replace(&from.address.to_string(), &to.address.to_string())).unwrap();
@@ -182,7 +182,7 @@ impl Proxy {
     }
 
     /// Requests an upgrade as a browser does on a page of this origin. Returns the connection and the status.
-    fn ask(&self, from: [u8; 4], host: &str, origin: &str, header: &str) -> (Client, u16) {
+    fn request(&self, from: [u8; 4], host: &str, origin: &str, header: &str) -> (Client, u16) {
         let mut client = Client::from_stream(self.connect(from));
         client.send(
             format!(
@@ -197,7 +197,7 @@ impl Proxy {
 
     /// Connects and registers a peer from this address.
     fn peer(&self, id: &str, from: [u8; 4], header: &str) -> Client {
-        let (client, status) = self.ask(from, &self.host(), &format!("https://{}", self.host()), header);
+        let (client, status) = self.request(from, &self.host(), &format!("https://{}", self.host()), header);
         assert_eq!(status, 101);
         client.register(id)
     }
@@ -218,7 +218,7 @@ fn server(flags: &str) -> (Running, BufReader<ChildStderr>) {
 }
 
 /// Exchanges a candidate in each direction.
-fn talk(a: &mut Client, b: &mut Client) {
+fn exchange_messages(a: &mut Client, b: &mut Client) {
     a.send_json(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": 1}));
     assert_eq!(b.receive_json(), json!({"type": "candidate", "candidate": "1", "id": "A"}));
     b.send_json(json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidate": 2}));
@@ -246,9 +246,10 @@ fn serves(kind: &'static Kind) {
     let forged = "X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\n";
     let mut b = proxy.peer("B", [127, 0, 0, 8], forged);
     assert_eq!(address_of("B", &mut log), "127.0.0.8");
-    talk(&mut a, &mut b);
+    exchange_messages(&mut a, &mut b);
 
-    let (here, host) = ([127, 0, 0, 1], proxy.host());
+    let here = [127, 0, 0, 1];
+    let host = proxy.host();
     for (host, origin, status) in [
         (host.as_str(), format!("https://{host}"), 101),
         // On port 443 browsers omit the port.
@@ -256,14 +257,14 @@ fn serves(kind: &'static Kind) {
         (&host, "https://example.net".to_owned(), 403),
         (&host, format!("https://{host}0"), 403),
     ] {
-        assert_eq!(proxy.ask(here, host, &origin, "").1, status, "{origin} {host}");
+        assert_eq!(proxy.request(here, host, &origin, "").1, status, "{origin} {host}");
     }
 
     let (second, _second_log) = server("");
-    proxy.turn(&first, &second);
+    proxy.switch_server(&first, &second);
     match kind.reload_ends {
         Some(code) => assert_eq!((a.receive_close(), b.receive_close()), (code, code)),
-        None => talk(&mut a, &mut b),
+        None => exchange_messages(&mut a, &mut b),
     }
 }
 
@@ -292,7 +293,7 @@ fn serves_beside_others(kind: &'static Kind) {
     client.sync();
 
     let (does_not_ping, _other_log) = server("");
-    let mut client = proxy.turn(&pings, &does_not_ping);
+    let mut client = proxy.switch_server(&pings, &does_not_ping);
     if kind.cuts {
         assert_eq!(client.read_up_to(1), 0, "or the time-outs above were none");
     }
@@ -345,7 +346,7 @@ fn proxies_connect_to_a_unix_socket() {
         assert_eq!(address_of("A", &mut log), "127.0.0.7");
         let mut b = proxy.peer("B", [127, 0, 0, 8], "X-Forwarded-For: 192.0.2.1\r\n");
         assert_eq!(address_of("B", &mut log), "127.0.0.8");
-        talk(&mut a, &mut b);
+        exchange_messages(&mut a, &mut b);
     }
 }
 
@@ -367,7 +368,7 @@ fn browsers_connect_behind_each_proxy() {
             browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
             browser.eval("var before = [...room.peers.values()][0].pc");
         }
-        let _third = proxy.turn(&first, &second);
+        let _third = proxy.switch_server(&first, &second);
         let ends = kind.reload_ends.is_some();
         eventually("their WebSockets are where they should be", || {
             (first.metric("peers"), second.metric("peers")) == if ends { (0.0, 3.0) } else { (2.0, 1.0) }
@@ -404,7 +405,8 @@ fn log_explains_upgrades_through_an_unconfigured_nginx() {
         let old = ("proxy_pass http", "proxy_http_version 1.0; proxy_pass http".to_owned());
         let without = without.iter().map(|line| (*line, String::new()));
         let proxy = Proxy::start(&NGINX, server.address, &without.chain([old]).collect::<Vec<_>>());
-        let (_, status) = proxy.ask([127, 0, 0, 1], &proxy.host(), &format!("https://{}", proxy.host()), "");
+        let (_, status) =
+            proxy.request([127, 0, 0, 1], &proxy.host(), &format!("https://{}", proxy.host()), "");
         let mut line = String::new();
         while !line.contains(" was refused: ") {
             line.clear();

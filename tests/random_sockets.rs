@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::sync::Once;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::memory::left;
+use common::memory::remaining_state;
 use common::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, close, frame, plain_frame};
 use common::raw::{LOOPBACK, Raw, run_iteration, server, text, upgrade};
 use common::rng::Rng;
@@ -639,7 +639,8 @@ impl World {
         self.exchanged += 1;
         let mut received: [Vec<Value>; 2] = Default::default();
         for i in 0..2 {
-            let (id, target) = (PAIR[i], PAIR[1 - i]);
+            let id = PAIR[i];
+            let target = PAIR[1 - i];
             let message =
                 json!({"type": "candidateAdd", "id": id, "target_id": target, "candidate": self.exchanged});
             self.pair[i].send(&text(&message.to_string()));
@@ -672,7 +673,8 @@ impl World {
     fn serve_everybody(&mut self) {
         for peer in self.peers.iter_mut().flatten() {
             peer.flood.clear();
-            (peer.read_max, peer.write_max) = (usize::MAX, usize::MAX);
+            peer.read_max = usize::MAX;
+            peer.write_max = usize::MAX;
             peer.raw.answers = true;
         }
         let last_ping = frame(PING, LAST_PING);
@@ -722,10 +724,14 @@ impl World {
             }
         }
         assert_eq!(self.server.sessions(), 0, "connections are left");
-        assert_eq!(left(self.server.dispatcher()), (0, 0, None), "peers, rooms or timers are left");
+        assert_eq!(
+            remaining_state(self.server.dispatcher()),
+            (0, 0, None),
+            "peers, rooms or timers are left"
+        );
         let shared = self.server.shared();
-        assert_eq!(shared.budget.reserved(), 0, "memory is reserved for nobody");
-        assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted for nobody");
+        assert_eq!(shared.budget.reserved(), 0, "memory is reserved without connections");
+        assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted without connections");
         assert_eq!(shared.crowd.places(), 0, "connections are counted for addresses without any");
         let _ = fs::remove_file(&self.secret_file);
         self.iterations_max
@@ -748,7 +754,8 @@ fn random_peers_on_sockets_disturb_no_other_peer_and_leave_nothing() {
     let end = Instant::now() + Duration::from_secs(environment("TEST_SECONDS").unwrap_or(SECONDS));
     // Each run of the test uses different seeds.
     let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() * 1_000_000;
-    let (mut seeds, mut iterations_max) = (0, 0);
+    let mut seeds = 0;
+    let mut iterations_max = 0;
     while seeds == 0 || Instant::now() < end {
         println!("seed {}", first + seeds);
         iterations_max = iterations_max.max(World::new(first + seeds).run(steps));

@@ -37,7 +37,8 @@ fn options() -> Vec<(Vec<&'static str>, &'static str)> {
 #[test]
 fn options_match_the_help() {
     let help = Config::help();
-    let (mut documented, mut lines) = (Vec::new(), help.lines().peekable());
+    let mut documented = Vec::new();
+    let mut lines = help.lines().peekable();
     while let Some(line) = lines.next() {
         if !line.trim_start().starts_with('-') {
             continue;

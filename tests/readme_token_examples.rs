@@ -23,8 +23,8 @@ fn example(language: &str) -> &'static str {
 fn output(command: &mut Command) -> String {
     // Debian's pip otherwise refuses to install packages, even into a separate directory.
     let output = command.env("SECRET", SECRET).env("PIP_BREAK_SYSTEM_PACKAGES", "1").output().unwrap();
-    let (stdout, stderr) =
-        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}\n{stdout}\n{stderr}");
     stdout
 }

@@ -18,7 +18,7 @@ use common::program::is_installed;
 const MEMBERS: usize = 64;
 
 /// Time within which a mesh must be complete, on a busy machine.
-const GIVE_UP: Duration = Duration::from_secs(120);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An `RTCPeerConnection` without a network. Both ends of a connection are in the page and find each other by the
 /// `ice-ufrag` of their descriptions, so that one end detects when the other is closed.
@@ -188,8 +188,8 @@ fn wait_for_mesh(browser: &mut Chromium) {
     let began = Instant::now();
     while browser.eval("isMesh()") != true {
         assert!(
-            began.elapsed() < GIVE_UP,
-            "not everybody is connected: {}",
+            began.elapsed() < WAIT_TIMEOUT,
+            "members are not connected: {}",
             browser.eval("JSON.stringify(errors.slice(0, 9))")
         );
         sleep(Duration::from_millis(100));

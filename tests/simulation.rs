@@ -8,7 +8,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use common::memory::{Recorded, Recorder, dispatcher, left, target};
+use common::memory::{Recorded, Recorder, dispatcher, remaining_state, target};
 use common::rng::Rng;
 use noroshi::config::{BASE_BYTES, Config, OFFER_HOLDERS_MAX};
 use noroshi::memory_budget::Budget;
@@ -279,11 +279,11 @@ impl World {
     }
 
     fn step(&mut self) {
-        let who = (!self.peers.is_empty()).then(|| {
+        let chosen = (!self.peers.is_empty()).then(|| {
             let n = self.rng.below(self.peers.len() as u64) as usize;
             *self.peers.keys().nth(n).expect("one of them")
         });
-        match (self.rng.below(24), who) {
+        match (self.rng.below(24), chosen) {
             (0..3, _) | (_, None) => self.connect(),
             (3, Some(conn)) => {
                 self.peers.remove(&conn);
@@ -343,7 +343,7 @@ impl World {
         let counts = self.dispatcher.each().flat_map(|(_, protocol)| protocol.counts(self.now).errors);
         let errors = counts.filter(|(_, count)| *count > 0).map(|(name, _)| name.to_owned());
         self.closings.extend(errors);
-        assert_eq!(left(&self.dispatcher), (0, 0, None));
+        assert_eq!(remaining_state(&self.dispatcher), (0, 0, None));
         assert!(self.paused.is_empty() && self.resumed.is_empty());
         assert_eq!(self.out.budget.reserved(), 0, "all memory is released");
         self.closings
@@ -382,14 +382,14 @@ struct CrowdedRoom {
     effects: usize,
 }
 
-const CROWD: usize = 20_000;
+const CROWD_PEERS: usize = 20_000;
 
 impl CrowdedRoom {
     /// Connects the peers to one room.
     fn new() -> CrowdedRoom {
         let dispatcher = dispatcher(&Config::default());
         let mut room = CrowdedRoom { dispatcher, out: Recorder::default(), effects: 0 };
-        for i in 0..CROWD {
+        for i in 0..CROWD_PEERS {
             room.input(Input::Connected(conn(i), &target(""), None));
             room.send(i, "connect", "");
         }
@@ -408,10 +408,10 @@ impl CrowdedRoom {
     }
 
     fn finish(mut self) {
-        for i in 0..CROWD {
+        for i in 0..CROWD_PEERS {
             self.input(Input::Disconnected(conn(i)));
         }
-        assert_eq!(left(&self.dispatcher), (0, 0, None));
+        assert_eq!(remaining_state(&self.dispatcher), (0, 0, None));
     }
 }
 
@@ -424,12 +424,12 @@ fn conn(i: usize) -> Conn {
 #[test]
 fn crowded_room_advances_when_its_offerers_leave() {
     let mut room = CrowdedRoom::new();
-    assert_eq!(room.effects, CROWD + 1, "all are registered, and one is asked");
+    assert_eq!(room.effects, CROWD_PEERS + 1, "all are registered, and one is asked");
     room.effects = 0;
-    for i in 0..CROWD {
+    for i in 0..CROWD_PEERS {
         room.send(i, "leave", "");
     }
-    assert_eq!(room.effects, CROWD - 1, "each time the next is asked");
+    assert_eq!(room.effects, CROWD_PEERS - 1, "each time the next is asked");
     room.finish();
 }
 
@@ -437,7 +437,7 @@ fn crowded_room_advances_when_its_offerers_leave() {
 fn crowded_room_allows_leaving_from_any_position() {
     let mut room = CrowdedRoom::new();
     room.effects = 0;
-    for i in (1..CROWD).rev().step_by(2).chain((1..CROWD).step_by(2)) {
+    for i in (1..CROWD_PEERS).rev().step_by(2).chain((1..CROWD_PEERS).step_by(2)) {
         room.input(Input::Disconnected(conn(i)));
     }
     assert_eq!(room.effects, 0);
@@ -448,25 +448,25 @@ fn crowded_room_allows_leaving_from_any_position() {
 fn crowded_room_forms_pairs() {
     let mut room = CrowdedRoom::new();
     room.effects = 0;
-    for i in (0..CROWD).step_by(2) {
+    for i in (0..CROWD_PEERS).step_by(2) {
         room.send(i, "offer", r#","sdp":1"#);
         room.send(i + 1, "answer", r#","sdp":2"#);
         room.input(Input::Disconnected(conn(i)));
     }
     // The offer, the answer, the request to the next offerer, and `peerLeft` to the partner.
-    assert_eq!(room.effects, 4 * (CROWD / 2) - 1);
+    assert_eq!(room.effects, 4 * (CROWD_PEERS / 2) - 1);
     room.finish();
 }
 
 #[test]
 fn crowded_room_limits_the_holders_of_an_offer() {
     let mut room = CrowdedRoom::new();
-    for i in 1..CROWD {
+    for i in 1..CROWD_PEERS {
         room.send(i, "leave", "");
     }
     room.send(0, "offer", r#","sdp":1"#);
     room.effects = 0;
-    for i in 1..CROWD {
+    for i in 1..CROWD_PEERS {
         room.send(i, "connect", "");
     }
     assert_eq!(room.effects, OFFER_HOLDERS_MAX, "as many as may hold it are handed it");
@@ -475,7 +475,9 @@ fn crowded_room_limits_the_holders_of_an_offer() {
     for i in 1..=OFFER_HOLDERS_MAX {
         room.send(i, "answer", r#","target_id":"0""#);
     }
-    let (answer, errors, request) = (1, OFFER_HOLDERS_MAX - 1, 1);
+    let answer = 1;
+    let errors = OFFER_HOLDERS_MAX - 1;
+    let request = 1;
     assert_eq!(room.effects, answer + errors + request);
     room.finish();
 }

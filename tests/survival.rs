@@ -152,7 +152,7 @@ fn floods_use_bounded_memory() {
     }
     let talkers = talkers.map(|talker| talker.join().unwrap());
     loaded.wait_for_metric("messages_total{type=\"leave\"}", 2 + 4 + 100_000);
-    assert_eq!(loaded.server.metric("connections"), 2.0 + 4.0, "nobody was cut");
+    assert_eq!(loaded.server.metric("connections"), 2.0 + 4.0, "no connection was closed");
     drop((talkers, refused));
     loaded.finish(BASELINE_BYTES + QUEUE_BYTES_MAX);
 }
@@ -210,7 +210,7 @@ const EXTREMES: [Extreme; 11] = [
 ];
 
 /// Sends offers of the maximum length.
-fn go_to_extremes(flags: &str, message_bytes_max: usize, extremes: &[Extreme], memory_max: usize) {
+fn send_extremes(flags: &str, message_bytes_max: usize, extremes: &[Extreme], memory_max: usize) {
     let mut loaded = LoadedServer::start(flags);
     let mut a = Client::open(loaded.address(), "tea").register("A");
     let mut b = Client::open(loaded.address(), "tea").register("B");
@@ -234,9 +234,9 @@ fn go_to_extremes(flags: &str, message_bytes_max: usize, extremes: &[Extreme], m
 
 #[test]
 fn deep_and_long_json_is_handled() {
-    go_to_extremes("", 64 * KIB, &EXTREMES, BASELINE_BYTES + MIB);
+    send_extremes("", 64 * KIB, &EXTREMES, BASELINE_BYTES + MIB);
     // Memory for a growing input buffer and a message, an output text of twice the size, and a queue.
-    go_to_extremes("--max-message 16M", 16 * MIB, &EXTREMES[..1], BASELINE_BYTES + 7 * 16 * MIB);
+    send_extremes("--max-message 16M", 16 * MIB, &EXTREMES[..1], BASELINE_BYTES + 7 * 16 * MIB);
 }
 
 // ---- Rooms ----
@@ -279,7 +279,8 @@ fn sigterm_during_traffic_closes_all_peers() {
     let talkers: Vec<_> = talkers.collect();
     loaded.wait_until("they talk", |server| server.metric("messages_total{type=\"leave\"}") > 1000.0);
     for (i, client) in polite.iter_mut().enumerate() {
-        let (id, target) = (i.to_string(), ((i + 1) % 50).to_string());
+        let id = i.to_string();
+        let target = ((i + 1) % 50).to_string();
         client.send_json(json!({"type": "offer", "id": id, "target_id": target, "sdp": 1}));
     }
     loaded.server.signal(Signal::SIGTERM);

@@ -12,10 +12,14 @@ use noroshi::config::{CANDIDATES_MAX, HEAD_BYTES_MAX, STORED_BYTES_MAX};
 use serde_json::json;
 
 /// Connections that hold memory and ignore responses.
-type Held = Vec<TcpStream>;
+type OpenConnections = Vec<TcpStream>;
 
 /// Opens connections that send these bytes and then stay open.
-fn say(loaded: &mut LoadedServer, count: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Held {
+fn hold_connections(
+    loaded: &mut LoadedServer,
+    count: usize,
+    bytes: impl Fn(usize) -> Vec<u8>,
+) -> OpenConnections {
     loaded.connect_many(count, |address, i| {
         let mut stream = TcpStream::connect(address).unwrap();
         // Rejected connections may already be closed.
@@ -32,56 +36,62 @@ fn text(message: serde_json::Value) -> Vec<u8> {
     frame(TEXT, message.to_string().as_bytes())
 }
 
-fn heads(loaded: &mut LoadedServer) -> Held {
+fn heads(loaded: &mut LoadedServer) -> OpenConnections {
     let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
-    say(loaded, 4_000, |_| head.clone().into_bytes())
+    hold_connections(loaded, 4_000, |_| head.clone().into_bytes())
 }
 
-fn pages(loaded: &mut LoadedServer) -> Held {
-    say(loaded, 4_000, |_| b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".into())
+fn pages(loaded: &mut LoadedServer) -> OpenConnections {
+    hold_connections(loaded, 4_000, |_| b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".into())
 }
 
-fn frames(loaded: &mut LoadedServer) -> Held {
+fn frames(loaded: &mut LoadedServer) -> OpenConnections {
     let message = frame(TEXT, &[b'x'; 64 * KIB]);
-    say(loaded, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
+    hold_connections(loaded, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
 }
 
-fn fragments(loaded: &mut LoadedServer) -> Held {
+fn fragments(loaded: &mut LoadedServer) -> OpenConnections {
     let fragment = frame(0x01, &[b'x'; 10 * KIB]);
-    say(loaded, 4_000, |_| [&request("tea"), &fragment[..]].concat())
+    hold_connections(loaded, 4_000, |_| [&request("tea"), &fragment[..]].concat())
 }
 
-fn offers_and_candidates(loaded: &mut LoadedServer) -> Held {
+fn offers_and_candidates(loaded: &mut LoadedServer) -> OpenConnections {
     let candidate = "x".repeat(STORED_BYTES_MAX / CANDIDATES_MAX - 2);
     let candidates = text(json!({"type": "candidateAdd", "id": "A", "candidates": vec![candidate; 60]}));
     let offer = text(json!({"type": "offer", "id": "A", "sdp": "\"".repeat(30 * KIB)}));
-    say(loaded, 1_000, |i| [request(&format!("room-{i}")), offer.clone(), candidates.clone()].concat())
+    hold_connections(loaded, 1_000, |i| {
+        [request(&format!("room-{i}")), offer.clone(), candidates.clone()].concat()
+    })
 }
 
-fn claims(loaded: &mut LoadedServer) -> Held {
+fn claims(loaded: &mut LoadedServer) -> OpenConnections {
     let long = text(json!({"type": "connect", "id": "A", "x": "x".repeat(60 * KIB)}));
     // The holder does not answer the probe.
-    let mut held =
-        say(loaded, 1, |_| [request("claims"), text(json!({"type": "leave", "id": "A"}))].concat());
-    held.extend(say(loaded, 1_000, |_| [request("claims"), long.clone(), long.clone()].concat()));
+    let mut held = hold_connections(loaded, 1, |_| {
+        [request("claims"), text(json!({"type": "leave", "id": "A"}))].concat()
+    });
+    held.extend(hold_connections(loaded, 1_000, |_| {
+        [request("claims"), long.clone(), long.clone()].concat()
+    }));
     held
 }
 
 /// Fills the queues of stalled readers after the kernel's buffers are full.
-fn readers(loaded: &mut LoadedServer) -> Held {
+fn readers(loaded: &mut LoadedServer) -> OpenConnections {
     let target = |i| format!("stalled-{i}");
     let stalled = loaded.connect_many(300, |address, i| {
         Client::with_buffer(address, 4 * KIB).upgrade("stalled").register(&target(i)).clone_stream()
     });
     let offer = |i| json!({"type": "offer", "id": format!("sender-{i}"), "target_id": target(i), "sdp": "x".repeat(60 * KIB)});
-    let senders = say(loaded, stalled.len(), |i| [request("stalled"), text(offer(i)).repeat(8)].concat());
+    let senders =
+        hold_connections(loaded, stalled.len(), |i| [request("stalled"), text(offer(i)).repeat(8)].concat());
     loaded.exchange_candidates();
     drop(senders);
     stalled
 }
 
-fn idle(loaded: &mut LoadedServer) -> Held {
-    say(loaded, 16_000, |i| {
+fn idle(loaded: &mut LoadedServer) -> OpenConnections {
+    hold_connections(loaded, 16_000, |i| {
         [request(&format!("r{i}")), text(json!({"type": "leave", "id": "x".repeat(128)}))].concat()
     })
 }
@@ -106,7 +116,7 @@ fn attacks_stay_within_the_memory_budget() {
     let at_once = vec![readers, offers_and_candidates, claims, fragments, frames, heads];
     for attacks in alone.into_iter().chain([at_once]) {
         let mut loaded = LoadedServer::start("--max-memory 32M --max-connections 19000 --max-rate 0");
-        let held: Vec<Held> = attacks.iter().map(|attack| attack(&mut loaded)).collect();
+        let held: Vec<OpenConnections> = attacks.iter().map(|attack| attack(&mut loaded)).collect();
         loaded.exchange_candidates();
         // Some attacks alone do not exhaust the memory.
         assert!(attacks.len() == 1 || refused(&loaded) > 0.0);

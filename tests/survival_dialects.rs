@@ -99,7 +99,8 @@ fn invalid_messages_and_floods_are_handled() {
         assert_eq!(game.sync(), [Value::Null; 0], "{text}");
     }
     // A client that keeps exceeding the rate is closed, and its partner receives `bye`.
-    let (mut first, mut second) = (ayame(address, "tea"), ayame(address, "tea"));
+    let mut first = ayame(address, "tea");
+    let mut second = ayame(address, "tea");
     first.receive_json();
     second.receive_json();
     let mut game = matchbox(address, "tea");
@@ -123,7 +124,7 @@ fn invalid_messages_and_floods_are_handled() {
 fn many_rooms_and_groups_are_handled() {
     let mut loaded = LoadedServer::start(&format!("{BOTH} --max-connections 3000"));
     for round in 0..3 {
-        let crowd = loaded.connect_many(600, |address, i| {
+        let pairs = loaded.connect_many(600, |address, i| {
             let mut board = ayame(address, &format!("{round}-{}", i / 2));
             assert_eq!(board.receive_json()["type"], "accept");
             let mut game = matchbox(address, &format!("{round}-{}?next={}", i % 7, i % 50));
@@ -131,7 +132,7 @@ fn many_rooms_and_groups_are_handled() {
             (board, game)
         });
         // Some of them send a message.
-        for (i, (board, game)) in crowd.into_iter().enumerate() {
+        for (i, (board, game)) in pairs.into_iter().enumerate() {
             if i % 3 == 0 {
                 board.reset();
                 game.reset();
@@ -143,18 +144,18 @@ fn many_rooms_and_groups_are_handled() {
     // A room of two clients that do not answer.
     let mut two = [ayame(loaded.address(), "tea"), ayame(loaded.address(), "tea")];
     two.iter_mut().for_each(|client| drop(client.receive_json()));
-    let mut crowd = loaded.connect_many(1000, |address, _| ayame(address, "tea"));
+    let mut waiting = loaded.connect_many(1000, |address, _| ayame(address, "tea"));
     // Both are probed once. After five seconds two waiting clients take their seats.
     loaded.wait_for_metric("closings_total{reason=\"replaced\"}", 1);
-    for client in &mut crowd[..2] {
+    for client in &mut waiting[..2] {
         assert_eq!(client.receive_json()["type"], "accept");
         // The holders answer their probes and stay.
         client.receive_ping();
     }
-    for client in &mut crowd[2..] {
+    for client in &mut waiting[2..] {
         assert_eq!(client.receive_response(), json!({"type": "reject", "reason": "full"}));
     }
-    drop((two, crowd));
+    drop((two, waiting));
     loaded.finish(BASELINE_BYTES + 4 * MIB);
 }
 
@@ -182,12 +183,12 @@ fn room_names_cannot_forge_log_lines() {
 fn memory_budget_applies_to_other_protocols() {
     let mut loaded = LoadedServer::start(&format!("{BOTH} --max-memory 8M --max-rate 0"));
     let sdp = json!({"type": "offer", "sdp": "x".repeat(60 * KIB)}).to_string();
-    let mut crowd = loaded.connect_many(300, |address, i| ayame(address, &(i / 2).to_string()));
+    let mut waiting = loaded.connect_many(300, |address, i| ayame(address, &(i / 2).to_string()));
     for _ in 0..8 {
         loaded.exchange_candidates();
-        crowd.iter_mut().for_each(|client| drop(client.try_send(&frame(TEXT, sdp.as_bytes()))));
+        waiting.iter_mut().for_each(|client| drop(client.try_send(&frame(TEXT, sdp.as_bytes()))));
     }
     loaded.run_for(Duration::from_secs(1));
-    drop(crowd);
+    drop(waiting);
     loaded.finish(8 * MIB + BASELINE_BYTES);
 }

@@ -8,7 +8,7 @@ mod common;
 use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::memory::{Memory, Recorded, left, target};
+use common::memory::{Memory, Recorded, remaining_state, target};
 use common::transcript::{Received, Transport};
 use noroshi::config::{Config, PROBE_TIME_MAX};
 use noroshi::protocol::{Conn, Input};
@@ -64,7 +64,8 @@ impl LoadedHub {
     fn exchange_candidates(&mut self) {
         self.messages_sent += 1;
         for (from, to) in [(0, 1), (1, 0)] {
-            let (id, target) = (PAIR[from], PAIR[to]);
+            let id = PAIR[from];
+            let target = PAIR[to];
             let message = json!({"type": "candidateAdd", "id": id, "target_id": target, "candidate": self.messages_sent});
             self.send(id, message);
             let expected =
@@ -95,7 +96,7 @@ impl LoadedHub {
 // ---- JSON ----
 
 /// Returns a valid message of this type.
-fn fine(kind: Kind) -> Value {
+fn valid_message(kind: Kind) -> Value {
     json!({"type": kind.name(), "id": "A", "target_id": "B", "sdp": {}, "candidate": {}, "candidates": [1]})
 }
 
@@ -141,7 +142,7 @@ fn every_message_is_checked_with_every_value_of_every_field() {
                     loaded.open(id, "tea");
                     loaded.send(id, json!({"type": "leave", "id": id}));
                 }
-                let mut message = fine(kind);
+                let mut message = valid_message(kind);
                 match value {
                     Some(value) => message[field] = value.clone(),
                     None => drop(message.as_object_mut().unwrap().remove(field)),
@@ -165,17 +166,17 @@ const FIGHTERS: usize = 200;
 
 impl LoadedHub {
     /// Connects a peer that holds the id X and answers nothing, and claimants of that id.
-    fn fight(&mut self) -> Vec<String> {
+    fn claim_held_id(&mut self) -> Vec<String> {
         self.open("X", "tea");
         self.send("X", json!({"type": "leave", "id": "X"}));
         self.memory.stop_reading("X");
-        let fighters: Vec<String> = (0..FIGHTERS).map(|i| format!("fighter {i}")).collect();
-        for peer in &fighters {
+        let claimants: Vec<String> = (0..FIGHTERS).map(|i| format!("claimant {i}")).collect();
+        for peer in &claimants {
             self.open(peer, "tea");
             self.send(peer, json!({"type": "join", "id": "X"}));
         }
         self.exchange_candidates();
-        fighters
+        claimants
     }
 
     fn taken(&mut self, peer: &str) {
@@ -186,35 +187,35 @@ impl LoadedHub {
 #[test]
 fn two_hundred_claims_of_a_live_holder_are_rejected() {
     let mut loaded = LoadedHub::new();
-    let fighters = loaded.fight();
+    let claimants = loaded.claim_held_id();
     loaded.memory.advance(PROBE_TIME_MAX.as_secs() - 1);
     loaded.memory.input(Input::Alive(loaded.memory.conn("X")));
-    for peer in &fighters {
+    for peer in &claimants {
         loaded.taken(peer);
     }
     // All claimants may register another id.
-    for peer in &fighters {
+    for peer in &claimants {
         loaded.send(peer, json!({"type": "leave", "id": peer}));
         assert_eq!(loaded.receive(peer), None);
     }
-    assert_eq!(left(&loaded.memory.dispatcher).0, PAIR.len() + 1 + FIGHTERS);
+    assert_eq!(remaining_state(&loaded.memory.dispatcher).0, PAIR.len() + 1 + FIGHTERS);
     loaded.finish();
 }
 
 #[test]
 fn two_hundred_claims_of_a_dead_holder_have_one_winner() {
     let mut loaded = LoadedHub::new();
-    let mut fighters = loaded.fight();
+    let mut claimants = loaded.claim_held_id();
     // Some claimants disconnect.
-    for peer in fighters.drain(..10) {
+    for peer in claimants.drain(..10) {
         loaded.memory.close(&peer);
     }
     loaded.memory.advance(PROBE_TIME_MAX.as_secs());
-    assert_eq!(loaded.receive(&fighters[0]), Some(json!({"type": "joined", "id": "X", "peers": []})));
-    for peer in &fighters[1..] {
+    assert_eq!(loaded.receive(&claimants[0]), Some(json!({"type": "joined", "id": "X", "peers": []})));
+    for peer in &claimants[1..] {
         loaded.taken(peer);
     }
-    assert_eq!(left(&loaded.memory.dispatcher).0, PAIR.len() + 1);
+    assert_eq!(remaining_state(&loaded.memory.dispatcher).0, PAIR.len() + 1);
     loaded.finish();
 }
 
@@ -222,20 +223,20 @@ fn two_hundred_claims_of_a_dead_holder_have_one_winner() {
 
 #[test]
 fn twenty_thousand_peers_queue_in_one_room() {
-    const CROWD: usize = 20_000;
+    const CROWD_PEERS: usize = 20_000;
     let mut loaded = LoadedHub::new();
-    let conns: Vec<Conn> = (10..10 + CROWD).map(|i| Conn::new(i as u64, i)).collect();
+    let conns: Vec<Conn> = (10..10 + CROWD_PEERS).map(|i| Conn::new(i as u64, i)).collect();
     let before = loaded.allocated();
     for conn in &conns {
         loaded.input(Input::Connected(*conn, &target("tea"), None));
         loaded.input(Input::Text(*conn, &format!(r#"{{"type":"connect","id":"{}"}}"#, conn.number())));
     }
     let taken = loaded.allocated() - before;
-    println!("{} bytes for each", taken / CROWD);
-    assert!(taken < CROWD * 512);
+    println!("{} bytes for each", taken / CROWD_PEERS);
+    assert!(taken < CROWD_PEERS * 512);
     loaded.exchange_candidates();
     // Each offerer leaves, and the next peer becomes the offerer.
     let notices: usize = conns.iter().map(|conn| loaded.input(Input::Disconnected(*conn))).sum();
-    assert_eq!(notices, CROWD - 1);
+    assert_eq!(notices, CROWD_PEERS - 1);
     loaded.finish();
 }

@@ -18,7 +18,8 @@ use serde_json::json;
 
 /// Asserts that the server uses little CPU while no client connects or disconnects.
 fn does_not_spin(server: &Running) {
-    let (before, time) = (server.cpu(), Duration::from_secs(2));
+    let before = server.cpu();
+    let time = Duration::from_secs(2);
     sleep(time);
     let used = server.cpu() - before;
     println!("{used:?} of CPU in {time:?}");
@@ -63,7 +64,8 @@ fn five_hundred_clients_without_descriptors_are_served_later() {
     let mut loaded = LoadedServer::start("");
     let mut clients = loaded.connect_many(10, |address, _| Client::open(address, "tea"));
     // Fewer than at the start of the process, so that accept fails.
-    let (pid, limit) = (loaded.server.child.id().to_string(), loaded.server.descriptors() + 3);
+    let pid = loaded.server.child.id().to_string();
+    let limit = loaded.server.descriptors() + 3;
     let prlimit = ["--pid", &pid, &format!("--nofile={limit}:{limit}")];
     assert!(Command::new("prlimit").args(prlimit).status().unwrap().success());
     let began = Instant::now();
@@ -74,7 +76,7 @@ fn five_hundred_clients_without_descriptors_are_served_later() {
     // A freed descriptor is used for a waiting client.
     let before = answered(&waiting, "101");
     clients.truncate(5);
-    loaded.wait_until("five more come in", |_| answered(&waiting, "101") >= before + 5);
+    loaded.wait_until("five more clients are upgraded", |_| answered(&waiting, "101") >= before + 5);
     drop((clients, waiting));
     let log = loaded.finish(BASELINE_BYTES);
     let warnings = log.matches("cannot accept").count();
@@ -106,13 +108,13 @@ fn burst_of_five_thousand_is_served_within_a_second() {
 /// Connects the maximum number of clients, each of which sends `connect` in a room.
 fn fill(loaded: &mut LoadedServer, room: impl Fn(usize) -> String) -> Vec<Client> {
     let connections_max = Config::default().connections_max;
-    let crowd = loaded.connect_many(connections_max - PAIR.len(), |address, i| {
+    let clients = loaded.connect_many(connections_max - PAIR.len(), |address, i| {
         let mut client = Client::open(address, &room(i));
         client.send_json(json!({"type": "connect", "id": i.to_string()}));
         client
     });
     loaded.wait_for_metric("peers", connections_max);
-    crowd
+    clients
 }
 
 #[test]

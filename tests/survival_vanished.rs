@@ -18,7 +18,7 @@ use noroshi::config::QUEUE_BYTES_MAX;
 use serde_json::json;
 
 /// Two ping intervals (`--ping-interval 2`) and two seconds.
-const NOTICED: Duration = Duration::from_secs(6);
+const DETECTION_TIME: Duration = Duration::from_secs(6);
 
 #[test]
 fn stopped_client_is_noticed() {
@@ -28,7 +28,7 @@ fn stopped_client_is_noticed() {
     kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP).unwrap();
     let began = Instant::now();
     loaded.wait_for_metric("closings_total{reason=\"silent\"}", 40);
-    assert!(began.elapsed() < NOTICED);
+    assert!(began.elapsed() < DETECTION_TIME);
     loaded.wait_for_metric("connections", 2);
     client.kill().unwrap();
     client.wait().unwrap();
@@ -65,7 +65,7 @@ fn cut_network_is_noticed() {
 fn cut_the_network() {
     sh("ip link set lo up");
     let mut loaded = LoadedServer::start("--ping-interval 2 --listen 0.0.0.0:0");
-    let mut far = from_afar(loaded.address().port());
+    let mut far = connect_from_namespace(loaded.address().port());
     let mut near = Client::open(loaded.address(), "tea").register("near");
     // One peer is idle, one has a partner, one has sent half a frame.
     far[1].send_json(json!({"type": "offer", "id": "1", "sdp": 1}));
@@ -83,7 +83,7 @@ fn cut_the_network() {
         received.extend(near.sync());
         server.metric("closings_total{reason=\"silent\"}") == 3.0
     });
-    assert!(began.elapsed() < NOTICED);
+    assert!(began.elapsed() < DETECTION_TIME);
     received.extend(near.sync());
     assert_eq!(received, [json!({"type": "peerLeft", "id": "1"})]);
     loaded.wait_until("all are dropped", |server| {
@@ -95,7 +95,7 @@ fn cut_the_network() {
 }
 
 /// Connects three peers from the other end of a link to this network namespace.
-fn from_afar(port: u16) -> Vec<Client> {
+fn connect_from_namespace(port: u16) -> Vec<Client> {
     let here = std::process::id();
     // A socket belongs to the network namespace of the thread that creates it. The namespace lives as long as its
     // sockets.
@@ -119,7 +119,7 @@ fn sh(script: &str) {
 }
 
 /// Returns connections in every state of the request and the WebSocket, each with the bytes that it would send next.
-fn in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
+fn clients_in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
     let asking =
         ["", "GET /ws/tea HT", "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", "nonsense\r\n\r\n", REQUEST];
     let asking = asking.map(|request| (Client::connect(address), request.as_bytes().to_vec()));
@@ -128,7 +128,7 @@ fn in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
         frame(TEXT, b"half")[..1].to_vec(),
         frame(TEXT, b"half")[..7].to_vec(),
         frame(0x01, b"fragment"),
-        frame(0xff, b"no such frame"),
+        frame(0xff, b"invalid frame"),
         frame(TEXT, b"{"),
         frame(CLOSE, &close(1000, "")),
     ];
@@ -151,7 +151,7 @@ const FLOWS: [&str; 9] = [
 ];
 
 /// Returns peers in every state of the protocol, and the peers that keep them there.
-fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
+fn peers_in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
     let flow = |(i, flow): (usize, &&str)| {
         let mut peers = ["A", "B"].map(|id| (id, Client::open(address, &format!("flow-{i}"))));
         for step in flow.split(", ") {
@@ -181,9 +181,9 @@ fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
 }
 
 /// Returns peers in all states, and the peers that keep some of them there.
-fn everybody(loaded: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
-    let (mut attackers, keepers) = in_every_flow(loaded.address());
-    attackers.extend(in_every_state(loaded.address()).into_iter().map(|(mut client, bytes)| {
+fn peers_in_all_states(loaded: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
+    let (mut attackers, keepers) = peers_in_every_flow(loaded.address());
+    attackers.extend(clients_in_every_state(loaded.address()).into_iter().map(|(mut client, bytes)| {
         client.send(&bytes);
         client
     }));
@@ -194,7 +194,7 @@ fn everybody(loaded: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
 #[test]
 fn reset_is_handled_in_every_state() {
     let mut loaded = LoadedServer::start("");
-    let (attackers, keepers) = everybody(&mut loaded);
+    let (attackers, keepers) = peers_in_all_states(&mut loaded);
     attackers.into_iter().for_each(Client::reset);
     let left = loaded.descriptors_at_rest + keepers.len();
     loaded.wait_until("they are gone", |server| server.descriptors() == left);
@@ -205,7 +205,7 @@ fn reset_is_handled_in_every_state() {
 #[test]
 fn half_close_is_handled_in_every_state() {
     let mut loaded = LoadedServer::start("");
-    let (attackers, keepers) = everybody(&mut loaded);
+    let (attackers, keepers) = peers_in_all_states(&mut loaded);
     // They keep reading and wait for messages that never arrive.
     attackers.iter().for_each(Client::half_close);
     let left = loaded.descriptors_at_rest + keepers.len();
@@ -217,7 +217,7 @@ fn half_close_is_handled_in_every_state() {
 #[test]
 fn half_close_with_the_last_message_is_handled() {
     let mut loaded = LoadedServer::start("");
-    let mut attackers = in_every_state(loaded.address());
+    let mut attackers = clients_in_every_state(loaded.address());
     // Both arrive in the same readiness event.
     loaded.server.signal(Signal::SIGSTOP);
     for (client, bytes) in &mut attackers {

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 
 const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
 const ANALYZE: &str = "/usr/bin/systemd-analyze";
-const GIVE_UP: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The notification socket of a service manager.
 struct NotifySocket(UnixDatagram);
@@ -23,7 +23,7 @@ struct NotifySocket(UnixDatagram);
 impl NotifySocket {
     fn receive(&self) -> String {
         let mut text = [0; 256];
-        let n = self.0.recv(&mut text).expect("it says something");
+        let n = self.0.recv(&mut text).expect("a notification arrives");
         String::from_utf8_lossy(&text[..n]).trim_end().to_owned()
     }
 
@@ -31,7 +31,7 @@ impl NotifySocket {
     fn wait_until(&self, expected: &str) {
         let began = Instant::now();
         while self.receive() != expected {
-            assert!(began.elapsed() < GIVE_UP, "waited in vain: {expected}");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "timed out waiting for: {expected}");
         }
     }
 }
@@ -41,7 +41,7 @@ fn service_manager_is_notified_of_ready_watchdog_and_stopping() {
     let folder = Folder::new("notify");
     let path = folder.0.join("socket");
     let notify_socket = NotifySocket(UnixDatagram::bind(&path).unwrap());
-    notify_socket.0.set_read_timeout(Some(GIVE_UP)).unwrap();
+    notify_socket.0.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     let (mut server, _stderr) = run(&format!(
         r#"export NOTIFY_SOCKET={} WATCHDOG_USEC=200000; exec "$0" --drain 60"#,
         path.display()
@@ -58,7 +58,7 @@ fn service_manager_is_notified_of_ready_watchdog_and_stopping() {
     server.signal(Signal::SIGSTOP);
     notify_socket.0.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
     while notify_socket.0.recv(&mut [0; 256]).is_ok() {}
-    notify_socket.0.set_read_timeout(Some(GIVE_UP)).unwrap();
+    notify_socket.0.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     server.signal(Signal::SIGCONT);
     notify_socket.wait_until("WATCHDOG=1");
     server.signal(Signal::SIGTERM);
@@ -71,7 +71,7 @@ fn stalled_service_manager_does_not_block_the_server() {
     let folder = Folder::new("unread-notify");
     let path = folder.0.join("socket");
     let notify_socket = NotifySocket(UnixDatagram::bind(&path).unwrap());
-    notify_socket.0.set_read_timeout(Some(GIVE_UP)).unwrap();
+    notify_socket.0.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     // The socket's queue is full before the server starts.
     let filler = UnixDatagram::unbound().unwrap();
     filler.set_nonblocking(true).unwrap();
@@ -102,7 +102,7 @@ fn activated_socket_is_served() {
     assert!(client.sync().is_empty());
     let log = || std::fs::read_to_string(program.home.join("log")).unwrap();
     assert!(log().contains(&format!("listening on ws://127.0.0.1:{port}/ws")), "{}", log());
-    assert!(!log().contains(":8080"), "the default is for who is given nothing: {}", log());
+    assert!(!log().contains(":8080"), "the default address is unused: {}", log());
 }
 
 #[test]

@@ -41,7 +41,8 @@ fn claiming(claims: &str) -> Result<Claims, Fault> {
 }
 
 fn good() -> (String, Claims) {
-    let (room, room_prefix) = (Some("tea*".into()), Some("te".into()));
+    let room = Some("tea*".into());
+    let room_prefix = Some("te".into());
     let claims = Claims { until: at(NOW + 60), room, room_prefix, id: Some("狼".into()) };
     (secrets().sign(&claims), claims)
 }
@@ -337,7 +338,8 @@ fn token_length_is_limited() {
 #[test]
 fn room_and_room_prefix_are_separate_claims() {
     let allows = |room: Option<&str>, room_prefix: Option<&str>, name: &str| {
-        let (room, room_prefix) = (room.map(Box::from), room_prefix.map(Box::from));
+        let room = room.map(Box::from);
+        let room_prefix = room_prefix.map(Box::from);
         Claims { room, room_prefix, ..Claims::default() }.allows(name)
     };
     for (room, prefix, name) in [

@@ -63,13 +63,13 @@ fn socket_file_has_the_mode_of_the_umask_and_is_removed() {
 
     let taken = format!("noroshi: cannot listen on unix:{}: Address already in use", path.display());
     assert!(refusal(path).starts_with(&taken), "{}", refusal(path));
-    assert!(is_well(path), "somebody else's start has taken nothing away");
+    assert!(is_well(path), "the socket of another process is unchanged");
 
     server.signal(Signal::SIGKILL);
     server.code();
     assert!(path.exists() && !is_well(path));
     let mut server = serve(path, "");
-    assert!(is_well(path), "nobody had listened there");
+    assert!(is_well(path), "the stale socket is replaced");
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     assert!(!path.exists());
@@ -100,7 +100,7 @@ fn forwarded_addresses_are_trusted_on_a_unix_socket() {
     another.send(REQUEST.as_bytes());
     assert!(another.read_head().starts_with("HTTP/1.1 429 "));
     drop((clients, first, other, another));
-    eventually("nobody is left", || server.metric("connections") == 0.0);
+    eventually("all connections are closed", || server.metric("connections") == 0.0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::program::GIVE_UP;
+use super::program::WAIT_TIMEOUT;
 
 /// Controls a browser with one tab and its own profile. The process is killed when the value is dropped.
 pub trait Browser {
@@ -30,7 +30,7 @@ pub trait Browser {
     fn wait_until(&mut self, expression: &str) {
         let began = Instant::now();
         while self.eval(&format!("Boolean({expression})")) != true {
-            if began.elapsed() > GIVE_UP {
+            if began.elapsed() > WAIT_TIMEOUT {
                 let page = self.eval("document.body.innerText");
                 panic!("timed out: {expression}\n{:#?}\n{}", self.errors(), page.as_str().unwrap());
             }

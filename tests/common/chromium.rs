@@ -8,7 +8,7 @@ use tungstenite::{Message, WebSocket};
 
 use super::browser::Browser;
 use super::process::RetryOnInterrupt;
-use super::program::{GIVE_UP, Program};
+use super::program::{Program, WAIT_TIMEOUT};
 
 pub const CHROMIUM: &str = "/usr/bin/chromium";
 
@@ -48,7 +48,7 @@ impl Chromium {
             let text = std::fs::read_to_string(program.home.join("DevToolsActivePort")).ok()?;
             let (port, path) = text.split_once('\n')?;
             let stream = TcpStream::connect(("127.0.0.1", port.parse().ok()?)).ok()?;
-            stream.set_read_timeout(Some(GIVE_UP)).unwrap();
+            stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
             Some(
                 tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), RetryOnInterrupt(stream))
                     .unwrap()

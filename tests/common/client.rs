@@ -12,7 +12,7 @@ use super::process::RetryOnInterrupt;
 use super::transcript::Received;
 
 /// Time without a byte after which a read fails the test.
-const GIVE_UP: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Client {
     stream: RetryOnInterrupt,
@@ -36,8 +36,8 @@ impl Client {
 
     /// Wraps a connected stream.
     pub fn from_stream(stream: TcpStream) -> Client {
-        stream.set_read_timeout(Some(GIVE_UP)).unwrap();
-        stream.set_write_timeout(Some(GIVE_UP)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(WAIT_TIMEOUT)).unwrap();
         // A Unix socket has no TCP_NODELAY.
         let _ = stream.set_nodelay(true);
         Client { stream: RetryOnInterrupt(stream), answers: true }
@@ -76,7 +76,8 @@ impl Client {
 
     /// Reads the response head and any bytes that arrive with it.
     pub fn read_head(&mut self) -> String {
-        let (mut head, mut chunk) = (Vec::new(), [0; 1024]);
+        let mut head = Vec::new();
+        let mut chunk = [0; 1024];
         while !head.windows(4).any(|end| end == b"\r\n\r\n") {
             let n = self.stream.read(&mut chunk).unwrap();
             assert!(n > 0, "a head ends: {head:?}");

@@ -44,8 +44,10 @@ impl FaultProxy {
                 let Ok(server) = TcpStream::connect(state.server) else { continue };
                 let is_black_hole = Arc::new(Mutex::new(false));
                 for [from, to] in [[&client, &server], [&server, &client]] {
-                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let (is_black_hole, shared) = (is_black_hole.clone(), shared.clone());
+                    let from = from.try_clone().unwrap();
+                    let to = to.try_clone().unwrap();
+                    let is_black_hole = is_black_hole.clone();
+                    let shared = shared.clone();
                     spawn(move || relay(from, to, &is_black_hole, || shared.lock().unwrap().delay()));
                 }
                 if let Some(lifetime) = state.lifetime() {
@@ -74,14 +76,17 @@ impl FaultProxy {
     /// Cuts each new connection after 0.1 to 1.4 s and delays its chunks, until [`FaultProxy::stop_faults`].
     pub fn start_faults(&self, seed: u64) {
         let mut state = self.state.lock().unwrap();
-        (state.delay, state.lifetime, state.seed) = (0..60, Some(100..1400), seed);
+        state.delay = 0..60;
+        state.lifetime = Some(100..1400);
+        state.seed = seed;
         drop(state);
         self.cut_connections();
     }
 
     pub fn stop_faults(&self) {
         let mut state = self.state.lock().unwrap();
-        (state.delay, state.lifetime) = (0..1, None);
+        state.delay = 0..1;
+        state.lifetime = None;
     }
 
     /// Closes all open connections.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 /// Lists the Rust files below a directory, except in `target`, relative to the project root.
 pub fn rust_files(folder: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut folders, mut files) = (vec![root.join(folder)], Vec::new());
+    let mut folders = vec![root.join(folder)];
+    let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for path in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
             if path.is_dir() && !path.ends_with("target") {

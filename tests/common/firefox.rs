@@ -8,7 +8,7 @@ use tungstenite::{Message, WebSocket};
 
 use super::browser::Browser;
 use super::process::RetryOnInterrupt;
-use super::program::{GIVE_UP, Program};
+use super::program::{Program, WAIT_TIMEOUT};
 
 pub const FIREFOX: &str = "/usr/bin/firefox-esr";
 
@@ -67,7 +67,8 @@ impl Firefox {
 
     /// Starts N browsers with this color scheme: `light`, `dark` or `forced`. It is fixed for the process.
     pub fn start_in<const N: usize>(colors: &str) -> [Firefox; N] {
-        let (scheme, use_of_theirs) = (u8::from(colors != "dark"), if colors == "forced" { 2 } else { 1 });
+        let scheme = u8::from(colors != "dark");
+        let use_of_theirs = if colors == "forced" { 2 } else { 1 };
         let preferences = format!(
             r#"{PREFERENCES}
 user_pref("layout.css.prefers-color-scheme.content-override", {scheme});
@@ -89,7 +90,7 @@ user_pref("browser.display.document_color_use", {use_of_theirs});
             let url =
                 log.lines().find_map(|line| line.strip_prefix("WebDriver BiDi listening on "))?.to_owned();
             let stream = TcpStream::connect(url.strip_prefix("ws://").unwrap()).ok()?;
-            stream.set_read_timeout(Some(GIVE_UP)).unwrap();
+            stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
             Some(tungstenite::client(format!("{url}/session"), RetryOnInterrupt(stream)).unwrap().0)
         });
         let mut browser =

@@ -22,7 +22,7 @@ pub const MIB: usize = 1024 * KIB;
 pub const BASELINE_BYTES: usize = 8 * MIB;
 
 /// Time after which waiting for a condition fails the test.
-const GIVE_UP: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The ids of the well-behaved pair.
 pub const PAIR: [&str; 2] = ["P", "Q"];
@@ -65,7 +65,8 @@ impl LoadedServer {
     pub fn exchange_candidates(&mut self) {
         self.messages_sent += 1;
         for (from, to) in [(0, 1), (1, 0)] {
-            let (id, target) = (PAIR[from], PAIR[to]);
+            let id = PAIR[from];
+            let target = PAIR[to];
             let message = json!({"type": "candidateAdd", "id": id, "target_id": target, "candidate": self.messages_sent});
             self.pair[from].send_json(message);
             let expected =
@@ -90,10 +91,10 @@ impl LoadedServer {
     }
 
     /// Waits for a condition while the pair exchanges candidates.
-    pub fn wait_until(&mut self, what: &str, mut is_so: impl FnMut(&Running) -> bool) {
+    pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Running) -> bool) {
         let began = Instant::now();
-        while !is_so(&self.server) {
-            assert!(began.elapsed() < GIVE_UP, "{what}");
+        while !condition(&self.server) {
+            assert!(began.elapsed() < WAIT_TIMEOUT, "{what}");
             self.exchange_candidates();
             sleep(Duration::from_millis(20));
         }

@@ -36,7 +36,7 @@ pub fn target(room: &str) -> Target {
 }
 
 /// Returns the numbers of peers and rooms, and when the next timer is due.
-pub fn left(dispatcher: &Dispatcher) -> (usize, usize, Option<Duration>) {
+pub fn remaining_state(dispatcher: &Dispatcher) -> (usize, usize, Option<Duration>) {
     let sum = dispatcher.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
     let (peers, rooms) = sum.fold((0, 0), |(peers, rooms), it| (peers + it.peers, rooms + it.rooms));
     (peers, rooms, dispatcher.wake_at())
@@ -107,7 +107,7 @@ impl Outbox for Recorder {
     fn push(&mut self, effect: Effect<'_>) {
         self.effects.push_back(match effect {
             Effect::Send(to, text) => Recorded::Send(to, text),
-            Effect::SendBinary(..) => unreachable!("nobody says bytes"),
+            Effect::SendBinary(..) => unreachable!("no protocol sends binary messages"),
             Effect::Ping(to) => Recorded::Ping(to),
             Effect::PauseReading(conn) => Recorded::PauseReading(conn),
             Effect::ResumeReading(conn) => Recorded::ResumeReading(conn),
@@ -284,7 +284,7 @@ impl Transport for Memory {
         for conn in self.received.keys().copied().collect::<Vec<_>>() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!(left(&self.dispatcher), (0, 0, None));
+        assert_eq!(remaining_state(&self.dispatcher), (0, 0, None));
         assert_eq!(self.reserved(), 0, "all memory is released");
     }
 }

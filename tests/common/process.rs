@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tungstenite::WebSocket;
 
-use super::program::GIVE_UP;
+use super::program::WAIT_TIMEOUT;
 
 pub const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
 
@@ -34,15 +34,15 @@ pub fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
     let mut command = Command::new("sh");
     let mut child = command.args(["-c", &script, NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut address = |prefix: &str, suffix: &str| loop {
+    let mut read_address = |prefix: &str, suffix: &str| loop {
         let mut line = String::new();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "the server says where it listens");
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "the server logs its address");
         if let Some(rest) = line.strip_prefix(prefix) {
             break rest.trim_end().strip_suffix(suffix).unwrap().parse().unwrap();
         }
     };
-    let (address, metrics) =
-        (address("listening on ws://", "/ws"), address("metrics on http://", "/metrics"));
+    let address = read_address("listening on ws://", "/ws");
+    let metrics = read_address("metrics on http://", "/metrics");
     (Running { child, address, metrics }, stderr)
 }
 
@@ -51,7 +51,7 @@ impl Running {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    pub fn ask(&self, address: SocketAddr, path: &str) -> String {
+    pub fn request(&self, address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
@@ -61,12 +61,12 @@ impl Running {
     }
 
     pub fn is_healthy(&self) -> bool {
-        self.ask(self.address, "/healthz").ends_with("\r\n\r\nok")
+        self.request(self.address, "/healthz").ends_with("\r\n\r\nok")
     }
 
     /// Returns a metric by name and labels, without the prefix `noroshi_`, summed over all protocols.
     pub fn metric(&self, name: &str) -> f64 {
-        let page = self.ask(self.metrics, "/metrics");
+        let page = self.request(self.metrics, "/metrics");
         let samples = page.lines().filter_map(|line| line.strip_prefix("noroshi_")?.rsplit_once(' '));
         let values = samples.filter(|(key, _)| without_protocol(key) == name);
         let values: Vec<f64> = values.map(|(_, value)| value.parse().unwrap()).collect();
@@ -140,10 +140,10 @@ impl Write for RetryOnInterrupt {
 }
 
 /// Polls a condition in another process until it holds.
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < GIVE_UP, "{what}");
+    while !condition() {
+        assert!(began.elapsed() < WAIT_TIMEOUT, "{what}");
         sleep(Duration::from_millis(10));
     }
 }

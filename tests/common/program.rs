@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 /// Time after which waiting fails the test. It is long because two cores may run four browsers.
-pub const GIVE_UP: Duration = Duration::from_secs(30);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns whether a program is installed. Tests that need it are skipped otherwise, except in CI, where they fail.
 pub fn is_installed(program: &str) -> bool {
@@ -106,7 +106,7 @@ impl Program {
                 return it;
             }
             let log = || String::from_utf8_lossy(&std::fs::read(self.home.join("log")).unwrap()).into_owned();
-            assert!(began.elapsed() < GIVE_UP, "timed out: {what}\n{}", log());
+            assert!(began.elapsed() < WAIT_TIMEOUT, "timed out: {what}\n{}", log());
             sleep(Duration::from_millis(20));
         }
     }
@@ -119,7 +119,7 @@ impl Drop for Program {
         // Descendants that are not our children may still write for a moment.
         let began = Instant::now();
         while std::fs::remove_dir_all(&self.home).is_err_and(|error| error.kind() != ErrorKind::NotFound)
-            && began.elapsed() < GIVE_UP
+            && began.elapsed() < WAIT_TIMEOUT
         {
             sleep(Duration::from_millis(10));
         }

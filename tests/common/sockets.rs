@@ -15,11 +15,11 @@ use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::{ClientRequestBuilder, Error, Message, WebSocket};
 
-use super::memory::left;
+use super::memory::remaining_state;
 use super::transcript::{Received, SECRET, Transport};
 
 /// Real time after which waiting fails the test.
-const GIVE_UP: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct Net {
     pub server: Server,
@@ -44,14 +44,14 @@ impl Net {
     }
 
     /// Runs the loop until a value is available.
-    pub fn wait_until<T>(&mut self, mut is_so: impl FnMut(&mut Net) -> Option<T>) -> T {
+    pub fn wait_until<T>(&mut self, mut condition: impl FnMut(&mut Net) -> Option<T>) -> T {
         let began = Instant::now();
         loop {
-            if let Some(it) = is_so(self) {
+            if let Some(it) = condition(self) {
                 return it;
             }
             self.server.turn(Some(Duration::from_millis(1))).unwrap();
-            assert!(began.elapsed() < GIVE_UP, "timed out");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "timed out");
         }
     }
 
@@ -86,7 +86,7 @@ impl Net {
     }
 
     /// Sends a request and returns the whole response as text.
-    pub fn ask(&mut self, listener: ListenerKind, request: &str) -> String {
+    pub fn request(&mut self, listener: ListenerKind, request: &str) -> String {
         let mut stream = self.connect(listener);
         stream.write_all(request.as_bytes()).unwrap();
         String::from_utf8(self.read_to_end(&mut stream)).unwrap()
@@ -137,7 +137,7 @@ impl Net {
             self.server.turn(Some(Duration::ZERO)).unwrap();
             idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
             self.receive_all();
-            assert!(began.elapsed() < GIVE_UP, "the server does not come to rest");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "the server does not become idle");
         }
     }
 
@@ -193,7 +193,7 @@ impl Transport for Net {
             ""
         };
         let answer =
-            self.ask(ListenerKind::Main, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{upgrade}\r\n"));
+            self.request(ListenerKind::Main, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{upgrade}\r\n"));
         answer.split(' ').nth(1)?.parse().ok()
     }
 
@@ -251,6 +251,6 @@ impl Transport for Net {
     fn finish(mut self: Box<Self>) {
         self.clients.clear();
         self.wait_until(|net| (net.server.sessions() == 0).then_some(()));
-        assert_eq!(left(self.server.dispatcher()), (0, 0, None));
+        assert_eq!(remaining_state(self.server.dispatcher()), (0, 0, None));
     }
 }

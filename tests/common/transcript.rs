@@ -95,8 +95,9 @@ impl Transcript {
         for line in &self.lines {
             let at = format!("{}: {line}", self.name);
             let mut words = line.splitn(3, ' ');
-            let (peer, verb, rest) =
-                (words.next().unwrap(), words.next().expect(&at), words.next().unwrap_or(""));
+            let peer = words.next().unwrap();
+            let verb = words.next().expect(&at);
+            let rest = words.next().unwrap_or("");
             match (verb, self.protocol) {
                 ("@", _) => {
                     let (request, statuses) = rest.rsplit_once(' ').expect(&at);

@@ -55,7 +55,8 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
     }
     match (step.event, step.conn) {
         (7, Some(conn)) => {
-            let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
+            let times = bytes.next()? % 16;
+            let pause = bytes.next()? % 64;
             let message = message(step.selector, keys, bytes)?;
             for _ in 0..times {
                 world.send(conn, message.as_bytes(), false);
@@ -110,10 +111,12 @@ fn keys() -> Vec<String> {
 }
 
 fn message(selector: usize, keys: &[String], bytes: &mut Bytes) -> Option<String> {
-    let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
+    let kind = bytes.next()?;
+    let more = usize::from(bytes.next()?);
     let kind = match kind % 16 {
         0..8 => {
-            let (room, client) = (ROOMS[more % 4], CLIENTS[selector / PEERS_MAX % 4]);
+            let room = ROOMS[more % 4];
+            let client = CLIENTS[selector / PEERS_MAX % 4];
             let field = if more & 0x40 == 0 { "key" } else { "signalingKey" };
             let key = &keys[usize::from(kind / 16) % keys.len()];
             let standalone = ["false", "true", "null", "1"][more / 4 % 4];

@@ -220,7 +220,7 @@ impl Rules for Model {
     fn alive(&mut self, conn: Conn) {
         let client = self.clients.get_mut(&conn).expect("it is here");
         client.is_probed = false;
-        let State::Seated(name) = &client.state else { panic!("only who is seated is probed") };
+        let State::Seated(name) = &client.state else { panic!("only seated clients are probed") };
         let name = name.clone();
         if self.rooms[&name].seated.iter().any(|seated| self.clients[seated].is_probed) {
             return;
@@ -233,7 +233,7 @@ impl Rules for Model {
 
     fn silent(&mut self, conn: Conn) {
         let client = self.clients.get_mut(&conn).expect("it is here");
-        let State::Seated(name) = &client.state else { panic!("only who is seated is probed") };
+        let State::Seated(name) = &client.state else { panic!("only seated clients are probed") };
         if self.rooms[name].waiting.is_empty() {
             client.is_probed = false;
         } else {

@@ -49,7 +49,8 @@ const WORDS: [&str; 32] = [
 /// select the name, the others the form of the value.
 pub fn check(data: &[u8]) {
     let Some((command, lines)) = data.split_first() else { return };
-    let (mut variables, mut args) = (Vec::new(), Vec::<OsString>::new());
+    let mut variables = Vec::new();
+    let mut args = Vec::<OsString>::new();
     let command = [None, None, Some("token"), Some("health")][usize::from(command & 3)];
     args.extend(command.map(OsString::from));
     for line in lines.split(|byte| *byte == b'\n') {

@@ -27,9 +27,9 @@ const ROOMS: [&str; 2] = ["", "tea"];
 /// Few peers, so that they interact.
 const PEERS_MAX: usize = 10;
 /// Additional peers that connect, send and disconnect together, to reach the limits of claimants and holders.
-const CROWD_MAX: usize = CLAIMANTS_MAX + 10;
+const EXTRA_PEERS_MAX: usize = CLAIMANTS_MAX + 10;
 /// Maximum steps with all additional peers in one input, because each takes long.
-const CROWD_STEPS_MAX: usize = 4;
+const EXTRA_STEPS_MAX: usize = 4;
 
 /// The first two bytes select the configuration, the others the events.
 pub fn check(data: &[u8]) {
@@ -47,7 +47,7 @@ pub fn check(data: &[u8]) {
 struct HubWorld {
     world: World<Model>,
     has_tokens: bool,
-    crowd_steps: usize,
+    extra_steps: usize,
     rate: u32,
     /// The id in most messages of a connection.
     own_ids: BTreeMap<Conn, usize>,
@@ -58,15 +58,15 @@ impl HubWorld {
         let rate = [0, 1, 2, 4][usize::from(limits % 4)];
         let memory = [None, Some(300), Some(1500), Some(70_000)][usize::from(limits / 4 % 4)];
         let has_tokens = limits & 0x10 != 0;
-        let has_crowd = rooms >= 0xf0;
-        let crowd_steps = if has_crowd { CROWD_STEPS_MAX } else { 0 };
-        let mesh_peers_max = if has_crowd { 70 } else { 1 + usize::from(rooms % 4) };
+        let has_extra_peers = rooms >= 0xf0;
+        let extra_steps = if has_extra_peers { EXTRA_STEPS_MAX } else { 0 };
+        let mesh_peers_max = if has_extra_peers { 70 } else { 1 + usize::from(rooms % 4) };
         let config = Config { mesh_peers_max, ..world::config(rate, memory) };
         let model = Model::new(rate, mesh_peers_max);
-        let slots = if has_crowd { PEERS_MAX + CROWD_MAX } else { PEERS_MAX };
+        let slots = if has_extra_peers { PEERS_MAX + EXTRA_PEERS_MAX } else { PEERS_MAX };
         let world = World::new(&config, ProtocolId::Noroshi, Noroshi::new(&config), model, slots)
             .normalize(normalize);
-        HubWorld { world, has_tokens, crowd_steps, rate, own_ids: BTreeMap::new() }
+        HubWorld { world, has_tokens, extra_steps, rate, own_ids: BTreeMap::new() }
     }
 
     fn step(&mut self, bytes: &mut Bytes) -> Option<()> {
@@ -76,7 +76,8 @@ impl HubWorld {
         }
         match (step.event, step.conn) {
             (7, Some(conn)) => {
-                let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
+                let times = bytes.next()? % 16;
+                let pause = bytes.next()? % 64;
                 let message = self.message(step, conn, bytes)?;
                 for _ in 0..times {
                     self.world.send(conn, message.as_bytes(), false);
@@ -84,9 +85,9 @@ impl HubWorld {
                     self.world.input(Input::Time);
                 }
             }
-            (8, _) if self.crowd_steps > 0 => {
-                self.crowd_steps -= 1;
-                self.crowd(step, bytes)?;
+            (8, _) if self.extra_steps > 0 => {
+                self.extra_steps -= 1;
+                self.extra_peers_step(step, bytes)?;
             }
             (_, None) => self.connect(step),
             (_, Some(conn)) => {
@@ -123,16 +124,20 @@ impl HubWorld {
     }
 
     fn message(&self, step: Step, conn: Conn, bytes: &mut Bytes) -> Option<String> {
-        let (kind, target, more) = (bytes.next()?, usize::from(bytes.next()?), usize::from(bytes.next()?));
+        let kind = bytes.next()?;
+        let target = usize::from(bytes.next()?);
+        let more = usize::from(bytes.next()?);
         let id = if step.selector < 200 { IDS[self.own_ids[&conn]] } else { IDS[step.selector % 8] };
         Some(message(kind, id, IDS[target % 8], more))
     }
 
     /// Connects the missing additional peers, which send the same message or disconnect.
-    fn crowd(&mut self, step: Step, bytes: &mut Bytes) -> Option<()> {
-        let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?));
-        let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
-        for number in first..(first + count).min(CROWD_MAX) {
+    fn extra_peers_step(&mut self, step: Step, bytes: &mut Bytes) -> Option<()> {
+        let first = usize::from(bytes.next()? % 16);
+        let count = usize::from(bytes.next()?);
+        let kind = bytes.next()?;
+        let more = usize::from(bytes.next()?);
+        for number in first..(first + count).min(EXTRA_PEERS_MAX) {
             let slot = PEERS_MAX + number;
             let conn = self.world.conn(slot);
             if step.selector % 8 == 7 {
@@ -159,7 +164,7 @@ fn target(room: &str) -> Target {
 
 /// Rewrites a message of the server like the model's: without texts for people, and with sorted fields.
 fn normalize(text: String) -> String {
-    let mut message: Value = serde_json::from_str(&text).expect("the hub says JSON");
+    let mut message: Value = serde_json::from_str(&text).expect("the server sends JSON");
     if message["type"] == "error" {
         let sentence = message.as_object_mut().expect("an object").remove("message").expect("a sentence");
         assert!(!sentence.as_str().expect("a string").is_empty());

@@ -272,7 +272,9 @@ impl Rules for Model {
             Ok(request) => request,
             Err((refusal, target)) => return self.error(conn, refusal.code, target.as_deref()),
         };
-        let (id, target, body) = (&*request.id, request.target.as_deref(), &request.body);
+        let id = &*request.id;
+        let target = request.target.as_deref();
+        let body = &request.body;
         let next = self.classify(conn, id, body);
         let mut cost = credits_for(text.len());
         if let Body::Candidates(candidates) = body {
@@ -329,7 +331,7 @@ impl Rules for Model {
 
     fn silent(&mut self, conn: Conn) {
         let peer = &self.peers[&conn];
-        let key = (peer.room.clone(), peer.id.clone().expect("only who has an id is probed"));
+        let key = (peer.room.clone(), peer.id.clone().expect("only registered peers are probed"));
         if self.claims[&key].is_empty() {
             self.claims.remove(&key);
         } else {

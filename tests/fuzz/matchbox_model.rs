@@ -119,11 +119,11 @@ impl Rules for Model {
     }
 
     fn alive(&mut self, _: Conn) {
-        unreachable!("nobody is probed");
+        unreachable!("matchbox has no probes");
     }
 
     fn silent(&mut self, _: Conn) {
-        unreachable!("nobody is probed");
+        unreachable!("matchbox has no probes");
     }
 
     fn disconnected(&mut self, conn: Conn) {

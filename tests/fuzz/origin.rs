@@ -35,7 +35,8 @@ pub fn check(data: &[u8]) {
 fn read(origin: &str) -> Option<(String, String, Option<u16>)> {
     let origin = origin.to_ascii_lowercase();
     let colon = origin.find("://")?;
-    let (scheme, authority) = (&origin[..colon], &origin[colon + 3..]);
+    let scheme = &origin[..colon];
+    let authority = &origin[colon + 3..];
     let mut letters = scheme.chars();
     let is_scheme = letters.next()?.is_ascii_lowercase()
         && letters.all(|c| matches!(c, 'a'..='z' | '0'..='9' | '+' | '-' | '.'));
@@ -90,7 +91,8 @@ fn is_local(host: &str) -> bool {
         Some(at) if !host.ends_with(']') => at,
         _ => host.len(),
     };
-    let (name, port) = (&host[..cut], host[cut..].trim_start_matches(':'));
+    let name = &host[..cut];
+    let port = host[cut..].trim_start_matches(':');
     let is_ipv6 = || {
         let inside = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
         inside.is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok())

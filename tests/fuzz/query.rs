@@ -41,7 +41,8 @@ pub fn check(data: &[u8]) {
 
 fn decode(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
-    let (mut decoded, mut at) = (Vec::new(), 0);
+    let mut decoded = Vec::new();
+    let mut at = 0;
     while at < bytes.len() {
         let digits = bytes.get(at + 1..at + 3).and_then(|digits| std::str::from_utf8(digits).ok());
         let digits = digits.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));

@@ -58,7 +58,8 @@ impl Reading {
     pub fn frame(&mut self) -> Result<bool, End> {
         let bytes = &self.bytes[..];
         let Some(&first) = bytes.first() else { return Ok(false) };
-        let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
+        let fin = first & 0x80 != 0;
+        let opcode = first & 0x0f;
         let is_control = opcode >= 8;
         if first & 0x70 != 0 || !matches!(opcode, 0 | 1 | 2 | 8 | 9 | 10) || (is_control && !fin) {
             return Err(End::Protocol);
@@ -87,7 +88,8 @@ impl Reading {
         if length > MESSAGE_BYTES_MAX as u64 {
             return Err(End::TooBig);
         }
-        let (header, length) = (2 + width + 4, length as usize);
+        let header = 2 + width + 4;
+        let length = length as usize;
         if bytes.len() < header {
             return Ok(false);
         }

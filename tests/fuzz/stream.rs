@@ -44,11 +44,11 @@ pub fn check(mut data: &[u8]) {
 
 /// Two connections, because sessions share a scratch buffer and recycle their buffers.
 struct World {
-    house: House,
+    context: ServerContext,
     peers: [Peer; 2],
 }
 
-struct House {
+struct ServerContext {
     shared: Shared,
     dispatcher: Dispatcher,
     scratch: Scratch,
@@ -92,13 +92,13 @@ impl World {
         // The first entry of a map allocates.
         shared.metrics.refused_upgrades.insert(408, 0);
         let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
-        World { house: House { shared, dispatcher, scratch: Scratch::default(), held: 0 }, peers }
+        World { context: ServerContext { shared, dispatcher, scratch: Scratch::default(), held: 0 }, peers }
     }
 
     fn step(&mut self, data: &mut &[u8]) -> Option<()> {
         let mut byte = || data.split_off_first().copied();
         let what = byte()?;
-        let World { house, peers } = self;
+        let World { context, peers } = self;
         let peer = &mut peers[usize::from(what >> 7)];
         // Small and large numbers.
         let number = |n: u8| if n < 128 { usize::from(n) } else { usize::from(n) * 512 };
@@ -110,38 +110,41 @@ impl World {
             }
             // A frame of the peer.
             1..=4 => {
-                let (first, length) = (byte()?, usize::from(byte()?).min(data.len()));
+                let first = byte()?;
+                let length = usize::from(byte()?).min(data.len());
                 peer.coming.extend(frame(first, data.split_off(..length)?));
             }
             // A large frame of the peer.
             5 => {
-                let (first, fill, length) = (byte()?, byte()?, u16::from_be_bytes([byte()?, byte()?]));
+                let first = byte()?;
+                let fill = byte()?;
+                let length = u16::from_be_bytes([byte()?, byte()?]);
                 let length = usize::from(length) % (2 * MESSAGE_BYTES_MAX);
                 peer.coming.extend(frame(first, &vec![fill; length]));
             }
-            6..=8 => peer.turn(number(byte()?), house),
+            6..=8 => peer.transfer(number(byte()?), context),
             9 => {
                 peer.session.stream().writable_bytes += number(byte()?);
-                peer.turn(0, house);
+                peer.transfer(0, context);
             }
-            10..=11 => peer.send(u16::from_be_bytes([byte()?, byte()?]).into(), house),
+            10..=11 => peer.send(u16::from_be_bytes([byte()?, byte()?]).into(), context),
             12 => {
                 peer.pings += usize::from(peer.session.is_open());
-                peer.measured(house, |session, house| session.ping(&mut house.shared));
+                peer.measured(context, |session, context| session.ping(&mut context.shared));
             }
             13 => match byte()? {
                 0..64 => peer.session.registered(),
                 64..128 => peer.session.pause(),
                 128..192 => {
-                    peer.session.resume(house.shared.now);
-                    peer.turn(0, house);
+                    peer.session.resume(context.shared.now);
+                    peer.transfer(0, context);
                 }
                 n => peer.hold_after = usize::from(n % 8),
             },
             14 => {
-                house.shared.now += Duration::from_millis(100 * u64::from(byte()?));
+                context.shared.now += Duration::from_millis(100 * u64::from(byte()?));
                 for peer in peers {
-                    peer.tick(house);
+                    peer.tick(context);
                 }
             }
             _ => match byte()? % 8 {
@@ -152,7 +155,7 @@ impl World {
                     if peer.session.is_open() {
                         peer.closed = Some(end);
                     }
-                    peer.measured(house, |session, house| session.close(end, &mut house.shared));
+                    peer.measured(context, |session, context| session.close(end, &mut context.shared));
                 }
             },
         }
@@ -160,20 +163,20 @@ impl World {
     }
 
     fn check(&mut self) {
-        let is_limited = self.house.shared.config.memory_bytes_max.is_some();
+        let is_limited = self.context.shared.config.memory_bytes_max.is_some();
         for peer in &mut self.peers {
             peer.check(is_limited);
         }
         // All memory is charged, except spare buffers and one message in transit.
         let spare = 2 * (2 * SPARE_BYTES_MAX + CODEC_BYTES) + 4 * MESSAGE_BYTES_MAX;
-        let charged = self.house.shared.budget.used() - BASE_BYTES;
-        assert!(self.house.held <= (charged + spare) as isize, "{} > {charged}", self.house.held);
+        let charged = self.context.shared.budget.used() - BASE_BYTES;
+        assert!(self.context.held <= (charged + spare) as isize, "{} > {charged}", self.context.held);
         // A Close frame, a pong and the always-granted queue are charged even beyond the limit.
-        if let Some(max) = self.house.shared.config.memory_bytes_max {
+        if let Some(max) = self.context.shared.config.memory_bytes_max {
             assert!(charged <= max - BASE_BYTES + 4 * CONNECTION_BYTES, "{charged} bytes of {max}");
         } else {
             // One message may exceed the reserve. Its length has 16 bits.
-            let queue = self.house.shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE + (1 << 16);
+            let queue = self.context.shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE + (1 << 16);
             let control = 4 * CONTROL_BYTES_MAX;
             let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
             let bound = 2 * (CONNECTION_BYTES + 2 * queue + control + incoming);
@@ -186,9 +189,9 @@ impl World {
 
     fn end(mut self) {
         for peer in &mut self.peers {
-            peer.session.resume(self.house.shared.now);
+            peer.session.resume(self.context.shared.now);
             peer.session.stream().writable_bytes = usize::MAX;
-            peer.turn(usize::MAX, &mut self.house);
+            peer.transfer(usize::MAX, &mut self.context);
         }
         self.check();
         for peer in &mut self.peers {
@@ -200,17 +203,17 @@ impl World {
         }
         // After the end nothing happens any more.
         for _ in 0..3 {
-            self.house.shared.now += Duration::from_secs(60);
+            self.context.shared.now += Duration::from_secs(60);
             for peer in &mut self.peers {
-                peer.tick(&mut self.house);
+                peer.tick(&mut self.context);
             }
         }
         for mut peer in self.peers {
-            peer.is_over(&mut self.house);
+            peer.is_over(&mut self.context);
             peer.check_output(false);
-            peer.session.free(&mut self.house.shared);
+            peer.session.free(&mut self.context.shared);
         }
-        assert_eq!(self.house.shared.budget.used(), BASE_BYTES);
+        assert_eq!(self.context.shared.budget.used(), BASE_BYTES);
     }
 }
 
@@ -235,25 +238,26 @@ impl Peer {
     /// Runs an operation of the session and counts its allocations.
     fn measured<T>(
         &mut self,
-        house: &mut House,
-        work: impl FnOnce(&mut Session<Pipe>, &mut House) -> T,
+        context: &mut ServerContext,
+        work: impl FnOnce(&mut Session<Pipe>, &mut ServerContext) -> T,
     ) -> T {
         // The pipe's buffers do not belong to the session.
         let pipe = self.session.stream().output.capacity() as isize;
         let region = Region::new(ALLOCATOR);
-        let done = work(&mut self.session, house);
+        let done = work(&mut self.session, context);
         let change = region.change();
-        house.held += change.bytes_allocated as isize - change.bytes_deallocated as isize;
-        house.held += pipe - self.session.stream().output.capacity() as isize;
+        context.held += change.bytes_allocated as isize - change.bytes_deallocated as isize;
+        context.held += pipe - self.session.stream().output.capacity() as isize;
         done
     }
 
     /// Forwards a message, or sends one of the server.
-    fn send(&mut self, length: usize, house: &mut House) {
+    fn send(&mut self, length: usize, context: &mut ServerContext) {
         let number = self.sent.len();
         let is_forwarded = length.is_multiple_of(2);
-        let (was_open, is_refused) = self.measured(house, |session, house| {
-            let (text, shared) = (text(number, length), &mut house.shared);
+        let (was_open, is_refused) = self.measured(context, |session, context| {
+            let text = text(number, length);
+            let shared = &mut context.shared;
             let was_open = session.is_open();
             let is_refused = is_forwarded && !session.has_room(std::slice::from_ref(&text), shared);
             if !is_refused {
@@ -272,8 +276,8 @@ impl Peer {
         }
     }
 
-    fn tick(&mut self, house: &mut House) {
-        self.measured(house, |session, house| session.tick(&mut house.shared));
+    fn tick(&mut self, context: &mut ServerContext) {
+        self.measured(context, |session, context| session.tick(&mut context.shared));
         if self.upgraded
             && !self.session.is_open()
             && let Some(end @ (End::Unregistered | End::Silent | End::Slow)) = self.session.end()
@@ -281,11 +285,11 @@ impl Peer {
             self.closed = Some(end);
         }
         self.cut |= self.session.is_over();
-        self.turn(0, house);
+        self.transfer(0, context);
     }
 
     /// Delivers this many bytes and lets the session read and write.
-    fn turn(&mut self, bytes: usize, house: &mut House) {
+    fn transfer(&mut self, bytes: usize, context: &mut ServerContext) {
         let bytes: Vec<u8> = self.coming.drain(..bytes.min(self.coming.len())).collect();
         self.brought += bytes.len();
         self.reading.take(&bytes);
@@ -295,14 +299,16 @@ impl Peer {
         pipe.input.make_contiguous();
         let half_closed = pipe.is_eof;
         let messages = std::mem::take(&mut self.reading.messages);
-        let (mut received, mut upgraded) = (self.received, self.upgraded);
+        let mut received = self.received;
+        let mut upgraded = self.upgraded;
         let hold_after = self.hold_after;
-        self.measured(house, |session, house| {
+        self.measured(context, |session, context| {
             while !session.is_over() && !session.is_paused() {
-                let fill = session.fill(&mut house.scratch, &mut house.shared);
+                let fill = session.fill(&mut context.scratch, &mut context.shared);
                 let mut events = 0;
                 let mut is_held = false;
-                while let Some(event) = session.next(&mut house.scratch, &mut house.shared, &house.dispatcher)
+                while let Some(event) =
+                    session.next(&mut context.scratch, &mut context.shared, &context.dispatcher)
                 {
                     match event {
                         Event::Upgraded(target, _) => {
@@ -311,7 +317,7 @@ impl Peer {
                             continue;
                         }
                         Event::Ping(payload) => {
-                            session.pong(payload, &mut house.shared);
+                            session.pong(payload, &mut context.shared);
                             continue;
                         }
                         Event::Overhead => continue,
@@ -323,7 +329,7 @@ impl Peer {
                     received += 1;
                     events += 1;
                     if events == hold_after {
-                        is_held = session.hold(&mut house.scratch, &mut house.shared);
+                        is_held = session.hold(&mut context.scratch, &mut context.shared);
                     }
                 }
                 let is_end_awaited = fill == Fill::Drained && half_closed;
@@ -332,9 +338,11 @@ impl Peer {
                     break;
                 }
             }
-            session.flush(&mut house.shared);
+            session.flush(&mut context.shared);
         });
-        (self.reading.messages, self.received, self.upgraded) = (messages, received, upgraded);
+        self.reading.messages = messages;
+        self.received = received;
+        self.upgraded = upgraded;
         let pipe = self.session.stream();
         self.cut |= pipe.is_broken || pipe.is_eof;
         self.output.append(&mut pipe.output);
@@ -360,15 +368,16 @@ impl Peer {
     }
 
     /// Asserts that the session has ended and does nothing more.
-    fn is_over(&mut self, house: &mut House) {
+    fn is_over(&mut self, context: &mut ServerContext) {
         assert!(self.session.is_over());
-        let (writes, end) = (self.session.stream().writes, self.session.end());
-        self.session.send("late".into(), &mut house.shared);
-        self.session.ping(&mut house.shared);
-        self.session.close(End::GoingAway, &mut house.shared);
-        self.session.tick(&mut house.shared);
-        self.session.flush(&mut house.shared);
-        assert!(self.session.next(&mut house.scratch, &mut house.shared, &house.dispatcher).is_none());
+        let writes = self.session.stream().writes;
+        let end = self.session.end();
+        self.session.send("late".into(), &mut context.shared);
+        self.session.ping(&mut context.shared);
+        self.session.close(End::GoingAway, &mut context.shared);
+        self.session.tick(&mut context.shared);
+        self.session.flush(&mut context.shared);
+        assert!(self.session.next(&mut context.scratch, &mut context.shared, &context.dispatcher).is_none());
         assert_eq!((self.session.stream().writes, self.session.end()), (writes, end));
     }
 
@@ -386,7 +395,10 @@ impl Peer {
         assert!(self.output.starts_with(b"HTTP/1.1 101 "));
         let (frames, rest) = frames(&self.output[head + 4..]);
         assert!(!whole || rest.is_empty());
-        let (mut texts, mut pings, mut answered, mut closed) = (0, 0, 0, false);
+        let mut texts = 0;
+        let mut pings = 0;
+        let mut answered = 0;
+        let mut closed = false;
         for (first, payload) in frames {
             assert!(!closed, "nothing comes after a Close");
             match first {

@@ -292,10 +292,11 @@ impl<R: Rules> World<R> {
     fn compare(&mut self, input: &dyn Debug) {
         self.inputs += 1;
         // Consistency checks visit all peers. With many peers, they would take nearly all the time after each input.
-        let is_crowd = self.open > CHECKED_ALWAYS_MAX;
-        if !is_crowd || self.inputs.is_multiple_of(CROWD_CHECKED_EVERY) {
+        let has_many_peers = self.open > CHECKED_ALWAYS_MAX;
+        if !has_many_peers || self.inputs.is_multiple_of(CROWD_CHECKED_EVERY) {
             self.dispatcher.check();
-            let (reserved, stored) = (self.outbox.budget.reserved(), self.rules.stored_bytes());
+            let reserved = self.outbox.budget.reserved();
+            let stored = self.rules.stored_bytes();
             assert!(reserved >= stored && (reserved == 0) == (stored == 0), "{reserved} for {stored}");
         }
         let mut outputs = std::mem::take(&mut self.outbox.effects);

@@ -20,7 +20,7 @@ fn connections_over_the_limit_of_an_address_are_rejected() {
     let mut net = with(|config| config.connections_per_ip_max = 2);
     net.open("A", "");
     net.open("B", "");
-    assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 429 "));
+    assert!(net.request(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 429 "));
     // Other addresses are unaffected.
     let mut other = net.connect_from("127.0.0.2", ListenerKind::Main);
     other.write_all(REQUEST.as_bytes()).unwrap();
@@ -33,7 +33,7 @@ fn connections_over_the_limit_of_an_address_are_rejected() {
         assert!(net.read_to_end(stream).is_empty());
     }
     assert!(
-        net.ask(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+        net.request(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
             .starts_with("HTTP/1.1 200 ")
     );
     drop((silent, other));
@@ -65,8 +65,8 @@ fn forwarded_address_counts_only_from_a_trusted_proxy() {
         assert_eq!(statuses, expected);
         if believed {
             // Clients at the proxy's own address do not use up the proxy's connections.
-            let crowd: Vec<_> = (0..8).map(|_| ask("127.0.0.1")).collect();
-            assert_eq!(crowd.iter().filter(|(_, status)| status == "101").count(), 2);
+            let clients: Vec<_> = (0..8).map(|_| ask("127.0.0.1")).collect();
+            assert_eq!(clients.iter().filter(|(_, status)| status == "101").count(), 2);
             assert_eq!(ask("192.0.2.3").1, "101");
         }
         drop(open);
@@ -103,7 +103,7 @@ fn new_connections_get_503_without_memory() {
     let mut net = with(|config| config.memory_bytes_max = Some(BASE_BYTES + 5 * CONNECTION_BYTES / 2));
     net.open("A", "");
     net.open("B", "");
-    assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+    assert!(net.request(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     // Existing peers are unaffected.
     net.send("A", Message::text(r#"{"type":"join","id":"A"}"#));
     net.send("B", Message::text(r#"{"type":"join","id":"B"}"#));
@@ -122,13 +122,14 @@ fn full_server_answers_503_and_keeps_serving() {
     net.open("A", "");
     net.open("B", "");
     for _ in 0..3 {
-        assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+        assert!(net.request(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     }
     assert!(
-        net.ask(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 200 ")
+        net.request(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+            .starts_with("HTTP/1.1 200 ")
     );
     assert!(
-        net.ask(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+        net.request(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
             .starts_with("HTTP/1.1 200 ")
     );
     // Connections that send no request are closed after the head timeout.
@@ -142,7 +143,7 @@ fn full_server_answers_503_and_keeps_serving() {
     }
     drop(idle);
     net.open("C", "");
-    assert!(net.ask(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
+    assert!(net.request(ListenerKind::Main, REQUEST).starts_with("HTTP/1.1 503 "));
     net.finish();
 }
 
@@ -158,7 +159,7 @@ fn oldest_unanswered_request_is_evicted_on_a_full_server() {
         net.wait_until(|net| (net.server.sessions() == 1 + places).then_some(()));
         for evicted in 0..3 {
             net.server.advance(PLACE_TIME_MIN);
-            assert!(net.ask(listener, health).starts_with("HTTP/1.1 200 "));
+            assert!(net.request(listener, health).starts_with("HTTP/1.1 200 "));
             // The answered request frees its slot, and another idle connection takes it.
             assert!(net.read_to_end(&mut idle[evicted]).starts_with(b"HTTP/1.1 408 "));
             idle.push(net.connect(listener));

@@ -18,7 +18,9 @@ fn drain_serves_existing_rooms_and_closes_them_one_by_one() {
     assert_eq!(net.status("/healthz", false), Some(200));
     net.server.drain();
     assert_eq!(net.status("/healthz", false), Some(503));
-    assert!(net.ask(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").ends_with("draining"));
+    assert!(
+        net.request(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").ends_with("draining")
+    );
     assert_eq!(net.status("/ws/new", true), Some(503));
     assert_eq!(net.status("/ws", true), Some(503), "the default room is one too");
     // A peer that joins an existing room late is accepted.

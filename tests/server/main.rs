@@ -40,23 +40,23 @@ fn receive_json(net: &mut Net, peer: &str) -> serde_json::Value {
 #[test]
 fn plain_http_requests_are_answered() {
     let mut net = net();
-    let answer = net.ask(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
-    let answer = net.ask(ListenerKind::Main, "HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Main, "HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.contains("\r\nContent-Length: 2\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
-    let answer = net.ask(ListenerKind::Main, "GET /?room=tea HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Main, "GET /?room=tea HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.ends_with(include_str!("../../src/web/index.html")), "{answer}");
-    let answer = net.ask(ListenerKind::Main, "GET /noroshi.js HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Main, "GET /noroshi.js HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.ends_with(include_str!("../../src/web/noroshi.js")), "{answer}");
     let tag = answer.split("\r\nETag: ").nth(1).unwrap().split("\r\n").next().unwrap();
     let again = format!("GET /noroshi.js HTTP/1.1\r\nHost: h\r\nIf-None-Match: {tag}\r\n\r\n");
-    let answer = net.ask(ListenerKind::Main, &again);
+    let answer = net.request(ListenerKind::Main, &again);
     assert!(answer.starts_with("HTTP/1.1 304 ") && answer.ends_with("\r\n\r\n"), "{answer}");
     // An unread request body must not turn the response into a reset.
     let body = "x".repeat(100_000);
-    let answer = net.ask(ListenerKind::Main, &format!("POST /ws HTTP/1.1\r\nHost: h\r\n\r\n{body}"));
+    let answer = net.request(ListenerKind::Main, &format!("POST /ws HTTP/1.1\r\nHost: h\r\n\r\n{body}"));
     assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
-    let answer = net.ask(ListenerKind::Main, &format!("GET / HTTP/1.1\r\nX: {body}\r\n\r\n"));
+    let answer = net.request(ListenerKind::Main, &format!("GET / HTTP/1.1\r\nX: {body}\r\n\r\n"));
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
     let mut silent = net.connect(ListenerKind::Main);
     net.server.turn(Some(Duration::ZERO)).unwrap();
@@ -175,8 +175,8 @@ fn continuous_sender_delays_no_other_peer() {
     }
     assert!(sent > 50 * READ_BYTES_MAX, "A was ahead all the time");
     let read = metrics(&mut net)["noroshi_received_bytes_total"];
-    let turns = metrics(&mut net)["noroshi_loop_turn_seconds_count"];
-    assert!(read <= turns * (READ_BYTES_MAX + 500) as f64, "A has one read a turn");
+    let iterations = metrics(&mut net)["noroshi_loop_turn_seconds_count"];
+    assert!(read <= iterations * (READ_BYTES_MAX + 500) as f64, "A has one read per iteration");
     assert_eq!(metrics(&mut net)["noroshi_closings_total{reason=\"protocol_error\"}"], 0.0);
     drop(stream);
     net.finish();

@@ -13,13 +13,14 @@ use crate::common::transcript::Transport;
 
 /// Returns all samples by name and labels. Panics at any violation of the text format.
 pub fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
-    let answer = net.ask(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
     assert!(body.ends_with('\n'));
     let mut samples = BTreeMap::new();
-    let (mut helped, mut typed) = (String::new(), (String::new(), String::new()));
+    let mut helped = String::new();
+    let mut typed = (String::new(), String::new());
     let mut families = Vec::new();
     for line in body.lines() {
         let is_name =
@@ -69,8 +70,8 @@ fn metrics_count_events() {
     net.open("B", "tea");
     net.send("A", Message::text(r#"{"type":"connect","id":"A"}"#));
     net.send("A", Message::text("{"));
-    net.ask(ListenerKind::Main, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
-    net.ask(ListenerKind::Main, &REQUEST.replace("/ws/", "/nowhere/"));
+    net.request(ListenerKind::Main, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
+    net.request(ListenerKind::Main, &REQUEST.replace("/ws/", "/nowhere/"));
     net.close("B");
     let after = metrics(&mut net);
     for (name, value) in [
@@ -90,9 +91,10 @@ fn metrics_count_events() {
     {
         assert!(after[&format!("noroshi_{name}")] > 0.0, "{name}");
     }
-    assert!(net.ask(ListenerKind::Metrics, REQUEST).starts_with("HTTP/1.1 404 "));
+    assert!(net.request(ListenerKind::Metrics, REQUEST).starts_with("HTTP/1.1 404 "));
     assert!(
-        net.ask(ListenerKind::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 ")
+        net.request(ListenerKind::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+            .starts_with("HTTP/1.1 404 ")
     );
     while net.next_received("A").is_some() {}
     net.finish();
@@ -103,14 +105,14 @@ fn idle_server_does_not_wake_up() {
     let mut net = net();
     net.open("A", "");
     net.send("A", Message::text(r#"{"type":"leave","id":"A"}"#));
-    let turns = |net: &mut Net| metrics(net)["noroshi_loop_turn_seconds_count"];
-    let before = turns(&mut net);
+    let iterations = |net: &mut Net| metrics(net)["noroshi_loop_turn_seconds_count"];
+    let before = iterations(&mut net);
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_secs(2) {
         net.server.turn(Some(Duration::from_secs(2).saturating_sub(began.elapsed()))).unwrap();
     }
     // Two sweeps, the end of the wait, and the requests for the metrics.
-    assert!(turns(&mut net) - before < 15.0);
+    assert!(iterations(&mut net) - before < 15.0);
     net.finish();
 }
 
@@ -130,7 +132,7 @@ fn outcomes_of_offers_are_counted() {
         net.open(peer, "");
     }
     send(&mut net, "A", r#""type":"offer","sdp":1"#);
-    assert_eq!(outcomes(&mut net), [0.0; 4], "nobody is there to answer");
+    assert_eq!(outcomes(&mut net), [0.0; 4], "there is no peer to answer");
     send(&mut net, "B", r#""type":"connect""#);
     net.advance(2);
     send(&mut net, "B", r#""type":"answer","sdp":2"#);

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::*;
 
 fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
-    let answer = net.ask(ListenerKind::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
+    let answer =
+        net.request(ListenerKind::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("Content-Type: application/json"), "{head}");
     (serde_json::from_str(body).unwrap(), body.len())
@@ -56,7 +57,8 @@ fn rooms_lists_all_members_and_their_states() {
     send("E", json!({"type": "register", "roomId": "tea", "clientId": "E"}));
     let uuid =
         |net: &mut Net, peer: &str, key: &str| receive_json(net, peer)[key].as_str().unwrap().to_owned();
-    let (ayame, matchbox) = (uuid(&mut net, "E", "connectionId"), uuid(&mut net, "G", "IdAssigned"));
+    let ayame = uuid(&mut net, "E", "connectionId");
+    let matchbox = uuid(&mut net, "G", "IdAssigned");
     let member =
         |connection: u64, id: Value, state: &str| json!({"connection": connection, "id": id, "state": state});
     let tea = json!({"protocol": "noroshi", "room": "tea", "members": [
@@ -81,7 +83,7 @@ fn rooms_lists_all_members_and_their_states() {
     assert_eq!(rooms(&mut net, "?room=%22tea"), all[2..3]);
     assert_eq!(rooms(&mut net, "?room=nowhere"), Vec::<Value>::new());
     for request in ["POST /rooms", "GET /rooms?after=x", "GET /rooms/tea"] {
-        let answer = net.ask(ListenerKind::Metrics, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        let answer = net.request(ListenerKind::Metrics, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
     while ["A", "B", "C", "E", "F", "G"].iter().any(|peer| net.next_received(peer).is_some()) {}
@@ -92,7 +94,8 @@ fn rooms_lists_all_members_and_their_states() {
 fn rooms_is_paged() {
     let mut net = net();
     assert!(
-        net.ask(ListenerKind::Main, "GET /rooms HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 ")
+        net.request(ListenerKind::Main, "GET /rooms HTTP/1.1\r\nHost: h\r\n\r\n")
+            .starts_with("HTTP/1.1 404 ")
     );
     // Each quotation mark takes two bytes in JSON.
     let ids: Vec<String> = (0..400).map(|i| format!("{}{i:03}", "\"".repeat(125))).collect();
@@ -104,7 +107,9 @@ fn rooms_is_paged() {
     }
     let peers = |net: &mut Net| metrics(net)["noroshi_peers{protocol=\"noroshi\"}"] as usize;
     while peers(&mut net) < ids.len() {}
-    let (mut seen, mut query, mut pages) = (BTreeSet::new(), String::new(), 0);
+    let mut seen = BTreeSet::new();
+    let mut query = String::new();
+    let mut pages = 0;
     loop {
         let (page, bytes) = ask_rooms(&mut net, &query);
         pages += 1;
@@ -113,7 +118,10 @@ fn rooms_is_paged() {
         for room in page["rooms"].as_array().unwrap() {
             assert!(names.insert(room["room"].as_str().unwrap()), "a room is on a page once");
             for member in room["members"].as_array().unwrap() {
-                assert!(seen.insert(member["id"].as_str().unwrap().to_owned()), "nobody is listed twice");
+                assert!(
+                    seen.insert(member["id"].as_str().unwrap().to_owned()),
+                    "every member is listed once"
+                );
             }
         }
         let Some(next) = page["next"].as_str() else { break };

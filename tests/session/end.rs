@@ -85,7 +85,8 @@ fn invalid_utf8_is_closed_with_1007() {
 
 #[test]
 fn input_after_invalid_text_does_not_reach_another_session() {
-    let (mut test, mut other) = (open_session(), open_session());
+    let mut test = open_session();
+    let mut other = open_session();
     test.pipe().input.extend([frame(TEXT, b"\xff"), frame(TEXT, b"not theirs")].concat());
     test.session.fill(&mut test.scratch, &mut test.shared);
     assert!(test.session.next(&mut test.scratch, &mut test.shared, &test.dispatcher).is_none());
@@ -208,14 +209,14 @@ fn tcp_end_without_a_close_frame_ends_the_session() {
 #[test]
 fn tcp_end_during_the_close_handshake_ends_the_session() {
     // The session awaits the peer's Close frame, or has sent everything and discards further input.
-    let goodbyes: [fn(&mut TestSession); 2] = [
+    let endings: [fn(&mut TestSession); 2] = [
         |test| test.session.close(End::Replaced, &mut test.shared),
         |test| test.pipe().input.extend(frame(0x83, b"no such frame")),
     ];
     for broken in [false, true] {
-        for goodbye in goodbyes {
+        for ending in endings {
             let mut test = open_session();
-            goodbye(&mut test);
+            ending(&mut test);
             test.process();
             assert!(!test.session.is_open() && !test.session.is_over());
             test.pipe().is_broken = broken;

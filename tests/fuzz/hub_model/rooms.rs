@@ -161,7 +161,8 @@ impl Model {
             (None, _) => {
                 if self.offerer(&room).is_some_and(|offerer| offerer != conn) {
                     let peer = self.peer(conn);
-                    (peer.stored_candidates, peer.offer_rejected) = (vec![], true);
+                    peer.stored_candidates = vec![];
+                    peer.offer_rejected = true;
                     return Err(Code::NotOfferer);
                 }
                 if !self.context.reserve() {
@@ -181,7 +182,8 @@ impl Model {
                 if peer.offer.replace((number, sdp.to_owned(), false)).is_some() {
                     peer.stored_candidates = vec![];
                 }
-                (peer.state, peer.offer_rejected) = (State::Offerer, false);
+                peer.state = State::Offerer;
+                peer.offer_rejected = false;
                 self.restart_deadline(&room);
                 self.advance(&room);
                 return Ok(());
@@ -222,13 +224,15 @@ impl Model {
             }
             let owner = self.peer(to);
             let candidates = std::mem::take(&mut owner.stored_candidates).join("|");
-            (owner.offer, owner.state) = (None, State::Paired(conn));
+            owner.offer = None;
+            owner.state = State::Paired(conn);
             let id = owner.id.clone();
             if !candidates.is_empty() {
                 self.send(conn, json!({"type": "candidate", "candidate": candidates, "id": id}));
             }
             let peer = self.peer(conn);
-            (peer.stored_candidates, peer.state) = (vec![], State::Paired(to));
+            peer.stored_candidates = vec![];
+            peer.state = State::Paired(to);
             self.restart_deadline(&room);
             self.advance(&room);
         }
@@ -323,7 +327,9 @@ impl Model {
             }
         }
         let peer = self.peer(conn);
-        (peer.state, peer.offer, peer.stored_candidates) = (State::Idle, None, vec![]);
+        peer.state = State::Idle;
+        peer.offer = None;
+        peer.stored_candidates = vec![];
         let holders = std::mem::take(&mut peer.holders);
         for &holder in &holders {
             self.peer(holder).state = State::Idle;

@@ -8,7 +8,7 @@ use futures::executor::block_on;
 use matchbox_socket::{Packet, PeerId, PeerState, RtcIceServerConfig, WebRtcSocket};
 
 /// Time after which waiting fails.
-const GIVE_UP: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Messages from each peer to each other peer on each of two channels.
 const MESSAGES: u8 = 100;
 const RELIABLE: usize = 0;
@@ -50,10 +50,10 @@ impl Peer {
     }
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < GIVE_UP, "waited in vain: {what}");
+    while !condition() {
+        assert!(began.elapsed() < WAIT_TIMEOUT, "timed out waiting for: {what}");
         sleep(Duration::from_millis(5));
     }
 }
@@ -75,7 +75,7 @@ fn meet(peers: &mut [&mut Peer]) {
 
 /// Sends messages between all peers on both channels. Reliable messages arrive complete and in order, most unreliable
 /// ones arrive, and none arrives twice. Each message has its round, because unreliable ones may be late.
-fn talk(peers: &mut [&mut Peer], round: u8) {
+fn exchange_messages(peers: &mut [&mut Peer], round: u8) {
     for peer in &mut *peers {
         for n in 0..MESSAGES {
             for id in peer.others.clone() {
@@ -87,7 +87,8 @@ fn talk(peers: &mut [&mut Peer], round: u8) {
     }
     for peer in peers {
         let expected = peer.others.len() * usize::from(MESSAGES);
-        let (mut received, mut lossy) = ([vec![], vec![]], BTreeSet::new());
+        let mut received = [vec![], vec![]];
+        let mut lossy = BTreeSet::new();
         until("all is received", || {
             for (channel, received) in received.iter_mut().enumerate() {
                 let packets = peer.socket.channel_mut(channel).receive().into_iter();
@@ -110,14 +111,16 @@ fn main() {
     let enter = |name, room: &str| Peer::enter(name, format!("{base}/{room}"));
 
     println!("two meet, in another room a third is alone");
-    let (mut a, mut b, mut alone) = (enter("a", "tea"), enter("b", "tea"), enter("alone", "coffee"));
+    let mut a = enter("a", "tea");
+    let mut b = enter("b", "tea");
+    let mut alone = enter("alone", "coffee");
     meet(&mut [&mut a, &mut b]);
-    talk(&mut [&mut a, &mut b], 1);
+    exchange_messages(&mut [&mut a, &mut b], 1);
 
     println!("a third comes");
     let mut c = enter("c", "tea");
     meet(&mut [&mut a, &mut b, &mut c]);
-    talk(&mut [&mut a, &mut b, &mut c], 2);
+    exchange_messages(&mut [&mut a, &mut b, &mut c], 2);
 
     println!("one leaves");
     let left = b.id();
@@ -129,7 +132,7 @@ fn main() {
         })
     });
     meet(&mut [&mut a, &mut c]);
-    talk(&mut [&mut a, &mut c], 3);
+    exchange_messages(&mut [&mut a, &mut c], 3);
     alone.look();
     assert!(alone.others.is_empty() && alone.gone.is_empty());
 
@@ -145,9 +148,9 @@ fn main() {
     let mut three: Vec<Peer> = ["h", "i", "j"].map(|name| enter(name, "pairs?next=3")).into();
     for pair in pairs.chunks_mut(2) {
         meet(&mut pair.iter_mut().collect::<Vec<_>>());
-        talk(&mut pair.iter_mut().collect::<Vec<_>>(), 4);
+        exchange_messages(&mut pair.iter_mut().collect::<Vec<_>>(), 4);
     }
     meet(&mut three.iter_mut().collect::<Vec<_>>());
-    talk(&mut three.iter_mut().collect::<Vec<_>>(), 5);
+    exchange_messages(&mut three.iter_mut().collect::<Vec<_>>(), 5);
     println!("done");
 }
