@@ -320,7 +320,7 @@ fn read_on(harness: &mut Harness, victim: &mut Raw, attackers: &mut [Raw], itera
             received.push(kind.unwrap_or_else(key));
         }
         assert_eq!(victim.close_code, None, "a victim that reads is closed");
-        assert!(victim.is_connected(), "a victim that reads is disconnected");
+        assert!(victim.is_connected(), "the victim is disconnected although it reads");
     }
     received.retain(|kind| kind != "candidate" && kind != "Signal");
     received
@@ -606,7 +606,7 @@ fn flood(begin: &[u8], again: &[u8]) {
     let began = harness.server.shared().now;
     let mut elapsed = Duration::ZERO;
     while flooder.close_code.is_none() {
-        assert!(elapsed < 3 * RATE_OFFENCE_MAX, "a peer that never stops is closed");
+        assert!(elapsed < 3 * RATE_OFFENCE_MAX, "a continuous sender is closed");
         if flooder.unwritten() < chunk.len() {
             flooder.push(&chunk);
         }
@@ -625,7 +625,7 @@ fn flood(begin: &[u8], again: &[u8]) {
     }
     assert_eq!(flooder.close_code, Some(1008));
     assert!(elapsed < RATE_OFFENCE_MAX + Duration::from_secs(2), "{elapsed:?}");
-    assert!((1..=6).contains(&notices), "it is notices {notices} times");
+    assert!((1..=6).contains(&notices), "{notices} notices");
     let seconds = elapsed.as_secs() as usize + 1 + RATE_BURST_SECONDS as usize;
     let credits = config.rate_max as usize * seconds;
     assert!(pongs <= credits, "{pongs} pongs for {credits} credits");

@@ -195,7 +195,7 @@ fn first_signal_closes_peers_and_second_exits_immediately() {
     let began = Instant::now();
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(1), "the first alone takes two");
+    assert!(began.elapsed() < Duration::from_secs(1), "without a second signal the exit takes two seconds");
     // A signal may arrive as soon as the address is printed.
     for _ in 0..20 {
         let (mut server, _stderr) = run(r#"exec "$0""#);

@@ -202,7 +202,7 @@ fn black_hole_network_does_not_block_reconnecting() {
         const a = await entering; 0",
         proxy.address
     ));
-    eventually("it is there", || server.metric("peers") == 1.0);
+    eventually("the group exists", || server.metric("peers") == 1.0);
     close(browser);
 }
 

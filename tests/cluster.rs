@@ -154,7 +154,7 @@ impl Member {
             "peerLeft" => _ = self.others.remove(&id.unwrap()),
             "candidate" => {
                 let candidate: Value = serde_json::from_str(message["candidate"].as_str().unwrap()).unwrap();
-                assert_eq!(candidate["room"], *self.room, "it is for the right room");
+                assert_eq!(candidate["room"], *self.room, "the candidate is for this room");
                 assert!(
                     self.received.insert((id.unwrap(), candidate["n"].as_u64().unwrap())),
                     "it is received once"
@@ -228,7 +228,7 @@ fn visit(members: &mut [Member], address: SocketAddr) {
         assert!(began.elapsed() < WAIT_TIMEOUT, "{apart} do not see both members");
         sleep(Duration::from_millis(20));
     }
-    assert!(guests.iter().all(|guest| guest.came == 1), "they see both at once");
+    assert!(guests.iter().all(|guest| guest.came == 1), "guests see both members immediately");
     drop(guests);
     meet(members, address);
 }
@@ -245,7 +245,7 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
         (0..ROOMS).flat_map(|room| ["a", "b"].map(|id| Member::new(&format!("room-{room}"), id))).collect();
     println!("all meet in {:?}", meet(&mut members, address));
     for node in cluster.nodes.iter().flatten() {
-        assert!(node.metric("rooms") > 10.0, "each node has its share");
+        assert!(node.metric("rooms") > 10.0, "each node has connections");
     }
     visit(&mut members, address);
 

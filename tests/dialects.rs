@@ -84,7 +84,7 @@ fn protocols_are_disabled_without_their_flags() {
         net.open_at(peer, path);
         assert!(receive_json(&mut *net, peer)["IdAssigned"].is_string());
     }
-    assert!(receive_json(&mut *net, "a")["NewPeer"].is_string(), "both are the room without a name");
+    assert!(receive_json(&mut *net, "a")["NewPeer"].is_string(), "both paths are the default room");
     for (path, status) in [("/tea", 404), ("/", 404), ("/gamesome", 404)] {
         assert_eq!(net.status(path, true), Some(status), "{path}");
     }

@@ -47,7 +47,7 @@ impl Attack {
             })
             .collect();
         let attack = Attack { is_over, attempts, attackers };
-        eventually("all attackers are there", || attack.attempts.load(Ordering::Relaxed) >= count);
+        eventually("all attackers are connected", || attack.attempts.load(Ordering::Relaxed) >= count);
         attack
     }
 
@@ -84,7 +84,7 @@ fn full_server_answers_healthz_under_connections_that_send_one_byte() {
         attack.end();
     }
     for client in &mut pair {
-        assert!(client.sync().len() <= 1, "they notice nothing but each other");
+        assert!(client.sync().len() <= 1, "the pair receives only its own messages");
     }
 }
 

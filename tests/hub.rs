@@ -135,7 +135,7 @@ fn candidates_are_limited_by_size() {
     send(&mut transport, "A", candidate(3));
     assert_eq!(code(&mut transport, "A"), "too_many");
     send(&mut transport, "A", json!({"type": "candidateAdd", "id": "A", "candidate": 10}));
-    assert_eq!(transport.next_received("A"), None, "that fills it to the last byte");
+    assert_eq!(transport.next_received("A"), None, "the stored candidates have exactly the maximum size");
     Box::new(transport).finish();
 }
 
@@ -156,7 +156,7 @@ fn claimant_is_not_read_before_the_probe_ends() {
         send(&mut transport, "B", json!({"type": "leave", "id": "A"}));
     }
     assert_eq!(transport.next_received("B"), None);
-    assert_eq!((transport.reserved(), transport.count("leave")), (reserved, 1), "the server has none of it");
+    assert_eq!((transport.reserved(), transport.count("leave")), (reserved, 1), "the message was not read");
     transport.advance(5);
     assert_eq!(transport.count("leave"), 10_001);
     send(&mut transport, "B", json!({"type": "connect", "id": "A"}));
@@ -366,9 +366,9 @@ fn an_offer_is_held_by_a_limited_number_of_peers() {
         assert_eq!(receive_json(&mut transport, name)["sdp"], "1");
     }
     let last = &names[OFFER_HOLDERS_MAX];
-    assert_eq!(transport.next_received(last), None, "it waits");
+    assert_eq!(transport.next_received(last), None, "the peer is queued");
     send(&mut transport, &names[0], json!({"type": "answer", "id": names[0], "target_id": "A"}));
-    assert_eq!(receive_json(&mut transport, last), json!({"type": "offer"}), "it is asked");
+    assert_eq!(receive_json(&mut transport, last), json!({"type": "offer"}), "the peer is the offerer");
     Box::new(transport).finish();
 }
 

@@ -178,7 +178,7 @@ fn suspended_page_leaves_its_room() {
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     browser.eval("const a = await enter('A'); const firePageTransition = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
-    eventually("it is there", || server.metric("peers") == 1.0);
+    eventually("the group exists", || server.metric("peers") == 1.0);
     browser.eval("firePageTransition('pagehide'); 0");
     eventually("it sleeps", || server.metric("connections") == 0.0);
     browser.eval("dispatchEvent(new Event('online')); 0");
@@ -206,8 +206,8 @@ fn left_room_is_garbage_collected() {
             room.leave();
         } 0",
     );
-    eventually("they are gone", || server.metric("connections") == 0.0);
-    eventually("nothing holds them", || {
+    eventually("the connections are closed", || server.metric("connections") == 0.0);
+    eventually("the rooms are collected", || {
         browser.collect_garbage();
         browser.eval("left.filter((room) => room.deref()).length") == 0
     });

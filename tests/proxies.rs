@@ -155,7 +155,7 @@ impl Proxy {
         fs::write(path, text.replace(&from.address.to_string(), &to.address.to_string())).unwrap();
         (self.kind.reload)(&self.program);
         let mut client = None;
-        eventually("it has read its file again", || {
+        eventually("the configuration is reloaded", || {
             client = Some(self.peer("C", [127, 0, 0, 1], ""));
             to.metric("peers") > 0.0
         });
@@ -370,7 +370,7 @@ fn browsers_connect_behind_each_proxy() {
         }
         let _third = proxy.switch_server(&first, &second);
         let ends = kind.reload_ends.is_some();
-        eventually("their WebSockets are where they should be", || {
+        eventually("the WebSockets are connected to the new server", || {
             (first.metric("peers"), second.metric("peers")) == if ends { (0.0, 3.0) } else { (2.0, 1.0) }
         });
         // The connection between the browsers stays open.

@@ -469,7 +469,7 @@ fn crowded_room_limits_the_holders_of_an_offer() {
     for i in 1..CROWD_PEERS {
         room.send(i, "connect", "");
     }
-    assert_eq!(room.effects, OFFER_HOLDERS_MAX, "as many as may hold it are handed it");
+    assert_eq!(room.effects, OFFER_HOLDERS_MAX, "the offer has the maximum number of holders");
     // One answer is accepted. The other holders are too late and are queued again.
     room.effects = 0;
     for i in 1..=OFFER_HOLDERS_MAX {

@@ -106,7 +106,7 @@ fn thousand_stalled_readers_are_closed() {
         assert!(is_full, "{target} takes no end of messages");
     });
     // They are closed ten seconds later, except the one that still reads a little.
-    loaded.wait_until("they are closed", |server| {
+    loaded.wait_until("the connections are closed", |server| {
         sender.send_text(&offer("slow"));
         sender.sync();
         slow.read_up_to(4 * KIB);
@@ -184,7 +184,7 @@ fn delivery_takes_one_iteration_regardless_of_other_senders() {
         assert!(net.socket("Q").read().unwrap().is_text());
     }
     let was_ahead = |sent: usize| sent > DELIVERIES * READ_BYTES_MAX;
-    assert!(talkers.iter().all(|(_, _, sent)| was_ahead(*sent)), "there was more to read all the time");
+    assert!(talkers.iter().all(|(_, _, sent)| was_ahead(*sent)), "unread bytes were always available");
     drop(talkers);
     net.finish();
 }
@@ -223,7 +223,7 @@ fn send_extremes(flags: &str, message_bytes_max: usize, extremes: &[Extreme], me
         match error {
             Some(code) => assert_eq!(a.receive_json()["code"], *code),
             None => {
-                assert!(text.contains(b.receive_json()["sdp"].as_str().unwrap()), "B receives what A wrote")
+                assert!(text.contains(b.receive_json()["sdp"].as_str().unwrap()), "B receives A's message")
             }
         }
         loaded.exchange_candidates();
@@ -256,7 +256,7 @@ fn stored_candidates_are_limited() {
         client
     });
     let (full, _) = loaded.server.memory();
-    assert!(full > PEERS * STORED_BYTES_MAX, "all of it is stored");
+    assert!(full > PEERS * STORED_BYTES_MAX, "all candidates are stored");
     drop(peers);
     loaded.finish(BASELINE_BYTES + PEERS * (STORED_BYTES_MAX + 4 * KIB));
 }

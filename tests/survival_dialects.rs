@@ -53,7 +53,9 @@ fn stalled_reader_blocks_no_other_client() {
         rooms.iter_mut().for_each(|(_, talker)| talker.send_text(&sdp));
         talker.send_text(&signal);
     }
-    loaded.wait_until("they are closed", |server| server.metric("closings_total{reason=\"slow\"}") == 101.0);
+    loaded.wait_until("the connections are closed", |server| {
+        server.metric("closings_total{reason=\"slow\"}") == 101.0
+    });
     for (_, talker) in &mut rooms {
         assert_eq!(talker.receive(), Received::Text(r#"{"type":"bye"}"#.to_owned()));
         assert_eq!(talker.receive(), Received::Closed(1000));
@@ -105,7 +107,7 @@ fn invalid_messages_and_floods_are_handled() {
     second.receive_json();
     let mut game = matchbox(address, "tea");
     id(&mut game);
-    loaded.wait_until("both are closed", |server| {
+    loaded.wait_until("both connections are closed", |server| {
         for _ in 0..200 {
             for (client, text) in [(&mut second, r#"{"type":"candidate"}"#), (&mut game, "\"KeepAlive\"")] {
                 // The connection may already be closed.

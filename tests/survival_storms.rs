@@ -38,14 +38,14 @@ fn five_hundred_clients_with_sixty_four_descriptors_are_served() {
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
     // 31 connections fit, including the pair. Others are rejected and closed, so that none is left waiting.
     loaded.wait_for_metric("connections_total", 31);
-    loaded.wait_until("some are refused", |_| answered(&clients, "503") >= REFUSED_AT_ONCE);
+    loaded.wait_until("some connections are rejected", |_| answered(&clients, "503") >= REFUSED_AT_ONCE);
     let inside = loaded.descriptors_at_rest + 31 - PAIR.len();
-    loaded.wait_until("the others are gone", |server| server.descriptors() == inside);
+    loaded.wait_until("the other connections are closed", |server| server.descriptors() == inside);
     does_not_spin(&loaded.server);
     for came in 32..35 {
         let inside = clients.iter().position(|client| client.has_response("101")).unwrap();
         drop(clients.swap_remove(inside));
-        loaded.wait_until("a newcomer takes the place", |server| {
+        loaded.wait_until("a new client takes the slot", |server| {
             let mut client = Client::connect(server.address);
             client.send(REQUEST.as_bytes());
             let is_inside = client.read_head().starts_with("HTTP/1.1 101 ");
@@ -71,7 +71,7 @@ fn five_hundred_clients_without_descriptors_are_served_later() {
     let began = Instant::now();
     let mut waiting = loaded.connect_many(500, |address, _| Client::connect(address));
     waiting.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
-    loaded.wait_until("all are taken", |server| server.descriptors() >= limit);
+    loaded.wait_until("all descriptors are in use", |server| server.descriptors() >= limit);
     does_not_spin(&loaded.server);
     // A freed descriptor is used for a waiting client.
     let before = answered(&waiting, "101");
@@ -142,9 +142,13 @@ fn full_server_queues_in_one_room_or_many() {
 fn memory_does_not_grow_over_a_hundred_thousand_peers() {
     let mut loaded = LoadedServer::start("");
     let mut clients = start_load_generator(&loaded, "--mode churn --seconds 600");
-    loaded.wait_until("the first have gone", |server| server.metric("connections_total") > 10_000.0);
+    loaded.wait_until("the first peers have disconnected", |server| {
+        server.metric("connections_total") > 10_000.0
+    });
     let (early, _) = loaded.server.memory();
-    loaded.wait_until("the others have gone", |server| server.metric("connections_total") > 100_000.0);
+    loaded.wait_until("the other peers have disconnected", |server| {
+        server.metric("connections_total") > 100_000.0
+    });
     clients.kill().unwrap();
     clients.wait().unwrap();
     loaded.wait_for_metric("connections", 2);

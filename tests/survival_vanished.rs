@@ -79,14 +79,14 @@ fn cut_the_network() {
     // The kernel accepts the messages for the partner.
     near.send_json(json!({"type": "candidateAdd", "id": "near", "candidate": 3}));
     let mut received = Vec::new();
-    loaded.wait_until("it is noticed", |server| {
+    loaded.wait_until("the disconnect is noticed", |server| {
         received.extend(near.sync());
         server.metric("closings_total{reason=\"silent\"}") == 3.0
     });
     assert!(began.elapsed() < DETECTION_TIME);
     received.extend(near.sync());
     assert_eq!(received, [json!({"type": "peerLeft", "id": "1"})]);
-    loaded.wait_until("all are dropped", |server| {
+    loaded.wait_until("all connections are dropped", |server| {
         near.sync();
         server.metric("connections") == 2.0 + 1.0
     });
@@ -197,7 +197,7 @@ fn reset_is_handled_in_every_state() {
     let (attackers, keepers) = peers_in_all_states(&mut loaded);
     attackers.into_iter().for_each(Client::reset);
     let left = loaded.descriptors_at_rest + keepers.len();
-    loaded.wait_until("they are gone", |server| server.descriptors() == left);
+    loaded.wait_until("the connections are closed", |server| server.descriptors() == left);
     keepers.into_iter().for_each(Client::reset);
     loaded.finish(BASELINE_BYTES + QUEUE_BYTES_MAX);
 }
@@ -209,7 +209,7 @@ fn half_close_is_handled_in_every_state() {
     // They keep reading and wait for messages that never arrive.
     attackers.iter().for_each(Client::half_close);
     let left = loaded.descriptors_at_rest + keepers.len();
-    loaded.wait_until("they are gone", |server| server.descriptors() == left);
+    loaded.wait_until("the connections are closed", |server| server.descriptors() == left);
     drop((attackers, keepers));
     loaded.finish(BASELINE_BYTES + QUEUE_BYTES_MAX);
 }
@@ -226,7 +226,7 @@ fn half_close_with_the_last_message_is_handled() {
     }
     loaded.server.signal(Signal::SIGCONT);
     let at_rest = loaded.descriptors_at_rest;
-    loaded.wait_until("they are gone", |server| server.descriptors() == at_rest);
+    loaded.wait_until("the connections are closed", |server| server.descriptors() == at_rest);
     // The reason is the end of TCP, not a timeout.
     assert_eq!(loaded.server.metric("closings_total{reason=\"unregistered\"}"), 0.0);
     assert!(attackers.iter().all(|(client, _)| !client.has_response("408")));

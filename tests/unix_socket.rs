@@ -135,7 +135,7 @@ fn one_of_several_processes_serves_at_a_stale_path() {
         };
         let mut started: Vec<Child> = (0..4).map(|_| start()).collect();
         let mut codes = Vec::new();
-        eventually("all but one give up", || {
+        eventually("all processes but one exit", || {
             codes = started.iter_mut().map(|child| child.try_wait().unwrap()).collect::<Vec<_>>();
             codes.iter().flatten().count() >= 3
         });
@@ -171,7 +171,7 @@ fn start_does_not_replace_the_socket_of_another_process() {
     let fresh = fs::symlink_metadata(path).unwrap().ino();
     drop(lock);
     let mut status = None;
-    eventually("the second gives up", || {
+    eventually("the second process exits", || {
         status = second.try_wait().unwrap();
         status.is_some()
     });

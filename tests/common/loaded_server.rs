@@ -108,7 +108,7 @@ impl LoadedServer {
     /// Lets the pair exchange candidates for this long.
     pub fn run_for(&mut self, time: Duration) {
         let began = Instant::now();
-        self.wait_until("time passes", |_| began.elapsed() >= time);
+        self.wait_until("the time has passed", |_| began.elapsed() >= time);
     }
 
     /// Asserts that the attackers have left nothing behind and that the peak memory is within `memory_max` bytes. Then

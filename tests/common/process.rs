@@ -106,7 +106,7 @@ impl Running {
 
     pub fn code(&mut self) -> Option<i32> {
         let mut status = None;
-        eventually("it ends", || {
+        eventually("the process exits", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });

@@ -71,7 +71,7 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
             for slot in 0..count {
                 let conn = match world.conn(slot) {
                     Some(conn) => conn,
-                    None => world.connect(slot, &target(), None).expect("there is a place"),
+                    None => world.connect(slot, &target(), None).expect("the protocol accepts the peer"),
                 };
                 world.send(conn, message.as_bytes(), false);
             }

@@ -53,7 +53,7 @@ impl Model {
 
     fn exit(&mut self, conn: Conn) {
         let name = self.context.names.get(&conn).cloned();
-        let client = self.clients.remove(&conn).expect("it is here");
+        let client = self.clients.remove(&conn).expect("the connection is known");
         let left = match &client.state {
             State::Nameless => Output::Left(String::new(), None),
             State::Waiting(room) => Output::Left(room.clone(), None),
@@ -112,7 +112,7 @@ impl Model {
             return self.reject(conn, "token_refused", fault.sentence());
         }
         if standalone == "true" {
-            self.clients.get_mut(&conn).expect("it is here").ping_at = None;
+            self.clients.get_mut(&conn).expect("the connection is known").ping_at = None;
         }
         self.sit(conn, &room);
     }
@@ -140,7 +140,8 @@ impl Model {
         if room.seated.len() < 2 {
             room.seated.push(conn);
             let is_second = room.seated.len() == 2;
-            self.clients.get_mut(&conn).expect("it is here").state = State::Seated(name.to_owned());
+            self.clients.get_mut(&conn).expect("the connection is known").state =
+                State::Seated(name.to_owned());
             self.context.emit(conn, Output::Registered(name.to_owned()));
             let id = self.context.names[&conn].clone();
             return self.send(
@@ -154,9 +155,9 @@ impl Model {
             return self.reject(conn, "full", "full");
         }
         room.waiting.push(conn);
-        self.clients.get_mut(&conn).expect("it is here").state = State::Waiting(name.to_owned());
+        self.clients.get_mut(&conn).expect("the connection is known").state = State::Waiting(name.to_owned());
         for seated in room.seated.clone() {
-            let client = self.clients.get_mut(&seated).expect("it is here");
+            let client = self.clients.get_mut(&seated).expect("the connection is known");
             if !client.is_probed {
                 client.is_probed = true;
                 self.context.probe(seated);
@@ -218,21 +219,21 @@ impl Rules for Model {
     }
 
     fn alive(&mut self, conn: Conn) {
-        let client = self.clients.get_mut(&conn).expect("it is here");
+        let client = self.clients.get_mut(&conn).expect("the connection is known");
         client.is_probed = false;
         let State::Seated(name) = &client.state else { panic!("only seated clients are probed") };
         let name = name.clone();
         if self.rooms[&name].seated.iter().any(|seated| self.clients[seated].is_probed) {
             return;
         }
-        let waiting = std::mem::take(&mut self.rooms.get_mut(&name).expect("it is seated").waiting);
+        let waiting = std::mem::take(&mut self.rooms.get_mut(&name).expect("the client is seated").waiting);
         for conn in waiting {
             self.reject(conn, "full", "full");
         }
     }
 
     fn silent(&mut self, conn: Conn) {
-        let client = self.clients.get_mut(&conn).expect("it is here");
+        let client = self.clients.get_mut(&conn).expect("the connection is known");
         let State::Seated(name) = &client.state else { panic!("only seated clients are probed") };
         if self.rooms[name].waiting.is_empty() {
             client.is_probed = false;

@@ -113,7 +113,10 @@ impl HubWorld {
             id: token_id.map(|id| IDS[id].into()),
         };
         let claims = Some(&claims).filter(|_| self.has_tokens);
-        let conn = self.world.connect(step.slot, &target(ROOMS[kind % 2]), claims).expect("there is a place");
+        let conn = self
+            .world
+            .connect(step.slot, &target(ROOMS[kind % 2]), claims)
+            .expect("the protocol accepts the peer");
         self.own_ids.insert(conn, token_id.unwrap_or(step.slot % 5));
         // Every second peer has one credit left at its first message.
         if kind / 12 == 1 {

@@ -213,7 +213,7 @@ impl Model {
     /// Removes a disconnected peer. Its id goes to its first claimant.
     fn exit(&mut self, conn: Conn) {
         let claimants = self.end_claim(conn);
-        let peer = self.peers.remove(&conn).expect("it is here");
+        let peer = self.peers.remove(&conn).expect("the connection is known");
         for others in self.claims.values_mut() {
             others.retain(|claimant| *claimant != conn);
         }
@@ -238,7 +238,7 @@ impl Model {
     }
 
     fn peer(&mut self, conn: Conn) -> &mut Peer {
-        self.peers.get_mut(&conn).expect("it is here")
+        self.peers.get_mut(&conn).expect("the connection is known")
     }
 
     fn room(&mut self, conn: Conn) -> &mut Room {

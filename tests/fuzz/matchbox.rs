@@ -119,7 +119,7 @@ fn extra_peers_step(
 
 fn connect(world: &mut World<Model>, slot: usize, target: &Target, names: &mut Vec<String>) -> Option<Conn> {
     let conn = world.connect(slot, target, None)?;
-    names.push(world.name(conn).expect("it is registered at once").to_owned());
+    names.push(world.name(conn).expect("matchbox peers are registered when they connect").to_owned());
     Some(conn)
 }
 

@@ -30,8 +30,10 @@ struct Group {
 
 /// Returns the room and the group size that a target requests.
 fn wanted(target: &Target) -> (&str, usize) {
-    let (_, size) =
-        QUERIES.iter().find(|(query, _)| Query::new(query) == target.query).expect("a query of the list");
+    let (_, size) = QUERIES
+        .iter()
+        .find(|(query, _)| Query::new(query) == target.query)
+        .expect("the query is one of the list");
     (&target.room, *size)
 }
 
@@ -80,7 +82,7 @@ impl Rules for Model {
         let others = self.groups[&number].members.len();
         let _ = self.context.pay(conn, 1 + credits_for_deliveries(others, 100), 1);
         self.tell_group(number, &format!(r#"{{"NewPeer":"{id}"}}"#));
-        let group = self.groups.get_mut(&number).expect("it is there");
+        let group = self.groups.get_mut(&number).expect("the group exists");
         group.members.push(conn);
         group.is_complete = group.members.len() == size;
         self.peers.insert(conn, number);
@@ -128,7 +130,7 @@ impl Rules for Model {
 
     fn disconnected(&mut self, conn: Conn) {
         let Some(number) = self.peers.remove(&conn) else { return };
-        let group = self.groups.get_mut(&number).expect("it is there");
+        let group = self.groups.get_mut(&number).expect("the group exists");
         group.members.retain(|member| *member != conn);
         let id = self.context.names[&conn].clone();
         self.context.emit(conn, Output::Left(group.room.clone(), Some(id.clone())));

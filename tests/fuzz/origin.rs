@@ -80,7 +80,8 @@ fn may_connect(allowed: &str, origin: &str) -> bool {
     }
     let Some((scheme, host, port)) = read(origin) else { return false };
     let Some((before, base)) = allowed.split_once("://*.") else { return read(allowed) == read(origin) };
-    let (own_scheme, own_host, own_port) = read(&format!("{before}://{base}")).expect("it is well-formed");
+    let (own_scheme, own_host, own_port) =
+        read(&format!("{before}://{base}")).expect("the allowed origin is well-formed");
     let below = host.strip_suffix(&own_host).and_then(|labels| labels.strip_suffix('.'));
     (scheme, port) == (own_scheme, own_port) && below.is_some_and(|labels| !labels.is_empty())
 }

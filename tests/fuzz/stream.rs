@@ -269,7 +269,7 @@ impl Peer {
             (true, true) if is_refused => {}
             (true, true) => self.sent.push(length),
             (true, false) => {
-                assert!(!is_forwarded, "what has room can be sent");
+                assert!(!is_forwarded, "a message that fits is queued");
                 self.closed = self.session.end();
             }
             (false, _) => {}
@@ -400,7 +400,7 @@ impl Peer {
         let mut answered = 0;
         let mut closed = false;
         for (first, payload) in frames {
-            assert!(!closed, "nothing comes after a Close");
+            assert!(!closed, "no frame follows a Close frame");
             match first {
                 TEXT => {
                     assert!(payload == text(texts, self.sent[texts]).as_bytes());
@@ -410,7 +410,8 @@ impl Peer {
                 PONG => {
                     // Pings may be left unanswered, but none is answered twice or out of order.
                     let pings = &self.reading.pings[answered..];
-                    answered += 1 + pings.iter().position(|ping| *ping == payload).expect("a pong to a ping");
+                    answered +=
+                        1 + pings.iter().position(|ping| *ping == payload).expect("each pong answers a ping");
                 }
                 CLOSE => {
                     closed = true;

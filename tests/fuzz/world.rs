@@ -256,7 +256,7 @@ impl<R: Rules> World<R> {
         context::handle(&mut self.rules, input);
         self.compare(&input);
         if let Some(conn) = input.conn().filter(|conn| self.peers[conn.slot()] == Some(*conn)) {
-            let (_, member) = self.dispatcher.member(conn).expect("it is here");
+            let (_, member) = self.dispatcher.member(conn).expect("the connection is known");
             let member = (member.room.to_owned(), member.id.map(String::from), member.state);
             assert_eq!(Some(member), self.rules.seen(conn));
         }
@@ -328,10 +328,10 @@ impl<R: Rules> World<R> {
 
         for (conn, output) in outputs {
             match output {
-                Output::Pause => assert!(self.paused.insert(conn), "it is paused twice"),
-                Output::Resume => assert!(self.paused.remove(&conn), "it was not paused"),
+                Output::Pause => assert!(self.paused.insert(conn), "the connection is already paused"),
+                Output::Resume => assert!(self.paused.remove(&conn), "the connection is not paused"),
                 Output::Close(_) => {
-                    assert_eq!(self.peers[conn.slot()], Some(conn), "it is closed twice");
+                    assert_eq!(self.peers[conn.slot()], Some(conn), "the connection is already closed");
                     self.disconnect(conn);
                 }
                 Output::Text(_) | Output::Ping | Output::Registered(_) | Output::Left(..) => {}

@@ -167,7 +167,10 @@ fn oldest_unanswered_request_is_evicted_on_a_full_server() {
         }
         for stream in &mut idle[3..] {
             let read = stream.read(&mut [0]);
-            assert!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "younger ones stay");
+            assert!(
+                read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock),
+                "younger connections stay open"
+            );
         }
         drop(idle);
         net.finish();
@@ -184,7 +187,7 @@ fn request_timeout_is_one_second_on_a_full_server() {
         net.server.advance(time - Duration::from_millis(500));
         net.server.turn(Some(Duration::ZERO)).unwrap();
         net.server.turn(Some(Duration::ZERO)).unwrap();
-        assert!(idle.read(&mut [0]).is_err(), "it has time left");
+        assert!(idle.read(&mut [0]).is_err(), "the timeout has not passed");
         net.server.advance(Duration::from_secs(1));
         assert!(net.read_to_end(&mut idle).starts_with(b"HTTP/1.1 408 "));
         net.finish();

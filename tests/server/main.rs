@@ -173,7 +173,7 @@ fn continuous_sender_delays_no_other_peer() {
         net.server.turn(Some(Duration::ZERO)).unwrap();
         assert_eq!(net.socket("B").read().unwrap(), Message::Pong(Default::default()));
     }
-    assert!(sent > 50 * READ_BYTES_MAX, "A was ahead all the time");
+    assert!(sent > 50 * READ_BYTES_MAX, "A always had unread bytes");
     let read = metrics(&mut net)["noroshi_received_bytes_total"];
     let iterations = metrics(&mut net)["noroshi_loop_turn_seconds_count"];
     assert!(read <= iterations * (READ_BYTES_MAX + 500) as f64, "A has one read per iteration");

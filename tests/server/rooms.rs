@@ -116,7 +116,7 @@ fn rooms_is_paged() {
         assert!(bytes < ROOMS_BYTES_MAX + 4000, "{bytes}");
         let mut names = BTreeSet::new();
         for room in page["rooms"].as_array().unwrap() {
-            assert!(names.insert(room["room"].as_str().unwrap()), "a room is on a page once");
+            assert!(names.insert(room["room"].as_str().unwrap()), "each room is listed once per page");
             for member in room["members"].as_array().unwrap() {
                 assert!(
                     seen.insert(member["id"].as_str().unwrap().to_owned()),

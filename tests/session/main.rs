@@ -169,21 +169,21 @@ fn session_keeps_its_codec_during_a_partial_message() {
     for cut in 1..bytes.len() {
         let mut test = open_session();
         test.feed(&bytes[..cut]);
-        assert!(!test.session.is_at_rest(), "{cut} bytes of a frame are inside");
+        assert!(!test.session.is_at_rest(), "{cut} bytes of a frame are buffered");
         test.feed(&bytes[cut..]);
         assert_eq!(test.events, ["message"]);
         assert!(test.session.is_at_rest());
     }
     let mut test = open_session();
     test.feed(&frame(0x01, b"mess"));
-    assert!(!test.session.is_at_rest(), "a fragment is inside");
+    assert!(!test.session.is_at_rest(), "a fragment is buffered");
     test.feed(&frame(0x80, b"age"));
     assert_eq!(test.events, ["message"]);
 
     let mut test = open_session();
     test.pipe().writable_bytes = 0;
     test.feed(&frame(PING, b""));
-    assert!(!test.session.is_at_rest(), "a pong waits to go out");
+    assert!(!test.session.is_at_rest(), "a pong is queued");
     test.pipe().writable_bytes = 100;
     test.process();
     assert!(test.session.is_at_rest());

@@ -46,7 +46,7 @@ impl Peer {
     }
 
     fn id(&mut self) -> PeerId {
-        self.socket.id().expect("it has an id before it has others")
+        self.socket.id().expect("the id is assigned before peers connect")
     }
 }
 
@@ -89,7 +89,7 @@ fn exchange_messages(peers: &mut [&mut Peer], round: u8) {
         let expected = peer.others.len() * usize::from(MESSAGES);
         let mut received = [vec![], vec![]];
         let mut lossy = BTreeSet::new();
-        until("all is received", || {
+        until("all messages are received", || {
             for (channel, received) in received.iter_mut().enumerate() {
                 let packets = peer.socket.channel_mut(channel).receive().into_iter();
                 received.extend(packets.filter(|(_, it)| it[0] == round).map(|(id, it)| (id, it[1])));
@@ -141,7 +141,7 @@ fn main() {
         .map(|name| {
             let mut peer = enter(name, "pairs?next=2");
             // The peers connect one after the other, so that the groups are known.
-            until("it has an id", || peer.socket.id().is_some());
+            until("the id is assigned", || peer.socket.id().is_some());
             peer
         })
         .into();
