@@ -303,7 +303,12 @@ fn candidate(from: &str, to: &str, bytes: usize) -> String {
 
 /// Lets a victim read at its pace and the attackers without limit, for this many iterations of 4 ms. Returns the types
 /// of the messages that the victim has received, except candidates.
-fn read_on(harness: &mut Harness, victim: &mut Raw, attackers: &mut [Raw], iterations: usize) -> Vec<String> {
+fn read_slowly(
+    harness: &mut Harness,
+    victim: &mut Raw,
+    attackers: &mut [Raw],
+    iterations: usize,
+) -> Vec<String> {
     harness.pace = Duration::from_millis(4);
     let mut received = Vec::new();
     for _ in 0..iterations {
@@ -338,10 +343,10 @@ fn slow_reader_receives_peer_left_of_its_partner() {
     harness.run_until_idle();
     victim.send(&text(&json!({"type": "answer", "id": "V", "sdp": "a"}).to_string()));
     harness.run_until_idle();
-    assert_eq!(read_on(&mut harness, &mut victim, std::slice::from_mut(&mut attacker), 10), ["offer"]);
+    assert_eq!(read_slowly(&mut harness, &mut victim, std::slice::from_mut(&mut attacker), 10), ["offer"]);
     fill(&mut attacker, |bytes| candidate("A", "V", bytes));
     attacker.push(&message_frame("leave", "A"));
-    let received = read_on(&mut harness, &mut victim, std::slice::from_mut(&mut attacker), 1000);
+    let received = read_slowly(&mut harness, &mut victim, std::slice::from_mut(&mut attacker), 1000);
     assert_eq!(received, ["peerLeft"]);
     harness.finish(vec![victim, attacker]);
 }
@@ -354,18 +359,18 @@ fn slow_reader_receives_mesh_notices() {
     harness.run_until_idle();
     let mut attackers = [harness.open("/ws/tea")];
     attackers[0].send(&message_frame("join", "A"));
-    assert_eq!(read_on(&mut harness, &mut victim, &mut attackers, 10), ["joined", "peerJoined"]);
+    assert_eq!(read_slowly(&mut harness, &mut victim, &mut attackers, 10), ["joined", "peerJoined"]);
     let mut all = Vec::new();
     // As often as the rate limit allows.
     for _ in 0..20 {
         fill(&mut attackers[0], |bytes| candidate("A", "V", bytes));
         attackers[0].push(&[message_frame("leave", "A"), message_frame("join", "A")].concat().repeat(5));
-        all.extend(read_on(&mut harness, &mut victim, &mut attackers, 250));
+        all.extend(read_slowly(&mut harness, &mut victim, &mut attackers, 250));
         if attackers[0].close_code.is_some() {
             break;
         }
     }
-    all.extend(read_on(&mut harness, &mut victim, &mut attackers, 250));
+    all.extend(read_slowly(&mut harness, &mut victim, &mut attackers, 250));
     println!("{} announcements", all.len());
     assert!(all.len() >= 10, "{all:?}");
     let expected = ["peerLeft", "peerJoined"].into_iter().cycle();
@@ -383,7 +388,7 @@ fn slow_reader_is_not_closed_by_notices_with_long_ids() {
     let mut attackers = [harness.open("/ws/tea")];
     let id = long_id(0);
     attackers[0].send(&[message_frame("leave", &id), message_frame("join", &id)].concat().repeat(490));
-    let received = read_on(&mut harness, &mut victim, &mut attackers, 2000);
+    let received = read_slowly(&mut harness, &mut victim, &mut attackers, 2000);
     assert_eq!(received[0], "joined");
     assert!(
         received[1..]
@@ -403,13 +408,13 @@ fn slow_reader_receives_matchbox_notices() {
     let assigned = values(&mut victim).pop().unwrap();
     let id = assigned["IdAssigned"].as_str().unwrap().to_owned();
     let mut attackers = vec![harness.open("/games/chess")];
-    assert_eq!(read_on(&mut harness, &mut victim, &mut attackers, 10), ["NewPeer"]);
+    assert_eq!(read_slowly(&mut harness, &mut victim, &mut attackers, 10), ["NewPeer"]);
     fill(&mut attackers[0], |bytes| {
         json!({"Signal": {"receiver": id, "data": "x".repeat(bytes)}}).to_string()
     });
     harness.deliver(&mut attackers[0]);
     attackers.extend((0..40).map(|_| harness.open("/games/chess")));
-    let received = read_on(&mut harness, &mut victim, &mut attackers, 1000);
+    let received = read_slowly(&mut harness, &mut victim, &mut attackers, 1000);
     assert_eq!(received, vec!["NewPeer"; 40]);
     attackers.push(victim);
     harness.finish(attackers);
@@ -424,7 +429,7 @@ fn slow_reader_receives_ayame_pings() {
     harness.run_until_idle();
     let mut attackers = [harness.open("/signaling")];
     attackers[0].send(&register);
-    assert_eq!(read_on(&mut harness, &mut victim, &mut attackers, 10), ["accept"]);
+    assert_eq!(read_slowly(&mut harness, &mut victim, &mut attackers, 10), ["accept"]);
     // The ping is due while the queue is full.
     harness.pace = Duration::ZERO;
     harness.server.advance(AYAME_PING_EVERY - Duration::from_secs(2));
@@ -435,7 +440,7 @@ fn slow_reader_receives_ayame_pings() {
     attackers[0].push(&text(r#"{"type":"offer"}"#).repeat(40));
     harness.deliver(&mut attackers[0]);
     harness.server.advance(Duration::from_secs(2));
-    let mut received = read_on(&mut harness, &mut victim, &mut attackers, 1000);
+    let mut received = read_slowly(&mut harness, &mut victim, &mut attackers, 1000);
     received.retain(|kind| kind != "offer");
     assert_eq!(received, ["ping"]);
     let [attacker] = attackers;

@@ -34,7 +34,7 @@ fn open(browser: &mut dyn Browser, page: std::net::SocketAddr) {
 }
 
 /// Connects a page and returns the outcome.
-fn enter(browser: &mut dyn Browser, server: &Running, options: &str) -> String {
+fn connect_page(browser: &mut dyn Browser, server: &Running, options: &str) -> String {
     let url = format!("ws://{}/signaling", server.address);
     browser.eval(&format!("await enter('{url}', {options})")).as_str().unwrap().to_owned()
 }
@@ -58,23 +58,23 @@ fn wait_for_video(pair: &mut [&mut dyn Browser; 2]) {
     }
 }
 
-fn empties(server: &Running) {
+fn wait_until_empty(server: &Running) {
     eventually("all connections are closed", || server.metric("connections") + server.metric("rooms") == 0.0);
 }
 
 const CAMERA: &str = "{ stream: true, iceServers: [] }";
 const CHAT: &str = "{ audio: { enabled: false }, video: { enabled: false }, iceServers: [] }";
 
-fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: &Running) {
-    assert_eq!(enter(first, server, CAMERA), "in");
-    assert_eq!(enter(second, server, CAMERA), "in");
+fn connect_and_disconnect(first: &mut dyn Browser, second: &mut dyn Browser, server: &Running) {
+    assert_eq!(connect_page(first, server, CAMERA), "in");
+    assert_eq!(connect_page(second, server, CAMERA), "in");
     let mut pair: [&mut dyn Browser; 2] = [first, second];
     wait_for_video(&mut pair);
     exchange_messages(&mut pair, "hello");
     // After a disconnect the partner receives `bye`, and then its own connection is closed.
     pair[0].eval("await connection.disconnect()");
     pair[1].wait_until("received.includes('bye') && received.includes('disconnect WS-CLOSED')");
-    empties(server);
+    wait_until_empty(server);
     // Both reconnect with their existing objects.
     for browser in &mut pair {
         browser.eval("window.channel = undefined");
@@ -84,7 +84,7 @@ fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: 
     for browser in &mut pair {
         browser.eval("await connection.disconnect()");
     }
-    empties(server);
+    wait_until_empty(server);
 }
 
 #[test]
@@ -97,9 +97,9 @@ fn two_clients_connect_disconnect_and_reconnect() {
     for browser in [&mut a as &mut dyn Browser, &mut b, &mut c] {
         open(browser, page);
     }
-    meet_see_and_part(&mut a, &mut b, &server);
-    meet_see_and_part(&mut a, &mut c, &server);
-    meet_see_and_part(&mut c, &mut b, &server);
+    connect_and_disconnect(&mut a, &mut b, &server);
+    connect_and_disconnect(&mut a, &mut c, &server);
+    connect_and_disconnect(&mut c, &mut b, &server);
     for browser in [&mut a as &mut dyn Browser, &mut b, &mut c] {
         browser.assert_no_errors();
     }
@@ -115,17 +115,17 @@ fn third_client_is_rejected_unless_a_member_is_dead() {
     for browser in [&mut a, &mut b, &mut c] {
         open(browser, page);
     }
-    assert_eq!(enter(&mut a, &server, CHAT), "in");
-    assert_eq!(enter(&mut b, &server, CHAT), "in");
+    assert_eq!(connect_page(&mut a, &server, CHAT), "in");
+    assert_eq!(connect_page(&mut b, &server, CHAT), "in");
     exchange_messages(&mut [&mut a, &mut b], "hello");
-    assert_eq!(enter(&mut c, &server, CHAT), "REJECTED");
+    assert_eq!(connect_page(&mut c, &server, CHAT), "REJECTED");
     c.wait_until("received.includes('disconnect full')");
     exchange_messages(&mut [&mut a, &mut b], "still here");
     for browser in [&mut a, &mut b, &mut c] {
         browser.eval("await connection.disconnect()");
         browser.wait_until("!connection.webSocket && !connection.peerConnection");
     }
-    empties(&server);
+    wait_until_empty(&server);
     // A client whose network is gone. Its partner receives `bye` and reconnects as the second client.
     let mut dead = Client::connect(server.address).upgrade_at("/signaling");
     dead.send_json(json!({"type": "register", "roomId": "tea"}));
@@ -140,7 +140,7 @@ fn third_client_is_rejected_unless_a_member_is_dead() {
         browser.eval("await connection.disconnect()");
         browser.assert_no_errors();
     }
-    empties(&server);
+    wait_until_empty(&server);
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn restart_ends_all_but_standalone_connections() {
     open(&mut b, page);
     let mut pair: [&mut dyn Browser; 2] = [&mut a, &mut b];
     for browser in &mut pair {
-        assert_eq!(enter(*browser, &server, CHAT), "in");
+        assert_eq!(connect_page(*browser, &server, CHAT), "in");
     }
     exchange_messages(&mut pair, "hello");
     server.signal(Signal::SIGTERM);
@@ -167,10 +167,10 @@ fn restart_ends_all_but_standalone_connections() {
     let standalone = CHAT.replace("iceServers", "standalone: true, iceServers");
     for browser in &mut pair {
         browser.eval("window.channel = undefined");
-        assert_eq!(enter(*browser, &server, &standalone), "in");
+        assert_eq!(connect_page(*browser, &server, &standalone), "in");
     }
     exchange_messages(&mut pair, "alone");
-    empties(&server);
+    wait_until_empty(&server);
     assert_eq!(server.metric("errors_total{code=\"not_understood\"}"), 0.0);
     server.signal(Signal::SIGTERM);
     exchange_messages(&mut pair, "still");
@@ -200,7 +200,10 @@ fn clients_use_the_turn_server_that_they_receive() {
     open(&mut b, page);
     let mut pair: [&mut dyn Browser; 2] = [&mut a, &mut b];
     for browser in &mut pair {
-        assert_eq!(enter(*browser, &server, &CHAT.replace("iceServers", "relay: true, iceServers")), "in");
+        assert_eq!(
+            connect_page(*browser, &server, &CHAT.replace("iceServers", "relay: true, iceServers")),
+            "in"
+        );
     }
     exchange_messages(&mut pair, "by the relay");
     for browser in &mut pair {
@@ -210,5 +213,5 @@ fn clients_use_the_turn_server_that_they_receive() {
         browser.eval("await connection.disconnect()");
         browser.assert_no_errors();
     }
-    empties(&server);
+    wait_until_empty(&server);
 }

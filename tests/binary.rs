@@ -263,7 +263,7 @@ fn log_lists_connects_and_disconnects_and_cannot_be_forged() {
 }
 
 /// Returns where a process listens on IPv4, by its descriptors and the kernel's socket table (proc(5)).
-fn listens(pid: u32) -> Option<SocketAddr> {
+fn listening_address(pid: u32) -> Option<SocketAddr> {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let sockets: Vec<String> = descriptors
         .filter_map(|entry| {
@@ -304,7 +304,7 @@ fn unwritable_log_does_not_stop_the_server() {
         let child = Command::new("sh").args(["-c", &script, NOROSHI]).spawn().unwrap();
         let mut address = None;
         eventually("it listens", || {
-            address = listens(child.id());
+            address = listening_address(child.id());
             address.is_some()
         });
         let address = address.unwrap();

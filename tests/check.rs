@@ -95,7 +95,7 @@ impl Report {
 }
 
 /// Starts a server that hands out a STUN and a TURN server at this port, with credentials of this secret.
-fn handing_out(home: &Path, secret: &str, port: u16, query: &str) -> Running {
+fn start_server_with_turn(home: &Path, secret: &str, port: u16, query: &str) -> Running {
     let file = home.join("secret");
     std::fs::write(&file, secret).unwrap();
     run(&format!(
@@ -120,7 +120,7 @@ fn correct_deployment_passes_all_checks() {
     let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
-    let server = handing_out(&coturn.home, "open-sesame", port, "");
+    let server = start_server_with_turn(&coturn.home, "open-sesame", port, "");
     chromium.focus();
     for browser in [&mut chromium as &mut dyn Browser, &mut firefox] {
         browser.open(&url(&server));
@@ -184,7 +184,7 @@ fn correct_deployment_passes_all_checks() {
         results.has("relay", "skipped", "No TURN server is handed out");
     }
     // Only over TCP, as it is handed out.
-    let server = handing_out(&coturn.home, "open-sesame", port, "?transport=tcp");
+    let server = start_server_with_turn(&coturn.home, "open-sesame", port, "?transport=tcp");
     for results in Report::by([&mut chromium, &mut firefox], &url(&server)) {
         results.has_only(&["stun-0", "turn-tcp-1"]);
         results.has("turn-tcp-1", "ok", "Credentials accepted.");
@@ -197,7 +197,7 @@ fn rejecting_and_unreachable_turn_servers_are_distinguished() {
     let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let mut both = |home: &Path, secret: &str, port: u16| {
-        Report::by([&mut chromium, &mut firefox], &url(&handing_out(home, secret, port, "")))
+        Report::by([&mut chromium, &mut firefox], &url(&start_server_with_turn(home, secret, port, "")))
     };
     let (coturn, port) = coturn("open-sesame");
     for results in both(&coturn.home, "open-barley", port) {
@@ -250,7 +250,7 @@ fn untrusted_turn_certificate_is_reported() {
         results.has("relay", "skipped", "No TURN server that is handed out works");
     }
     stranger.kill();
-    let mut chromium = Chromium::trusting(&tls::hash(&coturn.home));
+    let mut chromium = Chromium::start_trusting(&tls::hash(&coturn.home));
     chromium.open(&url(&server));
     let results = Report::now(&mut chromium);
     results.has_only(&["turn-tls-0"]);

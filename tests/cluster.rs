@@ -206,7 +206,7 @@ fn wait_until(
 
 /// Waits until each member has exchanged candidates with its partner and nobody else.
 #[track_caller]
-fn meet(members: &mut [Member], address: SocketAddr) -> Duration {
+fn wait_for_pairs(members: &mut [Member], address: SocketAddr) -> Duration {
     wait_until(members, address, |members| {
         members.iter().all(|member| {
             let partner = if member.id == "a" { "b" } else { "a" };
@@ -217,8 +217,8 @@ fn meet(members: &mut [Member], address: SocketAddr) -> Duration {
 
 /// Connects a guest to each room, which sees both members and leaves.
 #[track_caller]
-fn visit(members: &mut [Member], address: SocketAddr) {
-    meet(members, address);
+fn connect_guests(members: &mut [Member], address: SocketAddr) {
+    wait_for_pairs(members, address);
     let mut guests: Vec<Member> =
         (0..ROOMS).map(|room| Member::new(&format!("room-{room}"), "guest")).collect();
     let began = Instant::now();
@@ -230,7 +230,7 @@ fn visit(members: &mut [Member], address: SocketAddr) {
     }
     assert!(guests.iter().all(|guest| guest.came == 1), "guests see both members immediately");
     drop(guests);
-    meet(members, address);
+    wait_for_pairs(members, address);
 }
 
 #[test]
@@ -243,24 +243,24 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
     let address = cluster.address;
     let mut members: Vec<Member> =
         (0..ROOMS).flat_map(|room| ["a", "b"].map(|id| Member::new(&format!("room-{room}"), id))).collect();
-    println!("all meet in {:?}", meet(&mut members, address));
+    println!("all meet in {:?}", wait_for_pairs(&mut members, address));
     for node in cluster.nodes.iter().flatten() {
         assert!(node.metric("rooms") > 10.0, "each node has connections");
     }
-    visit(&mut members, address);
+    connect_guests(&mut members, address);
 
     cluster.kill(0);
     let lost =
         wait_until(&mut members, address, |members| members.iter().any(|member| member.socket.is_none()));
-    println!("killed: all meet again in {:?}", lost + meet(&mut members, address));
-    visit(&mut members, address);
+    println!("killed: all meet again in {:?}", lost + wait_for_pairs(&mut members, address));
+    connect_guests(&mut members, address);
     cluster.restart(0);
     wait_until(&mut members, address, {
         let began = Instant::now();
         move |_| began.elapsed() > DETECTION_TIME
     });
     // With the hash alone, guests would reach the restarted node, where the room is empty.
-    visit(&mut members, address);
+    connect_guests(&mut members, address);
 
     for number in 0..3 {
         let began = Instant::now();
@@ -269,7 +269,7 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
         node.signal(Signal::SIGTERM);
         // HAProxy knows the node, and still forwards late peers to existing rooms.
         wait_until(&mut members, address, |_| began.elapsed() > DETECTION_TIME);
-        visit(&mut members, address);
+        connect_guests(&mut members, address);
         let mut code = None;
         wait_until(&mut members, address, |_| {
             code = node.child.try_wait().unwrap();
@@ -281,14 +281,14 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
         cluster.restart(number);
         let back = Instant::now();
         wait_until(&mut members, address, |_| back.elapsed() > DETECTION_TIME);
-        visit(&mut members, address);
+        connect_guests(&mut members, address);
     }
 
     cluster.balancer.signal(Signal::SIGUSR2);
     let began = Instant::now();
     wait_until(&mut members, address, |_| began.elapsed() > DETECTION_TIME);
     // The new process knows where each room is, and the old process still forwards the existing connections.
-    visit(&mut members, address);
+    connect_guests(&mut members, address);
     println!("reloaded");
 
     drop(members);
@@ -306,12 +306,12 @@ fn rolling_restart_does_not_interrupt_connected_browsers() {
     let mut cluster = Cluster::start();
     let [mut first, mut second, mut third] = Chromium::start();
     let address = cluster.address;
-    let enter = |browser: &mut Chromium, name: &str| {
+    let open_page = |browser: &mut Chromium, name: &str| {
         browser.open(&format!("http://{address}/?room=tea&name={name}"));
         browser.wait_until("document.querySelector('#status')?.dataset.state === 'online'");
     };
-    enter(&mut first, "first");
-    enter(&mut second, "second");
+    open_page(&mut first, "first");
+    open_page(&mut second, "second");
     for browser in [&mut first, &mut second] {
         browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
         browser.eval("window.connection = [...room.peers.values()][0].pc; window.came = window.offline = 0");
@@ -328,7 +328,7 @@ fn rolling_restart_does_not_interrupt_connected_browsers() {
         sleep(DETECTION_TIME);
     }
     // A new peer connects to both, whose connection to each other is unchanged.
-    enter(&mut third, "third");
+    open_page(&mut third, "third");
     third.wait_until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
     for browser in [&mut first, &mut second] {
         browser

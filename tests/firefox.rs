@@ -15,7 +15,7 @@ use serde_json::Value;
 const ONLINE: &str = "document.querySelector('#status')?.dataset.state === 'online'";
 const CHAT: &str = "[...document.querySelectorAll('#log li')].map((it) => it.textContent)";
 
-fn enter(browser: &mut dyn Browser, server: &Running, name: &str) {
+fn open_page(browser: &mut dyn Browser, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
     browser.wait_until(ONLINE);
 }
@@ -65,8 +65,8 @@ fn wait_until_stable(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_
 /// Runs all functions of the page and the library between two browsers.
 fn test_pair<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     let (mut server, _stderr) = run(r#"exec "$0""#);
-    enter(first, &server, "Aoi");
-    enter(second, &server, "Ren");
+    open_page(first, &server, "Aoi");
+    open_page(second, &server, "Ren");
     let mut pair = [(first, "Aoi"), (second, "Ren")];
     exchange_messages(&mut pair, "Good evening!");
 
@@ -94,7 +94,7 @@ fn test_pair<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     // Each page is reloaded.
     for i in [0, 1] {
         let name = pair[i].1;
-        enter(pair[i].0, &server, name);
+        open_page(pair[i].0, &server, name);
         exchange_messages(&mut pair, &format!("Again {i}"));
     }
     // The server restarts, and the connection between the pages is unchanged.
@@ -169,8 +169,8 @@ fn page_fits_every_width_and_color_scheme() {
     let [mut ren] = Firefox::start();
     for colors in ["light", "dark", "forced"] {
         let [mut aoi] = Firefox::start_in(colors);
-        enter(&mut aoi, &server, "Aoi");
-        enter(&mut ren, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
+        open_page(&mut aoi, &server, "Aoi");
+        open_page(&mut ren, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
         let is_dark = aoi.eval("matchMedia('(prefers-color-scheme: dark)').matches");
         let is_forced = aoi.eval("matchMedia('(forced-colors: active)').matches");
         assert_eq!((is_dark, is_forced), (Value::from(colors == "dark"), Value::from(colors == "forced")));

@@ -29,11 +29,11 @@ fn print_line(line: &str) {
     writeln!(stderr, "{line}").unwrap();
 }
 
-fn all_is_wanted() -> bool {
+fn is_dist_requested() -> bool {
     std::env::var_os("TEST_DIST").is_some()
 }
 
-fn has_failed(output: &Output) -> String {
+fn failure(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -41,7 +41,7 @@ fn has_failed(output: &Output) -> String {
 fn dist() -> Option<&'static Path> {
     static DIST: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
-        if !all_is_wanted() {
+        if !is_dist_requested() {
             print_line("SKIPPED the packages: to build them takes minutes; TEST_DIST=1 has them built");
             return None;
         }
@@ -50,7 +50,7 @@ fn dist() -> Option<&'static Path> {
         let mut script = Command::new(root.join("scripts/dist.sh"));
         script.args([X86_64, AARCH64, ARMV7]);
         let output = script.output().unwrap();
-        assert!(output.status.success(), "{}", has_failed(&output));
+        assert!(output.status.success(), "{}", failure(&output));
         print_line(&format!("the packages were built in {:?}", began.elapsed()));
         let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
         Some(root.join(target).join("dist"))
@@ -90,7 +90,7 @@ fn static_binary_needs_no_other_file() {
     let health =
         |url: &str| Command::new("sh").args(["-c", &format!("{command} health {url}")]).output().unwrap();
     let output = health(&format!("http://{}", server.address));
-    assert!(output.status.success() && has_failed(&output).is_empty(), "{}", has_failed(&output));
+    assert!(output.status.success() && failure(&output).is_empty(), "{}", failure(&output));
     assert_eq!(health("http://127.0.0.1:1").status.code(), Some(1));
 }
 
@@ -116,7 +116,7 @@ fn image_is_built_and_serves() {
     };
     let done = |arguments: &[&str]| {
         let output = tool(arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", has_failed(&output));
+        assert!(output.status.success(), "{arguments:?}: {}", failure(&output));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let binary = Path::new(&package(dist, X86_64)).file_name().unwrap().to_str().unwrap().to_owned();
@@ -172,7 +172,7 @@ fn binaries_for_other_processors_serve_and_pass_unit_tests() {
         tests.args(["test", "--quiet", "--locked", "--lib", "--target", target]);
         let output =
             tests.env(variable("LINKER"), linker).env(variable("RUNNER"), emulator).output().unwrap();
-        assert!(output.status.success(), "{target}: {}", has_failed(&output));
+        assert!(output.status.success(), "{target}: {}", failure(&output));
         let (server, _stderr) = run(&format!("exec {emulator} {}", package(dist, target)));
         assert!(server.is_healthy(), "{target}");
         let health = format!("{emulator} {} health http://{}", package(dist, target), server.address);
@@ -202,7 +202,7 @@ fn debian_package_is_installed_and_removed() {
             command.arg(format!("--root={}", root.display())).arg("--force-script-chrootless");
         }
         let output = command.args(arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", has_failed(&output));
+        assert!(output.status.success(), "{arguments:?}: {}", failure(&output));
     };
     let program = root.join("usr/bin/noroshi");
     assert!(!program.exists(), "{} is there already", program.display());

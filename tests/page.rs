@@ -11,13 +11,13 @@ use common::process::{Running, run};
 use common::program::is_installed;
 use serde_json::{Value, json};
 
-fn enter(browser: &mut Chromium, server: &Running, name: &str) {
+fn open_page(browser: &mut Chromium, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
     browser.wait_until("document.querySelector('#status')?.dataset.state !== 'joining'");
 }
 
 /// Saves a screenshot in the directory of this variable, for visual inspection.
-fn look(browser: &mut Chromium, name: &str) {
+fn save_screenshot(browser: &mut Chromium, name: &str) {
     let Some(folder) = std::env::var_os("TEST_LOOKS") else { return };
     for (width, height) in [(320, 900), (390, 844), (1100, 780)] {
         for colors in ["light", "dark", "forced"] {
@@ -35,7 +35,7 @@ fn device_button_shows_the_state_of_the_device() {
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut browser] = Chromium::start();
-    enter(&mut browser, &server, "Aoi");
+    open_page(&mut browser, &server, "Aoi");
     browser.eval(
         "const live = [], get = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
         navigator.mediaDevices.getUserMedia = async (kinds) => {
@@ -72,7 +72,7 @@ fn failed_join_shows_a_reason_and_a_remedy() {
     let (mut server, _stderr) = run(r#"exec "$0" --max-mesh-peers 1"#);
     let [mut first, mut second] = Chromium::start();
     // A name is truncated to 128 bytes.
-    enter(&mut first, &server, &"日".repeat(60));
+    open_page(&mut first, &server, &"日".repeat(60));
     first.wait_until("document.querySelector('#status').dataset.state === 'online'");
     assert_eq!(first.eval("room.id"), "日".repeat(42));
     first.eval("const name = document.querySelector('#name'), type = (text) => { name.value = text; name.dispatchEvent(new Event('input')); }; 0");
@@ -87,10 +87,10 @@ fn failed_join_shows_a_reason_and_a_remedy() {
     let ways = |browser: &mut Chromium| {
         browser.eval("[...document.querySelectorAll('#again, #rename')].filter((it) => !it.hidden).map((it) => it.id).join()")
     };
-    enter(&mut second, &server, "Aoi");
+    open_page(&mut second, &server, "Aoi");
     words(&mut second, "already called Aoi");
     assert_eq!(ways(&mut second), "rename");
-    look(&mut second, "taken");
+    save_screenshot(&mut second, "taken");
     second.eval("document.querySelector('#rename').click(); 0");
     words(&mut second, "This room is full");
     assert_eq!(ways(&mut second), "again");
@@ -134,8 +134,8 @@ fn narrow_page_shows_everything_and_marks_unread_messages() {
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut phone, mut other] = Chromium::start();
     phone.resize(320, 600, "light");
-    enter(&mut phone, &server, "Aoi");
-    enter(&mut other, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
+    open_page(&mut phone, &server, "Aoi");
+    open_page(&mut other, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
     phone.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
     for width in [320, 390, 832, 1100] {
         phone.resize(width, 600, "light");
@@ -149,7 +149,7 @@ fn narrow_page_shows_everything_and_marks_unread_messages() {
     phone.wait_until("document.querySelector('#unread').textContent === '1 new message'");
     other.type_text("#say", "two");
     phone.wait_until("document.querySelector('#unread').textContent === '2 new messages'");
-    look(&mut phone, "unread");
+    save_screenshot(&mut phone, "unread");
     phone.resize(320, 600, "light");
     phone.eval("document.querySelector('#unread').click(); 0");
     phone.wait_until("document.querySelector('#unread').hidden && document.activeElement.id === 'say'");
@@ -162,10 +162,10 @@ fn page_is_accessible() {
     let Some(axe) = axe().filter(|_| is_installed(CHROMIUM)) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren] = Chromium::start();
-    enter(&mut aoi, &server, "Aoi");
+    open_page(&mut aoi, &server, "Aoi");
     assert_accessible(&mut aoi, &axe);
-    look(&mut aoi, "alone");
-    enter(&mut ren, &server, "Ren");
+    save_screenshot(&mut aoi, "alone");
+    open_page(&mut ren, &server, "Ren");
     for browser in [&mut aoi, &mut ren] {
         browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
         browser.eval("document.querySelector('#camera').click(); 0");
@@ -173,7 +173,7 @@ fn page_is_accessible() {
     }
     aoi.wait_until("document.querySelector('.peer video').videoWidth > 0");
     assert_accessible(&mut aoi, &axe);
-    look(&mut aoi, "together");
+    save_screenshot(&mut aoi, "together");
     // Without colors, the state of a button differs in its text.
     let mark = "getComputedStyle(document.querySelector('#camera'), '::before').content";
     let on = aoi.eval(mark);

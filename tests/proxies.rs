@@ -231,7 +231,7 @@ fn can_run(kind: &Kind) -> bool {
 }
 
 /// Tests the page, the library and WebSockets through the proxy with the README's configuration.
-fn serves(kind: &'static Kind) {
+fn test_forwarding(kind: &'static Kind) {
     if !can_run(kind) {
         return;
     }
@@ -269,7 +269,7 @@ fn serves(kind: &'static Kind) {
 }
 
 /// Tests the proxy on a host with other pages, and with short timeouts.
-fn serves_beside_others(kind: &'static Kind) {
+fn test_forwarding_beside_pages(kind: &'static Kind) {
     if !can_run(kind) {
         return;
     }
@@ -301,32 +301,32 @@ fn serves_beside_others(kind: &'static Kind) {
 
 #[test]
 fn nginx_forwards_page_and_websockets() {
-    serves(&NGINX);
+    test_forwarding(&NGINX);
 }
 
 #[test]
 fn nginx_forwards_beside_other_pages() {
-    serves_beside_others(&NGINX);
+    test_forwarding_beside_pages(&NGINX);
 }
 
 #[test]
 fn caddy_forwards_page_and_websockets() {
-    serves(&CADDY);
+    test_forwarding(&CADDY);
 }
 
 #[test]
 fn caddy_forwards_beside_other_pages() {
-    serves_beside_others(&CADDY);
+    test_forwarding_beside_pages(&CADDY);
 }
 
 #[test]
 fn haproxy_forwards_page_and_websockets() {
-    serves(&HAPROXY);
+    test_forwarding(&HAPROXY);
 }
 
 #[test]
 fn haproxy_forwards_beside_other_pages() {
-    serves_beside_others(&HAPROXY);
+    test_forwarding_beside_pages(&HAPROXY);
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn browsers_connect_behind_each_proxy() {
         return;
     }
     let mut two = Chromium::start::<2>();
-    two.iter_mut().for_each(Chromium::trust);
+    two.iter_mut().for_each(Chromium::ignore_certificate_errors);
     for kind in [&NGINX, &CADDY, &HAPROXY] {
         let ((first, _log), (second, _other_log)) = (server(""), server(""));
         let proxy = Proxy::start(kind, first.address, &[]);

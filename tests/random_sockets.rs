@@ -44,7 +44,7 @@ const ALWAYS_BYTES: usize = 4 * KIB;
 const UNWRITTEN_MAX: usize = 64 * KIB;
 
 /// Seconds of good behaviour within which all peers must be served.
-const BECALM_SECONDS: usize = 60;
+const RECOVERY_SECONDS: usize = 60;
 /// The payload of the ping that shows whether a peer is served.
 const LAST_PING: &[u8] = b"last";
 
@@ -139,7 +139,7 @@ struct World {
     /// Time by which the clock has advanced since the pair's last exchange.
     since_exchange: Duration,
     /// Remaining time in which the pair must not be disturbed. `None`: until the end of the run.
-    calm: Option<Duration>,
+    undisturbed_time: Option<Duration>,
 }
 
 /// Returns a number from an environment variable.
@@ -220,7 +220,7 @@ impl World {
             exchanged: 0,
             iterations_max: 0,
             since_exchange: Duration::ZERO,
-            calm: None,
+            undisturbed_time: None,
         }
     }
 
@@ -231,19 +231,19 @@ impl World {
                 match end {
                     0 => {
                         self.server.drain();
-                        self.calm = Some(self.config.drain / 2 - Duration::from_secs(2));
+                        self.undisturbed_time = Some(self.config.drain / 2 - Duration::from_secs(2));
                     }
                     1 => {
                         self.server.stop();
-                        self.calm = Some(Duration::ZERO);
+                        self.undisturbed_time = Some(Duration::ZERO);
                     }
                     _ => {}
                 }
             }
             self.step();
         }
-        if self.calm.is_none() {
-            self.serve_everybody();
+        if self.undisturbed_time.is_none() {
+            self.assert_all_peers_are_served();
         }
         self.finish()
     }
@@ -253,7 +253,7 @@ impl World {
             let place = self.rng.below(PEERS as u64) as usize;
             match self.peers[place].take() {
                 None => self.peers[place] = self.connect(),
-                Some(peer) => self.peers[place] = self.act(peer),
+                Some(peer) => self.peers[place] = self.run_action(peer),
             }
         }
         if self.rng.below(60) == 0 {
@@ -262,8 +262,8 @@ impl World {
         for _ in 0..self.rng.below(4) {
             self.run_iteration();
         }
-        self.exchange_read();
-        self.peers_go_on();
+        self.read_pair();
+        self.run_peers();
         self.advance();
     }
 
@@ -370,7 +370,7 @@ impl World {
     }
 
     /// Runs one random action of a connection. Returns it if it is still open.
-    fn act(&mut self, mut peer: Peer) -> Option<Peer> {
+    fn run_action(&mut self, mut peer: Peer) -> Option<Peer> {
         let is_behind = peer.raw.unwritten() > UNWRITTEN_MAX;
         match self.rng.below(40) {
             0 if self.rng.below(3) > 0 => {}
@@ -440,11 +440,11 @@ impl World {
             1 => frame(TEXT, &[0xff, 0xfe]),
             2 => frame(CLOSE, &close(*self.rng.choose(&[1000, 1001, 4000, 1005, 999]), "")),
             3 => whole[..self.rng.below(whole.len() as u64) as usize].to_vec(),
-            _ => self.broken_frame(),
+            _ => self.invalid_frame(),
         }
     }
 
-    fn broken_frame(&mut self) -> Vec<u8> {
+    fn invalid_frame(&mut self) -> Vec<u8> {
         let broken: [&[u8]; 6] = [
             b"\x81\x05hello",
             b"\xf1\x80\0\0\0\0",
@@ -458,9 +458,9 @@ impl World {
 
     fn message(&mut self, peer: &mut Peer) -> String {
         let text = match peer.dialect {
-            ProtocolId::Noroshi | ProtocolId::Http => self.message_of_ours(peer.id),
-            ProtocolId::Ayame => self.message_of_ayame(peer),
-            ProtocolId::Matchbox => self.message_of_matchbox(&peer.known),
+            ProtocolId::Noroshi | ProtocolId::Http => self.noroshi_message(peer.id),
+            ProtocolId::Ayame => self.ayame_message(peer),
+            ProtocolId::Matchbox => self.matchbox_message(&peer.known),
         };
         let is_fatal = peer.dialect == ProtocolId::Ayame;
         match self.rng.below(if is_fatal { 250 } else { 25 }) {
@@ -482,7 +482,7 @@ impl World {
         "x".repeat((*self.rng.choose(sizes)).min(max))
     }
 
-    fn message_of_ours(&mut self, own: &'static str) -> String {
+    fn noroshi_message(&mut self, own: &'static str) -> String {
         let kinds = [
             "connect",
             "connect",
@@ -517,7 +517,7 @@ impl World {
         message.to_string()
     }
 
-    fn message_of_ayame(&mut self, peer: &mut Peer) -> String {
+    fn ayame_message(&mut self, peer: &mut Peer) -> String {
         let key = if self.config.token_secrets.is_some() { self.token(peer) } else { String::new() };
         let is_alone = self.rng.below(6) == 0;
         let register = json!({"type": "register", "roomId": "tea", "clientId": peer.id, "key": key, "standalone": is_alone});
@@ -534,7 +534,7 @@ impl World {
         message.to_string()
     }
 
-    fn message_of_matchbox(&mut self, known: &[String]) -> String {
+    fn matchbox_message(&mut self, known: &[String]) -> String {
         if self.rng.below(5) == 0 {
             return "\"KeepAlive\"".to_owned();
         }
@@ -544,7 +544,7 @@ impl World {
     }
 
     /// Lets all connections write and read as much as one step allows.
-    fn peers_go_on(&mut self) {
+    fn run_peers(&mut self) {
         for place in &mut self.peers {
             let Some(peer) = place else { continue };
             if peer.raw.unwritten() == 0 {
@@ -598,8 +598,8 @@ impl World {
         let by = Duration::from_millis(by);
         self.server.advance(by);
         self.since_exchange += by;
-        if let Some(calm) = &mut self.calm {
-            *calm = calm.saturating_sub(by);
+        if let Some(undisturbed_time) = &mut self.undisturbed_time {
+            *undisturbed_time = undisturbed_time.saturating_sub(by);
         }
         if self.since_exchange >= Duration::from_secs(1) {
             self.since_exchange = Duration::ZERO;
@@ -609,13 +609,13 @@ impl World {
 
     // ---- The pair ----
 
-    fn must_be_calm(&self) -> bool {
-        self.calm.is_none_or(|calm| !calm.is_zero())
+    fn pair_must_be_undisturbed(&self) -> bool {
+        self.undisturbed_time.is_none_or(|undisturbed_time| !undisturbed_time.is_zero())
     }
 
     /// Asserts that the pair has received nothing unexpected.
-    fn exchange_read(&mut self) {
-        let must_be_calm = self.must_be_calm();
+    fn read_pair(&mut self) {
+        let must_be_calm = self.pair_must_be_undisturbed();
         for (raw, id) in self.pair.iter_mut().zip(PAIR) {
             let texts = raw.texts();
             if must_be_calm {
@@ -630,11 +630,11 @@ impl World {
 
     /// Exchanges a candidate in each direction within a bounded number of iterations.
     fn exchange(&mut self) {
-        if !self.must_be_calm() {
+        if !self.pair_must_be_undisturbed() {
             for _ in 0..PAIR_ITERATIONS_MAX {
                 self.run_iteration();
             }
-            return self.exchange_read();
+            return self.read_pair();
         }
         self.exchanged += 1;
         let mut received: [Vec<Value>; 2] = Default::default();
@@ -670,7 +670,7 @@ impl World {
     // ---- The end ----
 
     /// Makes all peers behave well. Each must be served again or closed: none may wait forever.
-    fn serve_everybody(&mut self) {
+    fn assert_all_peers_are_served(&mut self) {
         for peer in self.peers.iter_mut().flatten() {
             peer.flood.clear();
             peer.read_max = usize::MAX;
@@ -678,10 +678,10 @@ impl World {
             peer.raw.answers = true;
         }
         let last_ping = frame(PING, LAST_PING);
-        for second in 0..BECALM_SECONDS {
+        for second in 0..RECOVERY_SECONDS {
             for peer in self.peers.iter_mut().flatten() {
                 // Probes and rate violations end before that.
-                if second >= BECALM_SECONDS / 2 && !peer.is_served {
+                if second >= RECOVERY_SECONDS / 2 && !peer.is_served {
                     peer.raw.push(&last_ping);
                 }
             }
@@ -689,7 +689,7 @@ impl World {
             self.exchange();
             for _ in 0..PAIR_ITERATIONS_MAX {
                 self.run_iteration();
-                self.peers_go_on();
+                self.run_peers();
             }
         }
         for peer in self.peers.iter().flatten() {

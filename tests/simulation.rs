@@ -36,7 +36,7 @@ struct World {
     connections: u64,
     secrets: Option<Secrets>,
     /// How many of three peers answer pings.
-    lively: u64,
+    responsive: u64,
     /// Ids that matchbox has assigned.
     names: Vec<String>,
     /// Reasons for which peers were closed.
@@ -66,7 +66,7 @@ impl World {
             ..Config::default()
         };
         World {
-            lively: rng.below(4),
+            responsive: rng.below(4),
             rng,
             dispatcher: dispatcher(&config),
             now: Duration::ZERO,
@@ -92,17 +92,17 @@ impl World {
     fn handle(&mut self, input: Input) {
         self.dispatcher.handle(self.now, self.now, input, &mut self.out);
         self.dispatcher.check();
-        self.follow();
+        self.apply_effects();
     }
 
     /// Applies the recorded effects to the peers.
-    fn follow(&mut self) {
+    fn apply_effects(&mut self) {
         while let Some(effect) = self.out.effects.pop_front() {
             match effect {
                 Recorded::Send(to, text) => self.receive(to, &text),
                 Recorded::Ping(to) => {
                     assert!(self.peers.contains_key(&to), "a ping to a peer that has disconnected");
-                    if self.rng.below(3) < self.lively && !self.paused.contains_key(&to) {
+                    if self.rng.below(3) < self.responsive && !self.paused.contains_key(&to) {
                         self.handle(Input::Alive(to));
                     }
                 }
@@ -117,7 +117,7 @@ impl World {
                 Recorded::Close(conn, why) => {
                     self.closings.insert(format!("{why:?}"));
                     assert!(self.peers.remove(&conn).is_some(), "closed twice");
-                    self.forget(conn);
+                    self.remove_peer(conn);
                     // The server also reports the disconnect of a connection that a protocol has closed.
                     self.handle(Input::Disconnected(conn));
                 }
@@ -142,7 +142,7 @@ impl World {
         }
     }
 
-    fn forget(&mut self, conn: Conn) {
+    fn remove_peer(&mut self, conn: Conn) {
         self.out.full.remove(&conn);
         self.paused.remove(&conn);
         self.resumed.retain(|(resumed, _)| *resumed != conn);
@@ -287,7 +287,7 @@ impl World {
             (0..3, _) | (_, None) => self.connect(),
             (3, Some(conn)) => {
                 self.peers.remove(&conn);
-                self.forget(conn);
+                self.remove_peer(conn);
                 self.input(Input::Disconnected(conn));
             }
             (4, Some(conn)) if !self.paused.contains_key(&conn) => self.input(Input::Alive(conn)),
@@ -311,7 +311,7 @@ impl World {
                 for _ in 0..20 {
                     if self.peers.contains_key(&conn) {
                         self.dispatcher.charge_frame(self.now, self.now, conn, &mut self.out);
-                        self.follow();
+                        self.apply_effects();
                     }
                 }
             }
@@ -337,7 +337,7 @@ impl World {
     /// Disconnects everybody and returns the names of the errors and closings that have occurred.
     fn finish(mut self) -> BTreeSet<String> {
         while let Some((conn, _)) = self.peers.pop_first() {
-            self.forget(conn);
+            self.remove_peer(conn);
             self.input(Input::Disconnected(conn));
         }
         let counts = self.dispatcher.each().flat_map(|(_, protocol)| protocol.counts(self.now).errors);

@@ -77,7 +77,7 @@ fn claims(loaded: &mut LoadedServer) -> OpenConnections {
 }
 
 /// Fills the queues of stalled readers after the kernel's buffers are full.
-fn readers(loaded: &mut LoadedServer) -> OpenConnections {
+fn fill_stalled_queues(loaded: &mut LoadedServer) -> OpenConnections {
     let target = |i| format!("stalled-{i}");
     let stalled = loaded.connect_many(300, |address, i| {
         Client::with_buffer(address, 4 * KIB).upgrade("stalled").register(&target(i)).clone_stream()
@@ -97,7 +97,7 @@ fn idle(loaded: &mut LoadedServer) -> OpenConnections {
 }
 
 /// Returns how many requests, messages and connections were rejected for lack of memory.
-fn refused(loaded: &LoadedServer) -> f64 {
+fn memory_rejections(loaded: &LoadedServer) -> f64 {
     let metrics = [
         "closings_total{reason=\"no_memory\"}",
         "errors_total{code=\"peer_busy\"}",
@@ -111,15 +111,15 @@ fn refused(loaded: &LoadedServer) -> f64 {
 /// many as possible run together.
 #[test]
 fn attacks_stay_within_the_memory_budget() {
-    let alone = [heads, pages, frames, fragments, offers_and_candidates, claims, readers, idle]
+    let alone = [heads, pages, frames, fragments, offers_and_candidates, claims, fill_stalled_queues, idle]
         .map(|attack| vec![attack]);
-    let at_once = vec![readers, offers_and_candidates, claims, fragments, frames, heads];
+    let at_once = vec![fill_stalled_queues, offers_and_candidates, claims, fragments, frames, heads];
     for attacks in alone.into_iter().chain([at_once]) {
         let mut loaded = LoadedServer::start("--max-memory 32M --max-connections 19000 --max-rate 0");
         let held: Vec<OpenConnections> = attacks.iter().map(|attack| attack(&mut loaded)).collect();
         loaded.exchange_candidates();
         // Some attacks alone do not exhaust the memory.
-        assert!(attacks.len() == 1 || refused(&loaded) > 0.0);
+        assert!(attacks.len() == 1 || memory_rejections(&loaded) > 0.0);
         drop(held);
         loaded.finish(40 * MIB);
     }

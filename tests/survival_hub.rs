@@ -179,7 +179,7 @@ impl LoadedHub {
         claimants
     }
 
-    fn taken(&mut self, peer: &str) {
+    fn expect_id_taken(&mut self, peer: &str) {
         assert_eq!(self.receive(peer).unwrap_or_default()["code"], "id_taken", "{peer}");
     }
 }
@@ -191,7 +191,7 @@ fn two_hundred_claims_of_a_live_holder_are_rejected() {
     loaded.memory.advance(PROBE_TIME_MAX.as_secs() - 1);
     loaded.memory.input(Input::Alive(loaded.memory.conn("X")));
     for peer in &claimants {
-        loaded.taken(peer);
+        loaded.expect_id_taken(peer);
     }
     // All claimants may register another id.
     for peer in &claimants {
@@ -213,7 +213,7 @@ fn two_hundred_claims_of_a_dead_holder_have_one_winner() {
     loaded.memory.advance(PROBE_TIME_MAX.as_secs());
     assert_eq!(loaded.receive(&claimants[0]), Some(json!({"type": "joined", "id": "X", "peers": []})));
     for peer in &claimants[1..] {
-        loaded.taken(peer);
+        loaded.expect_id_taken(peer);
     }
     assert_eq!(remaining_state(&loaded.memory.dispatcher).0, PAIR.len() + 1);
     loaded.finish();

@@ -27,7 +27,7 @@ fn does_not_spin(server: &Running) {
 }
 
 /// Returns how many clients have received a response with this status.
-fn answered(clients: &[Client], status: &str) -> usize {
+fn count_responses(clients: &[Client], status: &str) -> usize {
     clients.iter().filter(|client| client.has_response(status)).count()
 }
 
@@ -38,7 +38,8 @@ fn five_hundred_clients_with_sixty_four_descriptors_are_served() {
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
     // 31 connections fit, including the pair. Others are rejected and closed, so that none is left waiting.
     loaded.wait_for_metric("connections_total", 31);
-    loaded.wait_until("some connections are rejected", |_| answered(&clients, "503") >= REFUSED_AT_ONCE);
+    loaded
+        .wait_until("some connections are rejected", |_| count_responses(&clients, "503") >= REFUSED_AT_ONCE);
     let inside = loaded.descriptors_at_rest + 31 - PAIR.len();
     loaded.wait_until("the other connections are closed", |server| server.descriptors() == inside);
     does_not_spin(&loaded.server);
@@ -74,9 +75,9 @@ fn five_hundred_clients_without_descriptors_are_served_later() {
     loaded.wait_until("all descriptors are in use", |server| server.descriptors() >= limit);
     does_not_spin(&loaded.server);
     // A freed descriptor is used for a waiting client.
-    let before = answered(&waiting, "101");
+    let before = count_responses(&waiting, "101");
     clients.truncate(5);
-    loaded.wait_until("five more clients are upgraded", |_| answered(&waiting, "101") >= before + 5);
+    loaded.wait_until("five more clients are upgraded", |_| count_responses(&waiting, "101") >= before + 5);
     drop((clients, waiting));
     let log = loaded.finish(BASELINE_BYTES);
     let warnings = log.matches("cannot accept").count();

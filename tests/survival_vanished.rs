@@ -40,7 +40,7 @@ fn stopped_client_is_noticed() {
 fn cut_network_is_noticed() {
     const INSIDE: &str = "TEST_IS_IN_ITS_OWN_NETWORK";
     if std::env::var_os(INSIDE).is_some() {
-        return cut_the_network();
+        return cut_network();
     }
     // The second way is for users other than root, where the kernel permits it.
     let ways = [&["--net"][..], &["--net", "--map-root-user"]];
@@ -62,7 +62,7 @@ fn cut_network_is_noticed() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn cut_the_network() {
+fn cut_network() {
     sh("ip link set lo up");
     let mut loaded = LoadedServer::start("--ping-interval 2 --listen 0.0.0.0:0");
     let mut far = connect_from_namespace(loaded.address().port());

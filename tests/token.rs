@@ -36,11 +36,11 @@ fn signed_with<M: KeyInit + Mac>(header: &str, claims: &str) -> String {
     format!("{signed}.{}", BASE64URL_NOPAD.encode(&mac.finalize().into_bytes()))
 }
 
-fn claiming(claims: &str) -> Result<Claims, Fault> {
+fn verify_claims(claims: &str) -> Result<Claims, Fault> {
     secrets().verify(&signed(r#"{"alg":"HS256"}"#, claims), at(NOW))
 }
 
-fn good() -> (String, Claims) {
+fn valid_token() -> (String, Claims) {
     let room = Some("tea*".into());
     let room_prefix = Some("te".into());
     let claims = Claims { until: at(NOW + 60), room, room_prefix, id: Some("狼".into()) };
@@ -66,7 +66,7 @@ fn example_of_the_rfcs_is_verified() {
 
 #[test]
 fn signed_tokens_are_accepted() {
-    let (token, claims) = good();
+    let (token, claims) = valid_token();
     assert_eq!(secrets().verify(&token, at(NOW)), Ok(claims));
     let odd = Claims {
         until: at(NOW),
@@ -79,7 +79,7 @@ fn signed_tokens_are_accepted() {
 
 #[test]
 fn altered_parts_are_rejected() {
-    let (token, _) = good();
+    let (token, _) = valid_token();
     let refused = |token: &str| secrets().verify(token, at(NOW)).expect_err(token);
     for cut in 0..token.len() {
         refused(&token[..cut]);
@@ -211,7 +211,7 @@ fn claims_of_the_wrong_type_or_duplicated_are_rejected() {
         r#","room":"*","iss":7,"aud":null,"jti":[1,{}],"x":1e999"#,
         r#","nbf":0,"iat":-1"#,
     ] {
-        assert!(claiming(&format!("{{{exp}{more}}}")).is_ok(), "{more}");
+        assert!(verify_claims(&format!("{{{exp}{more}}}")).is_ok(), "{more}");
     }
     let long = format!(r#","sub":"{}""#, "x".repeat(129));
     for more in [
@@ -238,7 +238,7 @@ fn claims_of_the_wrong_type_or_duplicated_are_rejected() {
         ",",
         "}",
     ] {
-        assert_eq!(claiming(&format!("{{{exp}{more}}}")), Err(Fault::Malformed), "{more}");
+        assert_eq!(verify_claims(&format!("{{{exp}{more}}}")), Err(Fault::Malformed), "{more}");
     }
     let secrets = secrets();
     let not_utf8 = format!(
@@ -251,7 +251,8 @@ fn claims_of_the_wrong_type_or_duplicated_are_rejected() {
 
 #[test]
 fn dates_are_accepted_in_all_json_number_formats() {
-    let until = |exp: &str| claiming(&format!(r#"{{"exp":{exp}}}"#)).map(|claims| claims.until.as_secs());
+    let until =
+        |exp: &str| verify_claims(&format!(r#"{{"exp":{exp}}}"#)).map(|claims| claims.until.as_secs());
     assert_eq!(until("1800000060"), Ok(NOW + 60));
     assert_eq!(until("1800000060.9"), Ok(NOW + 60));
     assert_eq!(until("1.80000006e9"), Ok(NOW + 60));
@@ -285,17 +286,17 @@ fn dates_are_accepted_in_all_json_number_formats() {
     ] {
         assert_eq!(until(bad), Err(Fault::Malformed), "{bad}");
     }
-    assert_eq!(claiming("{}"), Err(Fault::Malformed), "exp is required");
+    assert_eq!(verify_claims("{}"), Err(Fault::Malformed), "exp is required");
 }
 
 #[test]
 fn dates_in_milliseconds_have_their_own_error() {
     let milliseconds = 1000 * NOW;
-    let exp = claiming(&format!(r#"{{"exp":{milliseconds},"iat":{milliseconds}}}"#));
+    let exp = verify_claims(&format!(r#"{{"exp":{milliseconds},"iat":{milliseconds}}}"#));
     assert_eq!(exp, Err(Fault::ExpiryMilliseconds));
     assert_eq!(Fault::ExpiryMilliseconds.sentence(), "exp is in milliseconds; expected seconds");
     for name in ["nbf", "iat"] {
-        let claims = claiming(&format!(r#"{{"exp":{},"{name}":{milliseconds}}}"#, NOW + 60));
+        let claims = verify_claims(&format!(r#"{{"exp":{},"{name}":{milliseconds}}}"#, NOW + 60));
         assert_eq!(claims, Err(Fault::BeginMilliseconds), "{name}");
     }
     assert_eq!(Fault::BeginMilliseconds.sentence(), "nbf or iat is in milliseconds; expected seconds");
@@ -319,7 +320,7 @@ fn expiry_follows_the_wall_clock() {
     ] {
         assert_eq!(verify(now), expected, "{now}");
     }
-    let later = |name: &str| claiming(&format!(r#"{{"exp":{},"{name}":{}}}"#, NOW + 60, NOW + 31));
+    let later = |name: &str| verify_claims(&format!(r#"{{"exp":{},"{name}":{}}}"#, NOW + 60, NOW + 31));
     assert_eq!((later("nbf"), later("iat")), (Err(Fault::NotYetValid), Err(Fault::NotYetValid)));
 }
 
@@ -385,7 +386,7 @@ fn room_and_room_prefix_are_separate_claims() {
 
 #[test]
 fn byte_order_mark_is_not_part_of_the_secret() {
-    let (token, claims) = good();
+    let (token, claims) = valid_token();
     let with_mark = Secrets::parse(format!("\u{feff}{SECRET}\r\n").as_bytes()).unwrap();
     assert_eq!(with_mark.verify(&token, at(NOW)), Ok(claims));
     let comment = format!("\u{feff}# a comment\n{SECRET}");
@@ -401,7 +402,7 @@ fn byte_order_mark_is_not_part_of_the_secret() {
 #[test]
 fn several_secrets_are_accepted() {
     let other = "another secret of more than thirty-two bytes";
-    let (old, _) = good();
+    let (old, _) = valid_token();
     for file in [
         format!("{other}\n{SECRET}\n"),
         format!("# Since Monday.\r\n {other} \r\n\r\n# Until Sunday.\r\n{SECRET}"),

@@ -37,13 +37,13 @@ fn noroshi(arguments: &[&str]) -> Output {
 }
 
 /// Returns the error message of a server that cannot start.
-fn refusal(path: &Path) -> String {
+fn start_error(path: &Path) -> String {
     let output = noroshi(&["--listen", &format!("unix:{}", path.display())]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
 }
 
-fn is_well(path: &Path) -> bool {
+fn is_healthy(path: &Path) -> bool {
     noroshi(&["health", &format!("unix:{}", path.display())]).status.success()
 }
 
@@ -59,26 +59,28 @@ fn socket_file_has_the_mode_of_the_umask_and_is_removed() {
     let file = fs::symlink_metadata(path).unwrap();
     assert!(file.file_type().is_socket());
     assert_eq!(file.permissions().mode() & 0o777, 0o750);
-    assert!(is_well(path));
+    assert!(is_healthy(path));
 
     let taken = format!("noroshi: cannot listen on unix:{}: Address already in use", path.display());
-    assert!(refusal(path).starts_with(&taken), "{}", refusal(path));
-    assert!(is_well(path), "the socket of another process is unchanged");
+    assert!(start_error(path).starts_with(&taken), "{}", start_error(path));
+    assert!(is_healthy(path), "the socket of another process is unchanged");
 
     server.signal(Signal::SIGKILL);
     server.code();
-    assert!(path.exists() && !is_well(path));
+    assert!(path.exists() && !is_healthy(path));
     let mut server = serve(path, "");
-    assert!(is_well(path), "the stale socket is replaced");
+    assert!(is_healthy(path), "the stale socket is replaced");
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     assert!(!path.exists());
 
     fs::write(path, "mine").unwrap();
-    assert!(refusal(path).starts_with(&taken));
+    assert!(start_error(path).starts_with(&taken));
     assert_eq!(fs::read(path).unwrap(), b"mine");
     let [far, nowhere] = [folder.0.join("x".repeat(120)), folder.0.join("no/socket")];
-    assert!([far, nowhere].iter().all(|path| refusal(path).starts_with("noroshi: cannot listen on unix:")));
+    assert!(
+        [far, nowhere].iter().all(|path| start_error(path).starts_with("noroshi: cannot listen on unix:"))
+    );
 }
 
 #[test]
@@ -139,7 +141,7 @@ fn one_of_several_processes_serves_at_a_stale_path() {
             codes = started.iter_mut().map(|child| child.try_wait().unwrap()).collect::<Vec<_>>();
             codes.iter().flatten().count() >= 3
         });
-        assert!(is_well(path), "round {round}: {codes:?}");
+        assert!(is_healthy(path), "round {round}: {codes:?}");
         let codes: Vec<_> = codes.iter().flatten().map(|status| status.code()).collect();
         assert_eq!(codes, [Some(1); 3], "round {round}");
         for child in &mut started {
@@ -201,5 +203,5 @@ fn socket_file_of_another_server_is_not_removed() {
     let _second = serve(path, "");
     first.signal(Signal::SIGTERM);
     assert_eq!(first.code(), Some(0));
-    assert!(is_well(path));
+    assert!(is_healthy(path));
 }

@@ -38,7 +38,7 @@ impl Chromium {
     }
 
     /// Starts a browser that trusts the certificate whose public key has this hash. TURN over TLS needs this, too.
-    pub fn trusting(hash: &str) -> Chromium {
+    pub fn start_trusting(hash: &str) -> Chromium {
         let flags = format!("--ignore-certificate-errors-spki-list={hash} {FLAGS}");
         Chromium::attach(Program::start(CHROMIUM, &flags))
     }
@@ -87,7 +87,7 @@ impl Chromium {
     }
 
     /// Accepts every certificate from now on.
-    pub fn trust(&mut self) {
+    pub fn ignore_certificate_errors(&mut self) {
         self.command("Security.setIgnoreCertificateErrors", json!({"ignore": true}));
     }
 

@@ -54,7 +54,7 @@ impl FaultProxy {
                     let streams = [client.try_clone().unwrap(), server.try_clone().unwrap()];
                     spawn(move || {
                         sleep(lifetime);
-                        streams.iter().for_each(cut);
+                        streams.iter().for_each(shut_down);
                     });
                 }
                 state.connections.push(Connection { streams: [client, server], is_black_hole });
@@ -92,7 +92,7 @@ impl FaultProxy {
     /// Closes all open connections.
     pub fn cut_connections(&self) {
         for connection in self.state.lock().unwrap().connections.drain(..) {
-            connection.streams.iter().for_each(cut);
+            connection.streams.iter().for_each(shut_down);
         }
     }
 
@@ -124,7 +124,7 @@ pub fn random(seed: &mut u64, range: Range<u64>) -> u64 {
     range.start + (z ^ z >> 31) % (range.end - range.start)
 }
 
-fn cut(stream: &TcpStream) {
+fn shut_down(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
@@ -141,8 +141,8 @@ fn relay(mut from: TcpStream, mut to: TcpStream, is_black_hole: &Mutex<bool>, de
                 return;
             }
         } else if read == 0 || to.write_all(&buffer[..read]).is_err() {
-            cut(&to);
-            cut(&from);
+            shut_down(&to);
+            shut_down(&from);
             return;
         }
     }

@@ -48,10 +48,10 @@ impl Model {
 
     fn close(&mut self, conn: Conn, why: Close) {
         self.context.close(conn, why);
-        self.exit(conn);
+        self.remove_peer(conn);
     }
 
-    fn exit(&mut self, conn: Conn) {
+    fn remove_peer(&mut self, conn: Conn) {
         let name = self.context.names.get(&conn).cloned();
         let client = self.clients.remove(&conn).expect("the connection is known");
         let left = match &client.state {
@@ -77,13 +77,13 @@ impl Model {
                     self.close(other, Close::Finished);
                 }
                 for waiting in room.waiting {
-                    self.sit(waiting, &name);
+                    self.take_seat(waiting, &name);
                 }
             }
         }
     }
 
-    fn not_understood(&mut self, conn: Conn) {
+    fn reject_message(&mut self, conn: Conn) {
         self.context.count_error("not_understood");
         self.close(conn, Close::Finished);
     }
@@ -102,11 +102,11 @@ impl Model {
         };
         let (Some(room), Some(client), Some(key)) = (text(room), text(client), text(signaling_key.or(key)))
         else {
-            return self.not_understood(conn);
+            return self.reject_message(conn);
         };
         let standalone = standalone.unwrap_or("false");
         if room.is_empty() || room.len() > 256 || !["true", "false"].contains(&standalone) {
-            return self.not_understood(conn);
+            return self.reject_message(conn);
         }
         if let Err(fault) = self.open_with_token(&room, &client, &key) {
             return self.reject(conn, "token_refused", fault.sentence());
@@ -114,7 +114,7 @@ impl Model {
         if standalone == "true" {
             self.clients.get_mut(&conn).expect("the connection is known").ping_at = None;
         }
-        self.sit(conn, &room);
+        self.take_seat(conn, &room);
     }
 
     fn open_with_token(&self, room: &str, client: &str, key: &str) -> Result<(), Fault> {
@@ -135,7 +135,7 @@ impl Model {
         Ok(())
     }
 
-    fn sit(&mut self, conn: Conn, name: &str) {
+    fn take_seat(&mut self, conn: Conn, name: &str) {
         let room = self.rooms.entry(name.to_owned()).or_default();
         if room.seated.len() < 2 {
             room.seated.push(conn);
@@ -184,7 +184,7 @@ impl Rules for Model {
         let room = match &self.clients[&conn].state {
             State::Nameless => None,
             State::Waiting(_) if kind.as_deref() == Some("pong") => return,
-            State::Waiting(_) => return self.not_understood(conn),
+            State::Waiting(_) => return self.reject_message(conn),
             State::Seated(room) => Some(room.clone()),
         };
         match (kind.as_deref(), room) {
@@ -203,14 +203,14 @@ impl Rules for Model {
                     self.context.count_error("peer_busy");
                 }
             }
-            _ => self.not_understood(conn),
+            _ => self.reject_message(conn),
         }
     }
 
     fn binary(&mut self, conn: Conn, bytes: &[u8]) {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.text(conn, text),
-            Err(_) => self.not_understood(conn),
+            Err(_) => self.reject_message(conn),
         }
     }
 
@@ -244,7 +244,7 @@ impl Rules for Model {
 
     fn disconnected(&mut self, conn: Conn) {
         if self.clients.contains_key(&conn) {
-            self.exit(conn);
+            self.remove_peer(conn);
         }
     }
 
@@ -261,7 +261,7 @@ impl Rules for Model {
         self.clients.values().filter_map(|client| client.ping_at).min()
     }
 
-    fn seen(&self, conn: Conn) -> Option<RoomMember> {
+    fn member(&self, conn: Conn) -> Option<RoomMember> {
         Some(match &self.clients.get(&conn)?.state {
             State::Nameless => (String::new(), None, "nameless"),
             State::Waiting(room) => (room.clone(), None, "waiting"),

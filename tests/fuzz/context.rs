@@ -47,7 +47,7 @@ pub trait Rules {
     fn knows_room(&self, _target: &Target) -> bool {
         true
     }
-    fn seen(&self, conn: Conn) -> Option<RoomMember>;
+    fn member(&self, conn: Conn) -> Option<RoomMember>;
     /// Returns the numbers of peers and rooms.
     fn counts(&self) -> (usize, usize);
     /// Returns the bytes of text stored for peers. The server reserves at least these, and nothing if there are none.

@@ -207,11 +207,11 @@ impl Model {
     fn close(&mut self, conn: Conn, why: Close) {
         self.context.close(conn, why);
         self.leave_flow(conn);
-        self.exit(conn);
+        self.remove_peer(conn);
     }
 
     /// Removes a disconnected peer. Its id goes to its first claimant.
-    fn exit(&mut self, conn: Conn) {
+    fn remove_peer(&mut self, conn: Conn) {
         let claimants = self.end_claim(conn);
         let peer = self.peers.remove(&conn).expect("the connection is known");
         for others in self.claims.values_mut() {
@@ -342,7 +342,7 @@ impl Rules for Model {
     fn disconnected(&mut self, conn: Conn) {
         if self.peers.contains_key(&conn) {
             self.leave_flow(conn);
-            self.exit(conn);
+            self.remove_peer(conn);
         }
     }
 
@@ -360,7 +360,7 @@ impl Rules for Model {
         self.rooms.contains_key(&target.room)
     }
 
-    fn seen(&self, conn: Conn) -> Option<RoomMember> {
+    fn member(&self, conn: Conn) -> Option<RoomMember> {
         let peer = self.peers.get(&conn)?;
         let state = match peer.state {
             State::Unregistered => "nameless",

@@ -29,7 +29,7 @@ struct Group {
 }
 
 /// Returns the room and the group size that a target requests.
-fn wanted(target: &Target) -> (&str, usize) {
+fn requested_group(target: &Target) -> (&str, usize) {
     let (_, size) = QUERIES
         .iter()
         .find(|(query, _)| Query::new(query) == target.query)
@@ -50,12 +50,12 @@ impl Model {
 
     /// Returns the group that a new peer joins, if there is one.
     fn open_group(&self, target: &Target) -> Option<usize> {
-        let (room, size) = wanted(target);
+        let (room, size) = requested_group(target);
         let is_open = |group: &Group| group.room == room && group.size == size && !group.is_complete;
         self.groups.iter().find(|(_, group)| is_open(group)).map(|(number, _)| *number)
     }
 
-    fn tell_group(&mut self, number: usize, text: &str) {
+    fn notify_group(&mut self, number: usize, text: &str) {
         for member in self.groups[&number].members.clone() {
             self.context.emit(member, Output::Text(text.to_owned()));
         }
@@ -68,7 +68,7 @@ impl Rules for Model {
     }
 
     fn connected(&mut self, conn: Conn, target: &Target, _: Option<&Claims>) {
-        let (room, size) = wanted(target);
+        let (room, size) = requested_group(target);
         let number = self.open_group(target).unwrap_or_else(|| {
             self.groups_ever += 1;
             let group = Group { room: room.to_owned(), size, is_complete: false, members: vec![] };
@@ -81,7 +81,7 @@ impl Rules for Model {
         // Connecting costs one credit, and the notices to the others.
         let others = self.groups[&number].members.len();
         let _ = self.context.pay(conn, 1 + credits_for_deliveries(others, 100), 1);
-        self.tell_group(number, &format!(r#"{{"NewPeer":"{id}"}}"#));
+        self.notify_group(number, &format!(r#"{{"NewPeer":"{id}"}}"#));
         let group = self.groups.get_mut(&number).expect("the group exists");
         group.members.push(conn);
         group.is_complete = group.members.len() == size;
@@ -134,7 +134,7 @@ impl Rules for Model {
         group.members.retain(|member| *member != conn);
         let id = self.context.names[&conn].clone();
         self.context.emit(conn, Output::Left(group.room.clone(), Some(id.clone())));
-        self.tell_group(number, &format!(r#"{{"PeerLeft":"{id}"}}"#));
+        self.notify_group(number, &format!(r#"{{"PeerLeft":"{id}"}}"#));
         if self.groups[&number].members.is_empty() {
             self.groups.remove(&number);
         }
@@ -156,7 +156,7 @@ impl Rules for Model {
         self.open_group(target).is_some()
     }
 
-    fn seen(&self, conn: Conn) -> Option<RoomMember> {
+    fn member(&self, conn: Conn) -> Option<RoomMember> {
         let group = &self.groups[self.peers.get(&conn)?];
         Some((group.room.clone(), Some(self.context.names[&conn].clone()), "joined"))
     }

@@ -35,7 +35,7 @@ impl Message {
 
 impl Reading {
     /// Returns whether no frame or message is incomplete.
-    pub fn is_even(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.upgraded && self.bytes.is_empty() && self.fragments.is_none()
     }
 

@@ -130,7 +130,7 @@ impl World {
             10..=11 => peer.send(u16::from_be_bytes([byte()?, byte()?]).into(), context),
             12 => {
                 peer.pings += usize::from(peer.session.is_open());
-                peer.measured(context, |session, context| session.ping(&mut context.shared));
+                peer.with_allocation_count(context, |session, context| session.ping(&mut context.shared));
             }
             13 => match byte()? {
                 0..64 => peer.session.registered(),
@@ -155,7 +155,9 @@ impl World {
                     if peer.session.is_open() {
                         peer.closed = Some(end);
                     }
-                    peer.measured(context, |session, context| session.close(end, &mut context.shared));
+                    peer.with_allocation_count(context, |session, context| {
+                        session.close(end, &mut context.shared)
+                    });
                 }
             },
         }
@@ -195,7 +197,7 @@ impl World {
         }
         self.check();
         for peer in &mut self.peers {
-            if peer.session.is_open() && peer.reading.is_even() {
+            if peer.session.is_open() && peer.reading.is_complete() {
                 assert!(peer.session.is_at_rest());
             }
             let whole = !peer.cut && peer.brought <= DRAIN_BYTES_MAX;
@@ -236,7 +238,7 @@ impl Peer {
     }
 
     /// Runs an operation of the session and counts its allocations.
-    fn measured<T>(
+    fn with_allocation_count<T>(
         &mut self,
         context: &mut ServerContext,
         work: impl FnOnce(&mut Session<Pipe>, &mut ServerContext) -> T,
@@ -255,7 +257,7 @@ impl Peer {
     fn send(&mut self, length: usize, context: &mut ServerContext) {
         let number = self.sent.len();
         let is_forwarded = length.is_multiple_of(2);
-        let (was_open, is_refused) = self.measured(context, |session, context| {
+        let (was_open, is_refused) = self.with_allocation_count(context, |session, context| {
             let text = text(number, length);
             let shared = &mut context.shared;
             let was_open = session.is_open();
@@ -277,7 +279,7 @@ impl Peer {
     }
 
     fn tick(&mut self, context: &mut ServerContext) {
-        self.measured(context, |session, context| session.tick(&mut context.shared));
+        self.with_allocation_count(context, |session, context| session.tick(&mut context.shared));
         if self.upgraded
             && !self.session.is_open()
             && let Some(end @ (End::Unregistered | End::Silent | End::Slow)) = self.session.end()
@@ -302,7 +304,7 @@ impl Peer {
         let mut received = self.received;
         let mut upgraded = self.upgraded;
         let hold_after = self.hold_after;
-        self.measured(context, |session, context| {
+        self.with_allocation_count(context, |session, context| {
             while !session.is_over() && !session.is_paused() {
                 let fill = session.fill(&mut context.scratch, &mut context.shared);
                 let mut events = 0;

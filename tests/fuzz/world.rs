@@ -235,7 +235,7 @@ impl<R: Rules> World<R> {
     }
 
     pub fn disconnect(&mut self, conn: Conn) {
-        self.forget(conn);
+        self.remove_connection(conn);
         self.input(Input::Disconnected(conn));
     }
 
@@ -243,7 +243,7 @@ impl<R: Rules> World<R> {
         self.peers[conn.slot()] == Some(conn) && !self.paused.contains(&conn)
     }
 
-    fn forget(&mut self, conn: Conn) {
+    fn remove_connection(&mut self, conn: Conn) {
         self.open -= usize::from(self.peers[conn.slot()].take() == Some(conn));
         self.paused.remove(&conn);
         self.outbox.room_in_queue.remove(&conn);
@@ -258,7 +258,7 @@ impl<R: Rules> World<R> {
         if let Some(conn) = input.conn().filter(|conn| self.peers[conn.slot()] == Some(*conn)) {
             let (_, member) = self.dispatcher.member(conn).expect("the connection is known");
             let member = (member.room.to_owned(), member.id.map(String::from), member.state);
-            assert_eq!(Some(member), self.rules.seen(conn));
+            assert_eq!(Some(member), self.rules.member(conn));
         }
     }
 

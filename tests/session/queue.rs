@@ -7,7 +7,7 @@ use noroshi::protocols::noroshi::message::Reply;
 use noroshi::session::{End, Event, Fill};
 
 /// Fills the queue with forwarded messages of 1,004 bytes. Returns their number.
-fn full(test: &mut TestSession) -> usize {
+fn fill_queue(test: &mut TestSession) -> usize {
     test.session.registered();
     test.pipe().writable_bytes = 0;
     let texts = ["x".repeat(1000)];
@@ -22,7 +22,7 @@ fn full(test: &mut TestSession) -> usize {
 #[test]
 fn forwarded_messages_leave_a_reserve_for_the_server() {
     let mut test = open_session();
-    let mut queued = full(&mut test);
+    let mut queued = fill_queue(&mut test);
     assert_eq!(queued, QUEUE_BYTES_MAX / 1004);
     assert!(test.session.is_open());
     // A slow reader is not closed: each byte that it reads buys ten seconds.
@@ -54,7 +54,7 @@ fn forwarded_messages_leave_a_reserve_for_the_server() {
 #[test]
 fn peer_that_reads_nothing_is_closed_by_the_message_that_does_not_fit() {
     let mut test = open_session();
-    full(&mut test);
+    fill_queue(&mut test);
     test.session.send("y".repeat(60 * 1024), &mut test.shared);
     assert!(test.session.is_open());
     for _ in 0..5 {
@@ -68,7 +68,7 @@ fn peer_that_reads_nothing_is_closed_by_the_message_that_does_not_fit() {
 #[test]
 fn reading_from_a_full_queue_is_a_sign_of_life() {
     let mut test = open_session();
-    full(&mut test);
+    fill_queue(&mut test);
     // It sends nothing and answers no ping because it has not read that far.
     for _ in 0..20 {
         test.advance(9);
@@ -85,7 +85,7 @@ fn reading_from_a_full_queue_is_a_sign_of_life() {
 #[test]
 fn ping_overtakes_a_full_queue() {
     let mut test = open_session();
-    full(&mut test);
+    fill_queue(&mut test);
     test.pipe().writable_bytes = 1;
     test.process();
     test.session.ping(&mut test.shared);

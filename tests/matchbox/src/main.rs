@@ -24,7 +24,7 @@ struct Peer {
 }
 
 impl Peer {
-    fn enter(name: &'static str, url: String) -> Peer {
+    fn connect(name: &'static str, url: String) -> Peer {
         // Candidates of this machine only.
         let ice = RtcIceServerConfig { urls: vec![], username: None, credential: None };
         let builder = WebRtcSocket::builder(url).ice_server(ice);
@@ -33,7 +33,7 @@ impl Peer {
         Peer { name, socket, others: BTreeSet::new(), gone: BTreeSet::new() }
     }
 
-    fn look(&mut self) {
+    fn update_peers(&mut self) {
         for (id, state) in self.socket.update_peers() {
             match state {
                 PeerState::Connected => assert!(self.others.insert(id), "{} connects twice", self.name),
@@ -59,10 +59,10 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Waits until each peer is connected to exactly the others.
-fn meet(peers: &mut [&mut Peer]) {
+fn wait_for_connections(peers: &mut [&mut Peer]) {
     let count = peers.len() - 1;
     until("they meet", || {
-        peers.iter_mut().for_each(|peer| peer.look());
+        peers.iter_mut().for_each(|peer| peer.update_peers());
         peers.iter().all(|peer| peer.others.len() == count)
     });
     let ids: BTreeSet<PeerId> = peers.iter_mut().map(|peer| peer.id()).collect();
@@ -108,18 +108,18 @@ fn exchange_messages(peers: &mut [&mut Peer], round: u8) {
 
 fn main() {
     let base = std::env::args().nth(1).expect("ws://HOST:PORT");
-    let enter = |name, room: &str| Peer::enter(name, format!("{base}/{room}"));
+    let enter = |name, room: &str| Peer::connect(name, format!("{base}/{room}"));
 
     println!("two meet, in another room a third is alone");
-    let mut a = enter("a", "tea");
-    let mut b = enter("b", "tea");
-    let mut alone = enter("alone", "coffee");
-    meet(&mut [&mut a, &mut b]);
+    let mut a = connect("a", "tea");
+    let mut b = connect("b", "tea");
+    let mut alone = connect("alone", "coffee");
+    wait_for_connections(&mut [&mut a, &mut b]);
     exchange_messages(&mut [&mut a, &mut b], 1);
 
     println!("a third comes");
-    let mut c = enter("c", "tea");
-    meet(&mut [&mut a, &mut b, &mut c]);
+    let mut c = connect("c", "tea");
+    wait_for_connections(&mut [&mut a, &mut b, &mut c]);
     exchange_messages(&mut [&mut a, &mut b, &mut c], 2);
 
     println!("one leaves");
@@ -127,30 +127,30 @@ fn main() {
     drop(b);
     until("they see it", || {
         [&mut a, &mut c].into_iter().all(|peer| {
-            peer.look();
+            peer.update_peers();
             peer.gone.contains(&left)
         })
     });
-    meet(&mut [&mut a, &mut c]);
+    wait_for_connections(&mut [&mut a, &mut c]);
     exchange_messages(&mut [&mut a, &mut c], 3);
-    alone.look();
+    alone.update_peers();
     assert!(alone.others.is_empty() && alone.gone.is_empty());
 
     println!("groups of two, and of three");
     let mut pairs: Vec<Peer> = ["d", "e", "f", "g"]
         .map(|name| {
-            let mut peer = enter(name, "pairs?next=2");
+            let mut peer = connect(name, "pairs?next=2");
             // The peers connect one after the other, so that the groups are known.
             until("the id is assigned", || peer.socket.id().is_some());
             peer
         })
         .into();
-    let mut three: Vec<Peer> = ["h", "i", "j"].map(|name| enter(name, "pairs?next=3")).into();
+    let mut three: Vec<Peer> = ["h", "i", "j"].map(|name| connect(name, "pairs?next=3")).into();
     for pair in pairs.chunks_mut(2) {
-        meet(&mut pair.iter_mut().collect::<Vec<_>>());
+        wait_for_connections(&mut pair.iter_mut().collect::<Vec<_>>());
         exchange_messages(&mut pair.iter_mut().collect::<Vec<_>>(), 4);
     }
-    meet(&mut three.iter_mut().collect::<Vec<_>>());
+    wait_for_connections(&mut three.iter_mut().collect::<Vec<_>>());
     exchange_messages(&mut three.iter_mut().collect::<Vec<_>>(), 5);
     println!("done");
 }
