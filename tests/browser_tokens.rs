@@ -77,14 +77,14 @@ fn library_joins_and_rejoins_with_a_token() {
         }
     }
     browser.eval(&format!(
-        "let asked = 0;
-        const errors = [], fresh = async () => (asked++, {good:?});
+        "let requests = 0;
+        const errors = [], fresh = async () => (requests++, {good:?});
         const a = await join(url, {{ id: 'A', token: fresh }}), b = await connect(url, {{ id: 'B', token: {good:?} }});
         for (const room of [a, b]) room.addEventListener('error', ({{ error }}) => errors.push(room.id + ' ' + error.code)); 0",
     ));
-    assert_eq!(browser.eval("asked"), 1);
+    assert_eq!(browser.eval("requests"), 1);
     proxy.cut_connections();
-    browser.wait_until("asked === 2 && a.online && b.online");
+    browser.wait_until("requests === 2 && a.online && b.online");
     // A token that is no longer accepted ends the room instead of causing endless retries.
     proxy.redirect_to(strict.server.address);
     proxy.cut_connections();
@@ -102,12 +102,12 @@ fn page_keeps_its_token_and_shares_only_the_room() {
     let guarded = Guarded::start("page", SECRET);
     let address = guarded.server.address;
     let [mut browser] = Chromium::start();
-    let words = |browser: &mut Chromium, words: &str| {
+    let wait_for_status = |browser: &mut Chromium, text: &str| {
         browser
-            .wait_until(&format!("document.querySelector('#status-words')?.textContent.includes({words:?})"));
+            .wait_until(&format!("document.querySelector('#status-words')?.textContent.includes({text:?})"));
     };
     browser.open(&format!("http://{address}/?room=tea"));
-    words(&mut browser, "one needs a token, and there is none in this address");
+    wait_for_status(&mut browser, "one needs a token, and there is none in this address");
     let with = |room: &str, token: &str| format!("http://{address}/?room={room}#token={token}");
     for (token, expected_text) in [
         (token(Some("coffee"), None, 60), "Your token is for another room"),
@@ -117,7 +117,7 @@ fn page_keeps_its_token_and_shares_only_the_room() {
         // A change of the fragment alone would not reload the page.
         browser.open("about:blank");
         browser.open(&with("tea", &token));
-        words(&mut browser, expected_text);
+        wait_for_status(&mut browser, expected_text);
     }
     let invited = |browser: &mut Chromium| {
         browser.eval(
@@ -128,12 +128,12 @@ fn page_keeps_its_token_and_shares_only_the_room() {
     let open = token(Some("tea"), None, 60);
     browser.open("about:blank");
     browser.open(&with("tea", &open));
-    words(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room.");
     assert_eq!(invited(&mut browser), with("tea", &open));
     let own = token(Some("tea"), Some("狼煙 Aoi"), 60);
     browser.open("about:blank");
     browser.open(&format!("http://{address}/#token={own}"));
-    words(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room.");
     assert_eq!(
         browser.eval("[room.id, document.querySelector('#name').value]"),
         json!(["狼煙 Aoi", "狼煙 Aoi"])
@@ -143,14 +143,14 @@ fn page_keeps_its_token_and_shares_only_the_room() {
     assert_eq!(invited(&mut browser), format!("http://{address}/?room=tea"));
     // After a reload the page has the same id and replaces its old connection immediately.
     browser.eval("location.reload(); 0");
-    words(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room.");
     // A token for a room prefix leads into one room of that prefix.
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(60);
     let claims = Claims { until, room_prefix: Some("tea-".into()), ..Claims::default() };
     let prefixed = Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims);
     browser.open("about:blank");
     browser.open(&format!("http://{address}/#token={prefixed}"));
-    words(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room.");
     assert_eq!(browser.eval("location.search.startsWith('?room=tea-')"), true);
     browser.assert_no_errors();
     browser.kill();

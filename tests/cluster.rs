@@ -157,7 +157,7 @@ impl Member {
                 assert_eq!(candidate["room"], *self.room, "the candidate is for this room");
                 assert!(
                     self.received.insert((id.unwrap(), candidate["n"].as_u64().unwrap())),
-                    "it is received once"
+                    "each candidate arrives once"
                 );
             }
             // The target has just left.

@@ -184,10 +184,10 @@ fn suspended_page_leaves_its_room() {
     browser.eval("dispatchEvent(new Event('online')); 0");
     browser.eval("firePageTransition('pageshow'); 0");
     browser.wait_until("a.online");
-    eventually("it is back", || server.metric("peers") == 1.0);
+    eventually("the page has rejoined", || server.metric("peers") == 1.0);
     // A real navigation.
     browser.open("about:blank");
-    eventually("it is gone", || server.metric("connections") == 0.0);
+    eventually("the connection is closed", || server.metric("connections") == 0.0);
     close(browser);
 }
 

@@ -80,23 +80,23 @@ fn failed_join_shows_a_reason_and_a_remedy() {
     assert_eq!(first.eval("name.validity.valid"), false);
     first.eval("type('Aoi'); document.querySelector('#rename').click(); 0");
     first.wait_until("room?.id === 'Aoi' && room.online");
-    let words = |browser: &mut Chromium, words: &str| {
+    let wait_for_status = |browser: &mut Chromium, text: &str| {
         browser
-            .wait_until(&format!("document.querySelector('#status-words').textContent.includes({words:?})"));
+            .wait_until(&format!("document.querySelector('#status-words').textContent.includes({text:?})"));
     };
     let ways = |browser: &mut Chromium| {
         browser.eval("[...document.querySelectorAll('#again, #rename')].filter((it) => !it.hidden).map((it) => it.id).join()")
     };
     open_page(&mut second, &server, "Aoi");
-    words(&mut second, "already called Aoi");
+    wait_for_status(&mut second, "already called Aoi");
     assert_eq!(ways(&mut second), "rename");
     save_screenshot(&mut second, "taken");
     second.eval("document.querySelector('#rename').click(); 0");
-    words(&mut second, "This room is full");
+    wait_for_status(&mut second, "This room is full");
     assert_eq!(ways(&mut second), "again");
     // A peer joins under the same name while no other peer is present.
     first.eval("room.dispatchEvent(Object.assign(new Event('error'), { error: { code: 'replaced' } })); 0");
-    words(&mut first, "so this page is out");
+    wait_for_status(&mut first, "so this page is out");
     assert_eq!(
         first.eval("document.querySelector('#status-words').textContent.includes('stays connected')"),
         false
@@ -110,15 +110,15 @@ fn failed_join_shows_a_reason_and_a_remedy() {
         };
         document.querySelector('#again').click(); 0"#,
     );
-    words(&mut second, "cannot be entered: that is no id");
+    wait_for_status(&mut second, "cannot be entered: that is no id");
     assert_eq!(ways(&mut second), "again,rename");
     second.eval("WebSocket = class { constructor() { setTimeout(() => this.onclose({ code: 1006 })); } close() {} }; 0");
     second.eval("document.querySelector('#again').click(); 0");
-    words(&mut second, "does not let this page in");
+    wait_for_status(&mut second, "does not let this page in");
     assert_eq!(ways(&mut second), "again,rename");
     server.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
-    words(&mut first, "The server is gone");
+    wait_for_status(&mut first, "The server is gone");
     for mut browser in [first, second] {
         browser.eval("0");
         browser.errors.retain(|error| !error.contains(r#""source":"network""#));

@@ -424,12 +424,12 @@ fn conn(i: usize) -> Conn {
 #[test]
 fn crowded_room_advances_when_its_offerers_leave() {
     let mut room = CrowdedRoom::new();
-    assert_eq!(room.effects, CROWD_PEERS + 1, "all are registered, and one is asked");
+    assert_eq!(room.effects, CROWD_PEERS + 1, "all peers are registered, and one is the offerer");
     room.effects = 0;
     for i in 0..CROWD_PEERS {
         room.send(i, "leave", "");
     }
-    assert_eq!(room.effects, CROWD_PEERS - 1, "each time the next is asked");
+    assert_eq!(room.effects, CROWD_PEERS - 1, "each time the next peer becomes the offerer");
     room.finish();
 }
 

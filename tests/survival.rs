@@ -43,10 +43,10 @@ use tungstenite::Message;
 #[test]
 fn unfinished_request_heads_time_out() {
     let mut loaded = LoadedServer::start("");
-    let begun = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
+    let unfinished_head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
     let mut silent = loaded.connect_many(500, |address, _| Client::connect(address));
     let mut slow = loaded.connect_many(500, |address, _| Client::connect(address));
-    slow.iter_mut().for_each(|client| client.send(begun.as_bytes()));
+    slow.iter_mut().for_each(|client| client.send(unfinished_head.as_bytes()));
     for _ in 0..4 {
         loaded.run_for(Duration::from_secs(1));
         slow.iter_mut().for_each(|client| client.send(b"x"));
@@ -266,26 +266,28 @@ fn stored_candidates_are_limited() {
 #[test]
 fn sigterm_during_traffic_closes_all_peers() {
     let mut loaded = LoadedServer::start("--max-rate 0");
-    let mut polite =
+    let mut responsive =
         loaded.connect_many(50, |address, i| Client::open(address, "tea").register(&i.to_string()));
     // These clients do not answer the Close frame, and some of them send continuously.
-    let mut rude = loaded.connect_many(50, |address, i| Client::open(address, &i.to_string()));
-    rude.iter_mut().for_each(|client| client.answers = false);
-    let talkers: Vec<_> = rude[..5].iter().map(Client::clone_stream).collect();
+    let mut unresponsive = loaded.connect_many(50, |address, i| Client::open(address, &i.to_string()));
+    unresponsive.iter_mut().for_each(|client| client.answers = false);
+    let talkers: Vec<_> = unresponsive[..5].iter().map(Client::clone_stream).collect();
     let talkers = talkers.into_iter().map(|mut mouth| {
         let [(_, _, message), ..] = floods();
         thread::spawn(move || while mouth.write_all(&message.repeat(1000)).is_ok() {})
     });
     let talkers: Vec<_> = talkers.collect();
-    loaded.wait_until("they talk", |server| server.metric("messages_total{type=\"leave\"}") > 1000.0);
-    for (i, client) in polite.iter_mut().enumerate() {
+    loaded.wait_until("the peers exchange messages", |server| {
+        server.metric("messages_total{type=\"leave\"}") > 1000.0
+    });
+    for (i, client) in responsive.iter_mut().enumerate() {
         let id = i.to_string();
         let target = ((i + 1) % 50).to_string();
         client.send_json(json!({"type": "offer", "id": id, "target_id": target, "sdp": 1}));
     }
     loaded.server.signal(Signal::SIGTERM);
     let began = Instant::now();
-    for client in polite.iter_mut().chain(&mut rude).chain(&mut loaded.pair) {
+    for client in responsive.iter_mut().chain(&mut unresponsive).chain(&mut loaded.pair) {
         assert_eq!(client.receive_close(), 1001);
     }
     assert_eq!(loaded.server.code(), Some(0));

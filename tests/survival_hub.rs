@@ -1,6 +1,6 @@
 //! Attacks on the rules of noroshi's protocol, in memory. See `survival.rs`.
 //!
-//! A pair in its own room exchanges candidates meanwhile. At the end all rooms are empty, and the peak allocation is
+//! A pair in its own room exchanges candidates during each attack. At the end all rooms are empty, and the peak allocation is
 //! below a bound that the test states.
 
 mod common;

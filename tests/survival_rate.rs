@@ -33,13 +33,13 @@ fn continuous_senders_are_closed_after_five_seconds() {
     let mut loaded = LoadedServer::start("");
     let flooders = floods().map(|(room, first, again)| {
         let mut client = Client::open(loaded.address(), room).register("X");
-        let mut mouth = client.clone_stream();
+        let mut stream = client.clone_stream();
         let began = Instant::now();
         thread::spawn(move || {
             let many = again.repeat(16_000 / again.len());
-            let sent = mouth.write_all(&first);
+            let sent = stream.write_all(&first);
             // Until the server has closed the connection.
-            while sent.is_ok() && mouth.write_all(&many).is_ok() {}
+            while sent.is_ok() && stream.write_all(&many).is_ok() {}
         });
         thread::spawn(move || {
             let code = client.receive_close();

@@ -24,7 +24,9 @@ const DETECTION_TIME: Duration = Duration::from_secs(6);
 fn stopped_client_is_noticed() {
     let mut loaded = LoadedServer::start("--max-rate 0 --ping-interval 2");
     let mut client = start_load_generator(&loaded, "--pairs 20 --seconds 60");
-    loaded.wait_until("they talk", |server| server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0);
+    loaded.wait_until("the peers exchange messages", |server| {
+        server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0
+    });
     kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP).unwrap();
     let began = Instant::now();
     loaded.wait_for_metric("closings_total{reason=\"silent\"}", 40);
@@ -72,7 +74,7 @@ fn cut_network() {
     far[1].sync();
     near.send_json(json!({"type": "answer", "id": "near", "target_id": "1", "sdp": 2}));
     near.sync();
-    far[2].send(&frame(TEXT, b"never to be ended")[..9]);
+    far[2].send(&frame(TEXT, b"unfinished")[..9]);
     loaded.wait_for_metric("peers", 2 + 3 + 1);
     sh("ip link set near down");
     let began = Instant::now();

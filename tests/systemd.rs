@@ -164,11 +164,12 @@ fn units_of_the_readme_are_valid_and_hardened() {
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     };
-    let (is_fine, output) = analyze(&["verify"], &["noroshi.service", "noroshi.socket"]);
-    assert!(is_fine && output.is_empty(), "{output}");
+    let (is_successful, output) = analyze(&["verify"], &["noroshi.service", "noroshi.socket"]);
+    assert!(is_successful && output.is_empty(), "{output}");
     assert!(block("[Service]").lines().any(|line| line.starts_with("TimeoutStopSec=")));
     // Every exit code except 0 restarts the service, including that of a panic.
     assert!(block("[Service]").lines().any(|line| line == "Restart=on-failure"));
-    let (is_fine, output) = analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
-    assert!(is_fine, "{output}");
+    let (is_successful, output) =
+        analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
+    assert!(is_successful, "{output}");
 }

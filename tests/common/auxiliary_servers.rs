@@ -59,17 +59,17 @@ pub fn stun() -> SocketAddr {
 
 /// Starts coturn with the README's configuration and this secret. Returns its port.
 pub fn coturn(secret: &str) -> (Program, u16) {
-    coturn_with(secret, "--no-tls", "nothing of it")
+    coturn_with(secret, "--no-tls", "(none)")
 }
 
 /// Starts coturn with TLS on this port, for the host name [`tls::HOST`].
 pub fn coturn_over_tls(secret: &str, port: u16) -> (Program, u16) {
     let flags = format!("--tls-listening-port {port} --cert fullchain.pem --pkey privkey.pem");
-    coturn_with(secret, &flags, "nothing of it")
+    coturn_with(secret, &flags, "(none)")
 }
 
-/// Starts coturn with additional flags. Omits configuration lines that start with `left_out`.
-pub fn coturn_with(secret: &str, flags: &str, left_out: &str) -> (Program, u16) {
+/// Starts coturn with additional flags. Omits configuration lines that start with `omitted_prefix`.
+pub fn coturn_with(secret: &str, flags: &str, omitted_prefix: &str) -> (Program, u16) {
     let port = free_port();
     let arguments = format!(
         "-c turnserver.conf --listening-ip 127.0.0.1 --listening-port {port} --allow-loopback-peers {flags} --no-dtls \
@@ -80,7 +80,8 @@ pub fn coturn_with(secret: &str, flags: &str, left_out: &str) -> (Program, u16) 
             tls::certificate(home);
         }
         let lines = block("use-auth-secret").replace("SECRET", secret);
-        let lines: String = lines.split_inclusive('\n').filter(|line| !line.starts_with(left_out)).collect();
+        let lines: String =
+            lines.split_inclusive('\n').filter(|line| !line.starts_with(omitted_prefix)).collect();
         std::fs::write(home.join("turnserver.conf"), lines).unwrap();
     });
     // A binding request (RFC 8489 section 6).

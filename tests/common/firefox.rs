@@ -68,11 +68,11 @@ impl Firefox {
     /// Starts N browsers with this color scheme: `light`, `dark` or `forced`. It is fixed for the process.
     pub fn start_in<const N: usize>(colors: &str) -> [Firefox; N] {
         let scheme = u8::from(colors != "dark");
-        let use_of_theirs = if colors == "forced" { 2 } else { 1 };
+        let document_color_use = if colors == "forced" { 2 } else { 1 };
         let preferences = format!(
             r#"{PREFERENCES}
 user_pref("layout.css.prefers-color-scheme.content-override", {scheme});
-user_pref("browser.display.document_color_use", {use_of_theirs});
+user_pref("browser.display.document_color_use", {document_color_use});
 "#
         );
         let flags = "--headless --no-remote --profile . --remote-debugging-port 0 about:blank";
