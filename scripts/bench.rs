@@ -10,14 +10,15 @@ mod pipe;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use noroshi::config::Config;
-use noroshi::http::ListenerKind;
+use noroshi::config::{Config, HEAD_TIME_MAX};
+use noroshi::http::{Admission, Answer, ListenerKind};
 use noroshi::memory_budget::Reservation;
-use noroshi::protocol::{Conn, Effect, Input, Outbox, ProtocolId};
+use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId};
 use noroshi::protocols::Dispatcher;
 use noroshi::protocols::noroshi::Noroshi;
-use noroshi::session::{Event, Scratch, Session, Shared};
-use pipe::{ADDRESS, Pipe, REQUEST, TEXT, frame};
+use noroshi::session::{Event, Scratch, Session, SharedState};
+use pipe::answer::answer;
+use pipe::{Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -81,7 +82,7 @@ struct Line {
 }
 
 struct Sessions {
-    shared: Shared,
+    shared: SharedState,
     sessions: [Session<Pipe>; 2],
 }
 
@@ -94,21 +95,27 @@ impl Outbox for Sessions {
         self.shared.budget.reserve(bytes)
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        if let Effect::Send(to, text) = effect {
-            self.sessions[to.slot()].send(text, &mut self.shared);
-        }
+    fn send(&mut self, to: Conn, text: String) {
+        self.sessions[to.slot()].send(text, &mut self.shared);
     }
+
+    fn send_binary(&mut self, _: Conn, _: &[u8]) {}
+    fn ping(&mut self, _: Conn) {}
+    fn pause_reading(&mut self, _: Conn) {}
+    fn resume_reading(&mut self, _: Conn) {}
+    fn close(&mut self, _: Conn, _: Close) {}
+    fn registered(&mut self, _: Conn, _: &str, _: &str) {}
+    fn disconnected(&mut self, _: Conn, _: ProtocolId, _: &Member<'_>) {}
 }
 
 impl Line {
     fn new(bytes: usize) -> Line {
         let config = Config { rate_max: 0, ..Config::default() };
         let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
-        let mut shared = Shared::new(config);
+        let mut shared = SharedState::new(config);
         let sessions = [(); 2].map(|()| {
             let pipe = Pipe { writable_bytes: usize::MAX, ..Pipe::default() };
-            Session::new(pipe, ListenerKind::Main, ADDRESS.into(), &mut shared)
+            Session::new(pipe, HEAD_TIME_MAX, &mut shared)
         });
         let sessions = Sessions { shared, sessions };
         let mut line = Line { dispatcher, sessions, scratch: Scratch::default(), frame: Vec::new() };
@@ -146,14 +153,24 @@ impl Line {
         let conn = Conn::new(who as u64 + 1, who);
         let Sessions { sessions, shared } = &mut self.sessions;
         sessions[who].stream().input.extend(bytes);
-        sessions[who].fill(&mut self.scratch, shared);
+        sessions[who].read(&mut self.scratch, shared);
         loop {
             let Sessions { sessions, shared } = &mut self.sessions;
-            let Some(event) = sessions[who].next(&mut self.scratch, shared, &self.dispatcher) else { break };
+            let Some(event) = sessions[who].next_event(&mut self.scratch, shared) else { break };
             let input = match &event {
-                Event::Refused(status, refusal) => panic!("{status}, {}", refusal.why),
-                Event::Upgraded(target, claims) => Input::Connected(conn, target, claims.as_ref()),
-                Event::Asked(question) => panic!("{question:?}"),
+                Event::Request(head) => {
+                    let wall = Duration::ZERO;
+                    let config = &self.sessions.shared.config;
+                    let answer =
+                        answer(head, ListenerKind::Main, config, false, wall, |_, _| Admission::Free);
+                    let Answer::Upgrade { response, target, claims } = answer else { panic!("{answer:?}") };
+                    let Sessions { sessions, shared } = &mut self.sessions;
+                    sessions[who].accept(response, shared);
+                    let connected = Input::Connected(conn, &target, claims.as_ref());
+                    self.dispatcher.handle(Duration::ZERO, Duration::ZERO, connected, &mut self.sessions);
+                    continue;
+                }
+                Event::Rejected(status, refusal) => panic!("{status}, {}", refusal.why),
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(_) | Event::Ping(_) | Event::Overhead => unreachable!("only text is sent"),
             };

@@ -9,20 +9,23 @@ use noroshi::config::{Command, Config};
 use noroshi::http::ListenerKind;
 use noroshi::metrics::Counts;
 use noroshi::protocol::{Conn, Input, Member, ProtocolId};
-use noroshi::protocols::{Dispatcher, Protocol, Turn};
+use noroshi::protocols::{Context, Dispatcher, Protocol};
 use noroshi::server::Server;
 
 struct Echo;
 
 impl Protocol for Echo {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, turn: &mut Context) {
         match input {
             // Who has an id may be silent.
             Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "echo"),
             Input::Text(conn, text) => turn.send(conn, text.to_owned()),
             Input::Binary(conn, bytes) => turn.send_binary(conn, bytes),
-            Input::Disconnected(conn) => turn.left(conn, self.member(conn)),
-            Input::Dropped { .. } | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
+            Input::Disconnected(_)
+            | Input::Dropped { .. }
+            | Input::Alive(_)
+            | Input::Silent(_)
+            | Input::Time => {}
         }
     }
 

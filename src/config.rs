@@ -12,7 +12,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::address::{Address, Network};
-use crate::origin::Allowed;
+use crate::origin::AllowedOrigin;
 use crate::token::{self, Secrets};
 
 mod environment;
@@ -32,7 +32,7 @@ pub struct Config {
     /// For that.
     pub port: u16,
     /// Pages that may connect besides those of the server's own host.
-    pub allow_origins: Vec<Allowed>,
+    pub allow_origins: Vec<AllowedOrigin>,
     /// WebSocket connections at a time. Ten thousand idle ones are a few MB.
     pub connections_max: usize,
     /// Connections from one address of IPv4 or one /64 of IPv6; 0 is no limit.

@@ -32,9 +32,9 @@ pub enum ListenerKind {
     Metrics,
 }
 
-/// Whether there is a place for another WebSocket.
+/// Whether the limits of the server allow another WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Admission {
     /// There is.
     Free,
     /// Not in the server.
@@ -104,84 +104,122 @@ fn has_bare_line_feed(head: &[u8]) -> bool {
     head.split(|byte| *byte == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r"))
 }
 
-/// The answer to a request. Whether there is a place for it may depend on where it says that it comes from, which is
-/// asked only of what a trusted proxy sends, and on what it asks for. `wall` is the time since 1970.
-pub fn answer(
-    head: &[u8],
-    door: ListenerKind,
-    config: &Config,
-    is_trusted: bool,
-    wall: Duration,
-    place: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Place,
-) -> Answer {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut parsed = httparse::Request::new(&mut headers);
-    match parsed.parse(head) {
-        // Whether a bare line feed ends a line, and so what the headers are, others may read otherwise.
-        Ok(httparse::Status::Complete(_)) if !has_bare_line_feed(head) => {}
-        Err(httparse::Error::TooManyHeaders) => return head_too_large(head),
-        Ok(_) | Err(_) => return malformed(head),
-    }
-    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
-        return malformed(head);
-    };
-    let request = Request { method, version, headers: parsed.headers };
-    let mut answer = request.answer(target, door, config, is_trusted, wall, place);
-    if let Answer::Plain { refused, .. } = &mut answer {
-        refused.take_if(|_| door == ListenerKind::Metrics || !request.is_attempted_upgrade());
-    }
-    answer
-}
-
 const ALLOW: (&str, &str) = ("Allow", "GET, HEAD, OPTIONS");
 
-struct Request<'a> {
+/// Space for the headers of one request, see [`Request::parse`].
+pub type Headers<'a> = [httparse::Header<'a>; HEADERS_MAX];
+
+/// No headers yet.
+pub const NO_HEADERS: Headers<'static> = [httparse::EMPTY_HEADER; HEADERS_MAX];
+
+/// A parsed request.
+pub struct Request<'a> {
     method: &'a str,
+    /// The request target, as it was sent.
+    target: &'a str,
     /// The minor version: HTTP/1.0 or HTTP/1.1.
     version: u8,
     headers: &'a [httparse::Header<'a>],
+    listener: ListenerKind,
+}
+
+/// Where the target of a request leads.
+pub struct Route {
+    /// The path, normalized.
+    path: String,
+    query: Query,
+    /// The room, if the path is for WebSockets, or why there can be none.
+    target: Option<Result<Target, &'static str>>,
+}
+
+impl Route {
+    /// Returns what a connection would be for, if the path is for WebSockets.
+    pub fn target(&self) -> Option<&Target> {
+        self.target.as_ref()?.as_ref().ok()
+    }
 }
 
 impl<'a> Request<'a> {
-    fn answer(
-        &self,
-        target: &str,
-        door: ListenerKind,
-        config: &Config,
-        is_trusted: bool,
-        wall: Duration,
-        place: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Place,
-    ) -> Answer {
-        let hosts = self.values("host").count();
-        if hosts > 1 || (hosts == 0 && self.version == 1) {
-            // RFC 9112 section 3.2.
-            return self.plain(400, "a request has one Host header", &[]);
+    /// Parses a complete head that came in at this listener.
+    ///
+    /// # Errors
+    /// The response to a head that is malformed.
+    pub fn parse<'h: 'a>(
+        head: &'h [u8],
+        headers: &'a mut Headers<'h>,
+        listener: ListenerKind,
+    ) -> Result<Request<'a>, Answer> {
+        let mut parsed = httparse::Request::new(headers);
+        match parsed.parse(head) {
+            // Whether a bare line feed ends a line, and so what the headers are, others may read otherwise.
+            Ok(httparse::Status::Complete(_)) if !has_bare_line_feed(head) => {}
+            Err(httparse::Error::TooManyHeaders) => return Err(head_too_large(head)),
+            Ok(_) | Err(_) => return Err(malformed(head)),
         }
-        let client_address = match is_trusted.then(|| self.client_address(config)).transpose() {
-            Ok(address) => address.flatten(),
-            Err(unreadable) => return self.unreadable_address(&unreadable),
+        let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
+            return Err(malformed(head));
         };
-        let (path, query) = route::path_and_query(target);
-        let route = match door {
+        let request = Request { method, target, version, headers: parsed.headers, listener };
+        let hosts = request.values("host").count();
+        if hosts > 1 || (hosts == 0 && version == 1) {
+            // RFC 9112 section 3.2.
+            let response = request.plain(400, "a request has one Host header", &[]);
+            return Err(request.without_refusal_if_plain(response));
+        }
+        Ok(request)
+    }
+
+    /// Returns the client address that a trusted proxy reports, if it reports one.
+    ///
+    /// # Errors
+    /// The response to a request in which that address is not readable.
+    pub fn reported_address(&self, config: &Config) -> Result<Option<IpAddr>, Answer> {
+        self.client_address(config)
+            .map_err(|unreadable| self.without_refusal_if_plain(self.unreadable_address(&unreadable)))
+    }
+
+    /// Returns where the request target leads.
+    pub fn route(&self, config: &Config) -> Route {
+        let (path, query) = route::path_and_query(self.target);
+        let target = match self.listener {
             ListenerKind::Main => route::target(&path, &query, self.is_attempted_upgrade(), config),
             ListenerKind::Metrics => None,
         };
-        let place = place(client_address, route.as_ref().and_then(|route| route.as_ref().ok()));
+        Route { path: path.into_owned(), query, target }
+    }
+
+    /// Decides what the answer is. `wall` is the time since 1970, for tokens.
+    pub fn answer(&self, route: Route, admission: Admission, config: &Config, wall: Duration) -> Answer {
+        let answer = self.answer_any(route, admission, config, wall);
+        self.without_refusal_if_plain(answer)
+    }
+
+    fn answer_any(&self, route: Route, admission: Admission, config: &Config, wall: Duration) -> Answer {
         if self.method == "OPTIONS" {
-            // HAProxy asks so whether somebody is there.
+            // HAProxy checks health by this method.
             return response(204, b"", &[ALLOW], true);
         }
-        match (door, route) {
-            (ListenerKind::Main, Some(route)) => self.upgrade(route, config, place, wall),
+        let Route { path, query, target } = route;
+        match (self.listener, target) {
+            (ListenerKind::Main, Some(target)) => self.upgrade(target, config, admission, wall),
             // A health check is answered whatever a balancer adds to it.
-            (ListenerKind::Main, None) if route::is_health(&path, config) => self.health(place),
+            (ListenerKind::Main, None) if route::is_health(&path, config) => self.health(admission),
             (ListenerKind::Main, None) if self.is_attempted_upgrade() => self.no_websocket_path(&path),
             (ListenerKind::Main, None) => self.page_at(&path, config),
             // It says nothing that a page of another machine could use.
-            (ListenerKind::Metrics, _) if path == "/healthz" => self.health(place),
+            (ListenerKind::Metrics, _) if path == "/healthz" => self.health(admission),
             (ListenerKind::Metrics, _) if !self.is_for_metrics(config) => self.unexpected_host(),
             (ListenerKind::Metrics, _) => self.operator(&path, &query),
         }
+    }
+
+    /// Removes the reason for the log from the answer to a request that was not for a WebSocket.
+    fn without_refusal_if_plain(&self, mut answer: Answer) -> Answer {
+        let is_upgrade = self.listener == ListenerKind::Main && self.is_attempted_upgrade();
+        if let Answer::Plain { refused, .. } = &mut answer {
+            refused.take_if(|_| !is_upgrade);
+        }
+        answer
     }
 
     /// Returns whether the client wants a WebSocket: it sends a key, or asks for the upgrade. A proxy that is not prepared
@@ -192,7 +230,7 @@ impl<'a> Request<'a> {
 
     /// Answers a plain request for a page.
     fn page_at(&self, path: &str, config: &Config) -> Answer {
-        match web::at(path).filter(|_| config.page) {
+        match web::find(path).filter(|_| config.page) {
             Some(file) => self.file(file, config),
             None => self.plain(404, "nothing is here; WebSockets connect to /ws or /ws/ROOM", &[]),
         }
@@ -218,7 +256,7 @@ impl<'a> Request<'a> {
     fn is_for_metrics(&self, config: &Config) -> bool {
         match self.only_value("host") {
             Some(host) => {
-                std::str::from_utf8(host).is_ok_and(|host| origin::is_local(host, &config.metrics_hosts))
+                std::str::from_utf8(host).is_ok_and(|host| origin::is_local_host(host, &config.metrics_hosts))
             }
             None => true,
         }
@@ -276,9 +314,9 @@ impl<'a> Request<'a> {
     }
 
     /// Says whether the server is well and takes new rooms. A full server is well.
-    fn health(&self, place: Place) -> Answer {
-        match place {
-            Place::Draining => self.page(503, "draining", &[TEXT]),
+    fn health(&self, admission: Admission) -> Answer {
+        match admission {
+            Admission::Draining => self.page(503, "draining", &[TEXT]),
             _ => self.page(200, "ok", &[TEXT]),
         }
     }
@@ -299,14 +337,14 @@ impl<'a> Request<'a> {
     fn file(&self, file: &File, config: &Config) -> Answer {
         let etag = file.etag();
         let mut headers = vec![
-            ("Content-Type", file.kind),
+            ("Content-Type", file.content_type),
             ("Cache-Control", "no-cache"),
             ("ETag", &etag),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
         ];
-        headers.extend(file.policy.map(|policy| ("Content-Security-Policy", policy)));
-        if file.is_shared {
+        headers.extend(file.csp.map(|policy| ("Content-Security-Policy", policy)));
+        if file.is_cross_origin {
             headers.push(("Vary", "Origin"));
             headers.extend(self.shared_with_its_origin().filter(|_| self.may_come_from_its_origin(config)));
         }
@@ -329,7 +367,7 @@ impl<'a> Request<'a> {
         &self,
         route: Result<Target, &'static str>,
         config: &Config,
-        place: Place,
+        admission: Admission,
         wall: Duration,
     ) -> Answer {
         if !matches!(self.method, "GET" | "HEAD") {
@@ -345,7 +383,7 @@ impl<'a> Request<'a> {
         // Before the rest: a browser does not say how an upgrade was refused, but shows the answer to a plain request.
         let claims = match &config.token_secrets {
             // An Ayame client says its token, and its room, in its first message.
-            Some(_) if target.dialect == ProtocolId::Ayame => None,
+            Some(_) if target.protocol == ProtocolId::Ayame => None,
             None => None,
             Some(secrets) => match self.claims(&target, secrets, wall) {
                 Ok(claims) => Some(claims),
@@ -363,12 +401,12 @@ impl<'a> Request<'a> {
         let Some(key) = self.value("sec-websocket-key").filter(|key| is_key(key)) else {
             return self.plain(400, "Sec-WebSocket-Key is missing or malformed", &[]);
         };
-        match place {
-            Place::Free => {}
-            Place::Full => return self.plain(503, "the server is full", &[]),
-            Place::Crowded => return self.plain(429, "too many connections from your address", &[]),
-            Place::Draining => return self.plain(503, "the server is about to stop; come again", &[]),
-            Place::NoRoom => return self.plain(503, "the room is full", &[]),
+        match admission {
+            Admission::Free => {}
+            Admission::Full => return self.plain(503, "the server is full", &[]),
+            Admission::Crowded => return self.plain(429, "too many connections from your address", &[]),
+            Admission::Draining => return self.plain(503, "the server is about to stop; come again", &[]),
+            Admission::NoRoom => return self.plain(503, "the room is full", &[]),
         }
         let response = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -428,8 +466,9 @@ impl<'a> Request<'a> {
         if self.values("origin").next().is_none() {
             return true;
         }
-        let is_own = |origin| self.value("host").is_some_and(|host| origin::is_same(origin, host));
-        let may = |origin| config.allow_origins.iter().any(|allowed| allowed.has(origin)) || is_own(origin);
+        let is_own = |origin| self.value("host").is_some_and(|host| origin::is_same_origin(origin, host));
+        let may =
+            |origin| config.allow_origins.iter().any(|allowed| allowed.matches(origin)) || is_own(origin);
         self.value("origin").is_some_and(may)
     }
 }

@@ -1,8 +1,8 @@
 //! Accounts for the memory that peers make the server use (`--max-memory`).
 //!
-//! Memory is counted before it is allocated; what would exceed the limit is refused. Sessions report the size of their
-//! buffers as it changes ([`Budget::change`]). Protocols hold a [`Reservation`] for everything they store, which gives
-//! its bytes back when it is dropped, so that accounting cannot drift.
+//! Memory is counted before it is allocated, and an allocation that would exceed the limit is refused. Sessions report
+//! each change of the size of their buffers ([`Budget::change`]). Protocols hold a [`Reservation`] for everything that they
+//! store. A reservation releases its bytes when it is dropped, so that the accounting cannot drift.
 
 use std::cell::Cell;
 use std::mem;
@@ -10,13 +10,13 @@ use std::rc::Rc;
 
 use crate::config::{BASE_BYTES, Config};
 
-/// The limit, and the bytes in use.
+/// The memory limit and the bytes in use.
 #[derive(Debug)]
 pub struct Budget {
     bytes_max: usize,
-    /// Used by connections: their records, queues and incoming messages.
+    /// Bytes used by connections: their records, queues and incoming messages.
     used: usize,
-    /// Reserved by protocols. Shared with the reservations, which subtract from it when they are dropped.
+    /// Bytes reserved by protocols. Shared with the reservations, which subtract from it when they are dropped.
     reserved: Rc<Cell<usize>>,
 }
 
@@ -28,7 +28,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Takes over the bytes of another reservation.
+    /// Adds the bytes of another reservation to this one.
     pub fn absorb(&mut self, mut other: Reservation) {
         self.bytes += mem::take(&mut other.bytes);
     }
@@ -41,7 +41,7 @@ impl Drop for Reservation {
 }
 
 impl Budget {
-    /// Creates the budget that the configuration allows.
+    /// Creates the budget of a configuration.
     pub fn new(config: &Config) -> Budget {
         Budget {
             bytes_max: config.memory_bytes_max.unwrap_or(usize::MAX),
@@ -50,12 +50,12 @@ impl Budget {
         }
     }
 
-    /// Returns whether this many further bytes may be used.
+    /// Returns whether this many further bytes fit into the limit.
     pub fn allows(&self, bytes: usize) -> bool {
         self.used().saturating_add(bytes) <= self.bytes_max
     }
 
-    /// Reserves bytes for something that a protocol stores, if the limit allows it.
+    /// Reserves bytes for data that a protocol stores, or returns `None` at the limit.
     pub fn reserve(&self, bytes: usize) -> Option<Reservation> {
         if !self.allows(bytes) {
             return None;
@@ -64,12 +64,12 @@ impl Budget {
         Some(Reservation { bytes, reserved: Rc::clone(&self.reserved) })
     }
 
-    /// Records that a buffer counted with `before` bytes has `now` bytes.
+    /// Replaces the counted size of a buffer, `before` bytes, by `now` bytes.
     pub fn change(&mut self, before: usize, now: usize) {
         self.used = self.used + now - before;
     }
 
-    /// Returns the bytes in use, as far as they are counted.
+    /// Returns the counted bytes in use.
     pub fn used(&self) -> usize {
         self.used + self.reserved()
     }

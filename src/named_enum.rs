@@ -1,27 +1,27 @@
-//! Enums whose values have names: what messages, metrics and the log call them by.
+//! A macro for enums whose variants have names in messages, metrics and the log.
 
-/// Defines an enum with the name of each value beside it.
+/// Defines a fieldless enum with `ALL` and `name`.
 macro_rules! named_enum {
     (
         $(#[$meta:meta])*
         pub enum $enum:ident {
-            $($(#[$value_meta:meta])* $value:ident = $name:literal,)*
+            $($(#[$variant_meta:meta])* $variant:ident = $name:literal,)*
         }
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $enum {
-            $($(#[$value_meta])* $value,)*
+            $($(#[$variant_meta])* $variant,)*
         }
 
         impl $enum {
-            /// All of them, in the order of their numbers.
-            pub const ALL: [$enum; [$($name),*].len()] = [$($enum::$value),*];
+            /// All variants, in the order of their discriminants.
+            pub const ALL: [$enum; [$($name),*].len()] = [$($enum::$variant),*];
 
-            /// Its name in messages, metrics and the log.
+            /// Returns the name in messages, metrics and the log.
             pub fn name(self) -> &'static str {
                 match self {
-                    $($enum::$value => $name,)*
+                    $($enum::$variant => $name,)*
                 }
             }
         }

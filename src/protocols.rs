@@ -1,8 +1,8 @@
-//! Between connections and protocols: what every protocol needs is done here, before it or for it.
+//! Signaling protocols, and the dispatcher between them and the connections.
 //!
-//! A connection is handed to the protocol that its upgrade asked for. What it says is paid for by its size before the
-//! protocol hears it, and whoever is probed has its time. What else all have in common, the first message in time, the
-//! pings, the limits of queues and of memory, belongs to sessions.
+//! The dispatcher delivers the events of a connection to the protocol that its upgrade asked for. It does what all protocols
+//! have in common: it charges messages to the rate limit before a protocol gets them, runs the timers of probes and
+//! protocols, and reports each departure once. Deadlines, heartbeats, and the limits of queues belong to sessions.
 
 pub mod ayame;
 pub mod conn_table;
@@ -18,70 +18,73 @@ use std::time::Duration;
 use crate::config::{Config, PROBE_TIME_MAX, TIMERS_PER_ITERATION};
 use crate::memory_budget::Reservation;
 use crate::metrics::Counts;
-use crate::protocol::{Close, Conn, Effect, Input, Member, Outbox, ProtocolId, Target};
-use crate::rate_limit::{Bucket, Rate, Verdict, blocks};
+use crate::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
+use crate::rate_limit::{Bucket, Rate, Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
 
-/// A signaling protocol: who hears what. It is pure: no socket, no clock, no log, no randomness. One [`Input`] goes in,
-/// and what comes of it goes out through the [`Turn`], all of it before `handle` returns.
+/// The rules of a signaling protocol.
+///
+/// A protocol is pure: it has no socket, no clock, no log and no randomness. It gets one [`Input`] at a time, and does
+/// everything that follows from it through the [`Context`] before `handle` returns.
 pub trait Protocol {
-    /// Takes one input. Those of connections that it does not know, or has forgotten, are ignored.
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn<'_>);
+    /// Handles one event. Ignores events of connections that it does not know or has forgotten.
+    fn handle(&mut self, input: Input<'_>, context: &mut Context<'_>);
 
-    /// When [`Input::Time`] is due next. One input is for one alarm.
+    /// Returns when [`Input::Time`] is due next. One such event is for one timer.
     fn wake_at(&self) -> Option<Duration> {
         None
     }
 
-    /// Whether an upgrade to this target may succeed.
+    /// Returns whether the room of this target can take another connection.
     fn has_place(&self, _target: &Target) -> bool {
         true
     }
 
-    /// Whether somebody is there already whom an upgrade to this target may meet, as far as that can be told.
+    /// Returns whether the room of this target exists, as far as that is known at the upgrade. While the server drains,
+    /// only rooms that exist take connections.
     fn knows_room(&self, _target: &Target) -> bool {
         true
     }
 
-    /// Where a connection is, if it is here.
+    /// Returns the room, id and state of a connection. `None`: the protocol does not know it.
     fn member(&self, conn: Conn) -> Option<Member<'_>>;
 
-    /// There may be other secrets in the configuration.
+    /// Takes over secrets of a configuration that was read again.
     fn renew(&mut self, _config: &Config) {}
 
-    /// What it has counted until now.
+    /// Returns its counters, for the metrics.
     fn counts(&self, now: Duration) -> Counts;
 
-    /// Checks what must be true between any two inputs. For tests: it looks at everything.
+    /// Checks the invariants that hold between any two events. Looks at everything: for tests and debug builds.
     ///
     /// # Panics
-    /// If it is not.
+    /// An invariant does not hold.
     fn check(&self) {}
 }
 
-/// What a protocol has in hand while it handles an input.
-pub struct Turn<'a> {
-    /// The time since any fixed moment, which never goes back.
+/// What a protocol sees and may do while it handles one event.
+pub struct Context<'a> {
+    /// The monotonic time, since the start of the server.
     pub now: Duration,
-    /// What time it is, since 1970: credentials go by the clock on the wall, which may be set at any time.
+    /// The time since 1970, for credentials that expire. It may be set at any time.
     pub wall: Duration,
-    dialect: ProtocolId,
+    protocol: ProtocolId,
     common: &'a mut Common,
     out: &'a mut dyn Outbox,
 }
 
-impl Turn<'_> {
-    /// Says something of the server's own. A peer that would miss it is closed.
+impl Context<'_> {
+    /// Sends a text message of the server itself. A peer whose queue cannot take it is disconnected.
     pub fn send(&mut self, to: Conn, text: String) {
-        self.out.push(Effect::Send(to, text));
+        self.out.send(to, text);
     }
 
-    /// The same with a message of bytes.
+    /// Sends a binary message of the server itself. See [`Context::send`].
     pub fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
-        self.out.push(Effect::SendBinary(to, bytes.to_owned()));
+        self.out.send_binary(to, bytes);
     }
 
-    /// Passes on what a peer said, all of it or, if its queue is too full for that, nothing. Returns whether it did.
+    /// Forwards messages of another peer. Returns whether the queue had room: all of them are queued, or none.
     pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
         let has_room = self.out.has_room(to, texts.as_ref());
         if has_room {
@@ -90,32 +93,33 @@ impl Turn<'_> {
         has_room
     }
 
-    /// Asks for a sign of life: [`Input::Alive`] or, after [`PROBE_TIME_MAX`], [`Input::Silent`] will follow.
+    /// Pings a peer. [`Input::Alive`] follows or, after [`PROBE_TIME_MAX`], [`Input::Silent`].
     pub fn probe(&mut self, conn: Conn) {
         self.common.probes.begin(conn, self.now);
-        self.out.push(Effect::Ping(conn));
+        self.out.ping(conn);
     }
 
-    /// Closes a connection, which the protocol forgets now.
-    pub fn close(&mut self, conn: Conn, why: Close) {
+    /// Closes a connection, and reports the departure of this member. The protocol forgets the connection now and gets no
+    /// further event of it.
+    pub fn close(&mut self, conn: Conn, why: Close, member: &Member<'_>) {
         self.common.probes.end(conn);
-        self.out.push(Effect::Close(conn, why));
+        self.out.close(conn, why);
+        self.out.disconnected(conn, self.protocol, member);
     }
 
-    /// Ends a probe, if one is running, without consequences for the probed peer.
+    /// Ends a probe, if one is running. Neither [`Input::Alive`] nor [`Input::Silent`] follows.
     pub fn cancel_probe(&mut self, conn: Conn) {
         self.common.probes.end(conn);
     }
 
-    /// Stops reading from a connection until [`Turn::resume_reading`]. Input of it that was read already is handled
-    /// then, too.
+    /// Stops reading from a connection until [`Context::resume_reading`]. Input that was read already waits until then, too.
     pub fn pause_reading(&mut self, conn: Conn) {
-        self.out.push(Effect::PauseReading(conn));
+        self.out.pause_reading(conn);
     }
 
     /// Reads from a connection again.
     pub fn resume_reading(&mut self, conn: Conn) {
-        self.out.push(Effect::ResumeReading(conn));
+        self.out.resume_reading(conn);
     }
 
     /// Reserves memory for something that the protocol stores. `None`: `--max-memory` does not allow it.
@@ -125,77 +129,68 @@ impl Turn<'_> {
 
     /// Charges a message that costs `credits` in all. Those for its size, `bytes`, were charged when it came in.
     pub fn charge(&mut self, conn: Conn, credits: usize, bytes: usize) -> Verdict {
-        let charged = blocks(bytes);
+        let charged = credits_for_bytes(bytes);
         if credits <= charged {
             return Verdict::Pass;
         }
-        self.common.pay(conn, credits, charged, self.now)
+        self.common.charge(conn, credits, charged, self.now)
     }
 
-    /// The connection has said what it must say in time.
+    /// Reports that a connection has registered, so that its deadline for that no longer runs.
     pub fn registered(&mut self, conn: Conn, room: &str, id: &str) {
-        self.out.push(Effect::Registered { conn, room, id });
-    }
-
-    /// The protocol is about to forget the connection, which is this.
-    ///
-    /// # Panics
-    /// If it was not here.
-    pub fn left(&mut self, conn: Conn, member: Option<Member<'_>>) {
-        let member = member.expect("only who was here leaves");
-        self.out.push(Effect::Left { conn, dialect: self.dialect, member });
+        self.out.registered(conn, room, id);
     }
 }
 
-/// All protocols, and what they have in common.
+/// Delivers events to protocols.
 pub struct Dispatcher {
     protocols: [Option<Box<dyn Protocol>>; ProtocolId::ALL.len()],
-    /// Which of them a connection speaks, by slot.
-    dialects: Vec<ProtocolId>,
+    /// The protocol of each connection, by slot.
+    protocol_ids: Vec<ProtocolId>,
     common: Common,
 }
 
-/// What is the same for all protocols.
+/// What all protocols have in common.
 struct Common {
     rate: Option<Rate>,
-    /// By slot.
+    /// The token bucket of each connection, by slot.
     buckets: Vec<Bucket>,
     probes: Probes,
 }
 
 impl Dispatcher {
-    /// One that leads nowhere yet.
+    /// Creates a dispatcher without protocols.
     pub fn new(config: &Config) -> Dispatcher {
         let rate = Rate::per_second(config.rate_max);
         let common = Common { rate, buckets: Vec::new(), probes: Probes::default() };
-        Dispatcher { protocols: Default::default(), dialects: Vec::new(), common }
+        Dispatcher { protocols: Default::default(), protocol_ids: Vec::new(), common }
     }
 
-    /// The same, with a protocol for those who ask for this one.
-    pub fn to(mut self, dialect: ProtocolId, protocol: impl Protocol + 'static) -> Dispatcher {
-        self.protocols[dialect as usize] = Some(Box::new(protocol));
+    /// Adds a protocol.
+    pub fn to(mut self, id: ProtocolId, protocol: impl Protocol + 'static) -> Dispatcher {
+        self.protocols[id as usize] = Some(Box::new(protocol));
         self
     }
 
-    /// Takes one input: see [`Turn`] for the times.
+    /// Handles one event. See [`Context`] for the times.
     ///
     /// # Panics
-    /// If a connection connects in a slot that another still has, or asks for a protocol that is not there.
+    /// A connection connects in a slot that another one has, or for a protocol that was not added.
     pub fn handle(&mut self, now: Duration, wall: Duration, input: Input<'_>, out: &mut dyn Outbox) {
-        let Dispatcher { protocols, dialects, common } = self;
-        let Some(conn) = input.conn() else { return self.ring(now, wall, out) };
+        let Dispatcher { protocols, protocol_ids, common } = self;
+        let Some(conn) = input.conn() else { return self.fire_timers(now, wall, out) };
         let slot = conn.slot();
         if let Input::Connected(_, target, _) = input {
-            if dialects.len() <= slot {
-                dialects.resize(slot + 1, target.dialect);
+            if protocol_ids.len() <= slot {
+                protocol_ids.resize(slot + 1, target.protocol);
                 common.buckets.resize_with(slot + 1, Bucket::default);
             }
-            dialects[slot] = target.dialect;
+            protocol_ids[slot] = target.protocol;
             common.buckets[slot] = Bucket::default();
         }
         let verdict = match input {
-            Input::Text(_, text) => common.pay(conn, blocks(text.len()), 0, now),
-            Input::Binary(_, bytes) => common.pay(conn, blocks(bytes.len()), 0, now),
+            Input::Text(_, text) => common.charge(conn, credits_for_bytes(text.len()), 0, now),
+            Input::Binary(_, bytes) => common.charge(conn, credits_for_bytes(bytes.len()), 0, now),
             Input::Alive(_) if !common.probes.end(conn) => return,
             Input::Disconnected(_) => {
                 common.probes.end(conn);
@@ -203,74 +198,79 @@ impl Dispatcher {
             }
             _ => Verdict::Pass,
         };
-        let dialect = dialects[slot];
-        let protocol = protocols[dialect as usize].as_mut().expect("nobody else asks for others");
-        let turn = &mut Turn { now, wall, dialect, common, out };
+        let id = protocol_ids[slot];
+        let protocol = protocols[id as usize].as_mut().expect("a connection has a protocol that is there");
+        if let Input::Disconnected(_) = input {
+            // The protocol has forgotten a connection that it closed, and has reported it then.
+            let Some(member) = protocol.member(conn) else { return };
+            out.disconnected(conn, id, &member);
+        }
+        let context = &mut Context { now, wall, protocol: id, common, out };
         match verdict {
-            Verdict::Pass => protocol.handle(input, turn),
-            verdict => drop_input(&mut **protocol, conn, verdict, turn),
+            Verdict::Pass => protocol.handle(input, context),
+            verdict => drop_input(&mut **protocol, conn, verdict, context),
         }
     }
 
-    /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the connection may go on.
-    /// If not, the protocol reports that to the peer, or the connection is closed, as after a message that is too much.
+    /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the sender had credits for it.
+    /// If not, it is treated as after a message over the rate: the protocol tells it so, or it is disconnected.
     pub fn charge_frame(&mut self, now: Duration, wall: Duration, conn: Conn, out: &mut dyn Outbox) -> bool {
-        let Dispatcher { protocols, dialects, common } = self;
-        let verdict = common.pay(conn, 1, 0, now);
+        let Dispatcher { protocols, protocol_ids, common } = self;
+        let verdict = common.charge(conn, 1, 0, now);
         if verdict == Verdict::Pass {
             return true;
         }
-        let dialect = dialects[conn.slot()];
-        let protocol = protocols[dialect as usize].as_mut().expect("nobody else asks for others");
-        drop_input(&mut **protocol, conn, verdict, &mut Turn { now, wall, dialect, common, out });
+        let id = protocol_ids[conn.slot()];
+        let protocol = protocols[id as usize].as_mut().expect("a connection has a protocol that is there");
+        drop_input(&mut **protocol, conn, verdict, &mut Context { now, wall, protocol: id, common, out });
         false
     }
 
     /// Handles timers that are due, at most [`TIMERS_PER_ITERATION`] of them. Those that are left are still due.
-    fn ring(&mut self, now: Duration, wall: Duration, out: &mut dyn Outbox) {
+    fn fire_timers(&mut self, now: Duration, wall: Duration, out: &mut dyn Outbox) {
         for _ in 0..TIMERS_PER_ITERATION {
             let Some(due) = self.wake_at().filter(|due| *due <= now) else { return };
             let Dispatcher { protocols, common, .. } = self;
             let is_due =
                 |it: &Option<Box<dyn Protocol>>| it.as_ref().is_some_and(|it| it.wake_at() == Some(due));
             let found = ProtocolId::ALL.into_iter().zip(protocols).find(|(_, protocol)| is_due(protocol));
-            if let Some((dialect, Some(protocol))) = found {
-                protocol.handle(Input::Time, &mut Turn { now, wall, dialect, common, out });
+            if let Some((id, Some(protocol))) = found {
+                protocol.handle(Input::Time, &mut Context { now, wall, protocol: id, common, out });
             } else if let Some(conn) = self.common.probes.pop() {
                 self.handle(now, wall, Input::Silent(conn), out);
             }
         }
     }
 
-    /// When [`Input::Time`] is due next.
+    /// Returns when [`Input::Time`] is due next.
     pub fn wake_at(&self) -> Option<Duration> {
-        let alarms = self.each().filter_map(|(_, protocol)| protocol.wake_at());
-        alarms.chain(self.common.probes.first()).min()
+        let timers = self.each().filter_map(|(_, protocol)| protocol.wake_at());
+        timers.chain(self.common.probes.next_deadline()).min()
     }
 
     /// See [`Protocol::has_place`].
     pub fn has_place(&self, target: &Target) -> bool {
-        self.protocol(target.dialect).is_some_and(|protocol| protocol.has_place(target))
+        self.protocol(target.protocol).is_some_and(|protocol| protocol.has_place(target))
     }
 
     /// See [`Protocol::knows_room`].
     pub fn knows_room(&self, target: &Target) -> bool {
-        self.protocol(target.dialect).is_some_and(|protocol| protocol.knows_room(target))
+        self.protocol(target.protocol).is_some_and(|protocol| protocol.knows_room(target))
     }
 
     /// See [`Protocol::member`].
     pub fn member(&self, conn: Conn) -> Option<(ProtocolId, Member<'_>)> {
-        let dialect = *self.dialects.get(conn.slot())?;
-        Some((dialect, self.protocol(dialect)?.member(conn)?))
+        let id = *self.protocol_ids.get(conn.slot())?;
+        Some((id, self.protocol(id)?.member(conn)?))
     }
 
-    fn protocol(&self, dialect: ProtocolId) -> Option<&dyn Protocol> {
-        self.protocols[dialect as usize].as_deref()
+    fn protocol(&self, id: ProtocolId) -> Option<&dyn Protocol> {
+        self.protocols[id as usize].as_deref()
     }
 
-    /// All protocols that it leads to.
+    /// Iterates over all protocols.
     pub fn each(&self) -> impl Iterator<Item = (ProtocolId, &dyn Protocol)> {
-        ProtocolId::ALL.into_iter().filter_map(|dialect| Some((dialect, self.protocol(dialect)?)))
+        ProtocolId::ALL.into_iter().filter_map(|id| Some((id, self.protocol(id)?)))
     }
 
     /// See [`Protocol::check`].
@@ -281,35 +281,39 @@ impl Dispatcher {
         self.each().for_each(|(_, protocol)| protocol.check());
     }
 
-    /// There may be other secrets in the configuration.
+    /// See [`Protocol::renew`].
     pub fn renew(&mut self, config: &Config) {
         self.protocols.iter_mut().flatten().for_each(|protocol| protocol.renew(config));
     }
 }
 
 /// Tells a protocol that an input was dropped because its sender is over the rate, or closes the connection.
-fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, turn: &mut Turn<'_>) {
+fn drop_input(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, context: &mut Context<'_>) {
     match verdict {
         Verdict::Pass => {}
-        Verdict::Drop { tell } => protocol.handle(Input::Dropped { conn, tell }, turn),
+        Verdict::Drop { notify: tell } => protocol.handle(Input::Dropped { conn, tell }, context),
         Verdict::Close => {
-            turn.close(conn, Close::RateLimited);
-            protocol.handle(Input::Disconnected(conn), turn);
+            if let Some(member) = protocol.member(conn) {
+                context.close(conn, Close::RateLimited, &member);
+            }
+            protocol.handle(Input::Disconnected(conn), context);
         }
     }
 }
 
 impl Common {
     #[inline]
-    fn pay(&mut self, conn: Conn, tokens: usize, paid: usize, now: Duration) -> Verdict {
-        self.buckets[conn.slot()].pay(self.rate, tokens, paid, now)
+    fn charge(&mut self, conn: Conn, tokens: usize, paid: usize, now: Duration) -> Verdict {
+        self.buckets[conn.slot()].charge(self.rate, tokens, paid, now)
     }
 }
 
-/// Who is asked for a sign of life, and until when.
+/// Liveness probes that are running.
 #[derive(Default)]
 struct Probes {
+    /// When the probe of a connection ends.
     until: BTreeMap<Conn, Timestamp>,
+    /// The same, by time.
     order: BTreeSet<(Timestamp, Conn)>,
 }
 
@@ -321,17 +325,17 @@ impl Probes {
         self.order.insert((until, conn));
     }
 
-    /// Returns whether it was asked.
+    /// Ends the probe of a connection. Returns whether there was one.
     fn end(&mut self, conn: Conn) -> bool {
         let until = self.until.remove(&conn);
         until.is_some_and(|until| self.order.remove(&(until, conn)))
     }
 
-    fn first(&self) -> Option<Duration> {
+    fn next_deadline(&self) -> Option<Duration> {
         self.order.first().map(|(until, _)| until.get())
     }
 
-    /// Takes out who has had its time first.
+    /// Removes the probe that ends first, and returns its connection.
     fn pop(&mut self) -> Option<Conn> {
         let (_, conn) = self.order.pop_first()?;
         self.until.remove(&conn);

@@ -1,15 +1,16 @@
-//! A moment in eight bytes, for what is kept for every connection.
+//! A monotonic timestamp in 8 bytes, for the records that every connection has.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-/// The time since the start, in nanoseconds. A `Duration` takes sixteen bytes, and so would an optional one; this
-/// takes eight, optional or not.
+/// The time since the start of the server, in nanoseconds.
+///
+/// `Option<Timestamp>` takes 8 bytes, where `Option<Duration>` takes 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(NonZeroU64);
 
 impl From<Duration> for Timestamp {
-    /// Good for 584 years.
+    /// Converts a time since the start, up to 584 years.
     fn from(now: Duration) -> Timestamp {
         let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         Timestamp(NonZeroU64::MIN.saturating_add(nanoseconds))
@@ -17,7 +18,7 @@ impl From<Duration> for Timestamp {
 }
 
 impl Timestamp {
-    /// The moment as it was put in.
+    /// Returns the time since the start.
     pub fn get(self) -> Duration {
         Duration::from_nanos(self.0.get() - 1)
     }
@@ -28,10 +29,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_in_comes_out() {
+    fn conversion_to_timestamp_and_back_is_lossless() {
         for nanoseconds in [0, 1, 999_999_999, 1_000_000_000, 123_456_789_012_345_678] {
-            let moment = Duration::from_nanos(nanoseconds);
-            assert_eq!(Timestamp::from(moment).get(), moment);
+            let time = Duration::from_nanos(nanoseconds);
+            assert_eq!(Timestamp::from(time).get(), time);
         }
         assert_eq!(size_of::<Option<Timestamp>>(), 8);
     }

@@ -1,71 +1,79 @@
-//! What a browser is served: the page at `/`, the client library, which it uses and others may, and the page at `/check`.
-//! All are built into the program.
+//! The files for browsers, built into the program: the demonstration page at `/`, the client library, and the page
+//! that tests a deployment at `/check`.
 
 use crate::paths::PAGES;
 
-/// The page: one document with its style and its script.
+/// The demonstration page: one document with its style and its script.
 pub const PAGE: File = File {
-    kind: "text/html; charset=utf-8",
+    content_type: "text/html; charset=utf-8",
     body: include_str!("web/index.html"),
-    policy: Some(PAGE_POLICY),
-    is_shared: false,
+    csp: Some(PAGE_POLICY),
+    is_cross_origin: false,
 };
 
-/// The page that says whether a deployment works from where it is opened. It goes without the library, because it tells
-/// apart what that makes good by itself.
+/// The page that tests a deployment from the browser that opens it.
+///
+/// It does not use the library, because it reports errors that the library recovers from.
 pub const CHECK: File = File {
-    kind: "text/html; charset=utf-8",
+    content_type: "text/html; charset=utf-8",
     body: include_str!("web/check.html"),
-    policy: Some(CHECK_POLICY),
-    is_shared: false,
+    csp: Some(CHECK_POLICY),
+    is_cross_origin: false,
 };
 
 /// The client library, an ES module.
 pub const LIBRARY: File = File {
-    kind: "text/javascript; charset=utf-8",
+    content_type: "text/javascript; charset=utf-8",
     body: include_str!("web/noroshi.js"),
-    policy: None,
-    is_shared: true,
+    csp: None,
+    is_cross_origin: true,
 };
 
-/// What the page may do (CSP3): run its own script and the library, have its own style and the icon in its head, and
-/// speak with this server. The hashes are those of its elements; a test computes them.
+/// The Content-Security-Policy (CSP level 3) of the demonstration page.
+///
+/// It permits the script and the style of the page, by their hashes, the library, the icon in its head, and connections to
+/// this server. A test compares the hashes with the elements.
 const PAGE_POLICY: &str = "default-src 'none'; \
     script-src 'self' 'sha256-+c8SQpVR8LGDPYq87x7ydtucxOP4+pifi8Hh+2D5Vvs='; \
     style-src 'sha256-fbUl1+zs7Fre/xp/T0EqDbcfyQ+j67rNFAT76hdjN0o='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The same for the other page, which has a script of its own only.
+/// The Content-Security-Policy of the page that tests a deployment, which does not use the library.
 const CHECK_POLICY: &str = "default-src 'none'; \
     script-src 'sha256-lAMyMdGH6qB2ksPRIDIcZdu7GpbYsH9bhxtrU8TsN8I='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A file as it is served.
+/// A file and its response headers.
 pub struct File {
-    /// Its media type.
-    pub kind: &'static str,
-    /// What is in it.
+    /// `Content-Type`.
+    pub content_type: &'static str,
+    /// The content.
     pub body: &'static str,
-    /// Its `Content-Security-Policy`, if it is a document.
-    pub policy: Option<&'static str>,
-    /// Whether pages of other origins may load it, if they may connect.
-    pub is_shared: bool,
+    /// `Content-Security-Policy`, for documents.
+    pub csp: Option<&'static str>,
+    /// Whether pages of other allowed origins may load it.
+    pub is_cross_origin: bool,
 }
 
 impl File {
-    /// Its entity tag (RFC 9110 section 8.8.3): FNV-1a of the bytes, so that it changes when they do.
+    /// Returns the entity tag (RFC 9110 section 8.8.3): the FNV-1a hash of the content.
     pub fn etag(&self) -> String {
-        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        format!("\"{:016x}\"", self.body.bytes().fold(0xcbf2_9ce4_8422_2325, step))
+        const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+        const PRIME: u64 = 0x0100_0000_01b3;
+        let mut hash = OFFSET_BASIS;
+        for byte in self.body.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(PRIME);
+        }
+        format!("\"{hash:016x}\"")
     }
 }
 
 /// The files, in the order of [`PAGES`].
 const FILES: [&File; PAGES.len()] = [&PAGE, &CHECK, &LIBRARY];
 
-/// Returns the file that is served at a path.
-pub fn at(path: &str) -> Option<&'static File> {
+/// Returns the file at a path.
+pub fn find(path: &str) -> Option<&'static File> {
     let index = PAGES.iter().position(|page| *page == path)?;
     Some(FILES[index])
 }
@@ -77,24 +85,24 @@ mod tests {
 
     use super::*;
 
-    /// The text of the only element with this start tag.
+    /// Returns the text of the only element with this start tag.
     fn element(page: &File, start: &str, end: &str) -> &'static str {
         let (before, rest) = page.body.split_once(start).expect(start);
         let (text, after) = rest.split_once(end).expect(end);
-        assert!(!before.contains(end) && !after.contains(end), "there is one");
+        assert!(!before.contains(end) && !after.contains(end), "expected one {start}");
         text
     }
 
     #[test]
-    fn the_policies_let_the_pages_do_what_they_do_and_nothing_else() {
+    fn policies_permit_only_the_scripts_and_styles_of_the_pages() {
         for page in [PAGE, CHECK] {
-            let policy = page.policy.expect("it is a document");
+            let policy = page.csp.expect("it is a document");
             for (start, end) in [("<script type=\"module\">", "</script>"), ("<style>", "</style>")] {
                 let hash = format!("'sha256-{}'", BASE64.encode(&Sha256::digest(element(&page, start, end))));
                 assert!(policy.contains(&hash), "the policy needs {hash} for {start}");
             }
             assert_eq!(policy.matches("'sha256-").count(), 2);
-            // What a policy by hashes forbids, and what would come from elsewhere.
+            // A policy by hashes forbids inline attributes, and nothing may be loaded from another place.
             for foreign in [" style=", " onclick=", " onload=", "src=", "url(", "@import"] {
                 assert!(!page.body.contains(foreign), "{foreign}");
             }
@@ -102,16 +110,16 @@ mod tests {
     }
 
     #[test]
-    fn the_library_is_as_small_as_promised() {
+    fn library_has_at_most_520_lines_and_no_imports() {
         assert!(LIBRARY.body.lines().count() <= 520);
         let imports = LIBRARY.body.lines().filter(|line| line.starts_with("import"));
         assert_eq!(imports.count(), 0);
     }
 
     #[test]
-    fn entity_tags() {
+    fn entity_tag_is_the_fnv_1a_hash() {
         let file = |body| File { body, ..LIBRARY };
-        // From the reference implementation of FNV.
+        // The expected values are from the reference implementation of FNV.
         assert_eq!(file("").etag(), "\"cbf29ce484222325\"");
         assert_eq!(file("foobar").etag(), "\"85944171f73967e8\"");
         assert_ne!(PAGE.etag(), LIBRARY.etag());

@@ -14,7 +14,7 @@ use common::raw::{LOOPBACK, Raw, run_iteration, server, text, upgrade};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use noroshi::config::{
     ALWAYS_HELD_BYTES, AYAME_PING_EVERY, BASE_BYTES, CLAIMANTS_MAX, CONNECTION_BYTES, Config,
-    DEPARTURES_PER_ITERATION, PROBE_TIME_MAX, RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_OFFENCE_MAX,
+    DEPARTURES_PER_ITERATION, PROBE_TIME_MAX, RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_VIOLATION_TIME_MAX,
     READ_BYTES_MAX, WORK_PER_ITERATION, WORK_PER_SESSION,
 };
 use noroshi::server::Server;
@@ -611,7 +611,7 @@ fn flood(begin: &[u8], again: &[u8]) {
     let began = harness.server.shared().now;
     let mut elapsed = Duration::ZERO;
     while flooder.close_code.is_none() {
-        assert!(elapsed < 3 * RATE_OFFENCE_MAX, "a continuous sender is closed");
+        assert!(elapsed < 3 * RATE_VIOLATION_TIME_MAX, "a continuous sender is closed");
         if flooder.unwritten() < chunk.len() {
             flooder.push(&chunk);
         }
@@ -629,7 +629,7 @@ fn flood(begin: &[u8], again: &[u8]) {
         }
     }
     assert_eq!(flooder.close_code, Some(1008));
-    assert!(elapsed < RATE_OFFENCE_MAX + Duration::from_secs(2), "{elapsed:?}");
+    assert!(elapsed < RATE_VIOLATION_TIME_MAX + Duration::from_secs(2), "{elapsed:?}");
     assert!((1..=6).contains(&notices), "{notices} notices");
     let seconds = elapsed.as_secs() as usize + 1 + RATE_BURST_SECONDS as usize;
     let credits = config.rate_max as usize * seconds;

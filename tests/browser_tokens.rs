@@ -41,7 +41,8 @@ impl Drop for Guarded {
 fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.checked_add_signed(seconds).unwrap());
-    let claims = Claims { until, room: room.map(Box::from), room_prefix: None, id: id.map(Box::from) };
+    let claims =
+        Claims { expires_at: until, room: room.map(Box::from), room_prefix: None, id: id.map(Box::from) };
     Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims)
 }
 
@@ -68,7 +69,7 @@ fn library_joins_and_rejoins_with_a_token() {
     // From the same origin, and from another origin that is allowed.
     for url in ["direct", "url"] {
         for (options, code, message) in [
-            ("{}".to_owned(), "unauthorized", "a token is needed here"),
+            ("{}".to_owned(), "unauthorized", "missing token"),
             (format!("{{ token: {old:?} }}"), "unauthorized", "the token has expired"),
             (format!("{{ token: async () => {other:?} }}"), "forbidden", "the token is for another room"),
         ] {
@@ -112,7 +113,7 @@ fn page_keeps_its_token_and_shares_only_the_room() {
     for (token, expected_text) in [
         (token(Some("coffee"), None, 60), "Your token is for another room"),
         (token(Some("tea"), None, -60), "and the token has expired. Ask whoever invited you"),
-        ("x".to_owned(), "and that is no token"),
+        ("x".to_owned(), "and the token is invalid"),
     ] {
         // A change of the fragment alone would not reload the page.
         browser.open("about:blank");
@@ -146,7 +147,7 @@ fn page_keeps_its_token_and_shares_only_the_room() {
     wait_for_status(&mut browser, "You are in the room.");
     // A token for a room prefix leads into one room of that prefix.
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(60);
-    let claims = Claims { until, room_prefix: Some("tea-".into()), ..Claims::default() };
+    let claims = Claims { expires_at: until, room_prefix: Some("tea-".into()), ..Claims::default() };
     let prefixed = Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims);
     browser.open("about:blank");
     browser.open(&format!("http://{address}/#token={prefixed}"));

@@ -165,7 +165,7 @@ A < {"type":"offer"}
 fn token(room: &str, id: Option<&str>) -> String {
     let room = Some(room.into());
     let id = id.map(Box::from);
-    let claims = Claims { until: Duration::from_secs(4_000_000_000), room, room_prefix: None, id };
+    let claims = Claims { expires_at: Duration::from_secs(4_000_000_000), room, room_prefix: None, id };
     Secrets::parse(SECRET).unwrap().sign(&claims)
 }
 
@@ -175,19 +175,23 @@ fn ayame_token_is_in_the_signaling_key() {
         config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
     })));
     for (peer, more, reason) in [
-        ("A", json!({}), "a token is needed here"),
-        ("B", json!({"key": "x"}), "that is no token (a JWT with exp, signed with HS256, HS384 or HS512)"),
+        ("A", json!({}), "missing token"),
+        (
+            "B",
+            json!({"key": "x"}),
+            "the token is invalid: expected a JWT with exp, signed with HS256, HS384 or HS512",
+        ),
         ("C", json!({"key": token("coffee", None)}), "the token is for another room"),
         ("D", json!({"key": token("tea", Some("X"))}), "the token is for another id"),
         ("X", json!({"key": token("t*", None)}), "the token is for another room"),
-        ("E", json!({"key": token("tea", None), "signalingKey": ""}), "a token is needed here"),
+        ("E", json!({"key": token("tea", None), "signalingKey": ""}), "missing token"),
     ] {
         assert_eq!(register(&mut *net, peer, more), json!({"type": "reject", "reason": reason}));
         assert_eq!(net.next_received(peer), Some(Received::Closed(1000)));
     }
     assert_eq!(register(&mut *net, "F", json!({"key": token("tea", Some("F"))}))["type"], "accept");
     let claims = Claims {
-        until: Duration::from_secs(4_000_000_000),
+        expires_at: Duration::from_secs(4_000_000_000),
         room_prefix: Some("t".into()),
         ..Claims::default()
     };

@@ -93,7 +93,8 @@ fn server_without_memory_answers_healthz_under_connections_that_send_one_byte() 
     let (server, _stderr) = run(r#"exec "$0" --max-memory 8M --log error"#);
     let sdp = "x".repeat(60_000);
     let mut peers = Vec::new();
-    for i in 0..96 {
+    // Offers take nearly all of it.
+    for i in 0..50 {
         let mut peer = Client::open(server.address, &format!("room-{i}"));
         peer.send_json(json!({"type": "connect", "id": "A"}));
         peer.send_json(json!({"type": "offer", "id": "A", "sdp": sdp}));

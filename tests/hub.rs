@@ -85,7 +85,11 @@ fn turn_credentials_expire_at_most_four_hours_after_the_token() {
     transport.epoch = Duration::from_secs(1_000_000_000);
     for (peer, seconds, expiry) in [("A", 60, 1_000_000_060 + 14_400), ("B", 1_000_000, 1_000_043_200)] {
         let until = Duration::from_secs(1_000_000_000 + seconds);
-        transport.open_with_token(peer, "", &Claims { until, id: Some(peer.into()), ..Claims::default() });
+        transport.open_with_token(
+            peer,
+            "",
+            &Claims { expires_at: until, id: Some(peer.into()), ..Claims::default() },
+        );
         send(&mut transport, peer, json!({"type": "join", "id": peer}));
         let joined = receive_json(&mut transport, peer);
         let username = joined["iceServers"][0]["username"].as_str().unwrap();
@@ -286,7 +290,7 @@ fn takeover_is_charged_for_joining_a_full_mesh() {
         send(&mut transport, peer, json!({"type": "join", "id": peer}));
     }
     let claims =
-        Claims { until: Duration::from_secs(1000), room: None, room_prefix: None, id: Some("A".into()) };
+        Claims { expires_at: Duration::from_secs(1000), room: None, room_prefix: None, id: Some("A".into()) };
     transport.open_with_token("O", "", &claims);
     // The message, the departure of A, the arrival of O and the answer cost four of ten credits.
     send(&mut transport, "O", json!({"type": "join", "id": "A"}));

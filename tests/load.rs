@@ -197,7 +197,7 @@ fn server_that_stops_is_an_error_in_one_line() {
     let server = Faulty::new(Fault::GoesAway);
     let output = load(&format!("--url {} --pairs 1 --in-flight 5 --seconds 5", server.url));
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), "load: the server went away\n");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "load: the server has closed a connection\n");
 }
 
 #[test]

@@ -209,11 +209,11 @@ fn sighup_reloads_the_secret() {
     assert!(is_signed_with("north"));
     std::fs::write(&file.0, "south\n").unwrap();
     server.signal(Signal::SIGHUP);
-    wait_for_log("read anew");
+    wait_for_log("reloaded");
     assert!(is_signed_with("south"));
     std::fs::write(&file.0, " \n").unwrap();
     server.signal(Signal::SIGHUP);
-    wait_for_log("the old secrets stay");
+    wait_for_log("the previous secrets remain in use");
     assert!(is_signed_with("south"));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
@@ -252,7 +252,7 @@ fn irregular_or_oversized_secret_file_is_rejected_at_start_and_reload() {
             assert!(stderr.read_line(&mut line).unwrap() > 0);
         }
         let named = format!("--token-secret-file {link:?}: {expected}");
-        assert!(line.contains(&named) && line.ends_with("; the old secrets stay\n"), "{line}");
+        assert!(line.contains(&named) && line.ends_with("; the previous secrets remain in use\n"), "{line}");
         assert!(server.is_healthy());
 
         for flags in [

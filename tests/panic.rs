@@ -12,10 +12,10 @@ use common::pipe::{REQUEST, TEXT, frame};
 use common::process::eventually;
 use noroshi::config::{Config, LOG_LINE_BYTES_MAX, Listen};
 use noroshi::http::ListenerKind;
-use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, say};
+use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, print_line};
 use noroshi::metrics::Counts;
 use noroshi::protocol::{Conn, Input, Member, ProtocolId};
-use noroshi::protocols::{Dispatcher, Protocol, Turn};
+use noroshi::protocols::{Context, Dispatcher, Protocol};
 use noroshi::server::Server;
 
 /// Environment variable that makes this test binary the server, see [`server_with_a_faulty_protocol`].
@@ -25,11 +25,11 @@ const MARKER: &str = "NOROSHI_TEST_FAULTY_PROTOCOL";
 struct Faulty;
 
 impl Protocol for Faulty {
-    fn handle(&mut self, input: Input<'_>, context: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
         match input {
             Input::Connected(conn, target, _) => context.registered(conn, &target.room, "faulty"),
             Input::Text(_, text) => panic!("{}", text.repeat(10)),
-            Input::Disconnected(conn) => context.left(conn, self.member(conn)),
+            Input::Disconnected(_) => {}
             _ => {}
         }
     }
@@ -53,7 +53,7 @@ fn server_with_a_faulty_protocol() {
     let config = Config { listen: vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
     let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Faulty);
     let mut server = Server::with(dispatcher, config).unwrap();
-    say(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));
+    print_line(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));
     server.run().unwrap();
 }
 

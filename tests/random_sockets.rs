@@ -152,7 +152,7 @@ fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> S
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.saturating_add_signed(seconds));
     Secrets::parse(secret).unwrap().sign(&Claims {
-        until,
+        expires_at: until,
         room: room.map(Box::from),
         id: id.map(Box::from),
         ..Claims::default()
@@ -732,7 +732,7 @@ impl World {
         let shared = self.server.shared();
         assert_eq!(shared.budget.reserved(), 0, "memory is reserved without connections");
         assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted without connections");
-        assert_eq!(shared.crowd.places(), 0, "connections are counted for addresses without any");
+        assert_eq!(self.server.addresses_counted(), 0, "connections are counted for addresses without any");
         let _ = fs::remove_file(&self.secret_file);
         self.iterations_max
     }

@@ -35,7 +35,7 @@ fn is_believed(token: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let claims = Secrets::parse(SECRET.as_bytes()).unwrap().verify(token.trim(), now).unwrap();
     assert_eq!((claims.room.as_deref(), claims.id.as_deref()), (Some("tea"), Some("alice")));
-    let left = claims.until.saturating_sub(now);
+    let left = claims.expires_at.saturating_sub(now);
     assert!(left > Duration::from_secs(3500) && left <= Duration::from_secs(3600), "{left:?}");
 }
 

@@ -224,7 +224,8 @@ impl World {
                 let seconds = *rng.choose(&[60, 1_000_000]);
                 let id = *rng.choose(&[None, None, Some("a")]);
                 let until = Duration::from_secs(seconds);
-                let claims = Claims { until, room: None, room_prefix: None, id: id.map(Box::from) };
+                let claims =
+                    Claims { expires_at: until, room: None, room_prefix: None, id: id.map(Box::from) };
                 let key = self.secrets.as_ref().map(|secrets| secrets.sign(&claims)).unwrap_or_default();
                 format!(
                     r#"{{"type":"register","roomId":"{room}","clientId":"{client}","key":"{key}","standalone":{standalone}}}"#
@@ -259,15 +260,21 @@ impl World {
         let id = *self.rng.choose(&IDS[..5]);
         let target = match dialect {
             ProtocolId::Noroshi => target(room),
-            ProtocolId::Ayame => Target { dialect, room: String::new(), query: Query::default() },
-            ProtocolId::Matchbox => Target { dialect, room: room.to_owned(), query: Query::new(query) },
+            ProtocolId::Ayame => Target { protocol: dialect, room: String::new(), query: Query::default() },
+            ProtocolId::Matchbox => {
+                Target { protocol: dialect, room: room.to_owned(), query: Query::new(query) }
+            }
         };
         if !self.dispatcher.has_place(&target) {
             return;
         }
         let token_id = (self.rng.below(3) == 0).then(|| id.into());
-        let claims =
-            Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: token_id };
+        let claims = Claims {
+            expires_at: Duration::from_secs(1_000_000),
+            room: None,
+            room_prefix: None,
+            id: token_id,
+        };
         let claims = self.secrets.is_some().then_some(&claims);
         // The lowest free slot, so that slots are reused.
         let taken: BTreeSet<usize> = self.peers.keys().map(|conn| conn.slot()).collect();

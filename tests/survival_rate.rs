@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::client::Client;
 use common::loaded_server::{BASELINE_BYTES, LoadedServer};
 use common::pipe::{PING, PONG, TEXT, frame};
-use noroshi::config::{QUEUE_BYTES_MAX, RATE_OFFENCE_MAX};
+use noroshi::config::{QUEUE_BYTES_MAX, RATE_VIOLATION_TIME_MAX};
 
 /// Returns continuous input: a name, the first bytes and the repeated bytes.
 fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
@@ -50,8 +50,8 @@ fn continuous_senders_are_closed_after_five_seconds() {
     for flooder in flooders {
         let (room, code, after) = flooder.join().unwrap();
         assert_eq!(code, 1008, "{room}");
-        assert!(after >= RATE_OFFENCE_MAX, "{room}: closed after {after:?}");
-        assert!(after < RATE_OFFENCE_MAX + Duration::from_secs(20), "{room}: closed after {after:?}");
+        assert!(after >= RATE_VIOLATION_TIME_MAX, "{room}: closed after {after:?}");
+        assert!(after < RATE_VIOLATION_TIME_MAX + Duration::from_secs(20), "{room}: closed after {after:?}");
     }
     assert!(
         loaded.server.metric("errors_total{code=\"rate_limited\"}") > 1000.0,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use data_encoding::{BASE64URL, BASE64URL_NOPAD};
 use hmac::{Hmac, KeyInit, Mac};
 use noroshi::config::TOKEN_BYTES_MAX;
-use noroshi::token::{Claims, Fault, Secrets};
+use noroshi::token::{Claims, Secrets, TokenError};
 use serde_json::json;
 use sha2::{Sha256, Sha384, Sha512};
 
@@ -36,14 +36,14 @@ fn signed_with<M: KeyInit + Mac>(header: &str, claims: &str) -> String {
     format!("{signed}.{}", BASE64URL_NOPAD.encode(&mac.finalize().into_bytes()))
 }
 
-fn verify_claims(claims: &str) -> Result<Claims, Fault> {
+fn verify_claims(claims: &str) -> Result<Claims, TokenError> {
     secrets().verify(&signed(r#"{"alg":"HS256"}"#, claims), at(NOW))
 }
 
 fn valid_token() -> (String, Claims) {
     let room = Some("tea*".into());
     let room_prefix = Some("te".into());
-    let claims = Claims { until: at(NOW + 60), room, room_prefix, id: Some("狼".into()) };
+    let claims = Claims { expires_at: at(NOW + 60), room, room_prefix, id: Some("狼".into()) };
     (secrets().sign(&claims), claims)
 }
 
@@ -55,13 +55,13 @@ fn example_of_the_rfcs_is_verified() {
     let token = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\
         eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.\
         dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
-    let claims = Claims { until: at(1_300_819_380), ..Claims::default() };
+    let claims = Claims { expires_at: at(1_300_819_380), ..Claims::default() };
     assert_eq!(secrets.verify(token, at(1_300_819_379)), Ok(claims));
-    assert_eq!(secrets.verify(token, at(NOW)), Err(Fault::Expired));
+    assert_eq!(secrets.verify(token, at(NOW)), Err(TokenError::Expired));
     // RFC 7519, section 6.1: an unsecured JWT with the same claims.
     let unsecured = "eyJhbGciOiJub25lIn0.\
         eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
-    assert_eq!(secrets.verify(unsecured, at(1_300_819_379)), Err(Fault::Algorithm));
+    assert_eq!(secrets.verify(unsecured, at(1_300_819_379)), Err(TokenError::Algorithm));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn signed_tokens_are_accepted() {
     let (token, claims) = valid_token();
     assert_eq!(secrets().verify(&token, at(NOW)), Ok(claims));
     let odd = Claims {
-        until: at(NOW),
+        expires_at: at(NOW),
         room: Some("\"*\n".into()),
         room_prefix: Some("\u{1}\\".into()),
         id: Some("a\\ \"b".into()),
@@ -99,7 +99,7 @@ fn altered_parts_are_rejected() {
             with(format!("{odd}{}", parts[i]));
         }
         let bytes = BASE64URL_NOPAD.decode(parts[i].as_bytes()).unwrap();
-        assert_eq!(with(BASE64URL.encode(&[&bytes[..], b"!"].concat()) + "="), Fault::Malformed);
+        assert_eq!(with(BASE64URL.encode(&[&bytes[..], b"!"].concat()) + "="), TokenError::Malformed);
         // Every bit of the token is significant.
         for bit in 0..bytes.len() * 8 {
             let mut bytes = bytes.clone();
@@ -124,14 +124,14 @@ fn altered_parts_are_rejected() {
         &format!("{token}."),
         &format!(".{token}"),
     ] {
-        assert_eq!(refused(token), Fault::Malformed);
+        assert_eq!(refused(token), TokenError::Malformed);
     }
 }
 
 #[test]
 fn three_algorithms_are_accepted() {
     let claims = json!({"exp": NOW + 60}).to_string();
-    let verify = |token: String| secrets().verify(&token, at(NOW)).map(|claims| claims.until);
+    let verify = |token: String| secrets().verify(&token, at(NOW)).map(|claims| claims.expires_at);
     assert_eq!(verify(signed_with::<Hmac<Sha256>>(r#"{"alg":"HS256"}"#, &claims)), Ok(at(NOW + 60)));
     assert_eq!(verify(signed_with::<Hmac<Sha384>>(r#"{"alg":"HS384"}"#, &claims)), Ok(at(NOW + 60)));
     assert_eq!(verify(signed_with::<Hmac<Sha512>>(r#"{"alg":"HS512"}"#, &claims)), Ok(at(NOW + 60)));
@@ -139,7 +139,7 @@ fn three_algorithms_are_accepted() {
     let token = signed_with::<Hmac<Sha512>>(r#"{"alg":"HS512"}"#, &claims);
     let (signed, signature) = token.rsplit_once('.').unwrap();
     let half = BASE64URL_NOPAD.encode(&BASE64URL_NOPAD.decode(signature.as_bytes()).unwrap()[..32]);
-    assert_eq!(verify(format!("{signed}.{half}")), Err(Fault::Signature));
+    assert_eq!(verify(format!("{signed}.{half}")), Err(TokenError::Signature));
 }
 
 /// Signed with Python's `hmac` and `hashlib`.
@@ -150,7 +150,7 @@ fn tokens_of_another_implementation_are_accepted() {
     let hs512 = "eyJhbGciOiJIUzUxMiIsInR5cCI6IkpXVCJ9.eyJleHAiOjE4MDAwMDAwNjB9.QvubQamBqfrag-CBcW_JYedCBnJC\
         laHygm2OpsgBE0mYRaUMo0r9qumW-W7K6cFFHGQbjAuE-RdBtEIB0j_Ikg";
     for token in [hs384, hs512] {
-        let expected = Ok(Claims { until: at(NOW + 60), ..Claims::default() });
+        let expected = Ok(Claims { expires_at: at(NOW + 60), ..Claims::default() });
         assert_eq!(secrets().verify(token, at(NOW)), expected, "{token}");
     }
 }
@@ -176,11 +176,11 @@ fn other_algorithms_and_critical_headers_are_rejected() {
         r#"{"alg":"HS256 "}"#,
         r#"{"alg":""}"#,
     ] {
-        assert_eq!(verify(header), Err(Fault::Algorithm), "{header}");
+        assert_eq!(verify(header), Err(TokenError::Algorithm), "{header}");
     }
     // Signed with another algorithm than the header names.
     for header in [r#"{"alg":"HS384"}"#, r#"{"alg":"HS512"}"#] {
-        assert_eq!(verify(header), Err(Fault::Signature), "{header}");
+        assert_eq!(verify(header), Err(TokenError::Signature), "{header}");
     }
     for header in [
         r#"{"alg":["HS256"]}"#,
@@ -197,7 +197,7 @@ fn other_algorithms_and_critical_headers_are_rejected() {
         "{}",
         "",
     ] {
-        assert_eq!(verify(header), Err(Fault::Malformed), "{header}");
+        assert_eq!(verify(header), Err(TokenError::Malformed), "{header}");
     }
 }
 
@@ -238,7 +238,7 @@ fn claims_of_the_wrong_type_or_duplicated_are_rejected() {
         ",",
         "}",
     ] {
-        assert_eq!(verify_claims(&format!("{{{exp}{more}}}")), Err(Fault::Malformed), "{more}");
+        assert_eq!(verify_claims(&format!("{{{exp}{more}}}")), Err(TokenError::Malformed), "{more}");
     }
     let secrets = secrets();
     let not_utf8 = format!(
@@ -246,13 +246,13 @@ fn claims_of_the_wrong_type_or_duplicated_are_rejected() {
         BASE64URL_NOPAD.encode(br#"{"alg":"HS256"}"#),
         BASE64URL_NOPAD.encode(b"{\"\xff\":1}")
     );
-    assert_eq!(secrets.verify(&format!("{not_utf8}.AAAA"), at(NOW)), Err(Fault::Malformed));
+    assert_eq!(secrets.verify(&format!("{not_utf8}.AAAA"), at(NOW)), Err(TokenError::Malformed));
 }
 
 #[test]
 fn dates_are_accepted_in_all_json_number_formats() {
     let until =
-        |exp: &str| verify_claims(&format!(r#"{{"exp":{exp}}}"#)).map(|claims| claims.until.as_secs());
+        |exp: &str| verify_claims(&format!(r#"{{"exp":{exp}}}"#)).map(|claims| claims.expires_at.as_secs());
     assert_eq!(until("1800000060"), Ok(NOW + 60));
     assert_eq!(until("1800000060.9"), Ok(NOW + 60));
     assert_eq!(until("1.80000006e9"), Ok(NOW + 60));
@@ -261,13 +261,13 @@ fn dates_are_accepted_in_all_json_number_formats() {
     assert_eq!(until("253402300799"), Ok(253_402_300_799));
     assert_eq!(until("999999999999.9"), Ok(999_999_999_999));
     for late in ["1000000000000", "1800000060000", "1e300", "1e400", "1e99999999999999999999", "18e+9999"] {
-        assert_eq!(until(late), Err(Fault::ExpiryMilliseconds), "{late}");
+        assert_eq!(until(late), Err(TokenError::ExpiryMilliseconds), "{late}");
     }
     assert_eq!(until("0.0180000006000e11"), Ok(NOW + 60));
-    assert_eq!(until("99999999999999999999999999999999"), Err(Fault::ExpiryMilliseconds));
+    assert_eq!(until("99999999999999999999999999999999"), Err(TokenError::ExpiryMilliseconds));
     for expired in ["0", "-0", "-1", "-1e300", "-1e400", "1e-400", "1e-99999999999999999999", "0.5", "0e9999"]
     {
-        assert_eq!(until(expired), Err(Fault::Expired), "{expired}");
+        assert_eq!(until(expired), Err(TokenError::Expired), "{expired}");
     }
     for bad in [
         r#""1800000060""#,
@@ -284,22 +284,22 @@ fn dates_are_accepted_in_all_json_number_formats() {
         "inf",
         "1_800_000_060",
     ] {
-        assert_eq!(until(bad), Err(Fault::Malformed), "{bad}");
+        assert_eq!(until(bad), Err(TokenError::Malformed), "{bad}");
     }
-    assert_eq!(verify_claims("{}"), Err(Fault::Malformed), "exp is required");
+    assert_eq!(verify_claims("{}"), Err(TokenError::Malformed), "exp is required");
 }
 
 #[test]
 fn dates_in_milliseconds_have_their_own_error() {
     let milliseconds = 1000 * NOW;
     let exp = verify_claims(&format!(r#"{{"exp":{milliseconds},"iat":{milliseconds}}}"#));
-    assert_eq!(exp, Err(Fault::ExpiryMilliseconds));
-    assert_eq!(Fault::ExpiryMilliseconds.sentence(), "exp is in milliseconds; expected seconds");
+    assert_eq!(exp, Err(TokenError::ExpiryMilliseconds));
+    assert_eq!(TokenError::ExpiryMilliseconds.message(), "exp is in milliseconds; expected seconds");
     for name in ["nbf", "iat"] {
         let claims = verify_claims(&format!(r#"{{"exp":{},"{name}":{milliseconds}}}"#, NOW + 60));
-        assert_eq!(claims, Err(Fault::BeginMilliseconds), "{name}");
+        assert_eq!(claims, Err(TokenError::BeginMilliseconds), "{name}");
     }
-    assert_eq!(Fault::BeginMilliseconds.sentence(), "nbf or iat is in milliseconds; expected seconds");
+    assert_eq!(TokenError::BeginMilliseconds.message(), "nbf or iat is in milliseconds; expected seconds");
 }
 
 #[test]
@@ -311,17 +311,17 @@ fn expiry_follows_the_wall_clock() {
     for (now, expected) in [
         (NOW, Ok(())),
         (NOW + 89, Ok(())),
-        (NOW + 90, Err(Fault::Expired)),
-        (u64::MAX / 2, Err(Fault::Expired)),
+        (NOW + 90, Err(TokenError::Expired)),
+        (u64::MAX / 2, Err(TokenError::Expired)),
         (NOW - 30, Ok(())),
-        (NOW - 31, Err(Fault::NotYetValid)),
-        (0, Err(Fault::NotYetValid)),
+        (NOW - 31, Err(TokenError::NotYetValid)),
+        (0, Err(TokenError::NotYetValid)),
         (NOW, Ok(())),
     ] {
         assert_eq!(verify(now), expected, "{now}");
     }
     let later = |name: &str| verify_claims(&format!(r#"{{"exp":{},"{name}":{}}}"#, NOW + 60, NOW + 31));
-    assert_eq!((later("nbf"), later("iat")), (Err(Fault::NotYetValid), Err(Fault::NotYetValid)));
+    assert_eq!((later("nbf"), later("iat")), (Err(TokenError::NotYetValid), Err(TokenError::NotYetValid)));
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn token_length_is_limited() {
         (0..TOKEN_BYTES_MAX).map(token).take_while(|token| token.len() <= TOKEN_BYTES_MAX).last().unwrap();
     assert!(secrets().verify(&longest, at(NOW)).is_ok());
     for padding in [TOKEN_BYTES_MAX, 2 * TOKEN_BYTES_MAX] {
-        assert_eq!(secrets().verify(&token(padding), at(NOW)), Err(Fault::Malformed));
+        assert_eq!(secrets().verify(&token(padding), at(NOW)), Err(TokenError::Malformed));
     }
 }
 
@@ -409,12 +409,12 @@ fn several_secrets_are_accepted() {
     ] {
         let both = Secrets::parse(file.as_bytes()).unwrap();
         assert!(both.verify(&old, at(NOW)).is_ok());
-        let new = both.sign(&Claims { until: at(NOW), ..Claims::default() });
+        let new = both.sign(&Claims { expires_at: at(NOW), ..Claims::default() });
         assert!(both.verify(&new, at(NOW)).is_ok());
-        assert_eq!(secrets().verify(&new, at(NOW)), Err(Fault::Signature));
+        assert_eq!(secrets().verify(&new, at(NOW)), Err(TokenError::Signature));
         let only_new = Secrets::parse(other.as_bytes()).unwrap();
         assert!(only_new.verify(&new, at(NOW)).is_ok());
-        assert_eq!(only_new.verify(&old, at(NOW)), Err(Fault::Signature));
+        assert_eq!(only_new.verify(&old, at(NOW)), Err(TokenError::Signature));
         assert_eq!(format!("{both:?}"), "Secrets");
     }
     for (file, word) in [

@@ -11,7 +11,7 @@ use super::values::{
     prefix_of_rooms, probe, size, time, unix_probe, within,
 };
 use super::{Config, GIB, ICE_SERVERS_MAX, KIB, Listen, MIB, environment};
-use crate::origin::Allowed;
+use crate::origin::AllowedOrigin;
 use crate::paths;
 
 /// What the command line asks for.
@@ -116,7 +116,7 @@ impl Config {
             match arg {
                 Short('l') | Long("listen") => config.listen.push(value(&mut parser, "--listen", listen)?),
                 Long("allow-origin") => {
-                    config.allow_origins.push(value(&mut parser, "--allow-origin", Allowed::parse)?);
+                    config.allow_origins.push(value(&mut parser, "--allow-origin", AllowedOrigin::parse)?);
                 }
                 Long("max-connections") => {
                     let read = |text: &str| within(text, 1, 1_000_000);

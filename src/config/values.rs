@@ -57,7 +57,7 @@ pub(super) fn time(text: &str) -> Result<Duration, &'static str> {
 /// Reads a path at which another protocol can be served.
 pub(super) fn mount(path: &str) -> Result<String, String> {
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~-".contains(&byte);
-    if let Some(own) = paths::collision(path) {
+    if let Some(own) = paths::find_conflict(path) {
         return Err(format!("a path such as /signaling that the server does not use itself (it uses {own})"));
     }
     if path.starts_with('/') && !path.ends_with('/') && path.bytes().all(is_fine) {

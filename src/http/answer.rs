@@ -1,7 +1,7 @@
 //! What a request is answered with.
 
 use crate::protocol::Target;
-use crate::token::{Claims, Fault};
+use crate::token::{Claims, TokenError};
 
 /// What to do with a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct Refusal {
     /// For the log: what the peer chose is quoted.
     pub why: String,
     /// What is wrong with its token, if it is that.
-    pub fault: Option<Fault>,
+    pub fault: Option<TokenError>,
 }
 
 /// The answer to a question, of which this is the text.

@@ -68,22 +68,22 @@ pub(super) fn target(
     } else if config.ayame.as_deref() == Some(path) {
         (ProtocolId::Ayame, Ok(String::new()))
     } else {
-        let is_page = config.page && web::at(path).is_some();
+        let is_page = config.page && web::find(path).is_some();
         let is_free = !is_health(path, config) && (is_upgrade || !is_page);
         let prefix = config.matchbox.as_deref().filter(|_| is_free)?;
         (ProtocolId::Matchbox, decoded(below(prefix, path)?))
     };
-    let target = room.map(|room| Target { dialect, room, query: query.clone() });
+    let target = room.map(|room| Target { protocol: dialect, room, query: query.clone() });
     Some(target.and_then(|target| check_query(target, config)))
 }
 
 /// Refuses a query of which a field that is read is not UTF-8. Other fields may hold anything.
 fn check_query(target: Target, config: &Config) -> Result<Target, &'static str> {
     let is_utf8 = |name| target.query.values(name).all(|value| value.is_ok());
-    if target.dialect == ProtocolId::Matchbox && !is_utf8("next") {
+    if target.protocol == ProtocolId::Matchbox && !is_utf8("next") {
         return Err("next in the query is not UTF-8");
     }
-    if target.dialect != ProtocolId::Ayame && config.token_secrets.is_some() && !is_utf8("token") {
+    if target.protocol != ProtocolId::Ayame && config.token_secrets.is_some() && !is_utf8("token") {
         return Err("token in the query is not UTF-8");
     }
     Ok(target)

@@ -2,16 +2,40 @@
 
 use super::*;
 use crate::address::Network;
-use crate::origin::Allowed;
+use crate::origin::AllowedOrigin;
 use crate::web::{LIBRARY, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const ASKS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
 
+/// Returns the answer to a complete head, with limits that the test decides on.
+fn answer(
+    head: &[u8],
+    listener: ListenerKind,
+    config: &Config,
+    is_trusted: bool,
+    wall: Duration,
+    admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
+) -> Answer {
+    let mut headers = NO_HEADERS;
+    let request = match Request::parse(head, &mut headers, listener) {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    let address = match is_trusted.then(|| request.reported_address(config)) {
+        Some(Ok(address)) => address,
+        Some(Err(response)) => return response,
+        None => None,
+    };
+    let route = request.route(config);
+    let admission = admission(address, route.target());
+    request.answer(route, admission, config, wall)
+}
+
 fn ask(door: ListenerKind, config: &Config, full: bool, head: &str) -> (u16, String) {
     let head = format!("{head}\r\n");
     assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
-    let place = if full { Place::Full } else { Place::Free };
+    let place = if full { Admission::Full } else { Admission::Free };
     let answer = match answer(head.as_bytes(), door, config, false, Duration::ZERO, |_, _| place) {
         Answer::Ask(question) => told(&question, "told"),
         answer => answer,
@@ -74,7 +98,7 @@ fn a_subprotocol_is_not_taken() {
     let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Protocol: a, b\r\n{KEY}{ASKS}\r\n");
     let answer =
         answer(head.as_bytes(), ListenerKind::Main, &Config::default(), false, Duration::ZERO, |_, _| {
-            Place::Free
+            Admission::Free
         });
     let Answer::Upgrade { response, .. } = answer else { panic!("{answer:?}") };
     assert!(!String::from_utf8(response).unwrap().contains("Sec-WebSocket-Protocol"));
@@ -141,7 +165,7 @@ fn one_slash_at_the_end_and_encoded_letters_change_nothing() {
 fn refusal(config: &Config, head: &str) -> Option<(u16, String)> {
     let head = format!("{head}Host: h\r\n\r\n");
     let answer =
-        answer(head.as_bytes(), ListenerKind::Main, config, false, Duration::ZERO, |_, _| Place::Free);
+        answer(head.as_bytes(), ListenerKind::Main, config, false, Duration::ZERO, |_, _| Admission::Free);
     let Answer::Plain { status, refused, response } = answer else { panic!("{answer:?}") };
     let response = String::from_utf8(response).unwrap();
     let body = response.split_once("\r\n\r\n").unwrap().1.trim_end().to_owned();
@@ -225,7 +249,7 @@ fn an_upgrade_that_a_proxy_has_spoiled_is_told_the_likely_cause() {
 fn a_plain_request_without_host_is_no_refused_upgrade() {
     let head = b"GET / HTTP/1.1\r\n\r\n";
     let answer =
-        answer(head, ListenerKind::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
+        answer(head, ListenerKind::Main, &Config::default(), false, Duration::ZERO, |_, _| Admission::Free);
     assert!(matches!(answer, Answer::Plain { status: 400, refused: None, .. }), "{answer:?}");
 }
 
@@ -253,8 +277,9 @@ fn the_metrics_listener_answers_no_page_of_a_rebound_name() {
     let named = Config { metrics: Some("127.0.0.1:1".parse().unwrap()), metrics_hosts, ..Config::default() };
     let status = |config: &Config, path: &str, host: &str| {
         let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        let answer =
-            answer(head.as_bytes(), ListenerKind::Metrics, config, false, Duration::ZERO, |_, _| Place::Free);
+        let answer = answer(head.as_bytes(), ListenerKind::Metrics, config, false, Duration::ZERO, |_, _| {
+            Admission::Free
+        });
         match answer {
             Answer::Ask(_) => (200, String::new()),
             Answer::Plain { status, response, refused } => {
@@ -311,7 +336,7 @@ fn origins() {
     }
     assert_eq!(upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0, 403);
     let from = |allowed: &str, origin: &str| {
-        let allow_origins = vec![Allowed::parse(allowed).unwrap()];
+        let allow_origins = vec![AllowedOrigin::parse(allowed).unwrap()];
         let config = Config { allow_origins, ..Config::default() };
         let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{ASKS}");
         ask(ListenerKind::Main, &config, false, &head).0
@@ -333,7 +358,7 @@ fn client_address(header: Option<&str>, headers: &[u8]) -> Result<Option<String>
     let mut address = None;
     let answer = answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |ip, _| {
         address = ip;
-        Place::Free
+        Admission::Free
     });
     match answer {
         Answer::Upgrade { .. } => Ok(address.map(|ip| ip.to_string())),
@@ -554,7 +579,7 @@ fn what_a_browser_has_is_not_sent_again() {
 #[test]
 fn pages_that_may_connect_may_load_the_library() {
     let head = |allow: &[&str], origin: &str, target: &str| {
-        let allow_origins = allow.iter().map(|origin| Allowed::parse(origin).unwrap()).collect();
+        let allow_origins = allow.iter().map(|origin| AllowedOrigin::parse(origin).unwrap()).collect();
         let config = Config { allow_origins, ..Config::default() };
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n");
         ask(ListenerKind::Main, &config, false, &head).1

@@ -1,12 +1,13 @@
-//! Ayame, the protocol of OpenAyame's web SDK, of momo on boards with a camera, and of others in Japan: rooms with two
-//! seats, in which all that one says goes to the other. What is said is in `tests/transcripts/ayame`.
+//! Ayame: the signaling protocol of OpenAyame, for its web SDK and for momo.
 //!
-//! A [`Protocol`], and as pure as all of them. When one of the two goes, the room is gone, and the other with it. A third
-//! has the two probed, and is told that the room is full only if both show life.
+//! A room has two seats, and every message of one member is relayed to the other. When one of the two leaves,
+//! the server closes the other and the room ends. When a third client registers, the server probes both
+//! members; the third client is rejected as `full` only if both show life.
+//!
+//! The transcripts in `tests/transcripts/ayame` show all messages.
 
 use std::collections::HashMap;
 use std::hash::RandomState;
-use std::mem;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,318 +16,383 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::ice::Ice;
-use crate::protocols::list::{ListNodes, Order};
-use crate::protocols::uuid::Uuids;
-use crate::protocols::{Protocol, Turn};
+use crate::protocols::ice::IceServers;
+use crate::protocols::list::{List, ListNodes};
+use crate::protocols::uuid::UuidCodec;
+use crate::protocols::{Context, Protocol};
 use crate::timestamp::Timestamp;
 use crate::token::Secrets;
 
-/// All rooms, and who is in them or before them.
+/// All rooms and clients.
 pub struct Ayame {
-    uuids: Uuids,
-    ice: Ice,
-    /// If nobody comes in without a token.
-    secrets: Option<Secrets>,
-    /// By slot.
+    uuids: UuidCodec,
+    ice: IceServers,
+    /// `None`: no tokens are required.
+    token_secrets: Option<Secrets>,
     clients: ConnTable<Client>,
     rooms: HashMap<Rc<str>, Room>,
-    /// Those who are pinged, who is next first.
-    pings: Order,
-    links: ListNodes,
+    /// The clients that are pinged, in the order of [`Client::ping_at`].
+    ping_queue: List,
+    /// Links of `ping_queue`.
+    list_nodes: ListNodes,
     counts: Counts,
 }
 
 struct Client {
-    place: Place,
-    /// Signaling is only until the two have met: no pings, no `bye`.
-    standalone: bool,
-    /// Whether it has not yet shown life since a third came.
-    probed: bool,
+    membership: Membership,
+    /// Whether the client needs the server only until the peers are connected. It gets no pings and no `bye`.
+    is_standalone: bool,
+    /// Whether a probe is running: a third client came and this one has not shown life since.
+    is_probed: bool,
     ping_at: Timestamp,
-    /// When its token ends, if it needs one.
-    until: Option<Duration>,
+    /// When the token expires, since 1970; `None` without a token.
+    token_expires_at: Option<Duration>,
 }
 
-enum Place {
-    /// It has not registered.
-    Nowhere,
-    /// It waits for the probe of those who have the seats.
-    Before(Rc<str>),
-    /// It has a seat.
-    In(Rc<str>),
+/// The relation of a client to a room.
+enum Membership {
+    /// It has not sent `register`.
+    Unregistered,
+    /// It waits until the probes of the two members end.
+    Waiting(Rc<str>),
+    /// It has one of the two seats.
+    Seated(Rc<str>),
 }
 
 #[derive(Default)]
 struct Room {
-    /// One or two.
-    seats: Vec<Slot>,
-    /// Those who wait for the probe, first come first.
-    before: Vec<Slot>,
+    /// The clients with a seat: one or two.
+    members: Vec<Slot>,
+    /// The clients that wait for the probes of the members, first come first.
+    waiting: Vec<Slot>,
 }
 
-/// What a message may say beside what is only passed on.
+/// Seats of a room.
+const SEATS: usize = 2;
+
+/// The fields of a message that the server reads. Relayed messages are passed on with all their fields.
 const FIELDS: [&str; 6] = ["type", "roomId", "clientId", "key", "signalingKey", "standalone"];
 
+/// Reason of a rejection, also counted as an error of this name.
+const FULL: &str = "full";
+
+impl Protocol for Ayame {
+    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
+        match input {
+            Input::Connected(conn, ..) => return self.on_connect(conn, context),
+            Input::Time => return self.on_ping_timer(context),
+            _ => {}
+        }
+        let Some(slot) = input.conn().and_then(|conn| self.clients.find(conn)) else {
+            return;
+        };
+        match input {
+            Input::Text(_, text) => self.on_text(slot, text, context),
+            Input::Binary(_, bytes) => {
+                // Bytes that are not UTF-8 become an empty text, which is rejected as malformed.
+                let text = str::from_utf8(bytes).unwrap_or_default();
+                self.on_text(slot, text, context);
+            }
+            Input::Dropped { .. } => self.counts.count_error("rate_limited"),
+            Input::Alive(_) => self.on_alive(slot, context),
+            Input::Silent(_) => self.on_silent(slot, context),
+            Input::Disconnected(_) => self.on_disconnect(slot, context),
+            Input::Connected(..) | Input::Time => {}
+        }
+    }
+
+    fn wake_at(&self) -> Option<Duration> {
+        let first = self.ping_queue.first()?;
+        Some(self.clients[first].ping_at.get())
+    }
+
+    fn member(&self, conn: Conn) -> Option<Member<'_>> {
+        let slot = self.clients.find(conn)?;
+        let member = match &self.clients[slot].membership {
+            Membership::Unregistered => Member { room: "", id: None, state: "nameless" },
+            Membership::Waiting(room) => Member { room, id: None, state: "waiting" },
+            Membership::Seated(room) => {
+                let id = self.uuids.encode(conn).into();
+                Member { room, id: Some(id), state: "seated" }
+            }
+        };
+        Some(member)
+    }
+
+    fn renew(&mut self, config: &Config) {
+        self.ice = IceServers::new(config);
+        self.token_secrets = config.token_secrets.clone();
+    }
+
+    fn counts(&self, _: Duration) -> Counts {
+        let peers = self.rooms.values().map(|room| room.members.len()).sum();
+        Counts { peers, rooms: self.rooms.len(), ..self.counts.clone() }
+    }
+
+    fn check(&self) {
+        for (name, room) in &self.rooms {
+            for slot in &room.members {
+                let membership = &self.clients[*slot].membership;
+                assert!(matches!(membership, Membership::Seated(room_name) if room_name == name));
+            }
+            for slot in &room.waiting {
+                let membership = &self.clients[*slot].membership;
+                assert!(matches!(membership, Membership::Waiting(room_name) if room_name == name));
+            }
+            assert!(
+                room.members.len() == SEATS || room.waiting.is_empty(),
+                "no client waits while a seat is free"
+            );
+            assert!(room.waiting.len() <= AYAME_WAITING_MAX);
+            let is_probed = room.members.iter().any(|slot| self.clients[*slot].is_probed);
+            assert!(is_probed || room.waiting.is_empty(), "clients wait only while a probe is running");
+        }
+        let pinged_count = self.clients.iter().filter(|(_, client)| !client.is_standalone).count();
+        assert_eq!(pinged_count, self.ping_queue.len());
+    }
+}
+
 impl Ayame {
-    /// Without anybody. Ids of connections are made with this key.
+    /// Creates the protocol without rooms. `key` makes the connection ids unguessable.
     pub fn new(config: &Config, key: RandomState) -> Ayame {
         Ayame {
-            uuids: Uuids::new(key),
-            ice: Ice::new(config),
-            secrets: config.token_secrets.clone(),
+            uuids: UuidCodec::new(key),
+            ice: IceServers::new(config),
+            token_secrets: config.token_secrets.clone(),
             clients: ConnTable::NEW,
             rooms: HashMap::new(),
-            pings: Order::default(),
-            links: ListNodes::default(),
-            counts: Counts::of(
+            ping_queue: List::default(),
+            list_nodes: ListNodes::default(),
+            counts: Counts::zero(
                 &["register", "relayed"],
                 &[FULL, "token_refused", "not_understood", "peer_busy", "rate_limited"],
             ),
         }
     }
 
-    // ---- Coming and going ----
+    // ---- Connections ----
 
-    fn enter(&mut self, conn: Conn, turn: &mut Turn) {
-        let (place, ping_at) = (Place::Nowhere, (turn.now + AYAME_PING_EVERY).into());
-        let client = Client { place, standalone: false, probed: false, ping_at, until: None };
-        let slot = self.clients.put(conn, client);
-        self.links.fit(slot);
-        self.links.push_back(&mut self.pings, slot);
+    fn on_connect(&mut self, conn: Conn, context: &mut Context) {
+        let client = Client {
+            membership: Membership::Unregistered,
+            is_standalone: false,
+            is_probed: false,
+            ping_at: (context.now + AYAME_PING_EVERY).into(),
+            token_expires_at: None,
+        };
+        let slot = self.clients.insert(conn, client);
+        self.list_nodes.ensure_slot(slot);
+        self.list_nodes.push_back(&mut self.ping_queue, slot);
     }
 
-    /// Ends a connection: it is closed, and forgotten.
-    fn end(&mut self, slot: Slot, why: Close, turn: &mut Turn) {
-        turn.close(self.clients.conn(slot), why);
-        self.exit(slot, turn);
-    }
-
-    /// A connection is gone, and with it the room in which it has a seat.
-    fn exit(&mut self, slot: Slot, turn: &mut Turn) {
+    fn close(&mut self, slot: Slot, reason: Close, context: &mut Context) {
         let conn = self.clients.conn(slot);
-        turn.left(conn, self.member(conn));
-        let (_, client) = self.clients.take(slot);
-        if !client.standalone {
-            self.links.remove(&mut self.pings, slot);
+        if let Some(member) = self.member(conn) {
+            context.close(conn, reason, &member);
         }
-        match client.place {
-            Place::Nowhere => {}
-            Place::Before(name) => {
+        self.on_disconnect(slot, context);
+    }
+
+    /// Removes a connection, and its room if it has a seat.
+    fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
+        let (_, client) = self.clients.remove(slot);
+        if !client.is_standalone {
+            self.list_nodes.remove(&mut self.ping_queue, slot);
+        }
+        match client.membership {
+            Membership::Unregistered => {}
+            Membership::Waiting(name) => {
                 if let Some(room) = self.rooms.get_mut(&name) {
-                    room.before.retain(|it| *it != slot);
+                    room.waiting.retain(|waiting| *waiting != slot);
                 }
             }
-            Place::In(name) => self.end_room(&name, slot, turn),
+            Membership::Seated(name) => self.close_room(&name, slot, context),
         }
     }
 
-    /// One of the two has left: the other is told, and closed. Who waited for a seat has the next room of this name. A room
-    /// is out of the table before anybody is ended because of it.
-    fn end_room(&mut self, name: &Rc<str>, leaver: Slot, turn: &mut Turn) {
-        let Some(room) = self.rooms.remove(name) else { return };
-        if let Some(other) = room.seats.into_iter().find(|seat| *seat != leaver) {
-            if !self.clients[other].standalone {
-                turn.send(self.clients.conn(other), r#"{"type":"bye"}"#.to_owned());
+    /// Removes a room after one of its members has left.
+    ///
+    /// The other member gets `bye` and is closed. Waiting clients take seats in a new room of the same name.
+    /// The room is removed from the table first, because closing the other member calls this function again.
+    fn close_room(&mut self, name: &Rc<str>, leaver: Slot, context: &mut Context) {
+        let Some(room) = self.rooms.remove(name) else {
+            return;
+        };
+        let other = room.members.into_iter().find(|member| *member != leaver);
+        if let Some(other) = other {
+            if !self.clients[other].is_standalone {
+                context.send(self.clients.conn(other), r#"{"type":"bye"}"#.to_owned());
             }
-            self.end(other, Close::Finished, turn);
+            self.close(other, Close::Finished, context);
         }
-        for slot in room.before {
-            self.sit(slot, name.clone(), turn);
+        for slot in room.waiting {
+            self.take_seat(slot, name.clone(), context);
         }
     }
 
     // ---- Messages ----
 
-    fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        let place = |key: &str| FIELDS.iter().position(|name| *name == key);
-        let fields = json::fields(text, place).unwrap_or_default();
-        let kind = fields[0].and_then(json::string);
-        let is_seated = matches!(self.clients[slot].place, Place::In(_));
-        match kind.as_deref() {
+    fn on_text(&mut self, slot: Slot, text: &str, context: &mut Context) {
+        let field_index = |key: &str| FIELDS.iter().position(|field| *field == key);
+        let fields = json::parse_fields(text, field_index).unwrap_or_default();
+        let message_type = fields[0].and_then(json::parse_string);
+        let client = &self.clients[slot];
+        let is_unregistered = matches!(client.membership, Membership::Unregistered);
+        let is_seated = matches!(client.membership, Membership::Seated(_));
+        match message_type.as_deref() {
             Some("pong") => {}
-            Some("register") if matches!(self.clients[slot].place, Place::Nowhere) => {
-                self.register(slot, fields, turn);
+            Some("register") if is_unregistered => self.register(slot, fields, context),
+            Some("offer" | "answer" | "candidate") if is_seated => self.relay(slot, text, context),
+            Some("connected") if is_seated => {
+                if client.is_standalone {
+                    self.close(slot, Close::Finished, context);
+                }
             }
-            Some("offer" | "answer" | "candidate") if is_seated => self.relay(slot, text, turn),
-            Some("connected") if is_seated && !self.clients[slot].standalone => {}
-            Some("connected") if is_seated => self.end(slot, Close::Finished, turn),
-            _ => self.refuse(slot, turn),
+            _ => self.close_malformed(slot, context),
         }
     }
 
-    /// Whatever cannot be understood ends the connection: there is no word for it.
-    fn refuse(&mut self, slot: Slot, turn: &mut Turn) {
-        self.counts.error("not_understood");
-        self.end(slot, Close::Finished, turn);
+    /// Closes a client after a message that is not understood. The protocol has no error message.
+    fn close_malformed(&mut self, slot: Slot, context: &mut Context) {
+        self.counts.count_error("not_understood");
+        self.close(slot, Close::Finished, context);
     }
 
-    /// To the other seat, as it is. Who is alone speaks to nobody.
-    fn relay(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        self.counts.message("relayed");
-        let Place::In(name) = &self.clients[slot].place else { return };
-        let Some(other) = self.rooms[name].seats.iter().find(|seat| **seat != slot) else { return };
-        if !turn.forward(self.clients.conn(*other), [text.to_owned()]) {
-            self.counts.error("peer_busy");
-        }
-    }
-
-    fn register(&mut self, slot: Slot, fields: [Option<&str>; FIELDS.len()], turn: &mut Turn) {
-        self.counts.message("register");
-        let [_, room, client, key, signaling_key, standalone] = fields;
-        // What is missing is empty.
-        let text = |field: Option<_>| json::string(field.unwrap_or(r#""""#));
-        let (room, client, key) = (text(room), text(client), text(signaling_key.or(key)));
-        let room = room.filter(|room| (1..=ROOM_TEXT_BYTES_MAX).contains(&room.len()));
-        let is_standalone = standalone.map_or(Some(false), |flag| flag.parse().ok());
-        let (Some(room), Some(client), Some(key), Some(is_standalone)) = (room, client, key, is_standalone)
-        else {
-            return self.refuse(slot, turn);
+    /// Forwards a message unchanged to the other member, if there is one.
+    fn relay(&mut self, slot: Slot, text: &str, context: &mut Context) {
+        self.counts.count_message("relayed");
+        let Membership::Seated(name) = &self.clients[slot].membership else {
+            return;
         };
-        let admit = |secrets: &Secrets| secrets.admit(&key, &room, Some(&client), turn.wall);
-        match self.secrets.as_ref().map(admit).transpose() {
-            Ok(claims) => self.clients[slot].until = claims.map(|claims| claims.until),
-            Err(fault) => return self.reject(slot, fault.sentence(), turn),
+        let Some(other) = self.rooms[name].members.iter().find(|member| **member != slot) else {
+            return;
+        };
+        if !context.forward(self.clients.conn(*other), [text.to_owned()]) {
+            self.counts.count_error("peer_busy");
+        }
+    }
+
+    /// Handles `register`: checks the fields and the token, and takes a seat.
+    fn register(&mut self, slot: Slot, fields: [Option<&str>; FIELDS.len()], context: &mut Context) {
+        self.counts.count_message("register");
+        let [_, room, client_id, key, signaling_key, standalone] = fields;
+        // A missing field is an empty string.
+        let string = |field: Option<_>| json::parse_string(field.unwrap_or(r#""""#));
+        let room = string(room).filter(|room| (1..=ROOM_TEXT_BYTES_MAX).contains(&room.len()));
+        let client_id = string(client_id);
+        let token = string(signaling_key.or(key));
+        let is_standalone = match standalone {
+            Some(flag) => flag.parse().ok(),
+            None => Some(false),
+        };
+        let (Some(room), Some(client_id), Some(token), Some(is_standalone)) =
+            (room, client_id, token, is_standalone)
+        else {
+            return self.close_malformed(slot, context);
+        };
+        if let Some(secrets) = &self.token_secrets {
+            match secrets.admit(&token, &room, Some(&client_id), context.wall) {
+                Ok(claims) => self.clients[slot].token_expires_at = Some(claims.expires_at),
+                Err(error) => return self.reject(slot, error.message(), context),
+            }
         }
         if is_standalone {
-            self.clients[slot].standalone = true;
-            self.links.remove(&mut self.pings, slot);
+            self.clients[slot].is_standalone = true;
+            self.list_nodes.remove(&mut self.ping_queue, slot);
         }
-        self.sit(slot, room.as_ref().into(), turn);
+        self.take_seat(slot, room.as_ref().into(), context);
     }
 
-    /// Somebody has the next free seat, or waits until it is known whether one is free.
-    fn sit(&mut self, slot: Slot, name: Rc<str>, turn: &mut Turn) {
+    /// Gives a free seat to a client, or makes the client wait.
+    ///
+    /// While a client waits, the two members are probed.
+    fn take_seat(&mut self, slot: Slot, name: Rc<str>, context: &mut Context) {
         let room = self.rooms.entry(name.clone()).or_default();
-        if room.seats.len() < 2 {
-            room.seats.push(slot);
-            let is_second = room.seats.len() == 2;
-            return self.accept(slot, name, is_second, turn);
+        if room.members.len() < SEATS {
+            room.members.push(slot);
+            let is_second = room.members.len() == SEATS;
+            return self.accept(slot, name, is_second, context);
         }
-        if room.before.len() >= AYAME_WAITING_MAX {
-            return self.reject(slot, FULL, turn);
+        if room.waiting.len() >= AYAME_WAITING_MAX {
+            return self.reject(slot, FULL, context);
         }
-        room.before.push(slot);
-        self.clients[slot].place = Place::Before(name);
-        for &seat in &room.seats {
-            if !mem::replace(&mut self.clients[seat].probed, true) {
-                turn.probe(self.clients.conn(seat));
+        room.waiting.push(slot);
+        self.clients[slot].membership = Membership::Waiting(name);
+        for &member in &room.members {
+            if !self.clients[member].is_probed {
+                self.clients[member].is_probed = true;
+                context.probe(self.clients.conn(member));
             }
         }
     }
 
-    fn accept(&mut self, slot: Slot, name: Rc<str>, is_second: bool, turn: &mut Turn) {
-        let (conn, until) = (self.clients.conn(slot), self.clients[slot].until);
-        let id = self.uuids.of(conn);
-        turn.registered(conn, &name, &id);
-        self.clients[slot].place = Place::In(name);
+    /// Completes a registration: sends `accept` with the STUN and TURN servers.
+    fn accept(&mut self, slot: Slot, name: Rc<str>, is_second: bool, context: &mut Context) {
+        let conn = self.clients.conn(slot);
+        let id = self.uuids.encode(conn);
+        context.registered(conn, &name, &id);
+        let client = &mut self.clients[slot];
+        client.membership = Membership::Seated(name);
         let text = format!(
             r#"{{"type":"accept","connectionId":"{id}","isExistClient":{is_second},"isExistUser":{is_second}}}"#
         );
-        turn.send(conn, self.ice.add_to(text, &id, turn.wall, until));
+        let text = self.ice.append_to(text, &id, context.wall, client.token_expires_at);
+        context.send(conn, text);
     }
 
-    fn reject(&mut self, slot: Slot, reason: &str, turn: &mut Turn) {
-        self.counts.error(if reason == FULL { FULL } else { "token_refused" });
-        turn.send(self.clients.conn(slot), format!(r#"{{"type":"reject","reason":"{reason}"}}"#));
-        self.end(slot, Close::Finished, turn);
+    /// Sends `reject` and closes the client.
+    fn reject(&mut self, slot: Slot, reason: &str, context: &mut Context) {
+        let error_name = if reason == FULL { FULL } else { "token_refused" };
+        self.counts.count_error(error_name);
+        let text = format!(r#"{{"type":"reject","reason":"{reason}"}}"#);
+        context.send(self.clients.conn(slot), text);
+        self.close(slot, Close::Finished, context);
     }
 
-    // ---- Life ----
+    // ---- Probes and pings ----
 
-    /// If both of a room live, it is full.
-    fn alive(&mut self, slot: Slot, turn: &mut Turn) {
-        self.clients[slot].probed = false;
-        let Place::In(name) = &self.clients[slot].place else { return };
-        let room = self.rooms.get_mut(name).expect("who has a seat has it in a room");
-        if room.seats.iter().all(|seat| !self.clients[*seat].probed) {
-            for third in mem::take(&mut room.before) {
-                self.reject(third, FULL, turn);
-            }
+    /// Handles a sign of life of a probed member. If both members are alive, the room is full.
+    fn on_alive(&mut self, slot: Slot, context: &mut Context) {
+        self.clients[slot].is_probed = false;
+        let Membership::Seated(name) = &self.clients[slot].membership else {
+            return;
+        };
+        let room = self.rooms.get_mut(name).expect("a seated client has a room");
+        if room.members.iter().any(|member| self.clients[*member].is_probed) {
+            return;
+        }
+        let waiting = std::mem::take(&mut room.waiting);
+        for third in waiting {
+            self.reject(third, FULL, context);
         }
     }
 
-    /// Ends the probe of a seat that has shown no life. Without a third that still waits, nothing changes.
-    fn silent(&mut self, slot: Slot, turn: &mut Turn) {
-        let is_awaited = match &self.clients[slot].place {
-            Place::In(name) => self.rooms.get(name).is_some_and(|room| !room.before.is_empty()),
-            Place::Nowhere | Place::Before(_) => false,
+    /// Handles a failed probe of a member.
+    ///
+    /// The member is closed if a client waits for its seat.
+    fn on_silent(&mut self, slot: Slot, context: &mut Context) {
+        let has_waiting_client = match &self.clients[slot].membership {
+            Membership::Seated(name) => self.rooms.get(name).is_some_and(|room| !room.waiting.is_empty()),
+            Membership::Unregistered | Membership::Waiting(_) => false,
         };
-        if is_awaited {
-            self.end(slot, Close::Replaced, turn);
+        if has_waiting_client {
+            self.close(slot, Close::Replaced, context);
         } else {
-            self.clients[slot].probed = false;
+            self.clients[slot].is_probed = false;
         }
     }
 
-    /// Pings whoever is next, if its time has come.
-    fn ping(&mut self, turn: &mut Turn) {
-        let Some(first) = self.pings.first() else { return };
-        if self.clients[first].ping_at.get() <= turn.now {
-            self.clients[first].ping_at = (turn.now + AYAME_PING_EVERY).into();
-            turn.send(self.clients.conn(first), r#"{"type":"ping"}"#.to_owned());
-            self.links.remove(&mut self.pings, first);
-            self.links.push_back(&mut self.pings, first);
-        }
-    }
-}
-
-const FULL: &str = "full";
-
-impl Protocol for Ayame {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
-        match input {
-            Input::Connected(conn, ..) => return self.enter(conn, turn),
-            Input::Time => return self.ping(turn),
-            _ => {}
-        }
-        let Some(slot) = input.conn().and_then(|conn| self.clients.find(conn)) else { return };
-        match input {
-            Input::Text(_, text) => self.hear(slot, text, turn),
-            // What is not UTF-8 is no JSON, and neither is nothing.
-            Input::Binary(_, bytes) => self.hear(slot, str::from_utf8(bytes).unwrap_or_default(), turn),
-            Input::Dropped { .. } => self.counts.error("rate_limited"),
-            Input::Alive(_) => self.alive(slot, turn),
-            Input::Silent(_) => self.silent(slot, turn),
-            Input::Disconnected(_) => self.exit(slot, turn),
-            Input::Connected(..) | Input::Time => {}
-        }
-    }
-
-    fn wake_at(&self) -> Option<Duration> {
-        Some(self.clients[self.pings.first()?].ping_at.get())
-    }
-
-    fn member(&self, conn: Conn) -> Option<Member<'_>> {
-        let (room, id, state) = match &self.clients[self.clients.find(conn)?].place {
-            Place::Nowhere => ("", None, "nameless"),
-            Place::Before(room) => (&**room, None, "waiting"),
-            Place::In(room) => (&**room, Some(self.uuids.of(conn).into()), "seated"),
+    /// Pings the first client of the ping queue if it is due.
+    fn on_ping_timer(&mut self, context: &mut Context) {
+        let Some(first) = self.ping_queue.first() else {
+            return;
         };
-        Some(Member { room, id, state })
-    }
-
-    fn renew(&mut self, config: &Config) {
-        self.ice = Ice::new(config);
-        self.secrets = config.token_secrets.clone();
-    }
-
-    fn counts(&self, _: Duration) -> Counts {
-        let peers = self.rooms.values().map(|room| room.seats.len()).sum();
-        Counts { peers, rooms: self.rooms.len(), ..self.counts.clone() }
-    }
-
-    fn check(&self) {
-        let place = |slot: Slot| &self.clients[slot].place;
-        for (name, room) in &self.rooms {
-            assert!(room.seats.iter().all(|slot| matches!(place(*slot), Place::In(it) if it == name)));
-            assert!(room.before.iter().all(|slot| matches!(place(*slot), Place::Before(it) if it == name)));
-            assert!(room.seats.len() == 2 || room.before.is_empty(), "nobody waits before a free seat");
-            assert!(room.before.len() <= AYAME_WAITING_MAX);
-            let is_probed = room.seats.iter().any(|slot| self.clients[*slot].probed);
-            assert!(is_probed || room.before.is_empty(), "a third waits for a probe");
+        if self.clients[first].ping_at.get() > context.now {
+            return;
         }
-        let pinged = self.clients.iter().filter(|(_, client)| !client.standalone).count();
-        assert_eq!(pinged, self.pings.len());
+        self.clients[first].ping_at = (context.now + AYAME_PING_EVERY).into();
+        context.send(self.clients.conn(first), r#"{"type":"ping"}"#.to_owned());
+        self.list_nodes.remove(&mut self.ping_queue, first);
+        self.list_nodes.push_back(&mut self.ping_queue, first);
     }
 }

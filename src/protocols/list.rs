@@ -1,102 +1,117 @@
-//! Connections in an order, with removal from anywhere in O(1) and without memory of its own: who is before and after
-//! each is kept beside it. A connection is in one order at a time, and what it is doing says in which.
+//! Intrusive doubly linked lists over connection slots: O(1) removal, no allocation per element.
+//!
+//! The queues and member sets of all protocols are lists of this type. The links of all lists are in one vector, indexed by
+//! slot ([`ListNodes`]), at 8 bytes a connection; a list itself ([`List`]) takes 12 bytes. A `BTreeSet` would take about 25
+//! bytes an element and O(log n) for each operation. An idle peer in a room of two takes 298 bytes in total.
+//!
+//! Invariant: a slot is in at most one list that uses the same `ListNodes`. The state of its connection says in which.
 
-/// Nobody.
+use std::iter;
+use std::mem;
+
+/// Marks the absence of a slot.
 const NONE: u32 = u32::MAX;
 
-/// The first and the last.
+/// The ends and the length of a list. Its links are in [`ListNodes`].
 #[derive(Debug)]
-pub struct Order {
+pub struct List {
     first: u32,
     last: u32,
-    count: u32,
+    length: u32,
 }
 
-impl Default for Order {
-    fn default() -> Order {
-        Order { first: NONE, last: NONE, count: 0 }
+impl Default for List {
+    fn default() -> List {
+        List { first: NONE, last: NONE, length: 0 }
     }
 }
 
-impl Order {
-    /// How many there are.
+impl List {
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
-        self.count as usize
+        self.length as usize
     }
 
-    /// Whether nobody is in it.
+    /// Returns whether the list has no elements.
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.length == 0
     }
 
-    /// Who is first.
+    /// Returns the first slot.
     pub fn first(&self) -> Option<u32> {
         (self.first != NONE).then_some(self.first)
     }
 }
 
-/// Who is before and after each connection in its order, by slot.
-#[derive(Debug, Default)]
-pub struct ListNodes(Vec<[u32; 2]>);
+/// The links of a slot to its neighbors in a list.
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    previous: u32,
+    next: u32,
+}
 
-const BEFORE: usize = 0;
-const AFTER: usize = 1;
+const UNLINKED: Node = Node { previous: NONE, next: NONE };
+
+/// The links of all slots.
+#[derive(Debug, Default)]
+pub struct ListNodes(Vec<Node>);
 
 impl ListNodes {
-    /// Has a place for this slot from now on.
-    pub fn fit(&mut self, slot: u32) {
+    /// Grows the table to contain this slot.
+    pub fn ensure_slot(&mut self, slot: u32) {
         if self.0.len() <= slot as usize {
-            self.0.resize(slot as usize + 1, [NONE; 2]);
+            self.0.resize(slot as usize + 1, UNLINKED);
         }
     }
 
-    /// Puts one behind the last.
-    pub fn push_back(&mut self, order: &mut Order, slot: u32) {
-        self.0[slot as usize] = [order.last, NONE];
-        match order.last {
-            NONE => order.first = slot,
-            last => self.0[last as usize][AFTER] = slot,
+    /// Appends a slot that is in no list.
+    pub fn push_back(&mut self, list: &mut List, slot: u32) {
+        self.0[slot as usize] = Node { previous: list.last, next: NONE };
+        match list.last {
+            NONE => list.first = slot,
+            last => self.0[last as usize].next = slot,
         }
-        order.last = slot;
-        order.count += 1;
+        list.last = slot;
+        list.length += 1;
     }
 
-    /// Puts one before the first.
-    pub fn push_front(&mut self, order: &mut Order, slot: u32) {
-        self.0[slot as usize] = [NONE, order.first];
-        match order.first {
-            NONE => order.last = slot,
-            first => self.0[first as usize][BEFORE] = slot,
+    /// Prepends a slot that is in no list.
+    pub fn push_front(&mut self, list: &mut List, slot: u32) {
+        self.0[slot as usize] = Node { previous: NONE, next: list.first };
+        match list.first {
+            NONE => list.last = slot,
+            first => self.0[first as usize].previous = slot,
         }
-        order.first = slot;
-        order.count += 1;
+        list.first = slot;
+        list.length += 1;
     }
 
-    /// Takes one out, which is in there.
-    pub fn remove(&mut self, order: &mut Order, slot: u32) {
-        let [before, after] = std::mem::replace(&mut self.0[slot as usize], [NONE; 2]);
-        match before {
-            NONE => order.first = after,
-            before => self.0[before as usize][AFTER] = after,
+    /// Removes a slot that is in this list.
+    pub fn remove(&mut self, list: &mut List, slot: u32) {
+        let Node { previous, next } = mem::replace(&mut self.0[slot as usize], UNLINKED);
+        match previous {
+            NONE => list.first = next,
+            previous => self.0[previous as usize].next = next,
         }
-        match after {
-            NONE => order.last = before,
-            after => self.0[after as usize][BEFORE] = before,
+        match next {
+            NONE => list.last = previous,
+            next => self.0[next as usize].previous = previous,
         }
-        order.count -= 1;
+        list.length -= 1;
     }
 
-    /// Takes the first out.
-    pub fn pop_front(&mut self, order: &mut Order) -> Option<u32> {
-        let first = order.first()?;
-        self.remove(order, first);
+    /// Removes and returns the first slot.
+    pub fn pop_front(&mut self, list: &mut List) -> Option<u32> {
+        let first = list.first()?;
+        self.remove(list, first);
         Some(first)
     }
 
-    /// All of them, from the first to the last.
-    pub fn iter(&self, order: &Order) -> impl Iterator<Item = u32> {
-        std::iter::successors(order.first(), |slot| {
-            Some(self.0[*slot as usize][AFTER]).filter(|next| *next != NONE)
+    /// Returns the slots of a list, from first to last.
+    pub fn iter(&self, list: &List) -> impl Iterator<Item = u32> {
+        iter::successors(list.first(), |slot| {
+            let next = self.0[*slot as usize].next;
+            (next != NONE).then_some(next)
         })
     }
 }
@@ -108,30 +123,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_what_a_deque_is() {
-        let (mut links, mut order, mut deque) = (ListNodes::default(), Order::default(), VecDeque::new());
+    fn list_behaves_as_a_deque() {
+        let mut nodes = ListNodes::default();
+        let mut list = List::default();
+        let mut deque = VecDeque::new();
         for step in 0..2000u32 {
             let slot = step * 7 % 31;
-            links.fit(slot);
-            match deque.iter().position(|it| *it == slot) {
+            nodes.ensure_slot(slot);
+            match deque.iter().position(|other| *other == slot) {
                 Some(at) => {
                     deque.remove(at);
-                    links.remove(&mut order, slot);
+                    nodes.remove(&mut list, slot);
                 }
                 None if step % 3 == 0 => {
                     deque.push_front(slot);
-                    links.push_front(&mut order, slot);
+                    nodes.push_front(&mut list, slot);
                 }
                 None => {
                     deque.push_back(slot);
-                    links.push_back(&mut order, slot);
+                    nodes.push_back(&mut list, slot);
                 }
             }
             if step % 11 == 0 {
-                assert_eq!(links.pop_front(&mut order), deque.pop_front());
+                assert_eq!(nodes.pop_front(&mut list), deque.pop_front());
             }
-            assert_eq!(links.iter(&order).collect::<VecDeque<_>>(), deque);
-            assert_eq!((order.len(), order.is_empty()), (deque.len(), deque.is_empty()));
+            assert_eq!(nodes.iter(&list).collect::<VecDeque<_>>(), deque);
+            assert_eq!((list.len(), list.is_empty()), (deque.len(), deque.is_empty()));
         }
     }
 }

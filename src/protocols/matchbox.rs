@@ -1,8 +1,10 @@
-//! matchbox, the protocol of `matchbox_socket` and so of games in Rust and Bevy: a mesh in which who was there offers to
-//! who comes, and ids are the server's. What is said is in `tests/transcripts/matchbox`.
+//! matchbox: the signaling protocol of `matchbox_socket`, for games in Rust and Bevy.
 //!
-//! A [`Protocol`], and as pure as all of them. Who comes in with `?next=N` waits in a group that is closed with the Nth,
-//! and is a room of its own from the first.
+//! All peers of a group form a mesh: the peers that are connected send offers to each new peer. The server
+//! assigns the ids. A room normally has one group of any size. With `?next=N`, peers of the same room and N
+//! form groups of N: a group is complete, and closed to further peers, with the Nth.
+//!
+//! The transcripts in `tests/transcripts/matchbox` show all messages.
 
 use std::collections::HashMap;
 use std::hash::RandomState;
@@ -15,181 +17,220 @@ use crate::json;
 use crate::metrics::Counts;
 use crate::protocol::{Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::list::{ListNodes, Order};
-use crate::protocols::uuid::Uuids;
-use crate::protocols::{Protocol, Turn};
-use crate::rate_limit::deliveries;
+use crate::protocols::list::{List, ListNodes};
+use crate::protocols::uuid::UuidCodec;
+use crate::protocols::{Context, Protocol};
+use crate::rate_limit::credits_for_deliveries;
 
-/// All groups, and who is in them.
+/// All groups and peers.
 pub struct Matchbox {
-    uuids: Uuids,
-    peers_max: usize,
-    /// The group of each.
-    members: ConnTable<usize>,
-    /// Who is before and after each in its group.
-    links: ListNodes,
+    uuids: UuidCodec,
+    mesh_peers_max: usize,
+    /// The group of each peer, an index of `groups`.
+    peers: ConnTable<usize>,
+    /// Links of the lists of members.
+    list_nodes: ListNodes,
     groups: Slab<Group>,
-    /// The groups that newcomers come into, by room and `next`.
-    open: HashMap<Key, usize>,
+    /// The groups that accept new peers.
+    open_groups: HashMap<GroupKey, usize>,
     counts: Counts,
 }
 
-/// A room, and how many make a group in it; 0: there is but one group, and it is never closed.
-type Key = (Box<str>, usize);
+/// The room, and the size of a complete group. Size 0: the room has one group, which accepts new peers
+/// always.
+type GroupKey = (Box<str>, usize);
 
 struct Group {
-    key: Key,
-    members: Order,
+    key: GroupKey,
+    members: List,
 }
 
-/// What a message says.
-enum Said<'a> {
+/// A message of a client.
+enum Request<'a> {
     Signal { receiver: &'a str, data: &'a str },
     KeepAlive,
 }
 
+impl Protocol for Matchbox {
+    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
+        if let Input::Connected(conn, target, _) = input {
+            return self.on_connect(conn, target, context);
+        }
+        let Some(slot) = input.conn().and_then(|conn| self.peers.find(conn)) else {
+            return;
+        };
+        match input {
+            Input::Text(_, text) => self.on_text(slot, text, context),
+            Input::Binary(..) => self.counts.count_error("not_understood"),
+            Input::Dropped { .. } => self.counts.count_error("rate_limited"),
+            Input::Disconnected(_) => self.on_disconnect(slot, context),
+            Input::Connected(..) | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
+        }
+    }
+
+    fn has_place(&self, target: &Target) -> bool {
+        match self.open_groups.get(&group_key(target)) {
+            Some(group) => self.groups[*group].members.len() < self.mesh_peers_max,
+            None => true,
+        }
+    }
+
+    fn knows_room(&self, target: &Target) -> bool {
+        self.open_groups.contains_key(&group_key(target))
+    }
+
+    fn member(&self, conn: Conn) -> Option<Member<'_>> {
+        let slot = self.peers.find(conn)?;
+        let group = &self.groups[self.peers[slot]];
+        let (room, _) = &group.key;
+        Some(Member { room, id: Some(self.uuids.encode(conn).into()), state: "joined" })
+    }
+
+    fn counts(&self, _: Duration) -> Counts {
+        let peers = self.peers.iter().count();
+        Counts { peers, rooms: self.groups.len(), ..self.counts.clone() }
+    }
+
+    fn check(&self) {
+        let mut member_count = 0;
+        for (index, group) in &self.groups {
+            assert!(!group.members.is_empty(), "a group is removed with its last member");
+            for slot in self.list_nodes.iter(&group.members) {
+                assert_eq!(self.peers[slot], index);
+            }
+            member_count += group.members.len();
+        }
+        assert_eq!(member_count, self.peers.iter().count());
+        for (key, index) in &self.open_groups {
+            assert!(self.groups[*index].key == *key);
+        }
+    }
+}
+
 impl Matchbox {
-    /// Without anybody. Ids are made with this key.
+    /// Creates the protocol without groups. `key` makes the peer ids unguessable.
     pub fn new(config: &Config, key: RandomState) -> Matchbox {
         Matchbox {
-            uuids: Uuids::new(key),
-            peers_max: config.mesh_peers_max,
-            members: ConnTable::NEW,
-            links: ListNodes::default(),
+            uuids: UuidCodec::new(key),
+            mesh_peers_max: config.mesh_peers_max,
+            peers: ConnTable::NEW,
+            list_nodes: ListNodes::default(),
             groups: Slab::new(),
-            open: HashMap::new(),
-            counts: Counts::of(
+            open_groups: HashMap::new(),
+            counts: Counts::zero(
                 &["Signal", "KeepAlive"],
                 &["not_understood", "unknown_peer", "peer_busy", "rate_limited"],
             ),
         }
     }
 
-    fn join(&mut self, conn: Conn, target: &Target, turn: &mut Turn) {
-        let key = key(target);
-        let Matchbox { groups, open, .. } = self;
-        let new = || groups.insert(Group { key: key.clone(), members: Order::default() });
-        let group = *open.entry(key.clone()).or_insert_with(new);
-        let id = self.uuids.of(conn);
-        turn.registered(conn, &key.0, &id);
-        turn.send(conn, format!(r#"{{"IdAssigned":"{id}"}}"#));
-        let announcement = format!(r#"{{"NewPeer":"{id}"}}"#);
-        // A new connection has all its credits: this reduces them, and is never refused.
-        let credits = deliveries(self.groups[group].members.len(), announcement.len());
-        turn.charge(conn, 1 + credits, 0);
-        self.tell_all(group, &announcement, turn);
-        let slot = self.members.put(conn, group);
-        self.links.fit(slot);
-        self.links.push_back(&mut self.groups[group].members, slot);
-        if self.groups[group].members.len() == key.1 {
-            self.open.remove(&key);
+    /// Adds a new peer to a group and announces it.
+    fn on_connect(&mut self, conn: Conn, target: &Target, context: &mut Context) {
+        let key = group_key(target);
+        let index = self.find_or_create_group(&key);
+        let (room, size) = &key;
+        let id = self.uuids.encode(conn);
+        context.registered(conn, room, &id);
+        context.send(conn, format!(r#"{{"IdAssigned":"{id}"}}"#));
+        let notice = format!(r#"{{"NewPeer":"{id}"}}"#);
+        // A new connection has all its credits, so that the charge succeeds.
+        let credits = credits_for_deliveries(self.groups[index].members.len(), notice.len());
+        context.charge(conn, 1 + credits, 0);
+        self.broadcast(index, &notice, context);
+        let slot = self.peers.insert(conn, index);
+        self.list_nodes.ensure_slot(slot);
+        let group = &mut self.groups[index];
+        self.list_nodes.push_back(&mut group.members, slot);
+        if group.members.len() == *size {
+            self.open_groups.remove(&key);
         }
     }
 
-    fn leave(&mut self, slot: Slot, turn: &mut Turn) {
-        let conn = self.members.conn(slot);
-        turn.left(conn, self.member(conn));
-        let (_, group) = self.members.take(slot);
-        self.links.remove(&mut self.groups[group].members, slot);
-        self.tell_all(group, &format!(r#"{{"PeerLeft":"{}"}}"#, self.uuids.of(conn)), turn);
-        if self.groups[group].members.is_empty() {
-            let key = self.groups.remove(group).key;
-            if self.open.get(&key) == Some(&group) {
-                self.open.remove(&key);
+    fn find_or_create_group(&mut self, key: &GroupKey) -> usize {
+        if let Some(index) = self.open_groups.get(key) {
+            return *index;
+        }
+        let index = self.groups.insert(Group { key: key.clone(), members: List::default() });
+        self.open_groups.insert(key.clone(), index);
+        index
+    }
+
+    /// Removes a peer and announces that to its group.
+    ///
+    /// The group is removed with its last member.
+    fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
+        let conn = self.peers.conn(slot);
+        let (_, index) = self.peers.remove(slot);
+        self.list_nodes.remove(&mut self.groups[index].members, slot);
+        let id = self.uuids.encode(conn);
+        self.broadcast(index, &format!(r#"{{"PeerLeft":"{id}"}}"#), context);
+        if self.groups[index].members.is_empty() {
+            let group = self.groups.remove(index);
+            if self.open_groups.get(&group.key) == Some(&index) {
+                self.open_groups.remove(&group.key);
             }
         }
     }
 
-    fn tell_all(&self, group: usize, text: &str, turn: &mut Turn) {
-        for slot in self.links.iter(&self.groups[group].members) {
-            turn.send(self.members.conn(slot), text.to_owned());
+    fn broadcast(&self, group: usize, text: &str, context: &mut Context) {
+        for slot in self.list_nodes.iter(&self.groups[group].members) {
+            context.send(self.peers.conn(slot), text.to_owned());
         }
     }
 
-    /// What cannot be understood, or delivered, is passed over: there is no word for it.
-    fn hear(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        let (receiver, data) = match said(text) {
-            Some(Said::Signal { receiver, data }) => (receiver, data),
-            Some(Said::KeepAlive) => return self.counts.message("KeepAlive"),
-            None => return self.counts.error("not_understood"),
+    /// Handles a message: forwards a signal to its receiver.
+    ///
+    /// Malformed and undeliverable messages are counted and ignored, because the protocol has no error
+    /// message.
+    fn on_text(&mut self, slot: Slot, text: &str, context: &mut Context) {
+        let (receiver, data) = match parse(text) {
+            Some(Request::Signal { receiver, data }) => (receiver, data),
+            Some(Request::KeepAlive) => return self.counts.count_message("KeepAlive"),
+            None => return self.counts.count_error("not_understood"),
         };
-        self.counts.message("Signal");
-        let to = self.uuids.conn(receiver).and_then(|to| self.members.find(to));
-        let Some(to) = to.filter(|to| self.members[*to] == self.members[slot]) else {
-            return self.counts.error("unknown_peer");
+        self.counts.count_message("Signal");
+        let Some(to) = self.find_receiver(slot, receiver) else {
+            return self.counts.count_error("unknown_peer");
         };
-        let (to, sender) = (self.members.conn(to), self.uuids.of(self.members.conn(slot)));
-        if !turn.forward(to, [format!(r#"{{"Signal":{{"sender":"{sender}","data":{data}}}}}"#)]) {
-            self.counts.error("peer_busy");
+        let sender = self.uuids.encode(self.peers.conn(slot));
+        let signal = format!(r#"{{"Signal":{{"sender":"{sender}","data":{data}}}}}"#);
+        if !context.forward(self.peers.conn(to), [signal]) {
+            self.counts.count_error("peer_busy");
         }
+    }
+
+    /// Finds the peer with this id in the group of the sender.
+    fn find_receiver(&self, sender: Slot, id: &str) -> Option<Slot> {
+        let conn = self.uuids.decode(id)?;
+        let receiver = self.peers.find(conn)?;
+        (self.peers[receiver] == self.peers[sender]).then_some(receiver)
     }
 }
 
-impl Protocol for Matchbox {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
-        if let Input::Connected(conn, target, _) = input {
-            return self.join(conn, target, turn);
-        }
-        let Some(slot) = input.conn().and_then(|conn| self.members.find(conn)) else { return };
-        match input {
-            Input::Text(_, text) => self.hear(slot, text, turn),
-            Input::Binary(..) => self.counts.error("not_understood"),
-            Input::Dropped { .. } => self.counts.error("rate_limited"),
-            Input::Disconnected(_) => self.leave(slot, turn),
-            Input::Connected(..) | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
-        }
-    }
-
-    fn has_place(&self, target: &Target) -> bool {
-        let group = self.open.get(&key(target)).map(|group| &self.groups[*group]);
-        group.is_none_or(|group| group.members.len() < self.peers_max)
-    }
-
-    fn knows_room(&self, target: &Target) -> bool {
-        self.open.contains_key(&key(target))
-    }
-
-    fn member(&self, conn: Conn) -> Option<Member<'_>> {
-        let group = &self.groups[self.members[self.members.find(conn)?]];
-        Some(Member { room: &group.key.0, id: Some(self.uuids.of(conn).into()), state: "joined" })
-    }
-
-    fn counts(&self, _: Duration) -> Counts {
-        let peers = self.members.iter().count();
-        Counts { peers, rooms: self.groups.len(), ..self.counts.clone() }
-    }
-
-    fn check(&self) {
-        for (key, group) in &self.groups {
-            let members: Vec<u32> = self.links.iter(&group.members).collect();
-            assert!(!members.is_empty(), "a group goes with its last member");
-            for slot in members {
-                assert_eq!(self.members[slot], key);
-            }
-        }
-        let grouped: usize = self.groups.iter().map(|(_, group)| group.members.len()).sum();
-        assert_eq!(grouped, self.members.iter().count());
-        assert!(self.open.iter().all(|(key, group)| self.groups[*group].key == *key));
-    }
-}
-
-/// Of several `next` the last counts; what is no number, or makes no group, is none.
-fn key(target: &Target) -> Key {
-    let last = target.query.values("next").last();
-    let next = last.and_then(|number| number.ok()?.parse().ok()).unwrap_or(0);
+/// Returns the group that a target asks for. The last `next` counts; an invalid number counts as 0.
+fn group_key(target: &Target) -> GroupKey {
+    let next = match target.query.values("next").last() {
+        Some(Ok(number)) => number.parse().unwrap_or(0),
+        _ => 0,
+    };
     (target.room.as_str().into(), next)
 }
 
-fn said(text: &str) -> Option<Said<'_>> {
+fn parse(text: &str) -> Option<Request<'_>> {
     if text.trim_ascii() == r#""KeepAlive""# {
-        return Some(Said::KeepAlive);
+        return Some(Request::KeepAlive);
     }
-    let (mut signal, mut receiver, mut data) = (None, None, None);
-    json::object(text, |key, value| signal = Some(value).filter(|_| key == "Signal"))?;
-    json::object(signal?, |key, value| match key {
+    let mut signal = None;
+    // A message has one variant: any other last key makes it invalid.
+    json::parse_object(text, |key, value| {
+        signal = if key == "Signal" { Some(value) } else { None };
+    })?;
+    let mut receiver = None;
+    let mut data = None;
+    json::parse_object(signal?, |key, value| match key {
         "receiver" => receiver = value.strip_prefix('"').and_then(|id| id.strip_suffix('"')),
         "data" => data = Some(value),
         _ => {}
     })?;
-    Some(Said::Signal { receiver: receiver?, data: data? })
+    Some(Request::Signal { receiver: receiver?, data: data? })
 }

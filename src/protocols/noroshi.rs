@@ -1,12 +1,27 @@
-//! Noroshi's own protocol: who is paired with whom, who waits, who hears what.
+//! The signaling protocol of noroshi: rooms, pairing and meshes.
 //!
-//! A [`Protocol`], and as pure as all of them. Nothing a peer sends is an error of the hub's: the answer to a wrong
-//! message is a message.
+//! A peer registers an id with its first message (`ids`). It then takes part in one of two flows of its room:
 //!
-//! The rules are in `pairing` and `mesh`, which know nothing of how a peer comes to its id: that is in `ids`. A peer
-//! is in a slot, by which all others refer to it; whatever refers to a peer is undone before its slot is free, and
-//! [`Noroshi::check`] says so. Whatever a peer does costs O(log n) in a room of n, but for telling those who must be told.
-//! Tables of hashes are never iterated, so that the same inputs have the same effects.
+//! - **Pairing** (`connect`, module `pairing`) connects two peers. The first peer is asked for an offer, and
+//!   the room delivers this offer to the peers that connect later. The first answer pairs its sender with the
+//!   offerer. Further peers wait in the queue of the room. Candidates that arrive before the answer are
+//!   stored with the offer.
+//! - **Mesh** (`join`, module `mesh`) connects any number of peers. The server announces who joins and who
+//!   leaves. The peers address offers, answers and candidates to each other by `target_id`.
+//!
+//! `leave` or a disconnect ends both. A message with a `target_id` is forwarded to that peer in any state.
+//!
+//! Each message takes the same path: parse it (`message`), check its id, compute its cost (`cost`) and charge
+//! it, then change the state and send replies (`send`). An invalid message is answered with an error reply;
+//! the connection stays open.
+//!
+//! Invariants, see `check`:
+//!
+//! - Peers refer to each other by slot. All references to a peer are removed before its slot is freed.
+//! - In a room of n peers, an input costs O(log n), not counting the messages that it sends.
+//! - Hash tables are never iterated, so that equal inputs have equal effects.
+//!
+//! The README specifies the protocol; modules refer to its sections.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -20,88 +35,97 @@ use crate::config::Config;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
-use crate::protocols::ice::Ice;
+use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
-use crate::protocols::{Protocol, Turn};
-use crate::rate_limit::{Verdict, blocks};
+use crate::protocols::{Context, Protocol};
+use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
 use crate::token::Claims;
-use message::{Body, Code, Kind, Refusal, Request};
+use message::{Body, Code, ErrorReply, Kind, Request};
 
 mod check;
+mod cost;
 mod handshakes;
 mod ids;
 mod mesh;
 pub mod message;
 mod pairing;
 mod peer;
-mod price;
 mod room;
-mod tell;
+mod send;
 
 use handshakes::{Handshakes, Outcome};
-use ids::{FOREIGN_ID, Identity};
-use peer::{Flow, Peer, Who};
+use ids::{ID_MISMATCH, IdCheck};
+use peer::{Flow, Peer, Registration};
 use room::Room;
 
 /// All rooms and peers.
 pub struct Noroshi {
     mesh_peers_max: usize,
-    ice: Ice,
-    /// By slot.
+    ice: IceServers,
     peers: ConnTable<Peer>,
-    /// Who is before and after each peer in the order in which it is.
-    links: ListNodes,
+    /// Links of all lists of peers. A peer is in at most one list.
+    list_nodes: ListNodes,
     rooms: Slab<Room>,
-    /// Those who have an id, by room and id, and the rooms by name. Both stand in the record that a table leads to, so
-    /// that an entry is four bytes. Peers choose what is hashed here.
-    ids: HashTable<Slot>,
-    names: HashTable<u32>,
+    /// Registered peers by room and id. An entry is a slot of four bytes; the key is in the peer. The hashes
+    /// are keyed at random, because clients choose ids and names of rooms.
+    peers_by_id: HashTable<Slot>,
+    /// Rooms by name. An entry is an index of four bytes; the key is in the room.
+    rooms_by_name: HashTable<u32>,
     hasher: RandomState,
-    /// When which room has not moved for too long. A room knows its entry, and takes it out when it is void.
-    alarms: BTreeSet<(Timestamp, u32)>,
+    /// The deadlines of all rooms that have one.
+    timers: BTreeSet<(Timestamp, u32)>,
     /// Well-formed messages since the start, by [`Kind`].
-    messages: [u64; Kind::ALL.len()],
-    /// Refused messages, by [`Code`].
-    errors: [u64; Code::ALL.len()],
+    message_counts: [u64; Kind::ALL.len()],
+    /// Rejected messages since the start, by [`Code`]. Not all of them are answered.
+    error_counts: [u64; Code::ALL.len()],
     handshakes: Handshakes,
 }
 
-const NO_MEMORY: Refusal =
-    Refusal { code: Code::TooMany, message: "the server's memory is used up; try again later" };
+const NO_MEMORY: ErrorReply =
+    ErrorReply { code: Code::TooMany, message: "the memory limit of the server is reached; try again later" };
+const RATE_LIMITED: ErrorReply =
+    ErrorReply { code: Code::RateLimited, message: "the rate limit is exceeded; this message was dropped" };
 
-fn refused<T>(code: Code, message: &'static str) -> Result<T, Refusal> {
-    Err(Refusal { code, message })
+fn error<T>(code: Code, message: &'static str) -> Result<T, ErrorReply> {
+    Err(ErrorReply { code, message })
 }
 
 impl Protocol for Noroshi {
     /// # Panics
-    /// If a connection connects in a slot that another still has.
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    /// If a connection connects in a slot that another connection still uses.
+    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
         match input {
-            Input::Connected(conn, target, claims) => return self.enter(conn, &target.room, claims),
-            Input::Time => return self.lose_patience(turn),
+            Input::Connected(conn, target, claims) => return self.on_connect(conn, &target.room, claims),
+            Input::Time => return self.on_room_timeout(context),
             _ => {}
         }
-        let Some(slot) = input.conn().and_then(|conn| self.peers.find(conn)) else { return };
+        let Some(slot) = input.conn().and_then(|conn| self.peers.find(conn)) else {
+            return;
+        };
         match input {
-            Input::Text(_, text) => self.text(slot, text, turn),
-            // What is not UTF-8 is no JSON, and neither is nothing.
-            Input::Binary(_, bytes) => self.text(slot, str::from_utf8(bytes).unwrap_or_default(), turn),
-            Input::Dropped { tell, .. } => self.drop_one(slot, Verdict::Drop { tell }, turn),
-            Input::Alive(_) => self.alive(slot, turn),
-            Input::Silent(_) => self.silent(slot, turn),
-            Input::Disconnected(_) => self.exit(slot, turn),
+            Input::Text(_, text) => self.on_text(slot, text, context),
+            Input::Binary(_, bytes) => {
+                // Bytes that are not UTF-8 become an empty text, which is rejected as `bad_json`.
+                let text = str::from_utf8(bytes).unwrap_or_default();
+                self.on_text(slot, text, context);
+            }
+            Input::Dropped { tell, .. } => {
+                self.on_rate_exceeded(slot, Verdict::Drop { notify: tell }, context)
+            }
+            Input::Alive(_) => self.on_alive(slot, context),
+            Input::Silent(_) => self.on_silent(slot, context),
+            Input::Disconnected(_) => self.on_disconnect(slot, context),
             Input::Connected(..) | Input::Time => {}
         }
     }
 
     fn wake_at(&self) -> Option<Duration> {
-        self.alarms.first().map(|(at, _)| at.get())
+        self.timers.first().map(|(deadline, _)| deadline.get())
     }
 
     fn knows_room(&self, target: &Target) -> bool {
-        self.named(&target.room).is_some()
+        self.find_room(&target.room).is_some()
     }
 
     fn member(&self, conn: Conn) -> Option<Member<'_>> {
@@ -110,202 +134,234 @@ impl Protocol for Noroshi {
         Some(Member { room, id: peer.id().map(Cow::from), state: peer.state() })
     }
 
-    /// From now on passwords for TURN are made from the secret that is in here.
     fn renew(&mut self, config: &Config) {
-        self.ice = Ice::new(config);
+        self.ice = IceServers::new(config);
     }
 
     fn counts(&self, now: Duration) -> Counts {
         Counts {
-            peers: self.ids.len(),
+            peers: self.peers_by_id.len(),
             rooms: self.rooms.len(),
-            messages: Kind::ALL.map(Kind::name).into_iter().zip(self.messages).collect(),
-            errors: Code::ALL.map(Code::name).into_iter().zip(self.errors).collect(),
+            messages: Kind::ALL.map(Kind::name).into_iter().zip(self.message_counts).collect(),
+            errors: Code::ALL.map(Code::name).into_iter().zip(self.error_counts).collect(),
             handshakes: Some(self.handshakes.counts(now)),
         }
     }
 
     fn check(&self) {
-        self.check_all();
+        self.check_invariants();
     }
 }
 
 impl Noroshi {
-    /// A hub without rooms.
+    /// Creates the protocol without rooms.
     pub fn new(config: &Config) -> Noroshi {
         Noroshi {
             mesh_peers_max: config.mesh_peers_max,
-            ice: Ice::new(config),
+            ice: IceServers::new(config),
             peers: ConnTable::NEW,
-            links: ListNodes::default(),
+            list_nodes: ListNodes::default(),
             rooms: Slab::new(),
-            ids: HashTable::new(),
-            names: HashTable::new(),
+            peers_by_id: HashTable::new(),
+            rooms_by_name: HashTable::new(),
             hasher: RandomState::new(),
-            alarms: BTreeSet::new(),
-            messages: Default::default(),
-            errors: Default::default(),
+            timers: BTreeSet::new(),
+            message_counts: Default::default(),
+            error_counts: Default::default(),
             handshakes: Handshakes::default(),
         }
     }
 
-    // ---- Coming and going ----
+    // ---- Connections ----
 
-    fn enter(&mut self, conn: Conn, name: &str, claims: Option<&Claims>) {
-        let room = self.named(name).unwrap_or_else(|| {
-            let room = self.rooms.insert(Room::new(name)) as u32;
-            let Noroshi { names, rooms, hasher, .. } = self;
-            names.insert_unique(hasher.hash_one(name), room, |room| {
-                hasher.hash_one(&*rooms[*room as usize].name)
-            });
-            room
-        });
-        self.rooms[room as usize].members += 1;
-        let slot = self.peers.put(conn, Peer::new(room, claims));
-        self.links.fit(slot);
+    /// Adds a connection to its room, and creates the room if necessary.
+    fn on_connect(&mut self, conn: Conn, room_name: &str, token_claims: Option<&Claims>) {
+        let room = match self.find_room(room_name) {
+            Some(room) => room,
+            None => self.create_room(room_name),
+        };
+        self.rooms[room as usize].member_count += 1;
+        let slot = self.peers.insert(conn, Peer::new(room, token_claims));
+        self.list_nodes.ensure_slot(slot);
     }
 
-    /// The room of this name.
-    fn named(&self, name: &str) -> Option<u32> {
-        let has_it = |room: &u32| *self.rooms[*room as usize].name == *name;
-        self.names.find(self.hasher.hash_one(name), has_it).copied()
-    }
-
-    /// A peer is gone: all is undone that refers to it, and it is forgotten.
-    fn exit(&mut self, slot: Slot, turn: &mut Turn) {
-        self.depart(slot, turn);
+    /// Removes a connection and everything that refers to it.
+    ///
+    /// The room is removed with its last connection.
+    fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
+        self.leave_flow(slot, context);
         let room = self.peer(slot).room;
-        let conn = self.peers.conn(slot);
-        turn.left(conn, self.member(conn));
-        self.retire(slot, turn);
-        self.peers.take(slot);
-        self.rooms[room as usize].members -= 1;
-        if self.rooms[room as usize].members == 0 {
-            let hash = self.hasher.hash_one(&*self.rooms[room as usize].name);
-            let entry = self.names.find_entry(hash, |it| *it == room);
-            entry.expect("a room has a name").remove();
-            self.rooms.remove(room as usize);
+        self.release_id(slot, context);
+        self.peers.remove(slot);
+        self.rooms[room as usize].member_count -= 1;
+        if self.rooms[room as usize].member_count == 0 {
+            self.remove_room(room);
         }
     }
 
-    fn close(&mut self, slot: Slot, why: Close, turn: &mut Turn) {
-        turn.close(self.peers.conn(slot), why);
-        self.exit(slot, turn);
+    fn close(&mut self, slot: Slot, reason: Close, context: &mut Context) {
+        let conn = self.peers.conn(slot);
+        if let Some(member) = self.member(conn) {
+            context.close(conn, reason, &member);
+        }
+        self.on_disconnect(slot, context);
     }
 
-    /// Takes a peer out of whatever flow it is in, and tells those concerned. It is idle then.
-    fn depart(&mut self, slot: Slot, turn: &mut Turn) {
-        self.handshakes.leave(slot, turn.now);
+    /// Makes a peer idle and notifies the peers that its flow concerns.
+    fn leave_flow(&mut self, slot: Slot, context: &mut Context) {
+        self.handshakes.on_peer_left(slot, context.now);
         let room = self.peer(slot).room;
         match self.peer(slot).flow {
             Flow::Idle => {}
             Flow::Offerer => self.rooms[room as usize].offerer = None,
-            Flow::Waiting => self.leave_line(slot),
-            Flow::Handed(_) => self.let_go(slot),
+            Flow::Queued => self.leave_queue(slot),
+            Flow::HoldingOffer(_) => self.release_offer(slot),
             Flow::Paired(partner) => {
                 self.peer_mut(partner).flow = Flow::Idle;
-                self.tell_left(slot, partner, turn);
+                self.send_peer_left(slot, partner, context);
             }
-            Flow::Joined => self.leave_mesh(slot, turn),
+            Flow::Joined => self.leave_mesh(slot, context),
         }
         self.peer_mut(slot).flow = Flow::Idle;
-        self.withdraw(slot, turn);
-        self.settle(room, turn);
+        self.retract_offer(slot, context);
+        self.advance(room, context);
     }
 
-    // ---- A message ----
+    // ---- Rooms ----
 
-    /// Handles a message. Everything is checked and charged before anything changes.
-    fn text(&mut self, slot: Slot, text: &str, turn: &mut Turn) {
-        if let Who::Claimant(_) = self.peer(slot).who {
-            debug_assert!(false, "a claimant is not read");
+    fn find_room(&self, name: &str) -> Option<u32> {
+        let has_name = |room: &u32| *self.rooms[*room as usize].name == *name;
+        self.rooms_by_name.find(self.hasher.hash_one(name), has_name).copied()
+    }
+
+    fn create_room(&mut self, name: &str) -> u32 {
+        let room = self.rooms.insert(Room::new(name)) as u32;
+        let Noroshi { rooms_by_name, rooms, hasher, .. } = self;
+        rooms_by_name
+            .insert_unique(hasher.hash_one(name), room, |room| hasher.hash_one(&*rooms[*room as usize].name));
+        room
+    }
+
+    fn remove_room(&mut self, room: u32) {
+        let hash = self.hasher.hash_one(&*self.rooms[room as usize].name);
+        let entry = self.rooms_by_name.find_entry(hash, |entry| *entry == room);
+        entry.expect("every room is in the table").remove();
+        self.rooms.remove(room as usize);
+    }
+
+    // ---- Messages ----
+
+    /// Handles a message. Checks and charges everything before any state changes.
+    fn on_text(&mut self, slot: Slot, text: &str, context: &mut Context) {
+        if let Registration::Claimant(_) = self.peer(slot).registration {
+            debug_assert!(false, "reading from a claimant is paused");
             return;
         }
         let request = match message::parse(text) {
             Ok(request) => request,
-            Err((refusal, target)) => return self.refuse(slot, refusal, target.as_deref(), turn),
+            Err((error, target)) => return self.send_error(slot, error, target.as_deref(), context),
         };
         let Request { id, target, body } = &request;
         let target = target.as_deref();
-        let identity = self.identify(slot, id, body);
-        let credits = self.price(slot, identity, target, body, text.len());
-        let verdict = turn.charge(self.peers.conn(slot), credits, text.len());
+        let id_check = self.check_id(slot, id, body);
+        let credits = self.message_cost(slot, id_check, target, body, text.len());
+        let verdict = context.charge(self.peers.conn(slot), credits, text.len());
         if verdict != Verdict::Pass {
-            return self.drop_one(slot, verdict, turn);
+            return self.on_rate_exceeded(slot, verdict, context);
         }
-        self.messages[body.kind() as usize] += 1;
-        match identity {
-            Identity::Own => {}
-            Identity::New => self.register(slot, id, turn),
-            Identity::TakesOver(holder) => self.take_over(slot, holder, id, turn),
-            Identity::Claims(holder) => {
-                if let Err(refusal) = self.claim(slot, holder, target, text, turn) {
-                    self.refuse(slot, refusal, target, turn);
+        self.message_counts[body.kind() as usize] += 1;
+        match id_check {
+            IdCheck::Own => {}
+            IdCheck::Free => self.register(slot, id, context),
+            IdCheck::TakeOver(holder) => self.take_over_id(slot, holder, id, context),
+            IdCheck::Claim(holder) => {
+                if let Err(error) = self.claim_id(slot, holder, target, text, context) {
+                    self.send_error(slot, error, target, context);
                 }
                 return;
             }
-            Identity::Taken => return self.refuse_id(slot, id, target, turn),
-            Identity::Foreign => return self.refuse(slot, FOREIGN_ID, target, turn),
-            Identity::RefusedBefore => {
-                self.errors[Code::IdTaken as usize] += 1;
+            IdCheck::Taken => return self.reject_id(slot, id, target, context),
+            IdCheck::Mismatch => return self.send_error(slot, ID_MISMATCH, target, context),
+            IdCheck::RejectedBefore => {
+                self.error_counts[Code::IdTaken as usize] += 1;
                 return;
             }
         }
-        self.serve(slot, target, body, turn);
+        self.process(slot, target, body, context);
     }
 
-    /// Handles the message with which a peer has claimed its id, which it has now.
-    fn serve_first(&mut self, slot: Slot, request: &Request, bytes: usize, turn: &mut Turn) {
+    /// Processes the message that claimed an id, after the claim succeeded.
+    ///
+    /// The output that it causes was not charged before, because the claim could fail.
+    fn process_claiming_message(
+        &mut self,
+        slot: Slot,
+        request: &Request,
+        bytes: usize,
+        context: &mut Context,
+    ) {
         let target = request.target.as_deref();
-        let credits = blocks(bytes) + self.consequences(slot, target, &request.body);
-        let verdict = turn.charge(self.peers.conn(slot), credits, bytes);
+        let credits = credits_for_bytes(bytes) + self.output_cost(slot, target, &request.body);
+        let verdict = context.charge(self.peers.conn(slot), credits, bytes);
         if verdict != Verdict::Pass {
-            return self.drop_one(slot, verdict, turn);
+            return self.on_rate_exceeded(slot, verdict, context);
         }
-        self.serve(slot, target, &request.body, turn);
+        self.process(slot, target, &request.body, context);
     }
 
-    /// Drops a message that is over the rate.
-    fn drop_one(&mut self, slot: Slot, verdict: Verdict, turn: &mut Turn) {
-        let refusal = Refusal { code: Code::RateLimited, message: "too many messages; this one was dropped" };
+    /// Handles a message over the rate limit.
+    ///
+    /// Sends an error, counts it without sending, or closes the connection, depending on the verdict.
+    fn on_rate_exceeded(&mut self, slot: Slot, verdict: Verdict, context: &mut Context) {
         match verdict {
             Verdict::Pass => {}
-            Verdict::Drop { tell: true } => self.refuse(slot, refusal, None, turn),
-            Verdict::Drop { tell: false } => self.errors[refusal.code as usize] += 1,
-            Verdict::Close => self.close(slot, Close::RateLimited, turn),
+            Verdict::Drop { notify: true } => self.send_error(slot, RATE_LIMITED, None, context),
+            Verdict::Drop { notify: false } => self.error_counts[RATE_LIMITED.code as usize] += 1,
+            Verdict::Close => self.close(slot, Close::RateLimited, context),
         }
     }
 
-    /// Does what a registered peer asks for, or tells it why not.
-    fn serve(&mut self, slot: Slot, target: Option<&str>, body: &Body, turn: &mut Turn) {
-        if let Err(refusal) = self.try_serve(slot, target, body, turn) {
-            self.refuse(slot, refusal, target, turn);
+    /// Processes a message of a registered peer, or sends an error.
+    fn process(&mut self, slot: Slot, target: Option<&str>, body: &Body, context: &mut Context) {
+        if let Err(error) = self.try_process(slot, target, body, context) {
+            self.send_error(slot, error, target, context);
         }
     }
 
-    fn try_serve(
+    fn try_process(
         &mut self,
         slot: Slot,
         target: Option<&str>,
         body: &Body,
-        turn: &mut Turn,
-    ) -> Result<(), Refusal> {
+        context: &mut Context,
+    ) -> Result<(), ErrorReply> {
         match body {
-            Body::Connect => self.connect(slot, turn),
-            Body::Offer(sdp) => {
-                let target = self.target(slot, target);
-                let offered = target.and_then(|target| self.offer(slot, target, sdp, turn));
-                return offered.inspect_err(|_| self.handshakes.count(Outcome::Refused, 1));
+            Body::Connect => {
+                self.handle_connect(slot, context);
+                Ok(())
             }
-            Body::Answer(sdp) => return self.answer(slot, self.target(slot, target)?, sdp, turn),
-            Body::Candidates(candidates) => return self.candidates(slot, target, candidates, turn),
-            Body::Join => return self.join(slot, turn),
-            Body::Leave => self.depart(slot, turn),
+            Body::Offer(sdp) => {
+                let target = self.resolve_target(slot, target);
+                let result = target.and_then(|target| self.handle_offer(slot, target, sdp, context));
+                if result.is_err() {
+                    self.handshakes.count(Outcome::Rejected, 1);
+                }
+                result
+            }
+            Body::Answer(sdp) => {
+                let target = self.resolve_target(slot, target)?;
+                self.handle_answer(slot, target, sdp, context)
+            }
+            Body::Candidates(candidates) => self.handle_candidates(slot, target, candidates, context),
+            Body::Join => self.handle_join(slot, context),
+            Body::Leave => {
+                self.leave_flow(slot, context);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
-    // ---- Looking things up ----
+    // ---- Lookups ----
 
     fn peer(&self, slot: Slot) -> &Peer {
         &self.peers[slot]
@@ -315,22 +371,28 @@ impl Noroshi {
         &mut self.peers[slot]
     }
 
+    /// Returns the id of a registered peer.
     fn id(&self, slot: Slot) -> &str {
         self.peer(slot).id().expect("a peer in a flow is registered")
     }
 
-    /// The peer that a message names, which may not be its sender.
-    fn target(&self, slot: Slot, target: Option<&str>) -> Result<Option<Slot>, Refusal> {
-        let Some(id) = target else { return Ok(None) };
-        // Most name their partner, who is at hand.
+    /// Finds the peer that `target_id` names, which must not be the sender.
+    ///
+    /// # Errors
+    /// [`Code::UnknownPeer`]
+    fn resolve_target(&self, slot: Slot, target: Option<&str>) -> Result<Option<Slot>, ErrorReply> {
+        let Some(id) = target else {
+            return Ok(None);
+        };
+        // Most messages name the partner. This saves hashing the id.
         if let Flow::Paired(partner) = self.peer(slot).flow
             && self.id(partner) == id
         {
             return Ok(Some(partner));
         }
-        match self.holder(self.peer(slot).room, id) {
+        match self.find_peer(self.peer(slot).room, id) {
             Some(target) if target != slot => Ok(Some(target)),
-            _ => refused(Code::UnknownPeer, "target_id names nobody else in this room"),
+            _ => error(Code::UnknownPeer, "target_id: expected the id of another peer in this room"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a server ends: at once, or when its rooms have gone elsewhere.
+//! Graceful shutdown: a stop at once, or a drain in which rooms move to another server.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use log::info;
 
 use super::Server;
 use super::connections::Entry;
-use super::operator::number;
+use super::operator::room_hash;
 use crate::limits::STOP_TIME_MAX;
 use crate::protocols::Dispatcher;
-use crate::session::Shared;
+use crate::session::SharedState;
 
 impl Server {
-    /// Stops accepting and closes everybody with 1001. From now on the turns lead to [`Server::is_stopped`].
+    /// Stops accepting and closes all connections (1001). Further iterations lead to [`Server::is_stopped`].
     pub fn stop(&mut self) {
         info!("stopping");
         self.service_manager.stopping();
@@ -22,42 +22,42 @@ impl Server {
         self.connections.shared.now = now;
         self.stop_at = Some(now + STOP_TIME_MAX);
         self.stop_from = self.connections.close_all(0);
-        self.settle();
+        self.flush_dirty_sessions();
     }
 
-    /// Takes in nobody but for the rooms that there are. In the second half of the time of `--drain` these are told to go
-    /// elsewhere, room by room, and when it is over, or nobody is left, the server stops.
+    /// Begins a drain: only rooms that exist take connections. In the second half of the time of `--drain` the rooms are
+    /// closed, room by room. The server stops at the end of that time, or when no WebSocket is left.
     pub fn drain(&mut self) {
         let time = self.connections.shared.config.drain;
         info!("draining for {} s", time.as_secs());
         self.service_manager.stopping();
-        self.connections.shared.draining = true;
+        self.connections.is_draining = true;
         self.drained_at = Some(self.clock.now() + time);
     }
 
-    /// Decides which rooms are to be told by now to go elsewhere. The next sweep tells them.
-    pub(super) fn drain_on(&mut self, until: Duration) {
-        let Shared { config, now, .. } = &self.connections.shared;
+    /// Decides which share of the rooms is closed by now. The next sweep closes them.
+    pub(super) fn advance_drain(&mut self, until: Duration) {
+        let SharedState { config, now, .. } = &self.connections.shared;
         let half = config.drain / 2;
         let share = 1.0 - until.saturating_sub(*now).as_secs_f64() / half.as_secs_f64();
-        if share >= 1.0 || self.connections.upgraded == 0 {
+        if share >= 1.0 || self.connections.websockets == 0 {
             return self.stop();
         }
         self.drained_share = share;
     }
 
-    /// Whether a stop has come to its end.
+    /// Returns whether a stop has completed.
     pub fn is_stopped(&self) -> bool {
         self.stop_at.is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
     }
 }
 
-/// Returns whether the room of a connection belongs to this share of all rooms, in which everybody is told to go elsewhere.
-/// All members of a room belong to the same share, so that they meet again.
+/// Returns whether the room of a connection belongs to this share of all rooms. The members of a room are closed together, so
+/// that they meet again on another server.
 pub(super) fn is_drained(entry: &Entry, dispatcher: &Dispatcher, share: f64) -> bool {
-    if share <= 0.0 || !entry.served {
+    if share <= 0.0 || !entry.has_protocol {
         return false;
     }
-    let room = dispatcher.member(entry.conn).map_or(0, |(dialect, member)| number(dialect, &member));
+    let room = dispatcher.member(entry.conn).map_or(0, |(protocol, member)| room_hash(protocol, &member));
     (room as f64 / u64::MAX as f64) < share
 }

@@ -1,8 +1,8 @@
-//! Listeners, and taking in who waits there.
+//! Listeners: binding them, and accepting connections.
 //!
-//! Accepting goes on while somebody waits and there is a place, or a connection that gives way. When it fails, most likely because there are no
-//! descriptors, the backlog stays and no event will say when that is over: it is tried again when a connection was
-//! freed, and at every sweep.
+//! Connections are accepted while there is capacity, or an older connection that may be evicted. When accepting fails, most
+//! likely for want of descriptors, the backlog stays and no event follows: it is tried again after a connection was removed,
+//! and at every sweep.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -28,13 +28,13 @@ use crate::limits::{
     SOCKET_LOCK_TIME_MAX, SWEEP_EVERY,
 };
 
-/// Listeners count down from this token.
+/// The mio token of the first listener. Further ones count down from it.
 const FIRST: usize = usize::MAX - 2;
 
 /// All listeners, in the order of the configuration.
 pub(super) struct Listeners {
     listeners: Vec<Listener>,
-    /// When it was last said that accepting fails.
+    /// When the log last said that accepting fails.
     warned_at: Option<Duration>,
 }
 
@@ -43,8 +43,8 @@ struct Listener {
     /// file is removed before another process can find that nobody listens there.
     _file: Option<SocketFile>,
     socket: Socket,
-    door: ListenerKind,
-    /// Whether somebody may be in the backlog.
+    kind: ListenerKind,
+    /// Whether the backlog may have connections.
     pending: bool,
     /// Whether accepting failed.
     failed: bool,
@@ -58,13 +58,13 @@ enum Socket {
 impl Listeners {
     pub fn bind(config: &Config, registry: &Registry) -> io::Result<Listeners> {
         let mut listeners = Vec::new();
-        let mut add = |mut socket: Socket, door, _file| {
+        let mut add = |mut socket: Socket, kind, _file| {
             let token = Token(FIRST - listeners.len());
             match &mut socket {
                 Socket::Tcp(listener) => registry.register(listener, token, Interest::READABLE)?,
                 Socket::Unix(listener) => registry.register(listener, token, Interest::READABLE)?,
             }
-            listeners.push(Listener { _file, socket, door, pending: false, failed: false });
+            listeners.push(Listener { _file, socket, kind, pending: false, failed: false });
             io::Result::Ok(())
         };
         for at in &config.listen {
@@ -92,55 +92,55 @@ impl Listeners {
         Ok(Listeners { listeners, warned_at: None })
     }
 
-    /// Where it listens, with the real ports.
-    pub fn places(&self, door: ListenerKind) -> impl Iterator<Item = Listen> {
-        let doors = self.listeners.iter().filter(move |listener| listener.door == door);
-        doors.map(|listener| listener.socket.place())
+    /// Returns where the listeners of this kind listen, with the real ports.
+    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = Listen> {
+        let matching = self.listeners.iter().filter(move |listener| listener.kind == kind);
+        matching.map(|listener| listener.socket.place())
     }
 
-    /// Listens no more, and removes the files of sockets.
+    /// Closes all listeners, and removes the files of sockets.
     pub fn close(&mut self) {
         self.listeners.clear();
     }
 
-    /// Somebody waits at the listener of this token, if it is one.
-    pub fn notice(&mut self, token: Token) {
+    /// Notes that the listener with this token, if there is one, has connections in its backlog.
+    pub fn on_readiness(&mut self, token: Token) {
         if let Some(listener) = self.listeners.get_mut(FIRST - token.0) {
             listener.pending = true;
         }
     }
 
-    /// When the next connection in a backlog can be accepted, if there may be one.
+    /// Returns when the next connection in a backlog can be accepted, if there may be one.
     pub fn accept_at(&self, connections: &Connections) -> Option<Duration> {
         let waiting = self.listeners.iter().filter(|it| it.pending && !it.failed);
-        waiting.filter_map(|it| connections.place_at(it.door)).min()
+        waiting.filter_map(|it| connections.capacity_at(it.kind)).min()
     }
 
-    /// Whether accepting failed.
+    /// Returns whether accepting failed, so that it has to be tried again.
     pub fn have_failed(&self) -> bool {
         self.listeners.iter().any(|listener| listener.failed)
     }
 
-    /// There may be a descriptor again.
+    /// Tries to accept again, because a descriptor may be free.
     pub fn retry(&mut self) {
         for listener in &mut self.listeners {
             listener.failed = false;
         }
     }
 
-    /// Takes in who waits, as long as there is a place.
+    /// Accepts connections while there is capacity.
     pub fn accept(&mut self, connections: &mut Connections, registry: &Registry) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_ITERATION {
                 let now = connections.shared.now;
-                let has_place = connections.place_at(listener.door).is_some_and(|at| at <= now);
-                if !listener.pending || listener.failed || !has_place {
+                let has_capacity = connections.capacity_at(listener.kind).is_some_and(|at| at <= now);
+                if !listener.pending || listener.failed || !has_capacity {
                     break;
                 }
                 if let Err(error) = listener.accept(connections, registry) {
                     match error.kind() {
                         ErrorKind::WouldBlock => listener.pending = false,
-                        // It left while it was in the backlog, or a signal came.
+                        // The peer left while it was in the backlog, or a signal came.
                         ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
                         _ => {
                             listener.failed = true;
@@ -161,14 +161,14 @@ impl Listener {
     fn accept(&self, connections: &mut Connections, registry: &Registry) -> io::Result<()> {
         let (stream, address) = self.socket.accept()?;
         let shared = &connections.shared;
-        // A proxy has everybody's connections, whoever else is in its place.
-        let is_peer = self.door == ListenerKind::Main && !shared.config.trusts(address);
-        if is_peer && shared.crowd.excess(address) >= PER_IP_REFUSED_AT_ONCE {
+        // A trusted proxy is not limited: its connections are those of many clients.
+        let is_peer = self.kind == ListenerKind::Main && !shared.config.trusts(address);
+        if is_peer && connections.per_ip.excess(address) >= PER_IP_REFUSED_AT_ONCE {
             debug!("{address} has too many connections");
             return Ok(());
         }
-        connections.make_place(self.door);
-        connections.welcome(stream, address, self.door, registry)
+        connections.make_capacity(self.kind);
+        connections.register(stream, address, self.kind, registry)
     }
 }
 
@@ -178,9 +178,9 @@ impl Socket {
             Socket::Tcp(listener) => listener.accept().map(|(stream, address)| (stream, address.into())),
             Socket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
-                // This is not inherited from the listener.
+                // Unlike with TCP, this is not inherited from the listener.
                 SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER_BYTES)?;
-                // To read, to write and to shut down are the same for a socket of any family.
+                // read(2), write(2) and shutdown(2) do not depend on the family of the socket.
                 Ok((OwnedFd::from(stream).into(), Address::UNIX))
             }
         }
@@ -198,18 +198,18 @@ impl Socket {
     }
 }
 
-/// A port of all addresses of the machine.
+/// Listens on a port of all addresses of the machine.
 fn listen_by_default(port: u16) -> io::Result<Socket> {
     let (all, all_v4) = ((Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into());
     match listen(all) {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Err(error),
-        // The kernel has no IPv6, or it is switched off.
+        // The kernel has no IPv6, or it is disabled.
         Err(_) => listen(all_v4),
     }
 }
 
-/// Takes over a socket that a service_manager passed, which listens already.
+/// Takes over a listening socket that the service manager passed.
 fn inherited(passed: &mut ListenFd, index: usize) -> io::Result<Socket> {
     if let Ok(Some(listener)) = passed.take_unix_listener(index) {
         check_is_listening(&SockRef::from(&listener))?;

@@ -1,5 +1,6 @@
-//! What systemd, or who does as it does, is told of the server (sd_notify(3)): that it is ready, what it is doing, that it
-//! is alive, and that it stops. Who was not started by such a one tells nobody.
+//! Notifications for the service manager (sd_notify(3)): ready, status, watchdog, stopping.
+//!
+//! Without `NOTIFY_SOCKET` in the environment nothing is sent.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,16 +12,19 @@ use sd_notify::{NotifyState, watchdog_enabled};
 
 use crate::limits::{NOTIFY_TIME_MAX, STATUS_EVERY};
 
-/// What it was told.
+/// Sends notifications to the service manager.
 pub(super) struct ServiceManager {
     /// The path of its socket, if there is one.
     socket_path: Option<OsString>,
-    /// How often it wants a sign of life, if it does: twice as often as it would wait for.
-    beat: Option<Duration>,
-    beat_at: Duration,
-    /// Connections now, those that it was told of, and when it may be told again.
+    /// How often the watchdog is notified, if there is one: half of its timeout.
+    watchdog_interval: Option<Duration>,
+    /// When the watchdog is notified next.
+    watchdog_at: Duration,
+    /// Connections in the last iteration.
     connections: usize,
-    told: Option<usize>,
+    /// Connections in the last status.
+    reported: Option<usize>,
+    /// When the next status may be sent.
     status_at: Duration,
 }
 
@@ -28,10 +32,10 @@ impl ServiceManager {
     pub fn new() -> ServiceManager {
         ServiceManager {
             socket_path: env::var_os("NOTIFY_SOCKET"),
-            beat: watchdog_enabled().map(|timeout| timeout / 2),
-            beat_at: Duration::ZERO,
+            watchdog_interval: watchdog_enabled().map(|timeout| timeout / 2),
+            watchdog_at: Duration::ZERO,
             connections: 0,
-            told: None,
+            reported: None,
             status_at: Duration::ZERO,
         }
     }
@@ -44,41 +48,41 @@ impl ServiceManager {
         self.send_waiting(NotifyState::Stopping);
     }
 
-    /// The loop has come around, and this is so now. It is the loop itself that shows life: that it is stuck is the one
-    /// thing worth watching.
-    pub fn turned(&mut self, now: Duration, connections: usize, rooms: impl FnOnce() -> usize) {
-        if let Some(beat) = self.beat.filter(|_| self.beat_at <= now) {
+    /// Notifies the watchdog and sends the status, where they are due. Called in each iteration of the loop: a loop that hangs
+    /// is what the watchdog is for.
+    pub fn on_iteration(&mut self, now: Duration, connections: usize, rooms: impl FnOnce() -> usize) {
+        if let Some(interval) = self.watchdog_interval.filter(|_| self.watchdog_at <= now) {
             self.send_at_once(NotifyState::Watchdog);
-            self.beat_at = now + beat;
+            self.watchdog_at = now + interval;
         }
         self.connections = connections;
-        if self.socket_path.is_some() && self.told != Some(connections) && self.status_at <= now {
+        if self.socket_path.is_some() && self.reported != Some(connections) && self.status_at <= now {
             self.send_at_once(NotifyState::Status(&format!("{connections} connections, {} rooms", rooms())));
-            self.told = Some(connections);
+            self.reported = Some(connections);
             self.status_at = now + STATUS_EVERY;
         }
     }
 
-    /// When the loop is to come around at the latest.
+    /// Returns when the next notification is due.
     pub fn due(&self) -> Option<Duration> {
         let status =
-            (self.socket_path.is_some() && self.told != Some(self.connections)).then_some(self.status_at);
-        self.beat.map(|_| self.beat_at).into_iter().chain(status).min()
+            (self.socket_path.is_some() && self.reported != Some(self.connections)).then_some(self.status_at);
+        self.watchdog_interval.map(|_| self.watchdog_at).into_iter().chain(status).min()
     }
 
-    /// Sends a message that is not repeated, and waits up to [`NOTIFY_TIME_MAX`] for a service_manager that is busy.
+    /// Sends a message that is not repeated, and waits up to [`NOTIFY_TIME_MAX`] for a service manager that is busy.
     fn send_waiting(&self, state: NotifyState) {
         self.send(state, |socket| socket.set_write_timeout(Some(NOTIFY_TIME_MAX)));
     }
 
-    /// Sends a message without blocking the loop. A service_manager whose queue is full misses it; the next one follows.
+    /// Sends a message without blocking the loop. A service manager whose queue is full misses it; the next one follows.
     fn send_at_once(&self, state: NotifyState) {
         self.send(state, |socket| socket.set_nonblocking(true));
     }
 
-    /// Sends one datagram, and ignores that it fails: a service_manager that does not listen is no reason to stop.
+    /// Sends one datagram, and ignores that it fails: a service manager that does not listen is no reason to stop.
     ///
-    /// `sd_notify::notify` does the same with a socket that blocks for as long as the service_manager's queue is full.
+    /// `sd_notify::notify` does the same with a socket that blocks for as long as the service manager's queue is full.
     fn send(&self, state: NotifyState, prepare: impl FnOnce(&UnixDatagram) -> io::Result<()>) {
         let Some(path) = &self.socket_path else { return };
         let send = || -> io::Result<usize> {

@@ -1,93 +1,86 @@
-//! What is under way in a session, and what all sessions share.
+//! Holds the buffers of active sessions, and the shared state.
 //!
-//! A session at rest has no [`Work`]: it takes the box of another that came to rest, buffers and all. What the budget
-//! counts for a work is what its buffers can hold.
+//! An idle session has no [`Buffers`]. A session that becomes active takes a recycled allocation from the pool in
+//! [`SharedState`], including the capacity of its vectors. The memory budget is charged for that capacity, not for the
+//! bytes in use.
 
-use std::mem;
 use std::time::Duration;
 
 use super::inbound::Inbound;
 use super::queue::Queue;
-use crate::address::PerIpCounts;
 use crate::config::Config;
-use crate::limits::{SPARE_BYTES_MAX, SPARE_WORKS_MAX};
+use crate::limits::{SPARE_BUFFERS_MAX, SPARE_BYTES_MAX};
 use crate::memory_budget::Budget;
 use crate::metrics::Metrics;
 
-/// What all sessions share, because only one is at work at a time.
-pub struct Shared {
-    /// What the operator chose.
+/// Holds the state that all sessions of the server share.
+///
+/// The server is single-threaded and handles one session at a time, so that each session borrows it in turn.
+pub struct SharedState {
+    /// The configuration of the server.
     pub config: Config,
-    /// What is counted.
+    /// The counters that `/metrics` exports.
     pub metrics: Metrics,
-    /// The time since the start, looked up once a turn.
+    /// The time since the start of the server, read from the clock once per iteration of the loop.
     pub now: Duration,
-    /// What time it is, since 1970: tokens go by the clock on the wall.
-    pub wall: Duration,
-    /// Whether there is no place for another WebSocket.
-    pub full: bool,
-    /// Whether the server is about to stop, and no new room begins here.
-    pub draining: bool,
-    /// How many connections come from where.
-    pub crowd: PerIpCounts,
-    /// How much memory is used.
+    /// The memory in use, and its limit.
     pub budget: Budget,
-    #[allow(clippy::vec_box, reason = "sessions take them as they are")]
-    spare: Vec<Box<Work>>,
+    #[allow(clippy::vec_box, reason = "a session stores the box itself")]
+    pool: Vec<Box<Buffers>>,
 }
 
-impl Shared {
-    /// For sessions under this configuration.
-    pub fn new(config: Config) -> Shared {
-        Shared {
-            crowd: PerIpCounts::new(config.connections_per_ip_max),
+impl SharedState {
+    /// Creates the state for sessions with this configuration.
+    pub fn new(config: Config) -> SharedState {
+        SharedState {
             budget: Budget::new(&config),
             config,
             metrics: Metrics::default(),
             now: Duration::ZERO,
-            wall: Duration::ZERO,
-            full: false,
-            draining: false,
-            spare: Vec::new(),
+            pool: Vec::new(),
         }
     }
 }
 
-/// What is under way in a session.
+/// Holds the incomplete input and the unsent output of an active session.
 #[derive(Default)]
-pub(super) struct Work {
+pub(super) struct Buffers {
     pub inbound: Inbound,
     pub queue: Queue,
-    /// What was thrown away because nothing that comes in matters any more.
-    pub thrown_away: usize,
-    /// What the budget counts for it.
-    charged: usize,
+    /// Bytes of input that were discarded since the session started to flush its last output.
+    pub discarded_bytes: usize,
+    /// Bytes that the memory budget is charged for these buffers.
+    charged_bytes: usize,
 }
 
-impl Work {
-    /// The work of a session, which begins now if it has none.
-    pub fn begin<'a>(work: &'a mut Option<Box<Work>>, shared: &mut Shared) -> &'a mut Work {
-        work.get_or_insert_with(|| shared.spare.pop().unwrap_or_default())
+impl Buffers {
+    /// Returns the session's buffers, taking some from the pool if needed.
+    pub fn acquire<'a>(slot: &'a mut Option<Box<Buffers>>, shared: &mut SharedState) -> &'a mut Buffers {
+        slot.get_or_insert_with(|| shared.pool.pop().unwrap_or_default())
     }
 
-    /// Has the budget count what it uses now.
-    pub fn charge(&mut self, budget: &mut Budget) {
-        let charged = self.inbound.capacity() + self.queue.capacity();
-        budget.change(mem::replace(&mut self.charged, charged), charged);
+    /// Charges the memory budget for the current capacity.
+    pub fn update_budget(&mut self, budget: &mut Budget) {
+        let capacity = self.inbound.capacity() + self.queue.capacity();
+        budget.change(self.charged_bytes, capacity);
+        self.charged_bytes = capacity;
     }
 
-    /// The session is gone, or has nothing more to say.
-    pub fn end(self, budget: &mut Budget) {
-        budget.change(self.charged, 0);
+    /// Frees the buffers of a session that sends nothing more.
+    pub fn free(self, budget: &mut Budget) {
+        budget.change(self.charged_bytes, 0);
     }
 
-    /// The session has come to rest. Another may have the box.
-    pub fn rest(mut self: Box<Work>, shared: &mut Shared) {
-        self.inbound.rest();
-        shared.budget.change(mem::take(&mut self.charged), 0);
+    /// Returns the buffers of an idle session to the pool.
+    ///
+    /// Buffers that have grown large, or for which the pool has no room, are freed.
+    pub fn recycle(mut self: Box<Buffers>, shared: &mut SharedState) {
+        self.inbound.drop_codec();
+        shared.budget.change(self.charged_bytes, 0);
+        self.charged_bytes = 0;
         let capacity = self.inbound.capacity().max(self.queue.capacity());
-        if capacity <= SPARE_BYTES_MAX && shared.spare.len() < SPARE_WORKS_MAX {
-            shared.spare.push(self);
+        if capacity <= SPARE_BYTES_MAX && shared.pool.len() < SPARE_BUFFERS_MAX {
+            shared.pool.push(self);
         }
     }
 }

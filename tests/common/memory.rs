@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use noroshi::config::Config;
 use noroshi::memory_budget::{Budget, Reservation};
-use noroshi::protocol::{Close, Conn, Effect, Input, Outbox, ProtocolId, Target};
+use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
 use noroshi::protocols::Dispatcher;
 use noroshi::protocols::ayame::Ayame;
 use noroshi::protocols::matchbox::Matchbox;
@@ -32,7 +32,7 @@ pub fn dispatcher(config: &Config) -> Dispatcher {
 
 /// Returns a target in noroshi's own protocol.
 pub fn target(room: &str) -> Target {
-    Target { dialect: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { protocol: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
 /// Returns the numbers of peers and rooms, and when the next timer is due.
@@ -104,17 +104,36 @@ impl Outbox for Recorder {
         if self.out_of_memory { None } else { self.budget.reserve(bytes) }
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        self.effects.push_back(match effect {
-            Effect::Send(to, text) => Recorded::Send(to, text),
-            Effect::SendBinary(..) => unreachable!("no protocol sends binary messages"),
-            Effect::Ping(to) => Recorded::Ping(to),
-            Effect::PauseReading(conn) => Recorded::PauseReading(conn),
-            Effect::ResumeReading(conn) => Recorded::ResumeReading(conn),
-            Effect::Close(to, why) => Recorded::Close(to, why),
-            Effect::Registered { conn, .. } => Recorded::Registered(conn),
-            Effect::Left { conn, .. } => Recorded::Left(conn),
-        });
+    fn send(&mut self, to: Conn, text: String) {
+        self.effects.push_back(Recorded::Send(to, text));
+    }
+
+    fn send_binary(&mut self, _: Conn, _: &[u8]) {
+        unreachable!("no protocol sends binary messages");
+    }
+
+    fn ping(&mut self, to: Conn) {
+        self.effects.push_back(Recorded::Ping(to));
+    }
+
+    fn pause_reading(&mut self, conn: Conn) {
+        self.effects.push_back(Recorded::PauseReading(conn));
+    }
+
+    fn resume_reading(&mut self, conn: Conn) {
+        self.effects.push_back(Recorded::ResumeReading(conn));
+    }
+
+    fn close(&mut self, conn: Conn, why: Close) {
+        self.effects.push_back(Recorded::Close(conn, why));
+    }
+
+    fn registered(&mut self, conn: Conn, _: &str, _: &str) {
+        self.effects.push_back(Recorded::Registered(conn));
+    }
+
+    fn disconnected(&mut self, conn: Conn, _: ProtocolId, _: &Member<'_>) {
+        self.effects.push_back(Recorded::Left(conn));
     }
 }
 
@@ -236,7 +255,7 @@ impl Transport for Memory {
         } else {
             (ProtocolId::Matchbox, room)
         };
-        let target = Target { dialect, room, query: Query::new(query) };
+        let target = Target { protocol: dialect, room, query: Query::new(query) };
         assert!(self.dispatcher.has_place(&target));
         self.connect(peer, &target, None);
     }

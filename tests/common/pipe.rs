@@ -1,16 +1,17 @@
 //! An in-memory stream, a session on it, and WebSocket frames.
 
+#[path = "answer.rs"]
+pub mod answer;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use noroshi::config::Config;
-use noroshi::http::{self, ListenerKind};
-use noroshi::protocol::ProtocolId;
-use noroshi::protocols::Dispatcher;
-use noroshi::protocols::noroshi::Noroshi;
-use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
+use noroshi::address::Address;
+use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
+use noroshi::http::{self, Admission, Answer, ListenerKind};
+use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
 
 /// A WebSocket upgrade request for the room `tea`.
 pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -86,27 +87,76 @@ impl Stream for Pipe {
 /// A session, driven as the server drives it.
 pub struct TestSession {
     pub session: Session<Pipe>,
-    pub shared: Shared,
-    pub dispatcher: Dispatcher,
+    pub shared: SharedState,
     pub scratch: Scratch,
     /// Received messages, and `+ROOM` for the upgrade.
     pub events: Vec<String>,
     /// Status and log reason of a rejected upgrade.
     pub rejected: Option<(u16, String)>,
+    listener: ListenerKind,
+    /// Where the peer is, as far as a trusted proxy says.
+    pub address: Address,
+    /// Whether upgrades find the server full.
+    pub is_full: bool,
+    /// The time since 1970.
+    pub wall: Duration,
 }
 
 impl TestSession {
     pub fn new(listener: ListenerKind, config: Config) -> TestSession {
         let pipe = Pipe { writable_bytes: usize::MAX, ..Pipe::default() };
-        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
-        let mut shared = Shared::new(config);
+        let mut shared = SharedState::new(config);
         TestSession {
-            session: Session::new(pipe, listener, ADDRESS.into(), &mut shared),
+            session: Session::new(pipe, HEAD_TIME_MAX, &mut shared),
             shared,
-            dispatcher,
             scratch: Scratch::default(),
             events: Vec::new(),
             rejected: None,
+            listener,
+            address: ADDRESS.into(),
+            is_full: false,
+            wall: Duration::ZERO,
+        }
+    }
+
+    /// Answers a request as the server does.
+    fn answer(&mut self, head: &[u8]) {
+        let config = &self.shared.config;
+        let is_trusted = self.listener == ListenerKind::Main && config.trusts(self.address);
+        let admission = if self.is_full { Admission::Full } else { Admission::Free };
+        let mut client_address = None;
+        let answer = answer::answer(head, self.listener, config, is_trusted, self.wall, |address, _| {
+            client_address = address;
+            admission
+        });
+        if let Some(address) = client_address {
+            self.address = address.into();
+        }
+        let answer = match answer {
+            Answer::Ask(question) => http::told(&question, ADMIN_RESPONSE),
+            answer => answer,
+        };
+        let fits = |bytes: usize| bytes <= ALWAYS_HELD_BYTES || self.shared.budget.allows(bytes);
+        let answer = match answer {
+            Answer::Plain { response, .. }
+                if self.listener == ListenerKind::Main && !fits(response.len()) =>
+            {
+                http::no_memory(head)
+            }
+            answer => answer,
+        };
+        match answer {
+            Answer::Upgrade { response, target, .. } => {
+                self.session.accept(response, &mut self.shared);
+                self.events.push(format!("+{}", target.room));
+            }
+            Answer::Plain { status, refused, response } => {
+                self.session.respond(response, &mut self.shared);
+                if let Some(refusal) = refused {
+                    self.rejected = Some((status, refusal.why));
+                }
+            }
+            Answer::Ask(_) => unreachable!("it was answered"),
         }
     }
 
@@ -127,22 +177,19 @@ impl TestSession {
     }
 
     pub fn process(&mut self) {
-        while !self.session.is_over() {
-            let fill = self.session.fill(&mut self.scratch, &mut self.shared);
-            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared, &self.dispatcher) {
+        while !self.session.is_closed() {
+            let fill = self.session.read(&mut self.scratch, &mut self.shared);
+            while let Some(event) = self.session.next_event(&mut self.scratch, &mut self.shared) {
                 match event {
-                    Event::Upgraded(target, _) => self.events.push(format!("+{}", target.room)),
-                    Event::Refused(status, refusal) => self.rejected = Some((status, refusal.why)),
-                    Event::Asked(question) => {
-                        self.session.answer(http::told(&question, ADMIN_RESPONSE), &mut self.shared);
-                    }
+                    Event::Request(head) => self.answer(&head),
+                    Event::Rejected(status, refusal) => self.rejected = Some((status, refusal.why)),
                     Event::Text(text) => self.events.push(text.to_owned()),
                     Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),
                     Event::Ping(payload) => self.session.pong(payload, &mut self.shared),
                     Event::Overhead => {}
                 }
             }
-            if matches!(fill, Fill::Empty | Fill::Ended) {
+            if matches!(fill, ReadOutcome::WouldBlock | ReadOutcome::EndOfStream) {
                 break;
             }
         }

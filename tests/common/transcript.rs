@@ -123,7 +123,7 @@ impl Transcript {
                         transport.open_with_token(
                             peer,
                             room.trim_end(),
-                            &Claims { until, id, ..Claims::default() },
+                            &Claims { expires_at: until, id, ..Claims::default() },
                         );
                     }
                     _ => transport.open(peer, rest),

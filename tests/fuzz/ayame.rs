@@ -90,19 +90,20 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
 }
 
 fn target() -> Target {
-    Target { dialect: ProtocolId::Ayame, room: String::new(), query: Query::default() }
+    Target { protocol: ProtocolId::Ayame, room: String::new(), query: Query::default() }
 }
 
 /// Returns valid and invalid tokens, and other texts.
 fn keys() -> Vec<String> {
     let secrets = Secrets::parse(SECRET).expect("a secret");
     let other_secrets = Secrets::parse(b"another secret of thirty-two byte").expect("a secret");
-    let claims = Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
+    let claims =
+        Claims { expires_at: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
     let in_tea = Claims { room: Some("tea".into()), ..claims.clone() };
     let a_in_coffee = Claims { room: Some("coffee".into()), id: Some("a".into()), ..claims.clone() };
     let b_anywhere = Claims { id: Some("b".into()), ..claims.clone() };
     let in_te = Claims { room_prefix: Some("te".into()), ..claims.clone() };
-    let for_a_minute = Claims { until: Duration::from_secs(60), ..claims.clone() };
+    let for_a_minute = Claims { expires_at: Duration::from_secs(60), ..claims.clone() };
     let mut keys = vec![String::new(), "x".to_owned(), other_secrets.sign(&claims)];
     for claims in [claims, in_tea, a_in_coffee, b_anywhere, in_te, for_a_minute] {
         keys.push(secrets.sign(&claims));

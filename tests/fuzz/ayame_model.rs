@@ -6,7 +6,7 @@ use std::time::Duration;
 use noroshi::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX};
 use noroshi::json;
 use noroshi::protocol::{Close, Conn, Target};
-use noroshi::token::{Claims, Fault, Secrets};
+use noroshi::token::{Claims, Secrets, TokenError};
 
 use super::context::{Context, Output, RoomMember, Rules};
 
@@ -98,7 +98,7 @@ impl Model {
         self.context.count_message("register");
         let [room, client, key, signaling_key, standalone] = fields;
         let text = |field: Option<&str>| {
-            field.map_or(Some(String::new()), |text| json::string(text).map(String::from))
+            field.map_or(Some(String::new()), |text| json::parse_string(text).map(String::from))
         };
         let (Some(room), Some(client), Some(key)) = (text(room), text(client), text(signaling_key.or(key)))
         else {
@@ -109,7 +109,7 @@ impl Model {
             return self.reject_message(conn);
         }
         if let Err(fault) = self.open_with_token(&room, &client, &key) {
-            return self.reject(conn, "token_refused", fault.sentence());
+            return self.reject(conn, "token_refused", fault.message());
         }
         if standalone == "true" {
             self.clients.get_mut(&conn).expect("the connection is known").ping_at = None;
@@ -117,20 +117,20 @@ impl Model {
         self.take_seat(conn, &room);
     }
 
-    fn open_with_token(&self, room: &str, client: &str, key: &str) -> Result<(), Fault> {
+    fn open_with_token(&self, room: &str, client: &str, key: &str) -> Result<(), TokenError> {
         let Some(secrets) = &self.secrets else { return Ok(()) };
         if key.is_empty() {
-            return Err(Fault::Missing);
+            return Err(TokenError::Missing);
         }
         let claims = secrets.verify(key, self.context.now)?;
         if claims.room.is_some_and(|named| *named != *room) {
-            return Err(Fault::Room);
+            return Err(TokenError::Room);
         }
         if claims.room_prefix.is_some_and(|prefix| !room.starts_with(&*prefix)) {
-            return Err(Fault::Room);
+            return Err(TokenError::Room);
         }
         if claims.id.is_some_and(|named| *named != *client) {
-            return Err(Fault::Id);
+            return Err(TokenError::Id);
         }
         Ok(())
     }
@@ -179,8 +179,8 @@ impl Rules for Model {
     fn text(&mut self, conn: Conn, text: &str) {
         let names = ["type", "roomId", "clientId", "key", "signalingKey", "standalone"];
         let place = |key: &str| names.iter().position(|name| *name == key);
-        let [kind, fields @ ..] = json::fields(text, place).unwrap_or([None; 6]);
-        let kind = kind.and_then(json::string);
+        let [kind, fields @ ..] = json::parse_fields(text, place).unwrap_or([None; 6]);
+        let kind = kind.and_then(json::parse_string);
         let room = match &self.clients[&conn].state {
             State::Nameless => None,
             State::Waiting(_) if kind.as_deref() == Some("pong") => return,

@@ -198,7 +198,7 @@ impl Context {
             Some(violation) if now < violation.last + Duration::from_secs(2) => violation,
             _ => {
                 bucket.violation = Some(RateViolation { began: now, last: now, notified_at: now });
-                return Verdict::Drop { tell: true };
+                return Verdict::Drop { notify: true };
             }
         };
         violation.last = now;
@@ -206,10 +206,10 @@ impl Context {
             return Verdict::Close;
         }
         if now < violation.notified_at + Duration::from_secs(1) {
-            return Verdict::Drop { tell: false };
+            return Verdict::Drop { notify: false };
         }
         violation.notified_at = now;
-        Verdict::Drop { tell: true }
+        Verdict::Drop { notify: true }
     }
 }
 
@@ -271,7 +271,7 @@ pub fn due_next(rules: &mut impl Rules) -> Option<Duration> {
 fn charge(rules: &mut impl Rules, conn: Conn, credits: usize) -> bool {
     match rules.context().pay(conn, credits, 0) {
         Verdict::Pass => return true,
-        Verdict::Drop { tell } => rules.dropped(conn, tell),
+        Verdict::Drop { notify: tell } => rules.dropped(conn, tell),
         Verdict::Close => {
             rules.context().close(conn, Close::RateLimited);
             rules.disconnected(conn);

@@ -3,6 +3,8 @@
 
 #![cfg_attr(not(test), no_main)]
 
+#[path = "../common/answer.rs"]
+mod answer;
 mod client_address;
 
 use std::net::IpAddr;
@@ -10,7 +12,7 @@ use std::time::Duration;
 
 use noroshi::address::Network;
 use noroshi::config::Config;
-use noroshi::http::{self, Answer, ListenerKind, Place};
+use noroshi::http::{Admission, Answer, ListenerKind};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -51,9 +53,9 @@ pub fn check(data: &[u8]) {
     head.extend_from_slice(b"\r\n");
 
     let mut counted_address: Option<Option<IpAddr>> = None;
-    let answer = http::answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
+    let answer = answer::answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
         counted_address = Some(address);
-        Place::Free
+        Admission::Free
     });
     let Answer::Plain { status, .. } = answer else { panic!("{answer:?}") };
     let is_trusted = |ip| trusted_proxies.iter().any(|network| network.contains(ip));

@@ -107,7 +107,7 @@ impl HubWorld {
         // Every second token is for one of a few ids, so that ids conflict.
         let token_id = Some(kind / 4 % 3).filter(|_| kind / 2 % 2 == 1);
         let claims = Claims {
-            until: Duration::from_secs(1_000_000),
+            expires_at: Duration::from_secs(1_000_000),
             room: None,
             room_prefix: None,
             id: token_id.map(|id| IDS[id].into()),
@@ -149,8 +149,12 @@ impl HubWorld {
                 }
                 continue;
             }
-            let claims =
-                Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
+            let claims = Claims {
+                expires_at: Duration::from_secs(1_000_000),
+                room: None,
+                room_prefix: None,
+                id: None,
+            };
             let claims = Some(&claims).filter(|_| self.has_tokens);
             let Some(conn) = conn.or_else(|| self.world.connect(slot, &target(""), claims)) else { continue };
             let own = format!("p{number}");
@@ -162,7 +166,7 @@ impl HubWorld {
 }
 
 fn target(room: &str) -> Target {
-    Target { dialect: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { protocol: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
 /// Rewrites a message of the server like the model's: without texts for people, and with sorted fields.

@@ -125,8 +125,8 @@ impl Model {
     fn drop_message(&mut self, conn: Conn, verdict: Verdict) {
         match verdict {
             Verdict::Pass => unreachable!("it passed"),
-            Verdict::Drop { tell: true } => self.error(conn, Code::RateLimited, None),
-            Verdict::Drop { tell: false } => self.context.count_error(Code::RateLimited.name()),
+            Verdict::Drop { notify: true } => self.error(conn, Code::RateLimited, None),
+            Verdict::Drop { notify: false } => self.context.count_error(Code::RateLimited.name()),
             Verdict::Close => self.close(conn, Close::RateLimited),
         }
     }
@@ -319,7 +319,7 @@ impl Rules for Model {
     }
 
     fn dropped(&mut self, conn: Conn, tell: bool) {
-        self.drop_message(conn, Verdict::Drop { tell });
+        self.drop_message(conn, Verdict::Drop { notify: tell });
     }
 
     fn alive(&mut self, conn: Conn) {

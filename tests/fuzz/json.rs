@@ -15,7 +15,7 @@ pub fn check(data: &[u8]) {
     let begins_with = |byte| is_json(text) && text.trim_ascii_start().starts_with(byte);
 
     let mut fields = Map::new();
-    let object = json::object(text, |key, value| {
+    let object = json::parse_object(text, |key, value| {
         check_value(value);
         if let Ok(value) = serde_json::from_str(value) {
             fields.insert(key.to_owned(), value);
@@ -23,7 +23,7 @@ pub fn check(data: &[u8]) {
     });
     assert_eq!(object.is_some(), begins_with('{'));
     let mut elements = Vec::new();
-    let array = json::array(text, |element| {
+    let array = json::parse_array(text, |element| {
         check_value(element);
         elements.extend(serde_json::from_str::<Value>(element));
         true
@@ -34,7 +34,7 @@ pub fn check(data: &[u8]) {
         Ok(Value::Object(same)) => assert_eq!(fields, same),
         Ok(Value::Array(same)) => assert_eq!(elements, same),
         Ok(Value::String(same)) if !text.starts_with(char::is_whitespace) => {
-            assert_eq!(json::string(text.trim_ascii_end()).as_deref(), Some(&*same));
+            assert_eq!(json::parse_string(text.trim_ascii_end()).as_deref(), Some(&*same));
         }
         _ => {}
     }
@@ -43,7 +43,7 @@ pub fn check(data: &[u8]) {
     json::push_string(&mut written, text);
     let written = String::from_utf8(written).unwrap();
     assert_eq!(written, serde_json::to_string(text).unwrap());
-    assert_eq!(json::string(&written).as_deref(), Some(text));
+    assert_eq!(json::parse_string(&written).as_deref(), Some(text));
 }
 
 /// Asserts that a returned value has no surrounding whitespace.

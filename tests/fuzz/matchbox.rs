@@ -126,7 +126,7 @@ fn connect(world: &mut World<Model>, slot: usize, target: &Target, names: &mut V
 fn target(room: usize, query: usize) -> Target {
     let room = ROOMS[room % ROOMS.len()].to_owned();
     let (query, _) = QUERIES[query % QUERIES.len()];
-    Target { dialect: ProtocolId::Matchbox, room, query: Query::new(query) }
+    Target { protocol: ProtocolId::Matchbox, room, query: Query::new(query) }
 }
 
 fn message(names: &[String], bytes: &mut Bytes) -> Option<String> {

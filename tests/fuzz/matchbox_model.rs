@@ -169,7 +169,7 @@ impl Rules for Model {
 /// Returns the text of a field. Of duplicate keys the last one counts.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut found = None;
-    json::object(text, |key, value| {
+    json::parse_object(text, |key, value| {
         if key == name {
             found = Some(value);
         }

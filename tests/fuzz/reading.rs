@@ -1,6 +1,6 @@
 //! A naive reader of RFC 6455.
 
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 use super::pipe::{REQUEST, TEXT};
 
@@ -17,7 +17,7 @@ pub struct Reading {
     pub fragments: Option<Message>,
     pub messages: Vec<Message>,
     pub pings: Vec<Vec<u8>>,
-    pub end: Option<End>,
+    pub end: Option<CloseReason>,
     /// The payload of the reply to the peer's Close frame.
     pub reply: Option<Vec<u8>>,
 }
@@ -55,19 +55,19 @@ impl Reading {
     }
 
     /// Parses one complete frame. Reports an error as early as it can be known.
-    pub fn frame(&mut self) -> Result<bool, End> {
+    pub fn frame(&mut self) -> Result<bool, CloseReason> {
         let bytes = &self.bytes[..];
         let Some(&first) = bytes.first() else { return Ok(false) };
         let fin = first & 0x80 != 0;
         let opcode = first & 0x0f;
         let is_control = opcode >= 8;
         if first & 0x70 != 0 || !matches!(opcode, 0 | 1 | 2 | 8 | 9 | 10) || (is_control && !fin) {
-            return Err(End::Protocol);
+            return Err(CloseReason::Protocol);
         }
         let Some(&second) = bytes.get(1) else { return Ok(false) };
         let short = second & 0x7f;
         if second & 0x80 == 0 || (is_control && short > 125) {
-            return Err(End::Protocol);
+            return Err(CloseReason::Protocol);
         }
         let width = match short {
             126 => 2,
@@ -83,10 +83,10 @@ impl Reading {
         };
         let fits_less = (width == 2 && length < 126) || (width == 8 && length < 65536);
         if fits_less || length >= 1 << 63 {
-            return Err(End::Protocol);
+            return Err(CloseReason::Protocol);
         }
         if length > MESSAGE_BYTES_MAX as u64 {
-            return Err(End::TooBig);
+            return Err(CloseReason::TooBig);
         }
         let header = 2 + width + 4;
         let length = length as usize;
@@ -95,11 +95,11 @@ impl Reading {
         }
         if !is_control {
             if (opcode == 0) != self.fragments.is_some() {
-                return Err(End::Protocol);
+                return Err(CloseReason::Protocol);
             }
             let begun = self.fragments.as_ref().map_or(0, |message| message.payload.len());
             if begun + length > MESSAGE_BYTES_MAX {
-                return Err(End::TooBig);
+                return Err(CloseReason::TooBig);
             }
         }
         if bytes.len() < header + length {
@@ -120,7 +120,7 @@ impl Reading {
                     && let Err(error) = std::str::from_utf8(&message.payload)
                     && (fin || error.error_len().is_some())
                 {
-                    return Err(End::NotUtf8);
+                    return Err(CloseReason::NotUtf8);
                 }
                 if fin {
                     self.messages.push(message);
@@ -132,17 +132,17 @@ impl Reading {
         Ok(true)
     }
 
-    pub fn close(&mut self, payload: Vec<u8>) -> End {
+    pub fn close(&mut self, payload: Vec<u8>) -> CloseReason {
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
         if payload.len() == 1
             || code.is_some_and(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999))
         {
-            return End::Protocol;
+            return CloseReason::Protocol;
         }
         if payload.len() > 2 && std::str::from_utf8(&payload[2..]).is_err() {
-            return End::NotUtf8;
+            return CloseReason::NotUtf8;
         }
         self.reply = Some(payload);
-        End::Left
+        CloseReason::Left
     }
 }

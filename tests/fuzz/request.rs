@@ -12,8 +12,9 @@ use std::net::IpAddr;
 
 use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
-use noroshi::http::{self, Answer, ListenerKind, Place};
-use noroshi::origin::Allowed;
+use noroshi::http::{self, Admission, Answer, ListenerKind};
+use noroshi::origin::AllowedOrigin;
+use pipe::answer::answer;
 use pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
 
 #[cfg(not(test))]
@@ -25,13 +26,13 @@ pub fn check(data: &[u8]) {
     let listener = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Metrics };
     let full = how & 2 != 0;
     let allow_origins =
-        if how & 4 == 0 { vec![] } else { vec![Allowed::parse("https://a.example").unwrap()] };
+        if how & 4 == 0 { vec![] } else { vec![AllowedOrigin::parse("https://a.example").unwrap()] };
     // The peer's address is or is not a trusted proxy.
     let proxies = if how & 8 == 0 { vec![] } else { Network::parse("192.0.2.0/24").into_iter().collect() };
     let config = Config { allow_origins, trusted_proxies: proxies, ..Config::default() };
 
     let mut session = TestSession::new(listener, config.clone());
-    session.shared.full = full;
+    session.is_full = full;
     for piece in bytes.chunks(1 << (how >> 4)) {
         session.feed(piece);
     }
@@ -40,21 +41,21 @@ pub fn check(data: &[u8]) {
         _ if http::is_impossible(bytes) => http::malformed(bytes),
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
-            let place = if full { Place::Full } else { Place::Free };
+            let place = if full { Admission::Full } else { Admission::Free };
             let is_trusted = listener == ListenerKind::Main && !config.trusted_proxies.is_empty();
             let mut client_address = None;
             let wall = std::time::Duration::ZERO;
-            let answer = http::answer(&bytes[..end], listener, &config, is_trusted, wall, |address, _| {
+            let answer = answer(&bytes[..end], listener, &config, is_trusted, wall, |address, _| {
                 client_address = Some(address);
                 place
             });
             let counted = client_address.flatten();
-            assert_eq!(session.session.address(), counted.unwrap_or(ADDRESS).into());
+            assert_eq!(session.address, counted.unwrap_or(ADDRESS).into());
             check_client_address(&bytes[..end], &config, is_trusted, client_address, &answer);
             answer
         }
         None if bytes.len() <= HEAD_BYTES_MAX => {
-            assert!(session.take_output().is_empty() && !session.session.is_over());
+            assert!(session.take_output().is_empty() && !session.session.is_closed());
             session.advance(5);
             http::timeout(bytes)
         }
@@ -91,7 +92,7 @@ pub fn check(data: &[u8]) {
             session.feed(b"GET / HTTP/1.1\r\n\r\n");
             session.pipe().is_eof = true;
             session.process();
-            assert!(session.session.is_over() && session.take_output().is_empty());
+            assert!(session.session.is_closed() && session.take_output().is_empty());
         }
     }
 }

@@ -11,15 +11,13 @@ mod reading;
 use std::time::Duration;
 
 use noroshi::config::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX,
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, HEAD_TIME_MAX, LINGER_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::http::ListenerKind;
-use noroshi::protocol::ProtocolId;
-use noroshi::protocols::Dispatcher;
-use noroshi::protocols::noroshi::Noroshi;
-use noroshi::session::{End, Event, Fill, Scratch, Session, Shared};
-use pipe::{ADDRESS, CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
+use noroshi::http::{Admission, Answer, ListenerKind};
+use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
+use pipe::answer::answer;
+use pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
 use reading::{BINARY, MESSAGE_BYTES_MAX, Reading};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -49,8 +47,7 @@ struct World {
 }
 
 struct ServerContext {
-    shared: Shared,
-    dispatcher: Dispatcher,
+    shared: SharedState,
     scratch: Scratch,
     /// Bytes allocated by the sessions and their shared state.
     held: isize,
@@ -70,7 +67,7 @@ struct Peer {
     /// All bytes sent to the peer.
     output: Vec<u8>,
     /// Why the server closed the session.
-    closed: Option<End>,
+    closed: Option<CloseReason>,
     upgraded: bool,
     /// Number of events after which the rest of a read is held. 0: never.
     hold_after: usize,
@@ -87,12 +84,11 @@ impl World {
         };
         let memory_bytes_max = spare.map(|spare| BASE_BYTES + 2 * CONNECTION_BYTES + spare);
         let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
-        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
-        let mut shared = Shared::new(config);
+        let mut shared = SharedState::new(config);
         // The first entry of a map allocates.
         shared.metrics.refused_upgrades.insert(408, 0);
         let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
-        World { context: ServerContext { shared, dispatcher, scratch: Scratch::default(), held: 0 }, peers }
+        World { context: ServerContext { shared, scratch: Scratch::default(), held: 0 }, peers }
     }
 
     fn step(&mut self, data: &mut &[u8]) -> Option<()> {
@@ -133,7 +129,7 @@ impl World {
                 peer.with_allocation_count(context, |session, context| session.ping(&mut context.shared));
             }
             13 => match byte()? {
-                0..64 => peer.session.registered(),
+                0..64 => peer.session.on_registered(),
                 64..128 => peer.session.pause(),
                 128..192 => {
                     peer.session.resume(context.shared.now);
@@ -151,7 +147,8 @@ impl World {
                 0 => peer.session.stream().is_broken = true,
                 1 => peer.session.stream().is_eof = true,
                 n => {
-                    let end = [End::RateLimited, End::Replaced, End::GoingAway][usize::from(n) % 3];
+                    let end = [CloseReason::RateLimited, CloseReason::Replaced, CloseReason::GoingAway]
+                        [usize::from(n) % 3];
                     if peer.session.is_open() {
                         peer.closed = Some(end);
                     }
@@ -184,7 +181,7 @@ impl World {
             let bound = 2 * (CONNECTION_BYTES + 2 * queue + control + incoming);
             assert!(charged <= bound, "{charged} bytes are charged");
         }
-        if self.peers.iter().all(|peer| peer.session.is_at_rest()) {
+        if self.peers.iter().all(|peer| peer.session.is_idle()) {
             assert_eq!(charged, 2 * CONNECTION_BYTES);
         }
     }
@@ -198,9 +195,9 @@ impl World {
         self.check();
         for peer in &mut self.peers {
             if peer.session.is_open() && peer.reading.is_complete() {
-                assert!(peer.session.is_at_rest());
+                assert!(peer.session.is_idle());
             }
-            let whole = !peer.cut && peer.brought <= DRAIN_BYTES_MAX;
+            let whole = !peer.cut && peer.brought <= LINGER_BYTES_MAX;
             peer.check_output(whole);
         }
         // After the end nothing happens any more.
@@ -220,9 +217,9 @@ impl World {
 }
 
 impl Peer {
-    fn new(shared: &mut Shared) -> Peer {
+    fn new(shared: &mut SharedState) -> Peer {
         Peer {
-            session: Session::new(Pipe::default(), ListenerKind::Main, ADDRESS.into(), shared),
+            session: Session::new(Pipe::default(), HEAD_TIME_MAX, shared),
             coming: REQUEST.into(),
             brought: 0,
             reading: Reading::default(),
@@ -272,7 +269,7 @@ impl Peer {
             (true, true) => self.sent.push(length),
             (true, false) => {
                 assert!(!is_forwarded, "a message that fits is queued");
-                self.closed = self.session.end();
+                self.closed = self.session.close_reason();
             }
             (false, _) => {}
         }
@@ -282,11 +279,12 @@ impl Peer {
         self.with_allocation_count(context, |session, context| session.tick(&mut context.shared));
         if self.upgraded
             && !self.session.is_open()
-            && let Some(end @ (End::Unregistered | End::Silent | End::Slow)) = self.session.end()
+            && let Some(end @ (CloseReason::Unregistered | CloseReason::Silent | CloseReason::Slow)) =
+                self.session.close_reason()
         {
             self.closed = Some(end);
         }
-        self.cut |= self.session.is_over();
+        self.cut |= self.session.is_closed();
         self.transfer(0, context);
     }
 
@@ -305,37 +303,45 @@ impl Peer {
         let mut upgraded = self.upgraded;
         let hold_after = self.hold_after;
         self.with_allocation_count(context, |session, context| {
-            while !session.is_over() && !session.is_paused() {
-                let fill = session.fill(&mut context.scratch, &mut context.shared);
+            while !session.is_closed() && !session.is_paused() {
+                let fill = session.read(&mut context.scratch, &mut context.shared);
                 let mut events = 0;
                 let mut is_held = false;
-                while let Some(event) =
-                    session.next(&mut context.scratch, &mut context.shared, &context.dispatcher)
-                {
+                while let Some(event) = session.next_event(&mut context.scratch, &mut context.shared) {
                     match event {
-                        Event::Upgraded(target, _) => {
-                            assert!(target.room == "tea" && !upgraded);
+                        Event::Request(head) => {
+                            assert!(!upgraded);
+                            let config = &context.shared.config;
+                            let wall = Duration::ZERO;
+                            let answer = answer(&head, ListenerKind::Main, config, false, wall, |_, _| {
+                                Admission::Free
+                            });
+                            let Answer::Upgrade { response, target, .. } = answer else {
+                                panic!("{answer:?}")
+                            };
+                            assert_eq!(target.room, "tea");
+                            session.accept(response, &mut context.shared);
                             upgraded = true;
                             continue;
                         }
+                        Event::Rejected(status, refusal) => panic!("{status} {}", refusal.why),
                         Event::Ping(payload) => {
                             session.pong(payload, &mut context.shared);
                             continue;
                         }
                         Event::Overhead => continue,
-                        Event::Refused(status, refusal) => panic!("{status} {}", refusal.why),
-                        Event::Asked(question) => panic!("{question:?}"),
                         Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[received].parts()),
                         Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[received].parts()),
                     }
                     received += 1;
                     events += 1;
                     if events == hold_after {
-                        is_held = session.hold(&mut context.scratch, &mut context.shared);
+                        is_held = session.defer_input(&mut context.scratch, &mut context.shared);
                     }
                 }
-                let is_end_awaited = fill == Fill::Drained && half_closed;
-                let has_more = is_held || is_end_awaited || matches!(fill, Fill::More | Fill::Held);
+                let is_end_awaited = fill == ReadOutcome::Short && half_closed;
+                let has_more =
+                    is_held || is_end_awaited || matches!(fill, ReadOutcome::Full | ReadOutcome::Deferred);
                 if !has_more {
                     break;
                 }
@@ -355,14 +361,14 @@ impl Peer {
             assert!(self.received <= self.reading.messages.len());
         } else if self.session.is_open() {
             assert_eq!(self.received, self.reading.messages.len());
-            assert_eq!((self.session.end(), self.reading.end), (None, None));
+            assert_eq!((self.session.close_reason(), self.reading.end), (None, None));
         } else if let Some(end) = self.closed {
-            assert_eq!(self.session.end(), Some(end));
+            assert_eq!(self.session.close_reason(), Some(end));
         } else if self.upgraded {
-            let end = self.session.end().unwrap();
+            let end = self.session.close_reason().unwrap();
             let other = match end {
-                End::Lost => self.cut,
-                End::NoMemory => is_limited,
+                CloseReason::Lost => self.cut,
+                CloseReason::NoMemory => is_limited,
                 _ => false,
             };
             assert!(other || self.reading.end == Some(end), "{end:?}");
@@ -371,16 +377,16 @@ impl Peer {
 
     /// Asserts that the session has ended and does nothing more.
     fn is_over(&mut self, context: &mut ServerContext) {
-        assert!(self.session.is_over());
+        assert!(self.session.is_closed());
         let writes = self.session.stream().writes;
-        let end = self.session.end();
+        let end = self.session.close_reason();
         self.session.send("late".into(), &mut context.shared);
         self.session.ping(&mut context.shared);
-        self.session.close(End::GoingAway, &mut context.shared);
+        self.session.close(CloseReason::GoingAway, &mut context.shared);
         self.session.tick(&mut context.shared);
         self.session.flush(&mut context.shared);
-        assert!(self.session.next(&mut context.scratch, &mut context.shared, &context.dispatcher).is_none());
-        assert_eq!((self.session.stream().writes, self.session.end()), (writes, end));
+        assert!(self.session.next_event(&mut context.scratch, &mut context.shared).is_none());
+        assert_eq!((self.session.stream().writes, self.session.close_reason()), (writes, end));
     }
 
     fn check_output(&self, whole: bool) {
@@ -417,8 +423,8 @@ impl Peer {
                 }
                 CLOSE => {
                     closed = true;
-                    match self.session.end().unwrap() {
-                        End::Left => assert_eq!(Some(&payload), self.reading.reply.as_ref()),
+                    match self.session.close_reason().unwrap() {
+                        CloseReason::Left => assert_eq!(Some(&payload), self.reading.reply.as_ref()),
                         end => assert_eq!(payload[..2], code(end).to_be_bytes()),
                     }
                 }
@@ -437,17 +443,17 @@ fn text(number: usize, length: usize) -> String {
     format!("{number} {}", "x".repeat(length))
 }
 
-fn code(end: End) -> u16 {
+fn code(end: CloseReason) -> u16 {
     match end {
-        End::Http | End::Left | End::Lost => panic!("nothing is said"),
-        End::Finished => 1000,
-        End::GoingAway => 1001,
-        End::Protocol => 1002,
-        End::NotUtf8 => 1007,
-        End::RateLimited | End::Unregistered => 1008,
-        End::TooBig => 1009,
-        End::Slow | End::NoMemory => 1013,
-        End::Replaced => 4000,
-        End::Silent => 4001,
+        CloseReason::Http | CloseReason::Left | CloseReason::Lost => panic!("nothing is said"),
+        CloseReason::Finished => 1000,
+        CloseReason::GoingAway => 1001,
+        CloseReason::Protocol => 1002,
+        CloseReason::NotUtf8 => 1007,
+        CloseReason::RateLimited | CloseReason::Unregistered => 1008,
+        CloseReason::TooBig => 1009,
+        CloseReason::Slow | CloseReason::NoMemory => 1013,
+        CloseReason::Replaced => 4000,
+        CloseReason::Silent => 4001,
     }
 }

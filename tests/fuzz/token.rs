@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, KeyInit, Mac};
-use noroshi::token::{Fault, Secrets};
+use noroshi::token::{Secrets, TokenError};
 use serde_json::Value;
 use sha2::Sha256;
 
@@ -21,7 +21,7 @@ pub fn check(data: &[u8]) {
     let secrets = Secrets::parse(SECRET).unwrap();
     if let Ok(text) = std::str::from_utf8(data) {
         let fault = secrets.verify(text, NOW).expect_err("a signature cannot be guessed");
-        assert!(matches!(fault, Fault::Malformed | Fault::Algorithm | Fault::Signature));
+        assert!(matches!(fault, TokenError::Malformed | TokenError::Algorithm | TokenError::Signature));
     }
     let mut lines = data.splitn(2, |byte| *byte == b'\n');
     let header = lines.next().unwrap();
@@ -31,12 +31,12 @@ pub fn check(data: &[u8]) {
     let token = format!("{signed}.{}", BASE64URL_NOPAD.encode(&mac));
     let Ok(claims) = secrets.verify(&token, NOW) else { return };
 
-    assert!(claims.until + Duration::from_secs(30) > NOW);
+    assert!(claims.expires_at + Duration::from_secs(30) > NOW);
     // An unknown claim may be more than a Value can hold.
     let read = |json| serde_json::from_slice::<Value>(json).ok();
     let (Some(header), Some(read)) = (read(header), read(json)) else { return };
     assert!(header["alg"] == "HS256" && header.get("crit").is_none());
-    assert!(read["exp"].as_f64().unwrap().floor() >= claims.until.as_secs_f64());
+    assert!(read["exp"].as_f64().unwrap().floor() >= claims.expires_at.as_secs_f64());
     for (name, claim) in [("room", &claims.room), ("room_prefix", &claims.room_prefix), ("sub", &claims.id)] {
         assert_eq!(read.get(name).map(|value| value.as_str().unwrap()), claim.as_deref());
     }

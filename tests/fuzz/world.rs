@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use noroshi::config::{BASE_BYTES, Config};
 use noroshi::memory_budget::{Budget, Reservation};
-use noroshi::protocol::{Conn, Effect, Input, Outbox, ProtocolId, Target};
+use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
 use noroshi::protocols::{Dispatcher, Protocol};
 use noroshi::token::Claims;
 
@@ -85,23 +85,39 @@ impl Outbox for RecordingOutbox {
         reservation
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        self.effects.push(match effect {
-            Effect::Send(to, text) => (to, Output::Text(text)),
-            Effect::SendBinary(..) => unreachable!("these protocols send no bytes"),
-            Effect::Ping(to) => (to, Output::Ping),
-            Effect::PauseReading(conn) => (conn, Output::Pause),
-            Effect::ResumeReading(conn) => (conn, Output::Resume),
-            Effect::Close(to, why) => (to, Output::Close(why)),
-            Effect::Registered { conn, room, id } => {
-                let before = self.names.insert(conn, id.to_owned());
-                assert_eq!(before, None, "a connection is registered once");
-                (conn, Output::Registered(room.to_owned()))
-            }
-            Effect::Left { conn, member, .. } => {
-                (conn, Output::Left(member.room.to_owned(), member.id.map(String::from)))
-            }
-        });
+    fn send(&mut self, to: Conn, text: String) {
+        self.effects.push((to, Output::Text(text)));
+    }
+
+    fn send_binary(&mut self, _: Conn, _: &[u8]) {
+        unreachable!("these protocols send no bytes");
+    }
+
+    fn ping(&mut self, to: Conn) {
+        self.effects.push((to, Output::Ping));
+    }
+
+    fn pause_reading(&mut self, conn: Conn) {
+        self.effects.push((conn, Output::Pause));
+    }
+
+    fn resume_reading(&mut self, conn: Conn) {
+        self.effects.push((conn, Output::Resume));
+    }
+
+    fn close(&mut self, conn: Conn, why: Close) {
+        self.effects.push((conn, Output::Close(why)));
+    }
+
+    fn registered(&mut self, conn: Conn, room: &str, id: &str) {
+        let before = self.names.insert(conn, id.to_owned());
+        assert_eq!(before, None, "a connection is registered once");
+        self.effects.push((conn, Output::Registered(room.to_owned())));
+    }
+
+    fn disconnected(&mut self, conn: Conn, _: ProtocolId, member: &Member<'_>) {
+        let id = member.id.as_deref().map(str::to_owned);
+        self.effects.push((conn, Output::Left(member.room.to_owned(), id)));
     }
 }
 

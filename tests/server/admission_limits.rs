@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use noroshi::address::Network;
 use noroshi::config::{
-    BASE_BYTES, CONNECTION_BYTES, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE, PER_IP_REFUSED_AT_ONCE,
-    PLACE_TIME_MIN, REFUSED_AT_ONCE,
+    BASE_BYTES, CONNECTION_BYTES, EVICTION_TIME_MIN, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE,
+    PER_IP_REFUSED_AT_ONCE, REFUSED_AT_ONCE,
 };
 use noroshi::http::ListenerKind;
 use tungstenite::Message;
@@ -158,7 +158,7 @@ fn oldest_unanswered_request_is_evicted_on_a_full_server() {
         let mut idle: Vec<_> = (0..places).map(|_| net.connect(listener)).collect();
         net.wait_until(|net| (net.server.sessions() == 1 + places).then_some(()));
         for evicted in 0..3 {
-            net.server.advance(PLACE_TIME_MIN);
+            net.server.advance(EVICTION_TIME_MIN);
             assert!(net.request(listener, health).starts_with("HTTP/1.1 200 "));
             // The answered request frees its slot, and another idle connection takes it.
             assert!(net.read_to_end(&mut idle[evicted]).starts_with(b"HTTP/1.1 408 "));

@@ -4,12 +4,12 @@ use super::{check_budget, status};
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
 use noroshi::config::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, Config};
 use noroshi::http::ListenerKind;
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 fn with_memory(bytes: usize) -> TestSession {
     let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES + bytes);
     let mut test = TestSession::open(Config { memory_bytes_max, ..Config::default() });
-    test.session.registered();
+    test.session.on_registered();
     test
 }
 
@@ -27,7 +27,7 @@ fn queue_stays_within_the_memory_budget() {
     assert!(test.session.is_open() && (3..10).contains(&queued), "{queued}");
     // The server's own messages cannot be dropped, so the session is closed.
     test.session.send(texts[0].clone(), &mut test.shared);
-    assert_eq!(test.session.end(), Some(End::NoMemory));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::NoMemory));
     test.pipe().writable_bytes = usize::MAX;
     test.process();
     assert_eq!(test.take_frames()[queued], (CLOSE, close(1013, "server out of memory")));
@@ -48,7 +48,7 @@ fn without_memory_only_sessions_that_need_buffers_are_closed() {
     test.feed(&frame(PING, b"comes in two")[9..]);
     assert_eq!(test.take_frames(), [(PONG, b"comes in two".to_vec())]);
     test.feed(&frame(0x01, b"fragment"));
-    assert_eq!(test.session.end(), Some(End::NoMemory));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::NoMemory));
     assert_eq!(test.take_frames(), [(CLOSE, close(1013, "server out of memory"))]);
     check_budget(test, "");
 }
@@ -61,9 +61,9 @@ fn announced_frame_length_is_charged_before_the_payload_arrives() {
     assert!(!test.shared.budget.allows(40_000));
     test.feed(&frame(TEXT, &[b'x'; 30_000])[100..]);
     assert_eq!(test.events.len(), 1);
-    assert!(test.session.is_at_rest() && test.shared.budget.allows(100_000));
+    assert!(test.session.is_idle() && test.shared.budget.allows(100_000));
     test.feed(&frame(TEXT, &[b'x'; 60_000])[..100]);
-    assert_eq!(test.session.end(), Some(End::NoMemory));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::NoMemory));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn queue_growth_for_a_close_frame_is_charged() {
     test.session.send("x".repeat(60_000), &mut test.shared);
     let used = test.shared.budget.used();
     // The full queue has doubled its capacity for the Close frame.
-    test.session.close(End::GoingAway, &mut test.shared);
+    test.session.close(CloseReason::GoingAway, &mut test.shared);
     assert!(test.shared.budget.used() > used + 60_000);
     check_budget(test, "");
 }

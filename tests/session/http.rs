@@ -117,9 +117,9 @@ fn half_closed_client_receives_its_response() {
     test.pipe().is_eof = true;
     test.feed(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     test.process();
-    assert!(!test.session.is_over());
+    assert!(!test.session.is_closed());
     test.pipe().writable_bytes = 1000;
     test.process();
     assert!(test.take_output().ends_with(b"ok"));
-    assert!(test.session.is_over());
+    assert!(test.session.is_closed());
 }

@@ -11,7 +11,7 @@ mod time;
 use common::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, TestSession, close, frame, frames};
 use noroshi::config::{BASE_BYTES, Config, READ_BYTES_MAX};
 use noroshi::http::ListenerKind;
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 fn open_session() -> TestSession {
     TestSession::open(Config::default())
@@ -40,8 +40,8 @@ fn check_conversation(mut test: TestSession, at: &str) {
     let (frames, rest) = frames(&sent[end..]);
     assert!(rest.is_empty(), "{at}");
     assert_eq!(frames, [(PONG, b"are you there".to_vec()), (CLOSE, close(1000, "bye"))], "{at}");
-    assert!(test.session.is_over(), "{at}");
-    assert_eq!(test.session.end(), Some(End::Left), "{at}");
+    assert!(test.session.is_closed(), "{at}");
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Left), "{at}");
     check_budget(test, at);
 }
 
@@ -58,13 +58,13 @@ fn status(test: &mut TestSession) -> String {
     let (head, body) = sent.split_once("\r\n\r\n").expect(&sent);
     assert!(head.contains("\r\nConnection: close") || head.contains(", close\r\n"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
-    assert!(test.pipe().is_write_shut && !test.session.is_over());
+    assert!(test.pipe().is_write_shut && !test.session.is_closed());
     test.feed(b"more that nobody wants");
     assert!(test.pipe().input.is_empty());
     test.pipe().is_eof = true;
     test.process();
-    assert!(test.session.is_over());
-    assert_eq!(test.session.end(), Some(End::Http));
+    assert!(test.session.is_closed());
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Http));
     head[9..12].to_owned()
 }
 
@@ -112,9 +112,9 @@ fn burst_takes_one_read_and_one_write() {
     let burst: Vec<u8> = (0..16).flat_map(|i| frame(TEXT, format!("{i}").as_bytes())).collect();
     test.pipe().input.extend(burst);
     // A short read shows that no more input is available.
-    assert_eq!(test.session.fill(&mut test.scratch, &mut test.shared), noroshi::session::Fill::Drained);
+    assert_eq!(test.session.read(&mut test.scratch, &mut test.shared), noroshi::session::ReadOutcome::Short);
     let mut received = 0;
-    while test.session.next(&mut test.scratch, &mut test.shared, &test.dispatcher).is_some() {
+    while test.session.next_event(&mut test.scratch, &mut test.shared).is_some() {
         received += 1;
         test.session.send("reply".into(), &mut test.shared);
     }
@@ -143,23 +143,23 @@ fn large_message_takes_several_reads() {
 #[test]
 fn idle_session_has_no_codec() {
     let mut test = open_session();
-    assert!(test.session.is_at_rest());
+    assert!(test.session.is_idle());
     for payload in [0, 1, 125, 126, 4096, 0xffff, 0x10000] {
         for first in [TEXT, 0x82] {
             test.feed(&frame(first, &vec![b'x'; payload]));
             test.session.send("x".repeat(payload), &mut test.shared);
             test.session.flush(&mut test.shared);
-            assert!(test.session.is_at_rest(), "{payload}");
+            assert!(test.session.is_idle(), "{payload}");
         }
     }
     test.feed(&[frame(TEXT, b"a"), frame(PING, b"b"), frame(PONG, b"c"), frame(TEXT, b"d")].concat());
-    assert!(test.session.is_at_rest());
+    assert!(test.session.is_idle());
     for payload in [0, 1, 0xffff] {
         test.events.clear();
         let payload = vec![b'x'; payload];
         test.feed(&[frame(0x01, b""), frame(0x00, b""), frame(PING, b""), frame(0x80, &payload)].concat());
         assert_eq!(test.events[0].len(), payload.len());
-        assert!(test.session.is_at_rest());
+        assert!(test.session.is_idle());
     }
 }
 
@@ -169,22 +169,22 @@ fn session_keeps_its_codec_during_a_partial_message() {
     for cut in 1..bytes.len() {
         let mut test = open_session();
         test.feed(&bytes[..cut]);
-        assert!(!test.session.is_at_rest(), "{cut} bytes of a frame are buffered");
+        assert!(!test.session.is_idle(), "{cut} bytes of a frame are buffered");
         test.feed(&bytes[cut..]);
         assert_eq!(test.events, ["message"]);
-        assert!(test.session.is_at_rest());
+        assert!(test.session.is_idle());
     }
     let mut test = open_session();
     test.feed(&frame(0x01, b"mess"));
-    assert!(!test.session.is_at_rest(), "a fragment is buffered");
+    assert!(!test.session.is_idle(), "a fragment is buffered");
     test.feed(&frame(0x80, b"age"));
     assert_eq!(test.events, ["message"]);
 
     let mut test = open_session();
     test.pipe().writable_bytes = 0;
     test.feed(&frame(PING, b""));
-    assert!(!test.session.is_at_rest(), "a pong is queued");
+    assert!(!test.session.is_idle(), "a pong is queued");
     test.pipe().writable_bytes = 100;
     test.process();
-    assert!(test.session.is_at_rest());
+    assert!(test.session.is_idle());
 }

@@ -4,11 +4,11 @@ use super::open_session;
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
 use noroshi::config::{Config, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
 use noroshi::protocols::noroshi::message::Reply;
-use noroshi::session::{End, Event, Fill};
+use noroshi::session::{CloseReason, Event, ReadOutcome};
 
 /// Fills the queue with forwarded messages of 1,004 bytes. Returns their number.
 fn fill_queue(test: &mut TestSession) -> usize {
-    test.session.registered();
+    test.session.on_registered();
     test.pipe().writable_bytes = 0;
     let texts = ["x".repeat(1000)];
     let mut queued = 0;
@@ -42,7 +42,7 @@ fn forwarded_messages_leave_a_reserve_for_the_server() {
         queued += 1;
     }
     test.session.send("y".repeat(1000), &mut test.shared);
-    assert_eq!(test.session.end(), Some(End::Slow));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Slow));
     // Queued messages are still sent to a peer that resumes reading, followed by the reason.
     test.pipe().writable_bytes = usize::MAX;
     test.process();
@@ -62,7 +62,7 @@ fn peer_that_reads_nothing_is_closed_by_the_message_that_does_not_fit() {
         test.feed(&frame(PONG, b""));
     }
     test.session.send("y".repeat(10 * 1024), &mut test.shared);
-    assert_eq!(test.session.end(), Some(End::Slow));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Slow));
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn reading_from_a_full_queue_is_a_sign_of_life() {
     // It is closed once it stops reading.
     assert!(!test.session.has_room(&["x".repeat(1000)], &test.shared));
     test.advance(11);
-    assert_eq!(test.session.end(), Some(End::Slow));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Slow));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn ping_overtakes_a_full_queue() {
 #[test]
 fn paused_session_is_not_closed_as_silent() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.session.pause();
     test.advance(60);
     assert!(test.session.is_open());
@@ -107,21 +107,21 @@ fn paused_session_is_not_closed_as_silent() {
     test.advance(49);
     assert!(test.session.is_open());
     test.advance(2);
-    assert_eq!(test.session.end(), Some(End::Silent));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Silent));
 }
 
 /// Held input is handled in order after the pause, and its memory is counted until then.
 #[test]
 fn held_input_is_handled_later_and_counted() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     let before = test.shared.budget.used();
     test.pipe().input.extend([frame(TEXT, b"1"), frame(TEXT, b"2"), frame(PING, b"3")].concat());
-    assert_eq!(test.session.fill(&mut test.scratch, &mut test.shared), Fill::Drained);
-    let first = test.session.next(&mut test.scratch, &mut test.shared, &test.dispatcher);
+    assert_eq!(test.session.read(&mut test.scratch, &mut test.shared), ReadOutcome::Short);
+    let first = test.session.next_event(&mut test.scratch, &mut test.shared);
     assert!(matches!(first, Some(Event::Text("1"))));
-    assert!(test.session.hold(&mut test.scratch, &mut test.shared));
-    assert!(test.session.next(&mut test.scratch, &mut test.shared, &test.dispatcher).is_none());
+    assert!(test.session.defer_input(&mut test.scratch, &mut test.shared));
+    assert!(test.session.next_event(&mut test.scratch, &mut test.shared).is_none());
     test.session.flush(&mut test.shared);
     assert!(test.shared.budget.used() > before);
     test.process();
@@ -134,35 +134,35 @@ fn held_input_is_handled_later_and_counted() {
 #[test]
 fn read_discards_input_left_by_another_session() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.pipe().input.extend(frame(TEXT, b"mine"));
-    test.session.fill(&mut test.scratch, &mut test.shared);
+    test.session.read(&mut test.scratch, &mut test.shared);
     let mut other = TestSession::open(Config::default());
     // The server clears the scratch buffer when it leaves a session early.
     test.scratch.clear();
-    assert_eq!(other.session.fill(&mut test.scratch, &mut other.shared), Fill::Empty);
-    assert!(other.session.next(&mut test.scratch, &mut other.shared, &other.dispatcher).is_none());
+    assert_eq!(other.session.read(&mut test.scratch, &mut other.shared), ReadOutcome::WouldBlock);
+    assert!(other.session.next_event(&mut test.scratch, &mut other.shared).is_none());
 }
 
 #[test]
 fn stalled_reader_is_closed_after_ten_seconds() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.pipe().writable_bytes = 0;
     test.session.send("x".repeat(200 * 1024), &mut test.shared);
     test.advance(15);
     assert!(test.session.is_open(), "the queue is not full");
     assert!(!test.session.has_room(&["x".repeat(100 * 1024)], &test.shared));
     test.advance(1);
-    assert_eq!(test.session.end(), Some(End::Slow));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Slow));
     test.advance(2);
-    assert!(test.session.is_over());
+    assert!(test.session.is_closed());
 }
 
 #[test]
 fn pings_from_a_stalled_reader_use_no_more_than_the_queue() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.pipe().writable_bytes = 0;
     for _ in 0..20_000 {
         test.feed(&frame(PING, &[7; 125]));
@@ -186,13 +186,13 @@ fn pings_from_a_stalled_reader_use_no_more_than_the_queue() {
 fn close_frame_fits_a_queue_full_of_pongs() {
     for ours in [true, false] {
         let mut test = open_session();
-        test.session.registered();
+        test.session.on_registered();
         test.pipe().writable_bytes = 0;
         for _ in 0..3000 {
             test.feed(&frame(PING, &[7; 125]));
         }
         if ours {
-            test.session.close(End::GoingAway, &mut test.shared);
+            test.session.close(CloseReason::GoingAway, &mut test.shared);
         } else {
             test.feed(&frame(CLOSE, &close(1000, "")));
         }
@@ -208,7 +208,7 @@ fn close_frame_fits_a_queue_full_of_pongs() {
 #[test]
 fn dropped_pongs_use_no_memory() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.pipe().writable_bytes = 0;
     let before = test.shared.budget.used();
     for _ in 0..20_000 {
@@ -221,7 +221,7 @@ fn dropped_pongs_use_no_memory() {
 #[test]
 fn reader_with_an_empty_queue_is_not_slow() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.advance(12);
     assert!(!test.session.has_room(&["x".repeat(300 * 1024)], &test.shared));
     test.advance(12);
@@ -234,10 +234,10 @@ fn largest_message_fits_an_empty_queue() {
         let mut test = TestSession::open(Config { message_bytes_max, ..Config::default() });
         let id = "\u{1}".repeat(128);
         let candidate = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 128 - 8));
-        let reply = Reply::Candidate { candidate: &candidate, id: &id }.text();
+        let reply = Reply::Candidate { candidate: &candidate, id: &id }.to_json();
         assert!(test.session.has_room(&vec![reply; 64], &test.shared));
         let offer = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 2));
-        let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.text();
+        let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.to_json();
         assert!(test.session.has_room(&[reply], &test.shared));
     }
 }

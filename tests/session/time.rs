@@ -2,12 +2,12 @@
 
 use super::open_session;
 use crate::common::pipe::{CLOSE, PING, PONG, close, frame};
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 #[test]
 fn silent_peer_is_pinged_and_then_closed() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.advance(24);
     assert!(test.take_frames().is_empty());
     test.advance(1);
@@ -21,15 +21,15 @@ fn silent_peer_is_pinged_and_then_closed() {
     assert!(test.session.is_open() && test.take_frames().is_empty());
     test.advance(1);
     assert_eq!(test.take_frames(), [(CLOSE, close(4001, "no sign of life"))]);
-    assert_eq!(test.session.end(), Some(End::Silent));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Silent));
     test.advance(2);
-    assert!(test.session.is_over());
+    assert!(test.session.is_closed());
 }
 
 #[test]
 fn peers_are_not_closed_because_the_server_was_suspended() {
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.shared.now += std::time::Duration::from_secs(1000);
     test.advance(1);
     assert_eq!(test.take_frames(), [(PING, vec![])]);
@@ -46,9 +46,9 @@ fn unregistered_peer_is_closed_after_thirty_seconds() {
     test.feed(&frame(PONG, b""));
     assert!(test.session.is_open());
     test.advance(1);
-    assert_eq!(test.session.end(), Some(End::Unregistered));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Unregistered));
     let mut test = open_session();
-    test.session.registered();
+    test.session.on_registered();
     test.advance(40);
     assert!(test.session.is_open());
 }

@@ -20,7 +20,10 @@ fn every_flag() {
     let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
     let [first, second] = ["127.0.0.1:1", "[::1]:2"].map(|address| Listen::Tcp(address.parse().unwrap()));
     assert_eq!(config.listen, [first, second, Listen::Unix("/run/it".into())]);
-    assert_eq!(config.allow_origins, ["https://a.example", "*"].map(|text| Allowed::parse(text).unwrap()));
+    assert_eq!(
+        config.allow_origins,
+        ["https://a.example", "*"].map(|text| AllowedOrigin::parse(text).unwrap())
+    );
     assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
     assert_eq!((config.connections_per_ip_max, config.memory_bytes_max), (9, Some(1 << 30)));
     assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));
@@ -137,7 +140,7 @@ fn a_byte_order_mark_is_no_part_of_the_turn_secret() {
         utf16.clone(),
         utf16,
         Err("there is nothing in it".to_owned()),
-        Err("expected UTF-8, got other bytes".to_owned()),
+        Err("expected text in UTF-8, got other bytes".to_owned()),
     ];
     assert_eq!(read, expected);
 }

@@ -1,7 +1,8 @@
-//! Which offers are answered, and how soon: by this an operator sees whether users get through.
+//! Offer/answer metrics: success rate and latency.
 //!
-//! What counts is an offer that has reached somebody. Between two there is one at a time: a newer one takes its place,
-//! whoever of them it is from.
+//! An offer is followed from its delivery to a peer until an answer, an error, a departure or
+//! [`HANDSHAKE_TIME_MAX`]. Between two peers one offer is pending at a time: a newer one replaces it, in
+//! either direction.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,83 +14,107 @@ use crate::named_enum::named_enum;
 use crate::timestamp::Timestamp;
 
 named_enum! {
-    /// What became of an offer.
+    /// The result of an offer.
     pub enum Outcome {
-        /// An answer to it was passed on.
+        /// An answer to it was forwarded.
         Answered = "answered",
-        /// None came in time.
+        /// No answer arrived in time.
         Unanswered = "unanswered",
-        /// It, or the answer to it, was refused.
-        Refused = "refused",
-        /// One of the two has left.
+        /// The offer or its answer was rejected.
+        Rejected = "refused",
+        /// One of the two peers left.
         Left = "left",
+    }
+}
+
+/// An offer that was delivered and not answered yet.
+struct PendingOffer {
+    from: Slot,
+    to: Slot,
+    delivered_at: Timestamp,
+}
+
+impl PendingOffer {
+    fn is_between(&self, a: Slot, b: Slot) -> bool {
+        (self.from, self.to) == (a, b) || (self.from, self.to) == (b, a)
+    }
+
+    fn is_expired(&self, now: Duration) -> bool {
+        self.delivered_at.get() + HANDSHAKE_TIME_MAX <= now
     }
 }
 
 #[derive(Default)]
 pub struct Handshakes {
-    /// Who has offered something to whom, and when; oldest first. They are few, and looked through.
-    open: VecDeque<(Slot, Slot, Timestamp)>,
-    /// What became of those that are over, by [`Outcome`].
-    outcomes: [u64; Outcome::ALL.len()],
-    /// How long it took until they were answered.
-    answers: Histogram,
+    /// Oldest first, at most [`HANDSHAKES_MAX`]. Searched linearly.
+    pending: VecDeque<PendingOffer>,
+    /// Finished offers, by [`Outcome`].
+    outcome_counts: [u64; Outcome::ALL.len()],
+    /// Time from the delivery of an offer to its answer.
+    answer_times: Histogram,
 }
 
 impl Handshakes {
-    /// For the metrics.
+    /// Returns the number of offers by outcome, and the answer times.
     pub fn counts(&self, now: Duration) -> (Vec<(&'static str, u64)>, Histogram) {
-        let mut outcomes = self.outcomes;
-        outcomes[Outcome::Unanswered as usize] += self.overdue(now) as u64;
-        (Outcome::ALL.map(Outcome::name).into_iter().zip(outcomes).collect(), self.answers.clone())
+        let mut counts = self.outcome_counts;
+        counts[Outcome::Unanswered as usize] += self.expired_count(now) as u64;
+        let counts_by_name = Outcome::ALL.map(Outcome::name).into_iter().zip(counts).collect();
+        (counts_by_name, self.answer_times.clone())
     }
 
-    /// Whose they are.
+    /// Returns all peers of pending offers.
     pub fn peers(&self) -> impl Iterator<Item = Slot> {
-        self.open.iter().flat_map(|(from, to, _)| [*from, *to])
+        self.pending.iter().flat_map(|offer| [offer.from, offer.to])
     }
 
-    /// What became of one or more.
+    /// Counts offers with this outcome.
     pub fn count(&mut self, outcome: Outcome, number: usize) {
-        self.outcomes[outcome as usize] += number as u64;
+        self.outcome_counts[outcome as usize] += number as u64;
     }
 
-    /// An offer has reached somebody. Those that are too many are not followed.
-    pub fn begin(&mut self, from: Slot, to: Slot, now: Duration) {
-        self.expire(now);
-        self.open.retain(|(a, b, _)| (*a, *b) != (from, to) && (*a, *b) != (to, from));
-        if self.open.len() < HANDSHAKES_MAX {
-            self.open.push_back((from, to, now.into()));
+    /// Starts to follow an offer that was delivered.
+    ///
+    /// It is not followed if [`HANDSHAKES_MAX`] others are pending.
+    pub fn on_offer(&mut self, from: Slot, to: Slot, now: Duration) {
+        self.remove_expired(now);
+        self.pending.retain(|offer| !offer.is_between(from, to));
+        if self.pending.len() < HANDSHAKES_MAX {
+            self.pending.push_back(PendingOffer { from, to, delivered_at: now.into() });
         }
     }
 
-    /// The offer is over, if there is one.
-    pub fn end(&mut self, from: Slot, to: Slot, outcome: Outcome, now: Duration) {
-        self.expire(now);
-        let found = self.open.iter().rposition(|(a, b, _)| (*a, *b) == (from, to));
-        let Some((.., since)) = found.and_then(|at| self.open.remove(at)) else { return };
+    /// Records the outcome of an offer, if it is pending.
+    pub fn on_outcome(&mut self, from: Slot, to: Slot, outcome: Outcome, now: Duration) {
+        self.remove_expired(now);
+        let Some(index) = self.pending.iter().rposition(|offer| (offer.from, offer.to) == (from, to)) else {
+            return;
+        };
+        let Some(offer) = self.pending.remove(index) else {
+            return;
+        };
         self.count(outcome, 1);
         if outcome == Outcome::Answered {
-            self.answers.record(now - since.get());
+            self.answer_times.record(now - offer.delivered_at.get());
         }
     }
 
-    /// A peer has left all others.
-    pub fn leave(&mut self, slot: Slot, now: Duration) {
-        self.expire(now);
-        let before = self.open.len();
-        self.open.retain(|(from, to, _)| *from != slot && *to != slot);
-        self.count(Outcome::Left, before - self.open.len());
+    /// Removes all pending offers from and to a peer that leaves.
+    pub fn on_peer_left(&mut self, slot: Slot, now: Duration) {
+        self.remove_expired(now);
+        let count_before = self.pending.len();
+        self.pending.retain(|offer| offer.from != slot && offer.to != slot);
+        self.count(Outcome::Left, count_before - self.pending.len());
     }
 
-    /// Gives up those that had their time.
-    fn expire(&mut self, now: Duration) {
-        let overdue = self.overdue(now);
-        self.open.drain(..overdue);
-        self.count(Outcome::Unanswered, overdue);
+    /// Counts expired offers as unanswered and removes them.
+    fn remove_expired(&mut self, now: Duration) {
+        let expired = self.expired_count(now);
+        self.pending.drain(..expired);
+        self.count(Outcome::Unanswered, expired);
     }
 
-    fn overdue(&self, now: Duration) -> usize {
-        self.open.iter().take_while(|(.., since)| since.get() + HANDSHAKE_TIME_MAX <= now).count()
+    fn expired_count(&self, now: Duration) -> usize {
+        self.pending.iter().take_while(|offer| offer.is_expired(now)).count()
     }
 }

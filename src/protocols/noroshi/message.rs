@@ -1,7 +1,8 @@
-//! The words on the wire: what a client may say ([`Request`]), what the server says ([`Reply`]).
+//! The messages of the protocol: what clients send ([`Request`]) and what the server sends ([`Reply`]).
 //!
-//! Everything read is borrowed from the message; `sdp` and `candidate` are kept as the JSON text that the sender
-//! wrote and are never looked into. The protocol is in the README.
+//! A request borrows from the received text. `sdp` and `candidate` keep the JSON text that the sender wrote;
+//! they are checked for syntax and never interpreted. Section "The protocol" of the README is the
+//! specification.
 
 use std::borrow::Cow;
 
@@ -17,43 +18,45 @@ pub use reply::Reply;
 /// A well-formed message of a client.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// Who says it.
+    /// The id of the sender.
     pub id: Cow<'a, str>,
-    /// Whom it names, if anybody.
+    /// The `target_id`, if there is one.
     pub target: Option<Cow<'a, str>>,
-    /// What it says.
+    /// The type and its fields.
     pub body: Body<'a>,
 }
 
-/// What a client says. An SDP is its JSON text.
+/// The type of a request and its fields. An SDP is a JSON text.
 #[derive(Debug)]
 pub enum Body<'a> {
-    /// Pair me.
+    /// Enter the pairing flow.
     Connect,
-    /// Here is my offer.
+    /// An SDP offer, to the target, the partner or the room.
     Offer(&'a str),
-    /// Here is my answer.
+    /// An SDP answer.
     Answer(&'a str),
-    /// Here are candidates of mine.
+    /// ICE candidates.
     Candidates(Candidates<'a>),
-    /// I join the mesh.
+    /// Join the mesh.
     Join,
-    /// I leave my pair or the mesh, but stay connected.
+    /// Leave the pairing flow or the mesh, and stay connected.
     Leave,
 }
 
-/// One candidate, or the elements of a `candidates` array: JSON texts.
+/// One or several candidates, each a JSON text.
+///
+/// A single candidate, the most frequent message, needs no allocation.
 #[derive(Debug)]
 pub enum Candidates<'a> {
-    /// From `candidate`.
+    /// The field `candidate`.
     One(&'a str),
-    /// From `candidates`: 1 to [`CANDIDATES_MAX`].
+    /// The field `candidates`: 1 to [`CANDIDATES_MAX`] elements.
     Many(Vec<&'a str>),
 }
 
 impl<'a> Candidates<'a> {
-    /// How many.
-    #[allow(clippy::len_without_is_empty, reason = "there is always one")]
+    /// Returns the number of candidates, at least one.
+    #[allow(clippy::len_without_is_empty, reason = "there is at least one candidate")]
     pub fn len(&self) -> usize {
         match self {
             Candidates::One(_) => 1,
@@ -61,18 +64,18 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Their JSON texts, in order.
+    /// Iterates over the JSON texts in order.
     pub fn iter(&self) -> impl Iterator<Item = &'a str> {
-        let (one, many) = match self {
-            Candidates::One(text) => (Some(*text), &[][..]),
-            Candidates::Many(texts) => (None, &texts[..]),
+        let texts = match self {
+            Candidates::One(text) => std::slice::from_ref(text),
+            Candidates::Many(texts) => texts.as_slice(),
         };
-        one.into_iter().chain(many.iter().copied())
+        texts.iter().copied()
     }
 }
 
 named_enum! {
-    /// A type of message, for counting.
+    /// The type of a request.
     pub enum Kind {
         /// [`Body::Connect`]
         Connect = "connect",
@@ -90,7 +93,7 @@ named_enum! {
 }
 
 impl Body<'_> {
-    /// Its type.
+    /// Returns the type.
     pub fn kind(&self) -> Kind {
         match self {
             Body::Connect => Kind::Connect,
@@ -104,50 +107,50 @@ impl Body<'_> {
 }
 
 named_enum! {
-    /// The stable code of an error, for programs.
+    /// The stable code of an error reply, for programs.
     pub enum Code {
-        /// Not a JSON object.
+        /// The message is not a JSON object.
         BadJson = "bad_json",
         /// A field is missing, or has the wrong type or length.
         BadMessage = "bad_message",
-        /// The type is none of ours.
+        /// The type is not one of [`Kind`].
         UnknownType = "unknown_type",
-        /// The connection speaks as another id.
+        /// The connection or its token has another id.
         IdMismatch = "id_mismatch",
-        /// The id belongs to a peer that is alive.
+        /// A live peer has the id.
         IdTaken = "id_taken",
-        /// The target is nobody else in this room.
+        /// No other peer of the room has the target id.
         UnknownPeer = "unknown_peer",
-        /// The target's queue is full.
+        /// The outbound queue of the target is full.
         PeerBusy = "peer_busy",
         /// Another peer is the offerer.
         NotOfferer = "not_offerer",
-        /// The offer was taken or replaced.
+        /// The offer was already answered or replaced.
         OfferTaken = "offer_taken",
         /// The mesh is full.
         RoomFull = "room_full",
-        /// Too many candidates would be stored.
+        /// More would be stored than the limits allow.
         TooMany = "too_many",
-        /// The message was dropped, because there were too many.
+        /// The message was dropped by the rate limit.
         RateLimited = "rate_limited",
     }
 }
 
-/// Why a message is refused: a code for programs, a sentence for people.
+/// Why a message is rejected: a code for programs, a sentence for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// For programs.
+pub struct ErrorReply {
+    /// Stable code for programs.
     pub code: Code,
-    /// For people.
+    /// Text for people.
     pub message: &'static str,
 }
 
-/// Reads one message of a client.
+/// Parses one message of a client.
 ///
 /// # Errors
-/// What is wrong with it, and the peer it names, if that much could be read.
-pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)> {
-    let place = |key: &str| match key {
+/// The error reply, and the `target_id` of the message if that is valid.
+pub fn parse(text: &str) -> Result<Request<'_>, (ErrorReply, Option<Cow<'_, str>>)> {
+    let field_index = |key: &str| match key {
         "type" => Some(0),
         "id" => Some(1),
         "target_id" => Some(2),
@@ -156,23 +159,24 @@ pub fn parse(text: &str) -> Result<Request<'_>, (Refusal, Option<Cow<'_, str>>)>
         "candidates" => Some(5),
         _ => None,
     };
-    let Some([kind, id, target_id, sdp, candidate, candidates]) = json::fields(text, place) else {
-        return Err((Refusal { code: Code::BadJson, message: "the message is not a JSON object" }, None));
+    let Some(fields) = json::parse_fields(text, field_index) else {
+        return Err((ErrorReply { code: Code::BadJson, message: "expected a JSON object" }, None));
     };
+    let [kind, id, target_id, sdp, candidate, candidates] = fields;
     let fields = Fields { kind, id, target_id, sdp, candidate, candidates };
     let target = fields.target_id();
-    match (fields.request(), target) {
+    match (fields.id_and_body(), target) {
         (Ok((id, body)), Ok(target)) => Ok(Request { id, target, body }),
-        // What has no target does not mind what is in its place.
+        // These types ignore an invalid `target_id`.
         (Ok((id, body @ (Body::Connect | Body::Join | Body::Leave))), Err(_)) => {
             Ok(Request { id, target: None, body })
         }
-        (Ok(_), Err(refusal)) => Err((refusal, None)),
-        (Err(refusal), target) => Err((refusal, target.ok().flatten())),
+        (Ok(_), Err(error)) => Err((error, None)),
+        (Err(error), target) => Err((error, target.ok().flatten())),
     }
 }
 
-/// The fields of a message that mean something, as they were written.
+/// The known fields of a message, each as the JSON text of its value.
 struct Fields<'a> {
     kind: Option<&'a str>,
     id: Option<&'a str>,
@@ -183,21 +187,9 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The sender and what it says.
-    fn request(&self) -> Result<(Cow<'a, str>, Body<'a>), Refusal> {
-        let bad = |message| Refusal { code: Code::BadMessage, message };
-        let kind = self.kind.ok_or(bad("type is missing"))?;
-        let kind = json::string(kind).ok_or(bad("type is not a string"))?;
-        let Some(kind) = Kind::ALL.into_iter().find(|known| known.name() == kind) else {
-            return Err(Refusal {
-                code: Code::UnknownType,
-                message: "the type is none that this server knows",
-            });
-        };
-        let id = self.id.ok_or(bad("id is missing"))?;
-        let id = json::string(id)
-            .filter(|id| id::is_valid(id))
-            .ok_or(bad("id is not a string of 1 to 128 bytes of UTF-8 without control characters"))?;
+    fn id_and_body(&self) -> Result<(Cow<'a, str>, Body<'a>), ErrorReply> {
+        let kind = self.kind()?;
+        let id = self.id()?;
         let sdp = self.sdp.unwrap_or("null");
         let body = match kind {
             Kind::Connect => Body::Connect,
@@ -210,35 +202,59 @@ impl<'a> Fields<'a> {
         Ok((id, body))
     }
 
-    fn target_id(&self) -> Result<Option<Cow<'a, str>>, Refusal> {
-        let Some(raw) = self.target_id else {
-            return Ok(None);
-        };
-        match json::string(raw) {
-            Some(id) if id.is_empty() => Ok(None),
-            Some(id) if id::is_valid(&id) => Ok(Some(id)),
-            _ => Err(Refusal {
-                code: Code::BadMessage,
-                message: "target_id is not a string of at most 128 bytes of UTF-8 without control characters",
-            }),
+    fn kind(&self) -> Result<Kind, ErrorReply> {
+        let raw = self.kind.ok_or(bad_message("type: expected a string, got nothing"))?;
+        let name = json::parse_string(raw).ok_or(bad_message("type: expected a string"))?;
+        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+        kind.ok_or(ErrorReply {
+            code: Code::UnknownType,
+            message: "type: expected connect, offer, answer, candidateAdd, join or leave",
+        })
+    }
+
+    fn id(&self) -> Result<Cow<'a, str>, ErrorReply> {
+        let raw = self.id.ok_or(bad_message("id: expected a string, got nothing"))?;
+        match json::parse_string(raw) {
+            Some(id) if id::is_valid(&id) => Ok(id),
+            _ => Err(bad_message(
+                "id: expected a string of 1 to 128 bytes of UTF-8 without control characters",
+            )),
         }
     }
 
-    fn candidates(&self) -> Result<Candidates<'a>, Refusal> {
+    /// Returns the target id. An empty string is a missing one.
+    fn target_id(&self) -> Result<Option<Cow<'a, str>>, ErrorReply> {
+        let Some(raw) = self.target_id else {
+            return Ok(None);
+        };
+        match json::parse_string(raw) {
+            Some(id) if id.is_empty() => Ok(None),
+            Some(id) if id::is_valid(&id) => Ok(Some(id)),
+            _ => Err(bad_message(
+                "target_id: expected a string of at most 128 bytes of UTF-8 without control characters",
+            )),
+        }
+    }
+
+    fn candidates(&self) -> Result<Candidates<'a>, ErrorReply> {
         let Some(raw) = self.candidates else {
             return Ok(Candidates::One(self.candidate.unwrap_or("null")));
         };
-        let mut many = Vec::new();
-        // One too many is enough to know: 16 MB of zeros would take 256 MB.
-        let read = json::array(raw, |element| {
-            many.push(element);
-            many.len() <= CANDIDATES_MAX
+        let mut texts = Vec::new();
+        // Stops after one element too many: the elements of a message of 16 MB could take 256 MB.
+        let parsed = json::parse_array(raw, |element| {
+            texts.push(element);
+            texts.len() <= CANDIDATES_MAX
         });
-        match read {
-            Some(()) if (1..=CANDIDATES_MAX).contains(&many.len()) => Ok(Candidates::Many(many)),
-            _ => Err(Refusal { code: Code::BadMessage, message: "candidates is not an array of 1 to 64" }),
+        if parsed.is_none() || !(1..=CANDIDATES_MAX).contains(&texts.len()) {
+            return Err(bad_message("candidates: expected an array of 1 to 64 elements"));
         }
+        Ok(Candidates::Many(texts))
     }
+}
+
+fn bad_message(message: &'static str) -> ErrorReply {
+    ErrorReply { code: Code::BadMessage, message }
 }
 
 #[cfg(test)]

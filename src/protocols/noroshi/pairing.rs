@@ -1,348 +1,462 @@
-//! Pairing, the flow of the article that it all began with (in the README, "For those who know the article"): the first
-//! who connects is asked for an offer, the offer stands until somebody answers it, whoever comes meanwhile is handed it or
-//! waits in the line.
+//! The pairing flow: `connect`, offers, answers, candidates and the queue of a room.
+//!
+//! The first peer that connects becomes the offerer of the room and is asked for an offer. Its offer is the
+//! current offer of the room until an answer to it arrives, it is replaced, or the offerer leaves. Each peer
+//! that connects later is sent the current offer, or waits in the queue. The peer whose answer arrives first
+//! is paired with the offerer; then the first peer in the queue becomes the next offerer.
+//!
+//! Several peers can hold the same offer. An offer that a peer holds is outdated once it was answered or
+//! replaced.
+//!
+//! This is the flow of the article; section "For those who know the article" of the README lists the
+//! differences.
 
 use std::mem;
 
 use super::handshakes::Outcome;
-use super::peer::{Flow, Hold, Offer};
-use super::{NO_MEMORY, Noroshi, Room, Slot, refused};
+use super::peer::{DeliveredOffer, Flow, Offer};
+use super::{NO_MEMORY, Noroshi, Room, Slot, error};
 use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, ROOM_TIMEOUT, STORED_BYTES_MAX};
-use crate::protocols::Turn;
-use crate::protocols::list::{ListNodes, Order};
-use crate::protocols::noroshi::message::{Candidates, Code, Refusal, Reply};
+use crate::protocols::Context;
+use crate::protocols::list::{List, ListNodes};
+use crate::protocols::noroshi::message::{Candidates, Code, ErrorReply, Reply};
 
-const NAME_IT: Refusal = Refusal { code: Code::BadMessage, message: "a joined peer names its target_id" };
+const TARGET_REQUIRED: ErrorReply = ErrorReply {
+    code: Code::BadMessage,
+    message: "target_id: expected an id, because this peer has joined the mesh",
+};
 
 impl Noroshi {
-    // ---- The line ----
+    // ---- Queue ----
 
-    pub(super) fn connect(&mut self, slot: Slot, turn: &mut Turn) {
+    /// Handles `connect`: delivers the current offer, or queues the peer.
+    pub(super) fn handle_connect(&mut self, slot: Slot, context: &mut Context) {
         match self.peer(slot).flow {
-            Flow::Offerer | Flow::Waiting | Flow::Paired(_) => return,
-            Flow::Handed(hold) if self.stands(hold) => return,
-            Flow::Handed(_) => self.let_go(slot),
-            Flow::Joined => self.depart(slot, turn),
+            Flow::Offerer | Flow::Queued | Flow::Paired(_) => return,
+            Flow::HoldingOffer(offer) if self.is_current(offer) => return,
+            Flow::HoldingOffer(_) => self.release_offer(slot),
+            Flow::Joined => self.leave_flow(slot, context),
             Flow::Idle => {}
         }
         let room = self.peer(slot).room;
-        self.line_up(room, &[slot], ListNodes::push_back, turn);
-        self.settle(room, turn);
+        self.enqueue(room, &[slot], ListNodes::push_back, context);
+        self.advance(room, context);
     }
 
-    /// Idle peers connect, in this order: each is handed the offer that stands, or waits where `push` puts it.
-    fn line_up(
+    /// Connects idle peers in this order.
+    ///
+    /// Each one is sent the current offer, or is inserted into the queue with `push`.
+    fn enqueue(
         &mut self,
         room: u32,
-        who: &[Slot],
-        push: fn(&mut ListNodes, &mut Order, Slot),
-        turn: &mut Turn,
+        slots: &[Slot],
+        push: fn(&mut ListNodes, &mut List, Slot),
+        context: &mut Context,
     ) {
-        for &slot in who {
-            if self.offer_to_next(room).is_some() {
-                self.hand(room, slot, turn);
+        for &slot in slots {
+            if self.deliverable_offer(room).is_some() {
+                self.deliver_offer(room, slot, context);
             } else {
-                push(&mut self.links, &mut self.rooms[room as usize].line, slot);
-                self.peer_mut(slot).flow = Flow::Waiting;
+                push(&mut self.list_nodes, &mut self.rooms[room as usize].queue, slot);
+                self.peer_mut(slot).flow = Flow::Queued;
             }
         }
     }
 
-    /// Returns the offer that the next peer that connects is handed, if it does not have to wait.
-    pub(super) fn offer_to_next(&self, room: u32) -> Option<&Offer> {
-        let is_anybody_waiting = !self.rooms[room as usize].line.is_empty();
-        self.standing(room).filter(|offer| !is_anybody_waiting && offer.held < OFFER_HOLDERS_MAX)
+    /// Returns the offer that the next peer gets without waiting.
+    ///
+    /// `None`: the peer has to wait, because there is no current offer, the queue is not empty, or
+    /// [`OFFER_HOLDERS_MAX`] peers hold the offer.
+    pub(super) fn deliverable_offer(&self, room: u32) -> Option<&Offer> {
+        if !self.rooms[room as usize].queue.is_empty() {
+            return None;
+        }
+        self.current_offer(room).filter(|offer| offer.pending_answers < OFFER_HOLDERS_MAX)
     }
 
-    pub(super) fn leave_line(&mut self, slot: Slot) {
-        let room = self.peer(slot).room as usize;
-        let room = &mut self.rooms[room];
-        self.links.remove(&mut room.line, slot);
-        // If this empties the line, and holders of its offers fill it again, that is another line.
-        room.moved |= room.line.is_empty();
+    pub(super) fn leave_queue(&mut self, slot: Slot) {
+        let index = self.peer(slot).room as usize;
+        let room = &mut self.rooms[index];
+        self.list_nodes.remove(&mut room.queue, slot);
+        // The deadline starts again, even if recipients of the leaver's offer fill the empty queue before
+        // `advance`.
+        room.has_progressed |= room.queue.is_empty();
     }
 
-    /// Lets a room move on as far as it can, and sets its patience. To be called after whatever may have given
-    /// it something to do.
-    pub(super) fn settle(&mut self, room: u32, turn: &mut Turn) {
+    /// Serves the queue of a room and updates its deadline.
+    ///
+    /// While peers are queued, the first one becomes the offerer if the room has none, and is sent the
+    /// current offer if no other peer holds it. Call this after every change of the queue, the offerer or the
+    /// current offer.
+    pub(super) fn advance(&mut self, room: u32, context: &mut Context) {
         loop {
             let offerer = self.rooms[room as usize].offerer;
-            let is_idle = offerer.is_none() || self.standing(room).is_some_and(|offer| offer.held == 0);
-            let Some(first) = self.rooms[room as usize].line.first().filter(|_| is_idle) else { break };
-            self.links.remove(&mut self.rooms[room as usize].line, first);
+            let is_offer_available = self.current_offer(room).is_some_and(|offer| offer.pending_answers == 0);
+            if offerer.is_some() && !is_offer_available {
+                break;
+            }
+            let Some(first) = self.list_nodes.pop_front(&mut self.rooms[room as usize].queue) else {
+                break;
+            };
             if offerer.is_some() {
-                self.hand(room, first, turn);
+                self.deliver_offer(room, first, context);
             } else {
                 self.rooms[room as usize].offerer = Some(first);
-                self.rooms[room as usize].moved = true;
+                self.rooms[room as usize].has_progressed = true;
                 self.peer_mut(first).flow = Flow::Offerer;
-                self.tell_with_ice(first, Reply::Ask.text(), turn);
+                self.send_with_ice_servers(first, Reply::RequestOffer.to_json(), context);
             }
         }
-        let Room { line, patience, moved, .. } = &mut self.rooms[room as usize];
-        let due = match *patience {
-            _ if line.is_empty() => None,
-            Some(due) if !*moved => Some(due),
-            _ => Some((turn.now + ROOM_TIMEOUT).into()),
+        self.update_deadline(room, context);
+    }
+
+    /// Sets the deadline to [`ROOM_TIMEOUT`] after the last progress.
+    ///
+    /// A room with an empty queue has no deadline.
+    fn update_deadline(&mut self, room: u32, context: &Context) {
+        let Room { queue, deadline, has_progressed, .. } = &mut self.rooms[room as usize];
+        let new_deadline = if queue.is_empty() {
+            None
+        } else if deadline.is_some() && !*has_progressed {
+            *deadline
+        } else {
+            Some((context.now + ROOM_TIMEOUT).into())
         };
-        *moved = false;
-        if *patience != due {
-            if let Some(due) = mem::replace(patience, due) {
-                self.alarms.remove(&(due, room));
-            }
-            self.alarms.extend(due.map(|due| (due, room)));
+        *has_progressed = false;
+        if *deadline == new_deadline {
+            return;
+        }
+        if let Some(old_deadline) = mem::replace(deadline, new_deadline) {
+            self.timers.remove(&(old_deadline, room));
+        }
+        if let Some(new_deadline) = new_deadline {
+            self.timers.insert((new_deadline, room));
         }
     }
 
-    /// The room that has not moved for longest moves on, if its time has come.
-    pub(super) fn lose_patience(&mut self, turn: &mut Turn) {
-        let first = self.alarms.first().filter(|(due, _)| due.get() <= turn.now).copied();
-        let Some((due, room)) = first else { return };
-        self.alarms.remove(&(due, room));
-        if self.standing(room).is_some() {
-            let first = self.links.pop_front(&mut self.rooms[room as usize].line);
-            self.hand(room, first.expect("patience is set while somebody waits"), turn);
-        } else if let Some(offerer) = self.rooms[room as usize].offerer.take() {
-            self.links.push_back(&mut self.rooms[room as usize].line, offerer);
-            self.peer_mut(offerer).flow = Flow::Waiting;
+    /// Advances the room whose deadline expired first, if any has.
+    ///
+    /// An unanswered offer is delivered to the next peer as well. An offerer that has not sent an offer moves
+    /// to the end of the queue.
+    pub(super) fn on_room_timeout(&mut self, context: &mut Context) {
+        let Some(&(deadline, room)) = self.timers.first() else {
+            return;
+        };
+        if deadline.get() > context.now {
+            return;
         }
-        self.settle(room, turn);
+        self.timers.remove(&(deadline, room));
+        if self.current_offer(room).is_some() {
+            let first = self.list_nodes.pop_front(&mut self.rooms[room as usize].queue);
+            let first = first.expect("a room with a deadline has a queue");
+            self.deliver_offer(room, first, context);
+        } else if let Some(offerer) = self.rooms[room as usize].offerer.take() {
+            self.list_nodes.push_back(&mut self.rooms[room as usize].queue, offerer);
+            self.peer_mut(offerer).flow = Flow::Queued;
+        }
+        self.advance(room, context);
     }
 
     // ---- Offers ----
 
-    /// The offer that stands in a room.
-    fn standing(&self, room: u32) -> Option<&Offer> {
-        self.peer(self.rooms[room as usize].offerer?).offer()
+    fn current_offer(&self, room: u32) -> Option<&Offer> {
+        let offerer = self.rooms[room as usize].offerer?;
+        self.peer(offerer).current_offer()
     }
 
-    /// Whether the offer that somebody holds still stands.
-    pub(super) fn stands(&self, hold: Hold) -> bool {
-        self.peer(hold.owner).offer().is_some_and(|offer| offer.number == hold.offer)
+    /// Checks whether a delivered offer can still be answered.
+    pub(super) fn is_current(&self, delivered: DeliveredOffer) -> bool {
+        let current = self.peer(delivered.offerer).current_offer();
+        current.is_some_and(|offer| offer.number == delivered.number)
     }
 
-    /// Hands the offer that stands to a peer.
-    fn hand(&mut self, room: u32, to: Slot, turn: &mut Turn) {
-        let Noroshi { rooms, peers, links, .. } = self;
+    /// Sends the current offer of the room to a peer.
+    fn deliver_offer(&mut self, room: u32, to: Slot, context: &mut Context) {
+        let Noroshi { rooms, peers, list_nodes, .. } = self;
         let room = &mut rooms[room as usize];
-        room.moved = true;
-        let owner = room.offerer.expect("a standing offer has an owner");
-        let offering = peers[owner].offering.as_mut().expect("a standing offer is in an offering");
-        let offer = offering.offer.as_mut().expect("the offer stands");
-        offer.held += 1;
-        offer.handed = true;
-        let (hold, text) = (Hold { owner, offer: offer.number }, offer.text.clone());
-        links.push_back(&mut offering.holders, to);
-        self.handshakes.begin(owner, to, turn.now);
-        self.tell_with_ice(to, text, turn);
-        self.peer_mut(to).flow = Flow::Handed(hold);
+        room.has_progressed = true;
+        let offerer = room.offerer.expect("a room with a current offer has an offerer");
+        let state = peers[offerer].offer_state.as_mut().expect("a current offer is in an offer state");
+        let offer = state.current.as_mut().expect("the room has a current offer");
+        offer.pending_answers += 1;
+        offer.is_delivered = true;
+        let delivered = DeliveredOffer { offerer, number: offer.number };
+        let text = offer.text.clone();
+        list_nodes.push_back(&mut state.recipients, to);
+        self.handshakes.on_offer(offerer, to, context.now);
+        self.send_with_ice_servers(to, text, context);
+        self.peer_mut(to).flow = Flow::HoldingOffer(delivered);
     }
 
-    /// A peer that was handed an offer holds it no more, and is idle. The room may have to settle.
-    pub(super) fn let_go(&mut self, slot: Slot) {
-        let Flow::Handed(hold) = mem::replace(&mut self.peer_mut(slot).flow, Flow::Idle) else { return };
-        let Noroshi { peers, links, .. } = self;
-        let owner = &mut peers[hold.owner];
-        let Some(offering) = &mut owner.offering else { return };
-        links.remove(&mut offering.holders, slot);
-        if let Some(offer) = &mut offering.offer
-            && offer.number == hold.offer
+    /// Makes a peer that holds an offer idle.
+    ///
+    /// The caller must call [`Noroshi::advance`], because the offer may be free for the next peer.
+    pub(super) fn release_offer(&mut self, slot: Slot) {
+        let Flow::HoldingOffer(delivered) = self.peer(slot).flow else {
+            return;
+        };
+        self.peer_mut(slot).flow = Flow::Idle;
+        let Noroshi { peers, list_nodes, .. } = self;
+        let offerer = &mut peers[delivered.offerer];
+        let Some(state) = &mut offerer.offer_state else {
+            return;
+        };
+        list_nodes.remove(&mut state.recipients, slot);
+        if let Some(offer) = &mut state.current
+            && offer.number == delivered.number
         {
-            offer.held -= 1;
+            offer.pending_answers -= 1;
         }
-        owner.tidy();
+        offerer.free_unused_offer_state();
     }
 
-    /// What a peer that departs had on offer is gone; those who held it connect afresh, before those in the line.
-    pub(super) fn withdraw(&mut self, slot: Slot, turn: &mut Turn) {
-        let Some(offering) = self.peer_mut(slot).offering.take() else { return };
-        let mut holders: Vec<Slot> = self.links.iter(&offering.holders).collect();
-        for &holder in &holders {
-            self.peer_mut(holder).flow = Flow::Idle;
-            self.tell_left(slot, holder, turn);
+    /// Removes the offers of a leaving peer. Recipients connect again, ahead of the queue.
+    pub(super) fn retract_offer(&mut self, slot: Slot, context: &mut Context) {
+        let Some(state) = self.peer_mut(slot).offer_state.take() else {
+            return;
+        };
+        let mut recipients: Vec<Slot> = self.list_nodes.iter(&state.recipients).collect();
+        for &recipient in &recipients {
+            self.peer_mut(recipient).flow = Flow::Idle;
+            self.send_peer_left(slot, recipient, context);
         }
         let room = self.peer(slot).room;
-        if self.rooms[room as usize].line.is_empty() {
-            self.line_up(room, &holders, ListNodes::push_back, turn);
+        if self.rooms[room as usize].queue.is_empty() {
+            self.enqueue(room, &recipients, ListNodes::push_back, context);
         } else {
-            holders.reverse();
-            self.line_up(room, &holders, ListNodes::push_front, turn);
+            recipients.reverse();
+            self.enqueue(room, &recipients, ListNodes::push_front, context);
         }
     }
 
-    pub(super) fn offer(
+    /// Handles `offer`: forwards it to a peer or publishes it.
+    ///
+    /// # Errors
+    /// See [`Noroshi::publish_offer`] and [`Noroshi::forward`]; a joined peer must name a target.
+    pub(super) fn handle_offer(
         &mut self,
         slot: Slot,
         target: Option<Slot>,
         sdp: &str,
-        turn: &mut Turn,
-    ) -> Result<(), Refusal> {
+        context: &mut Context,
+    ) -> Result<(), ErrorReply> {
         let to = match (target, self.peer(slot).flow) {
             (Some(target), _) => target,
             (None, Flow::Paired(partner)) => partner,
-            (None, Flow::Joined) => return Err(NAME_IT),
-            (None, _) => return self.put_up(slot, sdp, turn),
+            (None, Flow::Joined) => return Err(TARGET_REQUIRED),
+            (None, _) => return self.publish_offer(slot, sdp, context),
         };
         let id = self.id(slot);
-        self.forward(to, [Reply::Offer { sdp, target: id, id: Some(id) }.text()], turn)?;
-        self.handshakes.begin(slot, to, turn.now);
-        // What the target held of the sender's is overtaken by this.
-        if matches!(self.peer(to).flow, Flow::Handed(hold) if hold.owner == slot) {
-            self.let_go(to);
-            self.settle(self.peer(to).room, turn);
+        let text = Reply::Offer { sdp, target: id, id: Some(id) }.to_json();
+        self.forward(to, [text], context)?;
+        self.handshakes.on_offer(slot, to, context.now);
+        // The forwarded offer replaces the one that the target holds from the same sender.
+        if matches!(self.peer(to).flow, Flow::HoldingOffer(offer) if offer.offerer == slot) {
+            self.release_offer(to);
+            self.advance(self.peer(to).room, context);
         }
         Ok(())
     }
 
-    /// From now on the offer stands, if nobody else's turn it is.
-    fn put_up(&mut self, slot: Slot, sdp: &str, turn: &mut Turn) -> Result<(), Refusal> {
+    /// Publishes the offer to the room unless another peer is the offerer.
+    ///
+    /// A newer offer of the same peer replaces the current one and discards its candidates.
+    ///
+    /// # Errors
+    /// [`Code::NotOfferer`], or [`NO_MEMORY`]. Candidates that follow a rejected offer are discarded.
+    fn publish_offer(&mut self, slot: Slot, sdp: &str, context: &mut Context) -> Result<(), ErrorReply> {
         let room = self.peer(slot).room;
         if self.rooms[room as usize].offerer.is_some_and(|offerer| offerer != slot) {
             let peer = self.peer_mut(slot);
-            peer.refused = true;
-            peer.drop_candidates();
-            return refused(Code::NotOfferer, "another peer is the offerer; connect and wait to be asked");
+            peer.is_offer_rejected = true;
+            peer.discard_candidates();
+            return error(
+                Code::NotOfferer,
+                "another peer is the offerer; send connect and wait for its offer",
+            );
         }
-        let text = Reply::Offer { sdp, target: self.id(slot), id: None }.text();
-        let Some(memory) = turn.reserve(text.capacity()) else {
+        let text = Reply::Offer { sdp, target: self.id(slot), id: None }.to_json();
+        let Some(memory) = context.reserve(text.capacity()) else {
             let peer = self.peer_mut(slot);
-            peer.refused = true;
-            if peer.offer().is_none() {
-                peer.drop_candidates();
+            peer.is_offer_rejected = true;
+            if peer.current_offer().is_none() {
+                peer.discard_candidates();
             }
             return Err(NO_MEMORY);
         };
-        self.let_go(slot);
+        self.release_offer(slot);
         let peer = self.peer_mut(slot);
         peer.flow = Flow::Offerer;
-        peer.refused = false;
-        let offering = peer.offering.get_or_insert_default();
-        offering.offers = offering.offers.wrapping_add(1);
-        let offer = Offer { number: offering.offers, text, held: 0, handed: false, memory };
-        if offering.offer.replace(offer).is_some() {
-            peer.drop_candidates();
+        peer.is_offer_rejected = false;
+        let state = peer.offer_state.get_or_insert_default();
+        state.last_number = state.last_number.wrapping_add(1);
+        let number = state.last_number;
+        let offer = Offer { number, text, pending_answers: 0, is_delivered: false, memory };
+        let replaced = state.current.replace(offer);
+        if replaced.is_some() {
+            peer.discard_candidates();
         }
         self.rooms[room as usize].offerer = Some(slot);
-        self.rooms[room as usize].moved = true;
-        self.settle(room, turn);
+        self.rooms[room as usize].has_progressed = true;
+        self.advance(room, context);
         Ok(())
     }
 
     // ---- Answers ----
 
-    pub(super) fn answer(
+    /// Handles `answer`: forwards it, and pairs if the offer is current.
+    ///
+    /// The sender of an answer to an outdated offer gets an error and connects again.
+    ///
+    /// # Errors
+    /// [`Code::BadMessage`]: the message has no target and the peer holds no offer. See also
+    /// [`Noroshi::forward`].
+    pub(super) fn handle_answer(
         &mut self,
         slot: Slot,
         target: Option<Slot>,
         sdp: &str,
-        turn: &mut Turn,
-    ) -> Result<(), Refusal> {
+        context: &mut Context,
+    ) -> Result<(), ErrorReply> {
         let flow = self.peer(slot).flow;
         let to = match (target, flow) {
             (Some(target), _) => target,
-            (None, Flow::Handed(hold)) => hold.owner,
+            (None, Flow::HoldingOffer(offer)) => offer.offerer,
             (None, Flow::Paired(partner)) => partner,
             (None, _) => {
-                return refused(Code::BadMessage, "target_id is missing, and there is no offer to answer");
+                let message =
+                    "target_id: expected an id, because this peer holds no offer and has no partner";
+                return error(Code::BadMessage, message);
             }
         };
-        let pairs = match flow {
-            Flow::Handed(hold) if hold.owner == to && !self.stands(hold) => {
-                self.handshakes.end(to, slot, Outcome::Refused, turn.now);
-                let refusal = Refusal { code: Code::OfferTaken, message: "that offer was taken or replaced" };
-                self.refuse(slot, refusal, target.map(|to| self.id(to).to_owned()).as_deref(), turn);
-                self.connect(slot, turn);
+        let answers_current_offer = match flow {
+            Flow::HoldingOffer(offer) if offer.offerer == to && !self.is_current(offer) => {
+                self.handshakes.on_outcome(to, slot, Outcome::Rejected, context.now);
+                self.reject_outdated_answer(slot, target, context);
                 return Ok(());
             }
-            Flow::Idle | Flow::Handed(_) => self.peer(to).offer().is_some(),
+            Flow::Idle | Flow::HoldingOffer(_) => self.peer(to).current_offer().is_some(),
             _ => false,
         };
-        let forwarded = self.forward(to, [Reply::Answer { sdp, id: self.id(slot) }.text()], turn);
-        let outcome = if forwarded.is_ok() { Outcome::Answered } else { Outcome::Refused };
-        self.handshakes.end(to, slot, outcome, turn.now);
+        let text = Reply::Answer { sdp, id: self.id(slot) }.to_json();
+        let forwarded = self.forward(to, [text], context);
+        let outcome = if forwarded.is_ok() { Outcome::Answered } else { Outcome::Rejected };
+        self.handshakes.on_outcome(to, slot, outcome, context.now);
         forwarded?;
-        if pairs {
-            self.pair(to, slot, turn);
+        if answers_current_offer {
+            self.pair(to, slot, context);
         }
         Ok(())
     }
 
-    /// The offer of `a` is answered by `b`.
-    fn pair(&mut self, a: Slot, b: Slot, turn: &mut Turn) {
-        self.let_go(b);
-        let room = self.peer(a).room;
+    /// Sends `offer_taken` and connects the peer again.
+    fn reject_outdated_answer(&mut self, slot: Slot, target: Option<Slot>, context: &mut Context) {
+        let error =
+            ErrorReply { code: Code::OfferTaken, message: "the offer was already answered or replaced" };
+        let target_id = target.map(|target| self.id(target).to_owned());
+        self.send_error(slot, error, target_id.as_deref(), context);
+        self.handle_connect(slot, context);
+    }
+
+    /// Pairs two peers.
+    ///
+    /// The answerer is sent the stored candidates of the offerer.
+    fn pair(&mut self, offerer: Slot, answerer: Slot, context: &mut Context) {
+        self.release_offer(answerer);
+        let room = self.peer(offerer).room;
         self.rooms[room as usize].offerer = None;
-        self.rooms[room as usize].moved = true;
-        let offering = self.peer_mut(a).offering.as_mut().expect("the offer stands");
-        offering.offer = None;
-        let candidates = mem::take(&mut offering.candidates);
-        offering.candidates_memory = None;
+        self.rooms[room as usize].has_progressed = true;
+        let state =
+            self.peer_mut(offerer).offer_state.as_mut().expect("a current offer is in an offer state");
+        state.current = None;
+        let candidates = mem::take(&mut state.candidates);
+        state.candidates_memory = None;
         if !candidates.is_empty() {
-            self.tell(b, &Reply::Candidate { candidate: &candidates, id: self.id(a) }, turn);
+            let reply = Reply::Candidate { candidate: &candidates, id: self.id(offerer) };
+            self.send_reply(answerer, &reply, context);
         }
-        for (slot, partner) in [(a, b), (b, a)] {
+        for (slot, partner) in [(offerer, answerer), (answerer, offerer)] {
             let peer = self.peer_mut(slot);
             peer.flow = Flow::Paired(partner);
-            peer.drop_candidates();
+            peer.discard_candidates();
         }
-        self.settle(room, turn);
+        self.advance(room, context);
     }
 
     // ---- Candidates ----
 
-    pub(super) fn candidates(
+    /// Handles `candidateAdd`: forwards, stores or discards the candidates.
+    ///
+    /// # Errors
+    /// The target is unknown, the receiver's queue is full, or the candidates exceed what is stored.
+    pub(super) fn handle_candidates(
         &mut self,
         slot: Slot,
         target: Option<&str>,
         candidates: &Candidates,
-        turn: &mut Turn,
-    ) -> Result<(), Refusal> {
+        context: &mut Context,
+    ) -> Result<(), ErrorReply> {
         let peer = self.peer(slot);
-        let was_handed = peer.offer().is_some_and(|offer| offer.handed);
-        let to = match (self.target(slot, target), peer.flow) {
+        let is_offer_delivered = peer.current_offer().is_some_and(|offer| offer.is_delivered);
+        let to = match (self.resolve_target(slot, target), peer.flow) {
             (Ok(Some(target)), _) => target,
-            // Trickled to the name of a peer that is still to come: once somebody was handed the offer, a name that is
-            // unknown is wrong.
-            (Err(_), Flow::Offerer) if !was_handed && target != peer.id() => {
-                return self.store(slot, candidates, turn);
+            // The target may connect later. Once the offer was delivered, an unknown target is an error.
+            (Err(_), Flow::Offerer) if !is_offer_delivered && target != peer.id() => {
+                return self.store_candidates(slot, candidates, context);
             }
-            (Err(refusal), _) => return Err(refusal),
+            (Err(error), _) => return Err(error),
             (Ok(None), Flow::Paired(partner)) => partner,
-            (Ok(None), Flow::Handed(hold)) if self.stands(hold) => hold.owner,
-            (Ok(None), Flow::Handed(_)) => return Ok(()),
-            (Ok(None), Flow::Joined) => return Err(NAME_IT),
-            (Ok(None), _) if peer.refused => return Ok(()),
-            (Ok(None), _) => return self.store(slot, candidates, turn),
+            (Ok(None), Flow::HoldingOffer(offer)) if self.is_current(offer) => offer.offerer,
+            (Ok(None), Flow::HoldingOffer(_)) => return Ok(()),
+            (Ok(None), Flow::Joined) => return Err(TARGET_REQUIRED),
+            (Ok(None), _) if peer.is_offer_rejected => return Ok(()),
+            (Ok(None), _) => return self.store_candidates(slot, candidates, context),
         };
         let id = self.id(slot);
-        let text = |candidate| Reply::Candidate { candidate, id }.text();
+        let to_json = |candidate| Reply::Candidate { candidate, id }.to_json();
         match candidates {
-            Candidates::One(candidate) => self.forward(to, [text(candidate)], turn),
-            Candidates::Many(_) => self.forward(to, candidates.iter().map(text).collect::<Vec<_>>(), turn),
+            Candidates::One(candidate) => self.forward(to, [to_json(candidate)], context),
+            Candidates::Many(_) => {
+                let texts: Vec<String> = candidates.iter().map(to_json).collect();
+                self.forward(to, texts, context)
+            }
         }
     }
 
-    /// Keeps candidates for the offer of their peer, standing or to come.
-    fn store(&mut self, slot: Slot, candidates: &Candidates, turn: &mut Turn) -> Result<(), Refusal> {
-        let (count, bytes) = self.peer(slot).stored();
-        let (count, more) = (count + candidates.len(), candidates.iter().map(str::len).sum::<usize>());
-        if count > CANDIDATES_MAX || bytes + more > STORED_BYTES_MAX {
-            return refused(Code::TooMany, "at most 64 candidates, and 64 KiB of them, are stored");
+    /// Stores candidates for the current or next offer of their sender.
+    ///
+    /// # Errors
+    /// [`Code::TooMany`]: [`CANDIDATES_MAX`], [`STORED_BYTES_MAX`] or `--max-memory` is exceeded. Nothing is
+    /// stored then.
+    fn store_candidates(
+        &mut self,
+        slot: Slot,
+        candidates: &Candidates,
+        context: &mut Context,
+    ) -> Result<(), ErrorReply> {
+        let (stored_count, stored_bytes) = self.peer(slot).stored_candidates();
+        let new_count = candidates.len();
+        let new_bytes: usize = candidates.iter().map(str::len).sum();
+        if stored_count + new_count > CANDIDATES_MAX || stored_bytes + new_bytes > STORED_BYTES_MAX {
+            return error(Code::TooMany, "stored candidates: expected at most 64 with 64 KiB in total");
         }
-        // A string that grows may come to have twice the room it needs.
-        let memory = turn.reserve(2 * (more + candidates.len())).ok_or(NO_MEMORY)?;
-        let offering = self.peer_mut(slot).offering.get_or_insert_default();
-        match &mut offering.candidates_memory {
+        // The capacity of a growing string is at most twice its length. Each candidate needs one byte for a
+        // separator.
+        let Some(memory) = context.reserve(2 * (new_bytes + new_count)) else {
+            return Err(NO_MEMORY);
+        };
+        let state = self.peer_mut(slot).offer_state.get_or_insert_default();
+        match &mut state.candidates_memory {
             Some(reservation) => reservation.absorb(memory),
-            None => offering.candidates_memory = Some(memory),
+            None => state.candidates_memory = Some(memory),
         }
         for candidate in candidates.iter() {
-            if !offering.candidates.is_empty() {
-                offering.candidates.push('|');
+            if !state.candidates.is_empty() {
+                state.candidates.push('|');
             }
-            offering.candidates.push_str(candidate);
+            state.candidates.push_str(candidate);
         }
-        offering.candidate_count = count;
+        state.candidate_count = stored_count + new_count;
         Ok(())
     }
 }

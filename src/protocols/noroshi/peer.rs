@@ -1,175 +1,190 @@
-//! What the hub knows of a peer. Two questions: who is it, and what is it doing?
+//! The state of one peer: its registration (which id it has) and its flow (what it is doing).
 
 use super::Slot;
 use crate::memory_budget::Reservation;
-use crate::protocols::list::Order;
+use crate::protocols::list::List;
 use crate::token::Claims;
 
 pub struct Peer {
-    /// Its room.
+    /// Index of its room.
     pub room: u32,
-    /// Its last offer was refused: candidates without a target belong to that offer, and are dropped.
-    pub refused: bool,
-    pub who: Who,
+    /// Whether its last offer was rejected. Candidates without a target belong to that offer and are
+    /// discarded.
+    pub is_offer_rejected: bool,
+    pub registration: Registration,
     pub flow: Flow,
     /// Boxed, because most peers have no offer most of the time.
-    pub offering: Option<Box<Offering>>,
-    /// Those who claim its id: it is being probed, and any sign of life will do.
-    pub claimants: Option<Box<Order>>,
-    /// What its token says, where one is needed.
-    pub claims: Option<Box<Claims>>,
+    pub offer_state: Option<Box<OfferState>>,
+    /// The connections that claim the id of this peer, oldest first. While it is set, this peer is being
+    /// probed.
+    pub claimants: Option<Box<List>>,
+    /// The claims of its token, if the server requires tokens.
+    pub token_claims: Option<Box<Claims>>,
 }
 
-/// Who it is.
-pub enum Who {
+/// Which id a connection has.
+pub enum Registration {
     /// It has no id yet.
-    Nameless,
-    /// It has no id yet, and was refused this one. Boxed twice, so that a peer without it is no larger.
-    Refused(Box<Box<str>>),
-    /// It claims an id that another peer holds, and is not read until that peer's probe ends.
+    Unregistered,
+    /// It has no id yet, and its claim of this one was rejected.
+    IdRejected(Box<str>),
+    /// It claims an id that another peer holds, and is not read until the probe of that peer ends.
     Claimant(Box<Claimant>),
     /// It has this id.
     Registered(Box<str>),
 }
 
-/// What it is doing. Whoever is not registered is idle.
+/// The activity of a peer. A connection without an id is always [`Flow::Idle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// In no flow.
+    /// It takes part in neither pairing nor the mesh.
     Idle,
-    /// It was asked for an offer, or its offer stands.
+    /// It is the offerer of its room: it was asked for an offer, or its offer is the current one.
     Offerer,
-    /// In the line.
-    Waiting,
-    /// It was handed an offer, which may have been taken or replaced since.
-    Handed(Hold),
-    /// It has a partner.
+    /// It is in the queue of its room.
+    Queued,
+    /// It was sent an offer and has not answered. The offer may be outdated.
+    HoldingOffer(DeliveredOffer),
+    /// It is paired with this peer.
     Paired(Slot),
-    /// In the mesh.
+    /// It is in the mesh of its room.
     Joined,
 }
 
-/// Who holds whose offer.
+/// Identifies an offer that was delivered to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
-    pub owner: Slot,
-    /// The number of the offer.
-    pub offer: u32,
+pub struct DeliveredOffer {
+    /// The peer that made the offer.
+    pub offerer: Slot,
+    /// [`Offer::number`].
+    pub number: u32,
 }
 
+/// The offer of a peer, its recipients, and stored candidates.
 #[derive(Default)]
-pub struct Offering {
-    /// The offer that stands.
-    pub offer: Option<Offer>,
-    /// Its offers so far. Nothing holds one of them when this is gone.
-    pub offers: u32,
-    /// Those who were handed an offer of this peer, standing or not, and have not answered it.
-    pub holders: Order,
-    /// Candidates for the offer that stands or is to come, joined by `|`.
+pub struct OfferState {
+    /// The offer that the room delivers to the next peers.
+    pub current: Option<Offer>,
+    /// The number of the latest offer. It starts again from 0 with a new [`OfferState`], which has no
+    /// recipients.
+    pub last_number: u32,
+    /// Peers that hold an offer of this peer, current or outdated.
+    pub recipients: List,
+    /// Candidates for the current offer or the next one, joined by `|`.
     pub candidates: String,
-    /// How many they are.
     pub candidate_count: usize,
-    /// The memory of the candidates.
+    /// Memory reserved for `candidates`.
     pub candidates_memory: Option<Reservation>,
 }
 
+/// An offer to the whole room.
 pub struct Offer {
-    /// An offer is known by itself, and not by its owner.
+    /// Tells the offers of one peer apart.
     pub number: u32,
-    /// The message that hands it out.
+    /// The complete message to deliver.
     pub text: String,
-    /// How many of the holders hold this one.
-    pub held: usize,
-    /// Whether anybody was ever handed it.
-    pub handed: bool,
-    /// The memory of the text.
-    #[expect(dead_code, reason = "it is released when it is dropped")]
+    /// Number of recipients of this offer that have not answered.
+    pub pending_answers: usize,
+    /// Whether it was ever delivered to a peer.
+    pub is_delivered: bool,
+    /// Memory reserved for `text`.
+    #[expect(dead_code, reason = "dropping it releases the memory")]
     pub memory: Reservation,
 }
 
+/// A pending claim of an id.
 pub struct Claimant {
     /// The peer that holds the id.
     pub holder: Slot,
-    /// The `target_id` in its message, which an error names.
+    /// The `target_id` of the claiming message, which an error reply repeats.
     pub target: Option<Box<str>>,
-    /// The message that claims the id. It is handled when the claim succeeds.
-    pub first: Box<str>,
-    /// The memory of the message.
-    #[expect(dead_code, reason = "it is released when it is dropped")]
+    /// The claiming message. It is processed when the claim succeeds.
+    pub message: Box<str>,
+    /// Memory reserved for this claim.
+    #[expect(dead_code, reason = "dropping it releases the memory")]
     pub memory: Reservation,
 }
 
 impl Peer {
-    pub fn new(room: u32, claims: Option<&Claims>) -> Peer {
+    pub fn new(room: u32, token_claims: Option<&Claims>) -> Peer {
         Peer {
             room,
-            refused: false,
-            who: Who::Nameless,
+            is_offer_rejected: false,
+            registration: Registration::Unregistered,
             flow: Flow::Idle,
-            offering: None,
+            offer_state: None,
             claimants: None,
-            claims: claims.cloned().map(Box::new),
+            token_claims: token_claims.cloned().map(Box::new),
         }
     }
 
-    /// Its id, if it has one.
+    /// Returns the id of a registered peer.
     pub fn id(&self) -> Option<&str> {
-        match &self.who {
-            Who::Registered(id) => Some(id),
+        match &self.registration {
+            Registration::Registered(id) => Some(id),
             _ => None,
         }
     }
 
-    /// What it is doing, in a word of the README's.
+    /// Returns the name of the state for `/rooms`.
     pub fn state(&self) -> &'static str {
-        match (&self.who, self.flow) {
-            (Who::Nameless | Who::Refused(_), _) => "nameless",
-            (Who::Claimant(_), _) => "claimant",
+        match (&self.registration, self.flow) {
+            (Registration::Unregistered | Registration::IdRejected(_), _) => "nameless",
+            (Registration::Claimant(_), _) => "claimant",
             (_, Flow::Idle) => "idle",
             (_, Flow::Offerer) => "offerer",
-            (_, Flow::Waiting) => "waiting",
-            (_, Flow::Handed(_)) => "handed",
+            (_, Flow::Queued) => "waiting",
+            (_, Flow::HoldingOffer(_)) => "handed",
             (_, Flow::Paired(_)) => "paired",
             (_, Flow::Joined) => "joined",
         }
     }
 
-    /// Whether its token, where one is needed, is for this id, or for any.
-    pub fn may_speak_as(&self, id: &str) -> bool {
-        self.claims.as_ref().and_then(|claims| claims.id.as_deref()).is_none_or(|own| own == id)
+    /// Checks whether the token, if one is required, allows this id.
+    pub fn may_use_id(&self, id: &str) -> bool {
+        let token_id = self.token_claims.as_ref().and_then(|claims| claims.id.as_deref());
+        token_id.is_none_or(|token_id| token_id == id)
     }
 
-    /// Whether its token is for one id, which then is its own, whoever else may come.
-    pub fn owns_its_id(&self) -> bool {
-        self.claims.as_ref().is_some_and(|claims| claims.id.is_some())
+    /// Checks whether the token is for one id.
+    ///
+    /// Other connections cannot claim the id of this peer then, and this peer takes it over from another
+    /// connection.
+    pub fn has_token_for_id(&self) -> bool {
+        self.token_claims.as_ref().is_some_and(|claims| claims.id.is_some())
     }
 
-    /// Its offer that stands.
-    pub fn offer(&self) -> Option<&Offer> {
-        self.offering.as_ref()?.offer.as_ref()
+    pub fn current_offer(&self) -> Option<&Offer> {
+        self.offer_state.as_ref()?.current.as_ref()
     }
 
-    /// How many candidates are stored, and their bytes without the separators.
-    pub fn stored(&self) -> (usize, usize) {
-        self.offering.as_ref().map_or((0, 0), |offering| {
-            let separators = offering.candidate_count.saturating_sub(1);
-            (offering.candidate_count, offering.candidates.len() - separators)
-        })
+    /// Returns the number of stored candidates and their bytes without separators.
+    pub fn stored_candidates(&self) -> (usize, usize) {
+        let Some(state) = &self.offer_state else {
+            return (0, 0);
+        };
+        let separators = state.candidate_count.saturating_sub(1);
+        (state.candidate_count, state.candidates.len() - separators)
     }
 
-    pub fn drop_candidates(&mut self) {
-        if let Some(offering) = &mut self.offering {
-            offering.candidates = String::new();
-            offering.candidate_count = 0;
-            offering.candidates_memory = None;
-            self.tidy();
+    pub fn discard_candidates(&mut self) {
+        if let Some(state) = &mut self.offer_state {
+            state.candidates = String::new();
+            state.candidate_count = 0;
+            state.candidates_memory = None;
+            self.free_unused_offer_state();
         }
     }
 
-    /// Most peers have nothing on offer, and shall not pay for it.
-    pub fn tidy(&mut self) {
-        self.offering.take_if(|offering| {
-            offering.offer.is_none() && offering.holders.is_empty() && offering.candidates.is_empty()
+    /// Frees the offer state if it is empty.
+    ///
+    /// Idle peers, which are most, use no memory for it then.
+    pub fn free_unused_offer_state(&mut self) {
+        let is_unused = self.offer_state.as_ref().is_some_and(|state| {
+            state.current.is_none() && state.recipients.is_empty() && state.candidates.is_empty()
         });
+        if is_unused {
+            self.offer_state = None;
+        }
     }
 }

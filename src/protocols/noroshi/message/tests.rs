@@ -1,13 +1,13 @@
-//! Messages that are well-formed, and those that are nearly so.
+//! Parsing of valid and invalid requests, and the JSON of replies.
 
 use super::*;
 
-fn refused(text: &str) -> (Code, Option<String>) {
-    let (refusal, target) = parse(text).expect_err(text);
-    (refusal.code, target.map(Cow::into_owned))
+fn parse_error(text: &str) -> (Code, Option<String>) {
+    let (error, target) = parse(text).expect_err(text);
+    (error.code, target.map(Cow::into_owned))
 }
 
-fn offered(text: &str) -> String {
+fn parse_offer(text: &str) -> String {
     match parse(text).expect(text).body {
         Body::Offer(sdp) => sdp.to_owned(),
         body => panic!("{text}: {body:?}"),
@@ -15,14 +15,14 @@ fn offered(text: &str) -> String {
 }
 
 #[test]
-fn what_is_no_json_object() {
+fn text_that_is_not_a_json_object_is_rejected() {
     for text in
         ["", " ", "{", "}", "[]", "null", "1", "\"x\"", "{}{}", "{} x", "{\"a\":}", "{'a':1}", "\u{feff}{}"]
     {
-        assert_eq!(refused(text).0, Code::BadJson, "{text:?}");
+        assert_eq!(parse_error(text).0, Code::BadJson, "{text:?}");
     }
-    // A raw control character in a string is no JSON (RFC 8259 section 7).
-    assert_eq!(refused("{\"type\":\"connect\",\"id\":\"a\nb\"}").0, Code::BadJson);
+    // RFC 8259 section 7 forbids raw control characters in strings.
+    assert_eq!(parse_error("{\"type\":\"connect\",\"id\":\"a\nb\"}").0, Code::BadJson);
 }
 
 #[test]
@@ -44,18 +44,18 @@ fn fields_are_checked_in_order() {
         (r#"{"type":"candidateAdd","id":"A","candidates":{}}"#, Code::BadMessage),
         (r#"{"type":"candidateAdd","id":"A","candidates":[]}"#, Code::BadMessage),
     ] {
-        assert_eq!(refused(text), (code, None), "{text}");
+        assert_eq!(parse_error(text), (code, None), "{text}");
     }
 }
 
 #[test]
-fn a_refusal_names_the_target_where_there_is_a_valid_one() {
-    assert_eq!(refused(r#"{"type":"answer","target_id":"Z"}"#), (Code::BadMessage, Some("Z".into())));
-    assert_eq!(refused(r#"{"type":"hello","target_id":"Z"}"#), (Code::UnknownType, Some("Z".into())));
+fn error_includes_a_valid_target_id() {
+    assert_eq!(parse_error(r#"{"type":"answer","target_id":"Z"}"#), (Code::BadMessage, Some("Z".into())));
+    assert_eq!(parse_error(r#"{"type":"hello","target_id":"Z"}"#), (Code::UnknownType, Some("Z".into())));
 }
 
 #[test]
-fn ids_are_counted_in_bytes_after_unescaping() {
+fn id_length_is_limited_in_bytes_after_unescaping() {
     let id = |id: &str| parse(&format!(r#"{{"type":"join","id":"{id}"}}"#)).map(|r| r.id.len()).ok();
     assert_eq!(id(&"x".repeat(128)), Some(128));
     assert_eq!(id(&"x".repeat(129)), None);
@@ -69,16 +69,16 @@ fn ids_are_counted_in_bytes_after_unescaping() {
 }
 
 #[test]
-fn keys_may_be_escaped_repeated_and_unknown() {
-    assert_eq!(offered(r#"{"\u0074ype":"offer","id":"A","sdp":1}"#), "1");
-    assert_eq!(offered(r#"{"type":"hello","type":"offer","id":1,"id":"A","sdp":1,"sdp":2}"#), "2");
-    assert_eq!(offered(r#"{"type":"offer","id":"A","sdp":1,"sdp":null}"#), "null");
-    assert_eq!(offered(r#"{"type":"offer","id":"A","\ud800":"\udfff","x":1e999,"sdp":0}"#), "0");
-    assert_eq!(offered(r#"{"type":"offer","id":"A","target_id":null}"#), "null");
+fn keys_may_be_escaped_repeated_or_unknown() {
+    assert_eq!(parse_offer(r#"{"\u0074ype":"offer","id":"A","sdp":1}"#), "1");
+    assert_eq!(parse_offer(r#"{"type":"hello","type":"offer","id":1,"id":"A","sdp":1,"sdp":2}"#), "2");
+    assert_eq!(parse_offer(r#"{"type":"offer","id":"A","sdp":1,"sdp":null}"#), "null");
+    assert_eq!(parse_offer(r#"{"type":"offer","id":"A","\ud800":"\udfff","x":1e999,"sdp":0}"#), "0");
+    assert_eq!(parse_offer(r#"{"type":"offer","id":"A","target_id":null}"#), "null");
 }
 
 #[test]
-fn what_belongs_to_the_peers_is_kept_as_it_was_written() {
+fn sdp_is_kept_as_written_by_the_sender() {
     for sdp in [
         r#"{"b":1,"a":2,"b":3}"#,
         r#"[ 1.0 , 1e400, -0 ,"\ud800\u0041/\/" ]"#,
@@ -86,47 +86,49 @@ fn what_belongs_to_the_peers_is_kept_as_it_was_written() {
         "{\n\t\"type\" : \"offer\" }",
     ] {
         let text = format!(r#"{{"type":"offer","id":"A","sdp": {sdp} }}"#);
-        assert_eq!(offered(&text), sdp);
-        let sent = Reply::Answer { sdp, id: "A" }.text();
-        let heard: serde_json::Value = serde_json::from_str(&sent).unwrap();
-        assert_eq!(heard["sdp"], sdp);
+        assert_eq!(parse_offer(&text), sdp);
+        let sent = Reply::Answer { sdp, id: "A" }.to_json();
+        let received: serde_json::Value = serde_json::from_str(&sent).unwrap();
+        assert_eq!(received["sdp"], sdp);
     }
 }
 
 #[test]
-fn depth_is_no_limit() {
+fn nesting_depth_is_unlimited() {
     let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
-    assert_eq!(offered(&format!(r#"{{"type":"offer","id":"A","x":{deep},"sdp":{deep}}}"#)), deep);
-    assert_eq!(refused(&"[".repeat(60_000)).0, Code::BadJson);
-    assert_eq!(refused(&"{\"a\":".repeat(12_000)).0, Code::BadJson);
+    assert_eq!(parse_offer(&format!(r#"{{"type":"offer","id":"A","x":{deep},"sdp":{deep}}}"#)), deep);
+    assert_eq!(parse_error(&"[".repeat(60_000)).0, Code::BadJson);
+    assert_eq!(parse_error(&"{\"a\":".repeat(12_000)).0, Code::BadJson);
 }
 
 #[test]
-fn candidates_win_over_candidate() {
-    let texts = |text: &str| match parse(text).unwrap().body {
+fn candidates_has_precedence_over_candidate() {
+    let parse_candidates = |text: &str| match parse(text).unwrap().body {
         Body::Candidates(candidates) => {
             assert_eq!(candidates.iter().count(), candidates.len());
             candidates.iter().map(str::to_owned).collect::<Vec<_>>()
         }
         body => panic!("{body:?}"),
     };
-    assert_eq!(texts(r#"{"type":"candidateAdd","id":"A"}"#), ["null"]);
-    assert_eq!(texts(r#"{"type":"candidateAdd","id":"A","candidate":{"a": 1}}"#), [r#"{"a": 1}"#]);
+    assert_eq!(parse_candidates(r#"{"type":"candidateAdd","id":"A"}"#), ["null"]);
+    assert_eq!(parse_candidates(r#"{"type":"candidateAdd","id":"A","candidate":{"a": 1}}"#), [r#"{"a": 1}"#]);
     assert_eq!(
-        texts(r#"{"type":"candidateAdd","id":"A","candidates":[null, 1,"x"],"candidate":2}"#),
+        parse_candidates(r#"{"type":"candidateAdd","id":"A","candidates":[null, 1,"x"],"candidate":2}"#),
         ["null", "1", "\"x\""]
     );
-    let many =
-        |n: usize| format!(r#"{{"type":"candidateAdd","id":"A","candidates":[0{}]}}"#, ",0".repeat(n - 1));
-    assert_eq!(texts(&many(64)).len(), 64);
-    assert_eq!(refused(&many(65)).0, Code::BadMessage);
+    let with_candidates = |count: usize| {
+        let more = ",0".repeat(count - 1);
+        format!(r#"{{"type":"candidateAdd","id":"A","candidates":[0{more}]}}"#)
+    };
+    assert_eq!(parse_candidates(&with_candidates(64)).len(), 64);
+    assert_eq!(parse_error(&with_candidates(65)).0, Code::BadMessage);
 }
 
 #[test]
-fn replies_as_they_are_sent() {
-    let refusal = Refusal { code: Code::UnknownPeer, message: "nobody" };
+fn replies_have_the_specified_json() {
+    let error = ErrorReply { code: Code::UnknownPeer, message: "nobody" };
     for (reply, text) in [
-        (Reply::Ask, r#"{"type":"offer"}"#),
+        (Reply::RequestOffer, r#"{"type":"offer"}"#),
         (
             Reply::Offer { sdp: "\"o\"", target: "A", id: None },
             r#"{"type":"offer","sdp":"\"o\"","target_id":"A"}"#,
@@ -147,14 +149,14 @@ fn replies_as_they_are_sent() {
         (Reply::PeerJoined { id: "A" }, r#"{"type":"peerJoined","id":"A"}"#),
         (Reply::PeerLeft { id: "A" }, r#"{"type":"peerLeft","id":"A"}"#),
         (
-            Reply::Error { refusal, target: Some("Z") },
+            Reply::Error { error, target: Some("Z") },
             r#"{"type":"error","code":"unknown_peer","message":"nobody","target_id":"Z"}"#,
         ),
         (
-            Reply::Error { refusal, target: None },
+            Reply::Error { error, target: None },
             r#"{"type":"error","code":"unknown_peer","message":"nobody"}"#,
         ),
     ] {
-        assert_eq!(reply.text(), text);
+        assert_eq!(reply.to_json(), text);
     }
 }
