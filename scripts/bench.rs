@@ -126,7 +126,7 @@ impl Line {
         let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         let mut shared = SharedState::new(config);
         let sessions = [(); 2].map(|()| {
-            let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
+            let pipe = Pipe { writable_bytes: usize::MAX, ..Pipe::default() };
             Session::new(pipe, HEAD_TIME_MAX, &mut shared)
         });
         let sessions = Sessions { shared, sessions };

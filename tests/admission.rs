@@ -1,4 +1,4 @@
-//! Who comes in with a token, and what the others are told: at the door, and with the program around it.
+//! Tokens at the upgrade, and the command line and reload of secrets.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::pipe::{Line, REQUEST};
+use common::pipe::{REQUEST, TestSession};
 use common::process::{NOROSHI, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::Config;
@@ -30,23 +30,24 @@ fn prefix_token(prefix: &str) -> String {
     secrets().sign(&Claims { expires_at: NOW, room_prefix: Some(prefix.into()), ..Claims::default() })
 }
 
-/// Asks for a WebSocket at this target, with these headers. The room, or the answer and why it is in the log.
+/// Requests an upgrade to this target with these headers. Returns the room, or the response and the log reason.
 fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
-    let mut line =
-        Line::new(ListenerKind::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
-    line.wall = NOW;
+    let mut session =
+        TestSession::new(ListenerKind::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
+    session.wall = NOW;
     let request = REQUEST.replace("/ws/tea", target).replace("\r\n\r\n", &format!("\r\n{headers}\r\n"));
-    line.feed(request.as_bytes());
-    let sent = String::from_utf8(line.sent()).unwrap();
-    match line.refused.take() {
-        None => Ok(line.events.concat()),
+    session.feed(request.as_bytes());
+    let sent = String::from_utf8(session.take_output()).unwrap();
+    match session.rejected.take() {
+        None => Ok(session.events.concat()),
         Some((_, why)) => Err((sent, why)),
     }
 }
 
 #[test]
-fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
-    let (good, bad) = (token(Some("tea"), NOW), token(Some("coffee"), NOW));
+fn token_in_the_header_takes_precedence_over_the_query() {
+    let good = token(Some("tea"), NOW);
+    let bad = token(Some("coffee"), NOW);
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
     for (target, headers) in [
         (format!("/ws/tea?token={good}"), String::new()),
@@ -56,7 +57,7 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
         ("/ws/tea".to_owned(), format!("authorization: bearer  {good}\r\n")),
         (format!("/ws/tea?token={bad}"), bearer(&good)),
         ("/ws/tea?token=".to_owned(), bearer(&good)),
-        // A proxy may ask for a name and a password of its own.
+        // A proxy may require its own user name and password.
         (format!("/ws/tea?token={good}"), "Authorization: Basic YTpi\r\n".to_owned()),
         (format!("/ws/tea?token={good}"), "Authorization: Negotiate\r\n".to_owned()),
         (format!("/ws/tea?token={good}"), "Authorization:\r\n".to_owned()),
@@ -80,14 +81,17 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
         ("/ws/tea".to_owned(), bearer(&good).repeat(2), "the token is invalid"),
         (format!("/ws/tea?token={good}="), String::new(), "the token is invalid"),
     ] {
-        let (answer, said) = ask(&target, &headers).unwrap_err();
-        assert!(answer.contains(why) && said.contains(why), "{target} {headers}: {answer} {said}");
-        assert!(!answer.contains(&good) && !said.contains(&good[..20]), "{answer} {said}");
+        let (answer, log_reason) = ask(&target, &headers).unwrap_err();
+        assert!(
+            answer.contains(why) && log_reason.contains(why),
+            "{target} {headers}: {answer} {log_reason}"
+        );
+        assert!(!answer.contains(&good) && !log_reason.contains(&good[..20]), "{answer} {log_reason}");
     }
 }
 
 #[test]
-fn each_refusal_has_its_status_and_its_sentence() {
+fn each_token_error_has_its_status_and_reason() {
     let other = Secrets::parse(b"another secret of more than thirty-two bytes").unwrap();
     let foreign = other.sign(&Claims { expires_at: NOW, ..Claims::default() });
     let old = token(None, NOW - Duration::from_secs(31));
@@ -121,20 +125,20 @@ fn each_refusal_has_its_status_and_its_sentence() {
         assert!(ask(&target, "").is_ok(), "{target} {prefix}");
     }
     assert!(ask(&format!("/ws?token={}", token(Some(""), NOW)), "").is_ok());
-    // A page that may connect can read why it may not come in.
+    // A page whose origin is allowed can read why its upgrade was rejected.
     let (answer, _) = ask("/ws/tea", "Origin: http://h\r\n").unwrap_err();
     assert!(
         answer.starts_with("HTTP/1.1 401 ")
             && answer.contains("\r\nAccess-Control-Allow-Origin: http://h\r\n")
     );
-    // What else is wrong is said before anything is said of tokens.
+    // Other errors are reported before those of tokens.
     assert!(ask("/ws/%2e", "").unwrap_err().0.starts_with("HTTP/1.1 400 "));
     assert!(ask("/ws/tea", "Origin: https://a.example\r\n").unwrap_err().0.starts_with("HTTP/1.1 403 "));
 }
 
 // ---- The program ----
 
-/// A file that is removed in the end.
+/// A file that is removed when the value is dropped.
 struct File(PathBuf);
 
 impl File {
@@ -158,7 +162,7 @@ fn noroshi(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_program_prints_tokens() {
+fn token_command_prints_tokens() {
     let file = File::new("print", &format!("# a comment\n{SECRET}\n"));
     let path = file.0.to_str().unwrap();
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -212,18 +216,18 @@ fn status(server: &Running, token: &str) -> u16 {
 }
 
 #[test]
-fn secrets_are_rotated_while_a_thousand_are_connected() {
+fn secrets_are_rotated_while_a_thousand_peers_are_connected() {
     let file = File::new("rotated", SECRET);
     let flags = format!("--token-secret-file {}", file.0.display());
     let (mut server, mut stderr) = run(&format!(r#"exec "$0" --log trace {flags}"#));
-    let (new, newest) =
-        ("a new secret that has thirty-two bytes", "the newest secret, with more than 32 bytes");
+    let new = "a new secret that has thirty-two bytes";
+    let newest = "the newest secret, with more than 32 bytes";
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let claims =
         Claims { expires_at: now + Duration::from_secs(3600), room: Some("tea".into()), ..Claims::default() };
     let [first, second, third] =
         [SECRET, new, newest].map(|secret| Secrets::parse(secret.as_bytes()).unwrap().sign(&claims));
-    let crowd: Vec<_> = (0..1000).map(|_| server.websocket(&format!("/ws/tea?token={first}"))).collect();
+    let clients: Vec<_> = (0..1000).map(|_| server.websocket(&format!("/ws/tea?token={first}"))).collect();
     assert_eq!(status(&server, &second), 401);
     let mut log = String::new();
     let mut rotate = |text: &str, word: &str| {
@@ -237,16 +241,16 @@ fn secrets_are_rotated_while_a_thousand_are_connected() {
         }
         assert!(line.contains(word), "{line}");
     };
-    rotate(&format!("{new}\n{SECRET}\n"), "read anew");
+    rotate(&format!("{new}\n{SECRET}\n"), "reloaded");
     assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [101, 101, 401]);
     rotate("too short", "at least 32 bytes");
     assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [101, 101, 401]);
-    rotate(&format!("{newest}\n{new}\n"), "read anew");
+    rotate(&format!("{newest}\n{new}\n"), "reloaded");
     assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [401, 101, 101]);
-    eventually("only the crowd is there", || server.metric("connections") == 1000.0);
+    eventually("only the clients are connected", || server.metric("connections") == 1000.0);
     assert_eq!(server.metric("refused_tokens_total{reason=\"signature\"}"), 4.0);
     assert_eq!(server.metric("refused_tokens_total{reason=\"missing\"}"), 0.0);
-    drop(crowd);
+    drop(clients);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     stderr.read_to_string(&mut log).unwrap();

@@ -1,4 +1,5 @@
-//! The house is as `lib.rs` says: imports point one way, and each outside crate is known where it belongs.
+//! Checks the architecture that `lib.rs` describes: imports point one way, and each external crate is used in its own
+//! files.
 
 mod common;
 
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::files::rust_files;
 
-/// In the order of `lib.rs`: who is above may import who is below.
+/// Modules in the order of `lib.rs`. A module may import those that follow it.
 const MODULES: [&str; 22] = [
     "server",
     "health",
@@ -33,7 +34,7 @@ const MODULES: [&str; 22] = [
     "named_enum",
 ];
 
-/// Which files know which crates, beside the standard library.
+/// The external crates of each file, besides the standard library.
 const CRATES: [(&str, &[&str]); 21] = [
     ("mio", &["server"]),
     ("socket2", &["server"]),
@@ -58,8 +59,8 @@ const CRATES: [(&str, &[&str]); 21] = [
     ("noroshi", &["main"]),
 ];
 
-/// The code of each file without comments and without its tests, line by line, by module and file: `http` has
-/// `http.rs` and all that is in the folder `http`.
+/// Returns the code lines of each file, without comments and tests, with its module: `http` contains `http.rs` and the
+/// folder `http`.
 fn files() -> Vec<(String, PathBuf, Vec<String>)> {
     let files = rust_files("src").into_iter().filter(|path| !path.ends_with("tests.rs"));
     let read = |path: PathBuf| {
@@ -73,7 +74,7 @@ fn files() -> Vec<(String, PathBuf, Vec<String>)> {
     files.map(read).collect()
 }
 
-/// The same by module.
+/// Returns the code lines by module.
 fn code() -> BTreeMap<String, Vec<String>> {
     let mut modules = BTreeMap::<String, Vec<String>>::new();
     for (module, _, lines) in files() {
@@ -82,7 +83,7 @@ fn code() -> BTreeMap<String, Vec<String>> {
     modules
 }
 
-/// Whether this line has a path that begins with the name.
+/// Returns whether a line contains a path that begins with this name.
 fn names(line: &str, name: &str) -> bool {
     line.match_indices(name).any(|(at, _)| {
         let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
@@ -92,7 +93,7 @@ fn names(line: &str, name: &str) -> bool {
 }
 
 #[test]
-fn the_files_are_those_of_the_map() {
+fn files_match_the_module_map() {
     let files: Vec<String> = code().into_keys().collect();
     let mut expected = [&MODULES[..], &["lib", "main"]].concat();
     expected.sort();
@@ -112,7 +113,7 @@ fn imports_point_downward() {
                 let to = place(imported).unwrap_or_else(|| panic!("{file}: {line}"));
                 let allowed = match file.as_str() {
                     "main" => true,
-                    // Those who carry bytes and those who know the rules do not know each other.
+                    // Modules that transport bytes and modules with protocol rules do not import each other.
                     "protocols" => !["server", "session", "http", "web"].contains(&imported),
                     "http" => ["web", "protocol", "config", "paths", "query", "origin", "address", "token"]
                         .contains(&imported),
@@ -144,13 +145,13 @@ fn imports_point_downward() {
     }
 }
 
-/// Protocols share their support modules, and know nothing of each other.
+/// Protocols share support modules and do not import each other.
 #[test]
-fn no_protocol_imports_another() {
+fn protocols_do_not_import_each_other() {
     let protocols = ["noroshi", "ayame", "matchbox"];
     for (_, name, lines) in files() {
         let Ok(file) = name.strip_prefix("protocols") else { continue };
-        // Only the file beside the folder knows them all.
+        // Only the file beside the folder imports all protocols.
         let Some(own) = file.iter().next().map(|own| own.to_str().unwrap()) else { continue };
         for line in &lines {
             for other in protocols.into_iter().filter(|other| *other != own) {
@@ -161,7 +162,7 @@ fn no_protocol_imports_another() {
 }
 
 #[test]
-fn each_crate_is_known_where_it_belongs() {
+fn crates_are_used_in_their_own_files() {
     let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
     let declared = dependencies.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name);
@@ -177,7 +178,7 @@ fn each_crate_is_known_where_it_belongs() {
     }
 }
 
-/// Modules, and files of others.
+/// Modules, and single files of other modules, that do no I/O.
 const PURE: [&str; 19] = [
     "session/close",
     "session/frame",
@@ -201,7 +202,7 @@ const PURE: [&str; 19] = [
 ];
 
 #[test]
-fn what_is_pure_does_no_io() {
+fn pure_modules_do_no_io() {
     let files = files();
     for pure in PURE {
         let is_there = files.iter().any(|(module, name, _)| pure == module || Path::new(pure) == name);
@@ -231,10 +232,9 @@ fn what_is_pure_does_no_io() {
     }
 }
 
-/// Nobody can set it, neither an operator nor a daemon that keeps the time. The other clock is only for the credentials
-/// of TURN servers and for tokens, which go by it.
+/// The monotonic clock cannot be set. The wall clock is only for TURN credentials and tokens.
 #[test]
-fn the_clock_is_monotonic() {
+fn only_the_monotonic_clock_is_used() {
     for (file, lines) in code() {
         for line in &lines {
             assert!(!line.contains("Instant::now") || file == "server", "{file}: {line}");
@@ -245,7 +245,7 @@ fn the_clock_is_monotonic() {
 }
 
 #[test]
-fn no_word_of_unsafe() {
+fn unsafe_code_is_not_used() {
     for (file, lines) in code() {
         let forbids = lines.iter().any(|line| line == "#![forbid(unsafe_code)]");
         assert_eq!(forbids, file == "lib" || file == "main", "{file}");

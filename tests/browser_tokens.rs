@@ -1,4 +1,4 @@
-//! Tokens in a real browser: the library asks for one before each attempt, the page has one in its address.
+//! Tokens in a real browser: the library requests one before each attempt, and the page has one in its address.
 
 mod common;
 
@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
+use common::fault_proxy::FaultProxy;
 use common::process::{Running, run};
 use common::program::is_installed;
-use common::wire::Wire;
 use noroshi::token::{Claims, Secrets};
 use serde_json::json;
 
 const SECRET: &str = "a secret that is thirty-two bytes";
 
-/// A server that wants tokens, and the file with its secret, which is removed in the end.
+/// A server that requires tokens, and its secret file, which is removed when the value is dropped.
 struct Guarded {
     server: Running,
     file: PathBuf,
@@ -37,7 +37,7 @@ impl Drop for Guarded {
     }
 }
 
-/// A token that is good for so many seconds, or was.
+/// Returns a token that expires after this many seconds. A negative number means that it has expired.
 fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.checked_add_signed(seconds).unwrap());
@@ -47,18 +47,18 @@ fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
 }
 
 #[test]
-fn a_room_is_entered_and_come_back_to_with_a_token() {
+fn library_joins_and_rejoins_with_a_token() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let guarded = Guarded::start("library", SECRET);
     let strict = Guarded::start("strict", "another secret of more than thirty-two bytes");
-    let wire = Wire::to(guarded.server.address);
+    let proxy = FaultProxy::new(guarded.server.address);
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", guarded.server.address));
     browser.eval(&format!(
         "const direct = 'ws://{}/ws/tea', url = 'ws://{}/ws/tea'",
-        guarded.server.address, wire.address
+        guarded.server.address, proxy.address
     ));
     browser.eval(
         "const { join, connect } = await import('/noroshi.js');
@@ -66,7 +66,7 @@ fn a_room_is_entered_and_come_back_to_with_a_token() {
     );
     let [good, old] = [token(Some("tea"), None, 60), token(None, None, -60)];
     let other = token(Some("coffee"), None, 60);
-    // From the same origin, and from another one that is allowed.
+    // From the same origin, and from another origin that is allowed.
     for url in ["direct", "url"] {
         for (options, code, message) in [
             ("{}".to_owned(), "unauthorized", "missing token"),
@@ -78,46 +78,47 @@ fn a_room_is_entered_and_come_back_to_with_a_token() {
         }
     }
     browser.eval(&format!(
-        "let asked = 0;
-        const errors = [], fresh = async () => (asked++, {good:?});
+        "let requests = 0;
+        const errors = [], fresh = async () => (requests++, {good:?});
         const a = await join(url, {{ id: 'A', token: fresh }}), b = await connect(url, {{ id: 'B', token: {good:?} }});
         for (const room of [a, b]) room.addEventListener('error', ({{ error }}) => errors.push(room.id + ' ' + error.code)); 0",
     ));
-    assert_eq!(browser.eval("asked"), 1);
-    wire.cut();
-    browser.until("asked === 2 && a.online && b.online");
-    // What is not believed any more ends the room, instead of being said for ever.
-    wire.lead_to(strict.server.address);
-    wire.cut();
-    browser.until("errors.length === 2");
+    assert_eq!(browser.eval("requests"), 1);
+    proxy.cut_connections();
+    browser.wait_until("requests === 2 && a.online && b.online");
+    // A token that is no longer accepted ends the room instead of causing endless retries.
+    proxy.redirect_to(strict.server.address);
+    proxy.cut_connections();
+    browser.wait_until("errors.length === 2");
     assert_eq!(browser.eval("errors.sort()"), json!(["A unauthorized", "B unauthorized"]));
-    browser.is_content();
+    browser.assert_no_errors();
     browser.kill();
 }
 
 #[test]
-fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
+fn page_keeps_its_token_and_shares_only_the_room() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let guarded = Guarded::start("page", SECRET);
     let address = guarded.server.address;
     let [mut browser] = Chromium::start();
-    let words = |browser: &mut Chromium, words: &str| {
-        browser.until(&format!("document.querySelector('#status-words')?.textContent.includes({words:?})"));
+    let wait_for_status = |browser: &mut Chromium, text: &str| {
+        browser
+            .wait_until(&format!("document.querySelector('#status-words')?.textContent.includes({text:?})"));
     };
     browser.open(&format!("http://{address}/?room=tea"));
-    words(&mut browser, "one needs a token, and there is none in this address");
+    wait_for_status(&mut browser, "one needs a token, and there is none in this address");
     let with = |room: &str, token: &str| format!("http://{address}/?room={room}#token={token}");
-    for (token, said) in [
+    for (token, expected_text) in [
         (token(Some("coffee"), None, 60), "Your token is for another room"),
         (token(Some("tea"), None, -60), "and the token has expired. Ask whoever invited you"),
         ("x".to_owned(), "and the token is invalid"),
     ] {
-        // Another fragment alone would not load the page anew.
+        // A change of the fragment alone would not reload the page.
         browser.open("about:blank");
         browser.open(&with("tea", &token));
-        words(&mut browser, said);
+        wait_for_status(&mut browser, expected_text);
     }
     let invited = |browser: &mut Chromium| {
         browser.eval(
@@ -128,12 +129,12 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     let open = token(Some("tea"), None, 60);
     browser.open("about:blank");
     browser.open(&with("tea", &open));
-    words(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room.");
     assert_eq!(invited(&mut browser), with("tea", &open));
     let own = token(Some("tea"), Some("狼煙 Aoi"), 60);
     browser.open("about:blank");
     browser.open(&format!("http://{address}/#token={own}"));
-    words(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room.");
     assert_eq!(
         browser.eval("[room.id, document.querySelector('#name').value]"),
         json!(["狼煙 Aoi", "狼煙 Aoi"])
@@ -141,17 +142,17 @@ fn the_page_has_its_token_in_its_address_and_gives_away_only_what_is_for_all() {
     assert_eq!(browser.eval("document.querySelector('#name').disabled"), true);
     assert_eq!(browser.eval("location.search"), "?room=tea");
     assert_eq!(invited(&mut browser), format!("http://{address}/?room=tea"));
-    // Loaded anew, it is the same one, and takes its own place at once.
+    // After a reload the page has the same id and replaces its old connection immediately.
     browser.eval("location.reload(); 0");
-    words(&mut browser, "You are in the room.");
-    // A token for all rooms of a prefix leads into one of them.
+    wait_for_status(&mut browser, "You are in the room.");
+    // A token for a room prefix leads into one room of that prefix.
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(60);
     let claims = Claims { expires_at: until, room_prefix: Some("tea-".into()), ..Claims::default() };
     let prefixed = Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims);
     browser.open("about:blank");
     browser.open(&format!("http://{address}/#token={prefixed}"));
-    words(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room.");
     assert_eq!(browser.eval("location.search.startsWith('?room=tea-')"), true);
-    browser.is_content();
+    browser.assert_no_errors();
     browser.kill();
 }

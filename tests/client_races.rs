@@ -1,4 +1,4 @@
-//! The client library where things come twice, late, or at once.
+//! The client library with duplicated, late and concurrent messages.
 
 mod common;
 
@@ -6,23 +6,23 @@ use std::net::TcpListener;
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
+use common::fault_proxy::FaultProxy;
 use common::process::{Running, eventually, run};
 use common::program::is_installed;
-use common::wire::Wire;
 use serde_json::json;
 
-/// For pages that come over other addresses than its own.
+/// The pages come from other origins than the server's.
 const OPEN: &str = r#"exec "$0" --allow-origin "*""#;
 
-/// A page that has the library. Its rooms go over a wire each, if there is one.
-fn page(server: &Running, wires: &[Wire]) -> Chromium {
+/// Opens a page with the library. Its rooms use one proxy each, if there are any.
+fn page(server: &Running, wires: &[FaultProxy]) -> Chromium {
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", server.address));
-    let addresses: Vec<_> = wires.iter().map(|wire| wire.address.to_string()).collect();
+    let addresses: Vec<_> = wires.iter().map(|proxy| proxy.address.to_string()).collect();
     browser.eval(&format!("const addresses = {addresses:?}, own = '{}'", server.address));
     browser.eval(
         r#"const sockets = [];
-        // Whatever is sent can be looked at, and counted.
+        // Records and counts all sent messages.
         const sent = [], send = WebSocket.prototype.send;
         WebSocket.prototype.send = function (text) {
             if (!sockets.includes(this)) sockets.push(this);
@@ -50,7 +50,7 @@ fn page(server: &Running, wires: &[Wire]) -> Chromium {
     browser
 }
 
-/// Ends a test. What the browser itself says of requests that fail is no fault.
+/// Ends a test. Errors that the browser reports for failed requests are ignored.
 fn close(mut browser: Chromium) {
     assert_eq!(browser.eval("rejected"), json!([]));
     browser.errors.retain(|error| {
@@ -60,15 +60,16 @@ fn close(mut browser: Chromium) {
 }
 
 #[test]
-fn an_offer_that_is_said_again_undoes_nothing() {
+fn repeated_offer_has_no_effect() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
-    // B made the first offer. One of them has something to offer, which is lost; then the other says again what it said.
+    browser.wait_until("meet(a, b) && isStable(a, b)");
+    // B has made the first offer. One page makes another offer, which is lost; then the other one repeats its last
+    // description.
     browser.eval(
         "const lose = (act) => {
             const { send } = WebSocket.prototype;
@@ -85,22 +86,22 @@ fn an_offer_that_is_said_again_undoes_nothing() {
         ));
         assert_eq!(browser.eval(&format!("peer({from}).pc.signalingState")), "have-local-offer");
         browser.eval(&format!("peer({to}).resend(true); 0"));
-        browser.until(&format!("isStable(a, b) && receives({to}).length === before + 1"));
+        browser.wait_until(&format!("isStable(a, b) && receives({to}).length === before + 1"));
     }
     assert_eq!(browser.eval("errors"), json!([]));
     close(browser);
 }
 
 #[test]
-fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
+fn descriptions_have_the_ids_that_older_library_versions_expect() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
-    // The whole line, byte by byte.
+    browser.wait_until("meet(a, b) && isStable(a, b)");
+    // Compares the whole line, byte by byte.
     assert_eq!(
         browser.eval(
             "const answer = sent.find(({ type }) => type === 'answer').sdp;
@@ -108,7 +109,7 @@ fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
         ),
         true
     );
-    // And a browser may rewrite all of it but its numbers.
+    // A browser may rewrite everything except the numbers.
     browser.eval(
         r#"const plain = WebSocket.prototype.send;
         WebSocket.prototype.send = function (text) {
@@ -118,62 +119,62 @@ fn descriptions_name_each_other_as_older_versions_of_the_library_expect() {
         };
         peer(b).pc.addTrack(silence, stream); 0"#,
     );
-    browser.until("isStable(a, b) && receives(a).includes('audio')");
+    browser.wait_until("isStable(a, b) && receives(a).includes('audio')");
     close(browser);
 }
 
 #[test]
-fn what_is_no_description_is_an_error_of_its_peer() {
+fn invalid_description_is_an_error_event_of_its_peer() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
     browser.eval(
-        r#"const say = (message) => send.call(sockets[1], JSON.stringify({ id: "B", target_id: "A", ...message }));
-        say({ type: "candidateAdd", candidate: { candidate: "a|b" } });
-        for (const sdp of [null, 7, {}, { type: "offer", sdp: "v=0" }]) say({ type: "offer", sdp }); 0"#,
+        r#"const sendMessage = (message) => send.call(sockets[1], JSON.stringify({ id: "B", target_id: "A", ...message }));
+        sendMessage({ type: "candidateAdd", candidate: { candidate: "a|b" } });
+        for (const sdp of [null, 7, {}, { type: "offer", sdp: "v=0" }]) sendMessage({ type: "offer", sdp }); 0"#,
     );
-    browser.until("errors.length > 1 && meet(a, b) && isStable(a, b)");
+    browser.wait_until("errors.length > 1 && meet(a, b) && isStable(a, b)");
     assert_eq!(browser.eval("errors.every(([id, peer]) => id === 'A' && peer === 'B')"), true);
     close(browser);
 }
 
 #[test]
-fn in_a_pair_who_comes_back_is_seen_at_once() {
+fn returning_partner_is_detected_immediately() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
-    let wires = [Wire::to(server.address), Wire::to(server.address)];
+    let wires = [FaultProxy::new(server.address), FaultProxy::new(server.address)];
     let mut browser = page(&server, &wires);
     browser.eval("const a = await enter('A', connect), b = await enter('B', connect); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
-    for (wire, count) in wires.iter().zip([3, 4]) {
-        wire.cut();
-        browser.until(&format!("sockets.length === {count}"));
-        browser.until("a.online && b.online && !peer(a).away && !peer(b).away");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
+    for (proxy, count) in wires.iter().zip([3, 4]) {
+        proxy.cut_connections();
+        browser.wait_until(&format!("sockets.length === {count}"));
+        browser.wait_until("a.online && b.online && !peer(a).away && !peer(b).away");
     }
-    // Nobody had to look for the other.
+    // Neither had to search for the other.
     assert_eq!(browser.eval("sockets.length"), 4);
     close(browser);
 }
 
 #[test]
-fn a_room_has_one_connection_whatever_becomes_of_the_others() {
+fn room_has_at_most_one_open_connection() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
-    let wire = Wire::to(server.address);
-    let mut browser = page(&server, std::slice::from_ref(&wire));
+    let proxy = FaultProxy::new(server.address);
+    let mut browser = page(&server, std::slice::from_ref(&proxy));
     browser.eval("const a = await enter('A'); 0");
-    // The goodbye to the old one takes as long as the way to the new one.
-    wire.delay(1000);
+    // Closing the old connection takes as long as opening the new one.
+    proxy.set_delay(1000);
     browser.eval("sockets[0].close(); dispatchEvent(new Event('online')); 0");
-    browser.until("sockets.length > 1");
+    browser.wait_until("sockets.length > 1");
     browser.eval("await new Promise((done) => setTimeout(done, 4000)); 0");
     assert_eq!(browser.eval("sockets.length"), 2);
     assert_eq!(server.metric("connections"), 1.0);
@@ -182,7 +183,7 @@ fn a_room_has_one_connection_whatever_becomes_of_the_others() {
 }
 
 #[test]
-fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
+fn black_hole_network_does_not_block_reconnecting() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -190,29 +191,29 @@ fn a_network_that_swallows_all_does_not_keep_anybody_waiting() {
     let mut browser = page(&server, &[]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/ws", silent.local_addr().unwrap());
-    // Times are a tenth of what they are, but for those of the browser itself.
+    // All timeouts are a tenth of their values, except those of the browser.
     browser.eval("const slow = setTimeout; setTimeout = (act, ms) => slow(act, ms / 10); 0");
     assert_eq!(browser.eval(&format!("await join('{url}').catch(({{ code }}) => code)")), "unreachable");
-    // Nor does a page that is left before it has entered, and comes back.
-    let wire = Wire::to(server.address);
-    browser.eval("setTimeout = slow; const turns = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
+    // The same holds for a page that leaves before it has joined, and rejoins.
+    let proxy = FaultProxy::new(server.address);
+    browser.eval("setTimeout = slow; const firePageTransition = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
     browser.eval(&format!(
-        "const entering = join('ws://{}/ws/tea', {{ id: 'A' }}); turns('pagehide'); turns('pageshow');
+        "const entering = join('ws://{}/ws/tea', {{ id: 'A' }}); firePageTransition('pagehide'); firePageTransition('pageshow');
         const a = await entering; 0",
-        wire.address
+        proxy.address
     ));
-    eventually("it is there", || server.metric("peers") == 1.0);
+    eventually("the group exists", || server.metric("peers") == 1.0);
     close(browser);
 }
 
 #[test]
-fn what_is_heard_twice_at_once_is_heard_once() {
+fn duplicated_descriptions_are_applied_once() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
-    // Descriptions come twice in a row. An answer may wait for the next offer, to come before it and after it.
+    // Descriptions arrive twice. An answer may be delayed until the next offer and arrive before and after it.
     browser.eval(
         r#"let waits = false, answer;
         const { set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
@@ -230,47 +231,47 @@ fn what_is_heard_twice_at_once_is_heard_once() {
         const offers = () => new Set(sent.filter(({ type }) => type === "offer").map(({ sdp }) => sdp.sdp)).size;
         const a = await enter("A"), b = await enter("B"); 0"#,
     );
-    browser.until("meet(a, b) && isStable(a, b)");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
     assert_eq!(browser.eval("offers()"), 1);
     browser.eval(
         "const before = peer(b).pc;
         waits = true;
         peer(b).pc.addTrack(silence, stream); 0",
     );
-    browser.until("answer");
+    browser.wait_until("answer");
     browser.eval(
         "waits = false;
         peer(a).pc.addTrack(new AudioContext().createMediaStreamDestination().stream.getTracks()[0], stream); 0",
     );
-    browser.until("!answer && isStable(a, b) && receives(a).length === 1 && receives(b).length === 1");
+    browser.wait_until("!answer && isStable(a, b) && receives(a).length === 1 && receives(b).length === 1");
     assert_eq!(browser.eval("errors"), json!([]));
     assert_eq!(browser.eval("peer(b).pc === before"), true);
     close(browser);
 }
 
 #[test]
-fn what_was_on_its_way_is_no_answer() {
+fn delayed_message_does_not_count_as_an_answer() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
-    let wires = [Wire::to(server.address)];
+    let wires = [FaultProxy::new(server.address)];
     let mut browser = page(&server, &wires);
     browser.eval("const a = await enter('A'); let lost; a.addEventListener('offline', () => lost = performance.now()); 0");
-    wires[0].swallow();
-    // As a page that wakes up hears what came while it slept.
+    wires[0].black_hole();
+    // A resumed page receives messages that arrived during its suspension.
     browser.eval(
         r#"dispatchEvent(new Event('online'));
         const at = performance.now();
         sockets[0].onmessage({ data: '{"type":"peerLeft","id":"B"}' }); 0"#,
     );
-    browser.until("lost");
+    browser.wait_until("lost");
     assert_eq!(browser.eval("lost < at + 15000"), true);
     close(browser);
 }
 
 #[test]
-fn silence_is_asked_without_new_credentials() {
+fn liveness_check_does_not_request_new_credentials() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -281,28 +282,28 @@ fn silence_is_asked_without_new_credentials() {
     std::fs::remove_file(&secret).unwrap();
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b) && isStable(a, b)");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
     let fragment = r"/^a=ice-ufrag:(.*)/m.exec(peer(a).pc.localDescription.sdp)[1]";
     let before = browser.eval(fragment);
-    // Credentials differ with the second in which they are made.
+    // Credentials change every second.
     browser.eval("await new Promise((done) => setTimeout(done, 1500)); const before = sent.length; 0");
     browser.eval("dispatchEvent(new Event('online')); await new Promise((done) => setTimeout(done, 500)); 0");
     assert_eq!(browser.eval("sent.length - before"), 2);
     browser.eval("peer(a).pc.addTrack(silence, stream); 0");
-    browser.until("isStable(a, b) && receives(b).includes('audio')");
+    browser.wait_until("isStable(a, b) && receives(b).includes('audio')");
     assert_eq!(browser.eval(fragment), before);
     close(browser);
 }
 
 #[test]
-fn all_who_await_room_are_told() {
+fn all_waiters_for_queue_space_are_notified() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b)");
+    browser.wait_until("meet(a, b)");
     browser.eval(
         "const fill = () => { for (let i = 0; i < 100; i++) peer(a).send(new Uint8Array(65536)); };
         fill();

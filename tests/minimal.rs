@@ -14,7 +14,7 @@ use common::client::Client;
 use common::pipe::{CLOSE, TEXT, close, frame, plain_frame};
 use common::process::{Running, eventually};
 use common::rng::Rng;
-use common::transcript::{self, Heard, Wire};
+use common::transcript::{self, Received, Transport};
 use nix::sys::signal::Signal;
 use noroshi::token::Claims;
 use serde_json::{Value, json};
@@ -73,8 +73,8 @@ impl Minimal {
     /// Opens a connection, sends a message, and waits until the server has handled it. The message must have no reply.
     fn registered(&self, id: &str) -> Client {
         let mut client = self.client();
-        client.say(json!({"type": "leave", "id": id}));
-        assert_eq!(client.settle(), [] as [Value; 0]);
+        client.send_json(json!({"type": "leave", "id": id}));
+        assert_eq!(client.sync(), [] as [Value; 0]);
         client
     }
 
@@ -84,29 +84,29 @@ impl Minimal {
         let (mut offerer, mut answerer) = (self.client(), self.client());
         pair(&mut offerer, "last offerer", &mut answerer, "last answerer");
         leave(&mut answerer);
-        assert_eq!(offerer.heard(), json!({"type": "peerLeft", "id": "last answerer"}));
+        assert_eq!(offerer.receive_json(), json!({"type": "peerLeft", "id": "last answerer"}));
         leave(&mut offerer);
     }
 }
 
 #[track_caller]
 fn pair(offerer: &mut Client, offerer_id: &str, answerer: &mut Client, answerer_id: &str) {
-    offerer.say(json!({"type": "connect", "id": offerer_id}));
-    assert_eq!(offerer.heard(), json!({"type": "offer"}));
-    offerer.say(json!({"type": "offer", "id": offerer_id, "sdp": "o"}));
-    offerer.settle();
-    answerer.say(json!({"type": "connect", "id": answerer_id}));
-    assert_eq!(answerer.heard(), json!({"type": "offer", "sdp": "\"o\"", "target_id": offerer_id}));
-    answerer.say(json!({"type": "answer", "id": answerer_id, "target_id": offerer_id, "sdp": "a"}));
-    assert_eq!(offerer.heard(), json!({"type": "answer", "sdp": "\"a\"", "id": answerer_id}));
+    offerer.send_json(json!({"type": "connect", "id": offerer_id}));
+    assert_eq!(offerer.receive_json(), json!({"type": "offer"}));
+    offerer.send_json(json!({"type": "offer", "id": offerer_id, "sdp": "o"}));
+    offerer.sync();
+    answerer.send_json(json!({"type": "connect", "id": answerer_id}));
+    assert_eq!(answerer.receive_json(), json!({"type": "offer", "sdp": "\"o\"", "target_id": offerer_id}));
+    answerer.send_json(json!({"type": "answer", "id": answerer_id, "target_id": offerer_id, "sdp": "a"}));
+    assert_eq!(offerer.receive_json(), json!({"type": "answer", "sdp": "\"a\"", "id": answerer_id}));
 }
 
 /// Closes the connection and waits until the server has closed it too.
 fn leave(client: &mut Client) {
     client.answers = false;
     client.send(&frame(CLOSE, &close(1000, "")[2..]));
-    client.closed();
-    assert_eq!(client.take(1), 0, "nothing follows a Close");
+    client.receive_close();
+    assert_eq!(client.read_up_to(1), 0, "nothing follows a Close");
 }
 
 fn error(code: &str) -> Value {
@@ -115,7 +115,7 @@ fn error(code: &str) -> Value {
 
 /// Returns the next message, with any text under `message` replaced by `*`.
 fn next(client: &mut Client) -> Value {
-    let mut message = client.heard();
+    let mut message = client.receive_json();
     if let Some(text) = message.get_mut("message") {
         assert!(text.as_str().is_some_and(|text| !text.is_empty()));
         *text = "*".into();
@@ -127,42 +127,42 @@ fn next(client: &mut Client) -> Value {
 
 struct Sockets {
     minimal: Minimal,
-    clients: BTreeMap<String, (Client, VecDeque<Heard>)>,
+    clients: BTreeMap<String, (Client, VecDeque<Received>)>,
 }
 
 impl Sockets {
     /// Waits until the server has handled all that was sent, and all clients have what it caused.
-    fn settle(&mut self) {
+    fn sync(&mut self) {
         // The first round ends when everything is handled, the second when everything has arrived.
         for _ in 0..2 {
-            for (client, heard) in self.clients.values_mut() {
-                let messages = client.settle().into_iter();
-                heard.extend(messages.map(|message| Heard::Text(message.to_string())));
+            for (client, received) in self.clients.values_mut() {
+                let messages = client.sync().into_iter();
+                received.extend(messages.map(|message| Received::Text(message.to_string())));
             }
         }
     }
 }
 
-impl Wire for Sockets {
-    fn open(&mut self, who: &str, _: &str) {
-        self.clients.insert(who.to_owned(), (self.minimal.client(), VecDeque::new()));
-        self.settle();
+impl Transport for Sockets {
+    fn open(&mut self, peer: &str, _: &str) {
+        self.clients.insert(peer.to_owned(), (self.minimal.client(), VecDeque::new()));
+        self.sync();
     }
 
-    fn say(&mut self, who: &str, text: &[u8], binary: bool) {
+    fn send(&mut self, peer: &str, text: &[u8], binary: bool) {
         let first = if binary { BINARY } else { TEXT };
-        self.clients.get_mut(who).unwrap().0.send(&frame(first, text));
-        self.settle();
+        self.clients.get_mut(peer).unwrap().0.send(&frame(first, text));
+        self.sync();
     }
 
-    fn leave(&mut self, who: &str) {
-        let (mut client, _) = self.clients.remove(who).unwrap();
+    fn close(&mut self, peer: &str) {
+        let (mut client, _) = self.clients.remove(peer).unwrap();
         leave(&mut client);
-        self.settle();
+        self.sync();
     }
 
-    fn next(&mut self, who: &str) -> Option<Heard> {
-        self.clients.get_mut(who)?.1.pop_front()
+    fn next_received(&mut self, peer: &str) -> Option<Received> {
+        self.clients.get_mut(peer)?.1.pop_front()
     }
 
     fn finish(mut self: Box<Self>) {
@@ -170,7 +170,7 @@ impl Wire for Sockets {
         self.minimal.assert_pairs_two_peers();
     }
 
-    fn admit(&mut self, _: &str, _: &str, _: &Claims) {
+    fn open_with_token(&mut self, _: &str, _: &str, _: &Claims) {
         unreachable!("there are no tokens");
     }
 
@@ -182,15 +182,15 @@ impl Wire for Sockets {
         None
     }
 
-    fn deafen(&mut self, _: &str) {
+    fn stop_reading(&mut self, _: &str) {
         unreachable!("the article has no such lines");
     }
 
-    fn cut(&mut self, _: &str) {
+    fn reset(&mut self, _: &str) {
         unreachable!("the article has no such lines");
     }
 
-    fn pass(&mut self, _: u64) {
+    fn advance(&mut self, _: u64) {
         unreachable!("time does not pass");
     }
 }
@@ -237,14 +237,14 @@ fn invalid_message_is_answered_with_an_error() {
         (r#"{"type":"Connect","id":"A"}"#, "unknown_type"),
     ];
     for (text, code) in messages {
-        client.say_text(text);
+        client.send_text(text);
         assert_eq!(next(&mut client), error(code), "{text:.60}");
     }
     client.send(&frame(BINARY, b"\xff"));
     assert_eq!(next(&mut client), error("bad_json"));
     // None of them has registered an id.
-    client.say(json!({"type": "connect", "id": "another"}));
-    assert_eq!(client.heard(), json!({"type": "offer"}));
+    client.send_json(json!({"type": "connect", "id": "another"}));
+    assert_eq!(client.receive_json(), json!({"type": "offer"}));
     leave(&mut client);
     server.assert_pairs_two_peers();
 }
@@ -253,8 +253,8 @@ fn invalid_message_is_answered_with_an_error() {
 fn key_may_be_escaped_and_the_last_of_equal_keys_counts() {
     let server = Minimal::start();
     let mut client = server.client();
-    client.say_text(r#" {"id":"A","t\u0079pe":"offer","type" : "\u0063onnect" , "x":[{}]} "#);
-    assert_eq!(client.heard(), json!({"type": "offer"}));
+    client.send_text(r#" {"id":"A","t\u0079pe":"offer","type" : "\u0063onnect" , "x":[{}]} "#);
+    assert_eq!(client.receive_json(), json!({"type": "offer"}));
 }
 
 #[test]
@@ -266,10 +266,10 @@ fn sdp_and_candidate_are_relayed_as_they_were_written() {
     let texts =
         [r#"{"b":1.0e+05, "a" : "\u00e9\/é\ud800","a":[ ]}"#, "123456789012345678901234567890", &deep];
     for text in texts {
-        b.say_text(&format!(r#"{{"type":"candidateAdd","id":"B","candidate": {text} }}"#));
-        assert_eq!(a.heard(), json!({"type": "candidate", "candidate": text, "id": "B"}));
-        a.say_text(&format!(r#"{{"type":"offer","id":"A","sdp":{text}}}"#));
-        assert_eq!(b.heard(), json!({"type": "offer", "sdp": text, "target_id": "A", "id": "A"}));
+        b.send_text(&format!(r#"{{"type":"candidateAdd","id":"B","candidate": {text} }}"#));
+        assert_eq!(a.receive_json(), json!({"type": "candidate", "candidate": text, "id": "B"}));
+        a.send_text(&format!(r#"{{"type":"offer","id":"A","sdp":{text}}}"#));
+        assert_eq!(b.receive_json(), json!({"type": "offer", "sdp": text, "target_id": "A", "id": "A"}));
     }
 }
 
@@ -278,11 +278,11 @@ fn id_belongs_to_one_connection() {
     let server = Minimal::start();
     let mut holder = server.registered("A");
     let mut second = server.client();
-    second.say(json!({"type": "connect", "id": "A"}));
+    second.send_json(json!({"type": "connect", "id": "A"}));
     assert_eq!(next(&mut second), error("id_taken"));
-    second.say(json!({"type": "connect", "id": "B"}));
-    assert_eq!(second.heard(), json!({"type": "offer"}));
-    second.say(json!({"type": "offer", "id": "C"}));
+    second.send_json(json!({"type": "connect", "id": "B"}));
+    assert_eq!(second.receive_json(), json!({"type": "offer"}));
+    second.send_json(json!({"type": "offer", "id": "C"}));
     assert_eq!(next(&mut second), error("id_mismatch"));
     leave(&mut holder);
     let mut third = server.registered("A");
@@ -297,13 +297,13 @@ fn message_to_an_unknown_target_is_refused() {
     let mut client = server.registered("A");
     for kind in ["offer", "answer", "candidateAdd"] {
         for target in ["nobody", "A"] {
-            client.say(json!({"type": kind, "id": "A", "target_id": target}));
+            client.send_json(json!({"type": kind, "id": "A", "target_id": target}));
             let mut expected = error("unknown_peer");
             expected["target_id"] = target.into();
             assert_eq!(next(&mut client), expected);
         }
     }
-    client.say(json!({"type": "answer", "id": "A"}));
+    client.send_json(json!({"type": "answer", "id": "A"}));
     assert_eq!(next(&mut client), error("bad_message"));
     server.assert_pairs_two_peers();
 }
@@ -314,32 +314,32 @@ fn waiting_peers_are_served_in_their_order() {
     let ids = ["A", "B", "C", "D", "E"];
     let mut clients = ids.map(|id| {
         let mut client = server.client();
-        client.say(json!({"type": "connect", "id": id}));
+        client.send_json(json!({"type": "connect", "id": id}));
         let expected = if id == "A" { vec![json!({"type": "offer"})] } else { vec![] };
-        assert_eq!(client.settle(), expected);
+        assert_eq!(client.sync(), expected);
         client
     });
     let [a, b, c, d, e] = &mut clients;
-    d.say(json!({"type": "offer", "id": "D", "sdp": 1}));
+    d.send_json(json!({"type": "offer", "id": "D", "sdp": 1}));
     assert_eq!(next(d), error("not_offerer"));
     // B is handed the offer, and C when B leaves without an answer.
-    a.say(json!({"type": "offer", "id": "A", "sdp": 1}));
+    a.send_json(json!({"type": "offer", "id": "A", "sdp": 1}));
     let offer = json!({"type": "offer", "sdp": "1", "target_id": "A"});
-    assert_eq!(b.heard(), offer);
-    b.say(json!({"type": "leave", "id": "B"}));
-    assert_eq!(c.heard(), offer);
+    assert_eq!(b.receive_json(), offer);
+    b.send_json(json!({"type": "leave", "id": "B"}));
+    assert_eq!(c.receive_json(), offer);
     // A leaves: C is the first in the queue again and is asked.
     leave(a);
-    assert_eq!(c.heard(), json!({"type": "peerLeft", "id": "A"}));
-    assert_eq!(c.heard(), json!({"type": "offer"}));
-    c.say(json!({"type": "offer", "id": "C", "sdp": 2}));
-    assert_eq!(d.heard(), json!({"type": "offer", "sdp": "2", "target_id": "C"}));
-    d.say(json!({"type": "answer", "id": "D", "sdp": 3}));
-    assert_eq!(c.heard(), json!({"type": "answer", "sdp": "3", "id": "D"}));
+    assert_eq!(c.receive_json(), json!({"type": "peerLeft", "id": "A"}));
+    assert_eq!(c.receive_json(), json!({"type": "offer"}));
+    c.send_json(json!({"type": "offer", "id": "C", "sdp": 2}));
+    assert_eq!(d.receive_json(), json!({"type": "offer", "sdp": "2", "target_id": "C"}));
+    d.send_json(json!({"type": "answer", "id": "D", "sdp": 3}));
+    assert_eq!(c.receive_json(), json!({"type": "answer", "sdp": "3", "id": "D"}));
     // The pair is complete, and the next peer is asked.
-    assert_eq!(e.heard(), json!({"type": "offer"}));
+    assert_eq!(e.receive_json(), json!({"type": "offer"}));
     for client in [b, c, d, e] {
-        assert_eq!(client.settle(), [] as [Value; 0]);
+        assert_eq!(client.sync(), [] as [Value; 0]);
     }
 }
 
@@ -347,18 +347,18 @@ fn waiting_peers_are_served_in_their_order() {
 fn late_answer_is_refused_and_its_sender_connects_again() {
     let server = Minimal::start();
     let (mut a, mut b, mut late) = (server.client(), server.client(), server.client());
-    a.say(json!({"type": "connect", "id": "A"}));
-    a.say(json!({"type": "offer", "id": "A", "sdp": 1}));
-    assert_eq!(a.settle(), [json!({"type": "offer"})]);
+    a.send_json(json!({"type": "connect", "id": "A"}));
+    a.send_json(json!({"type": "offer", "id": "A", "sdp": 1}));
+    assert_eq!(a.sync(), [json!({"type": "offer"})]);
     let offer = json!({"type": "offer", "sdp": "1", "target_id": "A"});
     for (client, id) in [(&mut b, "B"), (&mut late, "C")] {
-        client.say(json!({"type": "connect", "id": id}));
-        assert_eq!(client.heard(), offer);
+        client.send_json(json!({"type": "connect", "id": id}));
+        assert_eq!(client.receive_json(), offer);
     }
-    b.say(json!({"type": "answer", "id": "B", "target_id": "A", "sdp": 2}));
-    assert_eq!(a.heard(), json!({"type": "answer", "sdp": "2", "id": "B"}));
-    late.say(json!({"type": "candidateAdd", "id": "C", "candidate": 0}));
-    late.say(json!({"type": "answer", "id": "C", "target_id": "A", "sdp": 3}));
+    b.send_json(json!({"type": "answer", "id": "B", "target_id": "A", "sdp": 2}));
+    assert_eq!(a.receive_json(), json!({"type": "answer", "sdp": "2", "id": "B"}));
+    late.send_json(json!({"type": "candidateAdd", "id": "C", "candidate": 0}));
+    late.send_json(json!({"type": "answer", "id": "C", "target_id": "A", "sdp": 3}));
     let mut expected = error("offer_taken");
     expected["target_id"] = "A".into();
     assert_eq!(next(&mut late), expected);
@@ -366,7 +366,7 @@ fn late_answer_is_refused_and_its_sender_connects_again() {
     let mut last = server.client();
     pair(&mut late, "C", &mut last, "D");
     for client in [&mut a, &mut b, &mut late, &mut last] {
-        assert_eq!(client.settle(), [] as [Value; 0]);
+        assert_eq!(client.sync(), [] as [Value; 0]);
     }
 }
 
@@ -374,24 +374,24 @@ fn late_answer_is_refused_and_its_sender_connects_again() {
 fn replaced_offer_takes_its_candidates_with_it() {
     let server = Minimal::start();
     let (mut a, mut early, mut b) = (server.client(), server.client(), server.client());
-    a.say(json!({"type": "connect", "id": "A"}));
+    a.send_json(json!({"type": "connect", "id": "A"}));
     for n in [1, 2] {
-        a.say(json!({"type": "offer", "id": "A", "sdp": n}));
-        a.say(json!({"type": "candidateAdd", "id": "A", "candidate": n}));
-        assert_eq!(a.settle().len(), if n == 1 { 1 } else { 0 });
+        a.send_json(json!({"type": "offer", "id": "A", "sdp": n}));
+        a.send_json(json!({"type": "candidateAdd", "id": "A", "candidate": n}));
+        assert_eq!(a.sync().len(), if n == 1 { 1 } else { 0 });
         if n == 1 {
-            early.say(json!({"type": "connect", "id": "early"}));
-            assert_eq!(early.heard(), json!({"type": "offer", "sdp": "1", "target_id": "A"}));
+            early.send_json(json!({"type": "connect", "id": "early"}));
+            assert_eq!(early.receive_json(), json!({"type": "offer", "sdp": "1", "target_id": "A"}));
         }
     }
-    early.say(json!({"type": "answer", "id": "early", "sdp": 0}));
+    early.send_json(json!({"type": "answer", "id": "early", "sdp": 0}));
     assert_eq!(next(&mut early), error("offer_taken"));
-    assert_eq!(early.heard(), json!({"type": "offer", "sdp": "2", "target_id": "A"}));
-    b.say(json!({"type": "connect", "id": "B"}));
-    assert_eq!(b.heard(), json!({"type": "offer", "sdp": "2", "target_id": "A"}));
-    b.say(json!({"type": "answer", "id": "B", "sdp": 0}));
-    assert_eq!(b.heard(), json!({"type": "candidate", "candidate": "2", "id": "A"}));
-    assert_eq!(a.heard(), json!({"type": "answer", "sdp": "0", "id": "B"}));
+    assert_eq!(early.receive_json(), json!({"type": "offer", "sdp": "2", "target_id": "A"}));
+    b.send_json(json!({"type": "connect", "id": "B"}));
+    assert_eq!(b.receive_json(), json!({"type": "offer", "sdp": "2", "target_id": "A"}));
+    b.send_json(json!({"type": "answer", "id": "B", "sdp": 0}));
+    assert_eq!(b.receive_json(), json!({"type": "candidate", "candidate": "2", "id": "A"}));
+    assert_eq!(a.receive_json(), json!({"type": "answer", "sdp": "0", "id": "B"}));
 }
 
 #[test]
@@ -400,10 +400,10 @@ fn stored_candidates_are_limited() {
     let mut client = server.client();
     let candidate = "x".repeat(30_000);
     let message = json!({"type": "candidateAdd", "id": "A", "candidate": candidate});
-    client.say(message.clone());
-    client.say(message.clone());
-    assert_eq!(client.settle(), [] as [Value; 0]);
-    client.say(message);
+    client.send_json(message.clone());
+    client.send_json(message.clone());
+    assert_eq!(client.sync(), [] as [Value; 0]);
+    client.send_json(message);
     assert_eq!(next(&mut client), error("too_many"));
 }
 
@@ -413,22 +413,22 @@ fn random_messages_never_end_the_server() {
     const TYPES: [&str; 8] =
         ["connect", "connect", "offer", "answer", "answer", "candidateAdd", "leave", "other"];
     let server = Minimal::start();
-    let mut dice = Rng(0x6d69_6e69_6d61_6c21);
+    let mut rng = Rng(0x6d69_6e69_6d61_6c21);
     let mut clients = IDS.map(|_| server.client());
     for _ in 0..5000 {
-        let n = dice.roll(IDS.len() as u64) as usize;
-        match dice.roll(40) {
+        let n = rng.below(IDS.len() as u64) as usize;
+        match rng.below(40) {
             0 => std::mem::replace(&mut clients[n], server.client()).reset(),
             1 => drop(std::mem::replace(&mut clients[n], server.client())),
             _ => {
-                let mut message = json!({"type": dice.pick(&TYPES), "id": IDS[n], "sdp": n, "candidate": n});
-                if dice.roll(2) == 0 {
-                    message["target_id"] = (*dice.pick(&IDS)).into();
+                let mut message = json!({"type": rng.choose(&TYPES), "id": IDS[n], "sdp": n, "candidate": n});
+                if rng.below(2) == 0 {
+                    message["target_id"] = (*rng.choose(&IDS)).into();
                 }
-                clients[n].say(message);
+                clients[n].send_json(message);
             }
         }
-        clients[n].settle();
+        clients[n].sync();
     }
     clients.into_iter().for_each(|mut client| leave(&mut client));
     server.assert_pairs_two_peers();
@@ -444,27 +444,27 @@ fn too_large_message_closes_only_its_own_connection() {
     pair(&mut client, "A", &mut partner, "B");
     // The server closes before it has read everything.
     let _ = client.try_send(&plain_frame(TEXT, &vec![b' '; 70_000]));
-    assert_eq!(partner.heard(), json!({"type": "peerLeft", "id": "A"}));
+    assert_eq!(partner.receive_json(), json!({"type": "peerLeft", "id": "A"}));
     server.assert_pairs_two_peers();
 }
 
 #[test]
 fn peer_that_does_not_read_is_disconnected() {
     let server = Minimal::start();
-    let (mut deaf, mut sender) = (server.client(), server.client());
-    pair(&mut deaf, "deaf", &mut sender, "sender");
+    let (mut stalled, mut sender) = (server.client(), server.client());
+    pair(&mut stalled, "stalled", &mut sender, "sender");
     let candidate = "x".repeat(60_000);
     let message = json!({"type": "candidateAdd", "id": "sender", "candidate": candidate});
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     // The kernel buffers some megabytes, the server a quarter of one.
     for _ in 0..1000 {
-        sender.say(message.clone());
-        heard = sender.settle();
-        if !heard.is_empty() {
+        sender.send_json(message.clone());
+        received = sender.sync();
+        if !received.is_empty() {
             break;
         }
     }
-    assert_eq!(heard, [json!({"type": "peerLeft", "id": "deaf"})]);
+    assert_eq!(received, [json!({"type": "peerLeft", "id": "stalled"})]);
     server.assert_pairs_two_peers();
 }
 
@@ -489,8 +489,8 @@ fn handshake_that_never_ends_is_closed() {
     let mut slow = Client::connect(server.address());
     slow.send(b"GET /ws HTTP/1.1\r\nHost: h\r\n");
     server.assert_pairs_two_peers();
-    assert_eq!(silent.take(1), 0);
-    assert_eq!(slow.take(1), 0);
+    assert_eq!(silent.read_up_to(1), 0);
+    assert_eq!(slow.read_up_to(1), 0);
     server.assert_pairs_two_peers();
 }
 
@@ -500,7 +500,7 @@ fn request_that_is_no_upgrade_is_closed() {
     for request in ["GET / HTTP/1.1\r\nHost: h\r\n\r\n", "\x16\x03\x01\x02\0\x01\0\r\n\r\n"] {
         let mut client = Client::connect(server.address());
         client.send(request.as_bytes());
-        assert_eq!(client.take(1), 0);
+        assert_eq!(client.read_up_to(1), 0);
     }
     server.assert_pairs_two_peers();
 }
@@ -517,7 +517,7 @@ fn reset_connection_is_a_peer_that_left() {
     let message = frame(TEXT, br#"{"type":"candidateAdd","id":"A"}"#);
     a.send(&message[..10]);
     a.reset();
-    assert_eq!(b.heard(), json!({"type": "peerLeft", "id": "A"}));
+    assert_eq!(b.receive_json(), json!({"type": "peerLeft", "id": "A"}));
     server.assert_pairs_two_peers();
 }
 
@@ -528,7 +528,7 @@ fn message_is_read_byte_by_byte() {
     for byte in frame(TEXT, br#"{"type":"connect","id":"A"}"#) {
         client.send(&[byte]);
     }
-    assert_eq!(client.heard(), json!({"type": "offer"}));
+    assert_eq!(client.receive_json(), json!({"type": "offer"}));
 }
 
 #[test]
@@ -541,7 +541,7 @@ fn burst_of_messages_is_handled_in_order() {
     let burst: Vec<u8> = (0..2000).flat_map(|n| plain_frame(TEXT, message(n).as_bytes())).collect();
     a.send(&burst);
     for n in 0..2000 {
-        assert_eq!(b.heard(), json!({"type": "candidate", "candidate": n.to_string(), "id": "A"}));
+        assert_eq!(b.receive_json(), json!({"type": "candidate", "candidate": n.to_string(), "id": "A"}));
     }
 }
 
@@ -549,15 +549,15 @@ fn burst_of_messages_is_handled_in_order() {
 fn endless_message_does_not_delay_other_peers() {
     let server = Minimal::start();
     let flooder = server.client();
-    let mut mouth = flooder.mouth();
+    let mut stream = flooder.clone_stream();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             use std::io::Write;
-            mouth.write_all(&frame(TEXT_BEGINS, b"")).unwrap();
+            stream.write_all(&frame(TEXT_BEGINS, b"")).unwrap();
             let fragments = frame(CONTINUATION, b"").repeat(10_000);
             while !is_over.load(Ordering::Relaxed) {
-                mouth.write_all(&fragments).unwrap();
+                stream.write_all(&fragments).unwrap();
             }
         });
         for _ in 0..10 {
@@ -576,7 +576,7 @@ fn thousand_connections_come_and_go() {
         let mut clients = Vec::new();
         for n in 0..100 {
             let mut client = server.client();
-            client.say(json!({"type": "connect", "id": format!("{round}-{n}")}));
+            client.send_json(json!({"type": "connect", "id": format!("{round}-{n}")}));
             clients.push(client);
         }
         for (n, mut client) in clients.into_iter().enumerate() {
@@ -584,7 +584,7 @@ fn thousand_connections_come_and_go() {
                 0 => client.reset(),
                 1 => drop(client),
                 _ => {
-                    client.settle();
+                    client.sync();
                     client.send(&frame(CLOSE, b""));
                 }
             }

@@ -1,4 +1,4 @@
-//! The README's ways to make a token, run as they stand there, and judged by the verifier.
+//! Runs the README's examples that create tokens, and verifies the tokens.
 
 mod common;
 
@@ -12,7 +12,7 @@ use noroshi::token::Secrets;
 const README: &str = include_str!("../README.md");
 const SECRET: &str = "nobody shall guess this one, long as it is";
 
-/// The example of this language that makes a token.
+/// Returns the README's example in this language.
 fn example(language: &str) -> &'static str {
     let mut blocks = README.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
     let (_, example) = blocks.find(|(info, code)| *info == language && code.contains("alice")).unwrap();
@@ -21,15 +21,15 @@ fn example(language: &str) -> &'static str {
 
 #[track_caller]
 fn output(command: &mut Command) -> String {
-    // Debian's pip installs nothing beside its own packages otherwise, not even into a directory of ours.
+    // Debian's pip otherwise refuses to install packages, even into a separate directory.
     let output = command.env("SECRET", SECRET).env("PIP_BREAK_SYSTEM_PACKAGES", "1").output().unwrap();
-    let (stdout, stderr) =
-        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}\n{stdout}\n{stderr}");
     stdout
 }
 
-/// It is for alice, in one room, for an hour.
+/// Asserts that the token is for alice in one room, for an hour.
 #[track_caller]
 fn is_believed(token: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -40,7 +40,7 @@ fn is_believed(token: &str) {
 }
 
 #[test]
-fn node_with_jsonwebtoken() {
+fn node_example_creates_a_valid_token() {
     let Some((node, npm)) = find("node").zip(find("npm")) else { return };
     let home = Folder::new("node");
     let script = format!("{}\nconsole.log(token)", example("js"));
@@ -53,7 +53,7 @@ fn node_with_jsonwebtoken() {
 }
 
 #[test]
-fn python_with_pyjwt() {
+fn python_example_creates_a_valid_token() {
     let Some(python) = find("python3") else { return };
     let home = Folder::new("python");
     let script = format!("{}\nprint(token)", example("python"));
@@ -66,7 +66,7 @@ fn python_with_pyjwt() {
 }
 
 #[test]
-fn php_alone() {
+fn php_example_creates_a_valid_token() {
     let Some(php) = find("php") else { return };
     let script = format!("{}\necho $token;", example("php"));
     is_believed(&output(Command::new(php).args(["-r", &script])));

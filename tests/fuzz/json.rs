@@ -1,4 +1,4 @@
-//! Any text as JSON: ours must take it for what serde_json takes it for.
+//! Arbitrary text: our JSON parser must agree with serde_json.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -29,7 +29,7 @@ pub fn check(data: &[u8]) {
         true
     });
     assert_eq!(array.is_some(), begins_with('['));
-    // A text may be good and yet nothing that a Value can hold: too deep, too large, no Unicode.
+    // Valid JSON that a Value cannot hold: nested too deep, numbers too large, invalid Unicode.
     match serde_json::from_str(text) {
         Ok(Value::Object(same)) => assert_eq!(fields, same),
         Ok(Value::Array(same)) => assert_eq!(elements, same),
@@ -46,7 +46,7 @@ pub fn check(data: &[u8]) {
     assert_eq!(json::parse_string(&written).as_deref(), Some(text));
 }
 
-/// What is handed out is used as it is: it has no space around it.
+/// Asserts that a returned value has no surrounding whitespace.
 fn check_value(text: &str) {
     assert!(!text.is_empty() && text == text.trim_ascii());
 }

@@ -1,4 +1,4 @@
-//! RFC 6455, read naively.
+//! A naive reader of RFC 6455.
 
 use noroshi::session::CloseReason;
 
@@ -7,18 +7,18 @@ use super::pipe::{REQUEST, TEXT};
 pub const MESSAGE_BYTES_MAX: usize = 2048;
 pub const BINARY: u8 = 0x82;
 
-/// What the bytes of a peer mean.
+/// The content of a peer's bytes.
 #[derive(Default)]
 pub struct Reading {
     pub upgraded: bool,
-    /// What is not yet understood.
+    /// Bytes that are not yet parsed.
     pub bytes: Vec<u8>,
-    /// The beginning of a message.
+    /// The fragments of an incomplete message.
     pub fragments: Option<Message>,
     pub messages: Vec<Message>,
     pub pings: Vec<Vec<u8>>,
     pub end: Option<CloseReason>,
-    /// The payload of the Close that answers the peer's.
+    /// The payload of the reply to the peer's Close frame.
     pub reply: Option<Vec<u8>>,
 }
 
@@ -34,8 +34,8 @@ impl Message {
 }
 
 impl Reading {
-    /// Whether nothing is half.
-    pub fn is_even(&self) -> bool {
+    /// Returns whether no frame or message is incomplete.
+    pub fn is_complete(&self) -> bool {
         self.upgraded && self.bytes.is_empty() && self.fragments.is_none()
     }
 
@@ -54,11 +54,12 @@ impl Reading {
         }
     }
 
-    /// Takes one frame, if it is there, and finds what is wrong as soon as that can be known.
+    /// Parses one complete frame. Reports an error as early as it can be known.
     pub fn frame(&mut self) -> Result<bool, CloseReason> {
         let bytes = &self.bytes[..];
         let Some(&first) = bytes.first() else { return Ok(false) };
-        let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
+        let fin = first & 0x80 != 0;
+        let opcode = first & 0x0f;
         let is_control = opcode >= 8;
         if first & 0x70 != 0 || !matches!(opcode, 0 | 1 | 2 | 8 | 9 | 10) || (is_control && !fin) {
             return Err(CloseReason::Protocol);
@@ -87,7 +88,8 @@ impl Reading {
         if length > MESSAGE_BYTES_MAX as u64 {
             return Err(CloseReason::TooBig);
         }
-        let (header, length) = (2 + width + 4, length as usize);
+        let header = 2 + width + 4;
+        let length = length as usize;
         if bytes.len() < header {
             return Ok(false);
         }
