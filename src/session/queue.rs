@@ -164,6 +164,8 @@ pub(super) struct Queue {
     sent: usize,
     /// The end of the frame that is being sent, as an index of `bytes`. Equal to `sent` at a frame boundary.
     frame_end: usize,
+    /// The end of the last pong in `bytes`, as an index of `bytes`. No later pong may overtake it.
+    pong_end: usize,
     /// Control frames to be sent ahead of `bytes` at the next frame boundary. The first `control_sent` bytes are written.
     control: Vec<u8>,
     control_sent: usize,
@@ -251,7 +253,9 @@ impl Queue {
         };
         let bytes = frame::encoded_len(payload.len());
         let has_room = if self.is_blocked {
-            self.control.len() + bytes <= CONTROL_BYTES_MAX
+            // It would overtake a pong that was queued between messages before the stream blocked.
+            let is_pong_unsent = self.sent < self.pong_end;
+            !is_pong_unsent && self.control.len() + bytes <= CONTROL_BYTES_MAX
         } else {
             self.message_bytes() + bytes <= queue_max + CONTROL_BYTES_MAX
         };
@@ -265,6 +269,7 @@ impl Queue {
             frame::encode(&mut self.control, frame::PONG, &payload);
         } else {
             self.push(frame::PONG, &payload, now);
+            self.pong_end = self.bytes.len();
         }
     }
 
@@ -346,6 +351,7 @@ impl Queue {
             self.bytes.clear();
             self.sent = 0;
             self.frame_end = 0;
+            self.pong_end = 0;
             return;
         }
         while self.frame_end < self.sent {
@@ -355,6 +361,7 @@ impl Queue {
         if self.sent > self.bytes.len() / 2 {
             self.bytes.drain(..self.sent);
             self.frame_end -= self.sent;
+            self.pong_end = self.pong_end.saturating_sub(self.sent);
             self.sent = 0;
         }
     }
@@ -395,6 +402,27 @@ mod tests {
             frame::encode(&mut bytes, *opcode, payload);
         }
         bytes
+    }
+
+    #[test]
+    fn pong_does_not_overtake_an_earlier_pong() {
+        let mut queue = Queue::default();
+        let mut stream = LimitedStream { room: 1010, ..LimitedStream::default() };
+        let messages = [vec![b'x'; 1000], vec![b'y'; 10]];
+        queue.push(frame::TEXT, &messages[0], NOW);
+        queue.push(frame::TEXT, &messages[1], NOW);
+        queue.answer_ping(b"first".to_vec(), usize::MAX / 2, NOW);
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        queue.answer_ping(b"second".to_vec(), usize::MAX / 2, NOW);
+        stream.room = usize::MAX;
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        let expected = [
+            (frame::TEXT, &messages[0][..]),
+            (frame::TEXT, &messages[1][..]),
+            (frame::PONG, b"first"),
+            (frame::PONG, b"second"),
+        ];
+        assert!(stream.accepted == frames(&expected));
     }
 
     #[test]
