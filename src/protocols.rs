@@ -243,7 +243,7 @@ impl Dispatcher {
                 protocol.handle(Input::Time, &mut Context { now, wall, protocol: id, common, out });
             } else if let Some(conn) = self.common.probes.pop() {
                 if out.has_unread_input(conn) {
-                    // What the peer has sent may be a sign of life. It is read soon.
+                    // What the peer has sent may be a liveness signal. It is read soon.
                     self.common.probes.postpone(conn, now);
                 } else {
                     self.handle(now, wall, Input::Silent(conn), out);

@@ -338,7 +338,7 @@ impl Server {
         {
             self.connections.mark_ready(slot);
         }
-        // A Close frame or an error is no sign of life.
+        // A Close frame or an error is no liveness signal.
         if matches!(outcome, ReadOutcome::Full | ReadOutcome::Short)
             && self.connections.entries[slot].session.is_open()
         {

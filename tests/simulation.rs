@@ -148,7 +148,7 @@ impl World {
         self.resumed.retain(|(resumed, _)| *resumed != conn);
     }
 
-    /// Reads messages of a connection until it is paused or closed, and reports a sign of life after them.
+    /// Reads messages of a connection until it is paused or closed, and reports a liveness signal after them.
     fn deliver(&mut self, conn: Conn, mut sent: VecDeque<String>) {
         while let Some(text) = sent.pop_front() {
             self.handle(Input::Text(conn, &text));

@@ -351,7 +351,7 @@ impl Ayame {
 
     // ---- Probes and pings ----
 
-    /// Handles a sign of life of a probed member. If both members are alive, the room is full.
+    /// Handles a liveness signal of a probed member. If both members are alive, the room is full.
     fn on_alive(&mut self, slot: Slot, context: &mut Context) {
         self.clients[slot].is_probed = false;
         let Membership::Seated(name) = &self.clients[slot].membership else {

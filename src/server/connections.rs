@@ -78,7 +78,7 @@ pub(super) struct Entry {
 pub(super) enum Stage {
     /// It has sent no request, or one that was no accepted upgrade.
     Http,
-    /// It is counted as a WebSocket, and a protocol has to be told when it ends.
+    /// It is counted as a WebSocket, and the protocol must be notified when it ends.
     WebSocket,
     /// It is counted as a WebSocket, and its protocol has forgotten it.
     Left,

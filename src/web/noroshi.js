@@ -315,7 +315,7 @@ export class Room extends EventTarget {
     this.#ws.close();
   }
 
-  /** Wants a sign of life from the server, or a server at once. */
+  /** Expects a liveness signal from the server, or connects again at once. */
   #ask() {
     if (this.#isOver || this.#isAsleep) return;
     if (this.#ws?.readyState !== WebSocket.OPEN) return this.#open();

@@ -43,7 +43,7 @@ pub fn remaining_state(dispatcher: &Dispatcher) -> (usize, usize, Option<Duratio
 }
 
 /// Named peers connected to a dispatcher in memory. They answer pings immediately unless they are stalled. Events have
-/// the order of the server: the messages of a read, then the sign of life. Messages of a paused connection are
+/// the order of the server: the messages of a read, then the liveness signal. Messages of a paused connection are
 /// delivered when it is resumed.
 pub struct Memory {
     pub dispatcher: Dispatcher,

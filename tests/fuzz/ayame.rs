@@ -80,7 +80,7 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
         (_, Some(conn)) => {
             let message = message(step.selector, keys, bytes)?;
             world.send(conn, message.as_bytes(), false);
-            // The server reports a sign of life after the messages of a read.
+            // The server reports a liveness signal after the messages of a read.
             if step.event & 1 == 0 {
                 world.alive(conn);
             }

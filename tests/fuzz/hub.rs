@@ -93,7 +93,7 @@ impl HubWorld {
             (_, Some(conn)) => {
                 let message = self.message(step, conn, bytes)?;
                 self.world.send(conn, message.as_bytes(), false);
-                // The server reports a sign of life after the messages of a read.
+                // The server reports a liveness signal after the messages of a read.
                 if step.event & 1 == 0 {
                     self.world.alive(conn);
                 }

@@ -68,7 +68,7 @@ fn peer_that_reads_nothing_is_closed_by_the_message_that_does_not_fit() {
 }
 
 #[test]
-fn reading_from_a_full_queue_is_a_sign_of_life() {
+fn reading_from_a_full_queue_is_a_liveness_signal() {
     let mut test = open_session();
     fill_queue(&mut test);
     // It sends nothing and answers no ping because it has not read that far.

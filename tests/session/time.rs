@@ -13,7 +13,7 @@ fn silent_peer_is_pinged_and_then_closed() {
     test.advance(1);
     assert_eq!(test.take_frames(), [(PING, vec![])]);
     test.advance(24);
-    // Part of a frame is a sign of life.
+    // Part of a frame is a liveness signal.
     test.feed(&frame(PONG, b"")[..3]);
     test.advance(25);
     assert_eq!(test.take_frames(), [(PING, vec![])]);

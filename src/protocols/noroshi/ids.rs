@@ -162,7 +162,7 @@ impl Noroshi {
         self.register(slot, id, context);
     }
 
-    /// Handles a sign of life of a probed holder: rejects all claimants.
+    /// Handles a liveness signal of a probed holder: rejects all claimants.
     pub(super) fn on_alive(&mut self, slot: Slot, context: &mut Context) {
         let claimants = self.take_claimants(slot, context);
         if let Some(id) = self.peer(slot).id().map(str::to_owned) {
