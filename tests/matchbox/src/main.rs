@@ -108,7 +108,7 @@ fn exchange_messages(peers: &mut [&mut Peer], round: u8) {
 
 fn main() {
     let base = std::env::args().nth(1).expect("ws://HOST:PORT");
-    let enter = |name, room: &str| Peer::connect(name, format!("{base}/{room}"));
+    let connect = |name, room: &str| Peer::connect(name, format!("{base}/{room}"));
 
     println!("two meet, in another room a third is alone");
     let mut a = connect("a", "tea");
