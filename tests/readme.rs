@@ -112,7 +112,8 @@ fn named_tests_exist() {
 
 #[test]
 fn first_log_lines_match_the_readme() {
-    let first = README.split("    cargo run --release\n\nprints `").nth(1).unwrap().split('[').next().unwrap();
+    let first =
+        README.split("    cargo run --release\n\nprints `").nth(1).unwrap().split('[').next().unwrap();
     assert!(README.contains("the log says at the start how much"));
     for (flags, memory) in [("", "14.9G of memory"), ("--max-memory 32M", "at most 32M of memory")] {
         let mut command = Command::new(NOROSHI);

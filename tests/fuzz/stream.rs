@@ -174,8 +174,10 @@ impl World {
         if let Some(max) = self.context.shared.config.memory_bytes_max {
             assert!(charged <= max - BASE_BYTES + 4 * CONNECTION_BYTES, "{charged} bytes of {max}");
         } else {
-            // One message may exceed the reserve. Its length has 16 bits.
-            let queue = self.context.shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE + (1 << 16);
+            // One message may exceed the limit for messages of the server. Its length has 16 bits.
+            let config = &self.context.shared.config;
+            let limit = config.queue_bytes_max() + QUEUE_BYTES_RESERVE + config.queue_bytes_owed_max();
+            let queue = limit + (1 << 16);
             let control = 4 * CONTROL_BYTES_MAX;
             let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
             let bound = 2 * (CONNECTION_BYTES + 2 * queue + control + incoming);
