@@ -223,11 +223,23 @@ impl Queue {
         frame::encode(&mut self.bytes, opcode, payload);
     }
 
+    /// Appends a control frame, which is always allowed.
+    ///
+    /// It may exceed the memory limit, so that a large vector must not double for it.
+    fn push_control(&mut self, opcode: u8, payload: &[u8], now: Duration) {
+        let bytes = frame::encoded_len(payload.len());
+        if self.bytes.capacity() >= CONTROL_BYTES_MAX && self.spare_bytes() < bytes {
+            // More than one frame needs, so that many of them do not move the vector each time.
+            self.bytes.reserve_exact(CONTROL_BYTES_MAX);
+        }
+        self.push(opcode, payload, now);
+    }
+
     /// Queues a ping, unless one is already queued separately.
     /// Returns whether a ping was queued.
     fn push_ping(&mut self, now: Duration) -> bool {
         if !self.is_blocked {
-            self.push(frame::PING, &[], now);
+            self.push_control(frame::PING, &[], now);
             return true;
         }
         if self.is_ping_queued {
@@ -268,7 +280,7 @@ impl Queue {
         if self.is_blocked {
             frame::encode(&mut self.control, frame::PONG, &payload);
         } else {
-            self.push(frame::PONG, &payload, now);
+            self.push_control(frame::PONG, &payload, now);
             self.pong_end = self.bytes.len();
         }
     }
@@ -279,7 +291,7 @@ impl Queue {
     pub fn push_close(&mut self, payload: &[u8], now: Duration) {
         self.push_pong(usize::MAX / 2, now);
         self.unanswered_ping = None;
-        self.push(frame::CLOSE, payload, now);
+        self.push_control(frame::CLOSE, payload, now);
     }
 
     /// Returns whether the queue is full and the peer has stopped reading.
@@ -402,6 +414,19 @@ mod tests {
             frame::encode(&mut bytes, *opcode, payload);
         }
         bytes
+    }
+
+    #[test]
+    fn control_frames_do_not_double_a_large_queue() {
+        let mut queue = Queue::default();
+        queue.push(frame::TEXT, &[b'x'; 100_000], NOW);
+        queue.bytes.shrink_to_fit();
+        queue.push_ping(NOW);
+        for _ in 0..20 {
+            queue.answer_ping(vec![b'p'; 125], usize::MAX / 2, NOW);
+        }
+        queue.push_close(&[3, 232], NOW);
+        assert!(queue.capacity() <= queue.message_bytes() + CONTROL_BYTES_MAX);
     }
 
     #[test]

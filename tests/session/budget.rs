@@ -2,7 +2,7 @@
 
 use super::{check_budget, status};
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
-use noroshi::config::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, Config};
+use noroshi::config::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config};
 use noroshi::http::ListenerKind;
 use noroshi::session::CloseReason;
 
@@ -72,9 +72,9 @@ fn queue_growth_for_a_close_frame_is_charged() {
     test.pipe().writable_bytes = 0;
     test.session.send("x".repeat(60_000), &mut test.shared);
     let used = test.shared.budget.used();
-    // The full queue has doubled its capacity for the Close frame.
+    // The full queue does not double its capacity for the Close frame.
     test.session.close(CloseReason::GoingAway, &mut test.shared);
-    assert!(test.shared.budget.used() > used + 60_000);
+    assert_eq!(test.shared.budget.used(), used + CONTROL_BYTES_MAX);
     check_budget(test, "");
 }
 
