@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# RFC 6455 judged from outside: Autobahn's suite against scripts/echo.rs, which is noroshi's own sessions and loop.
-# Compares with scripts/autobahn.txt and exits with 1 if anything differs. Takes some minutes.
+# Runs the Autobahn test suite (RFC 6455 conformance) against scripts/echo.rs, which uses noroshi's sessions and loop.
+# Compares the result with scripts/autobahn.txt and exits with 1 if it differs. Takes some minutes.
 #
-# The suite needs CPython 2.7 with pip: python2.7 on the PATH or in pyenv, or wherever PYTHON27 says.
+# The suite needs CPython 2.7 with pip: python2.7 on the PATH or in pyenv, or the program that PYTHON27 names.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
@@ -12,26 +12,26 @@ work=$(realpath -m "$target")/autobahn
 
 python=${PYTHON27:-python2.7}
 if ! "$python" -c "import pip" 2>/dev/null && command -v pyenv >/dev/null; then
-    # Its shims find only the version that was chosen.
+    # The shims of pyenv find only the selected version.
     PYENV_VERSION=$(pyenv versions --bare | grep -m 1 "^2\.7\." || true)
     export PYENV_VERSION
 fi
 if ! "$python" -c "import pip, sys; assert sys.version_info[:2] == (2, 7)" 2>/dev/null; then
-    echo "autobahn.sh: $python is no CPython 2.7 with pip; PYTHON27=PATH names one" >&2
+    echo "autobahn.sh: expected CPython 2.7 with pip, got $python; set PYTHON27=PATH" >&2
     exit 2
 fi
-# Nothing outside of target is touched: what pip takes for the user's own is there.
+# pip installs below target, and changes nothing else.
 export PYTHONUSERBASE=$work/python
 if ! [ -x "$PYTHONUSERBASE/bin/wstest" ]; then
     "$python" -m pip install --quiet --user --no-warn-script-location "$suite"
 fi
 
 cargo build --quiet --release --example echo
-mkfifo "$work/said.$$"
-"$target"/release/examples/echo --listen 127.0.0.1:0 --max-message 16M --max-rate 0 --log off 2>"$work/said.$$" &
-echo=$!
-trap 'kill $echo; rm -rf "$work/said.$$"' EXIT
-read -r _ _ url <"$work/said.$$"
+mkfifo "$work/stderr.$$"
+"$target"/release/examples/echo --listen 127.0.0.1:0 --max-message 16M --max-rate 0 --log off 2>"$work/stderr.$$" &
+echo_pid=$!
+trap 'kill $echo_pid; rm -rf "$work/stderr.$$"' EXIT
+read -r _ _ url <"$work/stderr.$$"
 
 rm -rf "$work/reports"
 cat >"$work/spec.json" <<SPEC

@@ -10,14 +10,15 @@ mod pipe;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use noroshi::budget::Reservation;
-use noroshi::config::Config;
-use noroshi::gate::Gate;
-use noroshi::http::Door;
-use noroshi::hub::Hub;
-use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox};
-use noroshi::session::{Event, Scratch, Session, Shared};
-use pipe::{ADDRESS, Pipe, REQUEST, TEXT, frame};
+use noroshi::config::{Config, HEAD_TIME_MAX};
+use noroshi::http::{Admission, ListenerKind, Response};
+use noroshi::memory_budget::Reservation;
+use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId};
+use noroshi::protocols::Dispatcher;
+use noroshi::protocols::noroshi::Noroshi;
+use noroshi::session::{Event, Scratch, Session, SharedState};
+use pipe::answer::answer;
+use pipe::{Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -74,14 +75,14 @@ fn instructions(bytes: usize) -> Option<f64> {
 
 /// A peer that sends candidates to another, and what is between them.
 struct Line {
-    gate: Gate,
+    dispatcher: Dispatcher,
     sessions: Sessions,
     scratch: Scratch,
     frame: Vec<u8>,
 }
 
 struct Sessions {
-    shared: Shared,
+    shared: SharedState,
     sessions: [Session<Pipe>; 2],
 }
 
@@ -90,28 +91,46 @@ impl Outbox for Sessions {
         self.sessions[to.slot()].has_room(texts, &self.shared)
     }
 
+    fn forward(&mut self, to: Conn, text: String) {
+        self.sessions[to.slot()].forward(text, &mut self.shared);
+    }
+
+    fn is_congested(&self, to: Conn) -> bool {
+        self.sessions[to.slot()].is_congested(&self.shared)
+    }
+
+    fn has_unread_input(&self, _: Conn) -> bool {
+        false
+    }
+
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
         self.shared.budget.reserve(bytes)
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        if let Effect::Send(to, text) = effect {
-            self.sessions[to.slot()].send(text, &mut self.shared);
-        }
+    fn send(&mut self, to: Conn, text: String) {
+        self.sessions[to.slot()].send(text, &mut self.shared);
     }
+
+    fn send_binary(&mut self, _: Conn, _: &[u8]) {}
+    fn ping(&mut self, _: Conn) {}
+    fn pause_reading(&mut self, _: Conn) {}
+    fn resume_reading(&mut self, _: Conn) {}
+    fn close(&mut self, _: Conn, _: Close) {}
+    fn registered(&mut self, _: Conn, _: &str, _: &str) {}
+    fn disconnected(&mut self, _: Conn, _: ProtocolId, _: &Member<'_>) {}
 }
 
 impl Line {
     fn new(bytes: usize) -> Line {
         let config = Config { rate_max: 0, ..Config::default() };
-        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
-        let mut shared = Shared::new(config);
+        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
+        let mut shared = SharedState::new(config);
         let sessions = [(); 2].map(|()| {
-            let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
-            Session::new(pipe, Door::Main, ADDRESS.into(), &mut shared)
+            let pipe = Pipe { writable_bytes: usize::MAX, ..Pipe::default() };
+            Session::new(pipe, HEAD_TIME_MAX, &mut shared)
         });
         let sessions = Sessions { shared, sessions };
-        let mut line = Line { gate, sessions, scratch: Scratch::default(), frame: Vec::new() };
+        let mut line = Line { dispatcher, sessions, scratch: Scratch::default(), frame: Vec::new() };
         line.turn(0, REQUEST.as_bytes());
         line.turn(1, REQUEST.as_bytes());
         for (who, text) in
@@ -146,20 +165,30 @@ impl Line {
         let conn = Conn::new(who as u64 + 1, who);
         let Sessions { sessions, shared } = &mut self.sessions;
         sessions[who].stream().input.extend(bytes);
-        sessions[who].fill(&mut self.scratch, shared);
+        sessions[who].read(&mut self.scratch, shared);
         loop {
             let Sessions { sessions, shared } = &mut self.sessions;
-            let Some(event) = sessions[who].next(&mut self.scratch, shared, &self.gate) else { break };
+            let Some(event) = sessions[who].next_event(&mut self.scratch, shared) else { break };
             let input = match &event {
-                Event::Refused(status, refusal) => panic!("{status}, {}", refusal.why),
-                Event::Upgraded(target, claims) => Input::Connected(conn, target, claims.as_ref()),
-                Event::Asked(question) => panic!("{question:?}"),
+                Event::Request(head) => {
+                    let wall = Duration::ZERO;
+                    let config = &self.sessions.shared.config;
+                    let answer =
+                        answer(head, ListenerKind::Main, config, false, wall, |_, _| Admission::Allowed);
+                    let Response::Upgrade { bytes, target, claims } = answer else { panic!("{answer:?}") };
+                    let Sessions { sessions, shared } = &mut self.sessions;
+                    sessions[who].accept(bytes, shared);
+                    let connected = Input::Connected(conn, &target, claims.as_deref());
+                    self.dispatcher.handle(Duration::ZERO, Duration::ZERO, connected, &mut self.sessions);
+                    continue;
+                }
+                Event::Rejected(status, refusal) => panic!("{status}, {}", refusal.message),
                 Event::Text(text) => Input::Text(conn, text),
                 Event::Binary(_) | Event::Ping(_) | Event::Overhead => unreachable!("only text is sent"),
             };
-            self.gate.handle(Duration::ZERO, Duration::ZERO, input, &mut self.sessions);
+            self.dispatcher.handle(Duration::ZERO, Duration::ZERO, input, &mut self.sessions);
         }
-        self.gate.handle(Duration::ZERO, Duration::ZERO, Input::Alive(conn), &mut self.sessions);
+        self.dispatcher.handle(Duration::ZERO, Duration::ZERO, Input::Alive(conn), &mut self.sessions);
         let Sessions { sessions, shared } = &mut self.sessions;
         for session in sessions {
             session.flush(shared);

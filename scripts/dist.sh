@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Packages of a release, in target/dist: a binary for each target, a .deb of the one for x86_64, and their checksums.
-# Those for musl are static, and Rust brings along all that it takes to link them.
+# Builds the packages of a release in target/dist: a binary for each target, a .deb for x86_64, and their checksums.
+# The musl binaries are static; Rust includes everything that is needed to link them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
@@ -12,7 +12,7 @@ fi
 
 cargo_version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 version=$(git describe --tags --always --dirty 2>/dev/null || echo "$cargo_version")
-# Debian's versions begin with a number, and what follows a hyphen is something else there.
+# A Debian version begins with a digit, and a hyphen separates its revision.
 deb_version=${version#v}
 [[ $deb_version =~ ^[0-9]+\. ]] || deb_version=$cargo_version+git$deb_version
 deb_version=${deb_version//-/+}
@@ -35,7 +35,7 @@ for triple in "${targets[@]}"; do
     elif command -v cargo-deb >/dev/null; then
         cargo deb --quiet --locked --no-build --no-strip --target "$triple" --deb-version "$deb_version" --output "$dist/"
     else
-        echo "no .deb without cargo-deb: cargo install cargo-deb" >&2
+        echo "the .deb is not built, because cargo-deb is missing: cargo install cargo-deb" >&2
     fi
 done
 

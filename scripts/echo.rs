@@ -6,23 +6,26 @@ use std::io;
 use std::time::Duration;
 
 use noroshi::config::{Command, Config};
-use noroshi::gate::{Gate, Protocol, Turn};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::metrics::Counts;
-use noroshi::protocol::{Conn, Dialect, Input, Member};
+use noroshi::protocol::{Conn, Input, Member, ProtocolId};
+use noroshi::protocols::{Context, Dispatcher, Protocol};
 use noroshi::server::Server;
 
 struct Echo;
 
 impl Protocol for Echo {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, turn: &mut Context) {
         match input {
             // Who has an id may be silent.
             Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "echo"),
             Input::Text(conn, text) => turn.send(conn, text.to_owned()),
             Input::Binary(conn, bytes) => turn.send_binary(conn, bytes),
-            Input::Disconnected(conn) => turn.left(conn, self.member(conn)),
-            Input::Dropped { .. } | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
+            Input::Disconnected(_)
+            | Input::Dropped { .. }
+            | Input::Alive(_)
+            | Input::Silent(_)
+            | Input::Time => {}
         }
     }
 
@@ -39,10 +42,10 @@ fn main() -> io::Result<()> {
     let Ok(Command::Run(config)) = Config::parse(std::env::args_os().skip(1)) else {
         return Err(io::Error::other("usage: the flags of noroshi"));
     };
-    let gate = Gate::new(&config).to(Dialect::Noroshi, Echo);
-    let mut server = Server::with(gate, config)?;
-    server.heed_signals()?;
-    for address in server.addresses(Door::Main) {
+    let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Echo);
+    let mut server = Server::with(dispatcher, config)?;
+    server.install_signal_handlers()?;
+    for address in server.addresses(ListenerKind::Main) {
         eprintln!("listening on ws://{address}/ws");
     }
     server.run()

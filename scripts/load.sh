@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The standard set of load tests against this server, as the table that stands in the README.
-# On a machine with two cores: one for the server, one for the load.
+# Runs the standard load tests against this server and prints the table of the README.
+# It needs two cores: one for the server, one for the load generator.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
@@ -10,7 +10,7 @@ cargo build --quiet --release --bin noroshi --example load
 ulimit -n "$(ulimit -Hn)"
 unset CARGO
 
-# load prints rows of a name, two spaces or more, and a value.
+# load prints rows: a name, at least two spaces, and a value.
 row() {
     local name=$1
     shift

@@ -1,50 +1,58 @@
-//! Where peers are: addresses, networks, and how many connections come from one place.
+//! Peer addresses, networks (CIDR), and the number of connections per address.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// The address of a peer, in eighteen bytes; a `SocketAddr` takes thirty-two. IPv4 is mapped into IPv6.
+/// The address of a peer, with IPv4 mapped into IPv6.
+///
+/// It takes 18 bytes, where `SocketAddr` takes 32; every session has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     ip: Ipv6Addr,
-    /// 0: unknown, because a proxy has named the address.
+    /// 0 if unknown: a proxy has reported the address.
     port: u16,
 }
 
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Address {
-        Address { ip: mapped(address.ip()), port: address.port() }
+        Address { ip: to_ipv6(address.ip()), port: address.port() }
     }
 }
 
 impl From<IpAddr> for Address {
     fn from(ip: IpAddr) -> Address {
-        Address { ip: mapped(ip), port: 0 }
+        Address { ip: to_ipv6(ip), port: 0 }
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match (self.ip(), self.port) {
-            _ if *self == Address::UNIX => f.write_str("a local socket"),
-            (ip, 0) => ip.fmt(f),
-            (ip, port) => SocketAddr::new(ip, port).fmt(f),
+        if *self == Address::UNIX {
+            return f.write_str("a local socket");
+        }
+        match self.port {
+            0 => self.ip().fmt(f),
+            port => SocketAddr::new(self.ip(), port).fmt(f),
         }
     }
 }
 
 impl Address {
-    /// Of all who connect to the socket in a file. Nobody else can be there, as no connection comes from `::`.
+    /// The address of every peer that connects to a Unix socket.
+    ///
+    /// No TCP connection has it, because none comes from `::`.
     pub const UNIX: Address = Address { ip: Ipv6Addr::UNSPECIFIED, port: 1 };
 
-    /// Without the port.
+    /// Returns the IP address, with a mapped IPv4 address as IPv4.
     pub fn ip(&self) -> IpAddr {
         self.ip.to_canonical()
     }
 
-    /// Whom an address stands for: one host of IPv4, but a /64 of IPv6, of which a host has all addresses.
-    fn place(&self) -> u128 {
+    /// Returns the key under which connections of this host are counted.
+    ///
+    /// It is the whole IPv4 address, but only the /64 prefix of an IPv6 address, because one host owns a whole /64.
+    fn host_key(&self) -> u128 {
         match self.ip() {
             IpAddr::V4(_) => self.ip.to_bits(),
             IpAddr::V6(ip) => ip.to_bits() >> 64 << 64,
@@ -52,77 +60,87 @@ impl Address {
     }
 }
 
-fn mapped(ip: IpAddr) -> Ipv6Addr {
+fn to_ipv6(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
     }
 }
 
-/// The addresses that share a prefix (CIDR, RFC 4632).
+/// A range of addresses with a common prefix (CIDR, RFC 4632).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    first: u128,
-    /// Bits of the prefix, in an IPv6 address.
-    bits: u32,
+    /// The address before the `/`, as IPv6.
+    address: u128,
+    /// The length of the prefix in bits, counted in an IPv6 address.
+    prefix_bits: u32,
 }
 
 impl Network {
-    /// Reads `ADDRESS/BITS`, or an address alone.
+    /// Parses `ADDRESS/BITS`, or an address alone.
     pub fn parse(text: &str) -> Option<Network> {
         let (ip, bits) = match text.split_once('/') {
             Some((ip, bits)) => (ip, Some(bits.parse::<u32>().ok()?)),
             None => (text, None),
         };
         let ip: IpAddr = ip.parse().ok()?;
-        let (length, before) = if ip.is_ipv4() { (32, 96) } else { (128, 0) };
-        let bits = bits.unwrap_or(length).checked_add(before)?;
-        (bits <= 128).then(|| Network { first: mapped(ip).to_bits(), bits })
+        // A mapped IPv4 address occupies the last 32 bits of 128.
+        let (address_bits, mapping_bits) = if ip.is_ipv4() { (32, 96) } else { (128, 0) };
+        let prefix_bits = bits.unwrap_or(address_bits).checked_add(mapping_bits)?;
+        if prefix_bits > 128 {
+            return None;
+        }
+        Some(Network { address: to_ipv6(ip).to_bits(), prefix_bits })
     }
 
-    /// Whether it has this address.
+    /// Returns whether the network contains this address.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        let differ = self.first ^ mapped(ip).to_bits();
-        differ.checked_shr(128 - self.bits).unwrap_or(0) == 0
+        let difference = self.address ^ to_ipv6(ip).to_bits();
+        // A prefix of 0 bits contains every address; a shift by 128 overflows.
+        difference.checked_shr(128 - self.prefix_bits).unwrap_or(0) == 0
     }
 }
 
-/// How many connections come from each place. Nothing is counted where there is no limit.
-pub struct Crowd {
-    max: usize,
+/// Counts connections per host, for `--max-connections-per-ip`.
+///
+/// Nothing is counted if there is no limit.
+pub struct PerIpCounts {
+    connections_max: usize,
     counts: HashMap<u128, usize>,
 }
 
-impl Crowd {
-    /// At most so many from one place; 0 is no limit.
-    pub fn new(max: usize) -> Crowd {
-        Crowd { max, counts: HashMap::new() }
+impl PerIpCounts {
+    /// Creates counts with a limit per host; 0 is no limit.
+    pub fn new(connections_max: usize) -> PerIpCounts {
+        PerIpCounts { connections_max, counts: HashMap::new() }
     }
 
-    /// Counts a connection.
-    pub fn enter(&mut self, address: Address) {
-        if self.max > 0 {
-            *self.counts.entry(address.place()).or_default() += 1;
+    /// Counts a new connection.
+    pub fn add(&mut self, address: Address) {
+        if self.connections_max > 0 {
+            *self.counts.entry(address.host_key()).or_default() += 1;
         }
     }
 
-    /// A connection that was counted is gone.
-    pub fn leave(&mut self, address: Address) {
-        if let Some(count) = self.counts.get_mut(&address.place()) {
+    /// Stops counting a connection that has ended.
+    pub fn remove(&mut self, address: Address) {
+        let key = address.host_key();
+        if let Some(count) = self.counts.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
-                self.counts.remove(&address.place());
+                self.counts.remove(&key);
             }
         }
     }
 
-    /// By how many more than allowed there are in the place of this address.
+    /// Returns the number of connections over the limit of this host.
     pub fn excess(&self, address: Address) -> usize {
-        self.counts.get(&address.place()).map_or(0, |count| count.saturating_sub(self.max))
+        let count = self.counts.get(&address.host_key());
+        count.map_or(0, |count| count.saturating_sub(self.connections_max))
     }
 
-    /// How many places there are connections from.
-    pub fn places(&self) -> usize {
+    /// Returns the number of hosts with connections.
+    pub fn hosts(&self) -> usize {
         self.counts.len()
     }
 }
@@ -136,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn networks() {
+    fn network_contains_addresses_with_its_prefix() {
         for (network, inside, outside) in [
             ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
             ("10.0.0.0/8", "::ffff:10.1.2.3", "::10.1.2.3"),
@@ -167,34 +185,34 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_is_counted_by_host_or_64() {
-        let mut crowd = Crowd::new(1);
+    fn connections_are_counted_by_ipv4_address_or_ipv6_64() {
+        let mut counts = PerIpCounts::new(1);
         let address = |text: &str| Address::from(ip(text));
         for (first, same, other) in [
             ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"),
             ("2001:db8::1", "2001:db8:0:0:ffff::9", "2001:db8:0:1::1"),
         ] {
-            crowd.enter(address(first));
-            assert_eq!(crowd.excess(address(first)), 0);
-            crowd.enter(address(same));
-            assert_eq!((crowd.excess(address(first)), crowd.excess(address(other))), (1, 0));
-            crowd.leave(address(same));
-            crowd.leave(address(first));
+            counts.add(address(first));
+            assert_eq!(counts.excess(address(first)), 0);
+            counts.add(address(same));
+            assert_eq!((counts.excess(address(first)), counts.excess(address(other))), (1, 0));
+            counts.remove(address(same));
+            counts.remove(address(first));
         }
-        assert_eq!(crowd.places(), 0);
-        let mut unlimited = Crowd::new(0);
-        unlimited.enter(address("::1"));
-        assert_eq!((unlimited.places(), unlimited.excess(address("::1"))), (0, 0));
+        assert_eq!(counts.hosts(), 0);
+        let mut unlimited = PerIpCounts::new(0);
+        unlimited.add(address("::1"));
+        assert_eq!((unlimited.hosts(), unlimited.excess(address("::1"))), (0, 0));
     }
 
     #[test]
-    fn addresses_are_shown_as_people_write_them() {
+    fn addresses_are_displayed_in_canonical_form() {
         let socket = |text: &str| Address::from(text.parse::<SocketAddr>().unwrap()).to_string();
         assert_eq!(socket("[::ffff:192.0.2.1]:80"), "192.0.2.1:80");
         assert_eq!(socket("[2001:db8::1]:80"), "[2001:db8::1]:80");
         assert_eq!(Address::from(ip("192.0.2.1")).to_string(), "192.0.2.1");
         assert_eq!(Address::UNIX.to_string(), "a local socket");
-        assert_ne!(Address::from(ip("::")), Address::UNIX, "which a proxy may have been told");
+        assert_ne!(Address::from(ip("::")), Address::UNIX, "a proxy may report ::");
         assert_eq!(size_of::<Address>(), 18);
     }
 }

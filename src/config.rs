@@ -1,7 +1,7 @@
-//! What an operator may choose, and every limit of the program.
+//! Configuration: what the flags set, and every limit of the program.
 //!
-//! What has a flag stands in [`Config`], the rest in [`crate::limits`]; each is named with its unit and says why it has
-//! the value it has. `flags` reads the command line.
+//! A value with a flag is in [`Config`], all others are in [`crate::limits`]. Each name ends with its unit, and each
+//! comment gives the reason for the value. `flags` parses the command line.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::address::{Address, Network};
-use crate::origin::Allowed;
+use crate::origin::AllowedOrigin;
 use crate::token::{self, Secrets};
 
 mod environment;
@@ -20,98 +20,105 @@ mod flags;
 mod secret_file;
 mod values;
 
-pub use flags::{Command, Mint, Probe};
+pub use flags::{Command, HealthCheck, TokenRequest};
 
 pub use crate::limits::*;
 
-/// What the command line says.
+/// The configuration of a server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen. Empty: this port of `[::]`, or of `0.0.0.0` where the kernel has no IPv6.
-    pub listen: Vec<Listen>,
-    /// For that.
+    /// Addresses to listen on. Empty: [`Config::port`] of `[::]`, or of `0.0.0.0` if the kernel has no IPv6.
+    pub listen: Vec<ListenAddress>,
+    /// The port of the default address.
     pub port: u16,
-    /// Pages that may connect besides those of the server's own host.
-    pub allow_origins: Vec<Allowed>,
-    /// WebSocket connections at a time. Ten thousand idle ones are a few MB.
+    /// Origins whose pages may connect. Pages of the server's own host may always connect.
+    pub allow_origins: Vec<AllowedOrigin>,
+    /// Concurrent WebSocket connections. Ten thousand idle ones use a few MB of memory.
     pub connections_max: usize,
-    /// Connections from one address of IPv4 or one /64 of IPv6; 0 is no limit.
+    /// Connections from one IPv4 address or one IPv6 /64. 0: no limit.
     pub connections_per_ip_max: usize,
-    /// Who is believed when it says where a request comes from.
+    /// Proxies whose reports of client addresses are trusted.
     pub trusted_proxies: Vec<Network>,
     /// The only header in which a trusted proxy reports the client's address. `None`: `X-Forwarded-For`, then `X-Real-IP`.
     pub client_ip_header: Option<String>,
-    /// Bytes of memory, see [`crate::budget`]; `None` is no limit.
+    /// The memory limit in bytes, see [`crate::memory_budget`]. `None`: no limit.
     pub memory_bytes_max: Option<usize>,
-    /// Joined peers in one room. In a mesh everybody is connected to everybody: browsers give up before 64.
+    /// Joined peers in one room. In a mesh each peer connects to all others, and browsers reach their limit before 64.
     pub mesh_peers_max: usize,
-    /// Bytes of one incoming message. An offer with video is 5 to 10 KB.
+    /// Bytes of one incoming message. An offer with video has 5 to 10 KB.
     pub message_bytes_max: usize,
-    /// Messages a second from one connection; 0 is no limit. A browser that joins a full mesh sends 63 offers of two
-    /// credits each and 15 candidates with each: 1,071 credits, of which the burst of ten seconds is to be twice as much.
+    /// Messages a second from one connection. 0: no limit.
+    ///
+    /// A browser that joins a full mesh sends 63 offers of two credits each, and 15 candidates for each offer: 1,071
+    /// credits. The burst of ten seconds allows about twice as much.
     pub rate_max: u32,
-    /// Silence after which a peer is pinged; after two of them it is closed. Proxies cut idle connections at 55
-    /// to 60 s.
+    /// Time without input after which a peer is pinged. After two of these intervals the connection is closed.
+    ///
+    /// It is shorter than the idle timeout of proxies, which is 55 to 60 s.
     pub ping_interval: Duration,
-    /// STUN and TURN servers that peers are told, as URLs of RFC 7064 and RFC 7065.
+    /// STUN and TURN servers that clients receive, as URLs of RFC 7064 and RFC 7065.
     pub ice_servers: Vec<String>,
-    /// Where the secret is that is shared with the TURN servers.
+    /// The file with the secret that the TURN servers share.
     pub turn_secret_file: Option<PathBuf>,
-    /// What is in that file, once it is read.
+    /// The content of that file, after [`Config::read_secret_files`].
     pub turn_secret: Option<Secret>,
-    /// Where the secrets are that tokens are signed with. Without it nobody needs a token.
+    /// The file with the secrets that sign tokens. `None`: clients need no token.
     pub token_secret_file: Option<PathBuf>,
-    /// What is in that file, once it is read.
+    /// The content of that file, after [`Config::read_secret_files`].
     pub token_secrets: Option<Secrets>,
-    /// The path at which Ayame's protocol is spoken, if it is.
+    /// The path of Ayame's protocol. `None`: it is off.
     pub ayame: Option<String>,
-    /// The path before the rooms of matchbox's protocol, if it is spoken. Empty: the rooms are at the top.
+    /// The path above the rooms of matchbox's protocol. Empty: the rooms are at the top level. `None`: it is off.
     pub matchbox: Option<String>,
-    /// How long rooms may go on when the server is told to stop.
+    /// Time for which existing rooms are served after SIGTERM.
     pub drain: Duration,
-    /// Whether to serve the page and the client library.
+    /// Whether the pages and the client library are served.
     pub page: bool,
-    /// Where to serve `GET /metrics`, if anywhere.
+    /// The address of the metrics listener. `None`: it is off.
     pub metrics: Option<SocketAddr>,
-    /// Names with dots that a request at that listener may have as its `Host`.
+    /// Names with dots that the metrics listener accepts as `Host`.
     pub metrics_hosts: Vec<String>,
-    /// How much to log.
+    /// The log level.
     pub log: LevelFilter,
 }
 
-/// Where to listen, or where one listens.
+/// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// At an address and port.
+pub enum ListenAddress {
+    /// An IP address and a port.
     Tcp(SocketAddr),
-    /// At the socket in a file.
+    /// The path of a Unix domain socket.
     Unix(PathBuf),
 }
 
-impl Display for Listen {
+impl Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Listen::Tcp(address) => address.fmt(f),
-            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-/// Something that is shown to nobody.
+/// A secret. Its `Debug` output hides the text.
 #[derive(Clone)]
 pub struct Secret(pub String);
 
 impl Secret {
-    /// Reads a file, without the byte order mark before it and the space around it: editors write both.
+    /// Reads a secret from a file.
+    ///
+    /// A byte order mark at the beginning and whitespace at both ends are removed, because editors write both.
     ///
     /// # Errors
-    /// It cannot be read, is not UTF-8, or is empty.
+    /// The file cannot be read, is not UTF-8, or is empty.
     pub fn read(file: &Path) -> io::Result<Secret> {
         let content = secret_file::read(file)?;
         let content = token::strip_byte_order_mark(&content).map_err(io::Error::other)?;
-        let not_utf8 = |_| io::Error::other("expected text in UTF-8, got other bytes");
-        match std::str::from_utf8(content).map_err(not_utf8)?.trim() {
-            "" => Err(io::Error::other("there is nothing in it")),
+        let Ok(text) = std::str::from_utf8(content) else {
+            return Err(io::Error::other("expected text in UTF-8, got other bytes"));
+        };
+        match text.trim() {
+            "" => Err(io::Error::other("expected a secret, got an empty file")),
             secret => Ok(Secret(secret.to_owned())),
         }
     }
@@ -155,69 +162,92 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the files that flags name.
+    /// Reads the secret files that flags name.
     ///
     /// # Errors
-    /// One line that names the flag and the file, and says what is wrong.
-    pub fn read_files(&mut self) -> Result<(), String> {
-        let named = |flag: &str, file: &Path, error: String| format!("{flag} {file:?}: {error}");
+    /// One line that names the flag and the file, and says what was expected.
+    pub fn read_secret_files(&mut self) -> Result<(), String> {
         if let Some(file) = &self.turn_secret_file {
             let secret =
-                Secret::read(file).map_err(|error| named("--turn-secret-file", file, error.to_string()))?;
+                Secret::read(file).map_err(|error| format!("--turn-secret-file {file:?}: {error}"))?;
             self.turn_secret = Some(secret);
         }
         if let Some(file) = &self.token_secret_file {
             let secrets =
-                read_token_secrets(file).map_err(|error| named("--token-secret-file", file, error))?;
+                read_token_secrets(file).map_err(|error| format!("--token-secret-file {file:?}: {error}"))?;
             self.token_secrets = Some(secrets);
         }
         Ok(())
     }
 
-    /// Whether this is one of the proxies that are believed. At the socket of a file there is nobody else.
-    pub fn trusts(&self, address: Address) -> bool {
-        address == Address::UNIX || self.trusted_proxies.iter().any(|network| network.contains(address.ip()))
+    /// Returns whether the peer at this address is a trusted proxy.
+    ///
+    /// Only a proxy connects to a Unix domain socket.
+    pub fn is_trusted_proxy(&self, address: Address) -> bool {
+        if address == Address::UNIX {
+            return true;
+        }
+        self.trusted_proxies.iter().any(|network| network.contains(address.ip()))
     }
 
-    /// Returns what all connections can use together at worst, in bytes, if there is no `--max-memory`. For each: a full
-    /// queue, a message that comes in slowly, input that waits for the next turn, an offer and stored candidates. Buffers
-    /// that grow may come to have twice the room they need.
+    /// Returns the memory that all connections can use together without `--max-memory`.
+    ///
+    /// In bytes. The sum for each connection has a full outbound queue, an incomplete message, input that waits for the
+    /// next iteration, an offer and stored candidates. A buffer that grows can have twice the capacity that it needs.
     pub fn worst_case_bytes(&self) -> u64 {
-        let outgoing = 2 * (self.queue_bytes_max() + QUEUE_BYTES_RESERVE) + CONTROL_BYTES_MAX;
+        let queue = self.queue_bytes_max() + QUEUE_BYTES_RESERVE + self.queue_bytes_owed_max();
+        let outgoing = 2 * queue + CONTROL_BYTES_MAX;
         let incoming = 2 * self.message_bytes_max + READ_BYTES_MAX;
         let stored = 2 * self.message_bytes_max + 2 * STORED_BYTES_MAX;
         let each = CONNECTION_BYTES + outgoing + incoming + stored;
-        // The sum is more than a small machine can count to.
+        // The sum can exceed the `usize` of a 32-bit machine.
         BASE_BYTES as u64 + self.connections_max as u64 * each as u64
     }
 
-    /// What may wait to be sent to one peer, in bytes. Whatever may come in must fit when it goes out: as a
-    /// string inside JSON a text grows to twice its size at most, each of its candidates becomes a message that
-    /// names the sender, and a `joined` names every peer of the mesh. An id takes less than a KiB.
+    /// Returns the queue space beyond the reserve for messages of the server itself, in bytes. Peers that take bytes may use
+    /// it, so that a burst of notices which one sender causes does not disconnect them.
+    pub fn queue_bytes_owed_max(&self) -> usize {
+        let burst = self.rate_max as usize * RATE_BURST_SECONDS as usize;
+        (burst * OWED_BYTES_PER_CREDIT).clamp(QUEUE_BYTES_OWED_MIN, QUEUE_BYTES_OWED_MAX)
+    }
+
+    /// Returns the capacity of one outbound queue in bytes.
+    ///
+    /// Each message that a peer may send fits when it is forwarded. As a string inside JSON, a text grows to at most twice
+    /// its size, and each of its candidates becomes a message that names the sender. A `joined` names every peer of the
+    /// mesh. An id takes less than 1 KiB.
     pub fn queue_bytes_max(&self) -> usize {
-        QUEUE_BYTES_MAX.max(2 * self.message_bytes_max + CANDIDATES_MAX * KIB).max(self.mesh_peers_max * KIB)
+        let forwarded_message = 2 * self.message_bytes_max + CANDIDATES_MAX * KIB;
+        let joined_message = self.mesh_peers_max * KIB;
+        QUEUE_BYTES_MAX.max(forwarded_message).max(joined_message)
     }
 }
 
-/// The secrets for tokens that are in a file.
+/// Reads the secrets that sign tokens from a file.
 ///
 /// # Errors
-/// It cannot be read, or is not as [`Secrets::parse`] wants it.
+/// The file cannot be read, or [`Secrets::parse`] rejects its content.
 pub fn read_token_secrets(file: &Path) -> Result<Secrets, String> {
-    Secrets::parse(&secret_file::read(file).map_err(|error| error.to_string())?)
+    let content = secret_file::read(file).map_err(|error| error.to_string())?;
+    Secrets::parse(&content)
 }
 
-/// A number of bytes for people, rounded up: `64K`, `6.1G`.
+/// A number of bytes. `Display` rounds it up to a tenth of a unit: `64K`, `6.1G`.
 pub struct Size(pub u64);
 
 impl Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let units = [(GIB, "G"), (MIB, "M"), (KIB, "K")].map(|(unit, letter)| (unit as u64, letter));
-        let (unit, letter) = units.into_iter().find(|(unit, _)| self.0 >= *unit).unwrap_or((1, ""));
+        let (unit, letter) = match self.0 {
+            bytes if bytes >= GIB as u64 => (GIB as u64, "G"),
+            bytes if bytes >= MIB as u64 => (MIB as u64, "M"),
+            bytes if bytes >= KIB as u64 => (KIB as u64, "K"),
+            _ => (1, ""),
+        };
         let tenths = (10 * self.0).div_ceil(unit);
+        let whole = tenths / 10;
         match tenths % 10 {
-            0 => write!(f, "{}{letter}", tenths / 10),
-            tenth => write!(f, "{}.{tenth}{letter}", tenths / 10),
+            0 => write!(f, "{whole}{letter}"),
+            fraction => write!(f, "{whole}.{fraction}{letter}"),
         }
     }
 }

@@ -1,87 +1,109 @@
-//! JSON (RFC 8259), as far as every message goes through it: finding the fields of an object, and writing a string.
+//! Reads and writes the JSON (RFC 8259) that every message passes through.
 //!
-//! What the peers tell each other is checked for syntax, to any depth, and never looked into: a value is the text
-//! that it was written as. Escape sequences are left to serde_json, which also judges this file in its tests.
+//! Reading finds the fields of an object or the elements of an array and checks their syntax. A value is returned as the
+//! text that it was written as, because payloads of peers are forwarded and never interpreted. Nesting costs one byte of
+//! memory a level and no stack, so no depth limit is needed.
+//!
+//! What this file buys over serde_json with `RawValue`, which can do the same: every forwarded message is parsed once and
+//! quoted once.
+//!
+//! | message | parse: here | serde_json | quote: here | serde_json |
+//! |---|---|---|---|---|
+//! | candidate of 200 bytes | 102 ns | 162 ns | 75 ns | 136 ns |
+//! | SDP of 5,000 bytes | 2.3 µs | 4.2 µs | 2.9 µs | 6.0 µs |
+//!
+//! (Best of 60 runs on one shared core, both optimized for speed. An SDP is mostly escape sequences to quote.) The server
+//! takes about 5.65 µs of CPU for a candidate, system calls included. Strings are scanned eight bytes at a time. Escape
+//! sequences are decoded by serde_json, which also is the reference in the tests.
 
 use std::borrow::Cow;
 
-/// Reads an object, and hands over the key and the value of each field, in order. A key that is no Unicode
-/// (`"\ud800"`) is nobody's, and its field is left out. `None`: the text is no JSON object.
-pub fn object<'a>(text: &'a str, mut field: impl FnMut(&str, &'a str)) -> Option<()> {
+/// Parses an object and passes each key and raw value to a callback, in order.
+///
+/// A field whose key is not valid Unicode (`"\ud800"`) is skipped. Returns `None` if the text is not a JSON object; the
+/// callback may have been called before.
+pub fn parse_object<'a>(text: &'a str, mut on_field: impl FnMut(&str, &'a str)) -> Option<()> {
     let bytes = text.as_bytes();
-    let mut at = token(bytes, 0, b'{')?;
-    if let Some(end) = token(bytes, at, b'}') {
-        return nothing(bytes, end);
+    let mut at = skip_byte(bytes, 0, b'{')?;
+    if let Some(end) = skip_byte(bytes, at, b'}') {
+        return expect_end(bytes, end);
     }
     loop {
-        let key = skip_whitespace(bytes, at);
-        let (key_end, is_escaped) = skip_string(bytes, key)?;
-        let value = skip_whitespace(bytes, token(bytes, key_end, b':')?);
-        let value_end = skip_value(bytes, value)?;
-        let value_text = &text[value..value_end];
-        if !is_escaped {
-            field(&text[key + 1..key_end - 1], value_text);
-        } else if let Some(key) = string(&text[key..key_end]) {
-            field(&key, value_text);
+        let key_start = skip_whitespace(bytes, at);
+        let (key_end, has_escapes) = skip_string(bytes, key_start)?;
+        let colon_end = skip_byte(bytes, key_end, b':')?;
+        let value_start = skip_whitespace(bytes, colon_end);
+        let value_end = skip_value(bytes, value_start)?;
+        let value = &text[value_start..value_end];
+        if !has_escapes {
+            on_field(&text[key_start + 1..key_end - 1], value);
+        } else if let Some(key) = parse_string(&text[key_start..key_end]) {
+            on_field(&key, value);
         }
-        match token(bytes, value_end, b',') {
+        match skip_byte(bytes, value_end, b',') {
             Some(next) => at = next,
-            None => return nothing(bytes, token(bytes, value_end, b'}')?),
+            None => return expect_end(bytes, skip_byte(bytes, value_end, b'}')?),
         }
     }
 }
 
-/// The values of those fields of an object that have a place; of equal keys the last counts, and `null` is a missing one.
-/// `None`: the text is no JSON object.
-pub fn fields<const N: usize>(
+/// Parses an object and returns the raw values of the fields that `index_of` selects.
+///
+/// The last of several fields with the same key counts. `null` is returned as a missing field. Returns `None` if the text
+/// is not a JSON object.
+pub fn parse_fields<const N: usize>(
     text: &str,
-    place: impl Fn(&str) -> Option<usize>,
+    index_of: impl Fn(&str) -> Option<usize>,
 ) -> Option<[Option<&str>; N]> {
     let mut values = [None; N];
-    object(text, |key, value| {
-        if let Some(place) = place(key) {
-            values[place] = Some(value).filter(|value| *value != "null");
+    parse_object(text, |key, value| {
+        if let Some(index) = index_of(key) {
+            values[index] = Some(value).filter(|value| *value != "null");
         }
     })?;
     Some(values)
 }
 
-/// Reads an array, and hands over its elements until it is told `false`. `None`: the text is no JSON array.
-pub fn array<'a>(text: &'a str, mut element: impl FnMut(&'a str) -> bool) -> Option<()> {
+/// Parses an array and passes each raw element to a callback until it returns `false`.
+///
+/// Returns `None` if the text is not a JSON array, as far as it was read.
+pub fn parse_array<'a>(text: &'a str, mut on_element: impl FnMut(&'a str) -> bool) -> Option<()> {
     let bytes = text.as_bytes();
-    let mut at = token(bytes, 0, b'[')?;
-    if let Some(end) = token(bytes, at, b']') {
-        return nothing(bytes, end);
+    let mut at = skip_byte(bytes, 0, b'[')?;
+    if let Some(end) = skip_byte(bytes, at, b']') {
+        return expect_end(bytes, end);
     }
     loop {
-        let value = skip_whitespace(bytes, at);
-        let value_end = skip_value(bytes, value)?;
-        if !element(&text[value..value_end]) {
+        let value_start = skip_whitespace(bytes, at);
+        let value_end = skip_value(bytes, value_start)?;
+        if !on_element(&text[value_start..value_end]) {
             return Some(());
         }
-        match token(bytes, value_end, b',') {
+        match skip_byte(bytes, value_end, b',') {
             Some(next) => at = next,
-            None => return nothing(bytes, token(bytes, value_end, b']')?),
+            None => return expect_end(bytes, skip_byte(bytes, value_end, b']')?),
         }
     }
 }
 
-/// The string that a JSON text is, if it is one and is valid Unicode. Unescaped texts, the rule, are borrowed.
-pub fn string(text: &str) -> Option<Cow<'_, str>> {
+/// Parses a string, or returns `None` if the text is not one or not valid Unicode.
+///
+/// A string without escape sequences, the common case, is borrowed.
+pub fn parse_string(text: &str) -> Option<Cow<'_, str>> {
     let inner = text.strip_prefix('"')?.strip_suffix('"')?;
-    if plain(inner.as_bytes()) == inner.len() {
+    if count_plain(inner.as_bytes()) == inner.len() {
         return Some(Cow::Borrowed(inner));
     }
     serde_json::from_str(text).ok().map(Cow::Owned)
 }
 
-/// Writes a string, with its quotes.
+/// Appends a string with its quotes and escape sequences.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let mut rest = text.as_bytes();
-    // Always appending eight and taking back what is too much costs less than a copy of any other length.
+    // A copy of always eight bytes, truncated afterwards, is cheaper than a copy of varying length.
     while let Some((word, after)) = rest.split_first_chunk() {
-        let plain = plain_in(*word);
+        let plain = count_plain_in_word(*word);
         out.extend_from_slice(word);
         if plain == word.len() {
             rest = after;
@@ -92,7 +114,11 @@ pub fn push_string(out: &mut Vec<u8>, text: &str) {
         rest = &rest[plain + 1..];
     }
     for byte in rest {
-        if is_plain(*byte) { out.push(*byte) } else { push_escape(out, *byte) }
+        if is_plain(*byte) {
+            out.push(*byte);
+        } else {
+            push_escape(out, *byte);
+        }
     }
     out.push(b'"');
 }
@@ -106,7 +132,7 @@ fn push_escape(out: &mut Vec<u8>, byte: u8) {
     }
 }
 
-/// The escape sequences of the control characters (RFC 8259 section 7), by their codes.
+/// The escape sequences of the control characters (RFC 8259 section 7), indexed by code.
 const CONTROL_ESCAPES: [&str; 32] = [
     "\\u0000", "\\u0001", "\\u0002", "\\u0003", "\\u0004", "\\u0005", "\\u0006", "\\u0007", "\\b", "\\t",
     "\\n", "\\u000b", "\\f", "\\r", "\\u000e", "\\u000f", "\\u0010", "\\u0011", "\\u0012", "\\u0013",
@@ -119,40 +145,44 @@ fn push_control(out: &mut Vec<u8>, byte: u8) {
     out.extend_from_slice(CONTROL_ESCAPES[usize::from(byte)].as_bytes());
 }
 
-/// Whether a byte means itself in a string: it is no quote, no backslash and no control character.
+/// Returns whether a byte stands for itself in a string: not a quote, a backslash or a control character.
 fn is_plain(byte: u8) -> bool {
     !matches!(byte, ..b' ' | b'"' | b'\\')
 }
 
-/// How many of these bytes do, from the front.
+/// Counts the plain bytes before the first other one in a word of eight bytes.
 #[inline]
-fn plain_in(word: [u8; 8]) -> usize {
-    const fn each(byte: u8) -> u64 {
+fn count_plain_in_word(word: [u8; 8]) -> usize {
+    const fn repeat(byte: u8) -> u64 {
         u64::from_le_bytes([byte; 8])
     }
-    // Marks the bytes below n by their highest bit, which they borrow from the byte above when n is subtracted. A
-    // byte above may be marked for that, but the lowest mark is right.
-    let below = |word: u64, n: u8| word.wrapping_sub(each(n)) & !word;
+    // Sets the highest bit of each byte below `limit`, by the borrow of a subtraction. The borrow may also mark the byte
+    // above a marked one, but the lowest mark is correct.
+    let bytes_below = |word: u64, limit: u8| word.wrapping_sub(repeat(limit)) & !word;
     let word = u64::from_le_bytes(word);
-    // One bit turned, the quote (0x22) stands next to the control characters.
-    let marks = (below(word ^ each(0x02), 0x21) | below(word ^ each(b'\\'), 1)) & each(0x80);
+    // With bit 1 flipped, the quote (0x22) becomes 0x20, next to the control characters, which stay below 0x20.
+    let quotes_and_controls = bytes_below(word ^ repeat(0x02), 0x21);
+    let backslashes = bytes_below(word ^ repeat(b'\\'), 1);
+    let marks = (quotes_and_controls | backslashes) & repeat(0x80);
     marks.trailing_zeros() as usize / 8
 }
 
-/// The same for any number of bytes.
+/// Counts the plain bytes before the first other one.
 #[inline]
-fn plain(bytes: &[u8]) -> usize {
+fn count_plain(bytes: &[u8]) -> usize {
     let (words, rest) = bytes.as_chunks();
-    for (i, word) in words.iter().enumerate() {
-        let plain = plain_in(*word);
+    for (index, word) in words.iter().enumerate() {
+        let plain = count_plain_in_word(*word);
         if plain < word.len() {
-            return i * word.len() + plain;
+            return index * word.len() + plain;
         }
     }
-    bytes.len() - rest.len() + rest.iter().take_while(|byte| is_plain(**byte)).count()
+    let plain_in_rest = rest.iter().take_while(|byte| is_plain(**byte)).count();
+    bytes.len() - rest.len() + plain_in_rest
 }
 
-// ---- Reading. Each of these takes where something begins and returns where it ends, or `None` if it is no JSON. ----
+// ---- Scanning. Each function takes the offset where an item begins and returns the offset behind it, or `None` if the
+// syntax is wrong. ----
 
 fn skip_whitespace(bytes: &[u8], mut at: usize) -> usize {
     while let Some(b' ' | b'\t' | b'\n' | b'\r') = bytes.get(at) {
@@ -161,50 +191,54 @@ fn skip_whitespace(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// This byte, and whitespace before it.
-fn token(bytes: &[u8], at: usize, byte: u8) -> Option<usize> {
+/// Skips whitespace and then this byte.
+fn skip_byte(bytes: &[u8], at: usize, byte: u8) -> Option<usize> {
     let at = skip_whitespace(bytes, at);
     (bytes.get(at) == Some(&byte)).then_some(at + 1)
 }
 
-/// The end of the text.
-fn nothing(bytes: &[u8], at: usize) -> Option<()> {
+/// Checks that only whitespace follows.
+fn expect_end(bytes: &[u8], at: usize) -> Option<()> {
     (skip_whitespace(bytes, at) == bytes.len()).then_some(())
 }
 
+/// Skips a key and its colon.
 fn skip_key(bytes: &[u8], at: usize) -> Option<usize> {
-    token(bytes, skip_string(bytes, skip_whitespace(bytes, at))?.0, b':')
+    let key_start = skip_whitespace(bytes, at);
+    let (key_end, _) = skip_string(bytes, key_start)?;
+    skip_byte(bytes, key_end, b':')
 }
 
-/// A value of any kind. Depth costs a byte a level, and no stack.
+/// Skips a value of any type, without recursion.
 fn skip_value(bytes: &[u8], mut at: usize) -> Option<usize> {
-    // What closes the innermost object or array, and those around it.
-    let (mut closing, mut outer) = (None, Vec::new());
+    // The byte that closes the innermost open object or array, and the bytes that close those around it.
+    let mut closing = None;
+    let mut outer_closing = Vec::new();
     loop {
         at = skip_whitespace(bytes, at);
         at = match *bytes.get(at)? {
             b'"' => skip_string(bytes, at)?.0,
             open @ (b'{' | b'[') => {
                 let close = if open == b'{' { b'}' } else { b']' };
-                match token(bytes, at + 1, close) {
+                match skip_byte(bytes, at + 1, close) {
                     Some(end) => end,
                     None => {
-                        outer.extend(closing.replace(close));
+                        outer_closing.extend(closing.replace(close));
                         at = if open == b'{' { skip_key(bytes, at + 1)? } else { at + 1 };
                         continue;
                     }
                 }
             }
-            _ => skip_number_or_name(bytes, at)?,
+            _ => skip_number_or_literal(bytes, at)?,
         };
-        // With a value may end what it is in.
+        // The end of a value may also be the end of the objects and arrays around it.
         while let Some(close) = closing {
-            if let Some(next) = token(bytes, at, b',') {
+            if let Some(next) = skip_byte(bytes, at, b',') {
                 at = if close == b'}' { skip_key(bytes, next)? } else { next };
                 break;
             }
-            at = token(bytes, at, close)?;
-            closing = outer.pop();
+            at = skip_byte(bytes, at, close)?;
+            closing = outer_closing.pop();
         }
         if closing.is_none() {
             return Some(at);
@@ -212,18 +246,18 @@ fn skip_value(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// A string, and whether there are escape sequences in it.
+/// Skips a string, and returns also whether it contains escape sequences.
 #[inline(always)]
 fn skip_string(bytes: &[u8], at: usize) -> Option<(usize, bool)> {
     if bytes.get(at) != Some(&b'"') {
         return None;
     }
-    let mut is_escaped = false;
-    let mut at = at + 1 + plain(&bytes[at + 1..]);
+    let mut has_escapes = false;
+    let mut at = at + 1 + count_plain(&bytes[at + 1..]);
     loop {
         match bytes.get(at)? {
-            b'"' => return Some((at + 1, is_escaped)),
-            b'\\' => is_escaped = true,
+            b'"' => return Some((at + 1, has_escapes)),
+            b'\\' => has_escapes = true,
             _ => return None,
         }
         at = match bytes.get(at + 1)? {
@@ -231,30 +265,33 @@ fn skip_string(bytes: &[u8], at: usize) -> Option<(usize, bool)> {
             b'u' if bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => at + 6,
             _ => return None,
         };
-        // Lines end in two.
+        // Each line of an SDP ends in two escape sequences, `\r\n`: skip the scan for plain bytes between them.
         if bytes.get(at) != Some(&b'\\') {
-            at += plain(&bytes[at..]);
+            at += count_plain(&bytes[at..]);
         }
     }
 }
 
-fn skip_number_or_name(bytes: &[u8], at: usize) -> Option<usize> {
-    for name in [&b"null"[..], b"true", b"false"] {
-        if bytes[at..].starts_with(name) {
-            return Some(at + name.len());
+fn skip_number_or_literal(bytes: &[u8], at: usize) -> Option<usize> {
+    for literal in [&b"null"[..], b"true", b"false"] {
+        if bytes[at..].starts_with(literal) {
+            return Some(at + literal.len());
         }
     }
-    let any_of = |at, set: &[u8]| at + usize::from(bytes.get(at).is_some_and(|byte| set.contains(byte)));
-    let minus = any_of(at, b"-");
-    let zero = any_of(minus, b"0");
-    let mut at = if zero > minus { zero } else { skip_digits(bytes, minus)? };
-    let point = any_of(at, b".");
-    if point > at {
-        at = skip_digits(bytes, point)?;
+    let skip_one_of = |at, set: &[u8]| {
+        let is_in_set = bytes.get(at).is_some_and(|byte| set.contains(byte));
+        at + usize::from(is_in_set)
+    };
+    let after_minus = skip_one_of(at, b"-");
+    let after_zero = skip_one_of(after_minus, b"0");
+    let mut at = if after_zero > after_minus { after_zero } else { skip_digits(bytes, after_minus)? };
+    let after_point = skip_one_of(at, b".");
+    if after_point > at {
+        at = skip_digits(bytes, after_point)?;
     }
-    let exponent = any_of(at, b"eE");
-    if exponent > at {
-        at = skip_digits(bytes, any_of(exponent, b"+-"))?;
+    let after_exponent = skip_one_of(at, b"eE");
+    if after_exponent > at {
+        at = skip_digits(bytes, skip_one_of(after_exponent, b"+-"))?;
     }
     Some(at)
 }
@@ -270,16 +307,17 @@ mod tests {
     use serde::de::IgnoredAny;
     use serde_json::{Map, Value};
 
-    /// Whether serde_json takes a text for the same thing, and if it is an object with nothing that a `Value` cannot
-    /// hold, finds the same fields.
-    fn agrees(text: &str) {
+    /// Asserts that serde_json judges a text in the same way.
+    ///
+    /// If the text is an object that a `Value` can hold, the fields are compared too.
+    fn assert_agreement(text: &str) {
         let mut fields = Map::new();
-        let is_object = object(text, |key, value| {
+        let is_object = parse_object(text, |key, value| {
             if let Ok(value) = serde_json::from_str(value) {
                 fields.insert(key.to_owned(), value);
             }
         });
-        let is_array = array(text, |_| true);
+        let is_array = parse_array(text, |_| true);
         let is_json = serde_json::from_str::<IgnoredAny>(text).is_ok();
         let begins_with = |byte| text.trim_ascii_start().starts_with(byte);
         assert_eq!(is_object.is_some(), is_json && begins_with('{'), "{text:?}");
@@ -290,62 +328,62 @@ mod tests {
     }
 
     #[test]
-    fn serde_json_agrees_on_every_text_near_a_good_one() {
-        let good = [
+    fn serde_json_agrees_on_valid_texts_and_their_mutations() {
+        let valid = [
             r#"{"type":"candidateAdd","id":"A","candidate":{"candidate":"candidate:1 1 udp","sdpMLineIndex":0}}"#,
             r#" { "a" : [ 1 , -0.5e+10 , [ ] , { } , [[{"b":{}}]] ] , "c" : true , "d":false,"e" : null } "#,
             r#"[0,-1,10,1.0,1e1,1E-1,"",["\"\\\/\b\f\n\r\tA\ud800"],"狼煙",truefalse]"#,
             r#"{"\u0074ype":"offer","type":"a","type":"b","long string of plain characters":"\\\"","":0}"#,
         ];
         let bytes = b"\"\\{}[]:,0123456789+-.eEabftnu\x00\x1f\x20\n\x7f";
-        for good in good.map(str::as_bytes) {
-            for at in 0..=good.len() {
-                let (before, after) = good.split_at(at);
-                let mut near =
+        for valid in valid.map(str::as_bytes) {
+            for at in 0..=valid.len() {
+                let (before, after) = valid.split_at(at);
+                let mut mutations =
                     vec![before.to_vec(), after.to_vec(), [before, &after[after.len().min(1)..]].concat()];
                 for byte in bytes {
-                    near.push([before, &[*byte], after].concat());
-                    near.push([before, &[*byte], &after[after.len().min(1)..]].concat());
+                    mutations.push([before, &[*byte], after].concat());
+                    mutations.push([before, &[*byte], &after[after.len().min(1)..]].concat());
                 }
-                for text in near.iter().filter_map(|text| str::from_utf8(text).ok()) {
-                    agrees(text);
+                for text in mutations.iter().filter_map(|text| str::from_utf8(text).ok()) {
+                    assert_agreement(text);
                 }
             }
         }
     }
 
     #[test]
-    fn depth_is_no_limit() {
+    fn deep_nesting_is_accepted() {
         for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")] {
             let (open, close) = (open.repeat(20_000), close.repeat(20_000));
-            agrees(&format!("{open}0{close}"));
-            agrees(&format!("{open}0{}", &close[1..]));
-            agrees(&open);
+            assert_agreement(&format!("{open}0{close}"));
+            assert_agreement(&format!("{open}0{}", &close[1..]));
+            assert_agreement(&open);
         }
     }
 
     #[test]
-    fn arrays_are_read_as_far_as_wanted() {
+    fn array_is_read_until_the_callback_returns_false() {
         let mut read = Vec::new();
         let mut first_two = |element| {
             read.push(element);
             read.len() < 2
         };
-        assert_eq!(array(r#"[{"a":1}, 2 ,"#, &mut first_two), Some(()));
+        assert_eq!(parse_array(r#"[{"a":1}, 2 ,"#, &mut first_two), Some(()));
         assert_eq!(read, [r#"{"a":1}"#, "2"]);
     }
 
     #[test]
-    fn strings() {
-        assert_eq!(string(r#""plain""#), Some("plain".into()));
-        assert_eq!(string(r#""\u0041\n\\""#), Some("A\n\\".into()));
+    fn strings_are_unescaped() {
+        assert_eq!(parse_string(r#""plain""#), Some("plain".into()));
+        assert_eq!(parse_string(r#""\u0041\n\\""#), Some("A\n\\".into()));
         for text in ["1", "null", r#"[""]"#, r#"["\\"]"#, r#""\ud800""#] {
-            assert_eq!(string(text), None, "{text}");
+            assert_eq!(parse_string(text), None, "{text}");
         }
     }
 
     #[test]
-    fn strings_are_written_as_serde_json_writes_them() {
+    fn strings_are_written_as_by_serde_json() {
         let all: String = (0..0x250).filter_map(char::from_u32).collect();
         for text in [
             "",
@@ -366,13 +404,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_special_is_found_wherever_it_stands() {
+    fn special_byte_is_found_at_every_offset() {
         for special in ["\"", "\\", "\0", "\u{1f}"] {
             for at in 0..20 {
                 for around in ["!", "~", "\u{7f}", "#", "[", "]", "é"] {
                     let before = around.repeat(at);
                     let text = format!("{before}{special}{}", around.repeat(20));
-                    assert_eq!(plain(text.as_bytes()), before.len(), "{text:?}");
+                    assert_eq!(count_plain(text.as_bytes()), before.len(), "{text:?}");
                 }
             }
         }

@@ -1,223 +1,233 @@
-//! Every limit of the program that has no flag, named with its unit, and why it has the value that it has.
+//! All limits without a flag: each has a name with its unit, and the reason for its value.
 
 use std::time::Duration;
 
-/// 1024 bytes.
+/// 1,024 bytes.
 pub const KIB: usize = 1024;
-/// 1024 of those.
+/// 1,024 KiB.
 pub const MIB: usize = 1024 * KIB;
-/// 1024 of those.
+/// 1,024 MiB.
 pub const GIB: usize = 1024 * MIB;
 
-// ---- One connection, before it speaks WebSocket ----
+// ---- A connection before the upgrade ----
 
-/// The head of a request: what nginx lets through. Browsers send under 2 KiB, but two cookies of 4 KiB and a token are
-/// nothing rare.
+/// Bytes of a request head, as in the default of nginx. Browsers send under 2 KiB, but two cookies of 4 KiB and a token
+/// are common.
 pub const HEAD_BYTES_MAX: usize = 32 * KIB;
-/// The method that it begins with. The longest that is registered (RFC 9110 section 16.1) has 17 bytes.
+/// Bytes of the method. The longest registered one (RFC 9110 section 16.1) has 17 bytes.
 pub const METHOD_BYTES_MAX: usize = 32;
-/// Headers in it. Browsers send twenty.
+/// Header fields of a request. Browsers send about 20.
 pub const HEADERS_MAX: usize = 100;
-/// From accept to the end of the head, one deadline for all of it, so that a byte a second buys nothing.
+/// Time from accept to the end of the request head. A client that sends one byte a second does not extend it.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
-/// The same while the server is full, when the places for requests are few.
+/// [`HEAD_TIME_MAX`] while the server is full and has only [`REFUSED_AT_ONCE`] connections for requests.
 pub const HEAD_TIME_FULL_MAX: Duration = Duration::from_secs(1);
 
-// ---- One connection, as a WebSocket ----
+// ---- A connection after the upgrade ----
 
-/// From the upgrade to the first well-formed message; then 1008.
+/// Time from the upgrade to the first well-formed message; then the connection is closed with 1008.
 pub const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
-/// For a peer's Close after ours, and then for it to close TCP.
+/// Time for the peer's close frame after the server's, and again for the end of the TCP connection.
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
-/// What is read and thrown away after our last byte, so that no reset overtakes it (RFC 9112 section 9.6).
-pub const DRAIN_BYTES_MAX: usize = 256 * KIB;
-/// What waits to be sent to one peer, at least; see [`crate::config::Config::queue_bytes_max`].
+/// Bytes that are read and discarded after the last byte was sent, so that no reset overtakes it (RFC 9112 section 9.6).
+pub const LINGER_BYTES_MAX: usize = 256 * KIB;
+/// Bytes of the outbound queue of a peer; larger with a larger `--max-message`, see
+/// [`crate::config::Config::queue_bytes_max`].
 pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
-/// Queue space beyond [`QUEUE_BYTES_MAX`] for messages of the server itself. Forwarded messages never use it, so that a
-/// peer cannot fill another peer's queue in order to make a message of the server fail.
+/// Queue space beyond [`QUEUE_BYTES_MAX`] for messages from the server itself. Forwarded messages never use it, so that no
+/// peer can fill the queue of another and block messages from the server.
 pub const QUEUE_BYTES_RESERVE: usize = 64 * KIB;
-/// Control frames that wait to be sent ahead of the queue: eight of the longest pongs. When there is no room, only the
-/// latest ping is answered (RFC 6455 section 5.5.3).
+/// Queue space beyond [`QUEUE_BYTES_RESERVE`] for messages from the server itself, if the peer takes bytes: as much as a full
+/// burst of one sender at the default `--max-rate` can cause. See [`crate::config::Config::queue_bytes_owed_max`].
+pub const QUEUE_BYTES_OWED_MIN: usize = 256 * KIB;
+/// Bytes of messages from the server to one peer that a sender can cause for one credit: a `leave` and a `join` cost five
+/// credits, and their notices have at most 570 bytes, with an id of 128 characters that are escaped.
+pub const OWED_BYTES_PER_CREDIT: usize = 120;
+/// Limit of [`QUEUE_BYTES_OWED_MIN`] when it grows with `--max-rate`.
+pub const QUEUE_BYTES_OWED_MAX: usize = 16 * MIB;
+/// Bytes of queued control frames, which are sent before the queue: eight pongs of maximum length. When they are full,
+/// only the latest ping is answered (RFC 6455 section 5.5.3).
 pub const CONTROL_BYTES_MAX: usize = KIB;
-/// A peer whose queue is full and that takes no byte for this long is closed.
+/// Time after which a peer with a full queue is closed if it has read nothing.
 pub const STALL_TIME_MAX: Duration = Duration::from_secs(10);
-/// Bytes that one read takes from a socket, which is also what one session may do in one turn of the loop.
-/// Three SDPs of a browser fit; two thousand of the smallest frames are a millisecond's work.
+/// Bytes that a session reads in one iteration of the poll loop. They hold three SDPs of a browser, or 2,000 frames of
+/// minimum size, which take 1 ms.
 pub const READ_BYTES_MAX: usize = 16 * KIB;
-/// The first read buffer of a WebSocket codec, which is for what does not come whole.
+/// Initial read buffer of the WebSocket codec, which is used for messages that arrive in parts.
 pub const CODEC_BYTES: usize = KIB;
 
-/// Buffers that are kept for the next session that needs some: as many as are at work in one turn of a busy server.
-pub const SPARE_WORKS_MAX: usize = 64;
-/// The largest of them that are kept: an SDP with video fits.
+/// Buffers in the pool for sessions: about as many as a busy server uses in one iteration.
+pub const SPARE_BUFFERS_MAX: usize = 64;
+/// Capacity above which a buffer is not returned to the pool: an SDP with video fits.
 pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 
-/// Bytes of the name in `--client-ip-header`, which the log shows: three times the longest that proxies use.
+/// Bytes of the name in `--client-ip-header`, which is logged: three times the longest name that proxies use.
 pub const HEADER_NAME_BYTES_MAX: usize = 64;
 
-/// Bytes of the name in `--metrics-host`: the longest name of a host (RFC 1035 section 2.3.4, without the root).
+/// Bytes of the name in `--metrics-host`: the longest host name (RFC 1035 section 2.3.4, without the root).
 pub const HOST_NAME_BYTES_MAX: usize = 253;
 
-// ---- One peer ----
+// ---- A peer ----
 
-/// An id, in bytes of UTF-8: a UUID three times over.
+/// Bytes of an id in UTF-8: more than three UUIDs.
 pub const ID_BYTES_MAX: usize = 128;
-/// The name of a room of our own protocol, in bytes: a SHA-256 in hexadecimal.
+/// Bytes of a room name in the noroshi protocol: a SHA-256 in hexadecimal.
 pub const ROOM_BYTES_MAX: usize = 64;
-/// The name of a room of other protocols, in bytes: any text, such as names of users joined.
+/// Bytes of a room name in other protocols, which allow any text, for example several joined user names.
 pub const ROOM_TEXT_BYTES_MAX: usize = 256;
-/// How often an Ayame client hears a ping. momo gives up after 30 s without one.
+/// Interval of pings to Ayame clients. The client momo disconnects after 30 s without one.
 pub const AYAME_PING_EVERY: Duration = Duration::from_secs(25);
-/// Candidates in one `candidates` array, and stored for one peer. A browser gathers ten or twenty.
+/// Candidates in one `candidates` array, and candidates stored for one peer. A browser gathers 10 to 20.
 pub const CANDIDATES_MAX: usize = 64;
-/// Bytes of the candidates stored for one peer: a KiB each, five times what a browser writes.
+/// Bytes of candidates stored for one peer: 1 KiB each, five times the size that a browser sends.
 pub const STORED_BYTES_MAX: usize = 64 * KIB;
-/// Connections that wait at a time for the probe of one holder of an id. Only the first of them can get the id; further
-/// ones are told `id_taken` at once.
+/// Connections that wait for the probe of one holder of an id. Only the first of them can get the id; connections beyond
+/// this limit get `id_taken` at once.
 pub const CLAIMANTS_MAX: usize = 256;
-/// Peers that hold one offer at a time. All but one of them will be told `offer_taken`; further ones wait in the queue
-/// of the room.
+/// Peers that hold one offer at a time. All but one of them get `offer_taken` later; peers beyond this limit wait in the
+/// queue of the room.
 pub const OFFER_HOLDERS_MAX: usize = 64;
-/// Ayame clients that wait at a time for the probe of a full room. At most two of them can get a seat; further ones are
+/// Ayame clients that wait for the probe of a full room. At most two of them can get a seat; clients beyond this limit are
 /// rejected at once.
 pub const AYAME_WAITING_MAX: usize = 16;
-/// How long the holder of a claimed id has to show life.
+/// Time for the holder of a claimed id to respond to a probe.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
-/// How long a room waits for an offer or an answer before it asks, or hands the offer to, the next in the line.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Time by which the end of a probe is postponed while input of the probed peer is not yet read.
+pub const PROBE_POSTPONED: Duration = Duration::from_millis(100);
+/// Time without an offer or an answer after which a room advances to the next peer in its queue.
+pub const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// `--ice-server` flags. Browsers grow slow from the fifth server on.
+/// `--ice-server` flags. Browsers warn that five or more servers slow down discovery.
 pub const ICE_SERVERS_MAX: usize = 8;
-/// One of them, in bytes: the longest name of a host, and what is around it.
+/// Bytes of an `--ice-server` URL: the longest host name, with scheme, port and query.
 pub const ICE_SERVER_BYTES_MAX: usize = 300;
-/// How long credentials for TURN can be used: a day's work. Who has them longer is told new ones.
+/// Lifetime of TURN credentials. 12 h, so that a page that stays open for a working day needs no new ones; a client gets
+/// new ones each time that it connects.
 pub const TURN_CREDENTIALS_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// How long after its token has ended a peer can still use the relay, because its call goes on: an evening. A TURN server
-/// looks at a password again every ten minutes (RFC 8656 section 3.2).
+/// Time for which TURN credentials outlive the token of a peer, so that a call that has begun can continue. The assumed
+/// maximum duration of a call is 4 h. A TURN server checks the credentials again at every refresh, usually every 10 min (RFC
+/// 8656 section 3.2).
 pub const CALL_TIME_MAX: Duration = Duration::from_secs(4 * 60 * 60);
-/// A secret of `--token-secret-file`, in bytes: as many as the hash that it goes into has (RFC 7518 section 3.2).
+/// Bytes of a secret in `--token-secret-file`: as many as the output of SHA-256 (RFC 7518 section 3.2).
 pub const TOKEN_SECRET_BYTES_MIN: usize = 32;
-/// A file of secrets, in bytes, comments included: a secret has some hundred at most.
+/// Bytes of a secret file with its comments. A secret has about 100 bytes at most.
 pub const SECRET_FILE_BYTES_MAX: usize = 64 * KIB;
-/// Secrets in that file: a new one, and the one before it. A bad token costs a hash for each.
+/// Secrets in `--token-secret-file`: the current and the previous one. An invalid token costs one hash for each.
 pub const TOKEN_SECRETS_MAX: usize = 2;
-/// A token, in bytes: ten times what one for a room and an id takes, and what a hash of costs 10 µs.
+/// Bytes of a token: ten times the size of one with a room and an id. Its hash takes 10 µs.
 pub const TOKEN_BYTES_MAX: usize = 4 * KIB;
-/// The last `exp`, `nbf` or `iat` of a token, in seconds since 1970: 12 digits, the year 33658. Larger numbers are
-/// milliseconds, of which now has 13 digits. The end of the year 9999, which stands for "never", has 12.
+/// The latest `exp`, `nbf` or `iat` of a token, in seconds since 1970: 12 digits, the year 33658. A larger number is in
+/// milliseconds: the current time in milliseconds has 13 digits. The end of the year 9999, which is used for "never", has 12.
 pub const TOKEN_DATE_SECONDS_MAX: u64 = 999_999_999_999;
-/// How far the clock of whoever signs tokens may be wrong.
+/// Permitted difference between the clocks of this server and of the signer of a token.
 pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 
-/// The burst of `--max-rate`, in seconds of it: a peer that has been quiet may send this much at once.
+/// Burst, as seconds of `--max-rate`: an idle peer may send this much at once.
 pub const RATE_BURST_SECONDS: u32 = 10;
-/// A message counts once for every block of this size that it begins.
+/// Bytes for which a message costs one credit; a part of a block counts as a whole one.
 pub const RATE_BLOCK_BYTES: usize = 4 * KIB;
-/// Deliveries that one credit pays for, where one message makes the server tell several peers something. A delivery costs
-/// about a microsecond of CPU, and the system call that writes it three to five more.
+/// Deliveries for one credit, if one message causes messages to several peers. A delivery takes about 1 µs of CPU, and the
+/// system call that writes it 3 to 5 µs.
 pub const RATE_DELIVERIES_PER_CREDIT: usize = 64;
-/// Payload of a fragment, in bytes, from which on it costs no credit beside those of its message. Smaller fragments cost
-/// one credit each: a message of 64 KiB in fragments of one byte is as much work as 65,536 messages.
+/// Payload bytes from which a fragment costs no credit beyond those of its message. A smaller fragment costs one credit:
+/// a message of 64 KiB in fragments of one byte takes as much work as 65,536 messages.
 pub const FRAGMENT_BYTES_FREE: usize = KIB;
-/// A sender is told `rate_limited` at most once in this time.
-pub const RATE_TOLD_EVERY: Duration = Duration::from_secs(1);
-/// A sender that is not over the limit for this long has ended its offence.
+/// Minimum time between two `rate_limited` errors to one sender.
+pub const RATE_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time below the limit after which a rate violation ends.
 pub const RATE_PAUSE: Duration = Duration::from_secs(2);
-/// A sender that is over the limit for this long, without such a pause, is closed.
-pub const RATE_OFFENCE_MAX: Duration = Duration::from_secs(5);
+/// Duration of a rate violation after which the sender is closed.
+pub const RATE_VIOLATION_TIME_MAX: Duration = Duration::from_secs(5);
 
 // ---- The process ----
 
-/// How long an offer may take to be answered, for the metrics. Whoever is asked for a camera may think about it.
+/// Time after which the metrics count an offer as unanswered. It includes the time that a user takes to permit the camera.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(30);
-/// Offers that are followed at a time, for the metrics. Few servers have so many within a second, and all are looked through
-/// with each.
+/// Unanswered offers that the metrics track. Few servers have 1,000 offers within the time of an answer, and each new offer
+/// scans all of them.
 pub const HANDSHAKES_MAX: usize = 1000;
-/// The listen backlog. mio's 128 makes a burst of a thousand connects wait for TCP's retransmission, a second.
-/// The kernel caps it at net.core.somaxconn.
+/// Listen backlog. With mio's default of 128, a burst of 1,000 connects waits 1 s for TCP retransmissions. The kernel limits
+/// it to net.core.somaxconn.
 pub const BACKLOG: i32 = 4096;
-/// How long a start waits for another one that binds a socket in the same directory, which takes a millisecond.
+/// Time to wait at the start for another process that binds a socket in the same directory, which takes 1 ms.
 pub const SOCKET_LOCK_TIME_MAX: Duration = Duration::from_secs(5);
-/// How often it tries meanwhile.
+/// Interval of attempts to get the lock.
 pub const SOCKET_LOCK_RETRY_EVERY: Duration = Duration::from_millis(10);
-/// The kernel's send buffer of a connection. Unset, Linux hides 4 MB behind a peer that does not read.
+/// Kernel send buffer of a connection (SO_SNDBUF). By default, Linux buffers up to 4 MB for a peer that does not read.
 pub const SEND_BUFFER_BYTES: usize = 64 * KIB;
-/// Connections accepted in one turn of the loop: about a millisecond.
-pub const ACCEPTS_PER_TURN: usize = 256;
-/// Units of work that the events of one turn of the loop may cause: one for each message handled, and one for each
-/// message queued. Sessions with further input wait for the next turn. About 5 ms of CPU.
-pub const WORK_PER_TURN: usize = 4096;
-/// Units of work that the input of one session may cause in one turn, so that one session whose messages go to many
-/// peers does not delay others. What it has sent beyond that is handled in the next turn.
+/// Connections accepted in one iteration of the poll loop: about 1 ms.
+pub const ACCEPTS_PER_ITERATION: usize = 256;
+/// Units of work in one iteration: one for each message handled, and one for each message queued. Sessions with further
+/// input wait for the next iteration. About 5 ms of CPU.
+pub const WORK_PER_ITERATION: usize = 4096;
+/// Units of work for the input of one session in one iteration, so that a session whose messages go to many peers does not
+/// delay others. Its further input is handled in the next iteration.
 pub const WORK_PER_SESSION: usize = 512;
-/// Timers of protocols that are handled in one turn of the loop.
-pub const TIMERS_PER_TURN: usize = 256;
-/// Ended connections that are reported to their protocols in one turn of the loop. Each may have to be announced to a
-/// whole room.
-pub const DEPARTURES_PER_TURN: usize = 256;
-/// Sessions that are closed in one turn of the loop when the server stops or drains.
-pub const CLOSES_PER_TURN: usize = 1024;
-/// Sessions whose deadlines are looked at, and that are pinged where due, in one turn of the loop.
-pub const SWEEP_PER_TURN: usize = 256;
-/// How often all deadlines are looked at, and so their precision.
+/// Protocol timers fired in one iteration.
+pub const TIMERS_PER_ITERATION: usize = 256;
+/// Ended connections reported to their protocols in one iteration. Each may cause a message to every peer of a room.
+pub const DEPARTURES_PER_ITERATION: usize = 256;
+/// Sessions closed in one iteration when the server stops or drains.
+pub const CLOSES_PER_ITERATION: usize = 1024;
+/// Sessions whose deadlines and pings are checked in one iteration.
+pub const SWEEP_PER_ITERATION: usize = 256;
+/// Interval in which all deadlines are checked, which is also their precision.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Places beyond `--max-connections`, for requests that are not upgrades, and for upgrades that are refused with 503. Others
-/// wait in the backlog until the oldest of these gives way.
+/// Connections beyond `--max-connections`, for plain requests and for upgrades that are rejected with 503. Further ones wait
+/// in the backlog until the oldest of these is evicted.
 pub const REFUSED_AT_ONCE: usize = 16;
-/// How long a connection that waits for its request, or has been answered, keeps its place while others wait in the backlog:
-/// enough for a request that was sent with the connection. Places for [`REFUSED_AT_ONCE`] serve 320 connections a second.
-pub const PLACE_TIME_MIN: Duration = Duration::from_millis(50);
-/// The same for a connection whose answer is not yet sent.
+/// Age from which a connection that waits for its request, or has its response, may be evicted for one in the backlog. It is
+/// sufficient for a request that follows the connect at once. [`REFUSED_AT_ONCE`] connections then serve 320 a second.
+pub const EVICTION_TIME_MIN: Duration = Duration::from_millis(50);
+/// [`EVICTION_TIME_MIN`] for a connection whose response is not yet sent.
 pub const ANSWER_TIME_MIN: Duration = Duration::from_millis(500);
-/// Connections that are looked at to find one that gives way, the oldest first.
+/// Connections examined to find one to evict, the oldest first.
 pub const EVICTION_CANDIDATES_MAX: usize = 2 * REFUSED_AT_ONCE;
-/// Connections over `--max-connections-per-ip` that are taken in from one place only to be told 429. Others are
-/// closed at once.
-pub const CROWD_REFUSED_AT_ONCE: usize = 4;
-/// Connections of the `--metrics` listener, which has room even when the server is full. The oldest gives way there too.
+/// Connections over `--max-connections-per-ip` of one host that get a 429 response. Further ones are closed without a
+/// response.
+pub const PER_IP_REFUSED_AT_ONCE: usize = 4;
+/// Connections of the `--metrics` listener, which are accepted even when the server is full. The oldest is evicted.
 pub const METRICS_AT_ONCE: usize = 4;
-/// Members on one page of `GET /rooms`: all are looked at for each page, and so many are remembered.
+/// Members on one page of `GET /rooms`. Each page scans all members and collects at most this many.
 pub const MEMBERS_LISTED_MAX: usize = 1000;
-/// Bytes after which a page of `GET /rooms` gets no more members. All that [`METRICS_AT_ONCE`] may be told is small beside
-/// [`BASE_BYTES`].
+/// Bytes after which a page of `GET /rooms` ends. [`METRICS_AT_ONCE`] pages are small compared to [`BASE_BYTES`].
 pub const ROOMS_BYTES_MAX: usize = 64 * KIB;
-/// Descriptors beside the connections: standard streams, epoll, signals, listeners and what a library may open.
+/// File descriptors in addition to the connections: standard streams, epoll, signals, listeners, and those that a library
+/// may open.
 pub const DESCRIPTORS_SPARE: usize = REFUSED_AT_ONCE + METRICS_AT_ONCE + 12;
-/// What `--max-memory` counts for the program itself, its tables and spare buffers.
+/// Bytes that `--max-memory` counts for the program itself, its tables and its buffer pool.
 pub const BASE_BYTES: usize = 4 * MIB;
-/// What it counts for a connection: its peer with the longest names, a room of its own, and what it may always hold.
-/// Most take 300 bytes.
+/// Bytes that `--max-memory` counts for a connection: its peer with names of maximum length, a room, and
+/// [`ALWAYS_HELD_BYTES`]. Most connections use 300 bytes.
 pub const CONNECTION_BYTES: usize = 2 * KIB;
-/// A head that comes in pieces, or what waits to be sent to a peer, may always be as long as this: a used-up budget
-/// disturbs only those who use much of it.
+/// Bytes of a partial request head, or of an outbound queue, that are allowed even at the memory limit, so that it affects
+/// only connections that use much memory.
 pub const ALWAYS_HELD_BYTES: usize = KIB;
-/// Refused upgrades that have a line each in the log in one second. The others are counted in one more.
+/// Rejected upgrades logged one by one in one second. The others are summarized in one line.
 pub const REFUSALS_LOGGED_MAX: usize = 10;
-/// One line on stderr, in bytes, with its line feed. An id of 128 characters that are all escaped fits. A line that is longer
-/// is truncated.
+/// Bytes of one line on stderr, with its line feed. A longer line is truncated. A line with an id of 128 escaped characters
+/// fits.
 pub const LOG_LINE_BYTES_MAX: usize = KIB;
-/// What precedes the message in a line of the log, but for the target, in bytes: the time, the level, brackets and spaces;
-/// and the line feed.
+/// Bytes of a log line in addition to the message and the target: time, level, brackets, spaces and line feed.
 pub const LOG_PREFIX_BYTES: usize = 48;
-/// Lines that are written to stderr after a poll found it writable. A pipe that is writable takes 4 KiB without blocking
-/// (pipe(7)).
+/// Lines written to stderr after one poll that found it writable. A writable pipe accepts 4 KiB without blocking (pipe(7)).
 pub const LOG_LINES_AT_ONCE: u32 = 4;
 const _: () = assert!(LOG_LINES_AT_ONCE as usize * LOG_LINE_BYTES_MAX <= 4 * KIB);
-/// How long the last line, which reports a panic, waits for stderr to become writable.
+/// Time that the report of a panic waits for stderr to become writable.
 pub const PANIC_REPORT_TIME_MAX: Duration = Duration::from_secs(1);
-/// Characters of the value of a header in a line of the log, so that a long value does not hide what comes behind it.
+/// Characters of a header value in a log line, so that a long value does not hide the text after it.
 pub const ORIGIN_LOGGED_MAX: usize = 100;
-/// How often a supervisor is told how many connections there are, at most.
+/// Minimum time between two status messages to the service manager.
 pub const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// How long the server waits for a supervisor to take the messages that it is ready, and that it stops. Both are sent once.
+/// Time to wait until the service manager accepts the messages `READY=1` and `STOPPING=1`, which are sent once.
 pub const NOTIFY_TIME_MAX: Duration = Duration::from_secs(1);
-/// How long connections have to say goodbye when the server stops.
+/// Time for the close handshakes of all connections when the server stops.
 pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 
 // ---- `noroshi health` ----
 
-/// For each step of asking a server whether it is well: who is busy for longer is not.
+/// Time for each step of a health check. A server that takes longer is unhealthy.
 pub const HEALTH_TIME_MAX: Duration = Duration::from_secs(2);
-/// What is read of the answer; ours has under 200 bytes.
+/// Bytes read of a health response. The server's own has under 200.
 pub const HTTP_ANSWER_BYTES_MAX: u64 = 4096;

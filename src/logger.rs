@@ -3,9 +3,9 @@
 //! Every line that the program writes to stderr passes through this file, where its rendered length is limited to
 //! [`LOG_LINE_BYTES_MAX`] and characters that could forge a line, or reorder it on a terminal, are escaped.
 //!
-//! A write never blocks the loop: if stderr is not writable, the line is dropped. simple_logger formats and writes the
-//! lines of the log. It panics when stderr cannot be written (a closed pipe, a full disk); that panic is caught here, and
-//! the line is dropped too. Every other panic ends the process, see [`exit_on_panic`].
+//! Log writes never block the poll loop: if stderr is not writable, the line is dropped. simple_logger formats and writes
+//! the lines of the log. It panics if a write to stderr fails (a closed pipe, a full disk). This panic is caught here and
+//! the line is dropped. Every other panic ends the process, see [`exit_on_panic`].
 
 use std::cell::Cell;
 use std::fmt::{self, Arguments, Write as _};
@@ -23,22 +23,22 @@ use crate::limits::{LOG_LINE_BYTES_MAX, LOG_LINES_AT_ONCE, LOG_PREFIX_BYTES, PAN
 /// The exit code after a panic: EX_SOFTWARE of sysexits.h, an internal software error.
 pub const PANIC_EXIT_CODE: i32 = 70;
 
-/// Ends a line that was cut.
+/// The end of a truncated line.
 const TRUNCATION_MARKER: &str = " [truncated]";
 
 thread_local! {
-    /// Whether simple_logger is writing a line, so that a panic means that stderr cannot be written.
-    static WRITING: Cell<bool> = const { Cell::new(false) };
-    /// Lines that may be written before stderr is polled again.
-    static LINES: Cell<u32> = const { Cell::new(0) };
+    /// Whether simple_logger is writing a line, so that a panic means a failed write to stderr.
+    static IS_WRITING: Cell<bool> = const { Cell::new(false) };
+    /// Lines that may be written before the next poll of stderr.
+    static LINES_BEFORE_POLL: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Installs the logger, which writes to stderr.
 ///
 /// # Panics
-/// A logger is installed already.
+/// If a logger is already installed.
 pub fn init(level: LevelFilter) {
-    // These trace whole messages, SDPs and candidates included.
+    // These crates log whole messages at trace level, with SDPs and candidates.
     let quiet = level.min(LevelFilter::Warn);
     let logger = SimpleLogger::new().with_level(level);
     let logger = logger.with_module_level("tungstenite", quiet).with_module_level("mio", quiet);
@@ -46,21 +46,21 @@ pub fn init(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// Writes a line to stderr, whatever the level.
-pub fn say(line: Arguments) {
+/// Writes a line to stderr at every log level.
+pub fn print_line(line: Arguments) {
     if is_writable() {
         write_line(line);
     }
 }
 
-/// Ends the process with [`PANIC_EXIT_CODE`] as soon as any thread panics, after one last line on stderr.
+/// Installs a panic hook that reports the panic and ends the process.
 ///
-/// The line names file, line and message at every log level. The process exits inside the panic hook: nothing unwinds, so
-/// that no state is used again after a panic.
+/// The report is one line on stderr with file, line and message, at every log level; the exit code is
+/// [`PANIC_EXIT_CODE`]. The process exits inside the hook: nothing unwinds, so that no state is used after a panic.
 pub fn exit_on_panic() {
     panic::set_hook(Box::new(|panic| {
-        // simple_logger could not write a line. `StderrLogger::log` catches this panic.
-        if WRITING.get() {
+        // simple_logger failed to write a line. `StderrLogger::log` catches this panic.
+        if IS_WRITING.get() {
             return;
         }
         if is_writable_within(PANIC_REPORT_TIME_MAX.as_millis() as u16) {
@@ -80,14 +80,14 @@ fn report_panic(panic: &PanicHookInfo) {
     }
 }
 
-/// Writes one line with one system call, and ignores that it fails.
+/// Writes one line with one system call, and ignores errors.
 fn write_line(line: Arguments) {
     let mut line = render(line, LOG_LINE_BYTES_MAX - 1);
     line.push('\n');
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-/// Limits each record and hands it to simple_logger, if stderr is writable.
+/// Truncates each record and passes it to simple_logger, if stderr is writable.
 struct StderrLogger(SimpleLogger);
 
 impl Log for StderrLogger {
@@ -101,23 +101,23 @@ impl Log for StderrLogger {
         }
         let prefix = LOG_PREFIX_BYTES + record.target().len();
         let message = render(*record.args(), LOG_LINE_BYTES_MAX.saturating_sub(prefix));
-        WRITING.set(true);
+        IS_WRITING.set(true);
         let _ = panic::catch_unwind(AssertUnwindSafe(|| {
             let metadata = record.metadata().clone();
             self.0.log(&Record::builder().metadata(metadata).args(format_args!("{message}")).build());
         }));
-        WRITING.set(false);
+        IS_WRITING.set(false);
     }
 
     fn flush(&self) {}
 }
 
-/// Formats a text as one printable line of at most this many bytes.
+/// Formats a text as one printable line of at most `bytes_max` bytes.
 ///
-/// A text that is longer ends in [`TRUNCATION_MARKER`]. Memory use is bounded as well, however long the text is.
+/// A longer text is truncated and ends in [`TRUNCATION_MARKER`]. Formatting stops at the limit, which also bounds memory use.
 fn render(text: Arguments, bytes_max: usize) -> String {
     let mut line = BoundedLine { text: String::new(), bytes_max, kept_bytes: 0, is_truncated: false };
-    // It fails when the line is full, which stops the formatting.
+    // `write_fmt` returns an error when the line is full, which stops the formatting.
     let _ = line.write_fmt(text);
     if line.is_truncated {
         line.text.truncate(line.kept_bytes);
@@ -126,11 +126,11 @@ fn render(text: Arguments, bytes_max: usize) -> String {
     line.text
 }
 
-/// Collects a line until it is full.
+/// A line that accepts text until it is full.
 struct BoundedLine {
     text: String,
     bytes_max: usize,
-    /// Bytes of the text that stay if it is truncated: whole characters and escapes, with room for the marker behind them.
+    /// The length after truncation: whole characters and escape sequences, with room for the marker.
     kept_bytes: usize,
     is_truncated: bool,
 }
@@ -155,27 +155,29 @@ impl fmt::Write for BoundedLine {
     }
 }
 
-/// Whether a character may stand in a line as it is.
+/// Returns whether a character is written without escaping.
 ///
-/// `escape_debug` escapes what Unicode calls control, format, private use and unassigned characters, and line and
-/// paragraph separators. Bidirectional overrides are format characters. Quotes and backslashes are harmless, and mostly
-/// come from `{:?}`, which has escaped what they enclose.
+/// `escape_debug` escapes the control, format, private use and unassigned characters of Unicode, and line and paragraph
+/// separators. Bidirectional overrides are format characters. Quotes and backslashes are not escaped: they are harmless,
+/// and most come from `{:?}`, which has already escaped the text between the quotes.
 fn is_printable(character: char) -> bool {
     matches!(character, '"' | '\'' | '\\') || character.escape_debug().len() == 1
 }
 
-/// Whether stderr takes a line at once. It is polled only once for [`LOG_LINES_AT_ONCE`] lines.
+/// Returns whether a write of one line to stderr does not block.
+///
+/// stderr is polled once for every [`LOG_LINES_AT_ONCE`] lines.
 fn is_writable() -> bool {
-    if let Some(lines) = LINES.get().checked_sub(1) {
-        LINES.set(lines);
+    if let Some(lines) = LINES_BEFORE_POLL.get().checked_sub(1) {
+        LINES_BEFORE_POLL.set(lines);
         return true;
     }
     let is_writable = is_writable_within(PollTimeout::ZERO);
-    LINES.set(if is_writable { LOG_LINES_AT_ONCE - 1 } else { 0 });
+    LINES_BEFORE_POLL.set(if is_writable { LOG_LINES_AT_ONCE - 1 } else { 0 });
     is_writable
 }
 
-/// Whether stderr becomes writable before this time is over.
+/// Waits until stderr is writable, and returns `false` after the timeout.
 fn is_writable_within(timeout: impl Into<PollTimeout>) -> bool {
     let stderr = io::stderr();
     let mut stderr = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];

@@ -1,4 +1,4 @@
-//! The program: the command line in, exit codes out.
+//! The entry point: reads the command line, runs the command, and returns its exit code.
 
 #![forbid(unsafe_code)]
 
@@ -9,28 +9,30 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use noroshi::config::{Command, Config, DESCRIPTORS_SPARE, Listen, Mint, Probe, Size, read_token_secrets};
+use noroshi::config::{
+    Command, Config, DESCRIPTORS_SPARE, HealthCheck, ListenAddress, Size, TokenRequest, read_token_secrets,
+};
 use noroshi::health;
-use noroshi::http::Door;
-use noroshi::logger::{self, say};
+use noroshi::http::ListenerKind;
+use noroshi::logger::{self, print_line};
 use noroshi::server::Server;
 use noroshi::token::Claims;
 
 fn main() -> ExitCode {
     logger::exit_on_panic();
-    let mut config = match Config::parse_with(std::env::vars_os(), std::env::args_os().skip(1)) {
+    let mut config = match Config::parse_with_environment(std::env::vars_os(), std::env::args_os().skip(1)) {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help()),
-        Ok(Command::Token(mint)) => return token(mint),
-        Ok(Command::Health(probe)) => return health(&probe),
+        Ok(Command::Token(mint)) => return print_token(mint),
+        Ok(Command::Health(probe)) => return check_health(&probe),
         Ok(Command::Version) => return print(concat!("noroshi ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
-            say(format_args!("noroshi: {error}; see --help"));
+            print_line(format_args!("noroshi: {error}; see --help"));
             return ExitCode::from(2);
         }
     };
-    if let Err(error) = config.read_files() {
-        say(format_args!("noroshi: {error}"));
+    if let Err(error) = config.read_secret_files() {
+        print_line(format_args!("noroshi: {error}"));
         return ExitCode::from(2);
     }
     logger::init(config.log);
@@ -38,86 +40,84 @@ fn main() -> ExitCode {
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(format_args!("noroshi: {error}"));
+            print_line(format_args!("noroshi: {error}"));
             ExitCode::from(1)
         }
     }
 }
 
 fn serve(config: Config) -> io::Result<()> {
-    let memory = (
-        Size(config.worst_case_bytes()),
-        config.connections_max,
-        config.memory_bytes_max.map(|bytes| Size(bytes as u64)),
-    );
+    let worst_case = Size(config.worst_case_bytes());
+    let connections_max = config.connections_max;
+    let memory_max = config.memory_bytes_max.map(|bytes| Size(bytes as u64));
     let has_page = config.page;
     let ayame = config.ayame.as_ref().map(|path| ("Ayame", path.clone()));
     let matchbox = config.matchbox.as_ref().map(|prefix| ("matchbox", format!("{prefix}/ROOM")));
     let mut server = Server::bind(config)?;
-    // Before anybody is told that it listens, and may want it to stop.
-    server.heed_signals()?;
-    for place in server.places(Door::Main) {
-        let Listen::Tcp(address) = place else {
-            say(format_args!("listening on {place}"));
+    // This precedes the messages about listeners, after which a supervisor may stop the server.
+    server.install_signal_handlers()?;
+    for listener in server.places(ListenerKind::Main) {
+        let ListenAddress::Tcp(address) = listener else {
+            print_line(format_args!("listening on {listener}"));
             continue;
         };
-        say(format_args!("listening on ws://{address}/ws"));
+        print_line(format_args!("listening on ws://{address}/ws"));
         for (name, path) in [&ayame, &matchbox].into_iter().flatten() {
-            say(format_args!("{name} clients connect to ws://{address}{path}"));
+            print_line(format_args!("{name} clients connect to ws://{address}{path}"));
         }
     }
-    if let Some(address) = server.addresses(Door::Main).next().filter(|_| has_page) {
+    if has_page && let Some(address) = server.addresses(ListenerKind::Main).next() {
         let is_local = address.ip().is_unspecified() || address.ip().is_loopback();
-        // The name, because browsers allow camera and microphone there.
+        // Browsers permit camera and microphone without TLS only for the name `localhost`.
         let host = if is_local { format!("localhost:{}", address.port()) } else { address.to_string() };
-        say(format_args!("try it at http://{host}/"));
+        print_line(format_args!("try it at http://{host}/"));
     }
-    for address in server.addresses(Door::Metrics) {
-        say(format_args!("metrics on http://{address}/metrics"));
+    for address in server.addresses(ListenerKind::Metrics) {
+        print_line(format_args!("metrics on http://{address}/metrics"));
     }
-    // Last, because it is the least that a newcomer wants to know.
-    match memory {
-        (worst, connections, None) => info!(
-            "if each of {connections} connections used all that it may, they would take {worst} of memory; \
-            --max-memory sets a limit"
+    match memory_max {
+        None => info!(
+            "worst case: {connections_max} connections use {worst_case} of memory; --max-memory sets a limit"
         ),
-        (worst, _, Some(max)) => {
-            info!("connections take at most {max} of memory, instead of {worst} if each used all that it may")
+        Some(max) => {
+            info!("connections use at most {max} of memory; without the limit, at most {worst_case}")
         }
     }
     server.run()
 }
 
-/// Raises the limit of open files to what so many connections need, and returns how many it suffices for.
+/// Raises the limit of open files for the connections, and returns how many fit.
 fn raise_descriptor_limit(connections: usize, listeners: usize) -> usize {
     let spare = DESCRIPTORS_SPARE + listeners;
     let needed = (connections + spare) as rlim_t;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return connections;
     };
-    // The hard limit is the operator's word, even to root.
+    // The hard limit is not raised, even as root: the operator has set it.
     let allowed = needed.min(hard).max(soft);
     let limit = setrlimit(Resource::RLIMIT_NOFILE, allowed, hard).map_or(soft, |()| allowed);
     if limit >= needed {
         return connections;
     }
     let possible = (limit as usize).saturating_sub(spare).max(1);
-    warn!("the limit of open files is {limit}: --max-connections is {possible} instead of {connections}");
+    warn!(
+        "the limit of open files is {limit}: --max-connections is reduced from {connections} to {possible}"
+    );
     possible
 }
 
-/// Prints a token.
-fn token(mint: Mint) -> ExitCode {
+/// Prints a new token to stdout.
+fn print_token(mint: TokenRequest) -> ExitCode {
     let secrets = match read_token_secrets(&mint.secret_file) {
         Ok(secrets) => secrets,
         Err(error) => {
-            say(format_args!("noroshi: --secret-file {:?}: {error}", mint.secret_file));
+            print_line(format_args!("noroshi: --secret-file {:?}: {error}", mint.secret_file));
             return ExitCode::from(2);
         }
     };
-    let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + mint.ttl;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let claims = Claims {
-        until,
+        expires_at: now + mint.ttl,
         room: mint.room.map(Box::from),
         room_prefix: mint.room_prefix.map(Box::from),
         id: mint.id.map(Box::from),
@@ -125,19 +125,19 @@ fn token(mint: Mint) -> ExitCode {
     print(&format!("{}\n", secrets.sign(&claims)))
 }
 
-/// Asks a server whether it is well.
-fn health(probe: &Probe) -> ExitCode {
-    match health::ask(probe) {
+/// Checks the health endpoint of a server.
+fn check_health(probe: &HealthCheck) -> ExitCode {
+    match health::check(probe) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(format_args!("noroshi: {probe}: {error}"));
+            print_line(format_args!("noroshi: {probe}: {error}"));
             ExitCode::from(1)
         }
     }
 }
 
 fn print(text: &str) -> ExitCode {
-    // Whoever closes the pipe has read enough.
+    // An error means that the reader has closed the pipe, and needs no more.
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
 }

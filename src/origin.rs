@@ -1,38 +1,38 @@
-//! Where pages come from (RFC 6454), and which of them may connect.
+//! Compares web origins (RFC 6454) and decides which of them may connect.
 //!
-//! Origins are compared as origins: without case, and without the port that their scheme has anyway. Whether a proxy
-//! speaks TLS for us is not known here, so that a `Host` without a port has that of the scheme of the `Origin`.
+//! Comparison ignores case and the default port of the scheme. The server does not know whether a proxy terminates TLS,
+//! so a `Host` without a port is compared as if it had the default port of the scheme of the `Origin`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Pages that may connect, as an operator says it.
+/// A pattern for the origins of pages that may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Allowed {
-    /// `*`: all of them.
+pub enum AllowedOrigin {
+    /// `*`: every origin.
     All,
-    /// Those of one origin, in the form in which browsers write it.
+    /// One origin, normalized.
     Origin(String),
-    /// `https://*.example.com`: those of any host below that one, but not of that one.
-    Below {
-        /// With what follows it: `https://`.
+    /// `https://*.example.com`: the origins of all hosts below a host, without that host itself.
+    Subdomains {
+        /// The scheme with its separator: `https://`.
         scheme: String,
         /// The rest of the origin: `.example.com`.
         suffix: String,
     },
 }
 
-impl Allowed {
-    /// Reads what an operator allows.
+impl AllowedOrigin {
+    /// Parses the value of `--allow-origin`.
     ///
     /// # Errors
-    /// No page has this origin. Returns what is expected instead.
-    pub fn parse(text: &str) -> Result<Allowed, &'static str> {
-        // Browsers write no more than this for a page from a file, or in a sandbox.
+    /// No page has this origin. The error describes what is expected.
+    pub fn parse(text: &str) -> Result<AllowedOrigin, &'static str> {
+        // Browsers send these two for a page from a file and for a page in a sandbox.
         if let "null" | "file://" = text {
-            return Ok(Allowed::Origin(text.to_owned()));
+            return Ok(AllowedOrigin::Origin(text.to_owned()));
         }
         if text == "*" {
-            return Ok(Allowed::All);
+            return Ok(AllowedOrigin::All);
         }
         if !text.is_ascii() {
             return Err("the name as browsers write it, xn--…");
@@ -41,94 +41,110 @@ impl Allowed {
         if host.contains(['/', '?', '#', '@', '\\']) {
             return Err("SCHEME://HOST or SCHEME://HOST:PORT, and nothing after that");
         }
-        let below = host.strip_prefix("*.");
-        let origin = normal(&format!("{scheme}://{}", below.unwrap_or(host)));
+        let parent = host.strip_prefix("*.");
+        let origin = normalize(&format!("{scheme}://{}", parent.unwrap_or(host)));
         let origin = origin.ok_or("an origin that a page can have: SCHEME://HOST or SCHEME://HOST:PORT")?;
-        match below {
-            None => Ok(Allowed::Origin(origin)),
-            Some(_) => {
-                let (scheme, host) = origin.split_at(scheme.len() + 3);
-                Ok(Allowed::Below { scheme: scheme.to_owned(), suffix: format!(".{host}") })
+        if parent.is_none() {
+            return Ok(AllowedOrigin::Origin(origin));
+        }
+        let (scheme, host) = origin.split_at(scheme.len() + "://".len());
+        Ok(AllowedOrigin::Subdomains { scheme: scheme.to_owned(), suffix: format!(".{host}") })
+    }
+
+    /// Returns whether an `Origin` header matches the pattern.
+    pub fn matches(&self, origin: &str) -> bool {
+        match self {
+            AllowedOrigin::All => true,
+            AllowedOrigin::Origin(allowed) => {
+                allowed == origin || normalize(origin).is_some_and(|origin| origin == *allowed)
+            }
+            AllowedOrigin::Subdomains { scheme, suffix } => {
+                let Some(origin) = normalize(origin) else { return false };
+                let Some(host) = origin.strip_prefix(scheme.as_str()) else { return false };
+                host.strip_suffix(suffix.as_str()).is_some_and(|labels| !labels.is_empty())
             }
         }
     }
-
-    /// Whether this origin is among them.
-    pub fn has(&self, origin: &str) -> bool {
-        match self {
-            Allowed::All => true,
-            Allowed::Origin(allowed) if allowed == origin => true,
-            Allowed::Origin(allowed) => normal(origin).is_some_and(|origin| origin == *allowed),
-            Allowed::Below { scheme, suffix } => normal(origin).is_some_and(|origin| {
-                let below =
-                    origin.strip_prefix(scheme.as_str()).and_then(|host| host.strip_suffix(suffix.as_str()));
-                below.is_some_and(|labels| !labels.is_empty())
-            }),
-        }
-    }
 }
 
-/// Whether a page of this origin asks the host that it came from.
-pub fn is_same(origin: &str, host: &str) -> bool {
-    let of_host = |(scheme, _)| normal(&format!("{scheme}://{host}"));
-    normal(origin).is_some_and(|normal| origin.split_once("://").and_then(of_host) == Some(normal))
+/// Returns whether an `Origin` and a `Host` name the same host and port.
+pub fn is_same_origin(origin: &str, host: &str) -> bool {
+    let Some(normalized) = normalize(origin) else { return false };
+    let Some((scheme, _)) = origin.split_once("://") else { return false };
+    normalize(&format!("{scheme}://{host}")) == Some(normalized)
 }
 
-/// Returns whether a `Host` is an IP address, a name of one label (`localhost`), or one of these names. Case and port do
-/// not count.
-pub fn is_local(host: &str, names: &[String]) -> bool {
+/// Returns whether a `Host` is an IP address, a single label (`localhost`), or one of these names.
+///
+/// Case and port are ignored. A page from another machine cannot have such a host by DNS rebinding.
+pub fn is_local_host(host: &str, names: &[String]) -> bool {
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     if let Some(rest) = host.strip_prefix('[') {
         let Some((ip, rest)) = rest.split_once(']') else { return false };
-        let has_port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
-        return has_port && ip.parse::<Ipv6Addr>().is_ok();
+        let is_valid_port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+        return is_valid_port && ip.parse::<Ipv6Addr>().is_ok();
     }
     let (name, port) = host.split_once(':').unwrap_or((host, ""));
     if !is_port(port) {
         return false;
     }
-    let is_label = |label: &str| {
-        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    let is_named = || names.iter().any(|own| own.eq_ignore_ascii_case(name));
-    is_label(name) || name.parse::<Ipv4Addr>().is_ok() || is_named()
+    let is_label_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let is_label = !name.is_empty() && name.bytes().all(is_label_byte);
+    is_label || name.parse::<Ipv4Addr>().is_ok() || names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
-/// An origin as browsers write it: in lower case, without the port that is the default of its scheme. `None`: it is none.
-fn normal(origin: &str) -> Option<String> {
+/// Returns an origin in the form that browsers send, or `None` if it is not valid.
+///
+/// The result is in lower case and does not have the default port of its scheme.
+fn normalize(origin: &str) -> Option<String> {
     let origin = origin.to_ascii_lowercase();
     let (scheme, rest) = origin.split_once("://")?;
+    if !is_scheme(scheme) {
+        return None;
+    }
     let (host, port) = match rest.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (rest, None),
     };
-    let default = match scheme {
+    let host = normalize_host(host)?;
+    let port = match port {
+        Some(digits) => Some(parse_port(digits)?),
+        None => None,
+    };
+    let default_port = match scheme {
         "http" | "ws" => Some(80),
         "https" | "wss" => Some(443),
         _ => None,
     };
-    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())
-        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    // As a number, because 0443 is 443.
-    let port: Option<u16> = match port {
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
-        Some(_) => return None,
-        None => None,
-    };
-    let host = match host.strip_prefix('[') {
-        Some(ip) => format!("[{}]", ip.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?),
-        None => host.to_owned(),
-    };
-    let is_host = host.starts_with('[')
-        || !host.is_empty()
-            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    if !is_scheme || !is_host {
+    Some(match port {
+        Some(port) if Some(port) != default_port => format!("{scheme}://{host}:{port}"),
+        _ => format!("{scheme}://{host}"),
+    })
+}
+
+fn is_scheme(text: &str) -> bool {
+    let is_scheme_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    text.starts_with(|c: char| c.is_ascii_lowercase()) && text.bytes().all(is_scheme_byte)
+}
+
+/// Returns a host in its canonical form, or `None` if it is not valid.
+fn normalize_host(host: &str) -> Option<String> {
+    if let Some(ip) = host.strip_prefix('[') {
+        let ip = ip.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?;
+        return Some(format!("[{ip}]"));
+    }
+    let is_host_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_valid = !host.is_empty() && host.bytes().all(is_host_byte);
+    is_valid.then(|| host.to_owned())
+}
+
+/// Parses a port as a number, because `0443` is the port 443.
+fn parse_port(digits: &str) -> Option<u16> {
+    // The parser for `u16` accepts a sign.
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    Some(match port.filter(|port| Some(*port) != default) {
-        Some(port) => format!("{scheme}://{host}:{port}"),
-        None => format!("{scheme}://{host}"),
-    })
+    digits.parse().ok()
 }
 
 #[cfg(test)]
@@ -136,8 +152,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_operator_may_allow() {
-        let has = |allowed: &str, origin: &str| Allowed::parse(allowed).expect(allowed).has(origin);
+    fn allowed_origins_match_normalized_origins() {
+        let matches =
+            |allowed: &str, origin: &str| AllowedOrigin::parse(allowed).expect(allowed).matches(origin);
         for (allowed, origin) in [
             ("*", "null"),
             ("null", "null"),
@@ -155,7 +172,7 @@ mod tests {
             ("https://*.example.com:443", "https://a.example.com"),
             ("http://*.example.com:8000", "http://a.example.com:8000"),
         ] {
-            assert!(has(allowed, origin), "{allowed} {origin}");
+            assert!(matches(allowed, origin), "{allowed} {origin}");
         }
         for (allowed, origin) in [
             ("null", "file://"),
@@ -172,9 +189,9 @@ mod tests {
             ("https://*.example.com", "https://a.example.com:8443"),
             ("https://*.example.com", "https://a.example.com.evil"),
         ] {
-            assert!(!has(allowed, origin), "{allowed} {origin}");
+            assert!(!matches(allowed, origin), "{allowed} {origin}");
         }
-        for (never, why) in [
+        for (invalid, expected) in [
             ("", "SCHEME"),
             ("a.example", "SCHEME"),
             ("https://a.example/", "nothing after"),
@@ -197,12 +214,12 @@ mod tests {
             ("https://[a.example]", "a page can have"),
             ("1://a.example", "a page can have"),
         ] {
-            assert!(Allowed::parse(never).is_err_and(|error| error.contains(why)), "{never}");
+            assert!(AllowedOrigin::parse(invalid).is_err_and(|error| error.contains(expected)), "{invalid}");
         }
     }
 
     #[test]
-    fn the_host_that_a_page_came_from() {
+    fn origin_is_the_same_as_its_host() {
         for (origin, host) in [
             ("https://example.com", "example.com"),
             ("https://example.com", "example.com:443"),
@@ -215,7 +232,7 @@ mod tests {
             ("http://192.0.2.1", "192.0.2.1"),
             ("https://xn--wgv71a119e.example", "xn--wgv71a119e.example"),
         ] {
-            assert!(is_same(origin, host), "{origin} {host}");
+            assert!(is_same_origin(origin, host), "{origin} {host}");
         }
         for (origin, host) in [
             ("https://example.com", "example.com:80"),
@@ -232,12 +249,12 @@ mod tests {
             ("https://h", "h/"),
             ("https://u@h", "h"),
         ] {
-            assert!(!is_same(origin, host), "{origin} {host}");
+            assert!(!is_same_origin(origin, host), "{origin} {host}");
         }
     }
 
     #[test]
-    fn hosts_that_no_page_of_another_machine_can_have() {
+    fn local_hosts_are_ip_addresses_single_labels_and_configured_names() {
         let names = ["metrics.example.com".to_owned()];
         for host in [
             "localhost",
@@ -252,7 +269,7 @@ mod tests {
             "Metrics.Example.COM:8081",
             "localhost:",
         ] {
-            assert!(is_local(host, &names), "{host}");
+            assert!(is_local_host(host, &names), "{host}");
         }
         for host in [
             "",
@@ -274,7 +291,7 @@ mod tests {
             "user@localhost",
             "é",
         ] {
-            assert!(!is_local(host, &names), "{host}");
+            assert!(!is_local_host(host, &names), "{host}");
         }
     }
 }

@@ -1,112 +1,114 @@
-//! The words between connections and signaling protocols: what can happen, and what a protocol can do.
+//! The vocabulary between connections and signaling protocols: events, and effects.
 
 use std::borrow::Cow;
 
-use crate::budget::Reservation;
-use crate::named::named;
+use crate::memory_budget::Reservation;
+use crate::named_enum::named_enum;
 use crate::query::Query;
 use crate::token::Claims;
 
-/// A connection: a number that is never used again, and a slot of a table, which is. The two share 64 bits, so
-/// that a long-lived reference costs eight bytes and can never reach the successor in the same slot.
+/// Identifies a connection: a number that is never reused, and a slot that is.
+///
+/// The two share 64 bits, so that a long-lived reference takes eight bytes and never reaches the next connection in the
+/// same slot. Tables of connections are indexed by slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conn(u64);
 
 impl Conn {
     const SLOT_BITS: u32 = 24;
 
-    /// The connection of this number (below 2^40: thirty years at a thousand a second) in this slot.
+    /// Creates the id of the connection with this number (below 2^40: 34 years at 1,000 a second) in this slot.
     ///
     /// # Panics
-    /// If the slot is 2^24 or more; `--max-connections` stays far below.
+    /// The slot is 2^24 or more. `--max-connections` is at most 1,000,000.
     pub fn new(number: u64, slot: usize) -> Conn {
         assert!(slot < 1 << Self::SLOT_BITS);
         Conn(number << Self::SLOT_BITS | slot as u64)
     }
 
-    /// The connection of these bits, as [`Conn::bits`] gives them.
+    /// Restores an id from its bits, see [`Conn::bits`].
     pub fn from_bits(bits: u64) -> Conn {
         Conn(bits)
     }
 
-    /// Number and slot in one.
+    /// Returns number and slot in one integer.
     pub fn bits(self) -> u64 {
         self.0
     }
 
-    /// Counted from the start of the server.
+    /// Returns the number, counted from the start of the server.
     pub fn number(self) -> u64 {
         self.0 >> Self::SLOT_BITS
     }
 
-    /// Its place in the tables.
+    /// Returns the index into tables of connections.
     pub fn slot(self) -> usize {
         (self.0 & ((1 << Self::SLOT_BITS) - 1)) as usize
     }
 }
 
-named! {
-    /// A signaling protocol. The first is our own.
-    pub enum Dialect {
-        /// The README's.
+named_enum! {
+    /// A signaling protocol.
+    pub enum ProtocolId {
+        /// Noroshi's protocol, which the README specifies.
         Noroshi = "noroshi",
-        /// OpenAyame's.
+        /// The protocol of OpenAyame.
         Ayame = "ayame",
-        /// matchbox's.
+        /// The protocol of matchbox.
         Matchbox = "matchbox",
     }
 }
 
-/// What the upgrade of a connection asked for.
+/// What an upgrade asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The protocol, by the path.
-    pub dialect: Dialect,
-    /// The room, by the path; empty: the default room, or none is named there.
+    pub protocol: ProtocolId,
+    /// The room, by the path. Empty: the default room, or the protocol names rooms in messages.
     pub room: String,
-    /// What was behind the `?`.
+    /// The query of the request target.
     pub query: Query,
 }
 
-/// Where a connection is, and what it does there. For the operator.
+/// The membership of a connection, for the log and for `GET /rooms`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// Its room.
+    /// The room.
     pub room: &'a str,
-    /// Its id, if it has one.
+    /// The id, once it is registered.
     pub id: Option<Cow<'a, str>>,
-    /// A word of its protocol's.
+    /// What it is doing, in a word of its protocol.
     pub state: &'static str,
 }
 
-/// All that can happen.
+/// An event for a protocol.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// A connection is open, which asked for this, and of whom its token, where one is needed, says this.
+    /// A connection is open. With what it asked for, and the claims of its token if tokens are required at the upgrade.
     Connected(Conn, &'a Target, Option<&'a Claims>),
-    /// It sent a message of text. This alone is no sign of life.
+    /// A text message came. This alone does not end a probe.
     Text(Conn, &'a str),
-    /// It sent a message of bytes.
+    /// A binary message came.
     Binary(Conn, &'a [u8]),
-    /// It sent a message that was dropped, because there were too many.
+    /// A message was dropped because its sender is over the rate.
     Dropped {
-        /// The connection.
+        /// The sender.
         conn: Conn,
-        /// Whether it is to be told, which it is at most once a second.
+        /// Whether to tell the sender. At most once a second.
         tell: bool,
     },
-    /// Something arrived from it, be it a pong or half a frame. A protocol hears of this only from whom it had probed.
+    /// A probed connection showed life: bytes came, or its TCP acknowledged bytes of a full queue.
     Alive(Conn),
-    /// Whom the protocol had probed did not show life in time.
+    /// A probed connection showed no life in time.
     Silent(Conn),
-    /// It is gone, or about to be: nothing more is sent to it.
+    /// A connection has ended, or is closing: nothing further is sent to it.
     Disconnected(Conn),
-    /// Time has passed. Due when the protocol has said so, allowed at any time.
+    /// A timer may be due, see [`Protocol::wake_at`](crate::protocols::Protocol::wake_at). Allowed at any time.
     Time,
 }
 
 impl Input<'_> {
-    /// The connection that something happened to.
+    /// Returns the connection that the event is about.
     pub fn conn(&self) -> Option<Conn> {
         match self {
             Input::Connected(conn, ..)
@@ -121,59 +123,44 @@ impl Input<'_> {
     }
 }
 
-/// All that a protocol can do.
-#[derive(Debug)]
-pub enum Effect<'a> {
-    /// Send this message.
-    Send(Conn, String),
-    /// Send this message of bytes.
-    SendBinary(Conn, Vec<u8>),
-    /// Send a WebSocket ping, so that a living peer shows life.
-    Ping(Conn),
-    /// Stop reading from the connection. What the peer sends stays in the kernel's buffers, so that TCP holds it back.
-    PauseReading(Conn),
-    /// Read from the connection again.
-    ResumeReading(Conn),
-    /// Close the connection. Its protocol has forgotten it.
-    Close(Conn, Close),
-    /// The connection has said what it must say in time, and has an id from now on. For the log.
-    Registered {
-        /// The connection.
-        conn: Conn,
-        /// Its room.
-        room: &'a str,
-        /// Its id.
-        id: &'a str,
-    },
-    /// The protocol has forgotten the connection, as it does once with each. For the log.
-    Left {
-        /// The connection.
-        conn: Conn,
-        /// What it spoke.
-        dialect: Dialect,
-        /// Where it was.
-        member: Member<'a>,
-    },
-}
-
 /// Why a protocol closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// It showed no life while another claimed its place.
+    /// It showed no life while another connection claimed its id or seat.
     Replaced,
-    /// It went on sending too much.
+    /// It stayed over the rate for too long.
     RateLimited,
-    /// There is nothing more to say.
+    /// Its protocol has finished with it.
     Finished,
 }
 
-/// Where effects go, in order.
+/// Carries out the effects of a protocol, in order.
 pub trait Outbox {
-    /// Whether all of these can still be queued for the peer. Asked before something is forwarded; what the server itself
-    /// has to say is sent in any case.
+    /// Returns whether the queue of this peer has room to forward all of these.
     fn has_room(&mut self, to: Conn, texts: &[String]) -> bool;
+    /// Queues a message for which [`Outbox::has_room`] was asked.
+    fn forward(&mut self, to: Conn, text: String);
+    /// Returns whether more than half of the queue of this peer is used. Large messages of the server itself, which another
+    /// peer has caused, wait then.
+    fn is_congested(&self, to: Conn) -> bool;
+    /// Returns whether a connection has input that the server had no time to read yet.
+    fn has_unread_input(&self, conn: Conn) -> bool;
     /// Reserves memory for something that a protocol stores, if `--max-memory` allows it.
     fn reserve(&mut self, bytes: usize) -> Option<Reservation>;
-    /// Takes an effect.
-    fn push(&mut self, effect: Effect<'_>);
+    /// Queues a text message.
+    fn send(&mut self, to: Conn, text: String);
+    /// Queues a binary message.
+    fn send_binary(&mut self, to: Conn, bytes: &[u8]);
+    /// Queues a WebSocket ping. A peer that lives answers it.
+    fn ping(&mut self, to: Conn);
+    /// Stops reading from a connection. What the peer sends stays in the kernel's buffers, so that TCP holds it back.
+    fn pause_reading(&mut self, conn: Conn);
+    /// Reads from a connection again.
+    fn resume_reading(&mut self, conn: Conn);
+    /// Closes a connection. Its protocol has forgotten it.
+    fn close(&mut self, conn: Conn, why: Close);
+    /// Records that a connection has registered an id in a room: its time for that no longer runs. For the log, too.
+    fn registered(&mut self, conn: Conn, room: &str, id: &str);
+    /// Records that a protocol has forgotten a connection, which was this member. Called once for each. For the log.
+    fn disconnected(&mut self, conn: Conn, protocol: ProtocolId, member: &Member<'_>);
 }

@@ -1,7 +1,8 @@
-//! The query of a request target: fields separated by `&`, percent-encoded, with `+` for a space, as browsers and
-//! libraries write them (the `application/x-www-form-urlencoded` format of the WHATWG URL standard).
+//! Parses the query of a request target (`application/x-www-form-urlencoded`, WHATWG URL standard).
 //!
-//! This is the only parser of queries. A field is decoded when it is read, so an unread field may hold any bytes, and a query with many fields takes no memory beside its text.
+//! Fields are separated by `&` and percent-encoded, with `+` for a space. This is the only parser of queries. A field is
+//! decoded when it is read, so an unread field may hold any bytes, and a query with many fields takes no memory beyond its
+//! text.
 
 use percent_encoding::percent_decode_str;
 
@@ -11,17 +12,19 @@ pub struct Query {
     text: Box<str>,
 }
 
-/// The value of a field is not UTF-8 after decoding.
+/// An error: a name or value is not UTF-8 after decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotUtf8;
 
 impl Query {
-    /// Takes the text behind the `?` of a request target.
+    /// Creates a query from the text after the `?` of a request target.
     pub fn new(text: &str) -> Query {
         Query { text: text.into() }
     }
 
-    /// Returns the names and decoded values of all fields, in order. A field without `=` has an empty value.
+    /// Returns the decoded names and values of all fields, in order.
+    ///
+    /// A field without `=` has an empty value.
     pub fn fields(&self) -> impl Iterator<Item = Result<(String, String), NotUtf8>> {
         self.encoded_fields().map(|(name, value)| Ok((decode(name)?, decode(value)?)))
     }
@@ -42,7 +45,9 @@ fn decode(encoded: &str) -> Result<String, NotUtf8> {
     String::from_utf8(decoded_bytes(encoded).collect()).map_err(|_| NotUtf8)
 }
 
-/// Returns the bytes that a name or a value stands for. A `%` without two hexadecimal digits stands for itself.
+/// Returns the decoded bytes of a name or value.
+///
+/// A `%` that is not followed by two hexadecimal digits is not changed.
 fn decoded_bytes(encoded: &str) -> impl Iterator<Item = u8> {
     encoded.split('+').enumerate().flat_map(|(index, part)| {
         let space = (index > 0).then_some(b' ');

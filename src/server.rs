@@ -1,19 +1,25 @@
-//! The poll loop: the only file that knows mio, and the only one that knows all the others.
+//! The poll loop: the only module that knows mio, and the only one that knows all others.
 //!
-//! Everything happens in turns, see [`Server::turn`]. Readiness is edge-triggered and registered once: a session
-//! reads until the kernel has no more, but only one scratch full of it in one turn; who may have more is in the
-//! ready queue, and the next poll does not wait. Whoever was touched is flushed once when all have been heard, and
-//! whoever the clock touches after that. Sessions that are over are freed then, and new ones accepted last, so that
-//! no event of a turn can reach a newcomer in an old slot. The rules are the protocols', behind the gate, and
-//! `connections` carries their effects out.
+//! [`Server::turn`] is one iteration of the loop:
+//!
+//! 1. Wait for readiness events. They are edge-triggered, and registered once for each socket.
+//! 2. Read from each ready session once, and handle what came. A session that may have more is ready again in the next
+//!    iteration, which then does not wait.
+//! 3. Flush all dirty sessions, once each, report those that have ended to their protocols, and remove those that are over.
+//! 4. Run the timers of protocols and evaluate a slice of the sessions' deadlines. Flush again.
+//! 5. Accept connections. This comes last, so that no event of an iteration reaches a new connection in a reused slot.
+//!
+//! The work of each step is bounded, see `WORK_PER_ITERATION` in [`crate::limits`] and its neighbours. What is left over is
+//! continued in the next iteration.
 
+mod admission;
 mod clock;
 mod connections;
-mod listen;
-mod questions;
+mod drain;
+mod listeners;
+mod operator;
 mod signals;
-mod stop;
-mod supervisor;
+mod systemd;
 
 use std::hash::RandomState;
 use std::io::{self, ErrorKind};
@@ -25,29 +31,31 @@ use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::ayame::Ayame;
-use crate::config::{Config, Listen};
-use crate::gate::Gate;
-use crate::http::Door;
-use crate::hub::Hub;
-use crate::limits::{DEPARTURES_PER_TURN, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_SESSION, WORK_PER_TURN};
-use crate::matchbox::Matchbox;
-use crate::protocol::{Dialect, Input};
-use crate::session::{Event, Fill, Scratch, Shared};
+use crate::config::{Config, ListenAddress};
+use crate::http::ListenerKind;
+use crate::limits::{
+    DEPARTURES_PER_ITERATION, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_ITERATION, WORK_PER_SESSION,
+};
+use crate::protocol::{Input, ProtocolId};
+use crate::protocols::Dispatcher;
+use crate::protocols::ayame::Ayame;
+use crate::protocols::matchbox::Matchbox;
+use crate::protocols::noroshi::Noroshi;
+use crate::session::{Event, ReadOutcome, Scratch, SharedState};
 use clock::Clock;
-use connections::Connections;
-use listen::Listeners;
-use supervisor::Supervisor;
+use connections::{Connections, Pending, Stage};
+use listeners::Listeners;
+use systemd::ServiceManager;
 
-/// Sessions have the tokens of their slots, and listeners count down from the one before this.
+/// The mio token of signals. Sessions use their slots as tokens, and listeners count down from the token before this one.
 const SIGNALS: Token = Token(usize::MAX - 1);
 
-/// Connections up to which a debug build checks all invariants after every turn; with more, after every
+/// Connections up to which a debug build checks all invariants after every iteration. With more it does so after every
 /// [`CHECKED_SELDOM_EVERY`]th.
 const CHECKED_ALWAYS_MAX: usize = 256;
 const CHECKED_SELDOM_EVERY: u32 = 64;
 
-/// A server that listens.
+/// A server that listens for connections.
 pub struct Server {
     poll: Poll,
     events: Events,
@@ -55,54 +63,54 @@ pub struct Server {
     listeners: Listeners,
     connections: Connections,
     scratch: Scratch,
-    gate: Gate,
-    /// When all deadlines are looked at next.
+    dispatcher: Dispatcher,
+    /// When the next sweep over the deadlines of all sessions begins.
     sweep_at: Duration,
-    /// The slot at which a sweep that has begun goes on.
+    /// The slot at which the current sweep continues.
     sweep: Option<usize>,
-    /// When a drain that has begun is over.
+    /// When the current drain ends.
     drained_at: Option<Duration>,
-    /// When a stop that has begun ends at the latest.
+    /// When the current stop ends at the latest.
     stop_at: Option<Duration>,
-    /// The slot at which a stop that has begun goes on to close sessions.
+    /// The slot at which the current stop continues to close sessions.
     stop_from: Option<usize>,
     /// The share of the rooms that a drain has closed so far, from 0 to 1.
     drained_share: f64,
-    supervisor: Supervisor,
-    /// The signals that are handled, see [`Server::heed_signals`].
+    service_manager: ServiceManager,
+    /// The signals that are handled, see [`Server::install_signal_handlers`].
     signals: Option<Signals>,
-    /// Whether a signal has come.
-    signalled: bool,
-    /// Turns so far, for the checks of a debug build.
+    /// Whether a signal came in this iteration.
+    is_signal_pending: bool,
+    /// Iterations so far, for the checks of a debug build.
     turns: u32,
-    /// Whether the last turn found nothing to do.
+    /// Whether the last iteration found nothing to do.
     was_idle: bool,
 }
 
 impl Server {
-    /// Listens where the configuration says.
+    /// Binds the listeners of the configuration.
     ///
     /// # Errors
-    /// An address that cannot be bound, or a system call that the loop needs and that fails.
+    /// An address cannot be bound, or a system call fails that the loop needs.
     pub fn bind(config: Config) -> io::Result<Server> {
-        let mut gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
+        let mut dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
         if config.ayame.is_some() {
-            gate = gate.to(Dialect::Ayame, Ayame::new(&config, RandomState::new()));
+            dispatcher = dispatcher.to(ProtocolId::Ayame, Ayame::new(&config, RandomState::new()));
         }
         if config.matchbox.is_some() {
-            gate = gate.to(Dialect::Matchbox, Matchbox::new(&config, RandomState::new()));
+            dispatcher = dispatcher.to(ProtocolId::Matchbox, Matchbox::new(&config, RandomState::new()));
         }
-        Server::with(gate, config)
+        Server::with(dispatcher, config)
     }
 
-    /// The same with other protocols behind the gate.
+    /// Binds the listeners for the protocols of this dispatcher. For servers with other protocols.
     ///
     /// # Errors
     /// See [`Server::bind`].
-    pub fn with(gate: Gate, config: Config) -> io::Result<Server> {
+    pub fn with(dispatcher: Dispatcher, config: Config) -> io::Result<Server> {
         let poll = Poll::new()?;
         let listeners = Listeners::bind(&config, poll.registry())?;
-        // All that is ready is heard in one turn. The memory that is never needed is never touched.
+        // Room for an event of each connection. Pages that are never written take no memory.
         let events = Events::with_capacity(config.connections_max + DESCRIPTORS_SPARE);
         Ok(Server {
             poll,
@@ -111,65 +119,70 @@ impl Server {
             listeners,
             connections: Connections::new(config),
             scratch: Scratch::default(),
-            gate,
+            dispatcher,
             sweep_at: Duration::ZERO,
             sweep: None,
             drained_at: None,
             stop_at: None,
             stop_from: None,
             drained_share: 0.0,
-            supervisor: Supervisor::new(),
+            service_manager: ServiceManager::new(),
             signals: None,
-            signalled: false,
+            is_signal_pending: false,
             turns: 0,
             was_idle: false,
         })
     }
 
-    /// Where it listens, with the real ports.
-    pub fn places(&self, door: Door) -> impl Iterator<Item = Listen> {
-        self.listeners.places(door)
+    /// Returns where the server listens, with the real ports.
+    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
+        self.listeners.places(kind)
     }
 
-    /// The same where it listens at an address.
-    pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> {
-        self.places(door).filter_map(|place| match place {
-            Listen::Tcp(address) => Some(address),
-            Listen::Unix(_) => None,
+    /// Returns the TCP addresses among these.
+    pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = SocketAddr> {
+        self.places(kind).filter_map(|place| match place {
+            ListenAddress::Tcp(address) => Some(address),
+            ListenAddress::Unix(_) => None,
         })
     }
 
-    /// The protocols, and who speaks them.
-    pub fn gate(&self) -> &Gate {
-        &self.gate
+    /// Returns the dispatcher, which knows the protocols.
+    pub fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
     }
 
-    /// How many connections it has, of any kind.
+    /// Returns the number of connections of any kind.
     pub fn sessions(&self) -> usize {
         self.connections.entries.len()
     }
 
-    /// Returns whether the last turn found nothing to do. For tests, which wait for that.
+    /// Returns whether the last iteration found nothing to do. For tests, which wait for that.
     pub fn was_idle(&self) -> bool {
         self.was_idle
     }
 
-    /// Returns the units of work that the last turn caused: messages that were handled or queued. For tests.
+    /// Returns the units of work that the last iteration caused: messages that were handled or queued. For tests.
     pub fn work_of_last_turn(&self) -> usize {
         self.connections.work
     }
 
     /// Returns what all sessions share: memory in use, connections by address, counters. For tests.
-    pub fn shared(&self) -> &Shared {
+    pub fn shared(&self) -> &SharedState {
         &self.connections.shared
     }
 
-    /// Moves the clock forward. For tests, which have no time to wait.
+    /// Returns for how many addresses connections are counted. For tests.
+    pub fn addresses_counted(&self) -> usize {
+        self.connections.per_ip.hosts()
+    }
+
+    /// Moves the clock forward. For tests.
     pub fn advance(&mut self, by: Duration) {
         self.clock.ahead += by;
     }
 
-    /// Waits for something to do, at most for `longest`, and does it.
+    /// Runs one iteration of the loop. Waits at most for `longest`.
     ///
     /// # Errors
     /// See [`Server::run`].
@@ -179,10 +192,10 @@ impl Server {
         let polled = self.poll.poll(&mut events, timeout);
         let began = self.clock.now();
         self.connections.shared.now = began;
-        self.connections.shared.wall = self.clock.wall();
+        self.connections.wall = self.clock.wall();
         match polled {
             Ok(()) => {}
-            // SIGSTOP and SIGCONT, for one. Nobody is judged by the clock before what came meanwhile is read.
+            // For example by SIGSTOP and SIGCONT. Timeouts are not evaluated before pending input is read.
             Err(error) if error.kind() == ErrorKind::Interrupted => {
                 self.events = events;
                 return Ok(());
@@ -193,44 +206,53 @@ impl Server {
         self.was_idle = events.is_empty() && self.timeout() != Some(Duration::ZERO);
         self.connections.work = 0;
         for event in &events {
-            self.notice(event);
+            self.on_readiness(event);
         }
-        // Sessions that were ready before come first, so that those whose events come in every turn cannot starve them.
+        // Sessions that were ready before come first: sessions with events in every iteration cannot starve them.
         let ready = mem::take(&mut self.connections.ready);
         let mut handled = 0;
         for slot in &ready {
-            if self.connections.work >= WORK_PER_TURN {
+            if self.connections.work >= WORK_PER_ITERATION {
                 break;
             }
             handled += 1;
-            // The slot may have been freed, and may have another connection by now.
-            if let Some(entry) = self.connections.entries.get_mut(*slot).filter(|entry| entry.ready) {
-                entry.ready = false;
-                self.receive(*slot);
+            // The slot may have been freed, and may hold another connection now.
+            if let Some(entry) =
+                self.connections.entries.get_mut(*slot).filter(|entry| entry.input != Pending::Read)
+            {
+                entry.input = Pending::Read;
+                self.read_session(*slot);
             }
         }
-        // Sessions that were not handled come before those that were, and that have further input.
+        for slot in &ready[handled..] {
+            if let Some(entry) =
+                self.connections.entries.get_mut(*slot).filter(|entry| entry.input != Pending::Read)
+            {
+                entry.input = Pending::Unread;
+            }
+        }
+        // Sessions that were not handled come before those that were handled and have further input.
         self.connections.ready.splice(..0, ready[handled..].iter().copied());
         self.events = events;
-        // Who can take what is queued takes it before the clock says that it is slow.
-        self.settle();
+        // Queues are flushed before the timeout of slow readers is evaluated.
+        self.flush_dirty_sessions();
         self.tick();
-        self.settle();
+        self.flush_dirty_sessions();
         self.listeners.accept(&mut self.connections, self.poll.registry());
 
-        let rooms = || self.gate.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
-        self.supervisor.turned(began, self.connections.upgraded, rooms);
-        self.connections.shared.metrics.turns.record(self.clock.now() - began);
+        let rooms = || self.dispatcher.each().map(|(_, protocol)| protocol.counts(began).rooms).sum();
+        self.service_manager.on_iteration(began, self.connections.websockets, rooms);
+        self.connections.shared.metrics.iterations.record(self.clock.now() - began);
         if cfg!(debug_assertions) {
-            self.check_now_and_then();
+            self.check_invariants_sometimes();
         }
         Ok(())
     }
 
-    /// How long there is nothing to do, if nothing happens.
+    /// Returns how long the next poll may wait.
     fn timeout(&self) -> Option<Duration> {
-        let Connections { ready, touched, .. } = &self.connections;
-        if !ready.is_empty() || !touched.is_empty() || self.stop_from.is_some() {
+        let Connections { ready, dirty, .. } = &self.connections;
+        if !ready.is_empty() || !dirty.is_empty() || self.stop_from.is_some() {
             return Some(Duration::ZERO);
         }
         if self.sweep.is_some() {
@@ -242,14 +264,14 @@ impl Server {
             || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
         let accept = self.listeners.accept_at(&self.connections);
-        let times = [self.gate.wake_at(), sweep, accept, self.stop_at, self.supervisor.due()];
+        let times = [self.dispatcher.wake_at(), sweep, accept, self.stop_at, self.service_manager.due()];
         let next = times.into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
 
-    // ---- Phases of a turn ----
+    // ---- Steps of an iteration ----
 
-    fn notice(&mut self, event: &Readiness) {
+    fn on_readiness(&mut self, event: &Readiness) {
         let Token(slot) = event.token();
         if let Some(entry) = self.connections.entries.get_mut(slot) {
             entry.half_closed |= event.is_read_closed() || event.is_error();
@@ -257,97 +279,91 @@ impl Server {
                 self.connections.mark_ready(slot);
             }
             if event.is_writable() {
-                self.connections.touch(slot);
+                self.connections.mark_dirty(slot);
             }
         } else if event.token() == SIGNALS {
-            self.signalled = true;
+            self.is_signal_pending = true;
         } else {
-            self.listeners.notice(event.token());
+            self.listeners.on_readiness(event.token());
         }
     }
 
-    /// Lets a session read once, and handles what came, as far as one session may have in one turn.
-    fn receive(&mut self, slot: usize) {
+    /// Reads from a session once and handles what came, up to the work of one session in one iteration.
+    fn read_session(&mut self, slot: usize) {
         let entry = &self.connections.entries[slot];
         let (conn, is_half_closed) = (entry.conn, entry.half_closed);
         if entry.session.is_paused() {
             // It will not send anything further: there is nothing to wait for.
             if is_half_closed {
-                self.connections.reach(slot, |session, _| session.disconnected());
+                self.connections.with_session(slot, |session, _| session.on_disconnected());
             }
             return;
         }
-        self.connections.shared.full = self.connections.are_full();
         let work_before = self.connections.work;
-        let Server { connections, scratch, gate, .. } = self;
-        let fill = connections.reach(slot, |session, shared| session.fill(scratch, shared));
-        let (now, wall) = (connections.shared.now, connections.shared.wall);
+        let scratch = &mut self.scratch;
+        let outcome = self.connections.with_session(slot, |session, shared| session.read(scratch, shared));
+        let (now, wall) = (self.connections.shared.now, self.connections.wall);
         let mut is_deferred = false;
-        while let Some(event) = connections.next(slot, scratch, gate) {
-            connections.work += 1;
+        while let Some(event) = self.connections.next(slot, &mut self.scratch) {
+            self.connections.work += 1;
+            let Server { connections, dispatcher, .. } = self;
             match event {
-                Event::Upgraded(target, claims) => {
-                    connections.upgrade(slot);
-                    gate.handle(now, wall, Input::Connected(conn, &target, claims.as_ref()), connections);
-                }
-                Event::Refused(status, refusal) => connections.refuse(slot, status, &refusal),
-                Event::Asked(question) => {
-                    let answer = self.told(&question);
-                    self.connections.reach(slot, |session, shared| session.answer(answer, shared));
-                    // What came behind the request is discarded with the rest of the scratch.
-                    self.scratch.clear();
-                    break;
-                }
-                Event::Text(text) => gate.handle(now, wall, Input::Text(conn, text), connections),
-                Event::Binary(bytes) => gate.handle(now, wall, Input::Binary(conn, bytes), connections),
+                Event::Request(head) => self.admit(slot, &head),
+                Event::Rejected(status, refusal) => connections.refuse(slot, status, &refusal),
+                Event::Text(text) => dispatcher.handle(now, wall, Input::Text(conn, text), connections),
+                Event::Binary(bytes) => dispatcher.handle(now, wall, Input::Binary(conn, bytes), connections),
                 Event::Ping(payload) => {
-                    if gate.charge_frame(now, wall, conn, connections) {
-                        connections.reach(slot, |session, shared| session.pong(payload, shared));
+                    if dispatcher.charge_frame(now, wall, conn, connections) {
+                        connections.with_session(slot, |session, shared| session.pong(payload, shared));
                     }
                 }
-                Event::Overhead => _ = gate.charge_frame(now, wall, conn, connections),
+                Event::Overhead => _ = dispatcher.charge_frame(now, wall, conn, connections),
             }
+            let Server { connections, scratch, .. } = self;
             if connections.entries[slot].session.is_paused() {
                 connections.hold_or_close(slot, scratch);
             } else if connections.work - work_before >= WORK_PER_SESSION {
-                is_deferred = connections.reach(slot, |session, shared| session.hold(scratch, shared));
+                is_deferred =
+                    connections.with_session(slot, |session, shared| session.defer_input(scratch, shared));
             }
         }
         let entry = &self.connections.entries[slot];
         if entry.session.is_paused() {
             if is_half_closed {
-                self.connections.reach(slot, |session, _| session.disconnected());
+                self.connections.with_session(slot, |session, _| session.on_disconnected());
             }
         } else if is_deferred
-            || matches!(fill, Fill::More | Fill::Held)
-            || (fill == Fill::Drained && is_half_closed)
+            || matches!(outcome, ReadOutcome::Full | ReadOutcome::Deferred)
+            || (outcome == ReadOutcome::Short && is_half_closed)
         {
             self.connections.mark_ready(slot);
         }
-        // The end of a connection is no sign of life.
-        if matches!(fill, Fill::More | Fill::Drained) && self.connections.entries[slot].session.is_open() {
-            self.tell(Input::Alive(conn));
+        // A Close frame or an error is no liveness signal.
+        if matches!(outcome, ReadOutcome::Full | ReadOutcome::Short)
+            && self.connections.entries[slot].session.is_open()
+        {
+            self.dispatch(Input::Alive(conn));
         }
     }
 
-    /// What is due by the clock: the protocols' alarms, and a slice of the sessions.
+    /// Runs timers of protocols, and evaluates the deadlines of a slice of the sessions.
     fn tick(&mut self) {
         let now = self.connections.shared.now;
-        if self.gate.wake_at().is_some_and(|at| at <= now) {
-            self.tell(Input::Time);
+        if self.dispatcher.wake_at().is_some_and(|at| at <= now) {
+            self.dispatch(Input::Time);
         }
         if self.sweep.is_none() && self.sweep_at <= now {
             self.sweep = Some(0);
             self.sweep_at = now + SWEEP_EVERY;
             self.listeners.retry();
-            self.connections.tell_refusals();
+            self.connections.report_refusals();
             if let Some(until) = self.drained_at {
-                self.drain_on(until);
+                self.advance_drain(until);
             }
         }
         if let Some(from) = self.sweep {
-            let Server { connections, gate, drained_share, .. } = self;
-            self.sweep = connections.tick(from, |entry| stop::is_drained(entry, gate, *drained_share));
+            let Server { connections, dispatcher, drained_share, .. } = self;
+            self.sweep = connections.tick(from, |entry| drain::is_drained(entry, dispatcher, *drained_share));
         }
         if let Some(from) = self.stop_from {
             self.stop_from = self.connections.close_all(from);
@@ -355,54 +371,53 @@ impl Server {
     }
 
     /// Flushes all dirty sessions, reports those that have ended to their protocols, and frees those that are over. A
-    /// report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_TURN`] are left for the next turn.
-    fn settle(&mut self) {
+    /// report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_ITERATION`] are left for the next
+    /// iteration.
+    fn flush_dirty_sessions(&mut self) {
         let (mut next, mut departures) = (0, 0);
-        while let Some(&slot) = self.connections.touched.get(next) {
-            // The slot may have been freed, and may have another connection by now.
-            let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.touched) else {
+        while let Some(&slot) = self.connections.dirty.get(next) {
+            // The slot may have been freed, and may hold another connection now.
+            let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.dirty) else {
                 next += 1;
                 continue;
             };
             let is_alive = entry.session.flush(&mut self.connections.shared);
             let conn = entry.conn;
-            let has_left = entry.served && !entry.session.is_open();
-            if has_left && departures >= DEPARTURES_PER_TURN {
+            let has_left = entry.stage == Stage::WebSocket && !entry.session.is_open();
+            if has_left && departures >= DEPARTURES_PER_ITERATION {
                 break;
             }
             next += 1;
-            entry.touched = false;
-            if entry.session.end_pause_if_closing() {
+            entry.dirty = false;
+            if entry.session.resume_if_closing() {
                 self.connections.mark_ready(slot);
             }
             if has_left {
                 departures += 1;
-                self.tell(Input::Disconnected(conn));
+                self.dispatch(Input::Disconnected(conn));
             } else if is_alive {
-                self.tell(Input::Alive(conn));
+                self.dispatch(Input::Alive(conn));
             }
-            if self.connections.entries[slot].session.is_over() {
-                self.connections.free(slot);
+            if self.connections.entries[slot].session.is_closed() {
+                self.connections.remove(slot);
                 self.listeners.retry();
             }
         }
-        self.connections.touched.drain(..next);
+        self.connections.dirty.drain(..next);
     }
 
-    /// Checks the invariants of everything: after every turn, or after some turns where that would take too long.
-    fn check_now_and_then(&mut self) {
+    /// Checks all invariants: after every iteration, or after some where checking takes long.
+    fn check_invariants_sometimes(&mut self) {
         self.turns = self.turns.wrapping_add(1);
         let is_small = self.connections.entries.len() <= CHECKED_ALWAYS_MAX;
         if is_small || self.turns.is_multiple_of(CHECKED_SELDOM_EVERY) {
             self.connections.check();
-            self.gate.check();
+            self.dispatcher.check();
         }
     }
 
-    // ---- The protocols ----
-
-    fn tell(&mut self, input: Input) {
-        let (now, wall) = (self.connections.shared.now, self.connections.shared.wall);
-        self.gate.handle(now, wall, input, &mut self.connections);
+    fn dispatch(&mut self, input: Input) {
+        let (now, wall) = (self.connections.shared.now, self.connections.wall);
+        self.dispatcher.handle(now, wall, input, &mut self.connections);
     }
 }

@@ -1,470 +1,503 @@
-//! One connection, from its first byte to its last: the request, then WebSocket, then the end.
+//! Handles the bytes of one connection, from its request to its close.
 //!
-//! | phase      | what comes in                      | what goes out                  | where it leads             |
-//! |------------|------------------------------------|--------------------------------|----------------------------|
-//! | `Head`     | the head of a request              | nothing                        | `Open`, `Ending`           |
-//! | `Open`     | messages, pings, pongs             | what is queued                 | `Closing`, `Ending`        |
-//! | `Closing`  | the same, dropped but for a Close  | what is queued, our Close last | `Ending`                   |
-//! | `Ending`   | anything, thrown away              | what is queued                 | `Draining`, `Over`         |
-//! | `Draining` | anything, thrown away              | nothing: the write side is shut | `Over`                    |
-//! | `Over`     | nothing                            | nothing                        | the stream can be dropped  |
+//! | phase         | input                               | output                             | next phase                   |
+//! |---------------|-------------------------------------|------------------------------------|------------------------------|
+//! | `RequestHead` | the request head                    | none                               | `Open`, `Flushing`           |
+//! | `Open`        | messages, pings, pongs              | the outbound queue                 | `Closing`, `Flushing`        |
+//! | `Closing`     | discarded, except for a Close frame | the outbound queue, then our Close | `Flushing`                   |
+//! | `Flushing`    | discarded                           | the outbound queue                 | `Lingering`, `Closed`        |
+//! | `Lingering`   | discarded                           | none: the write side is shut down  | `Closed`                     |
+//! | `Closed`      | none                                | none                               | none: the session is dropped |
 //!
-//! Wherever TCP breaks `Over` is next, and each of the phases but `Open` with an id has a time after which it ends by
-//! itself, see [`Session::tick`].
+//! A TCP error leads to `Closed` from every phase. Every phase has a deadline, see [`Session::tick`]; that of `Open` is
+//! removed when the peer registers an id.
 //!
-//! A session owns its stream, which may be two buffers in a test. It reads only in [`Session::fill`] and writes
-//! only in [`Session::flush`]; all else is done in memory, so that a burst goes out in one write. What it read lies in
-//! the [`Scratch`] of all, and [`Session::next`] takes it from there to the last byte before anybody else reads. A session
-//! at rest, with nothing begun and nothing that waits to go out, is a descriptor and a few numbers.
+//! A session owns its stream; tests use a pair of buffers as a stream. It reads only in [`Session::read`] and writes only
+//! in [`Session::flush`]. Everything else happens in memory, so that a burst of messages goes out in one write. All
+//! sessions read into the same [`Scratch`]: before another session reads, the caller calls [`Session::next_event`] until
+//! the scratch is empty, or stores the rest with [`Session::defer_input`]. An idle session, without partial input and
+//! without queued output, owns no buffers.
 
-mod end;
+mod buffers;
+mod close;
 pub mod frame;
-mod head;
 mod inbound;
 mod queue;
-mod work;
+mod request_head;
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::mem;
+use std::str;
 use std::time::Duration;
 
 use tungstenite::Message;
 
-use crate::address::Address;
-use crate::gate::Gate;
-use crate::http::{Door, Question, Refusal};
-use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, DRAIN_BYTES_MAX, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX};
-use crate::protocol::Target;
-use crate::stamp::Stamp;
-use crate::token::Claims;
+use crate::http::RejectReason;
+use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, LINGER_BYTES_MAX};
+use crate::timestamp::Timestamp;
+use buffers::Buffers;
 use inbound::Taken;
-use work::Work;
 
-pub use end::End;
+pub use buffers::SharedState;
+pub use close::CloseReason;
 pub use inbound::Scratch;
-pub use work::Shared;
 
-/// A stream of bytes that can be ended in one direction.
+/// Represents a byte stream whose write side can be shut down separately.
 pub trait Stream: Read + Write {
-    /// Tells the peer that no more bytes will come.
+    /// Shuts down the write side, so that the peer reads the end of the stream.
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
-/// What a session has to say to the server.
+/// Represents input that the server has to handle.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// It speaks WebSocket, asked for this, and its token, where one is needed, says this.
-    Upgraded(Target, Option<Claims>),
-    /// It asked for a WebSocket and was answered with this status, and why.
-    Refused(u16, Refusal),
-    /// It asks this, and waits for [`Session::answer`].
-    Asked(Question),
-    /// A message of text.
+    /// A complete request head. The server answers it with [`Session::accept`] or [`Session::respond`].
+    Request(Vec<u8>),
+    /// An invalid request for a WebSocket, which the session has answered with this status for this reason.
+    Rejected(u16, RejectReason),
+    /// A text message.
     Text(&'a str),
-    /// A message of bytes.
+    /// A binary message.
     Binary(&'a [u8]),
-    /// A ping with this payload, to be answered with [`Session::pong`].
+    /// A ping with its payload. The server answers it with [`Session::pong`].
     Ping(Vec<u8>),
-    /// A pong or a small fragment. There is nothing to do but to charge the peer for it.
+    /// A pong or a small fragment. The server only charges the rate limit for it.
     Overhead,
 }
 
-/// What a read found.
+/// Describes the result of [`Session::read`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fill {
-    /// The scratch is full: there may be more, and no event will say so.
-    More,
-    /// A short read, which proves that the kernel has no more (epoll(7)).
-    Drained,
-    /// Input that was set aside before by [`Session::hold`]. Nothing was read from the stream, which may have more.
-    Held,
-    /// There is nothing now.
-    Empty,
-    /// Nothing will ever come again.
-    Ended,
+pub enum ReadOutcome {
+    /// The read filled the scratch. The kernel may have more bytes, for which epoll reports no further event.
+    Full,
+    /// The read was short, which proves that the kernel has no more bytes (epoll(7)).
+    Short,
+    /// The scratch contains input that [`Session::defer_input`] stored. The stream was not read and may have more bytes.
+    Deferred,
+    /// The stream has no bytes at the moment.
+    WouldBlock,
+    /// The stream has ended or failed.
+    EndOfStream,
 }
 
-/// See the table above.
+/// Enumerates the phases in the table of the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Head,
+    RequestHead,
     Open,
     Closing,
-    Ending,
-    Draining,
-    Over,
+    Flushing,
+    Lingering,
+    Closed,
 }
 
-/// One connection.
+/// Holds the state of one connection.
 pub struct Session<S> {
     stream: S,
-    door: Door,
-    /// Where the peer is, as far as is known.
-    address: Address,
-    /// Whether the crowd of that place counts it.
-    counted: bool,
     phase: Phase,
-    /// Why it ends, once it does.
-    end: Option<End>,
-    /// When the phase ends by itself.
-    deadline: Option<Stamp>,
-    /// Since when nothing has come, or nothing since it was asked for a sign of life.
-    silent_since: Stamp,
-    /// Whether it was asked since something came.
-    asked: bool,
-    /// Whether reading is paused.
-    paused: bool,
-    /// Whether both have said Close.
-    closed: bool,
-    /// Whether the last read left nothing in the kernel.
-    drained: bool,
-    /// Whether the peer will send nothing more.
-    ended: bool,
-    /// What is under way. A session at rest has none.
-    work: Option<Box<Work>>,
+    /// Why the session ends. `None` until that is decided.
+    close_reason: Option<CloseReason>,
+    /// When the current phase times out.
+    deadline: Option<Timestamp>,
+    /// When the current ping interval started: at the last activity of the peer or at the last ping, if that is later.
+    ping_interval_start: Timestamp,
+    /// Whether a ping was sent since the last activity of the peer.
+    is_ping_outstanding: bool,
+    /// Pings that were queued and are not yet answered.
+    awaited_pongs: u8,
+    /// Whether the caller has paused reading.
+    is_read_paused: bool,
+    /// Whether both sides have sent a Close frame.
+    close_handshake_done: bool,
+    /// Whether the last read has emptied the receive buffer of the kernel.
+    is_receive_buffer_empty: bool,
+    /// Whether the peer has closed its write side, or the stream has failed.
+    peer_closed_write: bool,
+    /// Partial input and queued output. `None` while the session is idle.
+    buffers: Option<Box<Buffers>>,
 }
 
 impl<S: Stream> Session<S> {
-    /// A connection that was just accepted.
-    pub fn new(stream: S, door: Door, address: Address, shared: &mut Shared) -> Session<S> {
-        let counted = door == Door::Main && !shared.config.trusts(address);
-        if counted {
-            shared.crowd.enter(address);
-        }
+    /// Creates the session of a connection that was just accepted.
+    ///
+    /// The request head must arrive within `head_time`.
+    pub fn new(stream: S, head_time: Duration, shared: &mut SharedState) -> Session<S> {
         shared.budget.change(0, CONNECTION_BYTES);
-        let is_short_of_places = door == Door::Main && shared.full;
-        let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
         Session {
             stream,
-            door,
-            address,
-            counted,
-            phase: Phase::Head,
-            end: None,
+            phase: Phase::RequestHead,
+            close_reason: None,
             deadline: Some((shared.now + head_time).into()),
-            silent_since: shared.now.into(),
-            asked: false,
-            paused: false,
-            closed: false,
-            drained: false,
-            ended: false,
-            work: None,
+            ping_interval_start: shared.now.into(),
+            is_ping_outstanding: false,
+            awaited_pongs: 0,
+            is_read_paused: false,
+            close_handshake_done: false,
+            is_receive_buffer_empty: false,
+            peer_closed_write: false,
+            buffers: None,
         }
     }
 
-    /// It is gone.
-    pub fn free(self, shared: &mut Shared) {
-        if self.counted {
-            shared.crowd.leave(self.address);
-        }
-        if let Some(work) = self.work {
-            work.end(&mut shared.budget);
+    /// Drops the session and releases its memory budget.
+    pub fn free(self, shared: &mut SharedState) {
+        if let Some(buffers) = self.buffers {
+            buffers.free(&mut shared.budget);
         }
         shared.budget.change(CONNECTION_BYTES, 0);
     }
 
-    /// Where the peer is: at the other end of TCP, or where a trusted proxy says.
-    pub fn address(&self) -> Address {
-        self.address
-    }
-
-    /// Which listener it came through.
-    pub fn door(&self) -> Door {
-        self.door
-    }
-
-    /// Whether messages can be exchanged.
+    /// Returns whether messages can be exchanged.
     pub fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
 
-    /// Whether there is nothing left to do but to drop it.
-    pub fn is_over(&self) -> bool {
-        self.phase == Phase::Over
+    /// Returns whether the session is finished and can be dropped.
+    pub fn is_closed(&self) -> bool {
+        self.phase == Phase::Closed
     }
 
-    /// Whether an answer, or a goodbye, is not yet written to the stream.
-    pub fn is_answering(&self) -> bool {
-        self.phase == Phase::Ending
+    /// Returns since when the last output of the session is being sent. `None`: it is not.
+    pub fn flushing_since(&self) -> Option<Duration> {
+        let deadline = self.deadline.filter(|_| self.phase == Phase::Flushing)?;
+        Some(deadline.get().saturating_sub(CLOSE_TIME_MAX))
     }
 
-    /// Why it ended, if it did.
-    pub fn end(&self) -> Option<End> {
-        self.end
+    /// Returns why the session ends, or `None` while it is in use.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.close_reason
     }
 
-    /// Whether nothing is under way, and no memory is used for it.
-    pub fn is_at_rest(&self) -> bool {
-        self.work.is_none()
+    /// Returns whether the session owns no buffers.
+    pub fn is_idle(&self) -> bool {
+        self.buffers.is_none()
     }
 
-    /// The stream, for tests.
+    /// Returns the stream, for tests.
     pub fn stream(&mut self) -> &mut S {
         &mut self.stream
     }
 
-    // ---- In ----
+    // ---- Input ----
 
-    /// Pauses reading: the caller calls [`Session::fill`] again after [`Session::resume`]. Meanwhile silence does not count.
+    /// Pauses reading until [`Session::resume`], after which the caller calls [`Session::read`].
+    ///
+    /// The ping interval does not elapse during a pause.
     pub fn pause(&mut self) {
-        self.paused = true;
+        self.is_read_paused = true;
     }
 
-    /// Ends a pause.
+    /// Resumes reading.
     pub fn resume(&mut self, now: Duration) {
-        self.paused = false;
-        self.silent_since = now.into();
-        self.asked = false;
+        self.is_read_paused = false;
+        self.record_activity(now);
     }
 
-    /// Ends the pause of a session that is closing. Returns whether there was one, and the session is to be read again.
-    pub fn end_pause_if_closing(&mut self) -> bool {
-        !self.is_open() && mem::take(&mut self.paused)
+    /// Resumes reading if the session is closing, and returns whether it did.
+    ///
+    /// If so, the caller calls [`Session::read`].
+    pub fn resume_if_closing(&mut self) -> bool {
+        if self.is_open() {
+            return false;
+        }
+        let was_paused = self.is_read_paused;
+        self.is_read_paused = false;
+        was_paused
     }
 
-    /// Returns whether reading is paused. A session that is closing is always read, for the peer's Close frame.
+    /// Returns whether reading is paused.
+    ///
+    /// A closing session is never paused, because it waits for the peer's Close frame.
     pub fn is_paused(&self) -> bool {
-        self.paused && self.is_open()
+        self.is_read_paused && self.is_open()
     }
 
-    /// Ends the session because the peer has closed its side of the connection or TCP has failed.
-    pub fn disconnected(&mut self) {
-        self.ended = true;
-        self.over(End::Lost);
+    /// Records that the peer has closed the connection or that TCP has failed.
+    pub fn on_disconnected(&mut self) {
+        self.peer_closed_write = true;
+        self.mark_closed(CloseReason::Lost);
     }
 
-    /// Reads once, as much as the scratch holds. [`Session::next`] is to be called until it has no more.
-    pub fn fill(&mut self, scratch: &mut Scratch, shared: &mut Shared) -> Fill {
+    /// Reads once into the scratch.
+    ///
+    /// The caller then calls [`Session::next_event`] until it returns `None`.
+    pub fn read(&mut self, scratch: &mut Scratch, shared: &mut SharedState) -> ReadOutcome {
         debug_assert!(scratch.unread.is_empty(), "input of another session was not handled");
         scratch.unread = 0..0;
-        if self.take_held(scratch, shared) {
-            return Fill::Held;
+        if self.restore_deferred_input(scratch, shared) {
+            return ReadOutcome::Deferred;
         }
-        let read = loop {
+        let result = loop {
             match self.stream.read(&mut scratch.bytes) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                read => break read,
+                result => break result,
             }
         };
-        match read {
+        match result {
             Ok(n) if n > 0 => {
                 scratch.unread = 0..n;
                 shared.metrics.bytes_in += n as u64;
-                self.silent_since = shared.now.into();
-                self.asked = false;
-                self.drained = n < scratch.bytes.len();
-                if self.drained { Fill::Drained } else { Fill::More }
+                self.record_activity(shared.now);
+                self.is_receive_buffer_empty = n < scratch.bytes.len();
+                if self.is_receive_buffer_empty { ReadOutcome::Short } else { ReadOutcome::Full }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.drained = true;
-                Fill::Empty
+                self.is_receive_buffer_empty = true;
+                ReadOutcome::WouldBlock
             }
-            end => {
-                // Who shuts its write side may still read: what is under way to it is sent.
-                self.ended = true;
-                if end.is_err() || self.phase != Phase::Ending {
-                    self.over(End::Lost);
+            end_or_error => {
+                self.peer_closed_write = true;
+                // A peer that has only shut down its write side can still read a queued response.
+                let can_flush = end_or_error.is_ok() && self.phase == Phase::Flushing;
+                if !can_flush {
+                    self.mark_closed(CloseReason::Lost);
                 }
-                Fill::Ended
+                ReadOutcome::EndOfStream
             }
         }
     }
 
-    /// Takes the next event out of what was read. `None`: all of it is taken.
-    pub fn next<'a>(
+    /// Returns the next event in the scratch, or `None` when the scratch is empty.
+    pub fn next_event<'a>(
         &mut self,
         scratch: &'a mut Scratch,
-        shared: &mut Shared,
-        gate: &Gate,
+        shared: &mut SharedState,
     ) -> Option<Event<'a>> {
         while !scratch.unread.is_empty() {
             match self.phase {
-                Phase::Head => {
-                    if let Some(event) = self.take_head(scratch, shared, gate) {
+                Phase::RequestHead => {
+                    if let Some(event) = self.take_request_head(scratch, shared) {
                         return Some(event);
                     }
                 }
                 Phase::Open | Phase::Closing => match self.take_frame(scratch, shared) {
-                    // It came whole, and lies there.
-                    Ok(Taken::Here(range, is_text)) if self.is_open() => {
-                        let bytes = &scratch.bytes[range];
+                    Ok(Taken::MessageInPlace { payload, is_text }) if self.is_open() => {
+                        let bytes = &scratch.bytes[payload];
                         if !is_text {
                             return Some(Event::Binary(bytes));
                         }
-                        let text = std::str::from_utf8(bytes).ok();
-                        if text.is_none() {
-                            // Nothing that comes after it matters.
+                        let Ok(text) = str::from_utf8(bytes) else {
+                            // Input after an invalid message is discarded.
                             scratch.unread = 0..0;
-                            self.fail(End::NotUtf8, shared);
-                        }
-                        return text.map(Event::Text);
+                            self.close_with_error(CloseReason::NotUtf8, shared);
+                            return None;
+                        };
+                        return Some(Event::Text(text));
                     }
-                    // It came in pieces, which the codec has put together.
-                    Ok(Taken::Message) if self.is_open() => {
+                    Ok(Taken::MessageFromCodec) if self.is_open() => {
                         return match &scratch.message {
                             Message::Text(text) => Some(Event::Text(text)),
                             Message::Binary(data) => Some(Event::Binary(data)),
-                            _ => unreachable!("the codec is given nothing else"),
+                            _ => unreachable!("the codec gets only data frames"),
                         };
                     }
                     Ok(Taken::Ping(payload)) if self.is_open() => return Some(Event::Ping(payload)),
                     Ok(Taken::Overhead) if self.is_open() => return Some(Event::Overhead),
                     Ok(_) => {}
-                    Err(end) => self.fail(end, shared),
+                    Err(reason) => self.close_with_error(reason, shared),
                 },
-                Phase::Ending | Phase::Draining => {
-                    let work = Work::begin(&mut self.work, shared);
-                    work.thrown_away += scratch.clear();
-                    if work.thrown_away > DRAIN_BYTES_MAX {
-                        self.phase = Phase::Over;
+                Phase::Flushing | Phase::Lingering => {
+                    let buffers = Buffers::acquire(&mut self.buffers, shared);
+                    buffers.discarded_bytes += scratch.clear();
+                    if buffers.discarded_bytes > LINGER_BYTES_MAX {
+                        self.phase = Phase::Closed;
                     }
                 }
-                Phase::Over => _ = scratch.clear(),
+                Phase::Closed => {
+                    scratch.clear();
+                }
             }
         }
         None
     }
 
-    // ---- Out ----
+    /// Restarts the ping interval because the peer is alive.
+    fn record_activity(&mut self, now: Duration) {
+        self.ping_interval_start = now.into();
+        self.is_ping_outstanding = false;
+    }
 
-    /// Writes as much as the stream takes. Returns whether the peer showed life by that: its TCP has acknowledged bytes of
-    /// a queue that was full.
-    pub fn flush(&mut self, shared: &mut Shared) -> bool {
-        if self.is_over() {
+    // ---- Output ----
+
+    /// Writes queued output until the queue is empty or the stream blocks.
+    ///
+    /// Returns whether this proves that the peer is alive: after the send buffer of the kernel was full, the stream has
+    /// accepted bytes again, so that the peer's TCP has acknowledged some.
+    pub fn flush(&mut self, shared: &mut SharedState) -> bool {
+        if self.is_closed() {
             return false;
         }
-        let Some(work) = &mut self.work else { return false };
-        let max = shared.config.queue_bytes_max();
-        let written = work.queue.write(&mut self.stream, max, shared.now);
-        work.charge(&mut shared.budget);
-        let is_empty = work.queue.is_empty();
-        let is_alive = written.as_ref().is_ok_and(|written| written.acknowledged);
-        match written {
-            Ok(written) => shared.metrics.bytes_out += written.bytes as u64,
-            Err(_) => self.over(End::Lost),
+        let Some(buffers) = &mut self.buffers else {
+            return false;
+        };
+        let queue_max = shared.config.queue_bytes_max();
+        let result = buffers.queue.write(&mut self.stream, queue_max, shared.now);
+        buffers.update_budget(&mut shared.budget);
+        let is_empty = buffers.queue.is_empty();
+        let mut is_alive = false;
+        match result {
+            Ok(written) => {
+                shared.metrics.bytes_out += written.bytes as u64;
+                is_alive = written.acknowledged;
+            }
+            Err(_) => self.mark_closed(CloseReason::Lost),
         }
         if is_alive {
-            self.silent_since = shared.now.into();
-            self.asked = false;
+            self.record_activity(shared.now);
         }
         if is_empty {
-            self.flushed(shared);
+            self.on_queue_empty(shared);
         }
         is_alive && self.is_open()
     }
 
-    /// All that was to be said is said.
-    fn flushed(&mut self, shared: &mut Shared) {
+    /// Recycles the buffers of an open session, and advances the phase of a closing one.
+    fn on_queue_empty(&mut self, shared: &mut SharedState) {
         match self.phase {
             Phase::Open => {
-                if let Some(work) = self.work.take_if(|work| work.inbound.is_at_rest()) {
-                    work.rest(shared);
+                let idle_buffers = self.buffers.take_if(|buffers| buffers.inbound.is_idle());
+                if let Some(buffers) = idle_buffers {
+                    buffers.recycle(shared);
                 }
             }
-            // After both Closes the server closes TCP at once (RFC 6455 section 7.1.1), unless bytes lie unread
-            // in the kernel: it would answer with a reset, which may overtake what was just sent.
-            Phase::Ending if self.ended || self.closed && self.drained => self.phase = Phase::Over,
-            Phase::Ending => match self.stream.shutdown_write() {
-                Ok(()) => {
-                    if let Some(work) = self.work.take() {
-                        work.end(&mut shared.budget);
-                    }
-                    self.enter(Phase::Draining, shared.now);
+            Phase::Flushing => {
+                // After the close handshake the server closes TCP at once (RFC 6455 section 7.1.1). If the receive buffer
+                // of the kernel holds unread bytes, close(2) sends a reset, which may destroy the last output.
+                let can_close_now = self.close_handshake_done && self.is_receive_buffer_empty;
+                if self.peer_closed_write || can_close_now {
+                    self.phase = Phase::Closed;
+                } else {
+                    self.begin_lingering(shared);
                 }
-                Err(_) => self.phase = Phase::Over,
-            },
-            Phase::Head | Phase::Closing | Phase::Draining | Phase::Over => {}
+            }
+            Phase::RequestHead | Phase::Closing | Phase::Lingering | Phase::Closed => {}
         }
     }
 
-    // ---- The end, and the time ----
+    /// Shuts down the write side and waits for the peer to close.
+    fn begin_lingering(&mut self, shared: &mut SharedState) {
+        if self.stream.shutdown_write().is_err() {
+            self.phase = Phase::Closed;
+            return;
+        }
+        if let Some(buffers) = self.buffers.take() {
+            buffers.free(&mut shared.budget);
+        }
+        self.enter_phase(Phase::Lingering, shared.now);
+    }
 
-    /// Notes that the peer has an id, so that it has said its first message in time.
-    pub fn registered(&mut self) {
+    // ---- Close and timeouts ----
+
+    /// Removes the deadline for the first message because the peer has registered an id.
+    pub fn on_registered(&mut self) {
         if self.is_open() {
             self.deadline = None;
         }
     }
 
-    /// Says goodbye, if there is somebody to say it to, and waits for the peer's.
-    pub fn close(&mut self, end: End, shared: &mut Shared) {
+    /// Sends a Close frame and waits for the Close frame of the peer.
+    ///
+    /// A connection without a complete request head is closed at once. A session that already closes does not change.
+    pub fn close(&mut self, reason: CloseReason, shared: &mut SharedState) {
         match self.phase {
-            Phase::Head => self.over(end),
+            Phase::RequestHead => self.mark_closed(reason),
             Phase::Open => {
-                self.say(end, shared);
-                self.end = Some(end);
-                self.enter(Phase::Closing, shared.now);
+                self.send_close(reason, shared);
+                self.close_reason = Some(reason);
+                self.enter_phase(Phase::Closing, shared.now);
             }
-            Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => {}
+            Phase::Closing | Phase::Flushing | Phase::Lingering | Phase::Closed => {}
         }
     }
 
-    /// Ends a connection that is not a WebSocket at once, because a new connection needs its place.
+    /// Closes a connection that is not a WebSocket, to free its slot for a new connection.
     ///
     /// A request whose head is incomplete is answered 408, as far as the stream takes the answer without blocking.
-    pub fn evict(&mut self, shared: &mut Shared) {
-        if self.phase == Phase::Head {
-            self.miss_head(shared);
+    pub fn evict(&mut self, shared: &mut SharedState) {
+        if self.phase == Phase::RequestHead {
+            self.respond_timeout(shared);
             self.flush(shared);
         }
-        self.over(End::Http);
+        self.mark_closed(CloseReason::Http);
     }
 
-    /// What comes can be understood no further: says why, and nothing after that.
-    fn fail(&mut self, end: End, shared: &mut Shared) {
-        self.say(end, shared);
-        self.finish(end, shared.now);
+    /// Sends a Close frame and discards all further input, because the input is invalid.
+    fn close_with_error(&mut self, reason: CloseReason, shared: &mut SharedState) {
+        self.send_close(reason, shared);
+        self.begin_flushing(reason, shared.now);
     }
 
-    fn say(&mut self, end: End, shared: &mut Shared) {
-        if let Some(close) = end.close().filter(|_| self.is_open()) {
-            self.queue(shared, |queue, now| queue.push_close(&close, now));
+    /// Queues the Close frame for this reason, if the session is open.
+    fn send_close(&mut self, reason: CloseReason, shared: &mut SharedState) {
+        if !self.is_open() {
+            return;
+        }
+        if let Some(payload) = reason.close_payload() {
+            self.update_queue(shared, |queue, now| queue.push_close(&payload, now));
         }
     }
 
-    /// Nothing is to be said but what is queued.
-    fn finish(&mut self, end: End, now: Duration) {
-        self.end.get_or_insert(end);
-        self.enter(Phase::Ending, now);
+    /// Enters the phase in which only queued output is sent.
+    fn begin_flushing(&mut self, reason: CloseReason, now: Duration) {
+        self.close_reason.get_or_insert(reason);
+        self.enter_phase(Phase::Flushing, now);
     }
 
-    fn enter(&mut self, phase: Phase, now: Duration) {
+    /// Enters a closing phase and starts its deadline.
+    fn enter_phase(&mut self, phase: Phase, now: Duration) {
         self.phase = phase;
         self.deadline = Some((now + CLOSE_TIME_MAX).into());
     }
 
-    fn over(&mut self, end: End) {
-        self.end.get_or_insert(if self.phase == Phase::Head { End::Http } else { end });
-        self.phase = Phase::Over;
+    /// Enters the last phase without sending anything.
+    ///
+    /// An earlier close reason is kept. A connection that never sent a request is counted as HTTP.
+    fn mark_closed(&mut self, reason: CloseReason) {
+        let reason = if self.phase == Phase::RequestHead { CloseReason::Http } else { reason };
+        self.close_reason.get_or_insert(reason);
+        self.phase = Phase::Closed;
     }
 
-    /// Looks at the clock. Called about every second. Returns whether anything was due, and is to be flushed.
-    pub fn tick(&mut self, shared: &mut Shared) -> bool {
+    /// Handles the deadline of the phase, a stalled queue and the ping interval.
+    ///
+    /// The server calls this about once a second. Returns whether the caller must flush the session.
+    pub fn tick(&mut self, shared: &mut SharedState) -> bool {
         let now = shared.now;
         if self.deadline.is_some_and(|deadline| deadline.get() <= now) {
-            match self.phase {
-                Phase::Head => self.miss_head(shared),
-                Phase::Open => self.close(End::Unregistered, shared),
-                Phase::Closing | Phase::Ending | Phase::Draining | Phase::Over => self.phase = Phase::Over,
-            }
+            self.on_deadline(shared);
             return true;
         }
         if !self.is_open() {
             return false;
         }
-        let queue_max = shared.config.queue_bytes_max();
-        let is_silent = !self.paused && now - self.silent_since.get() >= shared.config.ping_interval;
-        if is_silent && self.asked {
-            self.close(End::Silent, shared);
-        } else if self.work.as_ref().is_some_and(|work| work.queue.is_stalled(queue_max, now)) {
-            self.close(End::Slow, shared);
-        } else if is_silent {
-            self.silent_since = now.into();
-            self.asked = true;
-            self.ping(shared);
-        } else {
-            return false;
+        let elapsed = now - self.ping_interval_start.get();
+        let is_interval_over = !self.is_read_paused && elapsed >= shared.config.ping_interval;
+        if is_interval_over && self.is_ping_outstanding {
+            self.close(CloseReason::Silent, shared);
+            return true;
         }
-        true
+        let queue_max = shared.config.queue_bytes_max();
+        let is_stalled =
+            self.buffers.as_ref().is_some_and(|buffers| buffers.queue.is_stalled(queue_max, now));
+        if is_stalled {
+            self.close(CloseReason::Slow, shared);
+            return true;
+        }
+        if is_interval_over {
+            self.ping_interval_start = now.into();
+            self.is_ping_outstanding = true;
+            self.ping(shared);
+            return true;
+        }
+        // epoll reports a socket as writable when much of its buffer is free. A slow peer shows life long before that.
+        self.buffers.as_ref().is_some_and(|buffers| buffers.queue.is_blocked())
+    }
+
+    /// Handles the expired deadline of the current phase.
+    fn on_deadline(&mut self, shared: &mut SharedState) {
+        match self.phase {
+            Phase::RequestHead => self.respond_timeout(shared),
+            Phase::Open => self.close(CloseReason::Unregistered, shared),
+            Phase::Closing | Phase::Flushing | Phase::Lingering | Phase::Closed => self.phase = Phase::Closed,
+        }
     }
 }

@@ -1,7 +1,10 @@
-//! Tokens: who may come in, into which rooms, under which id, and until when. Whoever has a secret signs them: JSON Web
-//! Tokens (RFC 7519) with HS256, HS384 or HS512 (RFC 7518 section 3.2), and with nothing else.
+//! Verifies and signs tokens: which rooms a peer may enter, under which id, and until when.
 //!
-//! Pure: text and the time go in, [`Claims`] or a [`Fault`] come out. Where a token was found is not known here.
+//! A token is a JSON Web Token (RFC 7519), signed with HS256, HS384 or HS512 (RFC 7518 section 3.2). No other algorithm is
+//! accepted.
+//!
+//! This module is pure: it turns a text and the current time into [`Claims`] or a [`TokenError`]. It does not know where
+//! in a request a token was found.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,12 +18,12 @@ use crate::json;
 use crate::limits::{
     TOKEN_BYTES_MAX, TOKEN_DATE_SECONDS_MAX, TOKEN_LEEWAY, TOKEN_SECRET_BYTES_MIN, TOKEN_SECRETS_MAX,
 };
-use crate::named::named;
+use crate::named_enum::named_enum;
 
-/// What tokens are signed with.
+/// The secrets that sign and verify tokens.
 #[derive(Clone)]
 pub struct Secrets {
-    /// The first signs, any verifies.
+    /// The first key signs; a token verified by any of them is valid.
     keys: Vec<Box<[u8]>>,
 }
 
@@ -30,120 +33,146 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// What a token says, once it is believed.
+/// The claims of a verified token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// `exp`: when it ends, since 1970.
-    pub until: Duration,
-    /// `room`: the only room.
+    /// `exp`: when the token expires, since 1970.
+    pub expires_at: Duration,
+    /// `room`: the only room that the peer may enter.
     pub room: Option<Box<str>>,
-    /// `room_prefix`: the prefix of all its rooms.
+    /// `room_prefix`: the prefix of the names of all rooms that the peer may enter.
     pub room_prefix: Option<Box<str>>,
-    /// `sub`: the id that its bearer speaks as.
+    /// `sub`: the id of the peer.
     pub id: Option<Box<str>>,
 }
 
-named! {
-    /// Why a request may not come in.
-    pub enum Fault {
+named_enum! {
+    /// The reason why a token is rejected.
+    pub enum TokenError {
         /// There is no token.
         Missing = "missing",
-        /// It is no token of the kind that is signed here, or there are two.
+        /// It is not a JWT with valid claims, or there are two tokens.
         Malformed = "malformed",
-        /// It names an algorithm that is not used here.
+        /// `alg` is not HS256, HS384 or HS512.
         Algorithm = "algorithm",
-        /// It is signed with none of our secrets, or it was changed.
+        /// None of the secrets verifies its signature.
         Signature = "signature",
-        /// Its time is over.
+        /// `exp` is in the past.
         Expired = "expired",
-        /// Its time has not begun, or it comes from the future.
+        /// `nbf` or `iat` is in the future.
         NotYetValid = "not_yet_valid",
-        /// `exp` is no number of seconds.
+        /// `exp` is in milliseconds instead of seconds.
         ExpiryMilliseconds = "exp_milliseconds",
-        /// `nbf` or `iat` is no number of seconds.
+        /// `nbf` or `iat` is in milliseconds instead of seconds.
         BeginMilliseconds = "begin_milliseconds",
-        /// It is for another room.
+        /// It does not permit this room.
         Room = "room",
-        /// It is for another id.
+        /// It does not permit this id.
         Id = "id",
     }
 }
 
-impl Fault {
-    /// A sentence for people.
-    pub fn sentence(self) -> &'static str {
+impl TokenError {
+    /// Returns a message for people.
+    pub fn message(self) -> &'static str {
         match self {
-            Fault::Missing => "a token is needed here",
-            Fault::Malformed => "that is no token (a JWT with exp, signed with HS256, HS384 or HS512)",
-            Fault::Algorithm => "the token's alg is not HS256, HS384 or HS512; sign it with one of these",
-            Fault::Signature => "the token is not signed by this server's operator",
-            Fault::Expired => "the token has expired",
-            Fault::NotYetValid => "the token is not yet valid",
-            Fault::ExpiryMilliseconds => "exp is in milliseconds; expected seconds",
-            Fault::BeginMilliseconds => "nbf or iat is in milliseconds; expected seconds",
-            Fault::Room => "the token is for another room",
-            Fault::Id => "the token is for another id",
+            TokenError::Missing => "missing token",
+            TokenError::Malformed => {
+                "the token is invalid: expected a JWT with exp, signed with HS256, HS384 or HS512"
+            }
+            TokenError::Algorithm => {
+                "the token's alg is not HS256, HS384 or HS512; sign it with one of these"
+            }
+            TokenError::Signature => "the token's signature matches none of the server's secrets",
+            TokenError::Expired => "the token has expired",
+            TokenError::NotYetValid => "the token is not yet valid",
+            TokenError::ExpiryMilliseconds => "exp is in milliseconds; expected seconds",
+            TokenError::BeginMilliseconds => "nbf or iat is in milliseconds; expected seconds",
+            TokenError::Room => "the token is for another room",
+            TokenError::Id => "the token is for another id",
         }
     }
 }
 
 impl Secrets {
-    /// Reads a file of secrets: one a line, of any bytes, without the space around it; `#` begins a comment.
+    /// Parses the content of a secret file.
+    ///
+    /// Each line holds one secret, of any bytes. Whitespace around it is ignored, as are empty lines and lines that begin
+    /// with `#`.
     ///
     /// # Errors
-    /// It is UTF-16, there is no secret, or too many of them, or one is too short to resist guessing (RFC 7518 section 3.2).
+    /// The file is UTF-16, holds no secret or more than [`TOKEN_SECRETS_MAX`], or a secret is shorter than
+    /// [`TOKEN_SECRET_BYTES_MIN`] (RFC 7518 section 3.2).
     pub fn parse(file: &[u8]) -> Result<Secrets, String> {
         let file = strip_byte_order_mark(file)?;
         let lines = file.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
         let mut keys = Vec::new();
         for secret in lines.filter(|line| !line.is_empty() && !line.starts_with(b"#")) {
             if secret.len() < TOKEN_SECRET_BYTES_MIN {
-                return Err(format!("a secret has at least {TOKEN_SECRET_BYTES_MIN} bytes"));
+                let bytes = secret.len();
+                return Err(format!(
+                    "expected secrets of at least {TOKEN_SECRET_BYTES_MIN} bytes, got one of {bytes}"
+                ));
             }
             keys.push(Box::from(secret));
         }
         match keys.len() {
-            0 => Err("there is no secret in it".to_owned()),
+            0 => Err("expected a secret, got a file with no secret".to_owned()),
             1..=TOKEN_SECRETS_MAX => Ok(Secrets { keys }),
-            _ => Err(format!("at most {TOKEN_SECRETS_MAX} secrets: a new one, and the one before it")),
+            count => Err(format!(
+                "expected at most {TOKEN_SECRETS_MAX} secrets (the current and the previous one), got {count}"
+            )),
         }
     }
 
-    /// What this token says, at this time since 1970.
+    /// Verifies a token at a time since 1970 and returns its claims.
     ///
     /// # Errors
-    /// Why it is not believed.
-    pub fn verify(&self, token: &str, now: Duration) -> Result<Claims, Fault> {
-        let (signed, signature) = token.rsplit_once('.').ok_or(Fault::Malformed)?;
-        let (header, claims) = signed.split_once('.').ok_or(Fault::Malformed)?;
+    /// The reason why the token is rejected.
+    pub fn verify(&self, token: &str, now: Duration) -> Result<Claims, TokenError> {
+        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let (header, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(Fault::Malformed);
+            return Err(TokenError::Malformed);
         }
-        let algorithm = Algorithm::of_header(&decode(header)?)?;
-        let (signature, claims) = (bytes(signature)?, decode(claims)?);
+        let algorithm = Algorithm::from_header(&decode_text(header)?)?;
+        let signature = decode_bytes(signature)?;
+        let claims = decode_text(claims)?;
         if !self.keys.iter().any(|key| algorithm.verifies(key, signed, &signature)) {
-            return Err(Fault::Signature);
+            return Err(TokenError::Signature);
         }
         Claims::parse(&claims, now)
     }
 
-    /// The same, if it lets its bearer into this room and, where the id is known by now, under this id. An empty token is
-    /// none.
+    /// Verifies a token that must permit this room and, if it is known, this id.
+    ///
+    /// An empty token counts as missing.
     ///
     /// # Errors
-    /// Why it does not.
-    pub fn admit(&self, token: &str, room: &str, id: Option<&str>, now: Duration) -> Result<Claims, Fault> {
-        let claims = if token.is_empty() { Err(Fault::Missing) } else { self.verify(token, now) }?;
+    /// The reason why the token is rejected.
+    pub fn admit(
+        &self,
+        token: &str,
+        room: &str,
+        id: Option<&str>,
+        now: Duration,
+    ) -> Result<Claims, TokenError> {
+        if token.is_empty() {
+            return Err(TokenError::Missing);
+        }
+        let claims = self.verify(token, now)?;
+        if !claims.allows(room) {
+            return Err(TokenError::Room);
+        }
         match (&claims.id, id) {
-            _ if !claims.allows(room) => Err(Fault::Room),
-            (Some(own), Some(id)) if **own != *id => Err(Fault::Id),
+            (Some(permitted), Some(id)) if **permitted != *id => Err(TokenError::Id),
             _ => Ok(claims),
         }
     }
 
-    /// A token that says this.
+    /// Creates a token with these claims, signed with the first secret.
     pub fn sign(&self, claims: &Claims) -> String {
-        let mut json = format!("{{\"exp\":{}", claims.until.as_secs()).into_bytes();
+        let mut json = format!("{{\"exp\":{}", claims.expires_at.as_secs()).into_bytes();
         let texts = [("room", &claims.room), ("room_prefix", &claims.room_prefix), ("sub", &claims.id)];
         for (name, value) in texts {
             if let Some(value) = value {
@@ -154,53 +183,57 @@ impl Secrets {
         json.push(b'}');
         let header = BASE64URL_NOPAD.encode(br#"{"alg":"HS256","typ":"JWT"}"#);
         let signed = format!("{header}.{}", BASE64URL_NOPAD.encode(&json));
-        let signature = keyed::<Hmac<Sha256>>(&self.keys[0], &signed).finalize().into_bytes();
+        let signature = mac::<Hmac<Sha256>>(&self.keys[0], &signed).finalize().into_bytes();
         format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature))
     }
 }
 
 impl Claims {
-    /// Returns whether its bearer may be in this room. `room` is the whole name, `room_prefix` its begin; if both are there, both
-    /// must hold. The default room has the empty name.
+    /// Returns whether the peer may enter this room.
+    ///
+    /// `room` is a whole name and `room_prefix` the beginning of a name; if the token has both, both must match. The
+    /// default room has the empty name.
     pub fn allows(&self, room: &str) -> bool {
-        let is_named = self.room.as_deref().is_none_or(|named| room == named);
-        let begins_so = self.room_prefix.as_deref().is_none_or(|prefix| room.starts_with(prefix));
-        is_named && begins_so
+        let matches_name = self.room.as_deref().is_none_or(|name| room == name);
+        let matches_prefix = self.room_prefix.as_deref().is_none_or(|prefix| room.starts_with(prefix));
+        matches_name && matches_prefix
     }
 
-    fn parse(json: &str, now: Duration) -> Result<Claims, Fault> {
+    fn parse(json: &str, now: Duration) -> Result<Claims, TokenError> {
         let names = ["exp", "nbf", "iat", "room", "room_prefix", "sub"];
-        let [exp, nbf, iat, room, room_prefix, sub] = fields(json, names)?;
-        let until = exp.ok_or(Fault::Malformed).and_then(date)?;
-        let begins = [nbf, iat].into_iter().flatten().map(date).collect::<Result<Vec<_>, _>>()?;
+        let [exp, nbf, iat, room, room_prefix, sub] = parse_unique_fields(json, names)?;
+        let expires_at = exp.ok_or(TokenError::Malformed).and_then(parse_numeric_date)?;
+        let begins =
+            [nbf, iat].into_iter().flatten().map(parse_numeric_date).collect::<Result<Vec<_>, _>>()?;
         let claims = Claims {
-            until,
-            room: room.map(text).transpose()?,
-            room_prefix: room_prefix.map(text).transpose()?,
-            id: sub.map(text).transpose()?,
+            expires_at,
+            room: room.map(parse_text).transpose()?,
+            room_prefix: room_prefix.map(parse_text).transpose()?,
+            id: sub.map(parse_text).transpose()?,
         };
         if claims.id.as_deref().is_some_and(|id| !id::is_valid(id)) {
-            return Err(Fault::Malformed);
+            return Err(TokenError::Malformed);
         }
         let is_in_milliseconds = |date: &Duration| date.as_secs() > TOKEN_DATE_SECONDS_MAX;
-        if is_in_milliseconds(&until) {
-            return Err(Fault::ExpiryMilliseconds);
+        if is_in_milliseconds(&expires_at) {
+            return Err(TokenError::ExpiryMilliseconds);
         }
         if begins.iter().any(is_in_milliseconds) {
-            return Err(Fault::BeginMilliseconds);
+            return Err(TokenError::BeginMilliseconds);
         }
-        if now >= until + TOKEN_LEEWAY {
-            return Err(Fault::Expired);
+        if now >= expires_at + TOKEN_LEEWAY {
+            return Err(TokenError::Expired);
         }
         if begins.iter().any(|begin| *begin > now + TOKEN_LEEWAY) {
-            return Err(Fault::NotYetValid);
+            return Err(TokenError::NotYetValid);
         }
         Ok(claims)
     }
 }
 
-/// The algorithms with which a token may be signed. All of them are HMAC with the same secret: none lets a bearer choose
-/// a weaker check.
+/// The algorithms that may sign a token.
+///
+/// All are HMAC with the same secret, so that a token cannot select a weaker check.
 #[derive(Clone, Copy)]
 enum Algorithm {
     Hs256,
@@ -209,42 +242,45 @@ enum Algorithm {
 }
 
 impl Algorithm {
-    /// Reads the header of a token. `crit` names what must be understood (RFC 7515 section 4.1.11), and nothing is.
-    fn of_header(json: &str) -> Result<Algorithm, Fault> {
-        let [alg, crit] = fields(json, ["alg", "crit"])?;
-        let name = alg.and_then(json::string).ok_or(Fault::Malformed)?;
+    /// Parses the header of a token.
+    ///
+    /// `crit` names extensions that the recipient must understand (RFC 7515 section 4.1.11). None is supported, so a
+    /// header with `crit` is rejected.
+    fn from_header(json: &str) -> Result<Algorithm, TokenError> {
+        let [alg, crit] = parse_unique_fields(json, ["alg", "crit"])?;
+        let name = alg.and_then(json::parse_string).ok_or(TokenError::Malformed)?;
         if crit.is_some() {
-            return Err(Fault::Malformed);
+            return Err(TokenError::Malformed);
         }
         match &*name {
             "HS256" => Ok(Algorithm::Hs256),
             "HS384" => Ok(Algorithm::Hs384),
             "HS512" => Ok(Algorithm::Hs512),
-            _ => Err(Fault::Algorithm),
+            _ => Err(TokenError::Algorithm),
         }
     }
 
-    /// Returns whether this is the signature of a text, compared in constant time.
+    /// Returns whether the signature belongs to the text. The comparison takes constant time.
     fn verifies(self, key: &[u8], signed: &str, signature: &[u8]) -> bool {
-        let verified = match self {
-            Algorithm::Hs256 => keyed::<Hmac<Sha256>>(key, signed).verify_slice(signature),
-            Algorithm::Hs384 => keyed::<Hmac<Sha384>>(key, signed).verify_slice(signature),
-            Algorithm::Hs512 => keyed::<Hmac<Sha512>>(key, signed).verify_slice(signature),
+        let result = match self {
+            Algorithm::Hs256 => mac::<Hmac<Sha256>>(key, signed).verify_slice(signature),
+            Algorithm::Hs384 => mac::<Hmac<Sha384>>(key, signed).verify_slice(signature),
+            Algorithm::Hs512 => mac::<Hmac<Sha512>>(key, signed).verify_slice(signature),
         };
-        verified.is_ok()
+        result.is_ok()
     }
 }
 
-/// Computes the code of a text, up to its last step.
-fn keyed<M: KeyInit + Mac>(key: &[u8], text: &str) -> M {
+/// Returns the message authentication code of a text, not yet finalized.
+fn mac<M: KeyInit + Mac>(key: &[u8], text: &str) -> M {
     let mac = <M as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length");
     mac.chain_update(text)
 }
 
-/// Returns the content of a file of secrets without the byte order mark that some editors write.
+/// Returns the content of a secret file without a UTF-8 byte order mark.
 ///
 /// # Errors
-/// The mark is that of UTF-16, in which no secret is what signed the tokens.
+/// The file begins with a byte order mark of UTF-16. Its bytes would not be the secret that signs the tokens.
 pub fn strip_byte_order_mark(file: &[u8]) -> Result<&[u8], &'static str> {
     if file.starts_with(b"\xff\xfe") || file.starts_with(b"\xfe\xff") {
         return Err("expected UTF-8, got UTF-16: save the file as UTF-8");
@@ -252,48 +288,67 @@ pub fn strip_byte_order_mark(file: &[u8]) -> Result<&[u8], &'static str> {
     Ok(file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file))
 }
 
-/// The values of these fields of an object, as they were written. Others are ignored; one that is there twice could be
-/// read in two ways.
-fn fields<'a, const N: usize>(json: &'a str, names: [&str; N]) -> Result<[Option<&'a str>; N], Fault> {
+/// Returns the raw values of the named fields of a JSON object.
+///
+/// Other fields are ignored. A named field that occurs twice is an error, because parsers disagree on which one counts.
+fn parse_unique_fields<'a, const N: usize>(
+    json: &'a str,
+    names: [&str; N],
+) -> Result<[Option<&'a str>; N], TokenError> {
     let mut values = [None; N];
-    let mut twice = false;
-    let object = json::object(json, |key, value| {
-        if let Some(i) = names.iter().position(|name| *name == key) {
-            twice |= values[i].replace(value).is_some();
+    let mut has_duplicate = false;
+    let object = json::parse_object(json, |key, value| {
+        if let Some(index) = names.iter().position(|name| *name == key) {
+            let previous = values[index].replace(value);
+            has_duplicate |= previous.is_some();
         }
     });
-    if twice { Err(Fault::Malformed) } else { object.map(|()| values).ok_or(Fault::Malformed) }
+    if object.is_none() || has_duplicate {
+        return Err(TokenError::Malformed);
+    }
+    Ok(values)
 }
 
-/// A `NumericDate` (RFC 7519 section 2), in whole seconds. What is before 1970 is 1970, and what is later than any date
-/// is a second later than [`TOKEN_DATE_SECONDS_MAX`]. By hand, because a number of any length and form may be written here, and what reads all of them is large.
-fn date(json: &str) -> Result<Duration, Fault> {
-    const LAST: u64 = TOKEN_DATE_SECONDS_MAX + 1;
+/// Parses a `NumericDate` (RFC 7519 section 2), truncated to whole seconds.
+///
+/// A negative date becomes 0. A date after [`TOKEN_DATE_SECONDS_MAX`] becomes that plus one second. The text is a valid
+/// JSON number of any length and form; a parser for all of them as a number would be large, so the digits before the
+/// decimal point are added up here.
+fn parse_numeric_date(json: &str) -> Result<Duration, TokenError> {
+    const SECONDS_MAX: u64 = TOKEN_DATE_SECONDS_MAX + 1;
+    const EXPONENT_MAX: i64 = TOKEN_BYTES_MAX as i64;
+
     let number = json.strip_prefix('-').unwrap_or(json);
     if !number.starts_with(|c: char| c.is_ascii_digit()) {
-        return Err(Fault::Malformed);
+        return Err(TokenError::Malformed);
     }
-    if number != json {
+    let is_negative = number != json;
+    if is_negative {
         return Ok(Duration::ZERO);
     }
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let most = TOKEN_BYTES_MAX as i64;
-    let exponent = exponent.parse().unwrap_or(if exponent.starts_with('-') { -most } else { most });
-    let point = exponent.clamp(-most, most) + whole.len() as i64;
+    // An exponent that overflows is as good as the largest one.
+    let overflow = if exponent.starts_with('-') { -EXPONENT_MAX } else { EXPONENT_MAX };
+    let exponent = exponent.parse().unwrap_or(overflow).clamp(-EXPONENT_MAX, EXPONENT_MAX);
+    let integer_digits = whole.len() as i64 + exponent;
     let mut digits = whole.bytes().chain(fraction.bytes()).map(|digit| u64::from(digit - b'0'));
-    let before_the_point = (0..point).map(|_| digits.next().unwrap_or(0));
-    Ok(Duration::from_secs(before_the_point.fold(0, |seconds, digit| LAST.min(10 * seconds + digit))))
+    let mut seconds = 0;
+    for _ in 0..integer_digits {
+        let digit = digits.next().unwrap_or(0);
+        seconds = SECONDS_MAX.min(10 * seconds + digit);
+    }
+    Ok(Duration::from_secs(seconds))
 }
 
-fn text(json: &str) -> Result<Box<str>, Fault> {
-    json::string(json).map(Box::from).ok_or(Fault::Malformed)
+fn parse_text(json: &str) -> Result<Box<str>, TokenError> {
+    json::parse_string(json).map(Box::from).ok_or(TokenError::Malformed)
 }
 
-fn bytes(base64: &str) -> Result<Vec<u8>, Fault> {
-    BASE64URL_NOPAD.decode(base64.as_bytes()).map_err(|_| Fault::Malformed)
+fn decode_bytes(base64: &str) -> Result<Vec<u8>, TokenError> {
+    BASE64URL_NOPAD.decode(base64.as_bytes()).map_err(|_| TokenError::Malformed)
 }
 
-fn decode(base64: &str) -> Result<String, Fault> {
-    String::from_utf8(bytes(base64)?).map_err(|_| Fault::Malformed)
+fn decode_text(base64: &str) -> Result<String, TokenError> {
+    String::from_utf8(decode_bytes(base64)?).map_err(|_| TokenError::Malformed)
 }

@@ -1,4 +1,4 @@
-//! Who comes in with a token, and what the others are told: at the door, and with the program around it.
+//! Tokens at the upgrade, and the command line and reload of secrets.
 
 mod common;
 
@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::pipe::{Line, REQUEST};
+use common::pipe::{REQUEST, TestSession};
 use common::process::{NOROSHI, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::Config;
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::token::{Claims, Secrets};
 
 const SECRET: &str = "a secret that is thirty-two bytes";
@@ -23,29 +23,31 @@ fn secrets() -> Secrets {
 }
 
 fn token(room: Option<&str>, until: Duration) -> String {
-    secrets().sign(&Claims { until, room: room.map(Box::from), ..Claims::default() })
+    secrets().sign(&Claims { expires_at: until, room: room.map(Box::from), ..Claims::default() })
 }
 
 fn prefix_token(prefix: &str) -> String {
-    secrets().sign(&Claims { until: NOW, room_prefix: Some(prefix.into()), ..Claims::default() })
+    secrets().sign(&Claims { expires_at: NOW, room_prefix: Some(prefix.into()), ..Claims::default() })
 }
 
-/// Asks for a WebSocket at this target, with these headers. The room, or the answer and why it is in the log.
+/// Requests an upgrade to this target with these headers. Returns the room, or the response and the log reason.
 fn ask(target: &str, headers: &str) -> Result<String, (String, String)> {
-    let mut line = Line::new(Door::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
-    line.shared.wall = NOW;
+    let mut session =
+        TestSession::new(ListenerKind::Main, Config { token_secrets: Some(secrets()), ..Config::default() });
+    session.wall = NOW;
     let request = REQUEST.replace("/ws/tea", target).replace("\r\n\r\n", &format!("\r\n{headers}\r\n"));
-    line.feed(request.as_bytes());
-    let sent = String::from_utf8(line.sent()).unwrap();
-    match line.refused.take() {
-        None => Ok(line.events.concat()),
+    session.feed(request.as_bytes());
+    let sent = String::from_utf8(session.take_output()).unwrap();
+    match session.rejected.take() {
+        None => Ok(session.events.concat()),
         Some((_, why)) => Err((sent, why)),
     }
 }
 
 #[test]
-fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
-    let (good, bad) = (token(Some("tea"), NOW), token(Some("coffee"), NOW));
+fn token_in_the_header_takes_precedence_over_the_query() {
+    let good = token(Some("tea"), NOW);
+    let bad = token(Some("coffee"), NOW);
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
     for (target, headers) in [
         (format!("/ws/tea?token={good}"), String::new()),
@@ -55,7 +57,7 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
         ("/ws/tea".to_owned(), format!("authorization: bearer  {good}\r\n")),
         (format!("/ws/tea?token={bad}"), bearer(&good)),
         ("/ws/tea?token=".to_owned(), bearer(&good)),
-        // A proxy may ask for a name and a password of its own.
+        // A proxy may require its own user name and password.
         (format!("/ws/tea?token={good}"), "Authorization: Basic YTpi\r\n".to_owned()),
         (format!("/ws/tea?token={good}"), "Authorization: Negotiate\r\n".to_owned()),
         (format!("/ws/tea?token={good}"), "Authorization:\r\n".to_owned()),
@@ -66,34 +68,37 @@ fn a_token_may_be_in_the_query_or_in_the_header_which_wins() {
         assert_eq!(ask(&target, &headers).unwrap(), "+tea", "{target} {headers}");
     }
     for (target, headers, why) in [
-        ("/ws/tea".to_owned(), String::new(), "a token is needed here"),
-        ("/ws/tea?token=".to_owned(), String::new(), "a token is needed here"),
-        (format!("/ws/tea?Token={good}"), String::new(), "a token is needed here"),
-        (format!("/ws/tea#token={good}"), String::new(), "a token is needed here"),
-        (format!("/ws/tea?token={good}&token={good}"), String::new(), "that is no token"),
+        ("/ws/tea".to_owned(), String::new(), "missing token"),
+        ("/ws/tea?token=".to_owned(), String::new(), "missing token"),
+        (format!("/ws/tea?Token={good}"), String::new(), "missing token"),
+        (format!("/ws/tea#token={good}"), String::new(), "missing token"),
+        (format!("/ws/tea?token={good}&token={good}"), String::new(), "the token is invalid"),
         (format!("/ws/tea?token={good}"), bearer(&bad), "for another room"),
-        (format!("/ws/tea?token={good}"), bearer("x"), "that is no token"),
-        (format!("/ws/tea?token={good}"), bearer("é"), "that is no token"),
-        (format!("/ws/tea?token={good}"), "Authorization: Bearer\r\n".to_owned(), "a token is needed here"),
-        ("/ws/tea".to_owned(), "Authorization: Basic YTpi\r\n".to_owned(), "a token is needed here"),
-        ("/ws/tea".to_owned(), bearer(&good).repeat(2), "that is no token"),
-        (format!("/ws/tea?token={good}="), String::new(), "that is no token"),
+        (format!("/ws/tea?token={good}"), bearer("x"), "the token is invalid"),
+        (format!("/ws/tea?token={good}"), bearer("é"), "the token is invalid"),
+        (format!("/ws/tea?token={good}"), "Authorization: Bearer\r\n".to_owned(), "missing token"),
+        ("/ws/tea".to_owned(), "Authorization: Basic YTpi\r\n".to_owned(), "missing token"),
+        ("/ws/tea".to_owned(), bearer(&good).repeat(2), "the token is invalid"),
+        (format!("/ws/tea?token={good}="), String::new(), "the token is invalid"),
     ] {
-        let (answer, said) = ask(&target, &headers).unwrap_err();
-        assert!(answer.contains(why) && said.contains(why), "{target} {headers}: {answer} {said}");
-        assert!(!answer.contains(&good) && !said.contains(&good[..20]), "{answer} {said}");
+        let (answer, log_reason) = ask(&target, &headers).unwrap_err();
+        assert!(
+            answer.contains(why) && log_reason.contains(why),
+            "{target} {headers}: {answer} {log_reason}"
+        );
+        assert!(!answer.contains(&good) && !log_reason.contains(&good[..20]), "{answer} {log_reason}");
     }
 }
 
 #[test]
-fn each_refusal_has_its_status_and_its_sentence() {
+fn each_token_error_has_its_status_and_reason() {
     let other = Secrets::parse(b"another secret of more than thirty-two bytes").unwrap();
-    let foreign = other.sign(&Claims { until: NOW, ..Claims::default() });
+    let foreign = other.sign(&Claims { expires_at: NOW, ..Claims::default() });
     let old = token(None, NOW - Duration::from_secs(31));
     for (target, status, error, sentence) in [
-        ("/ws/tea", 401, "invalid_token", "a token is needed here"),
-        ("/ws/tea?token=x", 401, "invalid_token", "that is no token"),
-        (&format!("/ws/tea?token={foreign}"), 401, "invalid_token", "not signed by"),
+        ("/ws/tea", 401, "invalid_token", "missing token"),
+        ("/ws/tea?token=x", 401, "invalid_token", "the token is invalid"),
+        (&format!("/ws/tea?token={foreign}"), 401, "invalid_token", "matches none of"),
         (&format!("/ws/tea?token={old}"), 401, "invalid_token", "has expired"),
         (
             &format!("/ws/Tea?token={}", token(Some("tea"), NOW)),
@@ -120,20 +125,20 @@ fn each_refusal_has_its_status_and_its_sentence() {
         assert!(ask(&target, "").is_ok(), "{target} {prefix}");
     }
     assert!(ask(&format!("/ws?token={}", token(Some(""), NOW)), "").is_ok());
-    // A page that may connect can read why it may not come in.
+    // A page whose origin is allowed can read why its upgrade was rejected.
     let (answer, _) = ask("/ws/tea", "Origin: http://h\r\n").unwrap_err();
     assert!(
         answer.starts_with("HTTP/1.1 401 ")
             && answer.contains("\r\nAccess-Control-Allow-Origin: http://h\r\n")
     );
-    // What else is wrong is said before anything is said of tokens.
+    // Other errors are reported before those of tokens.
     assert!(ask("/ws/%2e", "").unwrap_err().0.starts_with("HTTP/1.1 400 "));
     assert!(ask("/ws/tea", "Origin: https://a.example\r\n").unwrap_err().0.starts_with("HTTP/1.1 403 "));
 }
 
 // ---- The program ----
 
-/// A file that is removed in the end.
+/// A file that is removed when the value is dropped.
 struct File(PathBuf);
 
 impl File {
@@ -157,7 +162,7 @@ fn noroshi(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_program_prints_tokens() {
+fn token_command_prints_tokens() {
     let file = File::new("print", &format!("# a comment\n{SECRET}\n"));
     let path = file.0.to_str().unwrap();
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -172,7 +177,7 @@ fn the_program_prints_tokens() {
         let claims = secrets().verify(token.trim_end(), now()).unwrap();
         assert_eq!(claims.room_prefix, None);
         assert_eq!((claims.room.as_deref(), claims.id.as_deref()), (room, id));
-        let left = claims.until.saturating_sub(now()).as_secs();
+        let left = claims.expires_at.saturating_sub(now()).as_secs();
         assert!((ttl - 20..=ttl).contains(&left), "{left}");
     }
     let (_, token, _) = noroshi(&["token", "--secret-file", path, "--room-prefix", "tea-"]);
@@ -211,18 +216,18 @@ fn status(server: &Running, token: &str) -> u16 {
 }
 
 #[test]
-fn secrets_are_rotated_while_a_thousand_are_connected() {
+fn secrets_are_rotated_while_a_thousand_peers_are_connected() {
     let file = File::new("rotated", SECRET);
     let flags = format!("--token-secret-file {}", file.0.display());
     let (mut server, mut stderr) = run(&format!(r#"exec "$0" --log trace {flags}"#));
-    let (new, newest) =
-        ("a new secret that has thirty-two bytes", "the newest secret, with more than 32 bytes");
+    let new = "a new secret that has thirty-two bytes";
+    let newest = "the newest secret, with more than 32 bytes";
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let claims =
-        Claims { until: now + Duration::from_secs(3600), room: Some("tea".into()), ..Claims::default() };
+        Claims { expires_at: now + Duration::from_secs(3600), room: Some("tea".into()), ..Claims::default() };
     let [first, second, third] =
         [SECRET, new, newest].map(|secret| Secrets::parse(secret.as_bytes()).unwrap().sign(&claims));
-    let crowd: Vec<_> = (0..1000).map(|_| server.websocket(&format!("/ws/tea?token={first}"))).collect();
+    let clients: Vec<_> = (0..1000).map(|_| server.websocket(&format!("/ws/tea?token={first}"))).collect();
     assert_eq!(status(&server, &second), 401);
     let mut log = String::new();
     let mut rotate = |text: &str, word: &str| {
@@ -236,20 +241,23 @@ fn secrets_are_rotated_while_a_thousand_are_connected() {
         }
         assert!(line.contains(word), "{line}");
     };
-    rotate(&format!("{new}\n{SECRET}\n"), "read anew");
+    rotate(&format!("{new}\n{SECRET}\n"), "reloaded");
     assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [101, 101, 401]);
     rotate("too short", "at least 32 bytes");
     assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [101, 101, 401]);
-    rotate(&format!("{newest}\n{new}\n"), "read anew");
+    rotate(&format!("{newest}\n{new}\n"), "reloaded");
     assert_eq!([&first, &second, &third].map(|token| status(&server, token)), [401, 101, 101]);
-    eventually("only the crowd is there", || server.metric("connections") == 1000.0);
+    eventually("only the clients are connected", || server.metric("connections") == 1000.0);
     assert_eq!(server.metric("refused_tokens_total{reason=\"signature\"}"), 4.0);
     assert_eq!(server.metric("refused_tokens_total{reason=\"missing\"}"), 0.0);
-    drop(crowd);
+    drop(clients);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     stderr.read_to_string(&mut log).unwrap();
-    assert!(log.contains("refused: 401, the token is not signed by this server's operator"), "{log}");
+    assert!(
+        log.contains("refused: 401, the token's signature matches none of the server's secrets"),
+        "{log}"
+    );
     for secret in [&first[..20], &second[second.len() - 20..], SECRET, new, newest, "token="] {
         assert!(!log.contains(secret), "{secret}");
     }

@@ -1,14 +1,14 @@
-//! Pages that people have: Ayame's own web SDK from npm, unmodified, on a page of another origin.
+//! Ayame's web SDK from npm, unmodified, on a page of another origin.
 
 mod common;
 
 use std::sync::{Mutex, PoisonError};
 
+use common::auxiliary_servers::{TURNSERVER, coturn, serve};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
 use common::firefox::{FIREFOX, Firefox};
-use common::neighbours::{TURNSERVER, coturn, serve};
 use common::process::{Running, eventually, run};
 use common::program::{is_installed, npm};
 use nix::sys::signal::Signal;
@@ -16,7 +16,7 @@ use serde_json::json;
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The address of the page, if all is installed that it needs.
+/// Starts a web server with the page. `None` if a program is missing.
 fn page(programs: &[&str]) -> Option<std::net::SocketAddr> {
     if !programs.iter().all(|program| is_installed(program)) {
         return None;
@@ -30,65 +30,65 @@ fn page(programs: &[&str]) -> Option<std::net::SocketAddr> {
 
 fn open(browser: &mut dyn Browser, page: std::net::SocketAddr) {
     browser.open(&format!("http://localhost:{}/", page.port()));
-    browser.until("window.enter");
+    browser.wait_until("window.enter");
 }
 
-/// Comes in, and says how that went.
-fn enter(browser: &mut dyn Browser, server: &Running, options: &str) -> String {
+/// Connects a page and returns the outcome.
+fn connect_page(browser: &mut dyn Browser, server: &Running, options: &str) -> String {
     let url = format!("ws://{}/signaling", server.address);
     browser.eval(&format!("await enter('{url}', {options})")).as_str().unwrap().to_owned()
 }
 
-/// Waits until each of them hears what the other says.
-fn talk(pair: &mut [&mut dyn Browser; 2], words: &str) {
+/// Waits until each page receives the other's message.
+fn exchange_messages(pair: &mut [&mut dyn Browser; 2], words: &str) {
     for browser in &mut *pair {
-        browser.until("window.channel?.readyState === 'open'");
+        browser.wait_until("window.channel?.readyState === 'open'");
     }
     for i in [0, 1] {
         pair[i].eval(&format!("channel.send('{words} {i}')"));
-        pair[1 - i].until(&format!("said.includes('{words} {i}')"));
+        pair[1 - i].wait_until(&format!("sent.includes('{words} {i}')"));
     }
 }
 
-/// Waits until each of them sees the other.
-fn see(pair: &mut [&mut dyn Browser; 2]) {
+/// Waits until each page receives the other's video.
+fn wait_for_video(pair: &mut [&mut dyn Browser; 2]) {
     for browser in pair {
-        browser.until("document.querySelector('video').srcObject?.getVideoTracks().length === 1");
-        browser.until("document.querySelector('video').videoWidth > 0");
+        browser.wait_until("document.querySelector('video').srcObject?.getVideoTracks().length === 1");
+        browser.wait_until("document.querySelector('video').videoWidth > 0");
     }
 }
 
-fn empties(server: &Running) {
-    eventually("nobody is left", || server.metric("connections") + server.metric("rooms") == 0.0);
+fn wait_until_empty(server: &Running) {
+    eventually("all connections are closed", || server.metric("connections") + server.metric("rooms") == 0.0);
 }
 
 const CAMERA: &str = "{ stream: true, iceServers: [] }";
 const CHAT: &str = "{ audio: { enabled: false }, video: { enabled: false }, iceServers: [] }";
 
-fn meet_see_and_part(first: &mut dyn Browser, second: &mut dyn Browser, server: &Running) {
-    assert_eq!(enter(first, server, CAMERA), "in");
-    assert_eq!(enter(second, server, CAMERA), "in");
+fn connect_and_disconnect(first: &mut dyn Browser, second: &mut dyn Browser, server: &Running) {
+    assert_eq!(connect_page(first, server, CAMERA), "in");
+    assert_eq!(connect_page(second, server, CAMERA), "in");
     let mut pair: [&mut dyn Browser; 2] = [first, second];
-    see(&mut pair);
-    talk(&mut pair, "hello");
-    // One goes: the other hears bye, and then that its own connection is closed.
+    wait_for_video(&mut pair);
+    exchange_messages(&mut pair, "hello");
+    // After a disconnect the partner receives `bye`, and then its own connection is closed.
     pair[0].eval("await connection.disconnect()");
-    pair[1].until("heard.includes('bye') && heard.includes('disconnect WS-CLOSED')");
-    empties(server);
-    // Both come back with the objects that they have.
+    pair[1].wait_until("received.includes('bye') && received.includes('disconnect WS-CLOSED')");
+    wait_until_empty(server);
+    // Both reconnect with their existing objects.
     for browser in &mut pair {
         browser.eval("window.channel = undefined");
         assert_eq!(browser.eval("await again(true)"), "in");
     }
-    talk(&mut pair, "again");
+    exchange_messages(&mut pair, "again");
     for browser in &mut pair {
         browser.eval("await connection.disconnect()");
     }
-    empties(server);
+    wait_until_empty(server);
 }
 
 #[test]
-fn two_meet_see_each_other_part_and_come_back() {
+fn two_clients_connect_disconnect_and_reconnect() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(page) = page(&[CHROMIUM, FIREFOX]) else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
@@ -97,16 +97,16 @@ fn two_meet_see_each_other_part_and_come_back() {
     for browser in [&mut a as &mut dyn Browser, &mut b, &mut c] {
         open(browser, page);
     }
-    meet_see_and_part(&mut a, &mut b, &server);
-    meet_see_and_part(&mut a, &mut c, &server);
-    meet_see_and_part(&mut c, &mut b, &server);
+    connect_and_disconnect(&mut a, &mut b, &server);
+    connect_and_disconnect(&mut a, &mut c, &server);
+    connect_and_disconnect(&mut c, &mut b, &server);
     for browser in [&mut a as &mut dyn Browser, &mut b, &mut c] {
-        browser.is_content();
+        browser.assert_no_errors();
     }
 }
 
 #[test]
-fn a_third_is_refused_unless_one_of_the_two_is_dead() {
+fn third_client_is_rejected_unless_a_member_is_dead() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(page) = page(&[CHROMIUM]) else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
@@ -115,36 +115,36 @@ fn a_third_is_refused_unless_one_of_the_two_is_dead() {
     for browser in [&mut a, &mut b, &mut c] {
         open(browser, page);
     }
-    assert_eq!(enter(&mut a, &server, CHAT), "in");
-    assert_eq!(enter(&mut b, &server, CHAT), "in");
-    talk(&mut [&mut a, &mut b], "hello");
-    assert_eq!(enter(&mut c, &server, CHAT), "REJECTED");
-    c.until("heard.includes('disconnect full')");
-    talk(&mut [&mut a, &mut b], "still here");
+    assert_eq!(connect_page(&mut a, &server, CHAT), "in");
+    assert_eq!(connect_page(&mut b, &server, CHAT), "in");
+    exchange_messages(&mut [&mut a, &mut b], "hello");
+    assert_eq!(connect_page(&mut c, &server, CHAT), "REJECTED");
+    c.wait_until("received.includes('disconnect full')");
+    exchange_messages(&mut [&mut a, &mut b], "still here");
     for browser in [&mut a, &mut b, &mut c] {
         browser.eval("await connection.disconnect()");
-        browser.until("!connection.webSocket && !connection.peerConnection");
+        browser.wait_until("!connection.webSocket && !connection.peerConnection");
     }
-    empties(&server);
-    // One whose network is gone: its partner hears bye, and comes back as the second.
-    let mut dead = Client::connect(server.address).upgraded_at("/signaling");
-    dead.say(json!({"type": "register", "roomId": "tea"}));
-    assert_eq!(dead.heard()["isExistUser"], false);
+    wait_until_empty(&server);
+    // A client whose network is gone. Its partner receives `bye` and reconnects as the second client.
+    let mut dead = Client::connect(server.address).upgrade_at("/signaling");
+    dead.send_json(json!({"type": "register", "roomId": "tea"}));
+    assert_eq!(dead.receive_json()["isExistUser"], false);
     assert_eq!(b.eval("await again(false)"), "in");
     assert_eq!(c.eval("await again(false)"), "in");
-    b.until("heard.includes('bye') && !connection.webSocket && !connection.peerConnection");
+    b.wait_until("received.includes('bye') && !connection.webSocket && !connection.peerConnection");
     assert_eq!(b.eval("window.channel = undefined, await again(false)"), "in");
-    talk(&mut [&mut b, &mut c], "without it");
+    exchange_messages(&mut [&mut b, &mut c], "without it");
     drop(dead);
     for browser in [&mut a, &mut b, &mut c] {
         browser.eval("await connection.disconnect()");
-        browser.is_content();
+        browser.assert_no_errors();
     }
-    empties(&server);
+    wait_until_empty(&server);
 }
 
 #[test]
-fn a_restart_ends_all_but_what_is_standalone() {
+fn restart_ends_all_but_standalone_connections() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(page) = page(&[CHROMIUM, FIREFOX]) else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
@@ -154,37 +154,37 @@ fn a_restart_ends_all_but_what_is_standalone() {
     open(&mut b, page);
     let mut pair: [&mut dyn Browser; 2] = [&mut a, &mut b];
     for browser in &mut pair {
-        assert_eq!(enter(*browser, &server, CHAT), "in");
+        assert_eq!(connect_page(*browser, &server, CHAT), "in");
     }
-    talk(&mut pair, "hello");
+    exchange_messages(&mut pair, "hello");
     server.signal(Signal::SIGTERM);
     for browser in &mut pair {
-        browser.until("heard.includes('disconnect WS-CLOSED')");
+        browser.wait_until("received.includes('disconnect WS-CLOSED')");
     }
     drop(server);
-    // Who is standalone needs the server only to meet.
+    // A standalone client needs the server only to establish the connection.
     let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let standalone = CHAT.replace("iceServers", "standalone: true, iceServers");
     for browser in &mut pair {
         browser.eval("window.channel = undefined");
-        assert_eq!(enter(*browser, &server, &standalone), "in");
+        assert_eq!(connect_page(*browser, &server, &standalone), "in");
     }
-    talk(&mut pair, "alone");
-    empties(&server);
+    exchange_messages(&mut pair, "alone");
+    wait_until_empty(&server);
     assert_eq!(server.metric("errors_total{code=\"not_understood\"}"), 0.0);
     server.signal(Signal::SIGTERM);
-    talk(&mut pair, "still");
+    exchange_messages(&mut pair, "still");
     for browser in &mut pair {
-        assert!(!browser.eval("heard.join()").as_str().unwrap().contains("bye"));
+        assert!(!browser.eval("received.join()").as_str().unwrap().contains("bye"));
         browser.eval("await connection.disconnect()");
-        // The second to have met the other says so to a connection that is closed, with Ayame's own server too.
+        // With Ayame's original server, too, the second client sends this to a closed connection.
         browser.errors().retain(|error| !error.contains("WebSocket is already in CLOSING or CLOSED state"));
-        browser.is_content();
+        browser.assert_no_errors();
     }
 }
 
 #[test]
-fn the_relay_that_they_are_told_carries_them() {
+fn clients_use_the_turn_server_that_they_receive() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(page) = page(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
     let (coturn, port) = coturn("open-sesame");
@@ -200,15 +200,18 @@ fn the_relay_that_they_are_told_carries_them() {
     open(&mut b, page);
     let mut pair: [&mut dyn Browser; 2] = [&mut a, &mut b];
     for browser in &mut pair {
-        assert_eq!(enter(*browser, &server, &CHAT.replace("iceServers", "relay: true, iceServers")), "in");
+        assert_eq!(
+            connect_page(*browser, &server, &CHAT.replace("iceServers", "relay: true, iceServers")),
+            "in"
+        );
     }
-    talk(&mut pair, "by the relay");
+    exchange_messages(&mut pair, "by the relay");
     for browser in &mut pair {
         assert_eq!(browser.eval("await route()"), json!(["relay", "relay"]));
     }
     for browser in &mut pair {
         browser.eval("await connection.disconnect()");
-        browser.is_content();
+        browser.assert_no_errors();
     }
-    empties(&server);
+    wait_until_empty(&server);
 }

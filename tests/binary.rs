@@ -1,4 +1,4 @@
-//! The program as an operator meets it: flags, exit codes, signals, logs, descriptors.
+//! The program from the operator's view: flags, exit codes, signals, logs and descriptors.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use common::files::Folder;
-use common::process::{NOROSHI, Patient, Running, eventually, run};
+use common::process::{NOROSHI, RetryOnInterrupt, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::{Config, LOG_LINE_BYTES_MAX};
 use tungstenite::{Error, Message, WebSocket};
@@ -17,12 +17,12 @@ fn noroshi(args: &[&str]) -> Output {
     Command::new(NOROSHI).args(args).output().unwrap()
 }
 
-fn say(socket: &mut WebSocket<Patient>, text: &str) {
+fn send_text(socket: &mut WebSocket<RetryOnInterrupt>, text: &str) {
     socket.send(Message::text(text)).unwrap();
 }
 
 #[test]
-fn help_and_version() {
+fn help_and_version_are_printed() {
     for flag in ["-h", "--help"] {
         let output = noroshi(&[flag]);
         assert!(output.status.success() && output.stderr.is_empty());
@@ -36,12 +36,12 @@ fn help_and_version() {
 }
 
 #[test]
-fn it_asks_another_whether_it_is_well() {
+fn health_command_checks_a_server() {
     let (server, _stderr) = run("exec \"$0\"");
     let url = |path: &str| format!("http://{}{path}", server.address);
     let output = noroshi(&["health", &url("")]);
     assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
-    // Somebody who takes connections and never answers, and nobody.
+    // A listener that accepts and never responds, and a closed port.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("http://{}", silent.local_addr().unwrap());
     for (url, why) in
@@ -56,7 +56,7 @@ fn it_asks_another_whether_it_is_well() {
 }
 
 #[test]
-fn a_wrong_flag_is_named_in_one_line() {
+fn error_message_names_the_flag_in_one_line() {
     for (args, named) in [
         (&["--lsiten", "1"][..], "--lsiten"),
         (&["extra"], "extra"),
@@ -93,7 +93,7 @@ fn a_wrong_flag_is_named_in_one_line() {
 #[test]
 fn error_message_is_one_line_of_limited_length() {
     let long = format!("unix:/{}", "x".repeat(5000));
-    for (listen, said) in [
+    for (listen, expected) in [
         (long.as_str(), "xxx [truncated]\n"),
         ("unix:/no/where\nforged", "cannot listen on unix:/no/where\\nforged: "),
         ("unix:/no/where\u{2028}\u{202e}forged", "cannot listen on unix:/no/where\\u{2028}\\u{202e}forged: "),
@@ -101,32 +101,32 @@ fn error_message_is_one_line_of_limited_length() {
         let output = noroshi(&["-l", listen]);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains(said) && stderr.ends_with('\n'), "{stderr}");
+        assert!(stderr.contains(expected) && stderr.ends_with('\n'), "{stderr}");
         assert!(stderr.lines().count() == 1 && stderr.len() <= LOG_LINE_BYTES_MAX, "{stderr}");
     }
 }
 
 #[test]
-fn the_page_is_served_unless_it_is_not_wanted() {
+fn page_is_served_unless_disabled() {
     let (server, _stderr) = run(r#"exec "$0""#);
     for path in ["/", "/noroshi.js"] {
-        assert!(server.ask(server.address, path).starts_with("HTTP/1.1 200 "), "{path}");
+        assert!(server.request(server.address, path).starts_with("HTTP/1.1 200 "), "{path}");
     }
     let (server, _stderr) = run(r#"exec "$0" --no-page"#);
     for path in ["/", "/noroshi.js"] {
-        assert!(server.ask(server.address, path).starts_with("HTTP/1.1 404 "), "{path}");
+        assert!(server.request(server.address, path).starts_with("HTTP/1.1 404 "), "{path}");
     }
 }
 
 #[test]
-fn a_secret_comes_from_its_file_and_goes_nowhere() {
+fn secret_is_read_from_its_file_and_never_printed() {
     let folder = Folder::new("secret-in-a-file");
     let file = folder.0.join("secret");
     std::fs::write(&file, " north-by-northwest\n").unwrap();
     let flags = format!("--log trace --ice-server turn:t.example --turn-secret-file {}", file.display());
     let (mut server, mut stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let mut socket = server.websocket("/ws");
-    say(&mut socket, r#"{"type":"join","id":"A"}"#);
+    send_text(&mut socket, r#"{"type":"join","id":"A"}"#);
     let joined = socket.read().unwrap().into_text().unwrap();
     let joined: serde_json::Value = serde_json::from_str(&joined).unwrap();
     let turn = &joined["iceServers"][0];
@@ -141,7 +141,7 @@ fn a_secret_comes_from_its_file_and_goes_nowhere() {
 }
 
 #[test]
-fn an_address_that_cannot_be_bound() {
+fn address_that_cannot_be_bound_is_an_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for args in [["-l", &address], ["--metrics", &address], ["-l", "192.0.2.1:1"]] {
@@ -153,7 +153,7 @@ fn an_address_that_cannot_be_bound() {
 }
 
 #[test]
-fn flags_that_contradict_each_other() {
+fn contradictory_flags_are_rejected() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     for second in ["--listen", "--metrics"] {
         let output = noroshi(&["--listen", &free, second, &free]);
@@ -161,21 +161,22 @@ fn flags_that_contradict_each_other() {
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains(&free) && stderr.lines().count() == 1, "{stderr}");
     }
-    // Of the same flag the last counts; a mesh may be larger than the server, and a message dearer than the rate.
+    // The last occurrence of a flag counts. The limit of a mesh may exceed the number of connections, and a message may
+    // cost more than the rate.
     let (server, _stderr) = run(
         r#"exec "$0" --max-connections 9 --max-connections 1 --max-mesh-peers 1000 --max-message 16M --max-rate 1"#,
     );
     let mut socket = server.websocket("/ws");
     let text = format!(r#"{{"type":"join","id":"A","x":"{}"}}"#, "x".repeat(1 << 20));
-    say(&mut socket, &text);
+    send_text(&mut socket, &text);
     assert!(socket.read().unwrap().to_text().unwrap().contains("joined"));
-    assert!(server.ask(server.address, "/healthz").starts_with("HTTP/1.1 200 "));
+    assert!(server.request(server.address, "/healthz").starts_with("HTTP/1.1 200 "));
     let full = TcpStream::connect(server.address).unwrap();
     assert!(tungstenite::client(format!("ws://{}/ws", server.address), full).is_err());
 }
 
 #[test]
-fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
+fn first_signal_closes_peers_and_second_exits_immediately() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let (mut server, _stderr) = run(r#"exec "$0""#);
         let mut sockets = [server.websocket("/ws"), server.websocket("/ws/tea")];
@@ -188,14 +189,14 @@ fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
         assert_eq!(server.code(), Some(0));
     }
     let (mut server, _stderr) = run(r#"exec "$0""#);
-    let mut deaf = server.websocket("/ws");
+    let mut stalled = server.websocket("/ws");
     server.signal(Signal::SIGTERM);
-    eventually("the goodbye comes", || matches!(deaf.get_mut().0.peek(&mut [0]), Ok(1)));
+    eventually("the Close frame arrives", || matches!(stalled.get_mut().0.peek(&mut [0]), Ok(1)));
     let began = Instant::now();
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(1), "the first alone takes two");
-    // Whoever reads where it listens may stop it at once.
+    assert!(began.elapsed() < Duration::from_secs(1), "without a second signal the exit takes two seconds");
+    // A signal may arrive as soon as the address is printed.
     for _ in 0..20 {
         let (mut server, _stderr) = run(r#"exec "$0""#);
         server.signal(Signal::SIGTERM);
@@ -204,11 +205,11 @@ fn the_first_signal_says_goodbye_and_the_second_does_not_wait() {
 }
 
 #[test]
-fn sigstop_and_sigcont_are_nothing() {
+fn sigstop_and_sigcont_close_no_peer() {
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut socket = server.websocket("/ws");
     server.signal(Signal::SIGSTOP);
-    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
+    send_text(&mut socket, r#"{"type":"connect","id":"A"}"#);
     server.signal(Signal::SIGCONT);
     assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
 }
@@ -220,14 +221,14 @@ fn sigusr1_sigusr2_and_sigpipe_are_ignored() {
     for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE] {
         server.signal(signal);
     }
-    say(&mut socket, r#"{"type":"connect","id":"A"}"#);
+    send_text(&mut socket, r#"{"type":"connect","id":"A"}"#);
     assert_eq!(socket.read().unwrap(), Message::text(r#"{"type":"offer"}"#));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
 }
 
 #[test]
-fn the_log_says_who_came_and_went_and_cannot_be_forged() {
+fn log_lists_connects_and_disconnects_and_cannot_be_forged() {
     let (mut server, mut stderr) = run(r#"exec "$0" --log trace"#);
     let mut socket = server.websocket("/ws/tea");
     let secret = "a=candidate-that-is-nobodys-business";
@@ -235,7 +236,7 @@ fn the_log_says_who_came_and_went_and_cannot_be_forged() {
         let text = format!(
             r#"{{"type":"{kind}","id":"\u2028\u202e\u009b31mERROR forged","sdp":"{secret}","candidate":"{secret}"}}"#
         );
-        say(&mut socket, &text);
+        send_text(&mut socket, &text);
     }
     while !socket.read().unwrap().to_text().unwrap().contains("unknown_type") {}
     socket.close(None).unwrap();
@@ -261,8 +262,8 @@ fn the_log_says_who_came_and_went_and_cannot_be_forged() {
     }
 }
 
-/// Where a process listens on IPv4, by its descriptors and the kernel's table of sockets (proc(5)).
-fn listens(pid: u32) -> Option<SocketAddr> {
+/// Returns where a process listens on IPv4, by its descriptors and the kernel's socket table (proc(5)).
+fn listening_address(pid: u32) -> Option<SocketAddr> {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let sockets: Vec<String> = descriptors
         .filter_map(|entry| {
@@ -273,7 +274,8 @@ fn listens(pid: u32) -> Option<SocketAddr> {
     let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
     table.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let (state, inode) = (fields[3], fields.get(9)?);
+        let state = fields[3];
+        let inode = fields.get(9)?;
         let (_, port) = fields[1].split_once(':')?;
         let is_it = state == "0A" && sockets.iter().any(|socket| socket == inode);
         is_it.then(|| ([127, 0, 0, 1], u16::from_str_radix(port, 16).unwrap()).into())
@@ -281,28 +283,28 @@ fn listens(pid: u32) -> Option<SocketAddr> {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
+fn unwritable_log_does_not_stop_the_server() {
     let serves = |server: &Running| {
         for i in 0..50 {
             let mut socket = server.websocket("/ws");
-            say(&mut socket, &format!(r#"{{"type":"join","id":"{}{i}"}}"#, "x".repeat(100)));
+            send_text(&mut socket, &format!(r#"{{"type":"join","id":"{}{i}"}}"#, "x".repeat(100)));
             assert!(socket.read().unwrap().to_text().unwrap().contains("joined"));
             socket.close(None).unwrap();
         }
         assert!(server.is_healthy());
     };
-    // A pipe that nobody holds.
+    // A pipe without a reader.
     let (server, stderr) = run(r#"exec "$0" --log debug"#);
     drop(stderr);
     serves(&server);
     drop(server);
-    // A full disk, and no stderr at all, both of which also hide where it listens.
+    // A full disk, and no stderr. Both hide the listening address.
     for stderr in ["2>/dev/full", "2>&-", "0<&- >&- 2>&-"] {
         let script = format!(r#"exec "$0" --log debug -l 127.0.0.1:0 {stderr}"#);
         let child = Command::new("sh").args(["-c", &script, NOROSHI]).spawn().unwrap();
         let mut address = None;
         eventually("it listens", || {
-            address = listens(child.id());
+            address = listening_address(child.id());
             address.is_some()
         });
         let address = address.unwrap();
@@ -311,7 +313,7 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
         server.signal(Signal::SIGTERM);
         assert_eq!(server.code(), Some(0));
     }
-    // A pipe that nobody reads fills up: 64 KiB, and the writer would wait.
+    // An unread pipe is full after 64 KiB, and a blocking write would wait.
     let (server, stderr) = run(r#"exec "$0" --log debug"#);
     for _ in 0..6 {
         serves(&server);
@@ -320,12 +322,12 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
 }
 
 #[test]
-fn few_descriptors_are_a_warning_and_no_end() {
+fn few_descriptors_cause_a_warning() {
     let (server, mut stderr) = run(r#"ulimit -n 64; exec "$0""#);
     let mut sockets: Vec<_> = (0..31).map(|_| server.websocket("/ws")).collect();
-    assert!(server.ask(server.address, "/ws").starts_with("HTTP/1.1 426 "));
+    assert!(server.request(server.address, "/ws").starts_with("HTTP/1.1 426 "));
     let waiting: Vec<_> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    assert!(server.ask(server.metrics, "/metrics").contains("\nnoroshi_connections 31\n"));
+    assert!(server.request(server.metrics, "/metrics").contains("\nnoroshi_connections 31\n"));
     drop(waiting);
     sockets.truncate(10);
     assert!(server.is_healthy());
@@ -341,14 +343,14 @@ fn few_descriptors_are_a_warning_and_no_end() {
 }
 
 #[test]
-fn nothing_is_left_of_those_who_left() {
+fn disconnected_peers_leave_nothing_behind() {
     let (server, _stderr) = run(r#"exec "$0""#);
     assert!(server.is_healthy());
     let before = server.descriptors();
     for round in 0..3 {
         let mut sockets: Vec<_> = (0..50).map(|i| server.websocket(&format!("/ws/{i}"))).collect();
         for (i, socket) in sockets.iter_mut().enumerate() {
-            say(socket, &format!(r#"{{"type":"connect","id":"{i}"}}"#));
+            send_text(socket, &format!(r#"{{"type":"connect","id":"{i}"}}"#));
             socket.read().unwrap();
             if round == 0 {
                 socket.close(None).unwrap();

@@ -1,110 +1,110 @@
-//! The page, the library and the article's flow in real browsers, which talk to each other on this machine.
+//! The page, the client library and the article's flow in real browsers on this machine.
 
 mod common;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use common::auxiliary_servers::{TURNSERVER, coturn, serve};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::firefox::{FIREFOX, Firefox};
-use common::neighbours::{TURNSERVER, coturn, serve};
 use common::process::{Running, eventually, run};
 use common::program::is_installed;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// Waits for its turn: the tests run one after another, or they would be too much for a small machine. `None` if they
-/// cannot run here.
-fn turn(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
+/// Acquires the lock that runs browser tests one at a time, because several would overload a small machine. `None` if a
+/// program is missing.
+fn lock_browsers(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     let is_possible = programs.iter().all(|program| is_installed(program));
     is_possible.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Opens the page under a name.
-fn enter(browser: &mut dyn Browser, server: &Running, name: &str) {
+fn open_page(browser: &mut dyn Browser, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
-    browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+    browser.wait_until("document.querySelector('#status')?.dataset.state === 'online'");
 }
 
 /// Waits until this is the last line of the chat.
-fn reads(browser: &mut Chromium, line: &str) {
-    browser.until(&format!("{CHAT}.at(-1) === {line:?}"));
+fn wait_for_chat_line(browser: &mut Chromium, line: &str) {
+    browser.wait_until(&format!("{CHAT}.at(-1) === {line:?}"));
 }
 
-/// The lines of the chat, as an expression.
+/// An expression for the lines of the chat.
 const CHAT: &str = "[...document.querySelectorAll('#log li')]
     .map(({ childNodes }) => [...childNodes].map((it) => it.textContent).join(': '))";
 
-/// How many frames of the video of a peer were decoded, as an expression.
+/// Returns an expression for the number of decoded video frames of a peer.
 fn decoded(peer: &str) -> String {
     let stats = format!("[...(await room.peers.get('{peer}').pc.getStats()).values()]");
     format!("{stats}.find((it) => it.type === 'inbound-rtp' && it.kind === 'video')?.framesDecoded ?? 0")
 }
 
-/// Waits until nobody is in any room, nor connected.
-fn empties(server: &Running) {
-    eventually("nobody is left", || {
+/// Waits until the server has no rooms and no connections.
+fn wait_until_empty(server: &Running) {
+    eventually("all connections are closed", || {
         ["connections", "peers", "rooms"].iter().all(|name| server.metric(name) == 0.0)
     });
 }
 
 #[test]
-fn three_meet_talk_and_see_each_other_and_one_is_killed() {
-    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+fn three_pages_connect_and_one_is_killed() {
+    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren, mut yuki] = Chromium::start();
-    enter(&mut aoi, &server, "Aoi");
-    enter(&mut ren, &server, "Ren");
-    reads(&mut aoi, "Ren is here.");
-    reads(&mut ren, "Aoi is here.");
-    aoi.write("#say", "Good evening!");
-    reads(&mut ren, "Aoi: Good evening!");
-    ren.write("#say", "Good evening, Aoi!");
-    reads(&mut aoi, "Ren: Good evening, Aoi!");
+    open_page(&mut aoi, &server, "Aoi");
+    open_page(&mut ren, &server, "Ren");
+    wait_for_chat_line(&mut aoi, "Ren is here.");
+    wait_for_chat_line(&mut ren, "Aoi is here.");
+    aoi.type_text("#say", "Good evening!");
+    wait_for_chat_line(&mut ren, "Aoi: Good evening!");
+    ren.type_text("#say", "Good evening, Aoi!");
+    wait_for_chat_line(&mut aoi, "Ren: Good evening, Aoi!");
 
-    enter(&mut yuki, &server, "Yuki");
+    open_page(&mut yuki, &server, "Yuki");
     for browser in [&mut aoi, &mut ren] {
-        reads(browser, "Yuki is here.");
+        wait_for_chat_line(browser, "Yuki is here.");
     }
-    yuki.until(&format!("{CHAT}.length === 3"));
-    ren.write("#say", "Is it snowing?");
+    yuki.wait_until(&format!("{CHAT}.length === 3"));
+    ren.type_text("#say", "Is it snowing?");
     for browser in [&mut aoi, &mut yuki] {
-        reads(browser, "Ren: Is it snowing?");
+        wait_for_chat_line(browser, "Ren: Is it snowing?");
     }
-    aoi.write("#say", "Not here.");
+    aoi.type_text("#say", "Not here.");
     for browser in [&mut ren, &mut yuki] {
-        reads(browser, "Aoi: Not here.");
+        wait_for_chat_line(browser, "Aoi: Not here.");
     }
-    yuki.write("#say", "It is!");
+    yuki.type_text("#say", "It is!");
     for browser in [&mut aoi, &mut ren] {
-        reads(browser, "Yuki: It is!");
+        wait_for_chat_line(browser, "Yuki: It is!");
         let route = "document.querySelector('[data-peer=Yuki] .route').textContent";
-        browser.until(&format!(r"/^(host|prflx) ↔ (host|prflx), direct, \d+ ms$/.test({route})"));
+        browser.wait_until(&format!(r"/^(host|prflx) ↔ (host|prflx), direct, \d+ ms$/.test({route})"));
     }
 
     aoi.eval("document.querySelector('#camera').click()");
     for browser in [&mut ren, &mut yuki] {
-        browser.until(&decoded("Aoi"));
+        browser.wait_until(&decoded("Aoi"));
         let before = browser.eval(&decoded("Aoi"));
-        browser.until(&format!("({}) > {before}", decoded("Aoi")));
-        browser.until("document.querySelector('[data-peer=Aoi] video').videoWidth > 0");
+        browser.wait_until(&format!("({}) > {before}", decoded("Aoi")));
+        browser.wait_until("document.querySelector('[data-peer=Aoi] video').videoWidth > 0");
     }
-    // The picture in the README.
+    // The screenshot in the README.
     if let Some(path) = std::env::var_os("TEST_SCREENSHOT") {
         ren.eval("document.querySelector('#camera').click()");
-        aoi.until(&format!("({}) > 15", decoded("Ren")));
+        aoi.wait_until(&format!("({}) > 15", decoded("Ren")));
         aoi.resize(1100, 780, "light");
-        std::fs::write(path, aoi.picture()).unwrap();
+        std::fs::write(path, aoi.screenshot()).unwrap();
     }
 
     yuki.kill();
     for browser in [&mut aoi, &mut ren] {
-        reads(browser, "Yuki has left.");
-        browser.until("document.querySelectorAll('#peers .peer').length === 1");
+        wait_for_chat_line(browser, "Yuki has left.");
+        browser.wait_until("document.querySelectorAll('#peers .peer').length === 1");
     }
     aoi.eval("room.leave()");
-    reads(&mut ren, "Aoi has left.");
+    wait_for_chat_line(&mut ren, "Aoi has left.");
     let lines = json!([
         "What is written here goes straight to the others, not through the server.",
         "Aoi is here.",
@@ -119,24 +119,24 @@ fn three_meet_talk_and_see_each_other_and_one_is_killed() {
     ]);
     assert_eq!(ren.eval(CHAT), lines);
     ren.eval("room.leave()");
-    empties(&server);
+    wait_until_empty(&server);
     aoi.kill();
     ren.kill();
 }
 
 #[test]
-fn a_server_that_stops_and_comes_back_interrupts_nobody() {
-    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+fn server_restart_interrupts_no_connection() {
+    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let (mut server, _stderr) = run(r#"exec "$0""#);
     let [aoi, ren, yuki, mut sora] = Chromium::start();
     let mut three = [aoi, ren, yuki];
     let names = ["Aoi", "Ren", "Yuki"];
     for (browser, name) in three.iter_mut().zip(names) {
-        enter(browser, &server, name);
+        open_page(browser, &server, name);
     }
-    // Each counts, and hears whether another leaves out a number.
+    // Each page sends consecutive numbers and records missing ones.
     for browser in &mut three {
-        browser.until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
+        browser.wait_until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
         browser.eval(
             "const before = [...room.peers.values()].map(({ pc }) => pc), last = {}, lost = [];
             room.addEventListener('message', ({ peer: { id }, data }) => {
@@ -147,76 +147,76 @@ fn a_server_that_stops_and_comes_back_interrupts_nobody() {
             setInterval(() => room.send(String(++count)), 50)",
         );
     }
-    count_on(&mut three);
+    wait_for_numbers(&mut three);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     for browser in &mut three {
-        browser.until("document.querySelector('#status').dataset.state === 'offline'");
+        browser.wait_until("document.querySelector('#status').dataset.state === 'offline'");
     }
-    count_on(&mut three);
+    wait_for_numbers(&mut three);
     let (server, _stderr) = run(&format!(r#"exec "$0" -l {}"#, server.address));
     for (browser, name) in three.iter_mut().zip(names) {
-        browser.until("document.querySelector('#status').dataset.state === 'online'");
+        browser.wait_until("document.querySelector('#status').dataset.state === 'online'");
         assert_eq!(browser.eval("room.id"), name);
-        browser.until("[...room.peers.values()].every((peer) => peer.alive && !peer.away)");
+        browser.wait_until("[...room.peers.values()].every((peer) => peer.alive && !peer.away)");
     }
-    enter(&mut sora, &server, "Sora");
+    open_page(&mut sora, &server, "Sora");
     for (browser, name) in three.iter_mut().zip(names) {
-        sora.until(&format!("{CHAT}.includes('{name} is here.')"));
-        browser.until(&format!("{CHAT}.includes('Sora is here.')"));
-        // The connections to the first two are those they were.
+        sora.wait_until(&format!("{CHAT}.includes('{name} is here.')"));
+        browser.wait_until(&format!("{CHAT}.includes('Sora is here.')"));
+        // The connections to the first two pages are unchanged.
         let known = browser.eval("[...room.peers.values()].map(({ pc }) => before.indexOf(pc)).join()");
         assert_eq!(known, "0,1,-1");
-        // The browser itself reports its attempts to connect while there was no server.
+        // The browser reports failed connection attempts while the server was down.
         browser.errors.retain(|error| {
             !error.contains("failed: Error in connection establishment: net::ERR_CONNECTION_REFUSED")
         });
     }
-    count_on(&mut three);
+    wait_for_numbers(&mut three);
     sora.kill();
     three.into_iter().for_each(Chromium::kill);
-    empties(&server);
+    wait_until_empty(&server);
 }
 
-/// Waits until each has heard twenty more numbers from each of the two others, and missed none.
-fn count_on(three: &mut [Chromium; 3]) {
+/// Waits until each page has received twenty more numbers from the two others without a gap.
+fn wait_for_numbers(three: &mut [Chromium; 3]) {
     for browser in &mut *three {
         browser.eval("const then = { ...last }");
     }
     for browser in three {
-        browser.until("Object.keys(last).filter((id) => last[id] >= (then[id] ?? 0) + 20).length === 2");
+        browser.wait_until("Object.keys(last).filter((id) => last[id] >= (then[id] ?? 0) + 20).length === 2");
         assert_eq!(browser.eval("lost.join()"), "");
     }
 }
 
 #[test]
-fn a_page_from_the_article_works_unchanged() {
-    let Some(_turn) = turn(&[CHROMIUM]) else { return };
+fn page_of_the_article_works_unchanged() {
+    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
     let page = serve(&[("/", include_str!("pages/article.html"))]);
     let (server, _stderr) = run(&format!(r#"exec "$0" --allow-origin http://{page}"#));
     let [mut first, mut second] = Chromium::start();
     let url = format!("http://{page}/#ws://{}/ws", server.address);
     first.open(&url);
-    first.until("connection.localDescription && connection.iceGatheringState === 'complete'");
+    first.wait_until("connection.localDescription && connection.iceGatheringState === 'complete'");
     second.open(&url);
     for (browser, word) in [(&mut first, "ping"), (&mut second, "pong")] {
-        browser.until("channel?.readyState === 'open'");
+        browser.wait_until("channel?.readyState === 'open'");
         browser.eval(&format!("channel.send({word:?})"));
     }
-    first.until("said.join() === 'pong'");
-    second.until("said.join() === 'ping'");
-    let heard = |browser: &mut Chromium| browser.eval("heard.map(({ type }) => type).join()");
-    assert!(heard(&mut first).as_str().unwrap().starts_with("offer,answer,candidate"));
-    assert_eq!(heard(&mut second), "offer,candidate");
-    assert_eq!(second.eval("heard[1].candidate.includes('}|{')"), true);
+    first.wait_until("sent.join() === 'pong'");
+    second.wait_until("sent.join() === 'ping'");
+    let received = |browser: &mut Chromium| browser.eval("received.map(({ type }) => type).join()");
+    assert!(received(&mut first).as_str().unwrap().starts_with("offer,answer,candidate"));
+    assert_eq!(received(&mut second), "offer,candidate");
+    assert_eq!(second.eval("received[1].candidate.includes('}|{')"), true);
     first.kill();
     second.kill();
-    empties(&server);
+    wait_until_empty(&server);
 }
 
 #[test]
-fn a_relay_carries_those_who_have_credentials_of_the_server() {
-    let Some(_turn) = turn(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
+fn turn_server_accepts_the_credentials_of_the_server() {
+    let Some(_lock) = lock_browsers(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
     let (coturn, port) = coturn("open-sesame");
     let page = serve(&[("/", include_str!("pages/relay.html"))]);
     let file = coturn.home.join("secret");
@@ -227,7 +227,7 @@ fn a_relay_carries_those_who_have_credentials_of_the_server() {
             r#"exec "$0" --allow-origin http://{page} --ice-server turn:127.0.0.1:{port} --turn-secret-file {}"#,
             file.display()
         ));
-        // coturn refuses names that have such things in them.
+        // coturn rejects user names with characters like these.
         let ids = ["Quiet O'Neil; drop table", r#"select "B\" or delete"#];
         for (browser, id) in two.iter_mut().zip(ids) {
             let id = id.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
@@ -235,23 +235,23 @@ fn a_relay_carries_those_who_have_credentials_of_the_server() {
         }
         for (browser, other) in two.iter_mut().zip([ids[1], ids[0]]) {
             if secret == "open-sesame" {
-                browser.until(&format!("heard.join() === 'I am ' + {other:?}"));
+                browser.wait_until(&format!("received.join() === 'I am ' + {other:?}"));
                 assert_eq!(browser.eval("await route()"), json!(["relay", "relay"]));
             } else {
-                browser.until("pc?.iceGatheringState === 'complete'");
+                browser.wait_until("pc?.iceGatheringState === 'complete'");
                 assert_eq!(browser.eval("pc.localDescription.sdp.includes('a=candidate')"), false);
-                assert_eq!(browser.eval("heard"), json!([]));
+                assert_eq!(browser.eval("received"), json!([]));
             }
         }
         if secret != "open-sesame" {
-            // Firefox does not say what the TURN server has answered.
-            two[0].until("refused.includes(401)");
+            // Firefox does not report the TURN server's status.
+            two[0].wait_until("refused.includes(401)");
         }
         for browser in &mut two {
             browser.eval("room.leave()");
-            browser.is_content();
+            browser.assert_no_errors();
         }
-        empties(&server);
+        wait_until_empty(&server);
     };
     for flow in ["join", "connect"] {
         meet("open-sesame", flow, [&mut chromium, &mut firefox]);
@@ -262,8 +262,8 @@ fn a_relay_carries_those_who_have_credentials_of_the_server() {
 }
 
 #[test]
-fn what_goes_wrong_in_a_page_is_seen() {
-    let Some(_turn) = turn(&[CHROMIUM, FIREFOX]) else { return };
+fn page_errors_are_detected() {
+    let Some(_lock) = lock_browsers(&[CHROMIUM, FIREFOX]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
     let faults = [
@@ -273,10 +273,10 @@ fn what_goes_wrong_in_a_page_is_seen() {
         ("document.body.append(Object.assign(new Image(), { src: '/x.png' }))", "img-src data:"),
         ("(await fetch('/x.png'), 0)", "404"),
     ];
-    // Firefox says nothing of requests that failed.
+    // Firefox does not report failed requests.
     let both: [(&mut dyn Browser, _); 2] = [(&mut chromium, &faults[..]), (&mut firefox, &faults[..4])];
     for (browser, faults) in both {
-        enter(browser, &server, "Aoi");
+        open_page(browser, &server, "Aoi");
         for (wrong, word) in faults {
             assert!(browser.errors().is_empty(), "{:#?}", browser.errors());
             browser.eval(wrong);

@@ -1,5 +1,5 @@
-//! Chromium and Firefox in one room, and in one pair, while every WebSocket is cut all the time, what passes is late, and
-//! tracks come and go. When the storm is over all is as if it had never been.
+//! Chromium and Firefox in one room and in one pair while WebSockets are cut continuously, chunks are delayed and
+//! tracks change. After the faults stop, everything recovers.
 
 mod common;
 
@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
+use common::fault_proxy::{FaultProxy, random};
 use common::firefox::{FIREFOX, Firefox};
 use common::process::{eventually, run};
 use common::program::is_installed;
-use common::wire::{Wire, random};
 use serde_json::json;
 
 const STORM: Duration = Duration::from_secs(12);
-/// How long after the storm all must be well.
-const CALM: Duration = Duration::from_secs(15);
+/// Time after the faults within which everything must have recovered.
+const RECOVERY_TIME: Duration = Duration::from_secs(15);
 
-/// What a page needs. Tracks are silent, so that no user has to allow them.
+/// Functions of the page. Tracks are silent, so that playback needs no permission.
 const HELPERS: &str = "
-    const rooms = {}, heard = {}, rejected = [], stream = new MediaStream(), context = new AudioContext();
+    const rooms = {}, received = {}, rejected = [], stream = new MediaStream(), context = new AudioContext();
     addEventListener('unhandledrejection', ({ reason }) => rejected.push(String(reason)));
     const watch = (room) => {
-        heard[room.id] = [];
-        room.addEventListener('message', ({ peer, data }) => heard[room.id].push(peer.id + ' ' + data));
+        received[room.id] = [];
+        room.addEventListener('message', ({ peer, data }) => received[room.id].push(peer.id + ' ' + data));
         rooms[room.id] = room;
         return 0;
     };
-    // Adds a track for everybody, or takes it away.
+    // Adds a track for all peers, or removes it.
     const toggle = (room) => room.peers.forEach(({ pc }) => {
         const sender = pc.getSenders().find(({ track }) => track);
         if (sender) pc.removeTrack(sender);
@@ -38,15 +38,15 @@ const HELPERS: &str = "
         && [...room.peers.values()].every((peer) => peer.alive && !peer.away && peer.pc.signalingState === 'stable');
     0";
 
-/// A storm over these rooms of two pages.
-fn storm(flow: &str, rooms: [&[&str]; 2]) {
+/// Runs faults over these rooms of two pages.
+fn run_faults(flow: &str, rooms: [&[&str]; 2]) {
     if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
         return;
     }
     let mut seed = std::env::var("TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("TEST_SEED={seed}");
     let (server, _stderr) = run(r#"exec "$0" --allow-origin "*""#);
-    let wire = Wire::to(server.address);
+    let proxy = FaultProxy::new(server.address);
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
     let mut pages: [(&mut dyn Browser, &[&str]); 2] = [(&mut chromium, rooms[0]), (&mut firefox, rooms[1])];
     let others = rooms.concat().len() - 1;
@@ -57,15 +57,15 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
         for id in *rooms {
             page.eval(&format!(
                 "watch(await library.{flow}('ws://{}/ws/tea', {{ id: '{id}' }}))",
-                wire.address
+                proxy.address
             ));
         }
     }
     for (page, _) in &mut pages {
-        page.until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
+        page.wait_until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
     }
 
-    wire.storm(seed);
+    proxy.start_faults(seed);
     let began = Instant::now();
     while began.elapsed() < STORM {
         let (page, rooms) = &mut pages[random(&mut seed, 0..2) as usize];
@@ -73,21 +73,21 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
         page.eval(&format!("(toggle(rooms.{id}), 0)"));
         sleep(Duration::from_millis(random(&mut seed, 50..300)));
     }
-    wire.calm();
+    proxy.stop_faults();
 
     let began = Instant::now();
     for (page, _) in &mut pages {
-        page.until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
+        page.wait_until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
     }
-    // Everybody hears everybody.
+    // Every page receives the messages of every other page.
     for (page, _) in &mut pages {
         page.eval("(Object.values(rooms).forEach((room) => room.send('is here')), 0)");
     }
     for (page, _) in &mut pages {
-        let all = "new Set(heard[id].filter((it) => it.endsWith('is here'))).size";
-        page.until(&format!("Object.keys(rooms).every((id) => {all} === {others})"));
+        let all = "new Set(received[id].filter((it) => it.endsWith('is here'))).size";
+        page.wait_until(&format!("Object.keys(rooms).every((id) => {all} === {others})"));
     }
-    // And has the tracks that the others have now.
+    // Every page has the current tracks of the others.
     let count = |which: &str, direction: &str| {
         format!(
             "Object.values(rooms).flatMap((room) => [...room.peers.values()].map(({{ id, pc }}) => [
@@ -105,19 +105,19 @@ fn storm(flow: &str, rooms: [&[&str]; 2]) {
         received.sort_by_key(|it| it.to_string());
         sent == received
     });
-    assert!(began.elapsed() < CALM, "{:?}", began.elapsed());
+    assert!(began.elapsed() < RECOVERY_TIME, "{:?}", began.elapsed());
     for (page, _) in &mut pages {
         assert_eq!(page.eval("rejected"), json!([]));
-        page.is_content();
+        page.assert_no_errors();
     }
 }
 
 #[test]
-fn a_room_of_four() {
-    storm("join", [&["A", "C"], &["B", "D"]]);
+fn room_of_four_recovers_from_faults() {
+    run_faults("join", [&["A", "C"], &["B", "D"]]);
 }
 
 #[test]
-fn a_pair() {
-    storm("connect", [&["A"], &["B"]]);
+fn pair_recovers_from_faults() {
+    run_faults("connect", [&["A"], &["B"]]);
 }

@@ -1,4 +1,4 @@
-//! The page that says whether a deployment works: where it does, and where each thing is wrong that can be.
+//! The deployment check page, in a working deployment and with each fault that it detects.
 
 mod common;
 
@@ -8,73 +8,73 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::axe::{axe, judge};
+use common::auxiliary_servers::{TURNSERVER, coturn, coturn_over_tls, coturn_with, serve, stun};
+use common::axe::{assert_accessible, axe};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
+use common::fault_proxy::FaultProxy;
 use common::firefox::{FIREFOX, Firefox};
-use common::neighbours::{TURNSERVER, coturn, coturn_over_tls, coturn_with, serve, stun};
 use common::process::{NOROSHI, Running, run};
-use common::program::{GIVE_UP, free_port, is_installed};
+use common::program::{WAIT_TIMEOUT, free_port, is_installed};
 use common::tls;
-use common::wire::Wire;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// Waits for its turn: a small machine has not more than two browsers at a time. `None` if they cannot run here.
-fn turn() -> Option<MutexGuard<'static, ()>> {
+/// Acquires the lock that limits these tests to two browsers at a time. `None` if a program is missing.
+fn lock_browsers() -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     let is_possible = [CHROMIUM, FIREFOX, TURNSERVER].iter().all(|program| is_installed(program));
     is_possible.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// What such a report must not have: the user names and passwords of TURN, and tokens.
+/// Patterns that a report must not contain: TURN user names and passwords, and tokens.
 const SECRETS: &str = r"/\d{9,}:[0-9a-f]{16}|[A-Za-z0-9+\/]{27}=|eyJ/";
 
-/// What the page says, line by line, when all is tested but camera and microphone.
-struct Said(Value);
+/// The results of the page, line by line, without camera and microphone.
+struct Report(Value);
 
-impl Said {
-    /// Opens the page in some browsers at the same time.
+impl Report {
+    /// Opens the page in several browsers in parallel.
     #[track_caller]
-    fn by(browsers: [&mut dyn Browser; 2], url: &str) -> [Said; 2] {
+    fn by(browsers: [&mut dyn Browser; 2], url: &str) -> [Report; 2] {
         let mut browsers = browsers;
         for browser in &mut browsers {
             browser.open(url);
         }
-        browsers.map(|browser| Said::now(browser))
+        browsers.map(|browser| Report::now(browser))
     }
 
-    /// Waits until the page is done.
+    /// Waits until the page has finished its checks.
     #[track_caller]
-    fn now(browser: &mut dyn Browser) -> Said {
+    fn now(browser: &mut dyn Browser) -> Report {
         let began = Instant::now();
         while browser.eval("document.querySelector('#status').dataset.state") == "waiting" {
-            assert!(began.elapsed() < GIVE_UP, "{}", browser.eval("document.body.innerText"));
+            assert!(began.elapsed() < WAIT_TIMEOUT, "{}", browser.eval("document.body.innerText"));
             sleep(Duration::from_millis(50));
         }
-        browser.is_content();
-        let said = browser.eval(
+        browser.assert_no_errors();
+        let results = browser.eval(
             "Object.fromEntries([...document.querySelectorAll('#lines > li')].map((it) => [it.id, [it.dataset.state,
             ...['.title', '.words'].map((part) => it.querySelector(part).textContent)]]))",
         );
-        let said = said.as_object().unwrap();
-        // The report has all of it, and nothing that nobody may know.
+        let results = results.as_object().unwrap();
+        // The report contains all results and no secret.
         let report = browser.eval("document.querySelector('#report').value");
         let report = report.as_str().unwrap();
-        for (id, line) in said {
+        for (id, line) in results {
             let [state, title, words] = [0, 1, 2].map(|i| line[i].as_str().unwrap());
             let colon = if words.is_empty() { "" } else { ": " };
             let line = format!("[{state}] {title}{colon}{words}");
             assert!(report.lines().any(|it| it == line), "{id}: {line}\n{report}");
         }
-        assert_eq!(report.lines().filter(|line| line.starts_with('[')).count(), said.len(), "{report}");
+        assert_eq!(report.lines().filter(|line| line.starts_with('[')).count(), results.len(), "{report}");
         assert_eq!(browser.eval(&format!("{SECRETS}.test(document.querySelector('#report').value)")), false);
         assert_eq!(browser.eval(&format!("{SECRETS}.test(document.body.innerText)")), false);
-        Said(said.clone().into())
+        Report(results.clone().into())
     }
 
-    /// In which state a line is, and something that it says.
+    /// Asserts the state of a line and a part of its text.
     #[track_caller]
     fn has(&self, id: &str, state: &str, words: &str) {
         let line = &self.0[id];
@@ -82,7 +82,7 @@ impl Said {
         assert!(line[2].as_str().unwrap().contains(words), "{id}: {words}: {:#}", self.0);
     }
 
-    /// That there is no line but these.
+    /// Asserts that the report has exactly these lines.
     #[track_caller]
     fn has_only(&self, others: &[&str]) {
         let known = ["https", "websocket", "rooms", "idle", "clock", "servers", "relay", "devices"];
@@ -94,8 +94,8 @@ impl Said {
     }
 }
 
-/// A server that hands out a STUN and a TURN server at this port, with passwords by this secret.
-fn handing_out(home: &Path, secret: &str, port: u16, query: &str) -> Running {
+/// Starts a server that hands out a STUN and a TURN server at this port, with credentials of this secret.
+fn start_server_with_turn(home: &Path, secret: &str, port: u16, query: &str) -> Running {
     let file = home.join("secret");
     std::fs::write(&file, secret).unwrap();
     run(&format!(
@@ -116,124 +116,124 @@ fn browsers() -> (Chromium, Firefox) {
 }
 
 #[test]
-fn where_all_is_right_it_says_so() {
-    let Some(_turn) = turn() else { return };
+fn correct_deployment_passes_all_checks() {
+    let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
-    let server = handing_out(&coturn.home, "open-sesame", port, "");
+    let server = start_server_with_turn(&coturn.home, "open-sesame", port, "");
     chromium.focus();
     for browser in [&mut chromium as &mut dyn Browser, &mut firefox] {
         browser.open(&url(&server));
-        browser.until(
+        browser.wait_until(
             "/^Still waiting: it must live for 3 s/.test(document.querySelector('#idle .words').textContent)",
         );
-        let said = Said::now(browser);
-        said.has_only(&["stun-0", "turn-udp-1", "turn-tcp-1"]);
-        said.has("https", "ok", "From elsewhere it is");
-        said.has("websocket", "ok", "below /ws");
-        said.has("rooms", "ok", "saw the other leave");
-        said.has("idle", "ok", "silent for 3 s");
-        said.has("clock", "ok", "agree");
-        said.has("servers", "ok", &format!("stun:127.0.0.1:{port}, turn:127.0.0.1:{port}"));
-        // On one machine both addresses are the same, and browsers keep one.
-        said.has("stun-0", "warning", "not behind a NAT");
-        said.has("turn-udp-1", "ok", "Credentials accepted.");
+        let results = Report::now(browser);
+        results.has_only(&["stun-0", "turn-udp-1", "turn-tcp-1"]);
+        results.has("https", "ok", "From elsewhere it is");
+        results.has("websocket", "ok", "below /ws");
+        results.has("rooms", "ok", "saw the other leave");
+        results.has("idle", "ok", "silent for 3 s");
+        results.has("clock", "ok", "agree");
+        results.has("servers", "ok", &format!("stun:127.0.0.1:{port}, turn:127.0.0.1:{port}"));
+        // On one machine both addresses are equal, and browsers keep one of them.
+        results.has("stun-0", "warning", "not behind a NAT");
+        results.has("turn-udp-1", "ok", "Credentials accepted.");
         let hint = format!("add --ice-server turn:127.0.0.1:{port}?transport=tcp");
-        said.has("turn-tcp-1", "ok", &hint);
-        said.has("relay", "ok", "ms there and back");
+        results.has("turn-tcp-1", "ok", &hint);
+        results.has("relay", "ok", "ms there and back");
         let numbers = r"/^\d+\.\d ms .*, (\d+\.\d) Mbit\/s\.$/.exec(document.querySelector('#relay .words').textContent)";
-        browser.until(&format!("Number(({numbers})?.[1]) > 0.5"));
-        browser.until("document.querySelector('#status').textContent.startsWith('It works, but')");
-        said.has("devices", "waiting", "will ask");
+        browser.wait_until(&format!("Number(({numbers})?.[1]) > 0.5"));
+        browser.wait_until("document.querySelector('#status').textContent.startsWith('It works, but')");
+        results.has("devices", "waiting", "will ask");
         browser.eval("document.querySelector('#devices button').click()");
-        browser.until("document.querySelector('#devices').dataset.state === 'ok'");
-        let said = Said::now(browser);
-        said.has("devices", "ok", "camera “");
-        said.has("devices", "ok", "microphone “");
+        browser.wait_until("document.querySelector('#devices').dataset.state === 'ok'");
+        let results = Report::now(browser);
+        results.has("devices", "ok", "camera “");
+        results.has("devices", "ok", "microphone “");
         browser.eval("document.querySelector('#copy').click()");
-        browser.until("document.querySelector('#copy').textContent === 'Report copied'");
-        browser.is_content();
+        browser.wait_until("document.querySelector('#copy').textContent === 'Report copied'");
+        browser.assert_no_errors();
     }
     if let Some(axe) = axe() {
-        judge(&mut chromium, &axe);
+        assert_accessible(&mut chromium, &axe);
     }
     for colors in ["light", "dark"] {
         chromium.resize(320, 900, colors);
         assert_eq!(chromium.eval("document.documentElement.scrollWidth <= 320"), true);
         if let Some(folder) = std::env::var_os("TEST_LOOKS") {
-            std::fs::write(Path::new(&folder).join(format!("check-{colors}.png")), chromium.picture())
+            std::fs::write(Path::new(&folder).join(format!("check-{colors}.png")), chromium.screenshot())
                 .unwrap();
         }
     }
-    // What is looked for in the report is what the page was told.
-    let told = "await new Promise((resolve) => {
+    // The secrets that the report must not contain are those of the page.
+    let servers = "await new Promise((resolve) => {
         const socket = new WebSocket(location.href.replace(/^http(.*)check.*/, 'ws$1ws/tea'));
         socket.onopen = () => socket.send('{\"type\":\"join\",\"id\":\"A\"}');
         socket.onmessage = ({ data }) => resolve(JSON.parse(data).iceServers[1]);
     })";
-    let Value::Object(told) = firefox.eval(told) else { panic!("no servers") };
+    let Value::Object(servers) = firefox.eval(servers) else { panic!("no servers") };
     for secret in ["username", "credential"] {
-        assert_eq!(firefox.eval(&format!("{SECRETS}.test({})", told[secret])), true, "{secret}");
+        assert_eq!(firefox.eval(&format!("{SECRETS}.test({})", servers[secret])), true, "{secret}");
     }
-    // Somebody who is behind a NAT.
+    // A client behind a NAT.
     let stun = stun();
     let (server, _stderr) = run(&format!(r#"exec "$0" --ice-server stun:{stun}"#));
-    for said in Said::by([&mut chromium, &mut firefox], &url(&server)) {
-        said.has_only(&["stun-0"]);
-        said.has("stun-0", "ok", "from which address we come");
-        said.has("relay", "skipped", "No TURN server is handed out");
+    for results in Report::by([&mut chromium, &mut firefox], &url(&server)) {
+        results.has_only(&["stun-0"]);
+        results.has("stun-0", "ok", "from which address we come");
+        results.has("relay", "skipped", "No TURN server is handed out");
     }
-    // Over tcp alone, as it is handed out.
-    let server = handing_out(&coturn.home, "open-sesame", port, "?transport=tcp");
-    for said in Said::by([&mut chromium, &mut firefox], &url(&server)) {
-        said.has_only(&["stun-0", "turn-tcp-1"]);
-        said.has("turn-tcp-1", "ok", "Credentials accepted.");
-        said.has("relay", "ok", "ms there and back");
+    // Only over TCP, as it is handed out.
+    let server = start_server_with_turn(&coturn.home, "open-sesame", port, "?transport=tcp");
+    for results in Report::by([&mut chromium, &mut firefox], &url(&server)) {
+        results.has_only(&["stun-0", "turn-tcp-1"]);
+        results.has("turn-tcp-1", "ok", "Credentials accepted.");
+        results.has("relay", "ok", "ms there and back");
     }
 }
 
 #[test]
-fn a_turn_server_that_refuses_or_is_not_there_is_told_apart() {
-    let Some(_turn) = turn() else { return };
+fn rejecting_and_unreachable_turn_servers_are_distinguished() {
+    let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let mut both = |home: &Path, secret: &str, port: u16| {
-        Said::by([&mut chromium, &mut firefox], &url(&handing_out(home, secret, port, "")))
+        Report::by([&mut chromium, &mut firefox], &url(&start_server_with_turn(home, secret, port, "")))
     };
     let (coturn, port) = coturn("open-sesame");
-    for said in both(&coturn.home, "open-barley", port) {
-        said.has("websocket", "ok", "");
+    for results in both(&coturn.home, "open-barley", port) {
+        results.has("websocket", "ok", "");
         for id in ["turn-udp-1", "turn-tcp-1"] {
-            said.has(id, "failed", "401, the password is refused");
-            said.has(id, "failed", "static-auth-secret must be");
-            said.has(id, "failed", "realm");
+            results.has(id, "failed", "401, the password is refused");
+            results.has(id, "failed", "static-auth-secret must be");
+            results.has(id, "failed", "realm");
         }
-        said.has("stun-0", "warning", "not behind a NAT");
-        said.has("relay", "skipped", "No TURN server that is handed out works");
+        results.has("stun-0", "warning", "not behind a NAT");
+        results.has("relay", "skipped", "No TURN server that is handed out works");
     }
     let (coturn, port) = coturn_with("open-sesame", "--no-tls", "realm=");
     let [in_chromium, in_firefox] = both(&coturn.home, "open-sesame", port);
-    // Chromium does not take a realm that is empty.
+    // Chromium does not accept an empty realm.
     in_chromium.has("turn-udp-1", "failed", "has a TURN server its realm");
     in_chromium.has("relay", "skipped", "No TURN server that is handed out works");
     in_firefox.has("turn-udp-1", "ok", "Credentials accepted.");
     in_firefox.has("relay", "ok", "ms there and back");
-    // Taken by nobody, and kept so.
+    // A port that stays unused.
     let nobody = free_port();
     let [in_chromium, in_firefox] = both(&coturn.home, "open-sesame", nobody);
-    for said in [&in_chromium, &in_firefox] {
-        said.has("stun-0", "failed", "Unreachable (browsers say 701, or nothing)");
-        said.has("turn-udp-1", "failed", "Unreachable (browsers say 701, or nothing)");
-        said.has("turn-udp-1", "failed", "3478 udp and tcp");
-        // Nobody was told of it.
-        said.has("turn-tcp-1", "warning", "Unreachable (browsers say 701, or nothing)");
-        said.has("relay", "skipped", "No TURN server that is handed out works");
-        said.has("clock", "ok", "agree");
+    for results in [&in_chromium, &in_firefox] {
+        results.has("stun-0", "failed", "Unreachable (browsers say 701, or nothing)");
+        results.has("turn-udp-1", "failed", "Unreachable (browsers say 701, or nothing)");
+        results.has("turn-udp-1", "failed", "3478 udp and tcp");
+        // Nothing was handed out for it.
+        results.has("turn-tcp-1", "warning", "Unreachable (browsers say 701, or nothing)");
+        results.has("relay", "skipped", "No TURN server that is handed out works");
+        results.has("clock", "ok", "agree");
     }
 }
 
 #[test]
-fn over_tls_the_certificate_counts() {
-    let Some(_turn) = turn().filter(|_| is_installed(tls::OPENSSL)) else { return };
+fn untrusted_turn_certificate_is_reported() {
+    let Some(_lock) = lock_browsers().filter(|_| is_installed(tls::OPENSSL)) else { return };
     let port = free_port();
     let (coturn, _) = coturn_over_tls("open-sesame", port);
     let secret = coturn.home.join("secret");
@@ -244,67 +244,67 @@ fn over_tls_the_certificate_counts() {
         secret.display()
     ));
     let (mut stranger, mut firefox) = browsers();
-    for said in Said::by([&mut stranger, &mut firefox], &url(&server)) {
-        said.has_only(&["turn-tls-0"]);
-        said.has("turn-tls-0", "failed", "a certificate for this name that browsers trust");
-        said.has("relay", "skipped", "No TURN server that is handed out works");
+    for results in Report::by([&mut stranger, &mut firefox], &url(&server)) {
+        results.has_only(&["turn-tls-0"]);
+        results.has("turn-tls-0", "failed", "a certificate for this name that browsers trust");
+        results.has("relay", "skipped", "No TURN server that is handed out works");
     }
     stranger.kill();
-    let mut chromium = Chromium::trusting(&tls::hash(&coturn.home));
+    let mut chromium = Chromium::start_trusting(&tls::hash(&coturn.home));
     chromium.open(&url(&server));
-    let said = Said::now(&mut chromium);
-    said.has_only(&["turn-tls-0"]);
-    said.has("turn-tls-0", "ok", "Credentials accepted.");
-    said.has("relay", "ok", "ms there and back");
+    let results = Report::now(&mut chromium);
+    results.has_only(&["turn-tls-0"]);
+    results.has("turn-tls-0", "ok", "Credentials accepted.");
+    results.has("relay", "ok", "ms there and back");
 }
 
 #[test]
-fn a_proxy_that_cuts_or_does_not_pass_on_is_seen() {
-    let Some(_turn) = turn() else { return };
+fn proxy_faults_are_reported() {
+    let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (server, _stderr) = run(r#"exec "$0""#);
-    let wire = Wire::to(server.address);
+    let proxy = FaultProxy::new(server.address);
     for browser in [&mut chromium as &mut dyn Browser, &mut firefox] {
-        browser.open(&format!("http://{}/check?idle=20", wire.address));
-        browser.until("document.querySelector('#idle .words').textContent.startsWith('Still')");
+        browser.open(&format!("http://{}/check?idle=20", proxy.address));
+        browser.wait_until("document.querySelector('#idle .words').textContent.startsWith('Still')");
         sleep(Duration::from_secs(2));
-        wire.cut();
-        let said = Said::now(browser);
-        said.has_only(&[]);
-        said.has("rooms", "ok", "");
-        let words = said.0["idle"][2].as_str().unwrap();
+        proxy.cut_connections();
+        let results = Report::now(browser);
+        results.has_only(&[]);
+        results.has("rooms", "ok", "");
+        let words = results.0["idle"][2].as_str().unwrap();
         let (lived, _) =
             words.strip_prefix("It was cut after ").unwrap().split_once(" s (1006)").expect(words);
         assert!(["2", "3"].contains(&lived), "{words}");
-        said.has("idle", "failed", &format!("most likely the proxy has a timeout of {lived} s"));
-        said.has("servers", "warning", "--ice-server stun:");
-        said.has("clock", "skipped", "Not needed");
-        said.has("relay", "skipped", "--turn-secret-file");
+        results.has("idle", "failed", &format!("most likely the proxy has a timeout of {lived} s"));
+        results.has("servers", "warning", "--ice-server stun:");
+        results.has("clock", "skipped", "Not needed");
+        results.has("relay", "skipped", "--turn-secret-file");
     }
-    // The server goes.
+    // The server stops.
     chromium.open(&format!("http://{}/check?idle=20", server.address));
-    chromium.until("document.querySelector('#idle .words').textContent.startsWith('Still')");
+    chromium.wait_until("document.querySelector('#idle .words').textContent.startsWith('Still')");
     server.signal(Signal::SIGTERM);
-    Said::now(&mut chromium).has("idle", "failed", "with 1001: the server or the proxy was stopped");
-    let page = serve(&[("/check", include_str!("../src/check.html"))]);
-    for said in Said::by([&mut chromium, &mut firefox], &format!("http://{page}/check")) {
-        said.has("websocket", "failed", "What answers below /ws is not noroshi (404)");
+    Report::now(&mut chromium).has("idle", "failed", "with 1001: the server or the proxy was stopped");
+    let page = serve(&[("/check", include_str!("../src/web/check.html"))]);
+    for results in Report::by([&mut chromium, &mut firefox], &format!("http://{page}/check")) {
+        results.has("websocket", "failed", "What answers below /ws is not noroshi (404)");
         for id in ["rooms", "idle", "clock", "servers", "relay"] {
-            said.has(id, "skipped", "Needs a WebSocket");
+            results.has(id, "skipped", "Needs a WebSocket");
         }
     }
-    // Every name is this machine for Firefox, and no browser trusts a name without TLS.
+    // Firefox resolves every name to this machine. Browsers treat a plain-HTTP name as insecure.
     let (server, _stderr) = run(r#"exec "$0""#);
     firefox.open(&format!("http://noroshi.example:{}/check?idle=3", server.address.port()));
-    let said = Said::now(&mut firefox);
-    said.has("https", "failed", "put a proxy that speaks TLS in front");
-    said.has("devices", "failed", "on https pages");
-    said.has("websocket", "ok", "");
+    let results = Report::now(&mut firefox);
+    results.has("https", "failed", "put a proxy that speaks TLS in front");
+    results.has("devices", "failed", "on https pages");
+    results.has("websocket", "ok", "");
 }
 
 #[test]
-fn a_clock_that_is_wrong_is_seen() {
-    let Some(_turn) = turn() else { return };
+fn wrong_clock_is_reported() {
+    let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
     std::fs::write(coturn.home.join("secret"), "open-sesame").unwrap();
@@ -318,8 +318,8 @@ fn a_clock_that_is_wrong_is_seen() {
         ("+ 400", "warning", "s behind this device"),
         ("- 400", "warning", "s ahead of this device"),
     ] {
-        // The page as it is, but for the time, and so of another origin.
-        let mut page = include_str!("../src/check.html").to_owned();
+        // The original page with a changed clock, from another origin.
+        let mut page = include_str!("../src/web/check.html").to_owned();
         for (from, to) in [
             ("new URL(\"ws\", location.href)", format!("new URL(\"http://{}/ws\")", server.address)),
             ("Date.now() / 1000", format!("(Date.now() / 1000 {shift})")),
@@ -328,15 +328,15 @@ fn a_clock_that_is_wrong_is_seen() {
             page = page.replace(from, &to);
         }
         let page = serve(&[("/check", &page)]);
-        for said in Said::by([&mut chromium, &mut firefox], &format!("http://{page}/check?idle=1")) {
-            said.has("clock", state, words);
+        for results in Report::by([&mut chromium, &mut firefox], &format!("http://{page}/check?idle=1")) {
+            results.has("clock", state, words);
         }
     }
 }
 
 #[test]
-fn where_a_token_is_needed_it_says_how_to_get_one_and_keeps_it_to_itself() {
-    let Some(_turn) = turn() else { return };
+fn missing_token_is_explained_and_tokens_are_not_reported() {
+    let Some(_lock) = lock_browsers() else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
     let [turn, tokens] = ["turn", "tokens"].map(|name| coturn.home.join(name));
@@ -358,40 +358,40 @@ fn where_a_token_is_needed_it_says_how_to_get_one_and_keeps_it_to_itself() {
         String::from_utf8(minted.stdout).unwrap().trim().to_owned()
     };
     let mut both = |name: &str, token: &str| {
-        // Another name each time, or only the fragment would change.
+        // The name differs each time, because a change of the fragment alone does not reload the page.
         let url = format!("http://{}/check?idle=1&{name}#token={token}", server.address);
-        Said::by([&mut chromium, &mut firefox], &url)
+        Report::by([&mut chromium, &mut firefox], &url)
     };
-    for said in both("missing", "") {
-        said.has("websocket", "failed", "there is none in this address");
-        said.has("websocket", "failed", "noroshi token --secret-file");
+    for results in both("missing", "") {
+        results.has("websocket", "failed", "there is none in this address");
+        results.has("websocket", "failed", "noroshi token --secret-file");
     }
-    for said in both("bad", "eyJ.e30.x") {
-        said.has("websocket", "failed", "this one is not good");
+    for results in both("bad", "eyJ.e30.x") {
+        results.has("websocket", "failed", "this one is not good");
     }
-    for said in both("any", &mint(&["--ttl", "9h"])) {
-        said.has("rooms", "ok", "");
-        said.has("clock", "ok", "agree");
-        said.has("relay", "ok", "");
+    for results in both("any", &mint(&["--ttl", "9h"])) {
+        results.has("rooms", "ok", "");
+        results.has("clock", "ok", "agree");
+        results.has("relay", "ok", "");
     }
-    for said in both("one", &mint(&["--ttl", "1h", "--room-prefix", "tea-", "--id", "日"])) {
-        said.has("websocket", "ok", "");
-        said.has("rooms", "skipped", "is for one id");
-        said.has("idle", "ok", "");
-        said.has("clock", "skipped", "good for 8 hours");
-        said.has("turn-udp-0", "ok", "");
+    for results in both("one", &mint(&["--ttl", "1h", "--room-prefix", "tea-", "--id", "日"])) {
+        results.has("websocket", "ok", "");
+        results.has("rooms", "skipped", "is for one id");
+        results.has("idle", "ok", "");
+        results.has("clock", "skipped", "good for 8 hours");
+        results.has("turn-udp-0", "ok", "");
     }
-    // Whoever has that id there keeps it.
+    // The current holder keeps its id.
     let taken = mint(&["--ttl", "1h", "--room", "tea", "--id", "Aoi"]);
-    let mut aoi = Client::connect(server.address).upgraded(&format!("tea?token={taken}")).registered("Aoi");
-    for said in both("taken", &taken) {
-        said.has("websocket", "warning", "for one id in one room");
-        said.has_only(&[]);
-        said.has("relay", "skipped", "without “sub”");
+    let mut aoi = Client::connect(server.address).upgrade(&format!("tea?token={taken}")).register("Aoi");
+    for results in both("taken", &taken) {
+        results.has("websocket", "warning", "for one id in one room");
+        results.has_only(&[]);
+        results.has("relay", "skipped", "without “sub”");
     }
-    assert!(aoi.settle().is_empty());
-    for said in both("room", &mint(&["--ttl", "1h", "--room", "tea"])) {
-        said.has("rooms", "ok", "");
-        assert_eq!(said.0["websocket"], json!(["ok", "WebSocket", "It opens, below /ws."]));
+    assert!(aoi.sync().is_empty());
+    for results in both("room", &mint(&["--ttl", "1h", "--room", "tea"])) {
+        results.has("rooms", "ok", "");
+        assert_eq!(results.0["websocket"], json!(["ok", "WebSocket", "It opens, below /ws."]));
     }
 }

@@ -1,4 +1,5 @@
-//! Three nodes behind HAProxy as the README has it: whoever should meet meets, whatever becomes of the nodes.
+//! Three nodes behind HAProxy with the README's configuration. Peers of a room reach the same node, also when nodes
+//! stop and return.
 
 mod common;
 
@@ -18,17 +19,17 @@ use serde_json::{Value, json};
 use tungstenite::{Error, Message, WebSocket};
 
 const HAPROXY: &str = "/usr/sbin/haproxy";
-/// After so long, who should meet does not.
-const GIVE_UP: Duration = Duration::from_secs(60);
-/// The balancer asks every second, and believes the second answer.
-const NOTICED: Duration = Duration::from_millis(2500);
+/// Time after which missing connections between peers fail the test.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// HAProxy checks every second, and two results change a node's state.
+const DETECTION_TIME: Duration = Duration::from_millis(2500);
 
-/// One cluster at a time: they choose their ports before they have them.
+/// Ports are chosen before they are bound, so one cluster runs at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
 struct Cluster {
     ports: [u16; 3],
-    /// `None`: it is down.
+    /// `None` while the node is down.
     nodes: [Option<Running>; 3],
     balancer: Program,
     address: SocketAddr,
@@ -37,7 +38,8 @@ struct Cluster {
 impl Cluster {
     fn start() -> Cluster {
         let ports = [(); 3].map(|()| free_port());
-        let (port, peers) = (free_port(), free_port());
+        let port = free_port();
+        let peers = free_port();
         let nodes = ports.map(|port| Some(node(port)));
         let balancer = Program::start_after(HAPROXY, "-W -f haproxy.cfg", |home| {
             let mut text = block("balance uri path-only");
@@ -54,7 +56,7 @@ impl Cluster {
             std::fs::write(home.join("haproxy.cfg"), text).unwrap();
         });
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        balancer.until("the balancer", || TcpStream::connect(address).ok());
+        balancer.wait_until("the balancer", || TcpStream::connect(address).ok());
         Cluster { ports, nodes, balancer, address }
     }
 
@@ -71,23 +73,24 @@ fn node(port: u16) -> Running {
     run(&format!(r#"exec "$0" -l 127.0.0.1:{port} --drain 12 --log error"#)).0
 }
 
-/// A peer that does what the library does: it comes back when it is cut.
+/// A peer that reconnects as the library does.
 struct Member {
     room: String,
     id: String,
     socket: Option<WebSocket<TcpStream>>,
     again_at: Instant,
-    /// How often it came.
+    /// How many times it has connected.
     came: u32,
-    /// Those who are there, as far as it has heard.
+    /// Members of the room, as far as it has received.
     others: BTreeSet<String>,
-    said: u32,
-    heard: BTreeSet<(String, u64)>,
+    messages_sent: u32,
+    received: BTreeSet<(String, u64)>,
 }
 
 impl Member {
     fn new(room: &str, id: &str) -> Member {
-        let (others, heard) = (BTreeSet::new(), BTreeSet::new());
+        let others = BTreeSet::new();
+        let received = BTreeSet::new();
         Member {
             room: room.to_owned(),
             id: id.to_owned(),
@@ -95,8 +98,8 @@ impl Member {
             again_at: Instant::now(),
             came: 0,
             others,
-            said: 0,
-            heard,
+            messages_sent: 0,
+            received,
         }
     }
 
@@ -111,15 +114,15 @@ impl Member {
         Some(socket)
     }
 
-    /// Hears what there is, or comes back.
-    fn turn(&mut self, address: SocketAddr) {
+    /// Reads all available messages, or reconnects.
+    fn run_step(&mut self, address: SocketAddr) {
         if self.socket.is_none() && self.again_at <= Instant::now() {
             self.socket = self.open(address);
         }
         let mut is_lost = false;
         while let Some(socket) = &mut self.socket {
             match socket.read() {
-                Ok(Message::Text(text)) => self.hear(&serde_json::from_str(&text).unwrap()),
+                Ok(Message::Text(text)) => self.receive(&serde_json::from_str(&text).unwrap()),
                 Ok(Message::Close(_)) => is_lost = true,
                 Ok(_) => {}
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => break,
@@ -130,8 +133,8 @@ impl Member {
             }
         }
         if is_lost || self.socket.is_none() {
-            // Not all at once: as the library, between half and one and a half of a pause.
-            let pause = 125 + u64::from(self.came + self.said) * 97 % 250;
+            // Randomized like the library's pause, between half and one and a half of it.
+            let pause = 125 + u64::from(self.came + self.messages_sent) * 97 % 250;
             if is_lost || self.again_at <= Instant::now() {
                 self.again_at = Instant::now() + Duration::from_millis(pause);
             }
@@ -140,7 +143,7 @@ impl Member {
         }
     }
 
-    fn hear(&mut self, message: &Value) {
+    fn receive(&mut self, message: &Value) {
         let id = message["id"].as_str().map(str::to_owned);
         match message["type"].as_str().unwrap() {
             "joined" => {
@@ -150,26 +153,29 @@ impl Member {
             "peerJoined" => _ = self.others.insert(id.unwrap()),
             "peerLeft" => _ = self.others.remove(&id.unwrap()),
             "candidate" => {
-                let said: Value = serde_json::from_str(message["candidate"].as_str().unwrap()).unwrap();
-                assert_eq!(said["room"], *self.room, "it is for the right room");
-                assert!(self.heard.insert((id.unwrap(), said["n"].as_u64().unwrap())), "it is heard once");
+                let candidate: Value = serde_json::from_str(message["candidate"].as_str().unwrap()).unwrap();
+                assert_eq!(candidate["room"], *self.room, "the candidate is for this room");
+                assert!(
+                    self.received.insert((id.unwrap(), candidate["n"].as_u64().unwrap())),
+                    "each candidate arrives once"
+                );
             }
-            // Who is named has just gone.
+            // The target has just left.
             "error" => {}
             other => panic!("{other}"),
         }
     }
 
-    /// Says something to each.
-    fn say(&mut self) {
-        self.said += 1;
-        let candidate = json!({"room": self.room, "n": self.said});
+    /// Sends a candidate to each other member.
+    fn send_candidates(&mut self) {
+        self.messages_sent += 1;
+        let candidate = json!({"room": self.room, "n": self.messages_sent});
         for target in &self.others {
-            let said =
+            let candidate =
                 json!({"type": "candidateAdd", "id": self.id, "target_id": target, "candidate": candidate});
             if let Some(socket) = &mut self.socket {
-                // Its end is seen by the next read.
-                let _ = socket.send(Message::text(said.to_string()));
+                // The next read reports the end of the connection.
+                let _ = socket.send(Message::text(candidate.to_string()));
             }
         }
     }
@@ -177,31 +183,31 @@ impl Member {
 
 const ROOMS: usize = 100;
 
-/// The members go on, and talk, until something is so. Returns how long that took.
+/// Runs the members until a condition holds. Returns the elapsed time.
 #[track_caller]
-fn until(
+fn wait_until(
     members: &mut [Member],
     address: SocketAddr,
-    mut is_so: impl FnMut(&mut [Member]) -> bool,
+    mut condition: impl FnMut(&mut [Member]) -> bool,
 ) -> Duration {
     let began = Instant::now();
     loop {
         for member in &mut *members {
-            member.turn(address);
-            member.say();
+            member.run_step(address);
+            member.send_candidates();
         }
-        if is_so(members) {
+        if condition(members) {
             return began.elapsed();
         }
-        assert!(began.elapsed() < GIVE_UP, "who should meet does not");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "peers of a room have not connected");
         sleep(Duration::from_millis(50));
     }
 }
 
-/// Waits until each has met its partner, and nobody else.
+/// Waits until each member has exchanged candidates with its partner and nobody else.
 #[track_caller]
-fn meet(members: &mut [Member], address: SocketAddr) -> Duration {
-    until(members, address, |members| {
+fn wait_for_pairs(members: &mut [Member], address: SocketAddr) -> Duration {
+    wait_until(members, address, |members| {
         members.iter().all(|member| {
             let partner = if member.id == "a" { "b" } else { "a" };
             member.socket.is_some() && member.others.iter().eq([partner])
@@ -209,26 +215,26 @@ fn meet(members: &mut [Member], address: SocketAddr) -> Duration {
     })
 }
 
-/// Somebody else comes into each room, sees both, and goes.
+/// Connects a guest to each room, which sees both members and leaves.
 #[track_caller]
-fn visit(members: &mut [Member], address: SocketAddr) {
-    meet(members, address);
+fn connect_guests(members: &mut [Member], address: SocketAddr) {
+    wait_for_pairs(members, address);
     let mut guests: Vec<Member> =
         (0..ROOMS).map(|room| Member::new(&format!("room-{room}"), "guest")).collect();
     let began = Instant::now();
     while guests.iter().any(|guest| guest.others.len() < 2) {
-        members.iter_mut().chain(&mut guests).for_each(|member| member.turn(address));
+        members.iter_mut().chain(&mut guests).for_each(|member| member.run_step(address));
         let apart = guests.iter().filter(|guest| guest.others.len() < 2).count();
-        assert!(began.elapsed() < GIVE_UP, "{apart} do not see both who are there");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "{apart} do not see both members");
         sleep(Duration::from_millis(20));
     }
-    assert!(guests.iter().all(|guest| guest.came == 1), "they see both at once");
+    assert!(guests.iter().all(|guest| guest.came == 1), "guests see both members immediately");
     drop(guests);
-    meet(members, address);
+    wait_for_pairs(members, address);
 }
 
 #[test]
-fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
+fn peers_of_a_room_meet_when_nodes_stop_and_return() {
     if !is_installed(HAPROXY) {
         return;
     }
@@ -237,34 +243,35 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
     let address = cluster.address;
     let mut members: Vec<Member> =
         (0..ROOMS).flat_map(|room| ["a", "b"].map(|id| Member::new(&format!("room-{room}"), id))).collect();
-    println!("all meet in {:?}", meet(&mut members, address));
+    println!("all meet in {:?}", wait_for_pairs(&mut members, address));
     for node in cluster.nodes.iter().flatten() {
-        assert!(node.metric("rooms") > 10.0, "each node has its share");
+        assert!(node.metric("rooms") > 10.0, "each node has connections");
     }
-    visit(&mut members, address);
+    connect_guests(&mut members, address);
 
     cluster.kill(0);
-    let lost = until(&mut members, address, |members| members.iter().any(|member| member.socket.is_none()));
-    println!("killed: all meet again in {:?}", lost + meet(&mut members, address));
-    visit(&mut members, address);
+    let lost =
+        wait_until(&mut members, address, |members| members.iter().any(|member| member.socket.is_none()));
+    println!("killed: all meet again in {:?}", lost + wait_for_pairs(&mut members, address));
+    connect_guests(&mut members, address);
     cluster.restart(0);
-    until(&mut members, address, {
+    wait_until(&mut members, address, {
         let began = Instant::now();
-        move |_| began.elapsed() > NOTICED
+        move |_| began.elapsed() > DETECTION_TIME
     });
-    // The hash would have them on the node that is back, where nobody is.
-    visit(&mut members, address);
+    // With the hash alone, guests would reach the restarted node, where the room is empty.
+    connect_guests(&mut members, address);
 
     for number in 0..3 {
         let began = Instant::now();
         let came: u32 = members.iter().map(|member| member.came).sum();
         let node = cluster.nodes[number].as_mut().unwrap();
         node.signal(Signal::SIGTERM);
-        // The balancer knows it, and still takes those who are late to rooms that are there.
-        until(&mut members, address, |_| began.elapsed() > NOTICED);
-        visit(&mut members, address);
+        // HAProxy knows the node, and still forwards late peers to existing rooms.
+        wait_until(&mut members, address, |_| began.elapsed() > DETECTION_TIME);
+        connect_guests(&mut members, address);
         let mut code = None;
-        until(&mut members, address, |_| {
+        wait_until(&mut members, address, |_| {
             code = node.child.try_wait().unwrap();
             code.is_some()
         });
@@ -273,25 +280,25 @@ fn whoever_should_meet_meets_whatever_becomes_of_the_nodes() {
         println!("node {number} is drained in {:?}, {moved} have moved", began.elapsed());
         cluster.restart(number);
         let back = Instant::now();
-        until(&mut members, address, |_| back.elapsed() > NOTICED);
-        visit(&mut members, address);
+        wait_until(&mut members, address, |_| back.elapsed() > DETECTION_TIME);
+        connect_guests(&mut members, address);
     }
 
     cluster.balancer.signal(Signal::SIGUSR2);
     let began = Instant::now();
-    until(&mut members, address, |_| began.elapsed() > NOTICED);
-    // The new process knows where each room is, and the old one still carries those who were there.
-    visit(&mut members, address);
+    wait_until(&mut members, address, |_| began.elapsed() > DETECTION_TIME);
+    // The new process knows where each room is, and the old process still forwards the existing connections.
+    connect_guests(&mut members, address);
     println!("reloaded");
 
     drop(members);
-    eventually("nobody is left", || {
+    eventually("all connections are closed", || {
         cluster.nodes.iter().flatten().all(|node| node.metric("connections") + node.metric("rooms") == 0.0)
     });
 }
 
 #[test]
-fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
+fn rolling_restart_does_not_interrupt_connected_browsers() {
     if !is_installed(HAPROXY) || !is_installed(CHROMIUM) {
         return;
     }
@@ -299,14 +306,14 @@ fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
     let mut cluster = Cluster::start();
     let [mut first, mut second, mut third] = Chromium::start();
     let address = cluster.address;
-    let enter = |browser: &mut Chromium, name: &str| {
+    let open_page = |browser: &mut Chromium, name: &str| {
         browser.open(&format!("http://{address}/?room=tea&name={name}"));
-        browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+        browser.wait_until("document.querySelector('#status')?.dataset.state === 'online'");
     };
-    enter(&mut first, "first");
-    enter(&mut second, "second");
+    open_page(&mut first, "first");
+    open_page(&mut second, "second");
     for browser in [&mut first, &mut second] {
-        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+        browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
         browser.eval("window.connection = [...room.peers.values()][0].pc; window.came = window.offline = 0");
         browser.eval("room.addEventListener('offline', () => window.offline += 1)");
         browser.eval(
@@ -318,17 +325,18 @@ fn browsers_that_are_connected_do_not_notice_a_rolling_restart() {
         node.signal(Signal::SIGTERM);
         assert_eq!(node.code(), Some(0));
         cluster.nodes[number] = Some(self::node(cluster.ports[number]));
-        sleep(NOTICED);
+        sleep(DETECTION_TIME);
     }
-    // Whoever else comes meets both, who have the same connection as before.
-    enter(&mut third, "third");
-    third.until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
+    // A new peer connects to both, whose connection to each other is unchanged.
+    open_page(&mut third, "third");
+    third.wait_until("[...room.peers.values()].filter((peer) => peer.alive).length === 2");
     for browser in [&mut first, &mut second] {
-        browser.until("room.online && [...room.peers.values()].filter((peer) => peer.alive).length === 2");
+        browser
+            .wait_until("room.online && [...room.peers.values()].filter((peer) => peer.alive).length === 2");
         assert_eq!(browser.eval("[...room.peers.values()].some(({ pc }) => pc === window.connection)"), true);
         assert_eq!(browser.eval("window.connection.connectionState"), "connected");
         let seen = browser.eval("`came ${window.came}, was offline ${window.offline}`");
         assert_ne!(browser.eval("window.came"), 0, "its node was one of the three: {seen}");
-        browser.is_content();
+        browser.assert_no_errors();
     }
 }

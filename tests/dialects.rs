@@ -1,16 +1,16 @@
-//! The protocols of others, as far as their transcripts cannot show it: tokens, limits and time. For all of them at
-//! random, see `simulation.rs`.
+//! The other protocols, where transcripts are not enough: tokens, limits and timeouts. `simulation.rs` tests all of
+//! them with random input.
 
 mod common;
 
 use std::time::Duration;
 
-use common::memory::{Memory, left};
+use common::memory::{Memory, remaining_state};
 use common::sockets::Net;
-use common::transcript::{Heard, SECRET, Transcript, Wire};
+use common::transcript::{Received, SECRET, Transcript, Transport};
 use noroshi::config::{Config, Secret};
-use noroshi::http::Door;
-use noroshi::protocol::Dialect;
+use noroshi::http::ListenerKind;
+use noroshi::protocol::ProtocolId;
 use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
@@ -21,35 +21,35 @@ fn both(change: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-fn heard(wire: &mut dyn Wire, who: &str) -> Value {
-    match wire.next(who) {
-        Some(Heard::Text(text)) => serde_json::from_str(&text).unwrap(),
-        other => panic!("{who} heard {other:?}"),
+fn receive_json(transport: &mut dyn Transport, peer: &str) -> Value {
+    match transport.next_received(peer) {
+        Some(Received::Text(text)) => serde_json::from_str(&text).unwrap(),
+        other => panic!("{peer} received {other:?}"),
     }
 }
 
-fn register(wire: &mut dyn Wire, who: &str, more: Value) -> Value {
-    wire.open_at(who, "/signaling");
-    let mut message = json!({"type": "register", "roomId": "tea", "clientId": who});
+fn register(transport: &mut dyn Transport, peer: &str, more: Value) -> Value {
+    transport.open_at(peer, "/signaling");
+    let mut message = json!({"type": "register", "roomId": "tea", "clientId": peer});
     message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    wire.say(who, message.to_string().as_bytes(), false);
-    heard(wire, who)
+    transport.send(peer, message.to_string().as_bytes(), false);
+    receive_json(transport, peer)
 }
 
 #[test]
-fn all_protocols_are_on_one_port_and_their_rooms_do_not_meet() {
+fn protocols_share_a_port_and_have_separate_rooms() {
     let mut net = Box::new(Net::new(&both(|_| ())));
     net.open("ours", "tea");
-    Wire::say(&mut *net, "ours", br#"{"type":"join","id":"ours"}"#, false);
-    assert_eq!(heard(&mut *net, "ours")["peers"], json!([]));
+    Transport::send(&mut *net, "ours", br#"{"type":"join","id":"ours"}"#, false);
+    assert_eq!(receive_json(&mut *net, "ours")["peers"], json!([]));
     net.open_at("game", "/tea");
-    assert!(heard(&mut *net, "game")["IdAssigned"].is_string());
+    assert!(receive_json(&mut *net, "game")["IdAssigned"].is_string());
     assert_eq!(register(&mut *net, "board", json!({}))["isExistUser"], false);
-    // At the top is a room of matchbox, for who asks for a WebSocket; for all others there is the page.
+    // `/` is a matchbox room for WebSocket requests and the page for all others.
     net.open_at("top", "/");
-    assert!(heard(&mut *net, "top")["IdAssigned"].is_string());
+    assert!(receive_json(&mut *net, "top")["IdAssigned"].is_string());
     assert_eq!(net.status("/noroshi.js", false), Some(200));
-    assert!(net.ask(Door::Main, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").contains("<!doctype html>"));
+    assert!(net.request(ListenerKind::Main, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").contains("<!doctype html>"));
     for (path, is_upgrade, status) in [
         ("/healthz", true, 200),
         ("/health", true, 200),
@@ -63,16 +63,16 @@ fn all_protocols_are_on_one_port_and_their_rooms_do_not_meet() {
     }
     let counts = net
         .server
-        .gate()
+        .dispatcher()
         .each()
         .map(|(dialect, protocol)| (dialect, protocol.counts(std::time::Duration::ZERO).peers));
     let counts: Vec<_> = counts.collect();
-    assert_eq!(counts, [(Dialect::Noroshi, 1), (Dialect::Ayame, 1), (Dialect::Matchbox, 2)]);
+    assert_eq!(counts, [(ProtocolId::Noroshi, 1), (ProtocolId::Ayame, 1), (ProtocolId::Matchbox, 2)]);
     net.finish();
 }
 
 #[test]
-fn without_their_flags_they_are_not_there() {
+fn protocols_are_disabled_without_their_flags() {
     let mut net = Box::new(Net::new(&Config::default()));
     for (path, status) in [("/signaling", 404), ("/tea", 404), ("/.ok", 404), ("/health", 404)] {
         assert_eq!(net.status(path, true), Some(status), "{path}");
@@ -80,11 +80,11 @@ fn without_their_flags_they_are_not_there() {
     net.finish();
     let matchbox = Some("/games".to_owned());
     let mut net = Box::new(Net::new(&Config { matchbox, page: false, ..Config::default() }));
-    for (who, path) in [("a", "/games"), ("b", "/games/"), ("c", "/games/tea")] {
-        net.open_at(who, path);
-        assert!(heard(&mut *net, who)["IdAssigned"].is_string());
+    for (peer, path) in [("a", "/games"), ("b", "/games/"), ("c", "/games/tea")] {
+        net.open_at(peer, path);
+        assert!(receive_json(&mut *net, peer)["IdAssigned"].is_string());
     }
-    assert!(heard(&mut *net, "a")["NewPeer"].is_string(), "both are the room without a name");
+    assert!(receive_json(&mut *net, "a")["NewPeer"].is_string(), "both paths are the default room");
     for (path, status) in [("/tea", 404), ("/", 404), ("/gamesome", 404)] {
         assert_eq!(net.status(path, true), Some(status), "{path}");
     }
@@ -92,7 +92,7 @@ fn without_their_flags_they_are_not_there() {
 }
 
 #[test]
-fn a_room_of_matchbox_is_full_when_a_mesh_is() {
+fn matchbox_room_has_the_limit_of_a_mesh() {
     let mut net = Box::new(Net::new(&both(|config| config.mesh_peers_max = 2)));
     net.open_at("a", "/tea");
     net.open_at("b", "/tea");
@@ -100,16 +100,16 @@ fn a_room_of_matchbox_is_full_when_a_mesh_is() {
     net.open_at("c", "/tea?next=3");
     net.open_at("d", "/tea?next=3");
     assert_eq!(net.status("/tea?next=3", true), Some(503));
-    net.leave("b");
+    net.close("b");
     net.open_at("e", "/tea");
-    for who in ["a", "b", "c", "d", "e"] {
-        while net.next(who).is_some() {}
+    for peer in ["a", "b", "c", "d", "e"] {
+        while net.next_received(peer).is_some() {}
     }
     net.finish();
 }
 
 #[test]
-fn the_vanished_are_noticed_and_give_their_places_back() {
+fn vanished_clients_free_their_slots() {
     let text = r#"
 A + tea?next=3
 A < {"IdAssigned":"$a"}
@@ -135,7 +135,7 @@ C < {"NewPeer":"$d"}
 }
 
 #[test]
-fn who_waits_alone_is_not_forgotten_and_who_never_registers_goes() {
+fn waiting_client_stays_and_unregistered_client_is_closed() {
     let text = r#"
 A +
 A > {"type":"register","roomId":"tea","standalone":true}
@@ -161,32 +161,37 @@ A < {"type":"offer"}
     transcript.play(Box::new(Net::new(&transcript.config)));
 }
 
-/// A token for this room and id, which ends in the year 2096.
+/// Returns a token for this room and id that expires in the year 2096.
 fn token(room: &str, id: Option<&str>) -> String {
-    let (room, id) = (Some(room.into()), id.map(Box::from));
-    let claims = Claims { until: Duration::from_secs(4_000_000_000), room, room_prefix: None, id };
+    let room = Some(room.into());
+    let id = id.map(Box::from);
+    let claims = Claims { expires_at: Duration::from_secs(4_000_000_000), room, room_prefix: None, id };
     Secrets::parse(SECRET).unwrap().sign(&claims)
 }
 
 #[test]
-fn an_ayame_client_has_its_token_in_its_key() {
+fn ayame_token_is_in_the_signaling_key() {
     let mut net = Box::new(Net::new(&both(|config| {
         config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
     })));
-    for (who, more, reason) in [
-        ("A", json!({}), "a token is needed here"),
-        ("B", json!({"key": "x"}), "that is no token (a JWT with exp, signed with HS256, HS384 or HS512)"),
+    for (peer, more, reason) in [
+        ("A", json!({}), "missing token"),
+        (
+            "B",
+            json!({"key": "x"}),
+            "the token is invalid: expected a JWT with exp, signed with HS256, HS384 or HS512",
+        ),
         ("C", json!({"key": token("coffee", None)}), "the token is for another room"),
         ("D", json!({"key": token("tea", Some("X"))}), "the token is for another id"),
         ("X", json!({"key": token("t*", None)}), "the token is for another room"),
-        ("E", json!({"key": token("tea", None), "signalingKey": ""}), "a token is needed here"),
+        ("E", json!({"key": token("tea", None), "signalingKey": ""}), "missing token"),
     ] {
-        assert_eq!(register(&mut *net, who, more), json!({"type": "reject", "reason": reason}));
-        assert_eq!(net.next(who), Some(Heard::Closed(1000)));
+        assert_eq!(register(&mut *net, peer, more), json!({"type": "reject", "reason": reason}));
+        assert_eq!(net.next_received(peer), Some(Received::Closed(1000)));
     }
     assert_eq!(register(&mut *net, "F", json!({"key": token("tea", Some("F"))}))["type"], "accept");
     let claims = Claims {
-        until: Duration::from_secs(4_000_000_000),
+        expires_at: Duration::from_secs(4_000_000_000),
         room_prefix: Some("t".into()),
         ..Claims::default()
     };
@@ -196,7 +201,7 @@ fn an_ayame_client_has_its_token_in_its_key() {
 }
 
 #[test]
-fn a_matchbox_client_has_its_token_in_the_query() {
+fn matchbox_token_is_in_the_query() {
     let mut net = Box::new(Net::new(&both(|config| {
         config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
     })));
@@ -204,57 +209,57 @@ fn a_matchbox_client_has_its_token_in_the_query() {
     let coffee = token("coffee", None);
     assert_eq!(net.status(&format!("/tea?token={coffee}"), true), Some(403));
     net.open_at("A", &format!("/%63offee?next=2&token={coffee}"));
-    assert!(heard(&mut *net, "A")["IdAssigned"].is_string());
+    assert!(receive_json(&mut *net, "A")["IdAssigned"].is_string());
     net.finish();
 }
 
 #[test]
-fn an_ayame_client_is_told_the_servers() {
-    let mut wire = Memory::new(&both(|config| {
+fn ayame_client_receives_the_ice_servers() {
+    let mut transport = Memory::new(&both(|config| {
         config.ice_servers = vec!["stun:s.example".into(), "turn:t.example".into()];
         config.turn_secret = Some(Secret("north".into()));
     }));
-    wire.epoch = Duration::from_secs(1_000_000_000);
-    let told = register(&mut wire, "A", json!({}));
-    assert_eq!(told["iceServers"][0], json!({"urls": ["stun:s.example"]}));
-    let turn = &told["iceServers"][1];
+    transport.epoch = Duration::from_secs(1_000_000_000);
+    let accepted = register(&mut transport, "A", json!({}));
+    assert_eq!(accepted["iceServers"][0], json!({"urls": ["stun:s.example"]}));
+    let turn = &accepted["iceServers"][1];
     assert_eq!(turn["urls"], json!(["turn:t.example"]));
     assert!(turn["username"].as_str().unwrap().starts_with("1000043200:"));
     assert!(turn["credential"].is_string());
-    Box::new(wire).finish();
-    let mut wire = Memory::new(&both(|_| ()));
-    let told = register(&mut wire, "A", json!({}));
-    assert_eq!(told.as_object().unwrap().len(), 4, "there is no field for no servers: {told}");
-    Box::new(wire).finish();
+    Box::new(transport).finish();
+    let mut transport = Memory::new(&both(|_| ()));
+    let accepted = register(&mut transport, "A", json!({}));
+    assert_eq!(accepted.as_object().unwrap().len(), 4, "there is no field for no servers: {accepted}");
+    Box::new(transport).finish();
 }
 
 #[test]
-fn who_says_too_much_is_closed_and_what_finds_no_room_is_dropped() {
-    let mut wire = Memory::new(&both(|config| config.rate_max = 2));
-    register(&mut wire, "A", json!({}));
-    register(&mut wire, "B", json!({}));
-    wire.open_at("G", "/tea");
-    wire.open_at("H", "/tea");
-    let b = wire.conn("B");
-    wire.outbox.full.insert(b);
-    wire.say("A", br#"{"type":"offer"}"#, false);
-    assert_eq!((wire.next("B"), wire.count("peer_busy")), (None, 1));
-    wire.outbox.full.clear();
+fn flooding_client_is_closed_and_messages_to_a_full_queue_are_dropped() {
+    let mut transport = Memory::new(&both(|config| config.rate_max = 2));
+    register(&mut transport, "A", json!({}));
+    register(&mut transport, "B", json!({}));
+    transport.open_at("G", "/tea");
+    transport.open_at("H", "/tea");
+    let b = transport.conn("B");
+    transport.outbox.full.insert(b);
+    transport.send("A", br#"{"type":"offer"}"#, false);
+    assert_eq!((transport.next_received("B"), transport.count("peer_busy")), (None, 1));
+    transport.outbox.full.clear();
     for second in 0..7 {
         for _ in 0..30 {
-            wire.say("A", br#"{"type":"offer"}"#, false);
-            wire.say("G", br#""KeepAlive""#, false);
+            transport.send("A", br#"{"type":"offer"}"#, false);
+            transport.send("G", br#""KeepAlive""#, false);
         }
-        while let Some(Heard::Text(_)) = wire.next("A") {}
-        while let Some(Heard::Text(text)) = wire.next("B") {
+        while let Some(Received::Text(_)) = transport.next_received("A") {}
+        while let Some(Received::Text(text)) = transport.next_received("B") {
             assert!(text.contains("offer") || text.contains("bye"));
         }
         if second < 5 {
-            wire.pass(1);
+            transport.advance(1);
         }
     }
-    assert!(wire.count("rate_limited") > 100);
-    assert_eq!(wire.count("KeepAlive"), 20 + 5 * 2);
-    assert_eq!(left(&wire.gate).0, 1, "only H is left");
-    Box::new(wire).finish();
+    assert!(transport.count("rate_limited") > 100);
+    assert_eq!(transport.count("KeepAlive"), 20 + 5 * 2);
+    assert_eq!(remaining_state(&transport.dispatcher).0, 1, "only H is left");
+    Box::new(transport).finish();
 }

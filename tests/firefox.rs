@@ -1,4 +1,4 @@
-//! Firefox with Firefox, and with Chromium, whoever comes first: all that the page and the library do.
+//! Firefox with Firefox and with Chromium, in either order: all functions of the page and the library.
 
 mod common;
 
@@ -15,28 +15,28 @@ use serde_json::Value;
 const ONLINE: &str = "document.querySelector('#status')?.dataset.state === 'online'";
 const CHAT: &str = "[...document.querySelectorAll('#log li')].map((it) => it.textContent)";
 
-fn enter(browser: &mut dyn Browser, server: &Running, name: &str) {
+fn open_page(browser: &mut dyn Browser, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
-    browser.until(ONLINE);
+    browser.wait_until(ONLINE);
 }
 
 fn click(browser: &mut dyn Browser, id: &str) {
     browser.eval(&format!("document.querySelector('#{id}').click()"));
 }
 
-/// Waits until what is said by each is read by the other.
-fn talk(pair: &mut [(&mut dyn Browser, &str); 2], words: &str) {
+/// Waits until each page shows the other's chat message.
+fn exchange_messages(pair: &mut [(&mut dyn Browser, &str); 2], words: &str) {
     for (browser, _) in &mut *pair {
-        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+        browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
     }
     for i in [0, 1] {
         let name = pair[i].1;
-        pair[i].0.write("#say", words);
-        pair[1 - i].0.until(&format!("{CHAT}.includes('{name}{words}')"));
+        pair[i].0.type_text("#say", words);
+        pair[1 - i].0.wait_until(&format!("{CHAT}.includes('{name}{words}')"));
     }
 }
 
-/// As an expression: whether something of this kind that the other sends has arrived.
+/// Returns an expression for whether media of this kind has arrived from the other page.
 fn receives(kind: &str) -> String {
     let stats = "[...(await [...room.peers.values()][0].pc.getStats()).values()]";
     format!(
@@ -44,9 +44,9 @@ fn receives(kind: &str) -> String {
     )
 }
 
-/// Waits until nothing is being negotiated, both buttons say that this device is on or off, and each receives what the
-/// other sends.
-fn settles(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) {
+/// Waits until no negotiation is in progress, both buttons show the state of this device, and each page receives the
+/// other's media.
+fn wait_until_stable(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) {
     let pc = "[...room.peers.values()][0].pc";
     let pressed = format!("document.querySelector('#{device}').getAttribute('aria-pressed') === '{is_on}'");
     let sent = format!("{pc}.getSenders().filter(({{ track }}) => track).length");
@@ -62,106 +62,106 @@ fn settles(pair: &mut [(&mut dyn Browser, &str); 2], device: &str, is_on: bool) 
     });
 }
 
-/// Everything that two people do, and what happens to them.
-fn acquaint<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
+/// Runs all functions of the page and the library between two browsers.
+fn test_pair<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
     let (mut server, _stderr) = run(r#"exec "$0""#);
-    enter(first, &server, "Aoi");
-    enter(second, &server, "Ren");
+    open_page(first, &server, "Aoi");
+    open_page(second, &server, "Ren");
     let mut pair = [(first, "Aoi"), (second, "Ren")];
-    talk(&mut pair, "Good evening!");
+    exchange_messages(&mut pair, "Good evening!");
 
-    // A camera each way, one after the other; then both microphones at once.
+    // Cameras one after the other, then both microphones together.
     for i in [0, 1] {
         click(pair[i].0, "camera");
-        pair[1 - i].0.until("document.querySelector('.peer video').videoWidth > 0");
+        pair[1 - i].0.wait_until("document.querySelector('.peer video').videoWidth > 0");
     }
     for (browser, _) in &mut pair {
         click(*browser, "microphone");
     }
     for (browser, _) in &mut pair {
-        browser.until(&receives("audio"));
+        browser.wait_until(&receives("audio"));
     }
-    // Glare: both change something at once.
+    // Glare: both pages change something at the same time.
     for round in 0..8 {
         let device = ["camera", "microphone"][round % 2];
         for (browser, _) in &mut pair {
             click(*browser, device);
         }
-        settles(&mut pair, device, round % 4 >= 2);
+        wait_until_stable(&mut pair, device, round % 4 >= 2);
     }
-    talk(&mut pair, "Still there?");
+    exchange_messages(&mut pair, "Still there?");
 
-    // Either is loaded anew.
+    // Each page is reloaded.
     for i in [0, 1] {
         let name = pair[i].1;
-        enter(pair[i].0, &server, name);
-        talk(&mut pair, &format!("Again {i}"));
+        open_page(pair[i].0, &server, name);
+        exchange_messages(&mut pair, &format!("Again {i}"));
     }
-    // The server is started anew: the connection between the two is what it was.
+    // The server restarts, and the connection between the pages is unchanged.
     for (browser, _) in &mut pair {
         browser.eval("globalThis.before = [...room.peers.values()][0].pc, 0");
     }
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
     for (browser, _) in &mut pair {
-        browser.until(&format!("!({ONLINE})"));
+        browser.wait_until(&format!("!({ONLINE})"));
     }
-    talk(&mut pair, "Without a server");
+    exchange_messages(&mut pair, "Without a server");
     let (server, _stderr) = run(&format!(r#"exec "$0" -l {}"#, server.address));
     for (browser, _) in &mut pair {
-        browser.until(&format!(
+        browser.wait_until(&format!(
             "{ONLINE} && [...room.peers.values()].every((peer) => peer.alive && !peer.away)"
         ));
         assert_eq!(browser.eval("[...room.peers.values()][0].pc === before"), true);
     }
-    talk(&mut pair, "With another");
+    exchange_messages(&mut pair, "With another");
 
-    // And in pairs.
+    // The same in a pair.
     for (browser, name) in &mut pair {
         browser.eval("room.leave()");
         browser.open(&format!("http://{}/healthz", server.address));
-        browser.eval("(globalThis.heard = [], globalThis.library = await import('/noroshi.js'), 0)");
+        browser.eval("(globalThis.received = [], globalThis.library = await import('/noroshi.js'), 0)");
         browser.eval(&format!(
             "(globalThis.room = await library.connect('ws://{}/ws/pairs', {{ id: '{name}' }}), 0)",
             server.address
         ));
         browser.eval(
             "(room.addEventListener('open', ({ peer }) => peer.send('I am ' + room.id)),
-            room.addEventListener('message', ({ data }) => heard.push(data)), 0)",
+            room.addEventListener('message', ({ data }) => received.push(data)), 0)",
         );
     }
     for i in [0, 1] {
         let other = pair[1 - i].1;
-        pair[i].0.until(&format!("heard.join() === 'I am {other}'"));
+        pair[i].0.wait_until(&format!("received.join() === 'I am {other}'"));
     }
     for (browser, _) in &mut pair {
         browser.eval("room.leave()");
-        browser.is_content();
+        browser.assert_no_errors();
     }
-    eventually("nobody is left", || {
+    eventually("all connections are closed", || {
         ["connections", "peers", "rooms"].iter().all(|name| server.metric(name) == 0.0)
     });
 }
 
-/// One after the other, or they would be too much for a small machine.
+/// The pairs of browsers run one after the other, because together they would overload a small machine.
 #[test]
-fn whoever_comes_first() {
+fn browsers_interoperate_in_either_order() {
     if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
         return;
     }
     let [mut firefox, mut other] = Firefox::start();
     let [mut chromium] = Chromium::start();
     println!("Firefox and Firefox");
-    acquaint(&mut firefox, &mut other);
+    test_pair(&mut firefox, &mut other);
     println!("Firefox and Chromium");
-    acquaint(&mut firefox, &mut chromium);
+    test_pair(&mut firefox, &mut chromium);
     println!("Chromium and Firefox");
-    acquaint(&mut chromium, &mut firefox);
+    test_pair(&mut chromium, &mut firefox);
 }
 
-/// Pictures are saved where TEST_LOOKS says, for somebody to look at.
+/// Saves screenshots in the directory TEST_LOOKS for visual inspection.
 #[test]
-fn the_page_fits_whatever_its_width_and_colors() {
+fn page_fits_every_width_and_color_scheme() {
     if !is_installed(FIREFOX) {
         return;
     }
@@ -169,29 +169,29 @@ fn the_page_fits_whatever_its_width_and_colors() {
     let [mut ren] = Firefox::start();
     for colors in ["light", "dark", "forced"] {
         let [mut aoi] = Firefox::start_in(colors);
-        enter(&mut aoi, &server, "Aoi");
-        enter(&mut ren, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
+        open_page(&mut aoi, &server, "Aoi");
+        open_page(&mut ren, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
         let is_dark = aoi.eval("matchMedia('(prefers-color-scheme: dark)').matches");
         let is_forced = aoi.eval("matchMedia('(forced-colors: active)').matches");
         assert_eq!((is_dark, is_forced), (Value::from(colors == "dark"), Value::from(colors == "forced")));
-        aoi.until("[...room.peers.values()].some((peer) => peer.alive)");
+        aoi.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
         click(&mut ren, "camera");
-        aoi.write("#say", "Good evening!");
-        aoi.until("document.querySelector('.peer video').videoWidth > 0");
+        aoi.type_text("#say", "Good evening!");
+        aoi.wait_until("document.querySelector('.peer video').videoWidth > 0");
         for (width, height) in [(320, 900), (390, 844), (832, 700), (1100, 780)] {
             aoi.resize(width, height);
-            aoi.until(&format!("innerWidth === {width}"));
+            aoi.wait_until(&format!("innerWidth === {width}"));
             let wide =
                 aoi.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth");
             assert_eq!(wide, 0, "{colors} at {width}");
             if let Some(folder) = std::env::var_os("TEST_LOOKS") {
                 let file = Path::new(&folder).join(format!("firefox-{width}-{colors}.png"));
-                std::fs::write(file, aoi.picture()).unwrap();
+                std::fs::write(file, aoi.screenshot()).unwrap();
             }
         }
         for browser in [&mut aoi, &mut ren] {
             browser.eval("room.leave()");
-            browser.is_content();
+            browser.assert_no_errors();
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The corpus of the fuzz targets, and so what they once found, is played in every run of the tests; see
-//! `tests/fuzz/README.md`.
+//! Runs the corpus of the fuzz targets, which contains all past findings; see `tests/fuzz/README.md`.
 
 #![allow(clippy::duplicate_mod, reason = "each target is a program of its own")]
 
@@ -28,9 +27,9 @@ mod token;
 
 use std::path::{Path, PathBuf};
 
-/// One after the other: a target counts what is allocated.
+/// The targets run one after the other, because they count allocations of the process.
 #[test]
-fn the_corpus_holds() {
+fn fuzz_corpus_passes() {
     play("ayame", ayame::check);
     play("hub", hub::check);
     play("json", json::check);

@@ -1,4 +1,4 @@
-//! A server answers whether it is well, however many connections do nothing.
+//! `/healthz` is answered while the server is full of idle connections.
 
 mod common;
 
@@ -14,7 +14,7 @@ use common::pipe::REQUEST;
 use common::process::{eventually, run};
 use serde_json::json;
 
-/// Connections that send one byte, wait until they are closed, and come again.
+/// Connections that send one byte, wait until they are closed, and reconnect.
 struct Attack {
     is_over: Arc<AtomicBool>,
     attempts: Arc<AtomicUsize>,
@@ -31,7 +31,7 @@ impl Attack {
                 stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
                 let _ = stream.write_all(sent.as_bytes());
                 attempts.fetch_add(1, Ordering::Relaxed);
-                // The connection stays until the server closes it.
+                // The connection stays open until the server closes it.
                 let is_open = |read: std::io::Result<usize>| match read {
                     Ok(bytes) => bytes > 0,
                     Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
@@ -41,12 +41,13 @@ impl Attack {
         };
         let attackers = (0..count)
             .map(|_| {
-                let (is_over, attempts) = (is_over.clone(), attempts.clone());
+                let is_over = is_over.clone();
+                let attempts = attempts.clone();
                 spawn(move || attack(is_over, attempts))
             })
             .collect();
         let attack = Attack { is_over, attempts, attackers };
-        eventually("all attackers are there", || attack.attempts.load(Ordering::Relaxed) >= count);
+        eventually("all attackers are connected", || attack.attempts.load(Ordering::Relaxed) >= count);
         attack
     }
 
@@ -58,7 +59,7 @@ impl Attack {
     }
 }
 
-/// Asks twenty times, and expects each answer within a second.
+/// Sends twenty requests and asserts that each is answered within a second.
 fn assert_answers(address: SocketAddr, path: &str) {
     for i in 0..20 {
         let began = Instant::now();
@@ -76,14 +77,14 @@ fn assert_answers(address: SocketAddr, path: &str) {
 #[test]
 fn full_server_answers_healthz_under_connections_that_send_one_byte() {
     let (server, _stderr) = run(r#"exec "$0" --max-connections 2 --log error"#);
-    let mut pair = ["A", "B"].map(|id| Client::open(server.address, "tea").registered(id));
+    let mut pair = ["A", "B"].map(|id| Client::open(server.address, "tea").register(id));
     for sent in ["G", "", "GET / HTTP/1.1\r\nHost: h\r\n\r\n"] {
         let attack = Attack::start(server.address, 40, sent);
         assert_answers(server.address, "/healthz");
         attack.end();
     }
     for client in &mut pair {
-        assert!(client.settle().len() <= 1, "they notice nothing but each other");
+        assert!(client.sync().len() <= 1, "the pair receives only its own messages");
     }
 }
 
@@ -92,17 +93,18 @@ fn server_without_memory_answers_healthz_under_connections_that_send_one_byte() 
     let (server, _stderr) = run(r#"exec "$0" --max-memory 8M --log error"#);
     let sdp = "x".repeat(60_000);
     let mut peers = Vec::new();
-    for i in 0..96 {
+    // Offers take nearly all of it.
+    for i in 0..50 {
         let mut peer = Client::open(server.address, &format!("room-{i}"));
-        peer.say(json!({"type": "connect", "id": "A"}));
-        peer.say(json!({"type": "offer", "id": "A", "sdp": sdp}));
+        peer.send_json(json!({"type": "connect", "id": "A"}));
+        peer.send_json(json!({"type": "offer", "id": "A", "sdp": sdp}));
         peers.push(peer);
     }
-    // Connections take what the offers left.
+    // Connections use the memory that the offers have left.
     eventually("the memory is used up", || {
         let mut peer = Client::connect(server.address);
         peer.send(REQUEST.as_bytes());
-        let is_refused = peer.head().starts_with("HTTP/1.1 503 ");
+        let is_refused = peer.read_head().starts_with("HTTP/1.1 503 ");
         peers.push(peer);
         is_refused
     });

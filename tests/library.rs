@@ -1,4 +1,4 @@
-//! The client library in a real browser: what real ones, and people, do to it.
+//! The client library in a real browser.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::process::{Running, eventually, run};
 use common::program::{free_port, is_installed};
 use serde_json::json;
 
-/// A page that has the library, and helpers to see what happens to a room. All rooms of a test can be in one page.
+/// Opens a page with the library and functions that observe rooms. All rooms of a test may be in one page.
 fn page(server: &Running) -> Chromium {
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", server.address));
@@ -19,11 +19,11 @@ fn page(server: &Running) -> Chromium {
 
 const HELPERS: &str = r#"
     const { join, connect } = await import("/noroshi.js");
-    const heard = {}, errors = [];
+    const received = {}, errors = [];
     function watch(room) {
-        heard[room.id] = [];
-        room.addEventListener("message", ({ peer, data }) => heard[room.id].push(`${peer.id}: ${data}`));
-        room.addEventListener("track", ({ peer, track }) => heard[room.id].push(`${peer.id} shows ${track.kind}`));
+        received[room.id] = [];
+        room.addEventListener("message", ({ peer, data }) => received[room.id].push(`${peer.id}: ${data}`));
+        room.addEventListener("track", ({ peer, track }) => received[room.id].push(`${peer.id} shows ${track.kind}`));
         room.addEventListener("error", ({ peer, error }) => errors.push([room.id, peer?.id, error.code ?? error.message]));
         return room;
     }
@@ -36,14 +36,14 @@ const HELPERS: &str = r#"
         return canvas.captureStream(9);
     };"#;
 
-/// Ends a test. What the browser itself says of requests that fail, its own for an icon among them, is no fault.
+/// Ends a test. Errors that the browser reports for failed requests, including that for an icon, are ignored.
 fn close(mut browser: Chromium) {
-    browser.is_content();
+    browser.assert_no_errors();
     browser.kill();
 }
 
 #[test]
-fn who_awaits_the_first_offer_may_add_to_its_answer() {
+fn tracks_added_before_the_first_offer_are_in_the_answer() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -54,41 +54,42 @@ fn who_awaits_the_first_offer_may_add_to_its_answer() {
         b.addEventListener('peer', ({ peer }) => peer.pc.addTrack(stream.getVideoTracks()[0], stream));
         const a = await enter('A'); 0",
     );
-    browser.until("meet(a, 'B') && meet(b, 'A') && heard.A.includes('B shows video')");
-    browser.until("[a.peers.get('B'), b.peers.get('A')].every(({ pc }) => pc.signalingState === 'stable')");
+    browser.wait_until("meet(a, 'B') && meet(b, 'A') && received.A.includes('B shows video')");
+    browser
+        .wait_until("[a.peers.get('B'), b.peers.get('A')].every(({ pc }) => pc.signalingState === 'stable')");
     assert_eq!(browser.eval("errors"), json!([]));
     close(browser);
 }
 
 #[test]
-fn what_fails_is_told_with_its_peer_which_begins_anew() {
+fn failure_is_reported_with_its_peer_which_restarts() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, 'B') && meet(b, 'A')");
+    browser.wait_until("meet(a, 'B') && meet(b, 'A')");
     browser.eval(
         "const before = a.peers.get('B');
         before.pc.setLocalDescription = () => Promise.reject(new Error('no description'));
         before.pc.addTransceiver('audio'); 0",
     );
-    browser.until("a.peers.get('B') !== before && meet(a, 'B') && meet(b, 'A')");
+    browser.wait_until("a.peers.get('B') !== before && meet(a, 'B') && meet(b, 'A')");
     browser.eval("a.send('hello'); 0");
-    browser.until("heard.B.join() === 'A: hello'");
+    browser.wait_until("received.B.join() === 'A: hello'");
     assert_eq!(browser.eval("errors"), json!([["A", "B", "no description"]]));
     close(browser);
 }
 
 #[test]
-fn an_answer_that_is_said_again_brings_its_candidates() {
+fn repeated_answer_has_its_candidates() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
-    // The server refuses all candidates of A, as if they were too many, and so does the answer come without them.
+    // The server rejects all candidates of A with `too_many`, so that the answer arrives without them.
     browser.eval(
         r#"let refuses = true;
         const all = [], send = WebSocket.prototype.send;
@@ -102,18 +103,18 @@ fn an_answer_that_is_said_again_brings_its_candidates() {
         const a = await enter('A'), b = await enter('B'), has = () => /^a=candidate/m.test(b.peers.get('A').pc.remoteDescription?.sdp);
         0"#,
     );
-    browser.until("b.peers.get('A')?.pc.signalingState === 'stable' && a.peers.get('B')?.pc.iceGatheringState === 'complete'");
+    browser.wait_until("b.peers.get('A')?.pc.signalingState === 'stable' && a.peers.get('B')?.pc.iceGatheringState === 'complete'");
     assert_eq!(browser.eval("has()"), false);
     browser.eval(
         r#"refuses = false;
         all[0].onmessage({ data: '{"type":"error","code":"rate_limited","message":"too many"}' }); 0"#,
     );
-    browser.until("has()");
+    browser.wait_until("has()");
     close(browser);
 }
 
 #[test]
-fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
+fn send_addresses_one_peer_and_reports_failures() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -125,16 +126,16 @@ fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
         a.addEventListener('peer', ({ peer }) => attempt(peer, 'too early'), { once: true });
         const b = await enter('B'), c = await enter('C'); 0",
     );
-    browser.until("meet(a, 'B') && meet(a, 'C') && meet(b, 'A') && meet(c, 'A')");
+    browser.wait_until("meet(a, 'B') && meet(a, 'C') && meet(b, 'A') && meet(c, 'A')");
     browser.eval("for (const data of [{ a: 1 }, new Blob(['x'.repeat(3e5)]), 'é'.repeat(2e5)]) attempt(a.peers.get('C'), data); 0");
     assert_eq!(browser.eval("tried"), json!(["not_open", "TypeError", "TypeError", "too_big"]));
     assert_eq!(browser.eval("a.peers.get('C').maxMessageSize >= 65536"), true);
-    // The queue of one is full.
+    // The queue has space for one message.
     browser.eval(
         "a.peers.get('B').channel.send = () => { throw new Error('full'); };
         for (let i = 0; i < 100; i++) a.send(String(i)); 0",
     );
-    browser.until("heard.C.length === 100");
+    browser.wait_until("received.C.length === 100");
     assert_eq!(browser.eval("errors.length === 100 && errors.every((it) => it.join() === 'A,B,full')"), true);
     browser
         .eval("const c2 = a.peers.get('C'); for (let i = 0; i < 100; i++) c2.send(new Uint8Array(65536)); 0");
@@ -142,56 +143,56 @@ fn each_peer_is_sent_to_for_itself_and_what_cannot_be_sent_is_said_clearly() {
     browser.eval("await c2.drained(65536); 0");
     assert_eq!(browser.eval("c2.bufferedAmount <= 65536"), true);
     browser.eval("await c2.drained(); 0");
-    browser.until("heard.C.length === 200");
+    browser.wait_until("received.C.length === 200");
     close(browser);
 }
 
 #[test]
-fn a_description_that_is_too_large_is_an_error_of_that_peer_and_the_room_lives_on() {
+fn oversized_description_is_an_error_of_its_peer_only() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(r#"exec "$0" --max-message 2K"#);
     let mut browser = page(&server);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("errors.length > 0 && b.online");
-    browser.until("a.peers.has('B')");
+    browser.wait_until("errors.length > 0 && b.online");
+    browser.wait_until("a.peers.has('B')");
     assert_eq!(browser.eval("errors.every((it) => it.join() === 'B,A,too_big')"), true);
-    // Whoever comes is still met as far as that is possible, and it is not said for ever.
+    // New peers still connect as far as possible, and the error does not repeat forever.
     browser.eval("const c = await enter('C'); 0");
-    browser.until(
+    browser.wait_until(
         "errors.some((it) => it.join() === 'C,A,too_big') && b.online && c.online && b.peers.has('C')",
     );
     let closed = "closings_total{reason=\"too_big\"}";
     assert!((1.0..=4.0).contains(&server.metric(closed)), "{}", server.metric(closed));
     browser.eval("for (const room of [a, b, c]) room.leave(); 0");
-    eventually("nobody is left", || server.metric("connections") == 0.0);
+    eventually("all connections are closed", || server.metric("connections") == 0.0);
     close(browser);
 }
 
 #[test]
-fn a_page_that_sleeps_is_no_ghost() {
+fn suspended_page_leaves_its_room() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
-    browser.eval("const a = await enter('A'); const turns = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
-    eventually("it is there", || server.metric("peers") == 1.0);
-    browser.eval("turns('pagehide'); 0");
+    browser.eval("const a = await enter('A'); const firePageTransition = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
+    eventually("the group exists", || server.metric("peers") == 1.0);
+    browser.eval("firePageTransition('pagehide'); 0");
     eventually("it sleeps", || server.metric("connections") == 0.0);
     browser.eval("dispatchEvent(new Event('online')); 0");
-    browser.eval("turns('pageshow'); 0");
-    browser.until("a.online");
-    eventually("it is back", || server.metric("peers") == 1.0);
-    // And really.
+    browser.eval("firePageTransition('pageshow'); 0");
+    browser.wait_until("a.online");
+    eventually("the page has rejoined", || server.metric("peers") == 1.0);
+    // A real navigation.
     browser.open("about:blank");
-    eventually("it is gone", || server.metric("connections") == 0.0);
+    eventually("the connection is closed", || server.metric("connections") == 0.0);
     close(browser);
 }
 
 #[test]
-fn a_room_that_was_left_is_held_by_nothing() {
+fn left_room_is_garbage_collected() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -205,8 +206,8 @@ fn a_room_that_was_left_is_held_by_nothing() {
             room.leave();
         } 0",
     );
-    eventually("they are gone", || server.metric("connections") == 0.0);
-    eventually("nothing holds them", || {
+    eventually("the connections are closed", || server.metric("connections") == 0.0);
+    eventually("the rooms are collected", || {
         browser.collect_garbage();
         browser.eval("left.filter((room) => room.deref()).length") == 0
     });
@@ -214,7 +215,7 @@ fn a_room_that_was_left_is_held_by_nothing() {
 }
 
 #[test]
-fn who_does_not_come_in_is_told_why() {
+fn failed_join_has_a_reason() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -228,7 +229,7 @@ fn who_does_not_come_in_is_told_why() {
         ("connect(url, { id: 'B' })".to_owned(), "id_taken"),
         (format!("join('ws://{gone}/ws')"), "unreachable"),
         (format!("connect('ws://{gone}/ws')"), "unreachable"),
-        // Another origin, a room that is none, and nothing that is one.
+        // Another origin, an invalid room, and an invalid address.
         (format!("join('ws://localhost:{port}/ws')"), "refused"),
         (format!("join('ws://127.0.0.1:{port}/ws/a%20b')"), "refused"),
         (format!("connect('ws://127.0.0.1:{port}/nowhere')"), "refused"),

@@ -1,4 +1,4 @@
-//! The load test is tested: against the server, in every mode, and against servers that are wrong.
+//! The load test, against the server in every mode and against faulty servers.
 
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use tungstenite::{Message, WebSocket};
 
 fn load(flags: &str) -> Output {
     let program = Path::new(env!("CARGO_BIN_EXE_noroshi")).parent().unwrap().join("examples/load");
-    // It would build the server, which was built for this test.
+    // The script would rebuild the server, which is already built for this test.
     Command::new(program)
         .args(flags.split_whitespace())
         .env_remove("CARGO")
@@ -28,7 +28,7 @@ fn report(flags: &str) -> (bool, Value) {
 }
 
 #[test]
-fn every_mode_runs_against_the_server() {
+fn load_test_runs_in_every_mode() {
     for mode in
         ["relay", "relay --in-flight 16 --payload 5000", "call", "call --one-room", "connect", "churn"]
     {
@@ -45,7 +45,7 @@ fn every_mode_runs_against_the_server() {
 }
 
 #[test]
-fn two_servers_are_given_the_same_work() {
+fn two_servers_receive_the_same_load() {
     let servers = [Faulty::new(Fault::None), Faulty::new(Fault::None)];
     let (fine, report) = report(&format!(
         "--url {} --versus {} --pid {} --pid2 {} --seconds 0.5 --pairs 2",
@@ -60,11 +60,11 @@ fn two_servers_are_given_the_same_work() {
 }
 
 #[test]
-fn the_table_is_for_people() {
+fn results_are_printed_as_a_table() {
     let output = load("--pairs 3 --seconds 0.2");
     assert!(
         output.status.success() && output.stderr.is_empty(),
-        "no progress where nobody looks: {output:?}"
+        "no progress output without a terminal: {output:?}"
     );
     let table = String::from_utf8(output.stdout).unwrap();
     for row in ["candidates", "per second", "p50 ms", "p99.9 ms", "CPU µs each", "RSS KB after"] {
@@ -73,7 +73,7 @@ fn the_table_is_for_people() {
 }
 
 #[test]
-fn wrong_flags_and_servers_that_are_not_there() {
+fn wrong_flags_and_unreachable_servers_are_errors() {
     for flags in ["--mode fast", "--pairs 0", "--seconds x", "--pid2 1", "more", "--payload -1"] {
         let output = load(flags);
         assert_eq!(output.status.code(), Some(2), "{flags}");
@@ -88,7 +88,7 @@ fn wrong_flags_and_servers_that_are_not_there() {
     assert!(load("--help").status.success());
 }
 
-// ---- Servers that are wrong ----
+// ---- Faulty servers ----
 
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
@@ -101,7 +101,7 @@ enum Fault {
     GoesAway,
 }
 
-/// A relay with a thread for each connection, and a fault in every tenth message.
+/// A relay with one thread per connection and a fault in every tenth message.
 struct Faulty {
     url: String,
 }
@@ -124,14 +124,16 @@ impl Faulty {
 }
 
 fn serve(stream: TcpStream, peers: &Peers, fault: Fault) -> Option<()> {
-    // A second handle of the same connection is for those who write to it.
+    // A second handle of the same connection for its writers.
     let writer =
         WebSocket::from_raw_socket(stream.try_clone().ok()?, tungstenite::protocol::Role::Server, None);
     let mut reader = tungstenite::accept(stream).ok()?;
-    let (mut writer, mut held_back) = (Some(writer), None);
+    let mut writer = Some(writer);
+    let mut held_back = None;
     for count in 1.. {
         let message: Value = serde_json::from_str(reader.read().ok()?.to_text().ok()?).ok()?;
-        let (id, target) = (message["id"].as_str()?, message["target_id"].as_str()?);
+        let id = message["id"].as_str()?;
+        let target = message["target_id"].as_str()?;
         let mut peers = peers.lock().unwrap();
         if let Some(writer) = writer.take() {
             peers.insert(id.to_owned(), writer);
@@ -139,15 +141,15 @@ fn serve(stream: TcpStream, peers: &Peers, fault: Fault) -> Option<()> {
         let candidate = message["candidate"].to_string();
         let text = json!({"type": "candidate", "candidate": candidate, "id": id}).to_string();
         let target = peers.get_mut(target)?;
-        let mut say = |text: &str| target.send(Message::text(text)).ok();
+        let mut send = |text: &str| target.send(Message::text(text)).ok();
         match fault {
             Fault::Mute => {}
-            _ if count % 10 != 0 => say(&text)?,
-            Fault::None => say(&text)?,
+            _ if count % 10 != 0 => send(&text)?,
+            Fault::None => send(&text)?,
             Fault::Loses => {}
             Fault::Doubles => {
-                say(&text)?;
-                say(&text)?;
+                send(&text)?;
+                send(&text)?;
             }
             Fault::Delays => held_back = Some(text),
             Fault::Limits => {
@@ -168,7 +170,7 @@ fn serve(stream: TcpStream, peers: &Peers, fault: Fault) -> Option<()> {
 }
 
 #[test]
-fn what_a_server_loses_doubles_or_delays_is_noticed() {
+fn lost_duplicated_and_delayed_messages_are_detected() {
     let run = |fault| {
         let server = Faulty::new(fault);
         report(&format!("--url {} --pairs 2 --in-flight 40 --seconds 0.3", server.url))
@@ -191,15 +193,15 @@ fn what_a_server_loses_doubles_or_delays_is_noticed() {
 }
 
 #[test]
-fn a_server_that_goes_away_is_an_error_in_one_line() {
+fn server_that_stops_is_an_error_in_one_line() {
     let server = Faulty::new(Fault::GoesAway);
     let output = load(&format!("--url {} --pairs 1 --in-flight 5 --seconds 5", server.url));
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), "load: the server went away\n");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "load: the server has closed a connection\n");
 }
 
 #[test]
-fn a_server_that_registers_nobody_is_an_error_too() {
+fn server_that_registers_no_peer_is_an_error() {
     let server = Faulty::new(Fault::Mute);
     for mode in ["relay", "idle --idle 3"] {
         let output = load(&format!("--url {} --pairs 1 --mode {mode}", server.url));

@@ -1,4 +1,4 @@
-//! Games meet: peers of matchbox_socket from crates.io, unmodified, in a project of its own beside this.
+//! matchbox_socket from crates.io, unmodified, in a separate project in `tests/matchbox`.
 
 mod common;
 
@@ -9,7 +9,7 @@ use common::process::{eventually, run};
 use common::program::find;
 
 #[test]
-fn peers_of_matchbox_socket_meet_talk_and_leave() {
+fn matchbox_socket_peers_connect_exchange_messages_and_leave() {
     let Some(cargo) = find("cargo") else { return };
     let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/matchbox");
     for (flag, prefix) in [("--matchbox", ""), ("--matchbox=/games --ayame --no-page", "/games")] {
@@ -20,7 +20,9 @@ fn peers_of_matchbox_socket_meet_talk_and_leave() {
         let output = peers.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(String::from_utf8_lossy(&output.stdout).ends_with("done\n"));
-        eventually("nobody is left", || server.metric("connections") + server.metric("rooms") == 0.0);
+        eventually("all connections are closed", || {
+            server.metric("connections") + server.metric("rooms") == 0.0
+        });
         assert_eq!(server.metric("errors_total{code=\"not_understood\"}"), 0.0);
     }
 }

@@ -1,4 +1,4 @@
-//! What an operator sees of a running server, and tells it: the log of refused upgrades, the metrics, signals.
+//! Log lines of rejected upgrades, metrics, and signals.
 
 mod common;
 
@@ -22,7 +22,7 @@ use tungstenite::Message;
 
 const PROMTOOL: &str = "/usr/bin/promtool";
 
-/// Sends a request and returns the status of the answer.
+/// Sends a request and returns the status of the response.
 fn status(server: &Running, request: &str) -> String {
     let mut stream = TcpStream::connect(server.address).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
@@ -32,14 +32,14 @@ fn status(server: &Running, request: &str) -> String {
 }
 
 #[test]
-fn a_refused_upgrade_is_a_line_in_the_log_but_a_flood_of_them_is_not() {
+fn rejected_upgrades_are_logged_at_a_limited_rate() {
     let (server, mut stderr) = run(r#"exec "$0""#);
-    // The clock goes on as long as somebody is there.
+    // The sweep runs while a connection exists.
     let _socket = server.websocket("/ws");
     let foreign = REQUEST.replace("Host: h\r\n", "Host: h:8080\r\nOrigin: https://h\r\n");
     assert_eq!(status(&server, &foreign), "403");
     let mut line = String::new();
-    let why = r#"refused: 403, Origin "https://h" is not of Host "h:8080"; see --allow-origin"#;
+    let why = r#"refused: 403, Origin "https://h" does not match Host "h:8080"; see --allow-origin"#;
     while !line.contains("refused") {
         line.clear();
         stderr.read_line(&mut line).unwrap();
@@ -52,25 +52,26 @@ fn a_refused_upgrade_is_a_line_in_the_log_but_a_flood_of_them_is_not() {
     for _ in 0..requests {
         assert_eq!(status(&server, &REQUEST.replace("/ws/tea", "/tea")), "404");
     }
-    // What is no request for a WebSocket is nobody's mistake.
+    // A plain request is not a rejected upgrade.
     assert_eq!(status(&server, "GET /tea HTTP/1.1\r\nHost: h\r\n\r\n"), "404");
-    let (mut told, mut untold) = (0, 0);
-    while told + untold < requests {
+    let mut logged = 0;
+    let mut truncated = 0;
+    while logged + truncated < requests {
         line.clear();
         stderr.read_line(&mut line).unwrap();
         if line.contains("refused: 404, ") {
-            told += 1;
+            logged += 1;
         } else if let Some(rest) = line.split("and ").nth(1) {
-            untold += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
+            truncated += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
         }
     }
-    assert!(told + untold == requests && untold > 0, "{told} lines, and {untold} in others");
+    assert!(logged + truncated == requests && truncated > 0, "{logged} lines, and {truncated} in others");
     assert_eq!(server.metric("refused_upgrades_total{status=\"404\"}"), requests as f64);
     assert_eq!(server.metric("refused_upgrades_total{status=\"403\"}"), 1.0);
 }
 
 #[test]
-fn refused_upgrades_are_counted_in_the_log_after_the_last_connection_is_gone() {
+fn rejected_upgrades_are_counted_in_the_log_after_the_last_disconnect() {
     let (server, mut stderr) = run(r#"exec "$0""#);
     for _ in 0..REFUSALS_LOGGED_MAX + 20 {
         assert_eq!(status(&server, &REQUEST.replace("/ws/tea", "/tea")), "404");
@@ -82,8 +83,9 @@ fn refused_upgrades_are_counted_in_the_log_after_the_last_connection_is_gone() {
             let _ = sender.send(std::mem::take(&mut line));
         }
     });
-    // A sweep between the requests counts some of them earlier.
-    let (mut logged, mut counted) = (0, 0);
+    // A sweep between the requests may count some of them earlier.
+    let mut logged = 0;
+    let mut counted = 0;
     while logged + counted < REFUSALS_LOGGED_MAX + 20 {
         let line = lines.recv_timeout(Duration::from_secs(5)).expect("the rest is counted within seconds");
         if line.contains("refused: 404, ") {
@@ -98,9 +100,9 @@ fn refused_upgrades_are_counted_in_the_log_after_the_last_connection_is_gone() {
 }
 
 #[test]
-fn log_line_is_limited_in_bytes_whatever_a_peer_sends() {
+fn log_line_is_limited_in_bytes() {
     let (mut server, mut stderr) = run(r#"exec "$0""#);
-    // `{:?}` makes ten bytes of each of these characters.
+    // `{:?}` writes ten bytes for each of these characters.
     let long = "\u{10fffd}".repeat(1000);
     for header in [format!("Origin: https://{long}"), format!("Origin: https://a\r\nX-Long: {long}")] {
         let host = if header.contains("X-Long") { &long } else { "h" };
@@ -120,7 +122,7 @@ fn log_line_is_limited_in_bytes_whatever_a_peer_sends() {
 }
 
 #[test]
-fn metrics_are_there_from_the_start_and_as_prometheus_has_them() {
+fn metrics_exist_from_the_start_in_prometheus_format() {
     let (server, _stderr) = run(r#"exec "$0""#);
     for name in [
         "refused_upgrades_total{status=\"403\"}",
@@ -139,13 +141,13 @@ fn metrics_are_there_from_the_start_and_as_prometheus_has_them() {
             "{name} {value}"
         );
     }
-    let page = || server.ask(server.metrics, "/metrics");
+    let page = || server.request(server.metrics, "/metrics");
     let value = |name: &str| {
         let page = page();
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
         line.parse::<f64>().unwrap()
     };
-    // The one that asks is among them, and one that asked before may be.
+    // The requesting connection is included, and an earlier one may be.
     let descriptors = server.descriptors() as f64;
     assert!((descriptors..descriptors + 3.0).contains(&value("process_open_fds")));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
@@ -170,7 +172,7 @@ fn metrics_are_there_from_the_start_and_as_prometheus_has_them() {
     );
 }
 
-/// A file that is removed in the end.
+/// A file that is removed when the value is dropped.
 struct Secret(PathBuf);
 
 impl Drop for Secret {
@@ -180,13 +182,13 @@ impl Drop for Secret {
 }
 
 #[test]
-fn sighup_reads_the_secret_anew_and_is_no_end() {
+fn sighup_reloads_the_secret() {
     let file = Secret(std::env::temp_dir().join(format!("noroshi-secret-{}", std::process::id())));
     std::fs::write(&file.0, "north").unwrap();
     let flags = format!("--ice-server turn:t.example --turn-secret-file {}", file.0.display());
     let (mut server, mut stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let mut socket = server.websocket("/ws");
-    // The moment is a part of the name, so that it is the signature of the same name that shows the secret.
+    // The user name contains the time. The secret in use shows in the signature of that name.
     let mut is_signed_with = |secret: &str| {
         socket.send(Message::text(r#"{"type":"join","id":"A"}"#)).unwrap();
         let joined: Value = serde_json::from_str(socket.read().unwrap().to_text().unwrap()).unwrap();
@@ -196,7 +198,7 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
         let output = Command::new("sh").args(["-c", &script]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim() == turn["credential"]
     };
-    let mut heard = |word: &str| {
+    let mut wait_for_log = |word: &str| {
         let mut line = String::new();
         while !line.contains("SIGHUP") {
             line.clear();
@@ -207,11 +209,11 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
     assert!(is_signed_with("north"));
     std::fs::write(&file.0, "south\n").unwrap();
     server.signal(Signal::SIGHUP);
-    heard("read anew");
+    wait_for_log("reloaded");
     assert!(is_signed_with("south"));
     std::fs::write(&file.0, " \n").unwrap();
     server.signal(Signal::SIGHUP);
-    heard("the old secrets stay");
+    wait_for_log("the previous secrets remain in use");
     assert!(is_signed_with("south"));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
@@ -224,7 +226,7 @@ fn sighup_reads_the_secret_anew_and_is_no_end() {
 }
 
 #[test]
-fn secret_file_that_is_not_regular_or_too_large_is_refused_at_the_start_and_at_sighup() {
+fn irregular_or_oversized_secret_file_is_rejected_at_start_and_reload() {
     let folder = Folder::new("odd-secrets");
     let [secret, link] = ["secret", "link"].map(|name| folder.0.join(name));
     let good = "0123456789abcdef0123456789abcdef";
@@ -250,7 +252,7 @@ fn secret_file_that_is_not_regular_or_too_large_is_refused_at_the_start_and_at_s
             assert!(stderr.read_line(&mut line).unwrap() > 0);
         }
         let named = format!("--token-secret-file {link:?}: {expected}");
-        assert!(line.contains(&named) && line.ends_with("; the old secrets stay\n"), "{line}");
+        assert!(line.contains(&named) && line.ends_with("; the previous secrets remain in use\n"), "{line}");
         assert!(server.is_healthy());
 
         for flags in [

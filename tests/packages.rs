@@ -1,5 +1,5 @@
-//! What is released runs where there is nothing else, under other processors, and comes and goes as a package.
-//! To build it takes minutes: only with TEST_DIST=1.
+//! The released files: the static binary, other processors, the image and the Debian package. Building them takes
+//! minutes, so the tests run only with TEST_DIST=1.
 
 mod common;
 
@@ -23,26 +23,26 @@ const X86_64: &str = "x86_64-unknown-linux-musl";
 const AARCH64: &str = "aarch64-unknown-linux-musl";
 const ARMV7: &str = "armv7-unknown-linux-gnueabihf";
 
-/// Without a macro, because the harness keeps to itself what those print.
-fn say(line: &str) {
+/// Prints a line without a macro, because the test harness captures the output of print macros.
+fn print_line(line: &str) {
     let mut stderr = std::io::stderr();
     writeln!(stderr, "{line}").unwrap();
 }
 
-fn all_is_wanted() -> bool {
+fn is_dist_requested() -> bool {
     std::env::var_os("TEST_DIST").is_some()
 }
 
-fn has_failed(output: &Output) -> String {
+fn failure(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// The folder with what was built, once for all tests.
+/// Returns the folder with the released files, which are built once for all tests.
 fn dist() -> Option<&'static Path> {
     static DIST: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
-        if !all_is_wanted() {
-            say("SKIPPED the packages: to build them takes minutes; TEST_DIST=1 has them built");
+        if !is_dist_requested() {
+            print_line("SKIPPED the packages: to build them takes minutes; TEST_DIST=1 has them built");
             return None;
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -50,15 +50,15 @@ fn dist() -> Option<&'static Path> {
         let mut script = Command::new(root.join("scripts/dist.sh"));
         script.args([X86_64, AARCH64, ARMV7]);
         let output = script.output().unwrap();
-        assert!(output.status.success(), "{}", has_failed(&output));
-        say(&format!("the packages were built in {:?}", began.elapsed()));
+        assert!(output.status.success(), "{}", failure(&output));
+        print_line(&format!("the packages were built in {:?}", began.elapsed()));
         let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
         Some(root.join(target).join("dist"))
     };
     DIST.get_or_init(build).as_deref()
 }
 
-/// The one that ends so.
+/// Returns the only package whose name ends like this.
 fn package(dist: &Path, end: &str) -> String {
     let mut names = dist.read_dir().unwrap().map(|entry| entry.unwrap().path().display().to_string());
     names.find(|name| name.ends_with(end)).unwrap_or_else(|| panic!("there is no …{end}"))
@@ -68,9 +68,9 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-/// As in the image: its user, its two commands, and a root with one file in it.
+/// Runs the binary as the image does: with its user, its two commands, and a root that contains one file.
 #[test]
-fn the_static_binary_needs_nothing_beside_it() {
+fn static_binary_needs_no_other_file() {
     let Some(dist) = dist() else { return };
     let image = include_str!("../scripts/Dockerfile");
     let user = image.lines().find_map(|line| line.strip_prefix("USER ")).unwrap();
@@ -86,23 +86,23 @@ fn the_static_binary_needs_nothing_beside_it() {
     };
     let (server, _stderr) = run(&command);
     assert!(server.is_healthy());
-    say(&format!("{X86_64} has {} KiB of memory at start", server.memory().0 / 1024));
+    print_line(&format!("{X86_64} has {} KiB of memory at start", server.memory().0 / 1024));
     let health =
         |url: &str| Command::new("sh").args(["-c", &format!("{command} health {url}")]).output().unwrap();
     let output = health(&format!("http://{}", server.address));
-    assert!(output.status.success() && has_failed(&output).is_empty(), "{}", has_failed(&output));
+    assert!(output.status.success() && failure(&output).is_empty(), "{}", failure(&output));
     assert_eq!(health("http://127.0.0.1:1").status.code(), Some(1));
 }
 
-/// What stands in for other processors, and what links for them.
+/// Emulators and linkers of the other processors.
 const OTHERS: [(&str, &str, &str); 2] = [
     (AARCH64, "qemu-aarch64", "rust-lld"),
     (ARMV7, "qemu-arm -L /usr/arm-linux-gnueabihf", "arm-linux-gnueabihf-gcc"),
 ];
 
-/// By buildah, as docker wants a daemon. What is run there is in a root of its own, but has the network of this machine.
+/// Builds with buildah, because docker needs a daemon. Commands run in their own root and share this machine's network.
 #[test]
-fn the_image_is_built_and_serves() {
+fn image_is_built_and_serves() {
     let Some(dist) = dist() else { return };
     if find("buildah").is_none() || !is_root() {
         return;
@@ -116,7 +116,7 @@ fn the_image_is_built_and_serves() {
     };
     let done = |arguments: &[&str]| {
         let output = tool(arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", has_failed(&output));
+        assert!(output.status.success(), "{arguments:?}: {}", failure(&output));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let binary = Path::new(&package(dist, X86_64)).file_name().unwrap().to_str().unwrap().to_owned();
@@ -160,7 +160,7 @@ fn the_image_is_built_and_serves() {
 }
 
 #[test]
-fn other_processors_serve_and_pass_the_unit_tests() {
+fn binaries_for_other_processors_serve_and_pass_unit_tests() {
     let Some(dist) = dist() else { return };
     for (target, emulator, linker) in OTHERS {
         if find(emulator.split(' ').next().unwrap()).is_none() {
@@ -172,7 +172,7 @@ fn other_processors_serve_and_pass_the_unit_tests() {
         tests.args(["test", "--quiet", "--locked", "--lib", "--target", target]);
         let output =
             tests.env(variable("LINKER"), linker).env(variable("RUNNER"), emulator).output().unwrap();
-        assert!(output.status.success(), "{target}: {}", has_failed(&output));
+        assert!(output.status.success(), "{target}: {}", failure(&output));
         let (server, _stderr) = run(&format!("exec {emulator} {}", package(dist, target)));
         assert!(server.is_healthy(), "{target}");
         let health = format!("{emulator} {} health http://{}", package(dist, target), server.address);
@@ -180,9 +180,10 @@ fn other_processors_serve_and_pass_the_unit_tests() {
     }
 }
 
-/// In CI into the machine itself, elsewhere into a directory, which scripts of the package know as DPKG_ROOT.
+/// In CI the package is installed on the machine itself, elsewhere in a directory that package scripts know as
+/// DPKG_ROOT.
 #[test]
-fn the_package_of_debian_comes_and_goes() {
+fn debian_package_is_installed_and_removed() {
     let Some(dist) = dist() else { return };
     let (Some(_), Some(_)) = (find("dpkg"), find("cargo-deb")) else { return };
     let folder = Folder::new("dpkg");
@@ -201,7 +202,7 @@ fn the_package_of_debian_comes_and_goes() {
             command.arg(format!("--root={}", root.display())).arg("--force-script-chrootless");
         }
         let output = command.args(arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", has_failed(&output));
+        assert!(output.status.success(), "{arguments:?}: {}", failure(&output));
     };
     let program = root.join("usr/bin/noroshi");
     assert!(!program.exists(), "{} is there already", program.display());
@@ -215,16 +216,16 @@ fn the_package_of_debian_comes_and_goes() {
 }
 
 #[test]
-fn the_unit_is_that_of_the_readme() {
+fn packaged_unit_is_that_of_the_readme() {
     assert_eq!(block("[Service]").trim_end(), include_str!("../scripts/noroshi.service").trim_end());
 }
 
 #[test]
-fn the_manual_has_the_flags_of_the_help() {
+fn manual_page_has_the_flags_of_the_help() {
     let help = Config::help();
     let flags = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
     let flags = flags.map(|line| line.split("  ").next().unwrap().replace('-', "\\-"));
     let manual = include_str!("../scripts/noroshi.8").lines();
-    let told = manual.filter_map(|line| line.strip_prefix(".B ")).filter(|it| it.starts_with("\\-"));
-    assert_eq!(told.collect::<Vec<_>>(), flags.collect::<Vec<_>>());
+    let documented = manual.filter_map(|line| line.strip_prefix(".B ")).filter(|it| it.starts_with("\\-"));
+    assert_eq!(documented.collect::<Vec<_>>(), flags.collect::<Vec<_>>());
 }

@@ -1,41 +1,41 @@
-//! The page as people use it: in a hurry, on a phone, with long names, without colors, without seeing it.
+//! The page for users: repeated clicks, phones, long names, forced colors and screen readers.
 
 mod common;
 
 use std::path::PathBuf;
 
-use common::axe::{axe, judge};
+use common::axe::{assert_accessible, axe};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::process::{Running, run};
 use common::program::is_installed;
 use serde_json::{Value, json};
 
-fn enter(browser: &mut Chromium, server: &Running, name: &str) {
+fn open_page(browser: &mut Chromium, server: &Running, name: &str) {
     browser.open(&format!("http://{}/?room=tea&name={name}", server.address));
-    browser.until("document.querySelector('#status')?.dataset.state !== 'joining'");
+    browser.wait_until("document.querySelector('#status')?.dataset.state !== 'joining'");
 }
 
-/// Saves a picture of each look where this variable says, for somebody to look at.
-fn look(browser: &mut Chromium, name: &str) {
+/// Saves a screenshot in the directory of this variable, for visual inspection.
+fn save_screenshot(browser: &mut Chromium, name: &str) {
     let Some(folder) = std::env::var_os("TEST_LOOKS") else { return };
     for (width, height) in [(320, 900), (390, 844), (1100, 780)] {
         for colors in ["light", "dark", "forced"] {
             browser.resize(width, height, colors);
             let file = PathBuf::from(&folder).join(format!("{name}-{width}-{colors}.png"));
-            std::fs::write(file, browser.picture()).unwrap();
+            std::fs::write(file, browser.screenshot()).unwrap();
         }
     }
 }
 
 #[test]
-fn a_button_says_what_the_device_does_however_often_it_is_clicked() {
+fn device_button_shows_the_state_of_the_device() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut browser] = Chromium::start();
-    enter(&mut browser, &server, "Aoi");
+    open_page(&mut browser, &server, "Aoi");
     browser.eval(
         "const live = [], get = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
         navigator.mediaDevices.getUserMedia = async (kinds) => {
@@ -45,79 +45,80 @@ fn a_button_says_what_the_device_does_however_often_it_is_clicked() {
         };
         const button = document.querySelector('#camera');
         const isLive = () => live.filter((track) => track.readyState === 'live').length;
-        const says = () => button.getAttribute('aria-pressed'); 0",
+        const pressed = () => button.getAttribute('aria-pressed'); 0",
     );
     for clicks in [2, 3, 5] {
         browser.eval(&format!("for (let i = 0; i < {clicks}; i++) button.click(); 0"));
-        browser.until("says() === 'true' && isLive() === 1");
+        browser.wait_until("pressed() === 'true' && isLive() === 1");
         browser.eval("button.click(); 0");
-        browser.until("says() === 'false' && isLive() === 0");
+        browser.wait_until("pressed() === 'false' && isLive() === 0");
     }
-    // The device ends, and the browser refuses.
+    // The track ends, and the browser refuses a new one.
     browser.eval("button.click(); 0");
-    browser.until("says() === 'true'");
+    browser.wait_until("pressed() === 'true'");
     browser.eval("live.at(-1).stop(); live.at(-1).dispatchEvent(new Event('ended')); 0");
-    browser.until("says() === 'false' && isLive() === 0");
+    browser.wait_until("pressed() === 'false' && isLive() === 0");
     browser.eval("navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }; button.click(); button.click(); 0");
-    browser.until("document.querySelector('#media-note').textContent.includes('Allow it')");
-    assert_eq!(browser.eval("says()"), "false");
+    browser.wait_until("document.querySelector('#media-note').textContent.includes('Allow it')");
+    assert_eq!(browser.eval("pressed()"), "false");
     browser.kill();
 }
 
 #[test]
-fn whoever_cannot_enter_is_told_why_and_what_to_do() {
+fn failed_join_shows_a_reason_and_a_remedy() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (mut server, _stderr) = run(r#"exec "$0" --max-mesh-peers 1"#);
     let [mut first, mut second] = Chromium::start();
-    // As much of a name as fits into 128 bytes.
-    enter(&mut first, &server, &"日".repeat(60));
-    first.until("document.querySelector('#status').dataset.state === 'online'");
+    // A name is truncated to 128 bytes.
+    open_page(&mut first, &server, &"日".repeat(60));
+    first.wait_until("document.querySelector('#status').dataset.state === 'online'");
     assert_eq!(first.eval("room.id"), "日".repeat(42));
     first.eval("const name = document.querySelector('#name'), type = (text) => { name.value = text; name.dispatchEvent(new Event('input')); }; 0");
     first.eval("type('日'.repeat(43)); 0");
     assert_eq!(first.eval("name.validity.valid"), false);
     first.eval("type('Aoi'); document.querySelector('#rename').click(); 0");
-    first.until("room?.id === 'Aoi' && room.online");
-    let words = |browser: &mut Chromium, words: &str| {
-        browser.until(&format!("document.querySelector('#status-words').textContent.includes({words:?})"));
+    first.wait_until("room?.id === 'Aoi' && room.online");
+    let wait_for_status = |browser: &mut Chromium, text: &str| {
+        browser
+            .wait_until(&format!("document.querySelector('#status-words').textContent.includes({text:?})"));
     };
     let ways = |browser: &mut Chromium| {
         browser.eval("[...document.querySelectorAll('#again, #rename')].filter((it) => !it.hidden).map((it) => it.id).join()")
     };
-    enter(&mut second, &server, "Aoi");
-    words(&mut second, "already called Aoi");
+    open_page(&mut second, &server, "Aoi");
+    wait_for_status(&mut second, "already called Aoi");
     assert_eq!(ways(&mut second), "rename");
-    look(&mut second, "taken");
+    save_screenshot(&mut second, "taken");
     second.eval("document.querySelector('#rename').click(); 0");
-    words(&mut second, "This room is full");
+    wait_for_status(&mut second, "This room is full");
     assert_eq!(ways(&mut second), "again");
-    // Somebody comes in under the same name: nobody is there who could be lost.
+    // A peer joins under the same name while no other peer is present.
     first.eval("room.dispatchEvent(Object.assign(new Event('error'), { error: { code: 'replaced' } })); 0");
-    words(&mut first, "so this page is out");
+    wait_for_status(&mut first, "so this page is out");
     assert_eq!(
         first.eval("document.querySelector('#status-words').textContent.includes('stays connected')"),
         false
     );
     first.eval("document.querySelector('#again').click(); 0");
-    first.until("document.querySelector('#status').dataset.state === 'online'");
-    // Whatever else the server says.
+    first.wait_until("document.querySelector('#status').dataset.state === 'online'");
+    // Any other error of the server.
     second.eval(
         r#"WebSocket.prototype.send = function () {
             this.onmessage({ data: '{"type":"error","code":"bad_message","message":"that is no id"}' });
         };
         document.querySelector('#again').click(); 0"#,
     );
-    words(&mut second, "cannot be entered: that is no id");
+    wait_for_status(&mut second, "cannot be entered: that is no id");
     assert_eq!(ways(&mut second), "again,rename");
     second.eval("WebSocket = class { constructor() { setTimeout(() => this.onclose({ code: 1006 })); } close() {} }; 0");
     second.eval("document.querySelector('#again').click(); 0");
-    words(&mut second, "does not let this page in");
+    wait_for_status(&mut second, "does not let this page in");
     assert_eq!(ways(&mut second), "again,rename");
     server.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(server.code(), Some(0));
-    words(&mut first, "The server is gone");
+    wait_for_status(&mut first, "The server is gone");
     for mut browser in [first, second] {
         browser.eval("0");
         browser.errors.retain(|error| !error.contains(r#""source":"network""#));
@@ -126,16 +127,16 @@ fn whoever_cannot_enter_is_told_why_and_what_to_do() {
 }
 
 #[test]
-fn a_phone_shows_all_and_says_that_something_was_said() {
+fn narrow_page_shows_everything_and_marks_unread_messages() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut phone, mut other] = Chromium::start();
     phone.resize(320, 600, "light");
-    enter(&mut phone, &server, "Aoi");
-    enter(&mut other, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
-    phone.until("[...room.peers.values()].some((peer) => peer.alive)");
+    open_page(&mut phone, &server, "Aoi");
+    open_page(&mut other, &server, "A%20name%20of%20many%20long%20words%20unbreakable-as-they-are");
+    phone.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
     for width in [320, 390, 832, 1100] {
         phone.resize(width, 600, "light");
         let wide = phone.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth");
@@ -144,43 +145,43 @@ fn a_phone_shows_all_and_says_that_something_was_said() {
     phone.resize(320, 600, "light");
     phone.eval("document.querySelector('#camera').click(); scrollTo(0, 0); 0");
     assert_eq!(phone.eval("document.querySelector('#unread').hidden"), true);
-    other.write("#say", "one");
-    phone.until("document.querySelector('#unread').textContent === '1 new message'");
-    other.write("#say", "two");
-    phone.until("document.querySelector('#unread').textContent === '2 new messages'");
-    look(&mut phone, "unread");
+    other.type_text("#say", "one");
+    phone.wait_until("document.querySelector('#unread').textContent === '1 new message'");
+    other.type_text("#say", "two");
+    phone.wait_until("document.querySelector('#unread').textContent === '2 new messages'");
+    save_screenshot(&mut phone, "unread");
     phone.resize(320, 600, "light");
     phone.eval("document.querySelector('#unread').click(); 0");
-    phone.until("document.querySelector('#unread').hidden && document.activeElement.id === 'say'");
+    phone.wait_until("document.querySelector('#unread').hidden && document.activeElement.id === 'say'");
     phone.kill();
     other.kill();
 }
 
 #[test]
-fn it_is_there_for_those_who_do_not_see_it_or_see_no_colors() {
+fn page_is_accessible() {
     let Some(axe) = axe().filter(|_| is_installed(CHROMIUM)) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren] = Chromium::start();
-    enter(&mut aoi, &server, "Aoi");
-    judge(&mut aoi, &axe);
-    look(&mut aoi, "alone");
-    enter(&mut ren, &server, "Ren");
+    open_page(&mut aoi, &server, "Aoi");
+    assert_accessible(&mut aoi, &axe);
+    save_screenshot(&mut aoi, "alone");
+    open_page(&mut ren, &server, "Ren");
     for browser in [&mut aoi, &mut ren] {
-        browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+        browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
         browser.eval("document.querySelector('#camera').click(); 0");
-        browser.write("#say", "Good evening!");
+        browser.type_text("#say", "Good evening!");
     }
-    aoi.until("document.querySelector('.peer video').videoWidth > 0");
-    judge(&mut aoi, &axe);
-    look(&mut aoi, "together");
-    // On is not off without colors.
+    aoi.wait_until("document.querySelector('.peer video').videoWidth > 0");
+    assert_accessible(&mut aoi, &axe);
+    save_screenshot(&mut aoi, "together");
+    // Without colors, the state of a button differs in its text.
     let mark = "getComputedStyle(document.querySelector('#camera'), '::before').content";
     let on = aoi.eval(mark);
     aoi.eval("document.querySelector('#camera').click(); 0");
     assert_ne!(aoi.eval(mark), on);
     aoi.eval("room.dispatchEvent(Object.assign(new Event('error'), { error: { code: 'room_full' } })); 0");
-    judge(&mut aoi, &axe);
-    // Every name has a face whose letters can be read: axe has seen two, these are the worst.
+    assert_accessible(&mut aoi, &axe);
+    // Every name has a background with readable letters. axe has checked two of them; these are the worst cases.
     let contrasts: Value = aoi.eval(
         "Array.from({ length: 360 }, (_, hue) => {
             const face = document.querySelector('.face');

@@ -1,4 +1,4 @@
-//! A panic, which no peer is known to be able to cause, ends the process at once.
+//! A panic ends the process immediately. No input from peers is known to cause one.
 
 mod common;
 
@@ -10,26 +10,26 @@ use std::time::Duration;
 
 use common::pipe::{REQUEST, TEXT, frame};
 use common::process::eventually;
-use noroshi::config::{Config, LOG_LINE_BYTES_MAX, Listen};
-use noroshi::gate::{Gate, Protocol, Turn};
-use noroshi::http::Door;
-use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, say};
+use noroshi::config::{Config, LOG_LINE_BYTES_MAX, ListenAddress};
+use noroshi::http::ListenerKind;
+use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, print_line};
 use noroshi::metrics::Counts;
-use noroshi::protocol::{Conn, Dialect, Input, Member};
+use noroshi::protocol::{Conn, Input, Member, ProtocolId};
+use noroshi::protocols::{Context, Dispatcher, Protocol};
 use noroshi::server::Server;
 
-/// Makes this test binary the server, see [`server_with_a_faulty_protocol`].
+/// Environment variable that makes this test binary the server, see [`server_with_a_faulty_protocol`].
 const MARKER: &str = "NOROSHI_TEST_FAULTY_PROTOCOL";
 
-/// Panics with each message.
+/// A protocol that panics at each message.
 struct Faulty;
 
 impl Protocol for Faulty {
-    fn handle(&mut self, input: Input<'_>, turn: &mut Turn) {
+    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
         match input {
-            Input::Connected(conn, target, _) => turn.registered(conn, &target.room, "faulty"),
+            Input::Connected(conn, target, _) => context.registered(conn, &target.room, "faulty"),
             Input::Text(_, text) => panic!("{}", text.repeat(10)),
-            Input::Disconnected(conn) => turn.left(conn, self.member(conn)),
+            Input::Disconnected(_) => {}
             _ => {}
         }
     }
@@ -43,21 +43,22 @@ impl Protocol for Faulty {
     }
 }
 
-/// Serves in a child process of the tests below, with the log off, and does nothing as a test.
+/// Runs the server in a child process of the tests below, without a log. Does nothing as a test.
 #[test]
 fn server_with_a_faulty_protocol() {
     if std::env::var_os(MARKER).is_none() {
         return;
     }
     exit_on_panic();
-    let config = Config { listen: vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
-    let gate = Gate::new(&config).to(Dialect::Noroshi, Faulty);
-    let mut server = Server::with(gate, config).unwrap();
-    say(format_args!("listening on {}", server.addresses(Door::Main).next().unwrap()));
+    let config =
+        Config { listen: vec![ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
+    let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Faulty);
+    let mut server = Server::with(dispatcher, config).unwrap();
+    print_line(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));
     server.run().unwrap();
 }
 
-/// Starts the server, whose stderr is a pipe.
+/// Starts the server with a pipe as stderr.
 fn start() -> (Child, BufReader<ChildStderr>, TcpStream) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "server_with_a_faulty_protocol"]).env(MARKER, "1");
@@ -69,7 +70,7 @@ fn start() -> (Child, BufReader<ChildStderr>, TcpStream) {
     (child, stderr, stream)
 }
 
-/// Sends a message, with which the server panics, and returns its exit code.
+/// Sends a message that makes the server panic. Returns the exit code.
 fn provoke_panic(child: &mut Child, stream: &mut TcpStream, message: &str) -> Option<i32> {
     stream.write_all(&[REQUEST.as_bytes(), &frame(TEXT, message.as_bytes())].concat()).unwrap();
     let mut status = None;
@@ -106,7 +107,7 @@ fn panic_ends_the_process_when_stderr_is_closed_or_full() {
 
     let (mut child, _stderr, mut stream) = start();
     let mut pipe = OpenOptions::new().write(true).open(format!("/proc/{}/fd/2", child.id())).unwrap();
-    // What a pipe holds (pipe(7)).
+    // The capacity of a pipe (pipe(7)).
     pipe.write_all(&[b'x'; 65_536]).unwrap();
     assert_eq!(provoke_panic(&mut child, &mut stream, "a"), Some(PANIC_EXIT_CODE));
 }

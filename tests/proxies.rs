@@ -1,4 +1,4 @@
-//! The proxies of the README, over TLS, each started from what stands there.
+//! The README's proxy configurations, over TLS.
 
 mod common;
 
@@ -19,30 +19,30 @@ use common::tls::{self, HOST, OPENSSL};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// What the README has as `60s`, shortened with the ping interval: `--ping-interval 2` pings after 3 s at the latest.
+/// Replaces the README's `60s`, together with the ping interval: `--ping-interval 2` pings after 3 s at the latest.
 const TIMEOUT: Duration = Duration::from_secs(6);
 
-/// What a proxy is started with, beside the block of the README.
+/// A proxy and the additions that its README block needs in a test.
 struct Kind {
     program: &'static str,
-    /// A line of its block.
+    /// A line that identifies the README block.
     line: &'static str,
-    /// What must be different in a test, which listens on `PORT` and has its files in `HOME`.
+    /// Replacements for tests, in which the proxy listens on `PORT` and has its files in `HOME`.
     changes: &'static [(&'static str, &'static str)],
-    /// What comes before and after the block.
+    /// Text before and after the block.
     around: [&'static str; 2],
-    /// The name of the file.
+    /// The name of the configuration file.
     file: &'static str,
     arguments: &'static str,
-    /// What the README says to write instead where there are pages of one's own.
+    /// The README's replacement for a host that serves other pages, too.
     own_pages: (&'static str, &'static [&'static str]),
-    /// What it says for the server's socket in a file.
+    /// The README's address for a server on a Unix socket.
     local: &'static str,
-    /// Has the running proxy read its file again.
+    /// Makes the running proxy reload its configuration.
     reload: fn(&Program),
-    /// How a WebSocket ends at a reload, if it does.
+    /// The close code of WebSockets at a reload, if the proxy closes them.
     reload_ends: Option<u16>,
-    /// Whether it cuts what is silent.
+    /// Whether the proxy closes idle connections.
     cuts: bool,
 }
 
@@ -120,12 +120,12 @@ struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it in front of this server, with more changes of the block than are needed.
+    /// Starts the proxy in front of a server, with further replacements.
     fn start(kind: &'static Kind, server: SocketAddr, changes: &[(&str, String)]) -> Proxy {
         Proxy::before(kind, &server.to_string(), changes)
     }
 
-    /// The same in front of what is written so.
+    /// Starts the proxy in front of this upstream address.
     fn before(kind: &'static Kind, server: &str, changes: &[(&str, String)]) -> Proxy {
         let port = free_port();
         let program = Program::start_after(kind.program, kind.arguments, |home| {
@@ -144,18 +144,18 @@ impl Proxy {
             fs::write(home.join(kind.file), text).unwrap();
         });
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        program.until("the proxy", || TcpStream::connect(address).ok());
+        program.wait_until("the proxy", || TcpStream::connect(address).ok());
         Proxy { kind, program, address }
     }
 
-    /// Has it pass on to another server what comes from now on, and returns a peer that is there.
-    fn turn(&self, from: &Running, to: &Running) -> Client {
+    /// Switches new connections to another server. Returns a peer that is connected to it.
+    fn switch_server(&self, from: &Running, to: &Running) -> Client {
         let path = self.program.home.join(self.kind.file);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(path, text.replace(&from.address.to_string(), &to.address.to_string())).unwrap();
         (self.kind.reload)(&self.program);
         let mut client = None;
-        eventually("it has read its file again", || {
+        eventually("the configuration is reloaded", || {
             client = Some(self.peer("C", [127, 0, 0, 1], ""));
             to.metric("peers") > 0.0
         });
@@ -166,7 +166,7 @@ impl Proxy {
         tls::connect(&self.program.home, Ipv4Addr::from(from), self.address)
     }
 
-    /// What a browser gets at a path.
+    /// Returns the response to a browser's request for a path.
     fn get(&self, path: &str) -> String {
         let mut stream = self.connect([127, 0, 0, 1]);
         let host = self.host();
@@ -176,14 +176,14 @@ impl Proxy {
         answer
     }
 
-    /// The host as the address of a page has it.
+    /// Returns the host as it appears in the page's URL.
     fn host(&self) -> String {
         format!("{HOST}:{}", self.address.port())
     }
 
-    /// Asks for a WebSocket as a browser does in a page of this origin, and returns the status too.
-    fn ask(&self, from: [u8; 4], host: &str, origin: &str, header: &str) -> (Client, u16) {
-        let mut client = Client::over(self.connect(from));
+    /// Requests an upgrade as a browser does on a page of this origin. Returns the connection and the status.
+    fn request(&self, from: [u8; 4], host: &str, origin: &str, header: &str) -> (Client, u16) {
+        let mut client = Client::from_stream(self.connect(from));
         client.send(
             format!(
                 "GET /ws/tea HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n{header}Connection: Upgrade\r\n\
@@ -191,19 +191,19 @@ impl Proxy {
             )
             .as_bytes(),
         );
-        let status = client.head().split(' ').nth(1).unwrap().parse().unwrap();
+        let status = client.read_head().split(' ').nth(1).unwrap().parse().unwrap();
         (client, status)
     }
 
-    /// A registered peer whose browser is at this address.
+    /// Connects and registers a peer from this address.
     fn peer(&self, id: &str, from: [u8; 4], header: &str) -> Client {
-        let (client, status) = self.ask(from, &self.host(), &format!("https://{}", self.host()), header);
+        let (client, status) = self.request(from, &self.host(), &format!("https://{}", self.host()), header);
         assert_eq!(status, 101);
-        client.registered(id)
+        client.register(id)
     }
 }
 
-/// Where the server says that this peer came from.
+/// Returns the address of a peer, from the server's log.
 fn address_of(id: &str, log: &mut BufReader<ChildStderr>) -> String {
     let mut line = String::new();
     while !(line.contains(" registered: ") && line.ends_with(&format!("id {id:?}\n"))) {
@@ -217,58 +217,59 @@ fn server(flags: &str) -> (Running, BufReader<ChildStderr>) {
     run(&format!(r#"exec "$0" --log debug --trust-proxy 127.0.0.1 {flags}"#))
 }
 
-/// A and B say something to each other.
-fn talk(a: &mut Client, b: &mut Client) {
-    a.say(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": 1}));
-    assert_eq!(b.heard(), json!({"type": "candidate", "candidate": "1", "id": "A"}));
-    b.say(json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidate": 2}));
-    assert_eq!(a.heard(), json!({"type": "candidate", "candidate": "2", "id": "B"}));
+/// Exchanges a candidate in each direction.
+fn exchange_messages(a: &mut Client, b: &mut Client) {
+    a.send_json(json!({"type": "candidateAdd", "id": "A", "target_id": "B", "candidate": 1}));
+    assert_eq!(b.receive_json(), json!({"type": "candidate", "candidate": "1", "id": "A"}));
+    b.send_json(json!({"type": "candidateAdd", "id": "B", "target_id": "A", "candidate": 2}));
+    assert_eq!(a.receive_json(), json!({"type": "candidate", "candidate": "2", "id": "B"}));
 }
 
-/// Whether what it takes is installed.
+/// Returns whether all programs are installed.
 fn can_run(kind: &Kind) -> bool {
     [OPENSSL, kind.program].iter().all(|program| is_installed(program))
 }
 
-/// Page, library and WebSockets through it, as the README has it.
-fn serves(kind: &'static Kind) {
+/// Tests the page, the library and WebSockets through the proxy with the README's configuration.
+fn test_forwarding(kind: &'static Kind) {
     if !can_run(kind) {
         return;
     }
     let (first, mut log) = server("");
     let proxy = Proxy::start(kind, first.address, &[]);
 
-    assert!(proxy.get("/").ends_with(include_str!("../src/page.html")));
-    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/noroshi.js")));
+    assert!(proxy.get("/").ends_with(include_str!("../src/web/index.html")));
+    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/web/noroshi.js")));
 
     let mut a = proxy.peer("A", [127, 0, 0, 7], "");
     assert_eq!(address_of("A", &mut log), "127.0.0.7");
     let forged = "X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\n";
     let mut b = proxy.peer("B", [127, 0, 0, 8], forged);
     assert_eq!(address_of("B", &mut log), "127.0.0.8");
-    talk(&mut a, &mut b);
+    exchange_messages(&mut a, &mut b);
 
-    let (here, host) = ([127, 0, 0, 1], proxy.host());
+    let here = [127, 0, 0, 1];
+    let host = proxy.host();
     for (host, origin, status) in [
         (host.as_str(), format!("https://{host}"), 101),
-        // On port 443 a browser says neither.
+        // On port 443 browsers omit the port.
         (HOST, format!("https://{HOST}"), 101),
         (&host, "https://example.net".to_owned(), 403),
         (&host, format!("https://{host}0"), 403),
     ] {
-        assert_eq!(proxy.ask(here, host, &origin, "").1, status, "{origin} {host}");
+        assert_eq!(proxy.request(here, host, &origin, "").1, status, "{origin} {host}");
     }
 
     let (second, _second_log) = server("");
-    proxy.turn(&first, &second);
+    proxy.switch_server(&first, &second);
     match kind.reload_ends {
-        Some(code) => assert_eq!((a.closed(), b.closed()), (code, code)),
-        None => talk(&mut a, &mut b),
+        Some(code) => assert_eq!((a.receive_close(), b.receive_close()), (code, code)),
+        None => exchange_messages(&mut a, &mut b),
     }
 }
 
-/// The same with pages of one's own on the host, and with short time-outs.
-fn serves_beside_others(kind: &'static Kind) {
+/// Tests the proxy on a host with other pages, and with short timeouts.
+fn test_forwarding_beside_pages(kind: &'static Kind) {
     if !can_run(kind) {
         return;
     }
@@ -281,55 +282,55 @@ fn serves_beside_others(kind: &'static Kind) {
     let (pings, _log) = server("--ping-interval 2");
     let proxy = Proxy::start(kind, pings.address, &changes);
     assert!(!proxy.get("/").contains("noroshi"));
-    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/noroshi.js")));
+    assert!(proxy.get("/noroshi.js").ends_with(include_str!("../src/web/noroshi.js")));
     assert!(proxy.get("/ws").starts_with("HTTP/1.1 426 "));
 
     let mut client = proxy.peer("A", [127, 0, 0, 1], "");
     let began = Instant::now();
     while 2 * began.elapsed() < 3 * TIMEOUT {
-        client.pinged();
+        client.receive_ping();
     }
-    client.settle();
+    client.sync();
 
     let (does_not_ping, _other_log) = server("");
-    let mut client = proxy.turn(&pings, &does_not_ping);
+    let mut client = proxy.switch_server(&pings, &does_not_ping);
     if kind.cuts {
-        assert_eq!(client.take(1), 0, "or the time-outs above were none");
+        assert_eq!(client.read_up_to(1), 0, "or the time-outs above were none");
     }
 }
 
 #[test]
-fn nginx_serves() {
-    serves(&NGINX);
+fn nginx_forwards_page_and_websockets() {
+    test_forwarding(&NGINX);
 }
 
 #[test]
-fn nginx_serves_beside_others() {
-    serves_beside_others(&NGINX);
+fn nginx_forwards_beside_other_pages() {
+    test_forwarding_beside_pages(&NGINX);
 }
 
 #[test]
-fn caddy_serves() {
-    serves(&CADDY);
+fn caddy_forwards_page_and_websockets() {
+    test_forwarding(&CADDY);
 }
 
 #[test]
-fn caddy_serves_beside_others() {
-    serves_beside_others(&CADDY);
+fn caddy_forwards_beside_other_pages() {
+    test_forwarding_beside_pages(&CADDY);
 }
 
 #[test]
-fn haproxy_serves() {
-    serves(&HAPROXY);
+fn haproxy_forwards_page_and_websockets() {
+    test_forwarding(&HAPROXY);
 }
 
 #[test]
-fn haproxy_serves_beside_others() {
-    serves_beside_others(&HAPROXY);
+fn haproxy_forwards_beside_other_pages() {
+    test_forwarding_beside_pages(&HAPROXY);
 }
 
 #[test]
-fn each_reaches_a_socket_in_a_file() {
+fn proxies_connect_to_a_unix_socket() {
     for kind in [&NGINX, &CADDY, &HAPROXY] {
         if !can_run(kind) {
             continue;
@@ -337,7 +338,7 @@ fn each_reaches_a_socket_in_a_file() {
         assert!(README.contains(&format!("`{}`", kind.local)), "{}", kind.local);
         let folder = Folder::new("proxied");
         let socket = folder.0.join("socket").display().to_string();
-        // The workers of nginx are somebody else.
+        // nginx's workers run as another user.
         let (_server, mut log) = run(&format!(r#"umask 0; exec "$0" --log debug -l unix:{socket}"#));
         let local = kind.local.replace("/run/noroshi.sock", &socket);
         let proxy = Proxy::before(kind, &local, &[]);
@@ -345,51 +346,51 @@ fn each_reaches_a_socket_in_a_file() {
         assert_eq!(address_of("A", &mut log), "127.0.0.7");
         let mut b = proxy.peer("B", [127, 0, 0, 8], "X-Forwarded-For: 192.0.2.1\r\n");
         assert_eq!(address_of("B", &mut log), "127.0.0.8");
-        talk(&mut a, &mut b);
+        exchange_messages(&mut a, &mut b);
     }
 }
 
 #[test]
-fn two_browsers_meet_behind_each() {
+fn browsers_connect_behind_each_proxy() {
     if !(is_installed(CHROMIUM) && [&NGINX, &CADDY, &HAPROXY].into_iter().all(can_run)) {
         return;
     }
     let mut two = Chromium::start::<2>();
-    two.iter_mut().for_each(Chromium::trust);
+    two.iter_mut().for_each(Chromium::ignore_certificate_errors);
     for kind in [&NGINX, &CADDY, &HAPROXY] {
         let ((first, _log), (second, _other_log)) = (server(""), server(""));
         let proxy = Proxy::start(kind, first.address, &[]);
         for (browser, name) in two.iter_mut().zip(["Aoi", "Ren"]) {
             browser.open(&format!("https://{}/?room=tea&name={name}", proxy.host()));
-            browser.until("document.querySelector('#status')?.dataset.state === 'online'");
+            browser.wait_until("document.querySelector('#status')?.dataset.state === 'online'");
         }
         for browser in &mut two {
-            browser.until("[...room.peers.values()].some((peer) => peer.alive)");
+            browser.wait_until("[...room.peers.values()].some((peer) => peer.alive)");
             browser.eval("var before = [...room.peers.values()][0].pc");
         }
-        let _third = proxy.turn(&first, &second);
+        let _third = proxy.switch_server(&first, &second);
         let ends = kind.reload_ends.is_some();
-        eventually("their WebSockets are where they should be", || {
+        eventually("the WebSockets are connected to the new server", || {
             (first.metric("peers"), second.metric("peers")) == if ends { (0.0, 3.0) } else { (2.0, 1.0) }
         });
-        // Whatever became of their WebSockets, they stay connected.
+        // The connection between the browsers stays open.
         for browser in &mut two {
-            browser.until(
+            browser.wait_until(
                 "[...room.peers.values()].some((peer) => peer.pc === before && peer.alive && !peer.away)",
             );
         }
         for browser in &mut two {
             browser.eval("room.leave()");
-            // Caddy closes with 1001, and may still pass on the Close with which the server answers.
+            // Caddy closes with 1001 and may still forward the server's reply to its Close frame.
             browser.errors.retain(|error| !(ends && error.contains("failed: Close received after close")));
         }
     }
     two.into_iter().for_each(Chromium::kill);
 }
 
-/// Without these lines of the README nginx sends `Host` as its own, HTTP/1.0 (before 1.29.7), and no `Upgrade`.
+/// Without these lines of the README nginx sends its own `Host`, HTTP/1.0 (before 1.29.7), and no `Upgrade`.
 #[test]
-fn the_log_says_what_an_unprepared_nginx_does_to_an_upgrade() {
+fn log_explains_upgrades_through_an_unconfigured_nginx() {
     if !can_run(&NGINX) {
         return;
     }
@@ -404,7 +405,8 @@ fn the_log_says_what_an_unprepared_nginx_does_to_an_upgrade() {
         let old = ("proxy_pass http", "proxy_http_version 1.0; proxy_pass http".to_owned());
         let without = without.iter().map(|line| (*line, String::new()));
         let proxy = Proxy::start(&NGINX, server.address, &without.chain([old]).collect::<Vec<_>>());
-        let (_, status) = proxy.ask([127, 0, 0, 1], &proxy.host(), &format!("https://{}", proxy.host()), "");
+        let (_, status) =
+            proxy.request([127, 0, 0, 1], &proxy.host(), &format!("https://{}", proxy.host()), "");
         let mut line = String::new();
         while !line.contains(" was refused: ") {
             line.clear();
@@ -416,7 +418,7 @@ fn the_log_says_what_an_unprepared_nginx_does_to_an_upgrade() {
     let causes = "HTTP/1.0, but WebSocket needs HTTP/1.1: does nginx lack proxy_http_version 1.1?; \
         no Upgrade header: is a proxy dropping it?";
     assert_eq!(refused(&upgrade), (426, format!("426, {causes}")));
-    let foreign = r#"Origin "https://OUTSIDE" is not of Host "INSIDE"; see --allow-origin"#;
+    let foreign = r#"Origin "https://OUTSIDE" does not match Host "INSIDE"; see --allow-origin"#;
     let all = [&[host][..], &upgrade].concat();
     assert_eq!(refused(&all), (403, format!("403, {foreign}; {causes}")));
 }

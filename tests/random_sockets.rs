@@ -1,9 +1,9 @@
-//! Many peers at random against a server on real sockets, in one thread: it must be consistent after each turn and empty
-//! at the end, and a well-behaved pair must never notice the others.
+//! Random input from many peers to a server on real sockets, in one thread. The state must be consistent after each
+//! iteration and empty at the end, and a well-behaved pair must not be disturbed.
 //!
-//! All protocols are spoken at once, with valid and broken messages, slow and broken connections, under small limits. The
-//! seed of each run is printed first. `TEST_SECONDS=600` runs for that long, `TEST_SEED=…` replays one seed, and
-//! `TEST_STEPS=…` makes each run that long.
+//! Peers use all protocols with valid and invalid messages, slow and broken connections, under small limits. Each run
+//! first prints its seed. `TEST_SECONDS=600` runs for that long, `TEST_SEED=…` replays one seed, and `TEST_STEPS=…`
+//! sets the length of each run.
 
 mod common;
 
@@ -15,37 +15,37 @@ use std::str::FromStr;
 use std::sync::Once;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::dice::Dice;
-use common::memory::left;
+use common::memory::remaining_state;
 use common::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, close, frame, plain_frame};
-use common::raw::{LOOPBACK, Raw, server, text, turn, upgrade};
+use common::raw::{LOOPBACK, Raw, run_iteration, server, text, upgrade};
+use common::rng::Rng;
 use common::transcript::SECRET;
 use log::{LevelFilter, Log, Metadata, Record};
 use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, Config, KIB, Secret};
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
-/// How long seeds are run one after the other, unless TEST_SECONDS says otherwise.
+/// Seconds for which seeds are run, unless TEST_SECONDS is set.
 const SECONDS: u64 = 5;
-/// Steps of one run, unless TEST_STEPS says otherwise.
+/// Steps of one run, unless TEST_STEPS is set.
 const STEPS: usize = 400;
-/// Connections at a time, besides the pair.
+/// Concurrent connections besides the pair.
 const PEERS: usize = 40;
-/// Turns of the loop after which a candidate of the pair must have arrived. A turn handles at least 4,096 units of work,
-/// and none of the peers can cause more than about 512 of them before the others have their turn.
-const PAIR_TURNS_MAX: usize = 8;
-/// Bytes that one connection may use beyond its share when `--max-memory` is used up: what is always granted, and buffers
-/// that have grown to twice their content.
+/// Iterations within which a candidate of the pair must arrive. An iteration handles at least 4,096 units of work, and
+/// no peer can cause more than about 512 of them before the others are served.
+const PAIR_ITERATIONS_MAX: usize = 8;
+/// Bytes that one connection may use beyond its share when `--max-memory` is exhausted: always-granted memory, and
+/// buffers that have twice the capacity of their content.
 const ALWAYS_BYTES: usize = 4 * KIB;
 
-/// Bytes that a connection has not written yet, from which on it is given no more.
+/// Unwritten bytes of a connection above which it sends nothing more.
 const UNWRITTEN_MAX: usize = 64 * KIB;
 
-/// How long peers behave well before all of them must be served.
-const BECALM_SECONDS: usize = 60;
-/// The payload of the ping that shows it.
+/// Seconds of good behaviour within which all peers must be served.
+const RECOVERY_SECONDS: usize = 60;
+/// The payload of the ping that shows whether a peer is served.
 const LAST_PING: &[u8] = b"last";
 
 const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -68,10 +68,10 @@ const PATHS: [&str; 14] = [
 const REQUESTS: [&str; 9] =
     ["/healthz", "/healthz", "/metrics", "/rooms", "/rooms?room=tea", "/", "/noroshi.js", "/nowhere", "/ws"];
 const PAIR: [&str; 2] = ["P", "Q"];
-/// A secret that the server does not know.
+/// A secret unknown to the server.
 const OTHER_SECRET: &[u8] = b"a secret that the server does not know";
 
-/// Fails the test if a line of the log could be taken for two.
+/// A logger that fails the test if a log line contains a line break.
 struct LineCheck;
 
 impl Log for LineCheck {
@@ -87,35 +87,35 @@ impl Log for LineCheck {
     fn flush(&self) {}
 }
 
-/// A connection that does what it should not.
+/// A misbehaving connection.
 struct Peer {
     raw: Raw,
     id: &'static str,
-    dialect: Dialect,
-    /// Bytes that one step writes at most.
+    dialect: ProtocolId,
+    /// Maximum bytes written in one step.
     write_max: usize,
-    /// Bytes that one step reads at most.
+    /// Maximum bytes read in one step.
     read_max: usize,
-    /// Whether a fragmented message has begun.
+    /// Whether a fragmented message is incomplete.
     is_fragmented: bool,
-    /// Whether a frame was begun that what follows is taken for.
+    /// Whether an incomplete frame has been sent, so that later bytes become part of it.
     is_cut: bool,
-    /// Whether its receive buffer is so small that TCP delivers at a pace that only the kernel's clock determines.
+    /// Whether its receive buffer is so small that the kernel's clock determines the pace of TCP.
     is_narrow: bool,
     /// Whether its last ping was answered.
     is_served: bool,
     /// Whether an Ayame client has sent `register`.
     is_registered: bool,
-    /// The room that it asks for.
+    /// The requested room.
     room: &'static str,
-    /// Ids of a matchbox client and of those that it has been told.
+    /// The id of a matchbox client and the ids that it has received.
     known: Vec<String>,
-    /// Bytes that it sends again in each step.
+    /// Bytes sent again in each step.
     flood: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dialect {
+enum ProtocolId {
     Noroshi,
     Ayame,
     Matchbox,
@@ -123,54 +123,54 @@ enum Dialect {
 }
 
 struct World {
-    dice: Dice,
+    rng: Rng,
     server: Server,
     address: SocketAddr,
     config: Config,
-    /// The file that the server reads its secrets from.
+    /// The server's secret file.
     secret_file: PathBuf,
     peers: Vec<Option<Peer>>,
     /// The well-behaved pair.
     pair: [Raw; 2],
-    /// Candidates that the pair has exchanged.
+    /// Number of candidates that the pair has exchanged.
     exchanged: usize,
-    /// Turns that one of these has taken at most.
-    turns_max: usize,
-    /// By how much the clock was moved since the pair has exchanged a candidate.
+    /// Maximum iterations for one candidate.
+    iterations_max: usize,
+    /// Time by which the clock has advanced since the pair's last exchange.
     since_exchange: Duration,
-    /// For how long the pair must not be disturbed any more. `None`: as long as the run goes on.
-    calm: Option<Duration>,
+    /// Remaining time in which the pair must not be disturbed. `None`: until the end of the run.
+    undisturbed_time: Option<Duration>,
 }
 
-/// Returns a number of the environment.
+/// Returns a number from an environment variable.
 fn environment<T: FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Returns a token that lives for this long from now on.
+/// Returns a token with this lifetime.
 fn token(secret: &[u8], seconds: i64, room: Option<&str>, id: Option<&str>) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let until = Duration::from_secs(now.saturating_add_signed(seconds));
     Secrets::parse(secret).unwrap().sign(&Claims {
-        until,
+        expires_at: until,
         room: room.map(Box::from),
         id: id.map(Box::from),
         ..Claims::default()
     })
 }
 
-fn configuration(dice: &mut Dice, secret_file: &PathBuf) -> Config {
+fn configuration(rng: &mut Rng, secret_file: &PathBuf) -> Config {
     fs::write(secret_file, SECRET).unwrap();
-    let has_tokens = dice.roll(2) == 0;
-    let has_relay = dice.roll(2) == 0;
+    let has_tokens = rng.below(2) == 0;
+    let has_relay = rng.below(2) == 0;
     Config {
-        connections_max: *dice.pick(&[12, 24, 100, 100]),
-        connections_per_ip_max: *dice.pick(&[0, 0, 8, 100]),
-        memory_bytes_max: *dice.pick(&[None, Some(100 * KIB), Some(300 * KIB), Some(1000 * KIB)]),
-        mesh_peers_max: *dice.pick(&[3, 64]),
-        message_bytes_max: *dice.pick(&[KIB, 4 * KIB, 64 * KIB]),
-        rate_max: *dice.pick(&[2, 5, 20, 100, 0]),
-        ping_interval: Duration::from_secs(*dice.pick(&[1, 5, 25])),
+        connections_max: *rng.choose(&[12, 24, 100, 100]),
+        connections_per_ip_max: *rng.choose(&[0, 0, 8, 100]),
+        memory_bytes_max: *rng.choose(&[None, Some(100 * KIB), Some(300 * KIB), Some(1000 * KIB)]),
+        mesh_peers_max: *rng.choose(&[3, 64]),
+        message_bytes_max: *rng.choose(&[KIB, 4 * KIB, 64 * KIB]),
+        rate_max: *rng.choose(&[2, 5, 20, 100, 0]),
+        ping_interval: Duration::from_secs(*rng.choose(&[1, 5, 25])),
         ice_servers: if has_relay { vec!["turn:turn.example".to_owned()] } else { Vec::new() },
         turn_secret_file: has_relay.then(|| secret_file.clone()),
         turn_secret: has_relay.then(|| Secret("relay".to_owned())),
@@ -186,13 +186,13 @@ fn configuration(dice: &mut Dice, secret_file: &PathBuf) -> Config {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let file = format!("random-sockets-{}-secret", std::process::id());
         let secret_file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(file);
-        let mut config = configuration(&mut dice, &secret_file);
+        let mut config = configuration(&mut rng, &secret_file);
         config.memory_bytes_max = config.memory_bytes_max.map(|bytes| BASE_BYTES + bytes);
         let (mut server, address) = server(&config);
-        // They come from other addresses than all others, so that no limit by address applies.
+        // The pair has its own addresses, so that no limit by address applies.
         let pair = [2, 3].map(|last| {
             let mut raw = Raw::connect(address, Ipv4Addr::new(127, 0, 0, last), None);
             let id = PAIR[usize::from(last) - 2];
@@ -205,12 +205,12 @@ impl World {
             raw
         });
         for _ in 0..3 {
-            turn(&mut server);
+            run_iteration(&mut server);
         }
         let mut peers = Vec::new();
         peers.resize_with(PEERS, || None);
         World {
-            dice,
+            rng,
             server,
             address,
             config,
@@ -218,58 +218,58 @@ impl World {
             peers,
             pair,
             exchanged: 0,
-            turns_max: 0,
+            iterations_max: 0,
             since_exchange: Duration::ZERO,
-            calm: None,
+            undisturbed_time: None,
         }
     }
 
     fn run(mut self, steps: usize) -> usize {
-        let end = self.dice.roll(4);
+        let end = self.rng.below(4);
         for step in 0..steps {
             if step == steps * 3 / 4 {
                 match end {
                     0 => {
                         self.server.drain();
-                        self.calm = Some(self.config.drain / 2 - Duration::from_secs(2));
+                        self.undisturbed_time = Some(self.config.drain / 2 - Duration::from_secs(2));
                     }
                     1 => {
                         self.server.stop();
-                        self.calm = Some(Duration::ZERO);
+                        self.undisturbed_time = Some(Duration::ZERO);
                     }
                     _ => {}
                 }
             }
             self.step();
         }
-        if self.calm.is_none() {
-            self.serve_everybody();
+        if self.undisturbed_time.is_none() {
+            self.assert_all_peers_are_served();
         }
         self.finish()
     }
 
     fn step(&mut self) {
-        for _ in 0..1 + self.dice.roll(12) {
-            let place = self.dice.roll(PEERS as u64) as usize;
+        for _ in 0..1 + self.rng.below(12) {
+            let place = self.rng.below(PEERS as u64) as usize;
             match self.peers[place].take() {
                 None => self.peers[place] = self.connect(),
-                Some(peer) => self.peers[place] = self.act(peer),
+                Some(peer) => self.peers[place] = self.run_action(peer),
             }
         }
-        if self.dice.roll(60) == 0 {
+        if self.rng.below(60) == 0 {
             self.reload();
         }
-        for _ in 0..self.dice.roll(4) {
-            self.turn();
+        for _ in 0..self.rng.below(4) {
+            self.run_iteration();
         }
-        self.exchange_read();
-        self.peers_go_on();
+        self.read_pair();
+        self.run_peers();
         self.advance();
     }
 
-    /// Runs a turn of the server, and checks the memory that it counts.
-    fn turn(&mut self) {
-        turn(&mut self.server);
+    /// Runs one iteration of the loop and checks the counted memory.
+    fn run_iteration(&mut self) {
+        run_iteration(&mut self.server);
         let used = self.server.shared().budget.used();
         let max = self.config.memory_bytes_max.unwrap_or(usize::MAX / 2);
         let sessions = self.server.sessions();
@@ -278,7 +278,7 @@ impl World {
     }
 
     fn is_listening(&self) -> bool {
-        self.server.addresses(Door::Main).next().is_some()
+        self.server.addresses(ListenerKind::Main).next().is_some()
     }
 
     // ---- Peers ----
@@ -287,27 +287,27 @@ impl World {
         if !self.is_listening() {
             return None;
         }
-        let dice = &mut self.dice;
-        let from = Ipv4Addr::new(127, 0, 0, *dice.pick(&[1, 1, 1, 4, 5]));
-        let buffer = *dice.pick(&[None, None, None, Some(1)]);
-        let is_plain = dice.roll(10) == 0;
-        let is_for_metrics = is_plain && dice.roll(2) == 0;
-        let metrics = self.server.addresses(Door::Metrics).next().unwrap();
+        let rng = &mut self.rng;
+        let from = Ipv4Addr::new(127, 0, 0, *rng.choose(&[1, 1, 1, 4, 5]));
+        let buffer = *rng.choose(&[None, None, None, Some(1)]);
+        let is_plain = rng.below(10) == 0;
+        let is_for_metrics = is_plain && rng.below(2) == 0;
+        let metrics = self.server.addresses(ListenerKind::Metrics).next().unwrap();
         let to = if is_for_metrics { metrics } else { self.address };
-        let path = if is_plain { *dice.pick(&REQUESTS) } else { *dice.pick(&PATHS) };
+        let path = if is_plain { *rng.choose(&REQUESTS) } else { *rng.choose(&PATHS) };
         let dialect = match path {
-            _ if is_plain => Dialect::Http,
-            path if path.starts_with("/ws") => Dialect::Noroshi,
-            path if path.starts_with("/games") => Dialect::Matchbox,
-            _ => Dialect::Ayame,
+            _ if is_plain => ProtocolId::Http,
+            path if path.starts_with("/ws") => ProtocolId::Noroshi,
+            path if path.starts_with("/games") => ProtocolId::Matchbox,
+            _ => ProtocolId::Ayame,
         };
-        let id = IDS[dice.roll(IDS.len() as u64) as usize];
+        let id = IDS[rng.below(IDS.len() as u64) as usize];
         let mut peer = Peer {
             raw: Raw::connect(to, from, buffer),
             id,
             dialect,
-            write_max: *dice.pick(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50]),
-            read_max: *dice.pick(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50, 0]),
+            write_max: *rng.choose(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50]),
+            read_max: *rng.choose(&[usize::MAX, usize::MAX, usize::MAX, 1000, 50, 0]),
             is_fragmented: false,
             is_cut: false,
             is_narrow: buffer.is_some(),
@@ -317,25 +317,26 @@ impl World {
             known: vec!["00000000-0000-4000-8000-000000000000".to_owned()],
             flood: Vec::new(),
         };
-        peer.raw.answers = dice.roll(4) > 0;
+        peer.raw.answers = rng.below(4) > 0;
         let head = self.head(&peer, path, is_plain);
-        let cut = match self.dice.roll(12) {
-            0 => self.dice.roll(head.len() as u64) as usize,
+        let cut = match self.rng.below(12) {
+            0 => self.rng.below(head.len() as u64) as usize,
             _ => head.len(),
         };
         peer.raw.push(&head[..cut]);
-        // Frames may come in the same segment as the head.
-        for _ in 0..self.dice.roll(3) {
+        // Frames may arrive in the same segment as the head.
+        for _ in 0..self.rng.below(3) {
             let bytes = self.bytes(&mut peer);
             peer.raw.push(&bytes);
         }
         Some(peer)
     }
 
-    /// Returns the head of a request, which may be wrong.
+    /// Returns a request head, which may be invalid.
     fn head(&mut self, peer: &Peer, path: &str, is_plain: bool) -> Vec<u8> {
         let mut path = path.to_owned();
-        if self.config.token_secrets.is_some() && peer.dialect != Dialect::Ayame && self.dice.roll(15) > 0 {
+        if self.config.token_secrets.is_some() && peer.dialect != ProtocolId::Ayame && self.rng.below(15) > 0
+        {
             let separator = if path.contains('?') { '&' } else { '?' };
             path = format!("{path}{separator}token={}", self.token(peer));
         }
@@ -343,7 +344,7 @@ impl World {
             return format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
         }
         let head = REQUEST.replace("/ws/tea", &path);
-        let head = match self.dice.roll(40) {
+        let head = match self.rng.below(40) {
             0 => head.replace("\r\n", "\n"),
             1 => head.replace("Host: h", &format!("Host: h\r\nX: {}", "x".repeat(33 * KIB))),
             2 => head.replace("Version: 13", "Version: 12"),
@@ -355,31 +356,31 @@ impl World {
         head.into_bytes()
     }
 
-    /// Returns a token, which is mostly a good one. None of them is for the room of the pair.
+    /// Returns a token, which is usually valid. No token is for the room of the pair.
     fn token(&mut self, peer: &Peer) -> String {
-        let own = if peer.dialect == Dialect::Ayame { "tea" } else { peer.room };
-        let room = Some(*self.dice.pick(&[own, own, own, own, own, own, "te*", "*", ""]));
-        match self.dice.roll(12) {
+        let own = if peer.dialect == ProtocolId::Ayame { "tea" } else { peer.room };
+        let room = Some(*self.rng.choose(&[own, own, own, own, own, own, "te*", "*", ""]));
+        match self.rng.below(12) {
             0 => token(OTHER_SECRET, 3600, room, None),
             1 => token(SECRET, -3600, room, None),
             2 | 3 => token(SECRET, 3600, room, Some(peer.id)),
-            4 => token(SECRET, 3600, room, Some(*self.dice.pick(&IDS))),
+            4 => token(SECRET, 3600, room, Some(*self.rng.choose(&IDS))),
             _ => token(SECRET, 3600, room, None),
         }
     }
 
-    /// Lets a connection do something. Returns it if it is still there.
-    fn act(&mut self, mut peer: Peer) -> Option<Peer> {
+    /// Runs one random action of a connection. Returns it if it is still open.
+    fn run_action(&mut self, mut peer: Peer) -> Option<Peer> {
         let is_behind = peer.raw.unwritten() > UNWRITTEN_MAX;
-        match self.dice.roll(40) {
-            0 if self.dice.roll(3) > 0 => {}
-            0 => match self.dice.roll(3) {
+        match self.rng.below(40) {
+            0 if self.rng.below(3) > 0 => {}
+            0 => match self.rng.below(3) {
                 0 => peer.raw.reset(),
                 1 => peer.raw.half_close(),
                 _ => peer.raw.end(),
             },
-            3 => peer.read_max = *self.dice.pick(&[usize::MAX, 1000, 50, 0]),
-            4 => peer.write_max = *self.dice.pick(&[usize::MAX, 1000, 50, 1]),
+            3 => peer.read_max = *self.rng.choose(&[usize::MAX, 1000, 50, 0]),
+            4 => peer.write_max = *self.rng.choose(&[usize::MAX, 1000, 50, 1]),
             5 if !is_behind => {
                 // More than the burst of most limits.
                 let bytes = self.bytes(&mut peer);
@@ -400,25 +401,25 @@ impl World {
 
     /// Returns one message or frame.
     fn bytes(&mut self, peer: &mut Peer) -> Vec<u8> {
-        if self.dice.roll(60) == 0 {
+        if self.rng.below(60) == 0 {
             peer.is_cut = true;
             return self.fatal_bytes();
         }
-        let size = *self.dice.pick(&[0, 10, 100, 125]);
-        match self.dice.roll(30) {
+        let size = *self.rng.choose(&[0, 10, 100, 125]);
+        match self.rng.below(30) {
             0 => frame(PING, &vec![7; size]),
             1 => frame(PONG, &vec![7; size]),
             2 => {
-                // A message in fragments, with a ping between them. It may stay without its end.
+                // A fragmented message with a ping between its fragments. It may stay incomplete.
                 let whole = self.message(peer);
-                let cut = self.dice.roll(whole.len() as u64 + 1) as usize;
+                let cut = self.rng.below(whole.len() as u64 + 1) as usize;
                 let first = if peer.is_fragmented { 0x00 } else { 0x01 };
-                let last = if self.dice.roll(4) == 0 { 0x00 } else { 0x80 };
+                let last = if self.rng.below(4) == 0 { 0x00 } else { 0x80 };
                 peer.is_fragmented = last == 0x00;
                 let (begin, end) = whole.as_bytes().split_at(cut);
                 [frame(first, begin), frame(PING, b"between"), frame(last, end)].concat()
             }
-            3 if peer.is_fragmented => frame(0x00, b"").repeat(self.dice.roll(100) as usize),
+            3 if peer.is_fragmented => frame(0x00, b"").repeat(self.rng.below(100) as usize),
             _ if peer.is_fragmented => {
                 peer.is_fragmented = false;
                 frame(0x80, b"}")
@@ -431,19 +432,19 @@ impl World {
         }
     }
 
-    /// Returns bytes after which the server closes the connection, or that it takes for the begin of what follows.
+    /// Returns bytes for which the server closes the connection, or which begin a frame that swallows later bytes.
     fn fatal_bytes(&mut self) -> Vec<u8> {
         let whole = plain_frame(TEXT, &[b' '; 500]);
-        match self.dice.roll(5) {
+        match self.rng.below(5) {
             0 => frame(0x82, &[0xff; 100]),
             1 => frame(TEXT, &[0xff, 0xfe]),
-            2 => frame(CLOSE, &close(*self.dice.pick(&[1000, 1001, 4000, 1005, 999]), "")),
-            3 => whole[..self.dice.roll(whole.len() as u64) as usize].to_vec(),
-            _ => self.broken_frame(),
+            2 => frame(CLOSE, &close(*self.rng.choose(&[1000, 1001, 4000, 1005, 999]), "")),
+            3 => whole[..self.rng.below(whole.len() as u64) as usize].to_vec(),
+            _ => self.invalid_frame(),
         }
     }
 
-    fn broken_frame(&mut self) -> Vec<u8> {
+    fn invalid_frame(&mut self) -> Vec<u8> {
         let broken: [&[u8]; 6] = [
             b"\x81\x05hello",
             b"\xf1\x80\0\0\0\0",
@@ -452,36 +453,36 @@ impl World {
             b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0",
             b"GET / HTTP/1.1\r\n\r\n",
         ];
-        self.dice.pick(&broken).to_vec()
+        self.rng.choose(&broken).to_vec()
     }
 
     fn message(&mut self, peer: &mut Peer) -> String {
         let text = match peer.dialect {
-            Dialect::Noroshi | Dialect::Http => self.message_of_ours(peer.id),
-            Dialect::Ayame => self.message_of_ayame(peer),
-            Dialect::Matchbox => self.message_of_matchbox(&peer.known),
+            ProtocolId::Noroshi | ProtocolId::Http => self.noroshi_message(peer.id),
+            ProtocolId::Ayame => self.ayame_message(peer),
+            ProtocolId::Matchbox => self.matchbox_message(&peer.known),
         };
-        let is_fatal = peer.dialect == Dialect::Ayame;
-        match self.dice.roll(if is_fatal { 250 } else { 25 }) {
+        let is_fatal = peer.dialect == ProtocolId::Ayame;
+        match self.rng.below(if is_fatal { 250 } else { 25 }) {
             0 => text[..text.floor_char_boundary(text.len() / 2)].to_owned(),
-            1 => (*self.dice.pick(&["", "{", "null", "[]", "{\"type\":\"x\"}", "{\"type\":1}"])).to_owned(),
+            1 => (*self.rng.choose(&["", "{", "null", "[]", "{\"type\":\"x\"}", "{\"type\":1}"])).to_owned(),
             _ => text,
         }
     }
 
-    /// Returns how many bytes the content of a message has at most, which is seldom too much.
+    /// Returns the maximum content length of a message, which rarely exceeds the limit.
     fn content_max(&mut self) -> usize {
         let max = self.config.message_bytes_max;
-        if self.dice.roll(50) == 0 { 2 * max } else { max - 200 }
+        if self.rng.below(50) == 0 { 2 * max } else { max - 200 }
     }
 
     fn long(&mut self) -> String {
-        let sizes: &[usize] = if self.dice.roll(10) == 0 { &[5000, 40_000] } else { &[1, 10, 100, 900] };
+        let sizes: &[usize] = if self.rng.below(10) == 0 { &[5000, 40_000] } else { &[1, 10, 100, 900] };
         let max = self.content_max();
-        "x".repeat((*self.dice.pick(sizes)).min(max))
+        "x".repeat((*self.rng.choose(sizes)).min(max))
     }
 
-    fn message_of_ours(&mut self, own: &'static str) -> String {
+    fn noroshi_message(&mut self, own: &'static str) -> String {
         let kinds = [
             "connect",
             "connect",
@@ -494,20 +495,20 @@ impl World {
             "join",
             "leave",
         ];
-        let id = match self.dice.roll(20) {
-            0 => *self.dice.pick(&IDS),
+        let id = match self.rng.below(20) {
+            0 => *self.rng.choose(&IDS),
             1 => "\u{1}\u{2}",
             _ => own,
         };
-        let mut message = json!({"type": self.dice.pick(&kinds), "id": id});
-        if self.dice.roll(3) == 0 {
-            message["target_id"] = json!(self.dice.pick(&IDS));
+        let mut message = json!({"type": self.rng.choose(&kinds), "id": id});
+        if self.rng.below(3) == 0 {
+            message["target_id"] = json!(self.rng.choose(&IDS));
         }
-        match self.dice.roll(3) {
+        match self.rng.below(3) {
             0 => {
                 let candidate = self.long();
                 let count =
-                    (*self.dice.pick(&[0, 1, 3, 64, 65])).min(self.content_max() / (candidate.len() + 3));
+                    (*self.rng.choose(&[0, 1, 3, 64, 65])).min(self.content_max() / (candidate.len() + 3));
                 message["candidates"] = json!(vec![candidate; count]);
             }
             1 => message["candidate"] = json!(self.long()),
@@ -516,14 +517,14 @@ impl World {
         message.to_string()
     }
 
-    fn message_of_ayame(&mut self, peer: &mut Peer) -> String {
+    fn ayame_message(&mut self, peer: &mut Peer) -> String {
         let key = if self.config.token_secrets.is_some() { self.token(peer) } else { String::new() };
-        let is_alone = self.dice.roll(6) == 0;
+        let is_alone = self.rng.below(6) == 0;
         let register = json!({"type": "register", "roomId": "tea", "clientId": peer.id, "key": key, "standalone": is_alone});
         if !mem::replace(&mut peer.is_registered, true) {
             return register.to_string();
         }
-        let message = match self.dice.roll(60) {
+        let message = match self.rng.below(60) {
             0 => register,
             1 => json!({"type": "connected"}),
             2..40 => json!({"type": "offer", "sdp": self.long()}),
@@ -533,17 +534,17 @@ impl World {
         message.to_string()
     }
 
-    fn message_of_matchbox(&mut self, known: &[String]) -> String {
-        if self.dice.roll(5) == 0 {
+    fn matchbox_message(&mut self, known: &[String]) -> String {
+        if self.rng.below(5) == 0 {
             return "\"KeepAlive\"".to_owned();
         }
         let data = self.long();
-        let receiver = self.dice.pick(known);
+        let receiver = self.rng.choose(known);
         json!({"Signal": {"receiver": receiver, "data": data}}).to_string()
     }
 
-    /// Lets all connections write and read as much as they may in one step.
-    fn peers_go_on(&mut self) {
+    /// Lets all connections write and read as much as one step allows.
+    fn run_peers(&mut self) {
         for place in &mut self.peers {
             let Some(peer) = place else { continue };
             if peer.raw.unwritten() == 0 {
@@ -558,12 +559,14 @@ impl World {
                 assert_eq!(first, TEXT);
                 let message: Value = serde_json::from_slice(&payload).expect("the server sends JSON");
                 match peer.dialect {
-                    Dialect::Noroshi | Dialect::Ayame => assert!(message["type"].is_string(), "{message}"),
-                    Dialect::Matchbox => {
+                    ProtocolId::Noroshi | ProtocolId::Ayame => {
+                        assert!(message["type"].is_string(), "{message}")
+                    }
+                    ProtocolId::Matchbox => {
                         let id = message["IdAssigned"].as_str().or(message["NewPeer"].as_str());
                         peer.known.extend(id.map(str::to_owned));
                     }
-                    Dialect::Http => panic!("a response was expected: {message}"),
+                    ProtocolId::Http => panic!("a response was expected: {message}"),
                 }
             }
             let statuses = [101, 200, 304, 400, 401, 403, 404, 405, 408, 426, 429, 431, 503];
@@ -575,28 +578,28 @@ impl World {
         }
     }
 
-    // ---- The operator, and the time ----
+    // ---- The operator and the clock ----
 
-    /// Changes the file of secrets and has the server read it again. One that is not valid changes nothing.
+    /// Changes the secret file and reloads it. An invalid file changes nothing.
     fn reload(&mut self) {
         let both = [OTHER_SECRET, b"\n# the one before\n", SECRET].concat();
         let files: [&[u8]; 4] = [SECRET, b"short", b"", &both];
-        fs::write(&self.secret_file, self.dice.pick(&files)).unwrap();
+        fs::write(&self.secret_file, self.rng.choose(&files)).unwrap();
         self.server.reload();
     }
 
-    /// Moves the clock forward, mostly by little. The pair speaks every second.
+    /// Advances the clock, usually by little. The pair exchanges candidates every second.
     fn advance(&mut self) {
-        let by = match self.dice.roll(40) {
-            0 => 1000 * (1 + self.dice.roll(31)),
-            1..10 => self.dice.roll(1000),
+        let by = match self.rng.below(40) {
+            0 => 1000 * (1 + self.rng.below(31)),
+            1..10 => self.rng.below(1000),
             _ => 0,
         };
         let by = Duration::from_millis(by);
         self.server.advance(by);
         self.since_exchange += by;
-        if let Some(calm) = &mut self.calm {
-            *calm = calm.saturating_sub(by);
+        if let Some(undisturbed_time) = &mut self.undisturbed_time {
+            *undisturbed_time = undisturbed_time.saturating_sub(by);
         }
         if self.since_exchange >= Duration::from_secs(1) {
             self.since_exchange = Duration::ZERO;
@@ -606,13 +609,13 @@ impl World {
 
     // ---- The pair ----
 
-    fn must_be_calm(&self) -> bool {
-        self.calm.is_none_or(|calm| !calm.is_zero())
+    fn pair_must_be_undisturbed(&self) -> bool {
+        self.undisturbed_time.is_none_or(|undisturbed_time| !undisturbed_time.is_zero())
     }
 
-    /// Reads what has come for the pair, which must be nothing.
-    fn exchange_read(&mut self) {
-        let must_be_calm = self.must_be_calm();
+    /// Asserts that the pair has received nothing unexpected.
+    fn read_pair(&mut self) {
+        let must_be_calm = self.pair_must_be_undisturbed();
         for (raw, id) in self.pair.iter_mut().zip(PAIR) {
             let texts = raw.texts();
             if must_be_calm {
@@ -625,64 +628,68 @@ impl World {
         }
     }
 
-    /// Lets the pair exchange a candidate in each direction, which takes a bounded number of turns.
+    /// Exchanges a candidate in each direction within a bounded number of iterations.
     fn exchange(&mut self) {
-        if !self.must_be_calm() {
-            for _ in 0..PAIR_TURNS_MAX {
-                self.turn();
+        if !self.pair_must_be_undisturbed() {
+            for _ in 0..PAIR_ITERATIONS_MAX {
+                self.run_iteration();
             }
-            return self.exchange_read();
+            return self.read_pair();
         }
         self.exchanged += 1;
-        let mut heard: [Vec<Value>; 2] = Default::default();
+        let mut received: [Vec<Value>; 2] = Default::default();
         for i in 0..2 {
-            let (id, target) = (PAIR[i], PAIR[1 - i]);
+            let id = PAIR[i];
+            let target = PAIR[1 - i];
             let message =
                 json!({"type": "candidateAdd", "id": id, "target_id": target, "candidate": self.exchanged});
             self.pair[i].send(&text(&message.to_string()));
         }
-        let mut turns = 0;
-        while heard.iter().any(Vec::is_empty) {
-            assert!(turns < PAIR_TURNS_MAX, "a candidate does not arrive within {turns} turns: {heard:?}");
-            turns += 1;
-            self.turn();
-            for (heard, raw) in heard.iter_mut().zip(&mut self.pair) {
-                heard.extend(raw.texts().iter().map(|text| serde_json::from_str::<Value>(text).unwrap()));
+        let mut iterations = 0;
+        while received.iter().any(Vec::is_empty) {
+            assert!(
+                iterations < PAIR_ITERATIONS_MAX,
+                "a candidate does not arrive within {iterations} iterations: {received:?}"
+            );
+            iterations += 1;
+            self.run_iteration();
+            for (received, raw) in received.iter_mut().zip(&mut self.pair) {
+                received.extend(raw.texts().iter().map(|text| serde_json::from_str::<Value>(text).unwrap()));
             }
         }
         for i in 0..2 {
             let expected =
                 json!({"type": "candidate", "candidate": self.exchanged.to_string(), "id": PAIR[1 - i]});
-            assert_eq!(heard[i], [expected]);
+            assert_eq!(received[i], [expected]);
         }
-        self.turns_max = self.turns_max.max(turns);
-        // Answers to pings of the server arrive before the clock moves again.
-        self.turn();
+        self.iterations_max = self.iterations_max.max(iterations);
+        // Replies to the server's pings arrive before the clock advances again.
+        self.run_iteration();
     }
 
     // ---- The end ----
 
-    /// Lets all peers behave well from now on. Then each is served again, unless the server closes it: none of them waits
-    /// for anything that never comes.
-    fn serve_everybody(&mut self) {
+    /// Makes all peers behave well. Each must be served again or closed: none may wait forever.
+    fn assert_all_peers_are_served(&mut self) {
         for peer in self.peers.iter_mut().flatten() {
             peer.flood.clear();
-            (peer.read_max, peer.write_max) = (usize::MAX, usize::MAX);
+            peer.read_max = usize::MAX;
+            peer.write_max = usize::MAX;
             peer.raw.answers = true;
         }
         let last_ping = frame(PING, LAST_PING);
-        for second in 0..BECALM_SECONDS {
+        for second in 0..RECOVERY_SECONDS {
             for peer in self.peers.iter_mut().flatten() {
-                // Probes and offences against the rate end before.
-                if second >= BECALM_SECONDS / 2 && !peer.is_served {
+                // Probes and rate violations end before that.
+                if second >= RECOVERY_SECONDS / 2 && !peer.is_served {
                     peer.raw.push(&last_ping);
                 }
             }
             self.server.advance(Duration::from_secs(1));
             self.exchange();
-            for _ in 0..PAIR_TURNS_MAX {
-                self.turn();
-                self.peers_go_on();
+            for _ in 0..PAIR_ITERATIONS_MAX {
+                self.run_iteration();
+                self.run_peers();
             }
         }
         for peer in self.peers.iter().flatten() {
@@ -692,22 +699,22 @@ impl World {
         }
     }
 
-    /// Closes everything in any order. Nothing must be left.
+    /// Closes all connections in random order. Nothing must be left.
     fn finish(mut self) -> usize {
         let mut last: Vec<Raw> = self.peers.drain(..).flatten().map(|peer| peer.raw).collect();
         last.extend(self.pair);
         for mut raw in last {
-            match self.dice.roll(3) {
+            match self.rng.below(3) {
                 0 => raw.reset(),
                 _ => raw.end(),
             }
-            if self.dice.roll(3) == 0 {
-                turn(&mut self.server);
+            if self.rng.below(3) == 0 {
+                run_iteration(&mut self.server);
             }
         }
         let mut idle_turns = 0;
         for _ in 0..2000 {
-            turn(&mut self.server);
+            run_iteration(&mut self.server);
             idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
             if idle_turns >= 3 && self.server.sessions() == 0 {
                 break;
@@ -717,18 +724,22 @@ impl World {
             }
         }
         assert_eq!(self.server.sessions(), 0, "connections are left");
-        assert_eq!(left(self.server.gate()), (0, 0, None), "peers, rooms or timers are left");
+        assert_eq!(
+            remaining_state(self.server.dispatcher()),
+            (0, 0, None),
+            "peers, rooms or timers are left"
+        );
         let shared = self.server.shared();
-        assert_eq!(shared.budget.reserved(), 0, "memory is reserved for nobody");
-        assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted for nobody");
-        assert_eq!(shared.crowd.places(), 0, "connections are counted for addresses without any");
+        assert_eq!(shared.budget.reserved(), 0, "memory is reserved without connections");
+        assert_eq!(shared.budget.used(), BASE_BYTES, "memory is counted without connections");
+        assert_eq!(self.server.addresses_counted(), 0, "connections are counted for addresses without any");
         let _ = fs::remove_file(&self.secret_file);
-        self.turns_max
+        self.iterations_max
     }
 }
 
 #[test]
-fn random_peers_on_sockets_disturb_nobody_and_leave_nothing() {
+fn random_peers_on_sockets_disturb_no_other_peer_and_leave_nothing() {
     static LOGGER: Once = Once::new();
     LOGGER.call_once(|| {
         log::set_logger(&LineCheck).unwrap();
@@ -741,13 +752,14 @@ fn random_peers_on_sockets_disturb_nobody_and_leave_nothing() {
         return;
     }
     let end = Instant::now() + Duration::from_secs(environment("TEST_SECONDS").unwrap_or(SECONDS));
-    // Other seeds each time.
+    // Each run of the test uses different seeds.
     let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() * 1_000_000;
-    let (mut seeds, mut turns_max) = (0, 0);
+    let mut seeds = 0;
+    let mut iterations_max = 0;
     while seeds == 0 || Instant::now() < end {
         println!("seed {}", first + seeds);
-        turns_max = turns_max.max(World::new(first + seeds).run(steps));
+        iterations_max = iterations_max.max(World::new(first + seeds).run(steps));
         seeds += 1;
     }
-    println!("{seeds} seeds; a candidate of the pair took {turns_max} turns at most");
+    println!("{seeds} seeds; a candidate of the pair took {iterations_max} iterations at most");
 }

@@ -1,4 +1,4 @@
-//! What the README says is so.
+//! Checks the README against the code.
 
 mod common;
 
@@ -12,17 +12,17 @@ use common::readme::{README, block};
 use common::sockets::Net;
 use common::transcript::Transcript;
 use noroshi::config::Config;
-use noroshi::message::{Code, Kind};
+use noroshi::protocols::noroshi::message::{Code, Kind};
 
 #[test]
-fn its_conversation_can_be_had() {
+fn transcript_in_the_readme_passes() {
     let text = README.split("```transcript\n").nth(1).unwrap().split("```").next().unwrap();
     let transcript = Transcript::parse("README.md".to_owned(), text);
     transcript.play(Box::new(Memory::new(&transcript.config)));
     transcript.play(Box::new(Net::new(&transcript.config)));
 }
 
-/// The rows of the table of options: the flags, and the default.
+/// Returns the rows of the table of options: flags and default.
 fn options() -> Vec<(Vec<&'static str>, &'static str)> {
     let table = README.split("## Options").nth(1).unwrap().split("\nExit codes").next().unwrap();
     let rows = table.lines().filter(|line| line.starts_with("| `-"));
@@ -35,9 +35,10 @@ fn options() -> Vec<(Vec<&'static str>, &'static str)> {
 }
 
 #[test]
-fn its_options_are_those_of_the_help() {
+fn options_match_the_help() {
     let help = Config::help();
-    let (mut told, mut lines) = (Vec::new(), help.lines().peekable());
+    let mut documented = Vec::new();
+    let mut lines = help.lines().peekable();
     while let Some(line) = lines.next() {
         if !line.trim_start().starts_with('-') {
             continue;
@@ -48,23 +49,27 @@ fn its_options_are_those_of_the_help() {
         }
         let (flags, _) = entry.trim().split_once("  ").unwrap();
         let default = entry.split("[default: ").nth(1).map(|rest| rest.split(']').next().unwrap());
-        told.push((flags.split(", ").map(str::to_owned).collect::<Vec<_>>(), default.map(str::to_owned)));
+        documented
+            .push((flags.split(", ").map(str::to_owned).collect::<Vec<_>>(), default.map(str::to_owned)));
     }
     let mut listed = options();
     let (last, _) = listed.pop().unwrap();
     assert_eq!(last, ["-h", "--help", "-V", "--version"]);
-    assert_eq!(told.split_off(told.len() - 2).iter().flat_map(|(flags, _)| flags).collect::<Vec<_>>(), last);
-    assert_eq!(told.len(), listed.len());
-    for ((flags, default), (readme_flags, readme_default)) in told.iter().zip(&listed) {
+    assert_eq!(
+        documented.split_off(documented.len() - 2).iter().flat_map(|(flags, _)| flags).collect::<Vec<_>>(),
+        last
+    );
+    assert_eq!(documented.len(), listed.len());
+    for ((flags, default), (readme_flags, readme_default)) in documented.iter().zip(&listed) {
         assert_eq!(flags, readme_flags);
-        // The address of the default has brackets of its own.
+        // The default address contains brackets.
         let default = default.as_deref().unwrap();
         assert!(readme_default.replace('`', "").starts_with(default), "{default} is not {readme_default}");
     }
 }
 
 #[test]
-fn it_names_all_messages_and_errors() {
+fn all_messages_and_errors_are_documented() {
     for name in Kind::ALL.iter().map(|kind| kind.name()) {
         assert!(README.contains(&format!(r#""type":"{name}""#)), "{name}");
     }
@@ -75,7 +80,7 @@ fn it_names_all_messages_and_errors() {
 }
 
 #[test]
-fn its_files_exist() {
+fn linked_files_exist() {
     for link in README.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
         if !link.contains("://") && !link.starts_with('#') {
             assert!(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(link).exists(), "{link}");
@@ -84,7 +89,7 @@ fn its_files_exist() {
 }
 
 #[test]
-fn the_tests_that_it_names_exist() {
+fn named_tests_exist() {
     let promised = README.split("## What is promised").nth(1).unwrap().split("\n## ").next().unwrap();
     let mut tests: Vec<String> = Vec::new();
     for path in ["src", "tests"].into_iter().flat_map(rust_files) {
@@ -106,10 +111,11 @@ fn the_tests_that_it_names_exist() {
 }
 
 #[test]
-fn what_it_says_at_the_start() {
-    let first = README.split("    cargo run --release\n\nsays `").nth(1).unwrap().split('[').next().unwrap();
+fn first_log_lines_match_the_readme() {
+    let first =
+        README.split("    cargo run --release\n\nprints `").nth(1).unwrap().split('[').next().unwrap();
     assert!(README.contains("the log says at the start how much"));
-    for (flags, memory) in [("", "10G of memory"), ("--max-memory 32M", "at most 32M of memory")] {
+    for (flags, memory) in [("", "14.9G of memory"), ("--max-memory 32M", "at most 32M of memory")] {
         let mut command = Command::new(NOROSHI);
         command.args(format!("-l 127.0.0.1:0 {flags}").split_whitespace()).stderr(Stdio::piped());
         let mut server = command.spawn().unwrap();
@@ -117,13 +123,13 @@ fn what_it_says_at_the_start() {
         let lines: Vec<String> = lines.collect();
         server.kill().unwrap();
         server.wait().unwrap();
-        // Between them is an address to open.
+        // The line between them has the address to open.
         assert!(lines[0].starts_with(first) && lines[2].contains(memory), "{lines:#?}");
     }
 }
 
 #[test]
-fn its_figures_were_measured_with_its_flags() {
+fn load_test_uses_the_documented_flags() {
     let flags = README.split("The server has the flags\n`").nth(1).unwrap().split('`').next().unwrap();
     assert_eq!(flags.split(' ').count(), 6);
     for flag in flags.split(' ') {
@@ -131,9 +137,9 @@ fn its_figures_were_measured_with_its_flags() {
     }
 }
 
-/// What is told to be the address of the server is where the unit has it listen, and whom it believes.
+/// The proxies' upstream address is the unit's listening address, and the unit trusts the proxies.
 #[test]
-fn its_proxies_and_its_unit_fit_together() {
+fn proxies_and_unit_use_the_same_address() {
     let unit = block("[Service]");
     assert!(unit.contains("--listen 127.0.0.1:8080 --trust-proxy 127.0.0.1 "));
     for line in [

@@ -1,8 +1,8 @@
-//! The default limits allow what real clients do: the client library in rooms with as many members as a mesh may have.
+//! The default limits allow the client library in rooms with the maximum number of members.
 //!
-//! All members are in one page of a browser. A browser cannot hold four thousand peer connections, so a stub takes the place
-//! of `RTCPeerConnection`. As far as signaling goes it behaves as Chromium does: it makes offers and answers of five
-//! kilobytes, one after the other, trickles candidates, and is connected when both descriptions are set.
+//! All members are in one page of a browser. A browser cannot hold four thousand peer connections, so a stub replaces
+//! `RTCPeerConnection`. Its signaling behaves as Chromium's: it makes offers and answers of five kilobytes, one after
+//! the other, trickles candidates, and is connected when both descriptions are set.
 
 mod common;
 
@@ -17,18 +17,18 @@ use common::program::is_installed;
 /// Members of a full room, by default.
 const MEMBERS: usize = 64;
 
-/// How long a mesh may take to be complete, on a machine that has other things to do.
-const GIVE_UP: Duration = Duration::from_secs(120);
+/// Time within which a mesh must be complete, on a busy machine.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// An `RTCPeerConnection` without a network. Both sides of a connection are in the page and know each other by the
-/// `ice-ufrag` of their descriptions, so that one side sees when the other is closed.
+/// An `RTCPeerConnection` without a network. Both ends of a connection are in the page and find each other by the
+/// `ice-ufrag` of their descriptions, so that one end detects when the other is closed.
 const STUB: &str = r#"
     const byUfrag = new Map();
-    // When candidates are found, in milliseconds after the description is set: of the host, by STUN, by TURN.
+    // When candidates are found, in milliseconds after the description is set: host, STUN, TURN.
     const GATHERED = [1, 1, 2, 2, 3, 40, 45, 50, 60, 80, 100, 120, 150, 200, 250];
-    // All members share one thread here, as they never do. So that none of them is a slow reader because of that, the next
-    // description is made when few bytes are under way to all of them together. Until then they are made ten times as
-    // fast as by Chromium.
+    // All members share one thread here, unlike in practice. So that this does not make them slow readers, the next
+    // description is made when few bytes are in flight to all members together. Until then descriptions are made ten
+    // times as fast as by Chromium.
     let underWay = 0;
     const UNDER_WAY_MAX = 150_000;
     const size = (text) => text.length > 2000 ? 6000 : 400;
@@ -104,7 +104,7 @@ const STUB: &str = r#"
             if (this.signalingState === "closed") throw new DOMException("closed", "InvalidStateError");
             this.remoteDescription = description;
             this.#other = byUfrag.get(/^a=ice-ufrag:(\S+)/m.exec(description.sdp)[1]);
-            // An offer rolls back one of ours.
+            // An offer rolls back our own pending offer.
             if (description.type === "offer") this.signalingState = "have-remote-offer";
             else this.#agree(this.localDescription, description);
         }
@@ -152,7 +152,7 @@ const STUB: &str = r#"
             setTimeout(() => other?.lose(), 5);
         }
 
-        // The other side is closed.
+        // The other end is closed.
         lose() {
             if (this.signalingState === "closed" || this.#channel?.readyState !== "open") return;
             this.#channel.change("closed", "close");
@@ -183,20 +183,20 @@ fn page(server: &Running) -> Chromium {
     browser
 }
 
-/// Waits until everybody is connected to everybody.
+/// Waits until every member is connected to every other member.
 fn wait_for_mesh(browser: &mut Chromium) {
     let began = Instant::now();
     while browser.eval("isMesh()") != true {
         assert!(
-            began.elapsed() < GIVE_UP,
-            "not everybody is connected: {}",
+            began.elapsed() < WAIT_TIMEOUT,
+            "members are not connected: {}",
             browser.eval("JSON.stringify(errors.slice(0, 9))")
         );
         sleep(Duration::from_millis(100));
     }
 }
 
-/// Checks that no message was refused, and that nobody was closed by the server.
+/// Asserts that no message was rejected and that the server has closed no connection.
 fn nothing_was_refused(server: &Running) {
     for code in ["rate_limited", "peer_busy", "too_many", "id_taken", "room_full"] {
         assert_eq!(server.metric(&format!("errors_total{{code=\"{code}\"}}")), 0.0, "{code}");
@@ -207,7 +207,7 @@ fn nothing_was_refused(server: &Running) {
 }
 
 #[test]
-fn sixty_four_members_come_one_after_the_other_at_once_and_come_back_without_a_refusal() {
+fn sixty_four_members_join_and_rejoin_without_errors() {
     if !is_installed(CHROMIUM) {
         return;
     }
@@ -226,7 +226,7 @@ fn sixty_four_members_come_one_after_the_other_at_once_and_come_back_without_a_r
     wait_for_mesh(&mut browser);
     nothing_was_refused(&server);
 
-    // Half of them leave and come back under their ids.
+    // Half of the members leave and rejoin under their ids.
     browser.eval("for (const number of numbers.slice(0, 32)) rooms[number].leave(); await Promise.all(numbers.slice(0, 32).map(enter)); 0");
     wait_for_mesh(&mut browser);
     nothing_was_refused(&server);
@@ -236,6 +236,6 @@ fn sixty_four_members_come_one_after_the_other_at_once_and_come_back_without_a_r
     browser.eval("for (const room of rooms) room.leave(); 0");
     left(&server);
     nothing_was_refused(&server);
-    browser.is_content();
+    browser.assert_no_errors();
     browser.kill();
 }

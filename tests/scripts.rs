@@ -1,10 +1,10 @@
-//! The scripts run what cargo has built, wherever it builds.
+//! The scripts run the programs that cargo has built, in any target directory.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A directory with programs that only say something, removed in the end.
+/// A directory with fake programs, removed when the value is dropped.
 struct Fake(PathBuf);
 
 impl Fake {
@@ -23,7 +23,7 @@ impl Drop for Fake {
 }
 
 #[test]
-fn cargo_may_build_elsewhere() {
+fn scripts_use_the_target_directory_of_cargo() {
     let fake = Fake(std::env::temp_dir().join(format!("noroshi-scripts-{}", std::process::id())));
     fake.program("bin/cargo", "exit 0");
     fake.program("there/release/examples/load", "echo '  per second  12345'");
@@ -35,7 +35,7 @@ fn cargo_may_build_elsewhere() {
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{table}{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(table.lines().filter(|line| line.contains("| 12345 |")).count(), 7, "{table}");
-    // Whatever they run that was built, they run from there.
+    // Built programs are run from that directory.
     for script in ["load.sh", "autobahn.sh"] {
         let text = std::fs::read_to_string(root.join("scripts").join(script)).unwrap();
         let elsewhere = text.replace("${CARGO_TARGET_DIR:-target}", "").replace("\"$target\"", "");

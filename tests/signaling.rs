@@ -1,4 +1,4 @@
-//! What becomes of pages when what is between them and the server is cut, silent, or leads elsewhere.
+//! The client library while the network between pages and server is cut, silent or redirected.
 
 mod common;
 
@@ -6,29 +6,29 @@ use std::time::Duration;
 
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
+use common::fault_proxy::{FaultProxy, random};
 use common::firefox::{FIREFOX, Firefox};
 use common::process::{Running, run};
 use common::program::is_installed;
-use common::wire::{Wire, random};
 use serde_json::json;
 
-/// For pages that come over other addresses than its own.
+/// The pages come from other origins than the server's.
 const OPEN: &str = r#"exec "$0" --allow-origin "*""#;
 
-/// A page whose rooms `A` and `B` are behind a wire each.
-fn page(server: &Running, wires: [&Wire; 2]) -> Chromium {
+/// Opens a page whose rooms `A` and `B` use one proxy each.
+fn page(server: &Running, proxies: [&FaultProxy; 2]) -> Chromium {
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", server.address));
-    let [a, b] = wires.map(|wire| wire.address);
+    let [a, b] = proxies.map(|proxy| proxy.address);
     browser.eval(&format!("const urls = {{ A: 'ws://{a}/ws/tea', B: 'ws://{b}/ws/tea' }}"));
     browser.eval(
         r#"const { join, connect } = await import("/noroshi.js");
-        const errors = [], heard = [], rejected = [];
+        const errors = [], received = [], rejected = [];
         addEventListener("unhandledrejection", ({ reason }) => rejected.push(String(reason)));
         async function enter(id, how = join) {
             const room = await how(urls[id], { id });
             room.addEventListener("error", ({ error }) => errors.push(`${id}: ${error.message}`));
-            room.addEventListener("message", ({ data }) => heard.push(`${id} hears ${data}`));
+            room.addEventListener("message", ({ data }) => received.push(`${id} receives ${data}`));
             return room;
         }
         const other = { A: "B", B: "A" };
@@ -40,25 +40,25 @@ fn page(server: &Running, wires: [&Wire; 2]) -> Chromium {
 
 fn close(mut browser: Chromium) {
     assert_eq!(browser.eval("rejected"), json!([]));
-    browser.is_content();
+    browser.assert_no_errors();
     browser.kill();
 }
 
 #[test]
-fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
+fn pair_is_stable_after_negotiating_over_cut_signaling() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let mut seed = std::env::var("TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("TEST_SEED={seed}");
     let (server, _stderr) = run(OPEN);
-    let wires = [Wire::to(server.address), Wire::to(server.address)];
-    let mut browser = page(&server, [&wires[0], &wires[1]]);
+    let proxies = [FaultProxy::new(server.address), FaultProxy::new(server.address)];
+    let mut browser = page(&server, [&proxies[0], &proxies[1]]);
     browser.eval("const a = await enter('A', connect), b = await enter('B', connect); 0");
-    browser.until("meet(a, b)");
+    browser.wait_until("meet(a, b)");
     browser.eval(
         "const first = [a, b].map((room) => peer(room).pc), stream = new MediaStream(), context = new AudioContext();
-        // Adds or takes away a track.
+        // Adds or removes a track.
         function toggle(room) {
             const { pc } = peer(room), sender = pc.getSenders().find(({ track }) => track);
             if (sender) pc.removeTrack(sender);
@@ -68,11 +68,11 @@ fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
     for _ in 0..24 {
         browser.eval(&format!("toggle({}); 0", ["a", "b"][random(&mut seed, 0..2) as usize]));
         std::thread::sleep(Duration::from_millis(random(&mut seed, 100..400)));
-        wires[random(&mut seed, 0..2) as usize].cut();
+        proxies[random(&mut seed, 0..2) as usize].cut_connections();
     }
-    browser.until("[a, b].every((room) => room.online && !peer(room).away && peer(room).pc.signalingState === 'stable')");
-    // What one sends the other receives.
-    browser.until(
+    browser.wait_until("[a, b].every((room) => room.online && !peer(room).away && peer(room).pc.signalingState === 'stable')");
+    // Each page receives what the other one sends.
+    browser.wait_until(
         "[[a, b], [b, a]].every(([from, to]) => {
             const sent = peer(from).pc.getSenders().filter(({ track }) => track).length;
             const directions = peer(to).pc.getTransceivers().map((it) => it.currentDirection ?? '');
@@ -80,61 +80,61 @@ fn a_pair_that_negotiates_while_its_signaling_is_cut_is_stable_in_the_end() {
         })",
     );
     browser.eval("a.send('hello'); b.send('hello'); 0");
-    browser.until("heard.length === 2");
+    browser.wait_until("received.length === 2");
     assert_eq!(browser.eval("[a, b].every((room, i) => peer(room).pc === first[i])"), true);
     close(browser);
 }
 
 #[test]
-fn a_pair_outlives_a_restart_of_the_server_in_the_middle_of_a_negotiation() {
+fn pair_survives_a_server_restart_during_negotiation() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
     let (next, _stderr) = run(OPEN);
-    let wires = [Wire::to(server.address), Wire::to(server.address)];
-    let mut browser = page(&server, [&wires[0], &wires[1]]);
+    let proxies = [FaultProxy::new(server.address), FaultProxy::new(server.address)];
+    let mut browser = page(&server, [&proxies[0], &proxies[1]]);
     browser.eval("const a = await enter('A', connect), b = await enter('B', connect); 0");
-    browser.until("meet(a, b)");
-    for wire in &wires {
-        wire.swallow();
+    browser.wait_until("meet(a, b)");
+    for proxy in &proxies {
+        proxy.black_hole();
     }
     browser.eval("const stream = new AudioContext().createMediaStreamDestination().stream; 0");
     browser.eval("peer(a).pc.addTrack(stream.getTracks()[0], stream); 0");
-    browser.until("peer(a).pc.signalingState === 'have-local-offer'");
-    for wire in &wires {
-        wire.lead_to(next.address);
-        wire.cut();
+    browser.wait_until("peer(a).pc.signalingState === 'have-local-offer'");
+    for proxy in &proxies {
+        proxy.redirect_to(next.address);
+        proxy.cut_connections();
     }
-    browser.until(
+    browser.wait_until(
         "a.online && b.online && peer(a).pc.signalingState === 'stable' && !peer(a).away && !peer(b).away",
     );
-    browser.until(
+    browser.wait_until(
         "peer(b).pc.getTransceivers().some(({ currentDirection }) => currentDirection?.includes('recv'))",
     );
     close(browser);
 }
 
 #[test]
-fn a_network_that_is_gone_without_a_word_is_noticed() {
+fn black_hole_network_is_noticed() {
     if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
         return;
     }
     let mut servers = vec![run(OPEN)];
     let page = servers[0].0.address;
-    let wire = Wire::to(page);
+    let proxy = FaultProxy::new(page);
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
     let mut both: [(&mut dyn Browser, &str); 2] = [(&mut chromium, "Chromium"), (&mut firefox, "Firefox")];
     for (browser, name) in &mut both {
         browser.open(&format!("http://{page}/healthz"));
         browser.eval("(globalThis.library = await import('/noroshi.js'), 0)");
-        // One who is in a room, and one who waits to be paired in a room of its own.
+        // One page is in a room, and one waits in its own room for a partner.
         browser.eval(&format!(
             "(globalThis.rooms = [
                 await library.join('ws://{0}/ws/tea', {{ id: '{name}' }}),
                 await library.connect('ws://{0}/ws/{name}', {{ id: '{name}' }}),
             ], 0)",
-            wire.address
+            proxy.address
         ));
         browser.eval(
             "(globalThis.lost = [], globalThis.errors = [], rooms.forEach((room, i) => {
@@ -143,61 +143,62 @@ fn a_network_that_is_gone_without_a_word_is_noticed() {
             }))",
         );
     }
-    // A connection that is still coming up when its signaling goes would fail, and Firefox reports that as an error.
+    // A connection that is being established fails when its signaling is cut, and Firefox reports that as an error.
     for (browser, _) in &mut both {
-        browser
-            .until("rooms[0].peers.size === 1 && [...rooms[0].peers.values()].every(({ alive }) => alive)");
+        browser.wait_until(
+            "rooms[0].peers.size === 1 && [...rooms[0].peers.values()].every(({ alive }) => alive)",
+        );
     }
     let is_back = "rooms.every((room, i) => lost[i] > at && room.online)";
-    // At once, if the browser says that something has changed.
+    // Immediately, if the browser reports a network change.
     for hint in [
         "dispatchEvent(new Event('online'))",
         "document.dispatchEvent(new Event('visibilitychange'))",
         "dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))",
     ] {
-        wire.swallow();
-        // To a server that does not have to find out first whether these ids are still held.
+        proxy.black_hole();
+        // Another server, which does not have to probe holders of these ids first.
         servers.push(run(OPEN));
-        wire.lead_to(servers.last().unwrap().0.address);
+        proxy.redirect_to(servers.last().unwrap().0.address);
         for (browser, _) in &mut both {
             browser.eval(&format!("(globalThis.at = performance.now(), {hint}, 0)"));
         }
         for (browser, _) in &mut both {
-            browser.until(is_back);
+            browser.wait_until(is_back);
             assert_eq!(browser.eval("Math.max(...lost) < at + 20000"), true, "{hint}");
         }
     }
-    // By itself, after half a minute.
-    wire.swallow();
+    // Without a report, after half a minute.
+    proxy.black_hole();
     for (browser, _) in &mut both {
         browser.eval("globalThis.at = performance.now()");
     }
     for (browser, _) in &mut both {
-        browser.until("performance.now() > at + 29000");
-        browser.until(is_back);
+        browser.wait_until("performance.now() > at + 29000");
+        browser.wait_until(is_back);
         assert_eq!(browser.eval("Math.min(...lost) > at + 20000"), true, "silence is asked first");
         assert_eq!(browser.eval("errors"), json!([]));
-        browser.is_content();
+        browser.assert_no_errors();
     }
 }
 
 #[test]
-fn a_room_that_is_on_two_servers_comes_together() {
+fn room_split_over_two_servers_is_reunited() {
     if !is_installed(CHROMIUM) {
         return;
     }
     let (server, _stderr) = run(OPEN);
     let (other, _stderr) = run(OPEN);
-    let wires = [Wire::to(server.address), Wire::to(server.address)];
-    let mut browser = page(&server, [&wires[0], &wires[1]]);
+    let proxies = [FaultProxy::new(server.address), FaultProxy::new(server.address)];
+    let mut browser = page(&server, [&proxies[0], &proxies[1]]);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.until("meet(a, b)");
-    wires[1].lead_to(other.address);
-    wires[1].cut();
-    browser.until("b.online && peer(a).away && peer(b).away");
-    // From now on the balancer leads everybody to one of them again, but cuts nobody.
-    wires[1].lead_to(server.address);
-    browser.until("!peer(a).away && !peer(b).away");
+    browser.wait_until("meet(a, b)");
+    proxies[1].redirect_to(other.address);
+    proxies[1].cut_connections();
+    browser.wait_until("b.online && peer(a).away && peer(b).away");
+    // The balancer directs new connections to one server again and cuts no existing connection.
+    proxies[1].redirect_to(server.address);
+    browser.wait_until("!peer(a).away && !peer(b).away");
     assert_eq!(browser.eval("meet(a, b)"), true);
     close(browser);
 }

@@ -1,4 +1,4 @@
-//! With `--max-memory 32M`, whatever peers do, the process stays under 40 MB; those who use little do not notice.
+//! With `--max-memory 32M` the process stays under 40 MB under every attack, and light peers are unaffected.
 
 mod common;
 
@@ -6,19 +6,23 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use common::client::Client;
+use common::loaded_server::{KIB, LoadedServer, MIB};
 use common::pipe::{REQUEST, TEXT, frame};
-use common::siege::{KIB, MIB, Siege};
 use noroshi::config::{CANDIDATES_MAX, HEAD_BYTES_MAX, STORED_BYTES_MAX};
 use serde_json::json;
 
-/// Those who hold memory; they do not care what they are answered.
-type Held = Vec<TcpStream>;
+/// Connections that hold memory and ignore responses.
+type OpenConnections = Vec<TcpStream>;
 
-/// So many connections that say these bytes and go on waiting.
-fn say(siege: &mut Siege, count: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Held {
-    siege.crowd(count, |address, i| {
+/// Opens connections that send these bytes and then stay open.
+fn hold_connections(
+    loaded: &mut LoadedServer,
+    count: usize,
+    bytes: impl Fn(usize) -> Vec<u8>,
+) -> OpenConnections {
+    loaded.connect_many(count, |address, i| {
         let mut stream = TcpStream::connect(address).unwrap();
-        // Whoever was refused is gone already, perhaps.
+        // Rejected connections may already be closed.
         let _ = stream.write_all(&bytes(i));
         stream
     })
@@ -32,84 +36,91 @@ fn text(message: serde_json::Value) -> Vec<u8> {
     frame(TEXT, message.to_string().as_bytes())
 }
 
-fn heads(siege: &mut Siege) -> Held {
+fn heads(loaded: &mut LoadedServer) -> OpenConnections {
     let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
-    say(siege, 4_000, |_| head.clone().into_bytes())
+    hold_connections(loaded, 4_000, |_| head.clone().into_bytes())
 }
 
-fn pages(siege: &mut Siege) -> Held {
-    say(siege, 4_000, |_| b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".into())
+fn pages(loaded: &mut LoadedServer) -> OpenConnections {
+    hold_connections(loaded, 4_000, |_| b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".into())
 }
 
-fn frames(siege: &mut Siege) -> Held {
+fn frames(loaded: &mut LoadedServer) -> OpenConnections {
     let message = frame(TEXT, &[b'x'; 64 * KIB]);
-    say(siege, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
+    hold_connections(loaded, 1_000, |_| [&request("tea"), &message[..message.len() - 1]].concat())
 }
 
-fn fragments(siege: &mut Siege) -> Held {
+fn fragments(loaded: &mut LoadedServer) -> OpenConnections {
     let fragment = frame(0x01, &[b'x'; 10 * KIB]);
-    say(siege, 4_000, |_| [&request("tea"), &fragment[..]].concat())
+    hold_connections(loaded, 4_000, |_| [&request("tea"), &fragment[..]].concat())
 }
 
-fn offers_and_candidates(siege: &mut Siege) -> Held {
+fn offers_and_candidates(loaded: &mut LoadedServer) -> OpenConnections {
     let candidate = "x".repeat(STORED_BYTES_MAX / CANDIDATES_MAX - 2);
     let candidates = text(json!({"type": "candidateAdd", "id": "A", "candidates": vec![candidate; 60]}));
     let offer = text(json!({"type": "offer", "id": "A", "sdp": "\"".repeat(30 * KIB)}));
-    say(siege, 1_000, |i| [request(&format!("room-{i}")), offer.clone(), candidates.clone()].concat())
+    hold_connections(loaded, 1_000, |i| {
+        [request(&format!("room-{i}")), offer.clone(), candidates.clone()].concat()
+    })
 }
 
-fn claims(siege: &mut Siege) -> Held {
+fn claims(loaded: &mut LoadedServer) -> OpenConnections {
     let long = text(json!({"type": "connect", "id": "A", "x": "x".repeat(60 * KIB)}));
     // The holder does not answer the probe.
-    let mut held = say(siege, 1, |_| [request("claims"), text(json!({"type": "leave", "id": "A"}))].concat());
-    held.extend(say(siege, 1_000, |_| [request("claims"), long.clone(), long.clone()].concat()));
+    let mut held = hold_connections(loaded, 1, |_| {
+        [request("claims"), text(json!({"type": "leave", "id": "A"}))].concat()
+    });
+    held.extend(hold_connections(loaded, 1_000, |_| {
+        [request("claims"), long.clone(), long.clone()].concat()
+    }));
     held
 }
 
-/// What is handed to those who do not read waits in their queues when the kernel takes no more.
-fn readers(siege: &mut Siege) -> Held {
-    let target = |i| format!("deaf-{i}");
-    let deaf = siege.crowd(300, |address, i| {
-        Client::with_buffer(address, 4 * KIB).upgraded("deaf").registered(&target(i)).mouth()
+/// Fills the queues of stalled readers after the kernel's buffers are full.
+fn fill_stalled_queues(loaded: &mut LoadedServer) -> OpenConnections {
+    let target = |i| format!("stalled-{i}");
+    let stalled = loaded.connect_many(300, |address, i| {
+        Client::with_buffer(address, 4 * KIB).upgrade("stalled").register(&target(i)).clone_stream()
     });
     let offer = |i| json!({"type": "offer", "id": format!("sender-{i}"), "target_id": target(i), "sdp": "x".repeat(60 * KIB)});
-    let senders = say(siege, deaf.len(), |i| [request("deaf"), text(offer(i)).repeat(8)].concat());
-    siege.talk();
+    let senders =
+        hold_connections(loaded, stalled.len(), |i| [request("stalled"), text(offer(i)).repeat(8)].concat());
+    loaded.exchange_candidates();
     drop(senders);
-    deaf
+    stalled
 }
 
-fn idle(siege: &mut Siege) -> Held {
-    say(siege, 16_000, |i| {
+fn idle(loaded: &mut LoadedServer) -> OpenConnections {
+    hold_connections(loaded, 16_000, |i| {
         [request(&format!("r{i}")), text(json!({"type": "leave", "id": "x".repeat(128)}))].concat()
     })
 }
 
-/// How much was refused for want of memory.
-fn refused(siege: &Siege) -> f64 {
+/// Returns how many requests, messages and connections were rejected for lack of memory.
+fn memory_rejections(loaded: &LoadedServer) -> f64 {
     let metrics = [
         "closings_total{reason=\"no_memory\"}",
         "errors_total{code=\"peer_busy\"}",
         "errors_total{code=\"too_many\"}",
         "errors_total{code=\"rate_limited\"}",
     ];
-    metrics.iter().map(|name| siege.server.metric(name)).sum()
+    metrics.iter().map(|name| loaded.server.metric(name)).sum()
 }
 
-/// One after the other, because together they would take more descriptors than one process has; then as much at once
-/// as there are descriptors for.
+/// The attacks run one after the other, because together they would need more descriptors than a process has. Then as
+/// many as possible run together.
 #[test]
-fn nothing_takes_more_than_the_budget() {
-    let alone = [heads, pages, frames, fragments, offers_and_candidates, claims, readers, idle]
+fn attacks_stay_within_the_memory_budget() {
+    let alone = [heads, pages, frames, fragments, offers_and_candidates, claims, fill_stalled_queues, idle]
         .map(|attack| vec![attack]);
-    let at_once = vec![readers, offers_and_candidates, claims, fragments, frames, heads];
+    let at_once = vec![fill_stalled_queues, offers_and_candidates, claims, fragments, frames, heads];
     for attacks in alone.into_iter().chain([at_once]) {
-        let mut siege = Siege::of("--max-memory 32M --max-connections 19000 --max-rate 0");
-        let held: Vec<Held> = attacks.iter().map(|attack| attack(&mut siege)).collect();
-        siege.talk();
-        // Alone, some only wait in vain for a place.
-        assert!(attacks.len() == 1 || refused(&siege) > 0.0);
+        let mut loaded = LoadedServer::start("--max-memory 32M --max-connections 19000 --max-rate 0");
+        let held: Vec<OpenConnections> = attacks.iter().map(|attack| attack(&mut loaded)).collect();
+        loaded.exchange_candidates();
+        // Some attacks alone do not exhaust the memory.
+        assert!(attacks.len() == 1 || memory_rejections(&loaded) > 0.0);
         drop(held);
-        siege.end(40 * MIB);
+        loaded.finish(40 * MIB);
     }
 }

@@ -1,72 +1,74 @@
-//! The protocols of others under attack, while a pair of ours goes on as if nothing were. What is common to all
-//! protocols is attacked in the other files; here it is what is each one's own.
+//! Attacks on the other protocols while a pair of noroshi's own protocol exchanges candidates. Attacks that do not
+//! depend on the protocol are in the other files.
 
 mod common;
 
 use std::time::Duration;
 
 use common::client::Client;
+use common::loaded_server::{BASELINE_BYTES, KIB, LoadedServer, MIB};
 use common::pipe::{TEXT, frame};
-use common::siege::{AT_REST, KIB, MIB, Siege};
-use common::transcript::Heard;
+use common::transcript::Received;
 use noroshi::config::QUEUE_BYTES_MAX;
 use serde_json::{Value, json};
 
 const BOTH: &str = "--ayame --matchbox";
 
 fn ayame(address: std::net::SocketAddr, room: &str) -> Client {
-    let mut client = Client::connect(address).upgraded_at("/signaling");
-    client.say(json!({"type": "register", "roomId": room}));
+    let mut client = Client::connect(address).upgrade_at("/signaling");
+    client.send_json(json!({"type": "register", "roomId": room}));
     client
 }
 
 fn matchbox(address: std::net::SocketAddr, room: &str) -> Client {
-    Client::connect(address).upgraded_at(&format!("/{room}"))
+    Client::connect(address).upgrade_at(&format!("/{room}"))
 }
 
 fn id(client: &mut Client) -> String {
-    client.heard()["IdAssigned"].as_str().unwrap().to_owned()
+    client.receive_json()["IdAssigned"].as_str().unwrap().to_owned()
 }
 
-/// Ayame's one goroutine waits for a peer that does not read, and everybody with it.
+/// The original server has a single goroutine, so that a stalled reader blocks all clients.
 #[test]
-fn who_does_not_read_stops_nobody() {
-    let mut siege = Siege::of(&format!("{BOTH} --max-rate 0"));
-    let address = siege.address();
+fn stalled_reader_blocks_no_other_client() {
+    let mut loaded = LoadedServer::start(&format!("{BOTH} --max-rate 0"));
+    let address = loaded.address();
     let sdp = json!({"type": "offer", "sdp": "x".repeat(60 * KIB)}).to_string();
-    let mut rooms = siege.crowd(100, |address, i| {
+    let mut rooms = loaded.connect_many(100, |address, i| {
         let room = i.to_string();
-        let mut deaf = Client::with_buffer(address, 4 * KIB).upgraded_at("/signaling");
-        deaf.say(json!({"type": "register", "roomId": room}));
-        deaf.heard();
+        let mut stalled = Client::with_buffer(address, 4 * KIB).upgrade_at("/signaling");
+        stalled.send_json(json!({"type": "register", "roomId": room}));
+        stalled.receive_json();
         let mut talker = ayame(address, &room);
-        talker.heard();
-        (deaf, talker)
+        talker.receive_json();
+        (stalled, talker)
     });
-    let mut deaf = Client::with_buffer(address, 4 * KIB).upgraded_at("/tea");
-    let deaf_id = id(&mut deaf);
+    let mut stalled = Client::with_buffer(address, 4 * KIB).upgrade_at("/tea");
+    let stalled_id = id(&mut stalled);
     let mut talker = matchbox(address, "tea");
     id(&mut talker);
-    let signal = json!({"Signal": {"receiver": deaf_id, "data": "x".repeat(60 * KIB)}}).to_string();
+    let signal = json!({"Signal": {"receiver": stalled_id, "data": "x".repeat(60 * KIB)}}).to_string();
     for _ in 0..12 {
-        siege.talk();
-        rooms.iter_mut().for_each(|(_, talker)| talker.say_text(&sdp));
-        talker.say_text(&signal);
+        loaded.exchange_candidates();
+        rooms.iter_mut().for_each(|(_, talker)| talker.send_text(&sdp));
+        talker.send_text(&signal);
     }
-    siege.until("they are closed", |server| server.metric("closings_total{reason=\"slow\"}") == 101.0);
+    loaded.wait_until("the connections are closed", |server| {
+        server.metric("closings_total{reason=\"slow\"}") == 101.0
+    });
     for (_, talker) in &mut rooms {
-        assert_eq!(talker.hear(), Heard::Text(r#"{"type":"bye"}"#.to_owned()));
-        assert_eq!(talker.hear(), Heard::Closed(1000));
+        assert_eq!(talker.receive(), Received::Text(r#"{"type":"bye"}"#.to_owned()));
+        assert_eq!(talker.receive(), Received::Closed(1000));
     }
-    assert_eq!(talker.heard(), json!({"PeerLeft": deaf_id}));
-    drop((rooms, deaf, talker));
-    siege.end(AT_REST + 110 * 2 * (QUEUE_BYTES_MAX + 64 * KIB));
+    assert_eq!(talker.receive_json(), json!({"PeerLeft": stalled_id}));
+    drop((rooms, stalled, talker));
+    loaded.finish(BASELINE_BYTES + 110 * 2 * (QUEUE_BYTES_MAX + 64 * KIB));
 }
 
 #[test]
-fn rubbish_and_floods() {
-    let mut siege = Siege::of(BOTH);
-    let address = siege.address();
+fn invalid_messages_and_floods_are_handled() {
+    let mut loaded = LoadedServer::start(BOTH);
+    let address = loaded.address();
     let rubbish: Vec<String> = [
         "",
         "{",
@@ -88,88 +90,89 @@ fn rubbish_and_floods() {
     )])
     .collect();
     for text in &rubbish {
-        siege.talk();
-        let mut board = Client::connect(address).upgraded_at("/signaling");
-        board.say_text(text);
-        assert_eq!(board.closed(), 1000, "{text}");
+        loaded.exchange_candidates();
+        let mut board = Client::connect(address).upgrade_at("/signaling");
+        board.send_text(text);
+        assert_eq!(board.receive_close(), 1000, "{text}");
         let mut game = matchbox(address, "tea");
         id(&mut game);
-        game.say_text(text);
+        game.send_text(text);
         game.send(&frame(0x82, text.as_bytes()));
-        assert_eq!(game.settle(), [Value::Null; 0], "{text}");
+        assert_eq!(game.sync(), [Value::Null; 0], "{text}");
     }
-    // Who goes on saying too much is closed, and its partner hears bye.
-    let (mut first, mut second) = (ayame(address, "tea"), ayame(address, "tea"));
-    first.heard();
-    second.heard();
+    // A client that keeps exceeding the rate is closed, and its partner receives `bye`.
+    let mut first = ayame(address, "tea");
+    let mut second = ayame(address, "tea");
+    first.receive_json();
+    second.receive_json();
     let mut game = matchbox(address, "tea");
     id(&mut game);
-    siege.until("both are closed", |server| {
+    loaded.wait_until("both connections are closed", |server| {
         for _ in 0..200 {
             for (client, text) in [(&mut second, r#"{"type":"candidate"}"#), (&mut game, "\"KeepAlive\"")] {
-                // It may be closed already.
+                // The connection may already be closed.
                 let _ = client.try_send(&frame(TEXT, text.as_bytes()));
             }
         }
         server.metric("closings_total{reason=\"rate_limited\"}") == 2.0
     });
-    assert_eq!(first.closed(), 1000);
+    assert_eq!(first.receive_close(), 1000);
     drop((first, second, game));
-    siege.end(AT_REST + 2 * MIB);
+    loaded.finish(BASELINE_BYTES + 2 * MIB);
 }
 
-/// Each comes as somebody else, into a room of its own, and goes; thousands come before one room; groups of every size.
+/// Clients connect under changing names to their own rooms; thousands request one full room; groups have every size.
 #[test]
-fn rooms_and_groups_without_end() {
-    let mut siege = Siege::of(&format!("{BOTH} --max-connections 3000"));
+fn many_rooms_and_groups_are_handled() {
+    let mut loaded = LoadedServer::start(&format!("{BOTH} --max-connections 3000"));
     for round in 0..3 {
-        let crowd = siege.crowd(600, |address, i| {
+        let pairs = loaded.connect_many(600, |address, i| {
             let mut board = ayame(address, &format!("{round}-{}", i / 2));
-            assert_eq!(board.heard()["type"], "accept");
+            assert_eq!(board.receive_json()["type"], "accept");
             let mut game = matchbox(address, &format!("{round}-{}?next={}", i % 7, i % 50));
             id(&mut game);
             (board, game)
         });
-        // A few in their ways.
-        for (i, (board, game)) in crowd.into_iter().enumerate() {
+        // Some of them send a message.
+        for (i, (board, game)) in pairs.into_iter().enumerate() {
             if i % 3 == 0 {
                 board.reset();
                 game.reset();
             }
         }
-        siege.until_metric("connections", 2);
-        siege.until_metric("rooms", 1);
+        loaded.wait_for_metric("connections", 2);
+        loaded.wait_for_metric("rooms", 1);
     }
-    // Before a room of two who do not answer.
-    let mut two = [ayame(siege.address(), "tea"), ayame(siege.address(), "tea")];
-    two.iter_mut().for_each(|client| drop(client.heard()));
-    let mut crowd = siege.crowd(1000, |address, _| ayame(address, "tea"));
-    // They are probed once, and after five seconds the first two of the crowd have the room.
-    siege.until_metric("closings_total{reason=\"replaced\"}", 1);
-    for client in &mut crowd[..2] {
-        assert_eq!(client.heard()["type"], "accept");
-        // They are probed in turn, and live.
-        client.pinged();
+    // A room of two clients that do not answer.
+    let mut two = [ayame(loaded.address(), "tea"), ayame(loaded.address(), "tea")];
+    two.iter_mut().for_each(|client| drop(client.receive_json()));
+    let mut waiting = loaded.connect_many(1000, |address, _| ayame(address, "tea"));
+    // Both are probed once. After five seconds two waiting clients take their seats.
+    loaded.wait_for_metric("closings_total{reason=\"replaced\"}", 1);
+    for client in &mut waiting[..2] {
+        assert_eq!(client.receive_json()["type"], "accept");
+        // The holders answer their probes and stay.
+        client.receive_ping();
     }
-    for client in &mut crowd[2..] {
-        assert_eq!(client.answered(), json!({"type": "reject", "reason": "full"}));
+    for client in &mut waiting[2..] {
+        assert_eq!(client.receive_response(), json!({"type": "reject", "reason": "full"}));
     }
-    drop((two, crowd));
-    siege.end(AT_REST + 4 * MIB);
+    drop((two, waiting));
+    loaded.finish(BASELINE_BYTES + 4 * MIB);
 }
 
-/// What a peer chooses cannot forge a line of the log, nor make one that does not fit into a pipe.
+/// Names that peers choose cannot forge a log line or make it too long for a pipe.
 #[test]
-fn names_of_rooms_in_the_log() {
-    let siege = Siege::of_script(&format!(r#"exec "$0" --log debug {BOTH}"#));
+fn room_names_cannot_forge_log_lines() {
+    let loaded = LoadedServer::start_script(&format!(r#"exec "$0" --log debug {BOTH}"#));
     let name = format!("x\n2026-01-01 ERROR forged {}", "\u{7f}".repeat(200));
-    let mut board = ayame(siege.address(), &name);
-    assert_eq!(board.heard()["type"], "accept");
+    let mut board = ayame(loaded.address(), &name);
+    assert_eq!(board.receive_json()["type"], "accept");
     let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
-    let mut game = matchbox(siege.address(), &encoded);
+    let mut game = matchbox(loaded.address(), &encoded);
     id(&mut game);
     drop((board, game));
-    let log = siege.end(AT_REST);
+    let log = loaded.finish(BASELINE_BYTES);
     for dialect in ["ayame", "matchbox"] {
         let line = log.lines().find(|line| line.contains(&format!("; {dialect} room \"x\\n2026"))).unwrap();
         assert!(line.len() < 1024, "{line}");
@@ -177,17 +180,17 @@ fn names_of_rooms_in_the_log() {
     assert!(log.lines().all(|line| !line.starts_with("2026-01-01")), "{log}");
 }
 
-/// A budget refuses whoever would need more, of any protocol, and the pair does not notice.
+/// The memory budget applies to all protocols, and the pair is unaffected.
 #[test]
-fn a_budget_holds_for_them_too() {
-    let mut siege = Siege::of(&format!("{BOTH} --max-memory 8M --max-rate 0"));
+fn memory_budget_applies_to_other_protocols() {
+    let mut loaded = LoadedServer::start(&format!("{BOTH} --max-memory 8M --max-rate 0"));
     let sdp = json!({"type": "offer", "sdp": "x".repeat(60 * KIB)}).to_string();
-    let mut crowd = siege.crowd(300, |address, i| ayame(address, &(i / 2).to_string()));
+    let mut waiting = loaded.connect_many(300, |address, i| ayame(address, &(i / 2).to_string()));
     for _ in 0..8 {
-        siege.talk();
-        crowd.iter_mut().for_each(|client| drop(client.try_send(&frame(TEXT, sdp.as_bytes()))));
+        loaded.exchange_candidates();
+        waiting.iter_mut().for_each(|client| drop(client.try_send(&frame(TEXT, sdp.as_bytes()))));
     }
-    siege.pass(Duration::from_secs(1));
-    drop(crowd);
-    siege.end(8 * MIB + AT_REST);
+    loaded.run_for(Duration::from_secs(1));
+    drop(waiting);
+    loaded.finish(8 * MIB + BASELINE_BYTES);
 }

@@ -1,18 +1,18 @@
-//! Attacks on the rules of signaling, on memory: what peers say to each other's harm. See `survival.rs`.
+//! Attacks on the rules of noroshi's protocol, in memory. See `survival.rs`.
 //!
-//! Meanwhile a pair in a room of its own goes on exchanging candidates; afterwards the hub is empty, and what it had
-//! allocated at most is below a bound that the test states.
+//! A pair in its own room exchanges candidates during each attack. At the end all rooms are empty, and the peak allocation is
+//! below a bound that the test states.
 
 mod common;
 
 use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::memory::{Memory, Recorded, left, target};
-use common::transcript::{Heard, Wire};
+use common::memory::{Memory, Recorded, remaining_state, target};
+use common::transcript::{Received, Transport};
 use noroshi::config::{Config, PROBE_TIME_MAX};
-use noroshi::message::Kind;
 use noroshi::protocol::{Conn, Input};
+use noroshi::protocols::noroshi::message::Kind;
 use serde_json::{Value, json};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
@@ -21,84 +21,86 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const KIB: usize = 1024;
 
-/// A hub, and two peers who want nothing but to go on talking.
-struct Siege {
-    wire: Memory,
-    said: usize,
-    _alone: MutexGuard<'static, ()>,
+/// The protocol in memory, and a well-behaved pair that exchanges candidates.
+struct LoadedHub {
+    memory: Memory,
+    messages_sent: usize,
+    _lock: MutexGuard<'static, ()>,
 }
 
-/// The ids of the pair.
+/// The ids of the well-behaved pair.
 const PAIR: [&str; 2] = ["P", "Q"];
 
-impl Siege {
-    fn new() -> Siege {
-        // All that the process allocates is counted together.
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+impl LoadedHub {
+    fn new() -> LoadedHub {
+        // Allocations of the whole process are counted together, so tests run one at a time.
+        static ALLOCATOR_LOCK: Mutex<()> = Mutex::new(());
+        let lock = ALLOCATOR_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let config = Config { rate_max: 0, ..Config::default() };
-        let mut siege = Siege { wire: Memory::new(&config), said: 0, _alone: alone };
+        let mut loaded = LoadedHub { memory: Memory::new(&config), messages_sent: 0, _lock: lock };
         for id in PAIR {
-            siege.open(id, "pair");
-            siege.say(id, json!({"type": "leave", "id": id}));
+            loaded.open(id, "pair");
+            loaded.send(id, json!({"type": "leave", "id": id}));
         }
-        siege
+        loaded
     }
 
-    fn open(&mut self, who: &str, room: &str) {
-        self.wire.open(who, room);
+    fn open(&mut self, peer: &str, room: &str) {
+        self.memory.open(peer, room);
     }
 
-    fn say(&mut self, who: &str, message: Value) {
-        self.wire.say(who, message.to_string().as_bytes(), false);
+    fn send(&mut self, peer: &str, message: Value) {
+        self.memory.send(peer, message.to_string().as_bytes(), false);
     }
 
-    fn heard(&mut self, who: &str) -> Option<Value> {
-        match self.wire.next(who)? {
-            Heard::Text(text) => Some(serde_json::from_str(&text).unwrap()),
-            Heard::Closed(code) => Some(code.into()),
+    fn receive(&mut self, peer: &str) -> Option<Value> {
+        match self.memory.next_received(peer)? {
+            Received::Text(text) => Some(serde_json::from_str(&text).unwrap()),
+            Received::Closed(code) => Some(code.into()),
         }
     }
 
-    /// The pair exchanges a candidate, each way.
-    fn talk(&mut self) {
-        self.said += 1;
+    /// Exchanges a candidate in each direction.
+    fn exchange_candidates(&mut self) {
+        self.messages_sent += 1;
         for (from, to) in [(0, 1), (1, 0)] {
-            let (id, target) = (PAIR[from], PAIR[to]);
-            let said = json!({"type": "candidateAdd", "id": id, "target_id": target, "candidate": self.said});
-            self.say(id, said);
-            let heard = json!({"type": "candidate", "candidate": self.said.to_string(), "id": id});
-            assert_eq!(self.heard(target), Some(heard));
+            let id = PAIR[from];
+            let target = PAIR[to];
+            let message = json!({"type": "candidateAdd", "id": id, "target_id": target, "candidate": self.messages_sent});
+            self.send(id, message);
+            let expected =
+                json!({"type": "candidate", "candidate": self.messages_sent.to_string(), "id": id});
+            assert_eq!(self.receive(target), Some(expected));
         }
     }
 
-    /// Puts something into the hub and forgets the effects, but for their number.
+    /// Handles an input and returns the number of effects.
     fn input(&mut self, input: Input) -> usize {
-        self.wire.handle(input);
-        let effects = self.wire.outbox.effects.drain(..);
+        self.memory.handle(input);
+        let effects = self.memory.outbox.effects.drain(..);
         effects.filter(|effect| !matches!(effect, Recorded::Left(_))).count()
     }
 
-    /// What is allocated now, the test's own things among it.
+    /// Returns the allocated bytes, including those of the test.
     fn allocated(&self) -> usize {
         let stats = ALLOCATOR.stats();
         stats.bytes_allocated - stats.bytes_deallocated
     }
 
-    fn end(mut self) {
-        self.talk();
-        Box::new(self.wire).finish();
+    fn finish(mut self) {
+        self.exchange_candidates();
+        Box::new(self.memory).finish();
     }
 }
 
 // ---- JSON ----
 
-/// A message of each type that is fine.
-fn fine(kind: Kind) -> Value {
+/// Returns a valid message of this type.
+fn valid_message(kind: Kind) -> Value {
     json!({"type": kind.name(), "id": "A", "target_id": "B", "sdp": {}, "candidate": {}, "candidates": [1]})
 }
 
-/// Which error a message gets of which one field has this value (`None`: is missing).
+/// Returns the error for a message in which one field has this value. `None`: the field is missing.
 fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str> {
     let text = value.and_then(Value::as_str);
     let is_missing = value.is_none_or(Value::is_null);
@@ -108,7 +110,7 @@ fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str>
         "id" if text == Some("?") => Some("id_mismatch"),
         "id" => Some("bad_message"),
         "target_id" if !names_a_target => None,
-        // Nobody to answer.
+        // There is no peer to answer.
         "target_id" if is_missing || text == Some("") => (kind == Kind::Answer).then_some("bad_message"),
         "target_id" => Some(if text == Some("?") { "unknown_peer" } else { "bad_message" }),
         "candidates" if kind == Kind::CandidateAdd && !is_missing => Some("bad_message"),
@@ -117,8 +119,8 @@ fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str>
 }
 
 #[test]
-fn every_field_of_every_message_has_every_value() {
-    let mut siege = Siege::new();
+fn every_message_is_checked_with_every_value_of_every_field() {
+    let mut loaded = LoadedHub::new();
     let huge = "x".repeat(60 * KIB);
     let values = [
         None,
@@ -137,104 +139,104 @@ fn every_field_of_every_message_has_every_value() {
         for field in ["type", "id", "target_id", "sdp", "candidate", "candidates", "whatever"] {
             for value in &values {
                 for id in ["A", "B"] {
-                    siege.open(id, "tea");
-                    siege.say(id, json!({"type": "leave", "id": id}));
+                    loaded.open(id, "tea");
+                    loaded.send(id, json!({"type": "leave", "id": id}));
                 }
-                let mut message = fine(kind);
+                let mut message = valid_message(kind);
                 match value {
                     Some(value) => message[field] = value.clone(),
                     None => drop(message.as_object_mut().unwrap().remove(field)),
                 }
-                siege.say("A", message);
-                let heard = siege.heard("A").unwrap_or_default();
+                loaded.send("A", message);
+                let received = loaded.receive("A").unwrap_or_default();
                 let expected = error(kind, field, value.as_ref());
-                assert_eq!(heard["code"].as_str(), expected, "{kind:?} {field} {value:?}");
-                siege.talk();
-                siege.wire.leave("A");
-                siege.wire.leave("B");
+                assert_eq!(received["code"].as_str(), expected, "{kind:?} {field} {value:?}");
+                loaded.exchange_candidates();
+                loaded.memory.close("A");
+                loaded.memory.close("B");
             }
         }
     }
-    siege.end();
+    loaded.finish();
 }
 
 // ---- Ids ----
 
 const FIGHTERS: usize = 200;
 
-impl Siege {
-    /// A peer that holds the id X and answers nothing, and so many that claim it.
-    fn fight(&mut self) -> Vec<String> {
+impl LoadedHub {
+    /// Connects a peer that holds the id X and answers nothing, and claimants of that id.
+    fn claim_held_id(&mut self) -> Vec<String> {
         self.open("X", "tea");
-        self.say("X", json!({"type": "leave", "id": "X"}));
-        self.wire.deafen("X");
-        let fighters: Vec<String> = (0..FIGHTERS).map(|i| format!("fighter {i}")).collect();
-        for who in &fighters {
-            self.open(who, "tea");
-            self.say(who, json!({"type": "join", "id": "X"}));
+        self.send("X", json!({"type": "leave", "id": "X"}));
+        self.memory.stop_reading("X");
+        let claimants: Vec<String> = (0..FIGHTERS).map(|i| format!("claimant {i}")).collect();
+        for peer in &claimants {
+            self.open(peer, "tea");
+            self.send(peer, json!({"type": "join", "id": "X"}));
         }
-        self.talk();
-        fighters
+        self.exchange_candidates();
+        claimants
     }
 
-    fn taken(&mut self, who: &str) {
-        assert_eq!(self.heard(who).unwrap_or_default()["code"], "id_taken", "{who}");
+    fn expect_id_taken(&mut self, peer: &str) {
+        assert_eq!(self.receive(peer).unwrap_or_default()["code"], "id_taken", "{peer}");
     }
 }
 
 #[test]
-fn two_hundred_fight_for_the_id_of_the_living() {
-    let mut siege = Siege::new();
-    let fighters = siege.fight();
-    siege.wire.pass(PROBE_TIME_MAX.as_secs() - 1);
-    siege.wire.input(Input::Alive(siege.wire.conn("X")));
-    for who in &fighters {
-        siege.taken(who);
+fn two_hundred_claims_of_a_live_holder_are_rejected() {
+    let mut loaded = LoadedHub::new();
+    let claimants = loaded.claim_held_id();
+    loaded.memory.advance(PROBE_TIME_MAX.as_secs() - 1);
+    loaded.memory.input(Input::Alive(loaded.memory.conn("X")));
+    for peer in &claimants {
+        loaded.expect_id_taken(peer);
     }
-    // They may all have another.
-    for who in &fighters {
-        siege.say(who, json!({"type": "leave", "id": who}));
-        assert_eq!(siege.heard(who), None);
+    // All claimants may register another id.
+    for peer in &claimants {
+        loaded.send(peer, json!({"type": "leave", "id": peer}));
+        assert_eq!(loaded.receive(peer), None);
     }
-    assert_eq!(left(&siege.wire.gate).0, PAIR.len() + 1 + FIGHTERS);
-    siege.end();
+    assert_eq!(remaining_state(&loaded.memory.dispatcher).0, PAIR.len() + 1 + FIGHTERS);
+    loaded.finish();
 }
 
 #[test]
-fn two_hundred_fight_for_the_id_of_the_dead() {
-    let mut siege = Siege::new();
-    let mut fighters = siege.fight();
-    // Some lose heart.
-    for who in fighters.drain(..10) {
-        siege.wire.leave(&who);
+fn two_hundred_claims_of_a_dead_holder_have_one_winner() {
+    let mut loaded = LoadedHub::new();
+    let mut claimants = loaded.claim_held_id();
+    // Some claimants disconnect.
+    for peer in claimants.drain(..10) {
+        loaded.memory.close(&peer);
     }
-    siege.wire.pass(PROBE_TIME_MAX.as_secs());
-    assert_eq!(siege.heard(&fighters[0]), Some(json!({"type": "joined", "id": "X", "peers": []})));
-    for who in &fighters[1..] {
-        siege.taken(who);
+    loaded.memory.advance(PROBE_TIME_MAX.as_secs());
+    assert_eq!(loaded.receive(&claimants[0]), Some(json!({"type": "joined", "id": "X", "peers": []})));
+    for peer in &claimants[1..] {
+        loaded.expect_id_taken(peer);
     }
-    assert_eq!(left(&siege.wire.gate).0, PAIR.len() + 1);
-    siege.end();
+    assert_eq!(remaining_state(&loaded.memory.dispatcher).0, PAIR.len() + 1);
+    loaded.finish();
 }
 
 // ---- Storms ----
 
 #[test]
-fn twenty_thousand_wait_in_one_room() {
-    const CROWD: usize = 20_000;
-    let mut siege = Siege::new();
-    let conns: Vec<Conn> = (10..10 + CROWD).map(|i| Conn::new(i as u64, i)).collect();
-    let before = siege.allocated();
+fn twenty_thousand_peers_queue_in_one_room() {
+    const CROWD_PEERS: usize = 20_000;
+    let mut loaded = LoadedHub::new();
+    let conns: Vec<Conn> = (10..10 + CROWD_PEERS).map(|i| Conn::new(i as u64, i)).collect();
+    let before = loaded.allocated();
     for conn in &conns {
-        siege.input(Input::Connected(*conn, &target("tea"), None));
-        siege.input(Input::Text(*conn, &format!(r#"{{"type":"connect","id":"{}"}}"#, conn.number())));
+        loaded.input(Input::Connected(*conn, &target("tea"), None));
+        loaded.input(Input::Text(*conn, &format!(r#"{{"type":"connect","id":"{}"}}"#, conn.number())));
     }
-    let taken = siege.allocated() - before;
-    println!("{} bytes for each", taken / CROWD);
-    assert!(taken < CROWD * 512);
-    siege.talk();
-    // Whoever is asked leaves, and the next one is asked.
-    let told: usize = conns.iter().map(|conn| siege.input(Input::Disconnected(*conn))).sum();
-    assert_eq!(told, CROWD - 1);
-    siege.end();
+    let taken = loaded.allocated() - before;
+    println!("{} bytes for each", taken / CROWD_PEERS);
+    assert!(taken < CROWD_PEERS * 512);
+    loaded.exchange_candidates();
+    // Each offerer leaves, and the next peer becomes the offerer.
+    let notices: usize = conns.iter().map(|conn| loaded.input(Input::Disconnected(*conn))).sum();
+    assert_eq!(notices, CROWD_PEERS - 1);
+    loaded.finish();
 }

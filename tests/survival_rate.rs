@@ -1,4 +1,4 @@
-//! At the default rate, peers that send without end are closed. Memory stays where it was, and others do not notice.
+//! At the default rate limit continuous senders are closed, memory does not grow, and other peers are unaffected.
 
 mod common;
 
@@ -7,11 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
+use common::loaded_server::{BASELINE_BYTES, LoadedServer};
 use common::pipe::{PING, PONG, TEXT, frame};
-use common::siege::{AT_REST, Siege};
-use noroshi::config::{QUEUE_BYTES_MAX, RATE_OFFENCE_MAX};
+use noroshi::config::{QUEUE_BYTES_MAX, RATE_VIOLATION_TIME_MAX};
 
-/// Returns floods: a name, the first bytes, and those that are repeated.
+/// Returns continuous input: a name, the first bytes and the repeated bytes.
 fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
     let mut fragments: Vec<u8> =
         br#"{"type":"leave","id":"X"}"#.iter().flat_map(|byte| frame(0x00, &[*byte])).collect();
@@ -29,34 +29,34 @@ fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
 }
 
 #[test]
-fn peers_that_send_without_end_are_closed_after_five_seconds() {
-    let mut siege = Siege::of("");
+fn continuous_senders_are_closed_after_five_seconds() {
+    let mut loaded = LoadedServer::start("");
     let flooders = floods().map(|(room, first, again)| {
-        let mut client = Client::open(siege.address(), room).registered("X");
-        let mut mouth = client.mouth();
+        let mut client = Client::open(loaded.address(), room).register("X");
+        let mut stream = client.clone_stream();
         let began = Instant::now();
         thread::spawn(move || {
             let many = again.repeat(16_000 / again.len());
-            let sent = mouth.write_all(&first);
+            let sent = stream.write_all(&first);
             // Until the server has closed the connection.
-            while sent.is_ok() && mouth.write_all(&many).is_ok() {}
+            while sent.is_ok() && stream.write_all(&many).is_ok() {}
         });
         thread::spawn(move || {
-            let code = client.closed();
+            let code = client.receive_close();
             (room, code, began.elapsed())
         })
     });
-    siege.until_metric("closings_total{reason=\"rate_limited\"}", flooders.len());
+    loaded.wait_for_metric("closings_total{reason=\"rate_limited\"}", flooders.len());
     for flooder in flooders {
         let (room, code, after) = flooder.join().unwrap();
         assert_eq!(code, 1008, "{room}");
-        assert!(after >= RATE_OFFENCE_MAX, "{room}: closed after {after:?}");
-        assert!(after < RATE_OFFENCE_MAX + Duration::from_secs(20), "{room}: closed after {after:?}");
+        assert!(after >= RATE_VIOLATION_TIME_MAX, "{room}: closed after {after:?}");
+        assert!(after < RATE_VIOLATION_TIME_MAX + Duration::from_secs(20), "{room}: closed after {after:?}");
     }
     assert!(
-        siege.server.metric("errors_total{code=\"rate_limited\"}") > 1000.0,
+        loaded.server.metric("errors_total{code=\"rate_limited\"}") > 1000.0,
         "what is too much is counted"
     );
-    siege.until_metric("connections", 2);
-    siege.end(AT_REST + 6 * QUEUE_BYTES_MAX);
+    loaded.wait_for_metric("connections", 2);
+    loaded.finish(BASELINE_BYTES + 6 * QUEUE_BYTES_MAX);
 }

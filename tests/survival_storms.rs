@@ -1,4 +1,4 @@
-//! Many at once, or one after the other, and fewer descriptors than they need. See `survival.rs`.
+//! Connection storms, and fewer descriptors than connections need. See `survival.rs`.
 
 mod common;
 
@@ -8,146 +8,153 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
+use common::loaded_server::{BASELINE_BYTES, KIB, LoadedServer, MIB, PAIR, start_load_generator};
 use common::pipe::REQUEST;
 use common::process::Running;
-use common::siege::{AT_REST, KIB, MIB, PAIR, Siege, load};
 use noroshi::config::{Config, REFUSED_AT_ONCE};
 use serde_json::json;
 
 // ---- Descriptors ----
 
-/// Nobody comes in and nobody leaves: there is nothing to do but to look after the time.
+/// Asserts that the server uses little CPU while no client connects or disconnects.
 fn does_not_spin(server: &Running) {
-    let (before, time) = (server.cpu(), Duration::from_secs(2));
+    let before = server.cpu();
+    let time = Duration::from_secs(2);
     sleep(time);
     let used = server.cpu() - before;
     println!("{used:?} of CPU in {time:?}");
     assert!(used < time / 20);
 }
 
-/// How many of these have got an answer with this status.
-fn answered(clients: &[Client], status: &str) -> usize {
-    clients.iter().filter(|client| client.was_answered(status)).count()
+/// Returns how many clients have received a response with this status.
+fn count_responses(clients: &[Client], status: &str) -> usize {
+    clients.iter().filter(|client| client.has_response(status)).count()
 }
 
 #[test]
-fn five_hundred_clients_and_sixty_four_descriptors() {
-    let mut siege = Siege::of_script(r#"ulimit -n 64; exec "$0" --log warn"#);
-    let mut clients = siege.crowd(500, |address, _| Client::connect(address));
+fn five_hundred_clients_with_sixty_four_descriptors_are_served() {
+    let mut loaded = LoadedServer::start_script(r#"ulimit -n 64; exec "$0" --log warn"#);
+    let mut clients = loaded.connect_many(500, |address, _| Client::connect(address));
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
-    // Thirty-one may be there, the pair among them. Others are told so, and give way to the next: nobody is left waiting.
-    siege.until_metric("connections_total", 31);
-    siege.until("some are refused", |_| answered(&clients, "503") >= REFUSED_AT_ONCE);
-    let inside = siege.at_rest + 31 - PAIR.len();
-    siege.until("the others are gone", |server| server.descriptors() == inside);
-    does_not_spin(&siege.server);
+    // 31 connections fit, including the pair. Others are rejected and closed, so that none is left waiting.
+    loaded.wait_for_metric("connections_total", 31);
+    loaded
+        .wait_until("some connections are rejected", |_| count_responses(&clients, "503") >= REFUSED_AT_ONCE);
+    let inside = loaded.descriptors_at_rest + 31 - PAIR.len();
+    loaded.wait_until("the other connections are closed", |server| server.descriptors() == inside);
+    does_not_spin(&loaded.server);
     for came in 32..35 {
-        let inside = clients.iter().position(|client| client.was_answered("101")).unwrap();
+        let inside = clients.iter().position(|client| client.has_response("101")).unwrap();
         drop(clients.swap_remove(inside));
-        siege.until("a newcomer takes the place", |server| {
+        loaded.wait_until("a new client takes the slot", |server| {
             let mut client = Client::connect(server.address);
             client.send(REQUEST.as_bytes());
-            let is_inside = client.head().starts_with("HTTP/1.1 101 ");
+            let is_inside = client.read_head().starts_with("HTTP/1.1 101 ");
             clients.push(client);
             is_inside
         });
-        siege.until_metric("connections_total", came);
+        loaded.wait_for_metric("connections_total", came);
     }
     drop(clients);
-    let log = siege.end(AT_REST);
-    assert_eq!(log.lines().count(), 0, "the limit was said at the start: {log}");
+    let log = loaded.finish(BASELINE_BYTES);
+    assert_eq!(log.lines().count(), 0, "the limit is logged at the start: {log}");
 }
 
 #[test]
-fn five_hundred_clients_and_no_descriptor() {
-    let mut siege = Siege::of("");
-    let mut clients = siege.crowd(10, |address, _| Client::open(address, "tea"));
-    // Fewer than it counted on: accept itself fails now.
-    let (pid, limit) = (siege.server.child.id().to_string(), siege.server.descriptors() + 3);
+fn five_hundred_clients_without_descriptors_are_served_later() {
+    let mut loaded = LoadedServer::start("");
+    let mut clients = loaded.connect_many(10, |address, _| Client::open(address, "tea"));
+    // Fewer than at the start of the process, so that accept fails.
+    let pid = loaded.server.child.id().to_string();
+    let limit = loaded.server.descriptors() + 3;
     let prlimit = ["--pid", &pid, &format!("--nofile={limit}:{limit}")];
     assert!(Command::new("prlimit").args(prlimit).status().unwrap().success());
     let began = Instant::now();
-    let mut waiting = siege.crowd(500, |address, _| Client::connect(address));
+    let mut waiting = loaded.connect_many(500, |address, _| Client::connect(address));
     waiting.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
-    siege.until("all are taken", |server| server.descriptors() >= limit);
-    does_not_spin(&siege.server);
-    // Who leaves makes room for who waits.
-    let before = answered(&waiting, "101");
+    loaded.wait_until("all descriptors are in use", |server| server.descriptors() >= limit);
+    does_not_spin(&loaded.server);
+    // A freed descriptor is used for a waiting client.
+    let before = count_responses(&waiting, "101");
     clients.truncate(5);
-    siege.until("five more come in", |_| answered(&waiting, "101") >= before + 5);
+    loaded.wait_until("five more clients are upgraded", |_| count_responses(&waiting, "101") >= before + 5);
     drop((clients, waiting));
-    let log = siege.end(AT_REST);
+    let log = loaded.finish(BASELINE_BYTES);
     let warnings = log.matches("cannot accept").count();
     assert!((1..=1 + began.elapsed().as_secs() as usize).contains(&warnings), "{log}");
 }
 
 // ---- Storms ----
 
-/// Whoever has thousands of descriptors in this process has them alone.
+/// Tests that use thousands of descriptors of this process run one at a time.
 static CROWDED: Mutex<()> = Mutex::new(());
 
-/// Who finds no place in the backlog is tried again by TCP, after a second.
+/// When the backlog is full, TCP retransmits the SYN after a second.
 #[test]
-fn a_burst_of_five_thousand() {
+fn burst_of_five_thousand_is_served_within_a_second() {
     let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut siege = Siege::of("");
+    let mut loaded = LoadedServer::start("");
     let came = (0..5000).map(|_| {
         let began = Instant::now();
-        (Client::connect(siege.address()), began.elapsed())
+        (Client::connect(loaded.address()), began.elapsed())
     });
     let (mut clients, times): (Vec<_>, Vec<_>) = came.unzip();
     assert!(times.into_iter().max() < Some(Duration::from_secs(1)));
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
-    siege.until_metric("connections", 5002);
+    loaded.wait_for_metric("connections", 5002);
     drop(clients);
-    siege.end(AT_REST + 5000 * KIB);
+    loaded.finish(BASELINE_BYTES + 5000 * KIB);
 }
 
-/// As many as may come, each of whom connects in a room.
-fn fill(siege: &mut Siege, room: impl Fn(usize) -> String) -> Vec<Client> {
+/// Connects the maximum number of clients, each of which sends `connect` in a room.
+fn fill(loaded: &mut LoadedServer, room: impl Fn(usize) -> String) -> Vec<Client> {
     let connections_max = Config::default().connections_max;
-    let crowd = siege.crowd(connections_max - PAIR.len(), |address, i| {
+    let clients = loaded.connect_many(connections_max - PAIR.len(), |address, i| {
         let mut client = Client::open(address, &room(i));
-        client.say(json!({"type": "connect", "id": i.to_string()}));
+        client.send_json(json!({"type": "connect", "id": i.to_string()}));
         client
     });
-    siege.until_metric("peers", connections_max);
-    crowd
+    loaded.wait_for_metric("peers", connections_max);
+    clients
 }
 
 #[test]
-fn a_full_server_waits_in_one_room_and_then_in_as_many() {
+fn full_server_queues_in_one_room_or_many() {
     let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut siege = Siege::of("");
-    let mut waiting = fill(&mut siege, |_| "tea".to_owned());
-    siege.until_metric("rooms", 2);
-    let mut refused = Client::connect(siege.address());
+    let mut loaded = LoadedServer::start("");
+    let mut waiting = fill(&mut loaded, |_| "tea".to_owned());
+    loaded.wait_for_metric("rooms", 2);
+    let mut refused = Client::connect(loaded.address());
     refused.send(REQUEST.as_bytes());
-    assert!(refused.head().starts_with("HTTP/1.1 503 "));
-    // Each is asked when the one before leaves.
+    assert!(refused.read_head().starts_with("HTTP/1.1 503 "));
+    // Each peer becomes the offerer when the previous one leaves.
     for mut client in waiting.drain(..100) {
-        assert_eq!(client.heard(), json!({"type": "offer"}));
+        assert_eq!(client.receive_json(), json!({"type": "offer"}));
     }
     drop((waiting, refused));
-    siege.until_metric("connections", 2);
-    let rooms = fill(&mut siege, |i| i.to_string());
-    siege.until_metric("rooms", 1 + rooms.len());
+    loaded.wait_for_metric("connections", 2);
+    let rooms = fill(&mut loaded, |i| i.to_string());
+    loaded.wait_for_metric("rooms", 1 + rooms.len());
     drop(rooms);
-    siege.end(AT_REST + 10_000 * KIB);
+    loaded.finish(BASELINE_BYTES + 10_000 * KIB);
 }
 
 #[test]
-fn a_hundred_thousand_come_and_go() {
-    let mut siege = Siege::of("");
-    let mut clients = load(&siege, "--mode churn --seconds 600");
-    siege.until("the first have gone", |server| server.metric("connections_total") > 10_000.0);
-    let (early, _) = siege.server.memory();
-    siege.until("the others have gone", |server| server.metric("connections_total") > 100_000.0);
+fn memory_does_not_grow_over_a_hundred_thousand_peers() {
+    let mut loaded = LoadedServer::start("");
+    let mut clients = start_load_generator(&loaded, "--mode churn --seconds 600");
+    loaded.wait_until("the first peers have disconnected", |server| {
+        server.metric("connections_total") > 10_000.0
+    });
+    let (early, _) = loaded.server.memory();
+    loaded.wait_until("the other peers have disconnected", |server| {
+        server.metric("connections_total") > 100_000.0
+    });
     clients.kill().unwrap();
     clients.wait().unwrap();
-    siege.until_metric("connections", 2);
-    let (late, _) = siege.server.memory();
+    loaded.wait_for_metric("connections", 2);
+    let (late, _) = loaded.server.memory();
     println!("{} KiB early, {} KiB late", early / KIB, late / KIB);
     assert!(late <= early + MIB);
-    siege.end(AT_REST);
+    loaded.finish(BASELINE_BYTES);
 }

@@ -1,4 +1,4 @@
-//! Peers and networks that are gone without a word, in whatever they were about. See `survival.rs`.
+//! Peers and networks that vanish, in every state of a connection. See `survival.rs`.
 
 mod common;
 
@@ -9,40 +9,42 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::client::Client;
+use common::loaded_server::{BASELINE_BYTES, LoadedServer, start_load_generator};
 use common::pipe::{CLOSE, REQUEST, TEXT, close, frame};
-use common::siege::{AT_REST, Siege, load};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use noroshi::config::QUEUE_BYTES_MAX;
 use serde_json::json;
 
-/// With `--ping-interval 2`: two intervals and two seconds.
-const NOTICED: Duration = Duration::from_secs(6);
+/// Two ping intervals (`--ping-interval 2`) and two seconds.
+const DETECTION_TIME: Duration = Duration::from_secs(6);
 
 #[test]
-fn a_client_that_is_stopped() {
-    let mut siege = Siege::of("--max-rate 0 --ping-interval 2");
-    let mut client = load(&siege, "--pairs 20 --seconds 60");
-    siege.until("they talk", |server| server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0);
+fn stopped_client_is_noticed() {
+    let mut loaded = LoadedServer::start("--max-rate 0 --ping-interval 2");
+    let mut client = start_load_generator(&loaded, "--pairs 20 --seconds 60");
+    loaded.wait_until("the peers exchange messages", |server| {
+        server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0
+    });
     kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP).unwrap();
     let began = Instant::now();
-    siege.until_metric("closings_total{reason=\"silent\"}", 40);
-    assert!(began.elapsed() < NOTICED);
-    siege.until_metric("connections", 2);
+    loaded.wait_for_metric("closings_total{reason=\"silent\"}", 40);
+    assert!(began.elapsed() < DETECTION_TIME);
+    loaded.wait_for_metric("connections", 2);
     client.kill().unwrap();
     client.wait().unwrap();
-    siege.end(AT_REST);
+    loaded.finish(BASELINE_BYTES);
 }
 
-/// This needs a network of its own, so it runs itself in one.
+/// The test needs its own network namespace, so it runs itself in one.
 #[test]
-fn a_network_that_is_cut() {
+fn cut_network_is_noticed() {
     const INSIDE: &str = "TEST_IS_IN_ITS_OWN_NETWORK";
     if std::env::var_os(INSIDE).is_some() {
-        return cut_the_network();
+        return cut_network();
     }
-    // The second is for those who are not root, where the kernel lets them.
+    // The second way is for users other than root, where the kernel permits it.
     let ways = [&["--net"][..], &["--net", "--map-root-user"]];
     let is_allowed = |way: &&&[&str]| {
         let command =
@@ -52,52 +54,53 @@ fn a_network_that_is_cut() {
     let Some(way) = ways.iter().find(is_allowed) else {
         let missing = "network namespaces are not allowed here, or there is no `ip`";
         assert!(std::env::var_os("CI").is_none(), "{missing}");
-        // Without a macro, because the harness keeps to itself what those print.
-        return writeln!(std::io::stderr(), "SKIPPED a_network_that_is_cut: {missing}").unwrap();
+        // The test harness captures the output of print macros.
+        return writeln!(std::io::stderr(), "SKIPPED cut_network_is_noticed: {missing}").unwrap();
     };
     let mut command = Command::new("unshare");
     command.args(*way).arg(std::env::current_exe().unwrap());
-    command.args(["--exact", "a_network_that_is_cut", "--nocapture"]).env(INSIDE, "1");
+    command.args(["--exact", "cut_network_is_noticed", "--nocapture"]).env(INSIDE, "1");
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn cut_the_network() {
+fn cut_network() {
     sh("ip link set lo up");
-    let mut siege = Siege::of("--ping-interval 2 --listen 0.0.0.0:0");
-    let mut far = from_afar(siege.address().port());
-    let mut near = Client::open(siege.address(), "tea").registered("near");
-    // One is idle, one has a partner, one is in the middle of a frame.
-    far[1].say(json!({"type": "offer", "id": "1", "sdp": 1}));
-    far[1].settle();
-    near.say(json!({"type": "answer", "id": "near", "target_id": "1", "sdp": 2}));
-    near.settle();
-    far[2].send(&frame(TEXT, b"never to be ended")[..9]);
-    siege.until_metric("peers", 2 + 3 + 1);
+    let mut loaded = LoadedServer::start("--ping-interval 2 --listen 0.0.0.0:0");
+    let mut far = connect_from_namespace(loaded.address().port());
+    let mut near = Client::open(loaded.address(), "tea").register("near");
+    // One peer is idle, one has a partner, one has sent half a frame.
+    far[1].send_json(json!({"type": "offer", "id": "1", "sdp": 1}));
+    far[1].sync();
+    near.send_json(json!({"type": "answer", "id": "near", "target_id": "1", "sdp": 2}));
+    near.sync();
+    far[2].send(&frame(TEXT, b"unfinished")[..9]);
+    loaded.wait_for_metric("peers", 2 + 3 + 1);
     sh("ip link set near down");
     let began = Instant::now();
-    // The kernel takes what is for the partner.
-    near.say(json!({"type": "candidateAdd", "id": "near", "candidate": 3}));
-    let mut heard = Vec::new();
-    siege.until("it is noticed", |server| {
-        heard.extend(near.settle());
+    // The kernel accepts the messages for the partner.
+    near.send_json(json!({"type": "candidateAdd", "id": "near", "candidate": 3}));
+    let mut received = Vec::new();
+    loaded.wait_until("the disconnect is noticed", |server| {
+        received.extend(near.sync());
         server.metric("closings_total{reason=\"silent\"}") == 3.0
     });
-    assert!(began.elapsed() < NOTICED);
-    heard.extend(near.settle());
-    assert_eq!(heard, [json!({"type": "peerLeft", "id": "1"})]);
-    siege.until("all are dropped", |server| {
-        near.settle();
+    assert!(began.elapsed() < DETECTION_TIME);
+    received.extend(near.sync());
+    assert_eq!(received, [json!({"type": "peerLeft", "id": "1"})]);
+    loaded.wait_until("all connections are dropped", |server| {
+        near.sync();
         server.metric("connections") == 2.0 + 1.0
     });
     drop((near, far));
-    siege.end(AT_REST);
+    loaded.finish(BASELINE_BYTES);
 }
 
-/// Three peers on the other side of a link whose end here is `near`.
-fn from_afar(port: u16) -> Vec<Client> {
+/// Connects three peers from the other end of a link to this network namespace.
+fn connect_from_namespace(port: u16) -> Vec<Client> {
     let here = std::process::id();
-    // Sockets belong to the network of the thread that made them, which lasts as long as they do.
+    // A socket belongs to the network namespace of the thread that creates it. The namespace lives as long as its
+    // sockets.
     let far = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         sh(&format!(
@@ -108,7 +111,7 @@ fn from_afar(port: u16) -> Vec<Client> {
             ip link set far up"
         ));
         let server = ([10, 0, 0, 1], port).into();
-        (0..3).map(|i| Client::open(server, "tea").registered(&i.to_string())).collect()
+        (0..3).map(|i| Client::open(server, "tea").register(&i.to_string())).collect()
     });
     far.join().unwrap()
 }
@@ -117,8 +120,8 @@ fn sh(script: &str) {
     assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
 }
 
-/// Connections that ask for something or have not done so yet, and WebSockets, with what they are about to say.
-fn in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
+/// Returns connections in every state of the request and the WebSocket, each with the bytes that it would send next.
+fn clients_in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
     let asking =
         ["", "GET /ws/tea HT", "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", "nonsense\r\n\r\n", REQUEST];
     let asking = asking.map(|request| (Client::connect(address), request.as_bytes().to_vec()));
@@ -127,7 +130,7 @@ fn in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
         frame(TEXT, b"half")[..1].to_vec(),
         frame(TEXT, b"half")[..7].to_vec(),
         frame(0x01, b"fragment"),
-        frame(0xff, b"no such frame"),
+        frame(0xff, b"invalid frame"),
         frame(TEXT, b"{"),
         frame(CLOSE, &close(1000, "")),
     ];
@@ -135,7 +138,8 @@ fn in_every_state(address: SocketAddr) -> Vec<(Client, Vec<u8>)> {
     asking.into_iter().chain(open).collect()
 }
 
-/// Pairs of peers, of which the first is in a state of the signaling, by what they said (`A answer`: to B).
+/// Pairs of peers whose first peer is in a state of the protocol. Each lists the messages sent (`A answer`: A answers
+/// B).
 const FLOWS: [&str; 9] = [
     "A leave",
     "A connect",
@@ -148,12 +152,12 @@ const FLOWS: [&str; 9] = [
     "A leave, B leave, B flood",
 ];
 
-/// Peers in every state of the signaling, and those that keep them there.
-fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
+/// Returns peers in every state of the protocol, and the peers that keep them there.
+fn peers_in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
     let flow = |(i, flow): (usize, &&str)| {
         let mut peers = ["A", "B"].map(|id| (id, Client::open(address, &format!("flow-{i}"))));
-        for said in flow.split(", ") {
-            let (id, kind) = said.split_once(' ').unwrap();
+        for step in flow.split(", ") {
+            let (id, kind) = step.split_once(' ').unwrap();
             let target = if id == "A" { "B" } else { "A" };
             let message = match kind {
                 "answer" => json!({"type": kind, "id": id, "target_id": target}),
@@ -162,72 +166,72 @@ fn in_every_flow(address: SocketAddr) -> (Vec<Client>, Vec<Client>) {
             };
             let (_, peer) = peers.iter_mut().find(|(name, _)| *name == id).unwrap();
             let times = if kind == "flood" { 10 } else { 1 };
-            (0..times).for_each(|_| peer.say(message.clone()));
-            peer.settle();
+            (0..times).for_each(|_| peer.send_json(message.clone()));
+            peer.sync();
         }
         peers.map(|(_, client)| client)
     };
     let mut pairs: Vec<[Client; 2]> = FLOWS.iter().enumerate().map(flow).collect();
-    // Somebody whose id is claimed, and somebody who claims one.
+    // A holder whose id is claimed, and a claimant.
     for (room, holder_first) in [("holder", true), ("claimant", false)] {
-        let holder = Client::open(address, room).registered("A");
+        let holder = Client::open(address, room).register("A");
         let mut claimant = Client::open(address, room);
-        claimant.say(json!({"type": "leave", "id": "A"}));
+        claimant.send_json(json!({"type": "leave", "id": "A"}));
         pairs.push(if holder_first { [holder, claimant] } else { [claimant, holder] });
     }
     pairs.into_iter().map(|[first, second]| (first, second)).unzip()
 }
 
-/// All of these, and those that keep some of them where they are.
-fn everybody(siege: &mut Siege) -> (Vec<Client>, Vec<Client>) {
-    let (mut attackers, keepers) = in_every_flow(siege.address());
-    attackers.extend(in_every_state(siege.address()).into_iter().map(|(mut client, bytes)| {
+/// Returns peers in all states, and the peers that keep some of them there.
+fn peers_in_all_states(loaded: &mut LoadedServer) -> (Vec<Client>, Vec<Client>) {
+    let (mut attackers, keepers) = peers_in_every_flow(loaded.address());
+    attackers.extend(clients_in_every_state(loaded.address()).into_iter().map(|(mut client, bytes)| {
         client.send(&bytes);
         client
     }));
-    siege.talk();
+    loaded.exchange_candidates();
     (attackers, keepers)
 }
 
 #[test]
-fn a_reset_in_every_state() {
-    let mut siege = Siege::of("");
-    let (attackers, keepers) = everybody(&mut siege);
+fn reset_is_handled_in_every_state() {
+    let mut loaded = LoadedServer::start("");
+    let (attackers, keepers) = peers_in_all_states(&mut loaded);
     attackers.into_iter().for_each(Client::reset);
-    let left = siege.at_rest + keepers.len();
-    siege.until("they are gone", |server| server.descriptors() == left);
+    let left = loaded.descriptors_at_rest + keepers.len();
+    loaded.wait_until("the connections are closed", |server| server.descriptors() == left);
     keepers.into_iter().for_each(Client::reset);
-    siege.end(AT_REST + QUEUE_BYTES_MAX);
+    loaded.finish(BASELINE_BYTES + QUEUE_BYTES_MAX);
 }
 
 #[test]
-fn half_closed_in_every_state() {
-    let mut siege = Siege::of("");
-    let (attackers, keepers) = everybody(&mut siege);
-    // They go on reading, and wait for what will never come.
+fn half_close_is_handled_in_every_state() {
+    let mut loaded = LoadedServer::start("");
+    let (attackers, keepers) = peers_in_all_states(&mut loaded);
+    // They keep reading and wait for messages that never arrive.
     attackers.iter().for_each(Client::half_close);
-    let left = siege.at_rest + keepers.len();
-    siege.until("they are gone", |server| server.descriptors() == left);
+    let left = loaded.descriptors_at_rest + keepers.len();
+    loaded.wait_until("the connections are closed", |server| server.descriptors() == left);
     drop((attackers, keepers));
-    siege.end(AT_REST + QUEUE_BYTES_MAX);
+    loaded.finish(BASELINE_BYTES + QUEUE_BYTES_MAX);
 }
 
 #[test]
-fn half_closed_with_the_last_words() {
-    let mut siege = Siege::of("");
-    let mut attackers = in_every_state(siege.address());
-    // So that both come in the same event.
-    siege.server.signal(Signal::SIGSTOP);
+fn half_close_with_the_last_message_is_handled() {
+    let mut loaded = LoadedServer::start("");
+    let mut attackers = clients_in_every_state(loaded.address());
+    // Both arrive in the same readiness event.
+    loaded.server.signal(Signal::SIGSTOP);
     for (client, bytes) in &mut attackers {
         client.send(bytes);
         client.half_close();
     }
-    siege.server.signal(Signal::SIGCONT);
-    let at_rest = siege.at_rest;
-    siege.until("they are gone", |server| server.descriptors() == at_rest);
-    // By that, and not because their time was up.
-    assert_eq!(siege.server.metric("closings_total{reason=\"unregistered\"}"), 0.0);
-    assert!(attackers.iter().all(|(client, _)| !client.was_answered("408")));
+    loaded.server.signal(Signal::SIGCONT);
+    let at_rest = loaded.descriptors_at_rest;
+    loaded.wait_until("the connections are closed", |server| server.descriptors() == at_rest);
+    // The reason is the end of TCP, not a timeout.
+    assert_eq!(loaded.server.metric("closings_total{reason=\"unregistered\"}"), 0.0);
+    assert!(attackers.iter().all(|(client, _)| !client.has_response("408")));
     drop(attackers);
-    siege.end(AT_REST);
+    loaded.finish(BASELINE_BYTES);
 }

@@ -1,11 +1,11 @@
-//! Tokens, judged by the examples of their RFCs and by everything that is nearly one.
+//! Verification of tokens: the examples of the RFCs, and tokens that are almost valid.
 
 use std::time::Duration;
 
 use data_encoding::{BASE64URL, BASE64URL_NOPAD};
 use hmac::{Hmac, KeyInit, Mac};
 use noroshi::config::TOKEN_BYTES_MAX;
-use noroshi::token::{Claims, Fault, Secrets};
+use noroshi::token::{Claims, Secrets, TokenError};
 use serde_json::json;
 use sha2::{Sha256, Sha384, Sha512};
 
@@ -20,12 +20,12 @@ fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// A token that is signed well, whatever it says.
+/// Returns a token with a valid signature over arbitrary content.
 fn signed(header: &str, claims: &str) -> String {
     signed_with::<Hmac<Sha256>>(header, claims)
 }
 
-/// Signs a header and claims with this algorithm, whatever the header says.
+/// Signs a header and claims with this algorithm, independent of the header's `alg`.
 fn signed_with<M: KeyInit + Mac>(header: &str, claims: &str) -> String {
     let signed = format!(
         "{}.{}",
@@ -36,39 +36,40 @@ fn signed_with<M: KeyInit + Mac>(header: &str, claims: &str) -> String {
     format!("{signed}.{}", BASE64URL_NOPAD.encode(&mac.finalize().into_bytes()))
 }
 
-fn claiming(claims: &str) -> Result<Claims, Fault> {
+fn verify_claims(claims: &str) -> Result<Claims, TokenError> {
     secrets().verify(&signed(r#"{"alg":"HS256"}"#, claims), at(NOW))
 }
 
-fn good() -> (String, Claims) {
-    let (room, room_prefix) = (Some("tea*".into()), Some("te".into()));
-    let claims = Claims { until: at(NOW + 60), room, room_prefix, id: Some("狼".into()) };
+fn valid_token() -> (String, Claims) {
+    let room = Some("tea*".into());
+    let room_prefix = Some("te".into());
+    let claims = Claims { expires_at: at(NOW + 60), room, room_prefix, id: Some("狼".into()) };
     (secrets().sign(&claims), claims)
 }
 
 /// RFC 7515, appendix A.1, which is also the example of RFC 7519, section 3.1.
 #[test]
-fn the_example_of_the_rfcs() {
+fn example_of_the_rfcs_is_verified() {
     let key = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
     let secrets = Secrets::parse(&BASE64URL_NOPAD.decode(key.as_bytes()).unwrap()).unwrap();
     let token = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\
         eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.\
         dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
-    let claims = Claims { until: at(1_300_819_380), ..Claims::default() };
+    let claims = Claims { expires_at: at(1_300_819_380), ..Claims::default() };
     assert_eq!(secrets.verify(token, at(1_300_819_379)), Ok(claims));
-    assert_eq!(secrets.verify(token, at(NOW)), Err(Fault::Expired));
-    // RFC 7519, section 6.1: an unsecured JWT of the same claims.
+    assert_eq!(secrets.verify(token, at(NOW)), Err(TokenError::Expired));
+    // RFC 7519, section 6.1: an unsecured JWT with the same claims.
     let unsecured = "eyJhbGciOiJub25lIn0.\
         eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
-    assert_eq!(secrets.verify(unsecured, at(1_300_819_379)), Err(Fault::Algorithm));
+    assert_eq!(secrets.verify(unsecured, at(1_300_819_379)), Err(TokenError::Algorithm));
 }
 
 #[test]
-fn what_we_sign_we_believe() {
-    let (token, claims) = good();
+fn signed_tokens_are_accepted() {
+    let (token, claims) = valid_token();
     assert_eq!(secrets().verify(&token, at(NOW)), Ok(claims));
     let odd = Claims {
-        until: at(NOW),
+        expires_at: at(NOW),
         room: Some("\"*\n".into()),
         room_prefix: Some("\u{1}\\".into()),
         id: Some("a\\ \"b".into()),
@@ -77,8 +78,8 @@ fn what_we_sign_we_believe() {
 }
 
 #[test]
-fn every_part_truncated_padded_doubled_or_written_in_another_alphabet() {
-    let (token, _) = good();
+fn altered_parts_are_rejected() {
+    let (token, _) = valid_token();
     let refused = |token: &str| secrets().verify(token, at(NOW)).expect_err(token);
     for cut in 0..token.len() {
         refused(&token[..cut]);
@@ -98,15 +99,15 @@ fn every_part_truncated_padded_doubled_or_written_in_another_alphabet() {
             with(format!("{odd}{}", parts[i]));
         }
         let bytes = BASE64URL_NOPAD.decode(parts[i].as_bytes()).unwrap();
-        assert_eq!(with(BASE64URL.encode(&[&bytes[..], b"!"].concat()) + "="), Fault::Malformed);
-        // Not one bit of it is for nothing.
+        assert_eq!(with(BASE64URL.encode(&[&bytes[..], b"!"].concat()) + "="), TokenError::Malformed);
+        // Every bit of the token is significant.
         for bit in 0..bytes.len() * 8 {
             let mut bytes = bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             with(BASE64URL_NOPAD.encode(&bytes));
         }
     }
-    // The last character of a signature has two bits that mean nothing: there is one way to write it.
+    // The last character of a signature has two unused bits, and only one encoding of them is accepted.
     let last = token.chars().last().unwrap();
     let alike = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".chars();
     for other in alike.filter(|other| *other != last) {
@@ -123,25 +124,25 @@ fn every_part_truncated_padded_doubled_or_written_in_another_alphabet() {
         &format!("{token}."),
         &format!(".{token}"),
     ] {
-        assert_eq!(refused(token), Fault::Malformed);
+        assert_eq!(refused(token), TokenError::Malformed);
     }
 }
 
 #[test]
 fn three_algorithms_are_accepted() {
     let claims = json!({"exp": NOW + 60}).to_string();
-    let verify = |token: String| secrets().verify(&token, at(NOW)).map(|claims| claims.until);
+    let verify = |token: String| secrets().verify(&token, at(NOW)).map(|claims| claims.expires_at);
     assert_eq!(verify(signed_with::<Hmac<Sha256>>(r#"{"alg":"HS256"}"#, &claims)), Ok(at(NOW + 60)));
     assert_eq!(verify(signed_with::<Hmac<Sha384>>(r#"{"alg":"HS384"}"#, &claims)), Ok(at(NOW + 60)));
     assert_eq!(verify(signed_with::<Hmac<Sha512>>(r#"{"alg":"HS512"}"#, &claims)), Ok(at(NOW + 60)));
-    // The first half of the right signature is none.
+    // A truncated signature is invalid.
     let token = signed_with::<Hmac<Sha512>>(r#"{"alg":"HS512"}"#, &claims);
     let (signed, signature) = token.rsplit_once('.').unwrap();
     let half = BASE64URL_NOPAD.encode(&BASE64URL_NOPAD.decode(signature.as_bytes()).unwrap()[..32]);
-    assert_eq!(verify(format!("{signed}.{half}")), Err(Fault::Signature));
+    assert_eq!(verify(format!("{signed}.{half}")), Err(TokenError::Signature));
 }
 
-/// Signed by Python's `hmac` and `hashlib`.
+/// Signed with Python's `hmac` and `hashlib`.
 #[test]
 fn tokens_of_another_implementation_are_accepted() {
     let hs384 = "eyJhbGciOiJIUzM4NCIsInR5cCI6IkpXVCJ9.eyJleHAiOjE4MDAwMDAwNjB9.ezoQ0SKNk53RkGPT1VCMFUh98o6z\
@@ -149,13 +150,13 @@ fn tokens_of_another_implementation_are_accepted() {
     let hs512 = "eyJhbGciOiJIUzUxMiIsInR5cCI6IkpXVCJ9.eyJleHAiOjE4MDAwMDAwNjB9.QvubQamBqfrag-CBcW_JYedCBnJC\
         laHygm2OpsgBE0mYRaUMo0r9qumW-W7K6cFFHGQbjAuE-RdBtEIB0j_Ikg";
     for token in [hs384, hs512] {
-        let expected = Ok(Claims { until: at(NOW + 60), ..Claims::default() });
+        let expected = Ok(Claims { expires_at: at(NOW + 60), ..Claims::default() });
         assert_eq!(secrets().verify(token, at(NOW)), expected, "{token}");
     }
 }
 
 #[test]
-fn nothing_else_is_an_algorithm_and_nothing_is_critical() {
+fn other_algorithms_and_critical_headers_are_rejected() {
     let claims = json!({"exp": NOW + 60}).to_string();
     let verify = |header: &str| secrets().verify(&signed(header, &claims), at(NOW));
     for header in [
@@ -175,11 +176,11 @@ fn nothing_else_is_an_algorithm_and_nothing_is_critical() {
         r#"{"alg":"HS256 "}"#,
         r#"{"alg":""}"#,
     ] {
-        assert_eq!(verify(header), Err(Fault::Algorithm), "{header}");
+        assert_eq!(verify(header), Err(TokenError::Algorithm), "{header}");
     }
     // Signed with another algorithm than the header names.
     for header in [r#"{"alg":"HS384"}"#, r#"{"alg":"HS512"}"#] {
-        assert_eq!(verify(header), Err(Fault::Signature), "{header}");
+        assert_eq!(verify(header), Err(TokenError::Signature), "{header}");
     }
     for header in [
         r#"{"alg":["HS256"]}"#,
@@ -196,12 +197,12 @@ fn nothing_else_is_an_algorithm_and_nothing_is_critical() {
         "{}",
         "",
     ] {
-        assert_eq!(verify(header), Err(Fault::Malformed), "{header}");
+        assert_eq!(verify(header), Err(TokenError::Malformed), "{header}");
     }
 }
 
 #[test]
-fn claims_of_the_wrong_type_or_twice() {
+fn claims_of_the_wrong_type_or_duplicated_are_rejected() {
     let exp = format!(r#""exp":{}"#, NOW + 60);
     for more in [
         "",
@@ -210,7 +211,7 @@ fn claims_of_the_wrong_type_or_twice() {
         r#","room":"*","iss":7,"aud":null,"jti":[1,{}],"x":1e999"#,
         r#","nbf":0,"iat":-1"#,
     ] {
-        assert!(claiming(&format!("{{{exp}{more}}}")).is_ok(), "{more}");
+        assert!(verify_claims(&format!("{{{exp}{more}}}")).is_ok(), "{more}");
     }
     let long = format!(r#","sub":"{}""#, "x".repeat(129));
     for more in [
@@ -237,7 +238,7 @@ fn claims_of_the_wrong_type_or_twice() {
         ",",
         "}",
     ] {
-        assert_eq!(claiming(&format!("{{{exp}{more}}}")), Err(Fault::Malformed), "{more}");
+        assert_eq!(verify_claims(&format!("{{{exp}{more}}}")), Err(TokenError::Malformed), "{more}");
     }
     let secrets = secrets();
     let not_utf8 = format!(
@@ -245,27 +246,28 @@ fn claims_of_the_wrong_type_or_twice() {
         BASE64URL_NOPAD.encode(br#"{"alg":"HS256"}"#),
         BASE64URL_NOPAD.encode(b"{\"\xff\":1}")
     );
-    assert_eq!(secrets.verify(&format!("{not_utf8}.AAAA"), at(NOW)), Err(Fault::Malformed));
+    assert_eq!(secrets.verify(&format!("{not_utf8}.AAAA"), at(NOW)), Err(TokenError::Malformed));
 }
 
 #[test]
-fn numbers_of_all_kinds() {
-    let until = |exp: &str| claiming(&format!(r#"{{"exp":{exp}}}"#)).map(|claims| claims.until.as_secs());
+fn dates_are_accepted_in_all_json_number_formats() {
+    let until =
+        |exp: &str| verify_claims(&format!(r#"{{"exp":{exp}}}"#)).map(|claims| claims.expires_at.as_secs());
     assert_eq!(until("1800000060"), Ok(NOW + 60));
     assert_eq!(until("1800000060.9"), Ok(NOW + 60));
     assert_eq!(until("1.80000006e9"), Ok(NOW + 60));
     assert_eq!(until("18000000600E-1"), Ok(NOW + 60));
-    // The end of the year 9999 is what some mean by "never".
+    // The end of the year 9999, which some issuers use for "never".
     assert_eq!(until("253402300799"), Ok(253_402_300_799));
     assert_eq!(until("999999999999.9"), Ok(999_999_999_999));
     for late in ["1000000000000", "1800000060000", "1e300", "1e400", "1e99999999999999999999", "18e+9999"] {
-        assert_eq!(until(late), Err(Fault::ExpiryMilliseconds), "{late}");
+        assert_eq!(until(late), Err(TokenError::ExpiryMilliseconds), "{late}");
     }
     assert_eq!(until("0.0180000006000e11"), Ok(NOW + 60));
-    assert_eq!(until("99999999999999999999999999999999"), Err(Fault::ExpiryMilliseconds));
+    assert_eq!(until("99999999999999999999999999999999"), Err(TokenError::ExpiryMilliseconds));
     for expired in ["0", "-0", "-1", "-1e300", "-1e400", "1e-400", "1e-99999999999999999999", "0.5", "0e9999"]
     {
-        assert_eq!(until(expired), Err(Fault::Expired), "{expired}");
+        assert_eq!(until(expired), Err(TokenError::Expired), "{expired}");
     }
     for bad in [
         r#""1800000060""#,
@@ -282,26 +284,26 @@ fn numbers_of_all_kinds() {
         "inf",
         "1_800_000_060",
     ] {
-        assert_eq!(until(bad), Err(Fault::Malformed), "{bad}");
+        assert_eq!(until(bad), Err(TokenError::Malformed), "{bad}");
     }
-    assert_eq!(claiming("{}"), Err(Fault::Malformed), "exp is required");
+    assert_eq!(verify_claims("{}"), Err(TokenError::Malformed), "exp is required");
 }
 
 #[test]
-fn dates_in_milliseconds_are_named() {
+fn dates_in_milliseconds_have_their_own_error() {
     let milliseconds = 1000 * NOW;
-    let exp = claiming(&format!(r#"{{"exp":{milliseconds},"iat":{milliseconds}}}"#));
-    assert_eq!(exp, Err(Fault::ExpiryMilliseconds));
-    assert_eq!(Fault::ExpiryMilliseconds.sentence(), "exp is in milliseconds; expected seconds");
+    let exp = verify_claims(&format!(r#"{{"exp":{milliseconds},"iat":{milliseconds}}}"#));
+    assert_eq!(exp, Err(TokenError::ExpiryMilliseconds));
+    assert_eq!(TokenError::ExpiryMilliseconds.message(), "exp is in milliseconds; expected seconds");
     for name in ["nbf", "iat"] {
-        let claims = claiming(&format!(r#"{{"exp":{},"{name}":{milliseconds}}}"#, NOW + 60));
-        assert_eq!(claims, Err(Fault::BeginMilliseconds), "{name}");
+        let claims = verify_claims(&format!(r#"{{"exp":{},"{name}":{milliseconds}}}"#, NOW + 60));
+        assert_eq!(claims, Err(TokenError::BeginMilliseconds), "{name}");
     }
-    assert_eq!(Fault::BeginMilliseconds.sentence(), "nbf or iat is in milliseconds; expected seconds");
+    assert_eq!(TokenError::BeginMilliseconds.message(), "nbf or iat is in milliseconds; expected seconds");
 }
 
 #[test]
-fn a_clock_that_goes_back_and_forth() {
+fn expiry_follows_the_wall_clock() {
     let claims = json!({"exp": NOW + 60, "nbf": NOW, "iat": NOW - 10}).to_string();
     let token = signed(r#"{"alg":"HS256"}"#, &claims);
     let secrets = secrets();
@@ -309,35 +311,36 @@ fn a_clock_that_goes_back_and_forth() {
     for (now, expected) in [
         (NOW, Ok(())),
         (NOW + 89, Ok(())),
-        (NOW + 90, Err(Fault::Expired)),
-        (u64::MAX / 2, Err(Fault::Expired)),
+        (NOW + 90, Err(TokenError::Expired)),
+        (u64::MAX / 2, Err(TokenError::Expired)),
         (NOW - 30, Ok(())),
-        (NOW - 31, Err(Fault::NotYetValid)),
-        (0, Err(Fault::NotYetValid)),
+        (NOW - 31, Err(TokenError::NotYetValid)),
+        (0, Err(TokenError::NotYetValid)),
         (NOW, Ok(())),
     ] {
         assert_eq!(verify(now), expected, "{now}");
     }
-    let later = |name: &str| claiming(&format!(r#"{{"exp":{},"{name}":{}}}"#, NOW + 60, NOW + 31));
-    assert_eq!((later("nbf"), later("iat")), (Err(Fault::NotYetValid), Err(Fault::NotYetValid)));
+    let later = |name: &str| verify_claims(&format!(r#"{{"exp":{},"{name}":{}}}"#, NOW + 60, NOW + 31));
+    assert_eq!((later("nbf"), later("iat")), (Err(TokenError::NotYetValid), Err(TokenError::NotYetValid)));
 }
 
 #[test]
-fn the_longest_token() {
+fn token_length_is_limited() {
     let claims = |padding: usize| format!(r#"{{"exp":{},"x":"{}"}}"#, NOW + 60, "x".repeat(padding));
     let token = |padding| signed(r#"{"alg":"HS256"}"#, &claims(padding));
     let longest =
         (0..TOKEN_BYTES_MAX).map(token).take_while(|token| token.len() <= TOKEN_BYTES_MAX).last().unwrap();
     assert!(secrets().verify(&longest, at(NOW)).is_ok());
     for padding in [TOKEN_BYTES_MAX, 2 * TOKEN_BYTES_MAX] {
-        assert_eq!(secrets().verify(&token(padding), at(NOW)), Err(Fault::Malformed));
+        assert_eq!(secrets().verify(&token(padding), at(NOW)), Err(TokenError::Malformed));
     }
 }
 
 #[test]
-fn a_room_is_literal_and_a_prefix_is_a_claim_of_its_own() {
+fn room_and_room_prefix_are_separate_claims() {
     let allows = |room: Option<&str>, room_prefix: Option<&str>, name: &str| {
-        let (room, room_prefix) = (room.map(Box::from), room_prefix.map(Box::from));
+        let room = room.map(Box::from);
+        let room_prefix = room_prefix.map(Box::from);
         Claims { room, room_prefix, ..Claims::default() }.allows(name)
     };
     for (room, prefix, name) in [
@@ -382,8 +385,8 @@ fn a_room_is_literal_and_a_prefix_is_a_claim_of_its_own() {
 }
 
 #[test]
-fn a_byte_order_mark_is_no_part_of_the_secret() {
-    let (token, claims) = good();
+fn byte_order_mark_is_not_part_of_the_secret() {
+    let (token, claims) = valid_token();
     let with_mark = Secrets::parse(format!("\u{feff}{SECRET}\r\n").as_bytes()).unwrap();
     assert_eq!(with_mark.verify(&token, at(NOW)), Ok(claims));
     let comment = format!("\u{feff}# a comment\n{SECRET}");
@@ -397,21 +400,21 @@ fn a_byte_order_mark_is_no_part_of_the_secret() {
 }
 
 #[test]
-fn secrets_are_rotated() {
+fn several_secrets_are_accepted() {
     let other = "another secret of more than thirty-two bytes";
-    let (old, _) = good();
+    let (old, _) = valid_token();
     for file in [
         format!("{other}\n{SECRET}\n"),
         format!("# Since Monday.\r\n {other} \r\n\r\n# Until Sunday.\r\n{SECRET}"),
     ] {
         let both = Secrets::parse(file.as_bytes()).unwrap();
         assert!(both.verify(&old, at(NOW)).is_ok());
-        let new = both.sign(&Claims { until: at(NOW), ..Claims::default() });
+        let new = both.sign(&Claims { expires_at: at(NOW), ..Claims::default() });
         assert!(both.verify(&new, at(NOW)).is_ok());
-        assert_eq!(secrets().verify(&new, at(NOW)), Err(Fault::Signature));
+        assert_eq!(secrets().verify(&new, at(NOW)), Err(TokenError::Signature));
         let only_new = Secrets::parse(other.as_bytes()).unwrap();
         assert!(only_new.verify(&new, at(NOW)).is_ok());
-        assert_eq!(only_new.verify(&old, at(NOW)), Err(Fault::Signature));
+        assert_eq!(only_new.verify(&old, at(NOW)), Err(TokenError::Signature));
         assert_eq!(format!("{both:?}"), "Secrets");
     }
     for (file, word) in [

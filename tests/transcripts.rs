@@ -1,4 +1,4 @@
-//! Every transcript, against the bare hub and against a running server.
+//! Plays every transcript against the protocols in memory and against a server on sockets.
 
 mod common;
 
@@ -7,7 +7,7 @@ use common::sockets::Net;
 use common::transcript;
 
 #[test]
-fn on_memory() {
+fn transcripts_pass_in_memory() {
     for transcript in transcript::all() {
         println!("{}", transcript.name);
         transcript.play(Box::new(Memory::new(&transcript.config)));
@@ -15,7 +15,7 @@ fn on_memory() {
 }
 
 #[test]
-fn on_sockets() {
+fn transcripts_pass_on_sockets() {
     for transcript in transcript::all() {
         println!("{}", transcript.name);
         transcript.play(Box::new(Net::new(&transcript.config)));

@@ -1,4 +1,4 @@
-//! TypeScript understands the client library by its comments, and knows what each event carries.
+//! TypeScript types of the client library, from its comments, including the data of each event.
 
 mod common;
 
@@ -8,8 +8,8 @@ use std::process::Command;
 use common::program::npm;
 use common::readme::README;
 
-/// What tsc says of a module that is beside the library.
-fn judge(home: &Path, file: &str, text: &str) -> String {
+/// Returns tsc's output for a module beside the library.
+fn assert_accessible(home: &Path, file: &str, text: &str) -> String {
     std::fs::write(home.join(file), text).unwrap();
     let flags =
         "--noEmit --allowJs --checkJs --strict --target esnext --module esnext --moduleResolution bundler";
@@ -19,9 +19,9 @@ fn judge(home: &Path, file: &str, text: &str) -> String {
 }
 
 #[test]
-fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
+fn examples_of_the_readme_pass_the_type_check_and_wrong_calls_fail() {
     let Some(home) = npm("typescript") else { return };
-    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/noroshi.js"), home.join("noroshi.js"))
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/web/noroshi.js"), home.join("noroshi.js"))
         .unwrap();
     let examples: Vec<String> = README
         .split("```js\n")
@@ -32,7 +32,7 @@ fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
     assert_eq!(examples.len(), 2);
     for example in &examples {
         for file in ["example.mjs", "example.mts"] {
-            assert_eq!(judge(&home, file, example), "", "{example}");
+            assert_eq!(assert_accessible(&home, file, example), "", "{example}");
         }
     }
     for (right, wrong) in
@@ -40,7 +40,10 @@ fn the_examples_of_the_readme_have_no_error_of_type_and_others_have() {
     {
         let example = &examples[1];
         assert!(example.contains(right), "{right}");
-        assert!(judge(&home, "wrong.mjs", &example.replace(right, wrong)).contains("error TS"), "{wrong}");
+        assert!(
+            assert_accessible(&home, "wrong.mjs", &example.replace(right, wrong)).contains("error TS"),
+            "{wrong}"
+        );
     }
     std::fs::remove_dir_all(home).unwrap();
 }

@@ -1,52 +1,67 @@
-//! Mode call: all that a call takes.
+//! Mode `call`: whole calls.
 
 use std::io;
 use std::time::Instant;
 
-use crate::modes::{Mode, Tally, contains};
-use crate::net::{Happened, Net};
+use crate::modes::{Mode, Results, contains};
+use crate::net::{CLOSE_NORMAL, Event, Net, OPCODE_CLOSE, OPCODE_PING};
 
-/// Whole calls: two peers connect, offer, answer, say eight candidates each, and leave.
+/// Calls: two peers connect, exchange offer and answer, send [`CANDIDATES`] candidates each, and leave.
 pub struct Calls {
     pub path: String,
-    pub rooms: bool,
+    /// Whether each call has its own room.
+    pub uses_rooms: bool,
     pub calls: Vec<Call>,
-    pub running: bool,
-    pub rooms_used: u64,
-    pub done: u64,
+    pub is_running: bool,
+    pub rooms_count: u64,
+    pub complete: u64,
     pub sdp: String,
-    pub tally: Tally,
+    pub results: Results,
 }
 
+/// A sequence of calls, one at a time, between a caller (0) and a callee (1).
 #[derive(Default)]
 pub struct Call {
     pub path: String,
-    pub began: Option<Instant>,
-    pub open: usize,
-    pub answered: bool,
+    /// `None`: no call is in progress.
+    pub started_at: Option<Instant>,
+    pub open_connections: usize,
+    pub is_answered: bool,
+    /// Whether the call is counted as complete.
+    pub is_complete: bool,
+    /// Candidates received by each peer.
     pub candidates: [usize; 2],
     pub slots: [usize; 2],
 }
 
+/// Candidates that each peer of a call sends.
 pub const CANDIDATES: usize = 8;
 
 impl Calls {
-    pub fn begin(&mut self, net: &mut Net, call: usize) -> io::Result<()> {
-        self.rooms_used += 1;
-        let path =
-            if self.rooms { format!("{}/call-{}", self.path, self.rooms_used) } else { self.path.clone() };
+    pub fn start_call(&mut self, net: &mut Net, call: usize) -> io::Result<()> {
+        self.rooms_count += 1;
+        let path = if self.uses_rooms {
+            format!("{}/call-{}", self.path, self.rooms_count)
+        } else {
+            self.path.clone()
+        };
         let slot = net.open(2 * call, &path)?;
-        self.calls[call] =
-            Call { path, began: Some(Instant::now()), open: 1, slots: [slot, 0], ..Call::default() };
+        self.calls[call] = Call {
+            path,
+            started_at: Some(Instant::now()),
+            open_connections: 1,
+            slots: [slot, 0],
+            ..Call::default()
+        };
         Ok(())
     }
 
-    pub fn say_offer(net: &mut Net, slot: usize, id: &str, sdp: &str) {
+    pub fn send_offer(net: &mut Net, slot: usize, id: &str, sdp: &str) {
         net.text(slot, &format!(r#"{{"type":"offer","id":"{id}","sdp":{sdp}}}"#));
-        Self::say_candidates(net, slot, id, "");
+        Self::send_candidates(net, slot, id, "");
     }
 
-    pub fn say_candidates(net: &mut Net, slot: usize, id: &str, target: &str) {
+    pub fn send_candidates(net: &mut Net, slot: usize, id: &str, target: &str) {
         for i in 0..CANDIDATES {
             let candidate = format!(
                 r#"{{"candidate":"candidate:{i} 1 udp 2122260223 192.0.2.{i} 5000{i} typ host generation 0 ufrag EsAw","sdpMid":"0","sdpMLineIndex":0}}"#
@@ -61,90 +76,90 @@ impl Calls {
 
 impl Mode for Calls {
     fn resume(&mut self, net: &mut Net) -> io::Result<()> {
-        self.running = true;
-        (0..self.calls.len()).try_for_each(|call| self.begin(net, call))
+        self.is_running = true;
+        (0..self.calls.len()).try_for_each(|call| self.start_call(net, call))
     }
 
     fn pause(&mut self) {
-        self.running = false;
+        self.is_running = false;
     }
 
     fn is_done(&self) -> bool {
-        self.calls.iter().all(|call| call.began.is_none())
+        self.calls.iter().all(|call| call.started_at.is_none())
     }
 
     fn units(&self) -> u64 {
-        self.done
+        self.complete
     }
 
-    fn happened(&mut self, net: &mut Net, slot: usize, name: usize, what: Happened) -> io::Result<()> {
-        let (index, side) = (name / 2, name % 2);
-        let (a, b) = (format!("call-{index}-a"), format!("call-{index}-b"));
-        let id = if side == 0 { &a } else { &b };
+    fn on_event(&mut self, net: &mut Net, slot: usize, index: usize, event: Event) -> io::Result<()> {
+        let side = index % 2;
+        let index = index / 2;
+        let caller = format!("call-{index}-a");
+        let callee = format!("call-{index}-b");
+        let id = if side == 0 { &caller } else { &callee };
         let sdp = &self.sdp;
         let call = &mut self.calls[index];
-        match what {
-            Happened::Opened => net.text(slot, &format!(r#"{{"type":"connect","id":"{id}"}}"#)),
-            Happened::Text(text) if contains(text, br#""type":"answer""#) => call.answered = true,
-            Happened::Text(text) if contains(text, br#""type":"candidate"#) => {
+        match event {
+            Event::Opened => net.text(slot, &format!(r#"{{"type":"connect","id":"{id}"}}"#)),
+            Event::Text(text) if contains(text, br#""type":"answer""#) => call.is_answered = true,
+            Event::Text(text) if contains(text, br#""type":"candidate"#) => {
                 call.candidates[side] += text.windows(10).filter(|window| *window == b"candidate:").count();
             }
-            Happened::Text(text) if contains(text, br#""type":"connect""#) => {
-                // A bare relay asks nobody: it has said the first message back, and passes on what follows.
+            Event::Text(text) if contains(text, br#""type":"connect""#) => {
+                // A bare relay has echoed the first message, and forwards the following ones.
                 if side == 0 {
-                    call.open += 1;
+                    call.open_connections += 1;
                     call.slots[1] = net.open(2 * index + 1, &call.path)?;
                 } else {
-                    Self::say_offer(net, call.slots[0], &a, sdp);
+                    Self::send_offer(net, call.slots[0], &caller, sdp);
                 }
             }
-            Happened::Text(text) if contains(text, br#""type":"offer""#) => {
+            Event::Text(text) if contains(text, br#""type":"offer""#) => {
                 if side == 1 {
-                    net.text(
-                        slot,
-                        &format!(r#"{{"type":"answer","id":"{b}","target_id":"{a}","sdp":{sdp}}}"#),
-                    );
-                    Self::say_candidates(net, slot, &b, &a);
+                    let answer =
+                        format!(r#"{{"type":"answer","id":"{callee}","target_id":"{caller}","sdp":{sdp}}}"#);
+                    net.text(slot, &answer);
+                    Self::send_candidates(net, slot, &callee, &caller);
                 } else {
-                    Self::say_offer(net, slot, &a, sdp);
-                    // The pong says that the offer stands.
-                    net.send(slot, 9, &[]);
+                    Self::send_offer(net, slot, &caller, sdp);
+                    // The pong shows that the server has processed the offer.
+                    net.send(slot, OPCODE_PING, &[]);
                 }
             }
-            Happened::Text(text) => {
-                // `peerLeft` may still come while the two leave.
-                self.tally.error(text);
+            Event::Text(text) => {
+                // `peerLeft` may arrive while the two leave.
+                self.results.count_error(text);
             }
-            Happened::Pong => {
-                call.open += 1;
+            Event::Pong => {
+                call.open_connections += 1;
                 call.slots[1] = net.open(2 * index + 1, &call.path)?;
             }
-            Happened::Closed => {
-                call.open -= 1;
-                if call.open == 0 {
-                    call.began = None;
-                    if self.running {
-                        self.begin(net, index)?;
+            Event::Closed => {
+                call.open_connections -= 1;
+                if call.open_connections == 0 {
+                    call.started_at = None;
+                    if self.is_running {
+                        self.start_call(net, index)?;
                     }
                 }
                 return Ok(());
             }
         }
         let call = &mut self.calls[index];
-        if call.answered && call.candidates == [CANDIDATES; 2] {
-            // Once and for all.
-            call.candidates = [CANDIDATES + 1; 2];
-            self.tally.took(call.began.expect("it has begun").elapsed());
-            self.done += 1;
+        if call.is_answered && call.candidates == [CANDIDATES; 2] && !call.is_complete {
+            call.is_complete = true;
+            self.results.record_latency(call.started_at.expect("the call is in progress").elapsed());
+            self.complete += 1;
             for slot in self.calls[index].slots {
-                net.send(slot, 8, &[&1000u16.to_be_bytes()]);
+                net.send(slot, OPCODE_CLOSE, &[&CLOSE_NORMAL.to_be_bytes()]);
             }
         }
         Ok(())
     }
 
-    fn tally(&mut self) -> &mut Tally {
-        self.tally.lost = self.calls.iter().filter(|call| call.began.is_some()).count() as u64;
-        &mut self.tally
+    fn results(&mut self) -> &mut Results {
+        self.results.lost = self.calls.iter().filter(|call| call.started_at.is_some()).count() as u64;
+        &mut self.results
     }
 }

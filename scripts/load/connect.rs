@@ -1,72 +1,72 @@
-//! Modes connect and churn: handshakes, and whole lives.
+//! Modes `connect` and `churn`: handshakes, and connections that register and close.
 
 use std::io;
 use std::time::Instant;
 
-use crate::modes::{Mode, Tally, register};
-use crate::net::{Happened, Net};
+use crate::modes::{Mode, Results, register};
+use crate::net::{CLOSE_NORMAL, Event, Net, OPCODE_CLOSE};
 
-/// Handshakes, and in `churn` registrations, each followed by a goodbye.
+/// Connections that are closed after the handshake, or in `churn` after registering.
 pub struct Connect {
     pub path: String,
     pub registers: bool,
-    pub at_once: usize,
-    pub running: bool,
-    pub open: usize,
-    pub began: Vec<Instant>,
-    pub done: u64,
-    pub tally: Tally,
+    pub concurrency: usize,
+    pub is_running: bool,
+    pub open_connections: usize,
+    pub started_at: Vec<Instant>,
+    pub complete: u64,
+    pub results: Results,
 }
 
 impl Connect {
-    pub fn begin(&mut self, net: &mut Net, name: usize) -> io::Result<()> {
-        self.open += 1;
-        self.began[name] = Instant::now();
-        net.open(name, &self.path).map(|_| ())
+    pub fn start(&mut self, net: &mut Net, index: usize) -> io::Result<()> {
+        self.open_connections += 1;
+        self.started_at[index] = Instant::now();
+        net.open(index, &self.path).map(|_| ())
     }
 
-    pub fn reached(&mut self, net: &mut Net, slot: usize, name: usize) {
-        self.tally.took(self.began[name].elapsed());
-        self.done += 1;
-        net.send(slot, 8, &[&1000u16.to_be_bytes()]);
+    pub fn complete(&mut self, net: &mut Net, slot: usize, index: usize) {
+        self.results.record_latency(self.started_at[index].elapsed());
+        self.complete += 1;
+        net.send(slot, OPCODE_CLOSE, &[&CLOSE_NORMAL.to_be_bytes()]);
     }
 }
 
 impl Mode for Connect {
     fn resume(&mut self, net: &mut Net) -> io::Result<()> {
-        self.running = true;
-        (0..self.at_once).try_for_each(|name| self.begin(net, name))
+        self.is_running = true;
+        (0..self.concurrency).try_for_each(|index| self.start(net, index))
     }
 
     fn pause(&mut self) {
-        self.running = false;
+        self.is_running = false;
     }
 
     fn is_done(&self) -> bool {
-        self.open == 0
+        self.open_connections == 0
     }
 
     fn units(&self) -> u64 {
-        self.done
+        self.complete
     }
 
-    fn happened(&mut self, net: &mut Net, slot: usize, name: usize, what: Happened) -> io::Result<()> {
-        match what {
-            Happened::Opened if self.registers => register(net, slot, &format!("churn-{name}")),
-            Happened::Opened | Happened::Text(_) => self.reached(net, slot, name),
-            Happened::Pong => {}
-            Happened::Closed => {
-                self.open -= 1;
-                if self.running {
-                    self.begin(net, name)?;
+    fn on_event(&mut self, net: &mut Net, slot: usize, index: usize, event: Event) -> io::Result<()> {
+        match event {
+            Event::Opened if self.registers => register(net, slot, &format!("churn-{index}")),
+            Event::Opened | Event::Text(_) => self.complete(net, slot, index),
+            Event::Pong => {}
+            Event::Closed => {
+                self.open_connections -= 1;
+                if self.is_running {
+                    self.start(net, index)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn tally(&mut self) -> &mut Tally {
-        self.tally.lost = self.open as u64;
-        &mut self.tally
+    fn results(&mut self) -> &mut Results {
+        self.results.lost = self.open_connections as u64;
+        &mut self.results
     }
 }

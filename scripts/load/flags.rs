@@ -1,29 +1,29 @@
-//! The command line.
+//! Parses the command line.
 
 pub const USAGE: &str = "\
-load: how fast is a signaling server?
+load: measures a signaling server
 
 usage: load [flags]
 
   --url ws://HOST:PORT/ws   the server [default: starts noroshi on a free port, without a rate limit]
   --mode MODE               relay, call, connect, idle or churn [default: relay]
   --pairs N                 pairs that relay, or calls or connections at a time [default: 100]
-  --idle N                  idle connections, in mode idle or beside the others [default: 0; 10000 in mode idle]
-  --room-size N             of those in one room; 0 = all of them [default: 2]
-  --joined                  they have joined the mesh of their room
-  --in-flight W             candidates on their way in each pair [default: 1]
+  --idle N                  idle connections, in mode idle or in addition to another mode [default: 0; 10000 in mode idle]
+  --room-size N             idle connections in one room; 0 = all [default: 2]
+  --joined                  idle connections join the mesh of their room
+  --in-flight W             candidates in flight in each pair [default: 1]
   --payload WHAT            candidate (200 bytes), sdp (2500), or a number of bytes [default: candidate]
-  --seconds S               how long to measure [default: 5]
+  --seconds S               duration of the measurement [default: 5]
   --one-room                calls one at a time in /ws, for servers without rooms
   --pid PID                 the server's process on this machine, for its CPU time and memory
-  --versus URL2             give another server the same work in turn, and print ratios
-  --pid2 PID2               its process
+  --versus URL2             alternate with another server, and print ratios
+  --pid2 PID2               the process of the other server
   --json                    print one JSON object
 ";
 
 pub struct Flags {
     pub url: Option<String>,
-    pub mode: Kind,
+    pub mode: ModeKind,
     pub pairs: usize,
     pub idle: usize,
     pub room_size: usize,
@@ -39,7 +39,7 @@ pub struct Flags {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ModeKind {
     Relay,
     Call,
     Connect,
@@ -47,19 +47,29 @@ pub enum Kind {
     Churn,
 }
 
-impl Kind {
-    pub const ALL: [(&'static str, &'static str, Kind); 5] = [
-        ("relay", "candidates", Kind::Relay),
-        ("call", "calls", Kind::Call),
-        ("connect", "handshakes", Kind::Connect),
-        ("idle", "connections", Kind::Idle),
-        ("churn", "cycles", Kind::Churn),
+impl ModeKind {
+    /// The name of each mode, and what it counts.
+    pub const ALL: [(&'static str, &'static str, ModeKind); 5] = [
+        ("relay", "candidates", ModeKind::Relay),
+        ("call", "calls", ModeKind::Call),
+        ("connect", "handshakes", ModeKind::Connect),
+        ("idle", "connections", ModeKind::Idle),
+        ("churn", "cycles", ModeKind::Churn),
     ];
 
-    pub fn names(self) -> (&'static str, &'static str) {
-        let (name, unit, _) =
-            Self::ALL.into_iter().find(|(_, _, kind)| *kind == self).expect("all are listed");
-        (name, unit)
+    pub fn name(self) -> &'static str {
+        let (name, _, _) = self.entry();
+        name
+    }
+
+    /// Returns the plural of what the mode counts.
+    pub fn unit(self) -> &'static str {
+        let (_, unit, _) = self.entry();
+        unit
+    }
+
+    fn entry(self) -> (&'static str, &'static str, ModeKind) {
+        Self::ALL.into_iter().find(|(_, _, kind)| *kind == self).expect("every mode is listed")
     }
 }
 
@@ -68,7 +78,7 @@ impl Flags {
         use lexopt::prelude::*;
         let mut flags = Flags {
             url: None,
-            mode: Kind::Relay,
+            mode: ModeKind::Relay,
             pairs: 100,
             idle: 0,
             room_size: 2,
@@ -82,15 +92,15 @@ impl Flags {
             pid2: None,
             json: false,
         };
-        let positive = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or("not a positive number");
+        let positive = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or("expected a positive number");
         let mut parser = lexopt::Parser::from_env();
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("url") => flags.url = Some(parser.value()?.string()?),
                 Long("mode") => {
                     flags.mode = parser.value()?.parse_with(|text| {
-                        let found = Kind::ALL.into_iter().find(|(name, _, _)| *name == text);
-                        found.map(|(_, _, kind)| kind).ok_or("not relay, call, connect, idle or churn")
+                        let found = ModeKind::ALL.into_iter().find(|(name, _, _)| *name == text);
+                        found.map(|(_, _, kind)| kind).ok_or("expected relay, call, connect, idle or churn")
                     })?;
                 }
                 Long("pairs") => flags.pairs = parser.value()?.parse_with(positive)?,
@@ -106,9 +116,10 @@ impl Flags {
                     })?;
                 }
                 Long("seconds") => {
-                    let seconds =
-                        |text: &str| text.parse().ok().filter(|s| *s > 0.0 && *s < 1e6).ok_or("not a time");
-                    flags.seconds = parser.value()?.parse_with(seconds)?;
+                    flags.seconds = parser.value()?.parse_with(|text| {
+                        let seconds = text.parse().ok().filter(|seconds| *seconds > 0.0 && *seconds < 1e6);
+                        seconds.ok_or("expected a number of seconds")
+                    })?;
                 }
                 Long("one-room") => flags.one_room = true,
                 Long("pid") => flags.pid = Some(parser.value()?.parse()?),
@@ -119,11 +130,11 @@ impl Flags {
                 _ => return Err(arg.unexpected()),
             }
         }
-        if flags.mode == Kind::Idle && flags.idle == 0 {
+        if flags.mode == ModeKind::Idle && flags.idle == 0 {
             flags.idle = 10_000;
         }
         if flags.pid2.is_some() && flags.versus.is_none() {
-            return Err("--pid2 goes with --versus".into());
+            return Err("--pid2 requires --versus".into());
         }
         Ok(Some(flags))
     }

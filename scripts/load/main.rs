@@ -1,8 +1,9 @@
-//! A load generator for signaling servers that speak the article's protocol: noroshi or any other.
+//! A load generator for signaling servers that speak the article's protocol.
 //!
-//! One thread over mio, with framing of its own: frames are masked with the key 0, which leaves the payload as it
-//! is, and replies are searched instead of parsed. So it costs less than the server it measures. It uses only
-//! what the article's program knows too, and rooms in `call` unless told not to.
+//! It runs on one thread over mio and implements WebSocket framing itself. Frames are masked with the key 0, which leaves
+//! the payload unchanged, and replies are searched instead of parsed, so that it needs less CPU than the server that it
+//! measures. It uses only messages that the article's server knows too, and rooms in mode `call` unless `--one-room` is
+//! given.
 
 mod calls;
 mod connect;
@@ -18,12 +19,12 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use flags::{Flags, Kind, USAGE};
+use flags::{Flags, ModeKind, USAGE};
 use report::{Report, json, table};
 use target::Target;
 use test::Test;
 
-/// With `--versus` the servers take turns of this length.
+/// Time for which one of two servers is measured before the other one (`--versus`).
 const SLICE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
@@ -49,46 +50,46 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> io::Result<bool> {
-    let mut servers = vec![Target::new(flags.url.as_deref(), flags.pid)?];
+    let mut targets = vec![Target::new(flags.url.as_deref(), flags.pid)?];
     if let Some(url) = &flags.versus {
-        servers.push(Target::new(Some(url), flags.pid2)?);
+        targets.push(Target::new(Some(url), flags.pid2)?);
     }
     let mut tests = Vec::new();
-    for server in servers {
-        tests.push(Test::new(server, flags)?);
+    for target in targets {
+        tests.push(Test::new(target, flags)?);
     }
-    let progress = io::stderr().is_terminal();
+    let shows_progress = io::stderr().is_terminal();
     let end = Duration::from_secs_f64(flags.seconds);
-    if flags.mode != Kind::Idle {
+    if flags.mode != ModeKind::Idle {
         let slice = if tests.len() == 1 { end / 10 } else { SLICE.min(end) };
         while tests[0].active < end {
             for test in &mut tests {
-                // A single server is not interrupted.
-                test.slice(slice, flags.versus.is_some())?;
+                // A single server is measured without interruption.
+                test.run_slice(slice, flags.versus.is_some())?;
             }
-            if progress {
+            if shows_progress {
                 let done = tests[0].active.as_secs_f64().min(flags.seconds);
                 eprint!(
                     "\r{done:.1} of {:.1} s, {} {} ",
                     flags.seconds,
                     tests[0].mode.units(),
-                    flags.mode.names().1
+                    flags.mode.unit()
                 );
             }
         }
-        for test in tests.iter_mut().filter(|test| test.running) {
-            test.slice(Duration::ZERO, true)?;
+        for test in tests.iter_mut().filter(|test| test.is_running) {
+            test.run_slice(Duration::ZERO, true)?;
         }
-        if progress {
+        if shows_progress {
             eprint!("\r\x1b[K");
         }
     }
     let reports = tests.into_iter().map(|test| test.finish(flags)).collect::<io::Result<Vec<_>>>()?;
-    let fine = reports.iter().all(Report::is_fine);
+    let all_ok = reports.iter().all(Report::is_ok);
     if flags.json {
         println!("{}", json(&reports, flags));
     } else {
         table(&reports, flags);
     }
-    Ok(fine)
+    Ok(all_ok)
 }

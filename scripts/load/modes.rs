@@ -1,60 +1,64 @@
-//! What connections can do, and the least of it: to be idle.
+//! The trait of load modes, their results, and mode `idle`.
 
 use std::io;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::net::{Happened, Net, gone};
+use crate::net::{Event, Net, server_closed};
 
-/// Something to do, over and over.
+/// A kind of work that is repeated over connections.
 pub trait Mode {
-    /// Begins, or goes on.
+    /// Starts work, or continues after a pause.
     fn resume(&mut self, net: &mut Net) -> io::Result<()>;
-    /// Begins nothing new from now on.
+    /// Stops starting new work.
     fn pause(&mut self);
-    /// Whether all that was begun is done.
+    /// Returns whether all work that was started is complete.
     fn is_done(&self) -> bool;
-    /// What was done so far.
+    /// Returns how many units of work are complete.
     fn units(&self) -> u64;
-    fn happened(&mut self, net: &mut Net, slot: usize, name: usize, what: Happened) -> io::Result<()>;
-    fn tally(&mut self) -> &mut Tally;
-    /// How many connections are there before it begins.
+    /// Handles an event of the connection in a slot. `index` is the mode's own number of the connection.
+    fn on_event(&mut self, net: &mut Net, slot: usize, index: usize, event: Event) -> io::Result<()>;
+    fn results(&mut self) -> &mut Results;
+    /// Returns how many connections are registered before the work starts.
     fn registered(&self) -> usize {
         0
     }
 }
 
-pub struct Tally {
-    /// Times in nanoseconds.
-    pub times: Histogram<u64>,
+/// Latencies and errors of a measurement.
+pub struct Results {
+    /// In nanoseconds.
+    pub latencies: Histogram<u64>,
     pub lost: u64,
-    pub doubled: u64,
-    pub disordered: u64,
-    /// Errors that the server answered, by its words.
+    pub duplicates: u64,
+    pub reordered: u64,
+    /// Errors in replies of the server, except `rate_limited`.
     pub errors: u64,
     pub rate_limited: u64,
 }
 
-impl Tally {
-    pub fn new() -> Tally {
-        let times = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are fine");
-        Tally { times, lost: 0, doubled: 0, disordered: 0, errors: 0, rate_limited: 0 }
+impl Results {
+    pub fn new() -> Results {
+        let latencies = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid");
+        Results { latencies, lost: 0, duplicates: 0, reordered: 0, errors: 0, rate_limited: 0 }
     }
 
-    pub fn took(&mut self, time: Duration) {
-        self.times.saturating_record(time.as_nanos() as u64);
+    pub fn record_latency(&mut self, latency: Duration) {
+        self.latencies.saturating_record(latency.as_nanos() as u64);
     }
 
-    /// Whether this is an error, which is then counted.
-    pub fn error(&mut self, text: &[u8]) -> bool {
+    /// Counts a reply if it is an error.
+    pub fn count_error(&mut self, text: &[u8]) {
         let is_error = contains(text, b"\"type\":\"error\"");
-        if is_error && contains(text, b"rate_limited") {
+        if !is_error {
+            return;
+        }
+        if contains(text, b"rate_limited") {
             self.rate_limited += 1;
         } else {
-            self.errors += u64::from(is_error);
+            self.errors += 1;
         }
-        is_error
     }
 }
 
@@ -62,32 +66,33 @@ pub fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// Registers a connection: a candidate for oneself is answered by every server, in one way or another, and
-/// leaves nothing behind.
+/// Registers a connection under an id, with a candidate for itself.
+///
+/// Every server answers it, with the candidate or an error, and stores nothing.
 pub fn register(net: &mut Net, slot: usize, id: &str) {
     net.text(slot, &format!(r#"{{"type":"candidateAdd","id":"{id}","target_id":"{id}","candidate":0}}"#));
 }
 
-/// Connections that are registered and then do nothing.
+/// Mode `idle`: connections that register and then are idle.
 pub struct Idle {
     pub path: String,
-    /// How many are in one room; 0: all of them.
+    /// Connections in one room; 0: all of them.
     pub room_size: usize,
-    /// Whether they have joined its mesh.
-    pub joined: bool,
-    pub ready: usize,
-    pub of: usize,
-    pub tally: Tally,
+    /// Whether the connections join the mesh of their room.
+    pub joins: bool,
+    pub registered: usize,
+    pub total: usize,
+    pub results: Results,
 }
 
 impl Mode for Idle {
     fn resume(&mut self, net: &mut Net) -> io::Result<()> {
-        // Few at a time: nobody's backlog is to overflow.
-        while net.clients.len() < self.of && net.clients.len() < self.ready + 50 {
-            let number = net.clients.len();
-            match number.checked_div(self.room_size) {
-                Some(room) => net.open(number, &format!("{}/idle-{room}", self.path))?,
-                None => net.open(number, &self.path)?,
+        // At most 50 handshakes at a time, so that the listen backlog does not overflow.
+        while net.clients.len() < self.total && net.clients.len() < self.registered + 50 {
+            let index = net.clients.len();
+            match index.checked_div(self.room_size) {
+                Some(room) => net.open(index, &format!("{}/idle-{room}", self.path))?,
+                None => net.open(index, &self.path)?,
             };
         }
         Ok(())
@@ -96,32 +101,32 @@ impl Mode for Idle {
     fn pause(&mut self) {}
 
     fn is_done(&self) -> bool {
-        self.ready == self.of
+        self.registered == self.total
     }
 
     fn units(&self) -> u64 {
-        self.ready as u64
+        self.registered as u64
     }
 
-    fn happened(&mut self, net: &mut Net, slot: usize, name: usize, what: Happened) -> io::Result<()> {
-        match what {
-            Happened::Opened if self.joined => {
-                net.text(slot, &format!(r#"{{"type":"join","id":"idle-{name:08}"}}"#));
+    fn on_event(&mut self, net: &mut Net, slot: usize, index: usize, event: Event) -> io::Result<()> {
+        match event {
+            Event::Opened if self.joins => {
+                net.text(slot, &format!(r#"{{"type":"join","id":"idle-{index:08}"}}"#));
             }
-            Happened::Opened => register(net, slot, &format!("idle-{name:08}")),
-            // What others do, who join, is nothing new.
-            Happened::Text(text) if text.starts_with(br#"{"type":"peerJoined""#) => {}
-            Happened::Text(_) => {
-                self.ready += 1;
+            Event::Opened => register(net, slot, &format!("idle-{index:08}")),
+            // Joins of other connections; the reply to this connection's own join has another type.
+            Event::Text(text) if text.starts_with(br#"{"type":"peerJoined""#) => {}
+            Event::Text(_) => {
+                self.registered += 1;
                 self.resume(net)?;
             }
-            Happened::Pong => {}
-            Happened::Closed => return Err(gone()),
+            Event::Pong => {}
+            Event::Closed => return Err(server_closed()),
         }
         Ok(())
     }
 
-    fn tally(&mut self) -> &mut Tally {
-        &mut self.tally
+    fn results(&mut self) -> &mut Results {
+        &mut self.results
     }
 }

@@ -1,4 +1,4 @@
-//! Connections: a poll loop with framing of its own.
+//! The client connections: a poll loop with its own WebSocket framing.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,21 +12,35 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::modes::Mode;
 use crate::target::Target;
 
-/// A source address has about 28,000 ports (net.ipv4.ip_local_port_range), some of them in TIME_WAIT.
+/// Connections from one source address, which has about 28,000 ports (net.ipv4.ip_local_port_range), some in TIME_WAIT.
 pub const CONNECTIONS_PER_SOURCE: usize = 20_000;
+
+// Opcodes of frames (RFC 6455 section 5.2).
+pub const OPCODE_TEXT: u8 = 1;
+pub const OPCODE_CLOSE: u8 = 8;
+pub const OPCODE_PING: u8 = 9;
+pub const OPCODE_PONG: u8 = 10;
+
+/// Bytes of an unexpected status line that the error message shows.
+const STATUS_LINE_SHOWN_MAX: usize = 40;
+
+/// The close code of a normal closure (RFC 6455 section 7.4.1).
+pub const CLOSE_NORMAL: u16 = 1000;
 
 pub struct Client {
     pub stream: TcpStream,
-    /// Which of the mode's connections this is.
-    pub name: usize,
-    pub open: bool,
-    pub inbox: Vec<u8>,
-    pub outbox: Vec<u8>,
-    pub dirty: bool,
+    /// The mode's own number of this connection.
+    pub index: usize,
+    /// Whether the handshake is complete.
+    pub is_open: bool,
+    pub input: Vec<u8>,
+    pub output: Vec<u8>,
+    /// Whether the client is in [`Net::dirty`].
+    pub is_dirty: bool,
 }
 
-/// What happens on a connection. Names are the mode's.
-pub enum Happened<'a> {
+/// An event of a connection.
+pub enum Event<'a> {
     Opened,
     Text(&'a [u8]),
     Pong,
@@ -39,7 +53,9 @@ pub struct Net {
     pub address: SocketAddr,
     pub host: String,
     pub clients: Slab<Client>,
+    /// Slots of clients with output to flush.
     pub dirty: Vec<usize>,
+    /// Connections opened so far.
     pub opened: usize,
     pub scratch: Vec<u8>,
 }
@@ -58,8 +74,8 @@ impl Net {
         })
     }
 
-    /// Begins a connection, which will be heard of under this name.
-    pub fn open(&mut self, name: usize, path: &str) -> io::Result<usize> {
+    /// Starts a connection and its handshake; events report it under this index.
+    pub fn open(&mut self, index: usize, path: &str) -> io::Result<usize> {
         let socket =
             Socket::new(Domain::for_address(self.address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         if let IpAddr::V4(ip) = self.address.ip()
@@ -82,51 +98,59 @@ impl Net {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
             self.host
         );
-        // It goes out with the first event, which says that TCP is there.
-        let outbox = request.into_bytes();
-        self.clients.insert(Client { stream, name, open: false, inbox: Vec::new(), outbox, dirty: false });
+        // The request is sent at the first writable event, when TCP is connected.
+        let output = request.into_bytes();
+        self.clients.insert(Client {
+            stream,
+            index,
+            is_open: false,
+            input: Vec::new(),
+            output,
+            is_dirty: false,
+        });
         Ok(slot)
     }
 
+    /// Queues a frame, masked with the key 0.
     pub fn send(&mut self, slot: usize, opcode: u8, parts: &[&[u8]]) {
         let client = &mut self.clients[slot];
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        client.outbox.push(0x80 | opcode);
+        client.output.push(0x80 | opcode);
         match length {
-            0..=125 => client.outbox.push(0x80 | length as u8),
+            0..=125 => client.output.push(0x80 | length as u8),
             126..=0xffff => {
-                client.outbox.push(0x80 | 126);
-                client.outbox.extend((length as u16).to_be_bytes());
+                client.output.push(0x80 | 126);
+                client.output.extend((length as u16).to_be_bytes());
             }
             _ => {
-                client.outbox.push(0x80 | 127);
-                client.outbox.extend((length as u64).to_be_bytes());
+                client.output.push(0x80 | 127);
+                client.output.extend((length as u64).to_be_bytes());
             }
         }
-        client.outbox.extend([0; 4]);
+        client.output.extend([0; 4]);
         for part in parts {
-            client.outbox.extend_from_slice(part);
+            client.output.extend_from_slice(part);
         }
-        if !std::mem::replace(&mut client.dirty, true) {
+        if !std::mem::replace(&mut client.is_dirty, true) {
             self.dirty.push(slot);
         }
     }
 
     pub fn text(&mut self, slot: usize, text: &str) {
-        self.send(slot, 1, &[text.as_bytes()]);
+        self.send(slot, OPCODE_TEXT, &[text.as_bytes()]);
     }
 
-    /// Waits at most this long, and lets the mode know what happened.
-    pub fn turn(&mut self, mode: &mut dyn Mode, longest: Duration) -> io::Result<()> {
+    /// Runs one iteration of the poll loop and passes events to the mode.
+    pub fn poll_once(&mut self, mode: &mut dyn Mode, timeout: Duration) -> io::Result<()> {
         self.flush()?;
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        match self.poll.poll(&mut events, Some(longest)) {
+        match self.poll.poll(&mut events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
             polled => polled?,
         }
         for event in &events {
             let Token(slot) = event.token();
-            if event.is_writable() && self.clients.contains(slot) && !self.clients[slot].outbox.is_empty() {
+            if event.is_writable() && self.clients.contains(slot) && !self.clients[slot].output.is_empty() {
                 self.write(slot)?;
             }
             if event.is_readable() || event.is_read_closed() || event.is_error() {
@@ -139,8 +163,8 @@ impl Net {
 
     pub fn flush(&mut self) -> io::Result<()> {
         for slot in std::mem::take(&mut self.dirty) {
-            if self.clients.get(slot).is_some_and(|client| client.dirty) {
-                self.clients[slot].dirty = false;
+            if self.clients.get(slot).is_some_and(|client| client.is_dirty) {
+                self.clients[slot].is_dirty = false;
                 self.write(slot)?;
             }
         }
@@ -150,85 +174,88 @@ impl Net {
     pub fn write(&mut self, slot: usize) -> io::Result<()> {
         let client = &mut self.clients[slot];
         let mut sent = 0;
-        while sent < client.outbox.len() {
-            match client.stream.write(&client.outbox[sent..]) {
+        while sent < client.output.len() {
+            match client.stream.write(&client.output[sent..]) {
                 Ok(n) => sent += n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // The end is seen by the next read.
-                Err(error) if is_end(&error) => break,
+                // The next read reports the end of the connection.
+                Err(error) if is_disconnect(&error) => break,
                 Err(error) => return Err(error),
             }
         }
-        client.outbox.drain(..sent);
+        client.output.drain(..sent);
         Ok(())
     }
 
     pub fn read(&mut self, slot: usize, mode: &mut dyn Mode) -> io::Result<()> {
         let Some(client) = self.clients.get_mut(slot) else { return Ok(()) };
-        let (name, mut ended) = (client.name, false);
-        let mut inbox = std::mem::take(&mut client.inbox);
+        let index = client.index;
+        let mut has_ended = false;
+        let mut input = std::mem::take(&mut client.input);
         loop {
             match client.stream.read(&mut self.scratch) {
-                Ok(0) => ended = true,
+                Ok(0) => has_ended = true,
                 Ok(n) => {
-                    inbox.extend_from_slice(&self.scratch[..n]);
+                    input.extend_from_slice(&self.scratch[..n]);
                     if n == self.scratch.len() {
                         continue;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) if is_end(&error) => ended = true,
+                Err(error) if is_disconnect(&error) => has_ended = true,
                 Err(error) => return Err(error),
             }
             break;
         }
         let mut at = 0;
-        if !self.clients[slot].open
-            && let Some(end) = inbox.windows(4).position(|window| window == b"\r\n\r\n")
+        if !self.clients[slot].is_open
+            && let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n")
         {
-            let status =
-                String::from_utf8_lossy(&inbox[..end.min(40)]).lines().next().unwrap_or("").to_owned();
-            if !status.contains(" 101 ") {
-                return Err(io::Error::other(format!("the server answers {status:?} instead of 101")));
+            let beginning = String::from_utf8_lossy(&input[..end.min(STATUS_LINE_SHOWN_MAX)]);
+            let status_line = beginning.lines().next().unwrap_or("");
+            if !status_line.contains(" 101 ") {
+                return Err(io::Error::other(format!("expected status 101, got {status_line:?}")));
             }
             at = end + 4;
-            self.clients[slot].open = true;
-            mode.happened(self, slot, name, Happened::Opened)?;
+            self.clients[slot].is_open = true;
+            mode.on_event(self, slot, index, Event::Opened)?;
         }
-        while self.clients.get(slot).is_some_and(|client| client.open) {
-            let Some((opcode, start, end)) = frame(&inbox[at..]) else { break };
-            let payload = &inbox[at + start..at + end];
+        while self.clients.get(slot).is_some_and(|client| client.is_open) {
+            let Some((opcode, start, end)) = parse_frame(&input[at..]) else { break };
+            let payload = &input[at + start..at + end];
             at += end;
             match opcode {
-                1 => mode.happened(self, slot, name, Happened::Text(payload))?,
-                8 => {
-                    self.send(slot, 8, &[payload]);
+                OPCODE_TEXT => mode.on_event(self, slot, index, Event::Text(payload))?,
+                OPCODE_CLOSE => {
+                    self.send(slot, OPCODE_CLOSE, &[payload]);
                     self.flush()?;
-                    ended = true;
+                    has_ended = true;
                     break;
                 }
-                9 => self.send(slot, 10, &[payload]),
-                10 => mode.happened(self, slot, name, Happened::Pong)?,
+                OPCODE_PING => self.send(slot, OPCODE_PONG, &[payload]),
+                OPCODE_PONG => mode.on_event(self, slot, index, Event::Pong)?,
                 _ => {}
             }
         }
-        if ended {
+        if has_ended {
             self.clients.remove(slot);
-            mode.happened(self, slot, name, Happened::Closed)?;
+            mode.on_event(self, slot, index, Event::Closed)?;
         } else {
-            inbox.drain(..at);
-            self.clients[slot].inbox = inbox;
+            input.drain(..at);
+            self.clients[slot].input = input;
         }
         Ok(())
     }
 }
 
-pub fn is_end(error: &io::Error) -> bool {
+pub fn is_disconnect(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
-/// The opcode of the frame that these bytes begin with, and where its payload begins and ends.
-pub fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
+/// Parses the frame at the beginning of these bytes.
+///
+/// Returns its opcode and where its payload begins and ends, or `None` if it is incomplete.
+pub fn parse_frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     let (start, length) = match bytes.get(1)? & 0x7f {
         126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
         127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize),
@@ -237,6 +264,7 @@ pub fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     (bytes.len() >= start + length).then_some((bytes[0] & 0xf, start, start + length))
 }
 
-pub fn gone() -> io::Error {
-    io::Error::other("the server went away")
+/// The error of a connection that the server has closed.
+pub fn server_closed() -> io::Error {
+    io::Error::other("the server has closed a connection")
 }

@@ -1,88 +1,93 @@
-//! Modes relay: candidates or SDPs from one peer to another.
+//! Mode `relay`: candidates or SDPs from one peer to another.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::Instant;
 
 use crate::flags::Flags;
-use crate::modes::{Mode, Tally, register};
-use crate::net::{Happened, Net, gone};
+use crate::modes::{Mode, Results, register};
+use crate::net::{Event, Net, OPCODE_TEXT, server_closed};
 
-/// Pairs, in each of which one sends numbered candidates to the other.
+/// Pairs of peers: in each, a sender sends numbered candidates to a receiver.
 pub struct Relay {
     pub pairs: Vec<Pair>,
     pub in_flight: usize,
-    pub running: bool,
+    pub is_running: bool,
     pub registered: usize,
     pub received: u64,
-    pub tally: Tally,
+    pub results: Results,
 }
 
 #[derive(Default)]
 pub struct Pair {
+    /// The slot of the sender.
     pub sender: usize,
-    /// The message, before and after the number.
-    pub before: Vec<u8>,
-    pub after: Vec<u8>,
+    /// The message up to its number.
+    pub prefix: Vec<u8>,
+    /// The message after its number.
+    pub suffix: Vec<u8>,
+    /// The number of the next message to send.
     pub sent: u64,
+    /// The number of the next message to arrive in order.
     pub expected: u64,
+    /// Numbers below `expected` that have not arrived.
     pub missing: BTreeSet<u64>,
-    /// When those from `expected` on were sent.
+    /// The times when the messages from `expected` on were sent.
     pub sent_at: VecDeque<Instant>,
 }
 
 impl Relay {
     pub fn new(flags: &Flags) -> Relay {
         let pairs = (0..flags.pairs).map(|i| {
-            let before = format!(
+            let prefix = format!(
                 r#"{{"type":"candidateAdd","id":"relay-{i}-a","target_id":"relay-{i}-b","candidate":{{"n":"#
             );
             // The number has up to eight digits.
             let rest = flags.payload.saturating_sub(r#"{"n":00000000,"candidate":""}"#.len());
-            let after = format!(r#","candidate":"{}"}}}}"#, payload(rest));
-            Pair { before: before.into_bytes(), after: after.into_bytes(), ..Pair::default() }
+            let suffix = format!(r#","candidate":"{}"}}}}"#, payload(rest));
+            Pair { prefix: prefix.into_bytes(), suffix: suffix.into_bytes(), ..Pair::default() }
         });
         Relay {
             pairs: pairs.collect(),
             in_flight: flags.in_flight,
-            running: false,
+            is_running: false,
             registered: 0,
             received: 0,
-            tally: Tally::new(),
+            results: Results::new(),
         }
     }
 
     pub fn send(&mut self, net: &mut Net, pair: usize) {
         let pair = &mut self.pairs[pair];
         let number = pair.sent.to_string();
-        net.send(pair.sender, 1, &[&pair.before, number.as_bytes(), &pair.after]);
+        net.send(pair.sender, OPCODE_TEXT, &[&pair.prefix, number.as_bytes(), &pair.suffix]);
         pair.sent += 1;
         pair.sent_at.push_back(Instant::now());
     }
 
-    pub fn received(&mut self, net: &mut Net, index: usize, number: u64) {
+    pub fn on_received(&mut self, net: &mut Net, index: usize, number: u64) {
         let pair = &mut self.pairs[index];
         if number >= pair.sent || (number < pair.expected && !pair.missing.remove(&number)) {
-            self.tally.doubled += 1;
+            self.results.duplicates += 1;
             return;
         }
         if number < pair.expected {
-            self.tally.disordered += 1;
+            self.results.reordered += 1;
         } else {
             let skipped = number - pair.expected;
             pair.missing.extend(pair.expected..number);
             pair.expected = number + 1;
-            let sent_at = pair.sent_at.drain(..=skipped as usize).next_back().expect("it was sent");
-            self.tally.took(sent_at.elapsed());
+            let sent_at = pair.sent_at.drain(..=skipped as usize).next_back().expect("the message was sent");
+            self.results.record_latency(sent_at.elapsed());
         }
         self.received += 1;
-        if self.running {
+        if self.is_running {
             self.send(net, index);
         }
     }
 
     pub fn count_lost(&mut self) {
-        self.tally.lost =
+        self.results.lost =
             self.pairs.iter().map(|pair| pair.sent - pair.expected + pair.missing.len() as u64).sum();
     }
 }
@@ -90,9 +95,9 @@ impl Relay {
 impl Mode for Relay {
     fn resume(&mut self, net: &mut Net) -> io::Result<()> {
         if self.registered == 2 * self.pairs.len() {
-            self.running = true;
+            self.is_running = true;
             for pair in 0..self.pairs.len() {
-                // What was lost is not sent again.
+                // Lost messages are not sent again; new ones take their place.
                 for _ in 0..self.in_flight {
                     self.send(net, pair);
                 }
@@ -102,7 +107,7 @@ impl Mode for Relay {
     }
 
     fn pause(&mut self) {
-        self.running = false;
+        self.is_running = false;
     }
 
     fn is_done(&self) -> bool {
@@ -114,31 +119,30 @@ impl Mode for Relay {
         self.received
     }
 
-    fn happened(&mut self, net: &mut Net, slot: usize, name: usize, what: Happened) -> io::Result<()> {
-        let (pair, is_sender) = (name / 2, name.is_multiple_of(2));
-        match what {
-            Happened::Opened => {
+    fn on_event(&mut self, net: &mut Net, slot: usize, index: usize, event: Event) -> io::Result<()> {
+        let pair = index / 2;
+        let is_sender = index.is_multiple_of(2);
+        match event {
+            Event::Opened => {
                 if is_sender {
                     self.pairs[pair].sender = slot;
                 }
                 register(net, slot, &format!("relay-{pair}-{}", if is_sender { 'a' } else { 'b' }));
             }
-            Happened::Text(_) if self.registered < 2 * self.pairs.len() => self.registered += 1,
-            Happened::Text(text) => match number(text) {
-                Some(number) => self.received(net, pair, number),
-                None => {
-                    self.tally.error(text);
-                }
+            Event::Text(_) if self.registered < 2 * self.pairs.len() => self.registered += 1,
+            Event::Text(text) => match parse_number(text) {
+                Some(number) => self.on_received(net, pair, number),
+                None => self.results.count_error(text),
             },
-            Happened::Pong => {}
-            Happened::Closed => return Err(gone()),
+            Event::Pong => {}
+            Event::Closed => return Err(server_closed()),
         }
         Ok(())
     }
 
-    fn tally(&mut self) -> &mut Tally {
+    fn results(&mut self) -> &mut Results {
         self.count_lost();
-        &mut self.tally
+        &mut self.results
     }
 
     fn registered(&self) -> usize {
@@ -146,18 +150,24 @@ impl Mode for Relay {
     }
 }
 
-/// What a message carries: a candidate is one line, an SDP has many, whose ends are escape sequences in JSON.
+/// Returns a payload of this size.
+///
+/// A candidate is one line. An SDP has many lines, which end in escape sequences in JSON.
 pub fn payload(bytes: usize) -> String {
     const LINE: &str = r"a=rtpmap:111 opus/48000/2\r\n";
     let lines = if bytes < 1_000 { 0 } else { bytes / LINE.len() };
     LINE.repeat(lines) + &"x".repeat(bytes - lines * LINE.len())
 }
 
-/// The number in a relayed candidate: inside a string from a signaling server, as it was from a bare relay.
-pub fn number(text: &[u8]) -> Option<u64> {
-    let after =
-        |key: &[u8]| text.windows(key.len()).position(|window| window == key).map(|at| at + key.len());
-    let at = after(br#"\"n\":"#).or_else(|| after(br#""n":"#))?;
-    let digits = text[at..].iter().take_while(|byte| byte.is_ascii_digit());
+/// Returns the number in a relayed candidate.
+///
+/// A signaling server sends the candidate inside a string; a bare relay forwards it unchanged.
+pub fn parse_number(text: &[u8]) -> Option<u64> {
+    let find_end_of = |key: &[u8]| {
+        let start = text.windows(key.len()).position(|window| window == key)?;
+        Some(start + key.len())
+    };
+    let start = find_end_of(br#"\"n\":"#).or_else(|| find_end_of(br#""n":"#))?;
+    let digits = text[start..].iter().take_while(|byte| byte.is_ascii_digit());
     digits.map(|digit| u64::from(digit - b'0')).reduce(|number, digit| 10 * number + digit)
 }

@@ -1,21 +1,23 @@
-//! What came of it, for people and for programs.
+//! Prints the results, as a table or as JSON.
 
-use crate::flags::{Flags, Kind};
-use crate::modes::Tally;
+use crate::flags::{Flags, ModeKind};
+use crate::modes::Results;
 
+/// The results for one server.
 pub struct Report {
     pub units: u64,
     pub seconds: f64,
+    /// CPU time of the server, in seconds.
     pub cpu: Option<f64>,
-    /// Before and after, in bytes.
+    /// Resident memory of the server before and after, in bytes.
     pub rss: Option<(u64, u64)>,
-    pub tally: Tally,
+    pub results: Results,
 }
 
 impl Report {
-    pub fn is_fine(&self) -> bool {
-        let Tally { lost, doubled, disordered, errors, rate_limited, .. } = &self.tally;
-        lost + doubled + disordered + errors + rate_limited == 0 && self.units > 0
+    pub fn is_ok(&self) -> bool {
+        let Results { lost, duplicates, reordered, errors, rate_limited, .. } = &self.results;
+        lost + duplicates + reordered + errors + rate_limited == 0 && self.units > 0
     }
 
     pub fn per_second(&self) -> f64 {
@@ -28,14 +30,13 @@ impl Report {
     }
 
     pub fn rows(&self, flags: &Flags) -> Vec<(&'static str, String)> {
-        let (_, unit) = flags.mode.names();
-        let mut rows = vec![(unit, self.units.to_string())];
-        if flags.mode != Kind::Idle {
+        let mut rows = vec![(flags.mode.unit(), self.units.to_string())];
+        if flags.mode != ModeKind::Idle {
             rows.push(("per second", format!("{:.0}", self.per_second())));
             for (name, quantile) in [("p50 ms", 0.5), ("p99 ms", 0.99), ("p99.9 ms", 0.999), ("max ms", 1.0)]
             {
-                let time = self.tally.times.value_at_quantile(quantile);
-                rows.push((name, format!("{:.3}", time as f64 / 1e6)));
+                let latency = self.results.latencies.value_at_quantile(quantile);
+                rows.push((name, format!("{:.3}", latency as f64 / 1e6)));
             }
             if let Some(cpu) = self.cpu_per_unit() {
                 rows.push(("CPU µs each", format!("{cpu:.2}")));
@@ -44,19 +45,17 @@ impl Report {
         if let Some((before, after)) = self.rss {
             rows.push(("RSS KB before", (before / 1024).to_string()));
             rows.push(("RSS KB after", (after / 1024).to_string()));
-            if flags.mode == Kind::Idle {
-                rows.push((
-                    "bytes each",
-                    format!("{:.0}", (after as f64 - before as f64) / self.units as f64),
-                ));
+            if flags.mode == ModeKind::Idle {
+                let growth = after as f64 - before as f64;
+                rows.push(("bytes each", format!("{:.0}", growth / self.units as f64)));
             }
         }
         for (name, count) in [
-            ("lost", self.tally.lost),
-            ("doubled", self.tally.doubled),
-            ("out of order", self.tally.disordered),
-            ("errors", self.tally.errors),
-            ("rate_limited", self.tally.rate_limited),
+            ("lost", self.results.lost),
+            ("doubled", self.results.duplicates),
+            ("out of order", self.results.reordered),
+            ("errors", self.results.errors),
+            ("rate_limited", self.results.rate_limited),
         ] {
             if count > 0 {
                 rows.push((name, count.to_string()));
@@ -66,11 +65,11 @@ impl Report {
     }
 }
 
-/// The ratios of the first server to the second, where they mean something.
+/// Returns the ratios of two servers, the first to the second: of units a second, and of CPU time.
 pub fn ratios(reports: &[Report]) -> Option<(f64, Option<f64>)> {
-    let [ours, theirs] = reports else { return None };
-    let cpu = ours.cpu_per_unit().zip(theirs.cpu_per_unit()).map(|(ours, theirs)| ours / theirs);
-    Some((ours.per_second() / theirs.per_second(), cpu))
+    let [first, second] = reports else { return None };
+    let cpu = first.cpu_per_unit().zip(second.cpu_per_unit()).map(|(first, second)| first / second);
+    Some((first.per_second() / second.per_second(), cpu))
 }
 
 pub fn table(reports: &[Report], flags: &Flags) {
@@ -93,7 +92,7 @@ pub fn table(reports: &[Report], flags: &Flags) {
 
 pub fn json(reports: &[Report], flags: &Flags) -> serde_json::Value {
     let report = |report: &Report| {
-        let ms = |quantile| report.tally.times.value_at_quantile(quantile) as f64 / 1e6;
+        let ms = |quantile| report.results.latencies.value_at_quantile(quantile) as f64 / 1e6;
         serde_json::json!({
             "units": report.units,
             "seconds": report.seconds,
@@ -102,15 +101,15 @@ pub fn json(reports: &[Report], flags: &Flags) -> serde_json::Value {
             "cpu_us_each": report.cpu_per_unit(),
             "rss_before": report.rss.map(|(before, _)| before),
             "rss_after": report.rss.map(|(_, after)| after),
-            "lost": report.tally.lost,
-            "doubled": report.tally.doubled,
-            "out_of_order": report.tally.disordered,
-            "errors": report.tally.errors,
-            "rate_limited": report.tally.rate_limited,
+            "lost": report.results.lost,
+            "doubled": report.results.duplicates,
+            "out_of_order": report.results.reordered,
+            "errors": report.results.errors,
+            "rate_limited": report.results.rate_limited,
         })
     };
     serde_json::json!({
-        "mode": flags.mode.names().0,
+        "mode": flags.mode.name(),
         "servers": reports.iter().map(report).collect::<Vec<_>>(),
         "ratio_per_second": ratios(reports).map(|(rate, _)| rate),
         "ratio_cpu_each": ratios(reports).and_then(|(_, cpu)| cpu),

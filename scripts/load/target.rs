@@ -1,4 +1,4 @@
-//! The server under test: somebody else's, or our own on another core.
+//! The server under test: one at a URL, or a noroshi process started on another core.
 
 use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+/// The address of the server under test, and its process if it is on this machine.
 pub struct Target {
     pub address: SocketAddr,
     pub host: String,
@@ -28,37 +29,41 @@ impl Drop for Target {
 impl Target {
     pub fn new(url: Option<&str>, pid: Option<u32>) -> io::Result<Target> {
         match url {
-            Some(url) => Target::at(url, pid),
-            None => Target::start(),
+            Some(url) => Target::from_url(url, pid),
+            None => Target::spawn(),
         }
     }
 
-    pub fn at(url: &str, pid: Option<u32>) -> io::Result<Target> {
-        let wrong = || io::Error::new(ErrorKind::InvalidInput, format!("{url} is not ws://HOST:PORT/PATH"));
-        let rest = url.strip_prefix("ws://").ok_or_else(wrong)?;
-        let (host, path) = rest.split_once('/').ok_or_else(wrong)?;
-        let named = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
-        let address = named.to_socket_addrs()?.next().ok_or_else(wrong)?;
+    pub fn from_url(url: &str, pid: Option<u32>) -> io::Result<Target> {
+        let invalid = || {
+            let message = format!("expected ws://HOST:PORT/PATH, got {url:?}");
+            io::Error::new(ErrorKind::InvalidInput, message)
+        };
+        let rest = url.strip_prefix("ws://").ok_or_else(invalid)?;
+        let (host, path) = rest.split_once('/').ok_or_else(invalid)?;
+        let authority = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+        let address = authority.to_socket_addrs()?.next().ok_or_else(invalid)?;
         Ok(Target { address, host: host.to_owned(), path: format!("/{path}"), pid, child: None })
     }
 
-    /// Starts the server that was built beside this program, on another core where there is one.
-    pub fn start() -> io::Result<Target> {
+    /// Starts the noroshi binary that was built with this program, on another core if there is one.
+    pub fn spawn() -> io::Result<Target> {
         let binary = std::env::current_exe()?
             .parent()
             .and_then(|dir| dir.parent())
             .expect("examples/")
             .join("noroshi");
         if let Some(cargo) = std::env::var_os("CARGO") {
-            // `cargo run --example` does not build it.
+            // `cargo run --example` does not build the binary.
             let release = if cfg!(debug_assertions) { &[][..] } else { &["--release"] };
             Command::new(cargo).args(["build", "--quiet", "--bin", "noroshi"]).args(release).status()?;
         }
         let cores = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
-        let mut free = (0..CpuSet::count()).filter(|core| cores.is_set(*core).unwrap_or(false));
-        let (ours, theirs) = (free.next(), free.next());
-        // What is started inherits the core.
-        pin(theirs);
+        let mut available = (0..CpuSet::count()).filter(|core| cores.is_set(*core).unwrap_or(false));
+        let load_core = available.next();
+        let server_core = available.next();
+        // The child inherits the core.
+        pin_to(server_core);
         let child = Command::new(&binary)
             .args([
                 "--listen",
@@ -72,21 +77,23 @@ impl Target {
             ])
             .stderr(Stdio::piped())
             .spawn();
-        if theirs.is_some() {
-            pin(ours);
+        if server_core.is_some() {
+            pin_to(load_core);
         }
         let mut child = child.map_err(|error| {
-            io::Error::new(error.kind(), format!("{} does not start: {error}", binary.display()))
+            io::Error::new(error.kind(), format!("cannot start {}: {error}", binary.display()))
         })?;
-        let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let url = lines.find_map(|line| line.ok()?.strip_prefix("listening on ").map(str::to_owned));
-        let url = url.ok_or_else(|| io::Error::other("the server does not say where it listens"))?;
-        let mut target = Target::at(&url, Some(child.id()))?;
+        let url = url.ok_or_else(|| {
+            io::Error::other("expected `listening on URL` on stderr of the server, got none")
+        })?;
+        let mut target = Target::from_url(&url, Some(child.id()))?;
         target.child = Some(child);
         Ok(target)
     }
 
-    /// CPU time of all its threads.
+    /// Returns the CPU time of all threads of the server.
     pub fn cpu(&self) -> Option<Duration> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid?)).ok()?;
         let times = tasks.filter_map(|task| {
@@ -96,7 +103,7 @@ impl Target {
         Some(Duration::from_nanos(times.sum()))
     }
 
-    /// Resident memory, in bytes.
+    /// Returns the resident memory of the server, in bytes.
     pub fn rss(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid?)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -104,10 +111,11 @@ impl Target {
     }
 }
 
-pub fn pin(core: Option<usize>) {
+/// Restricts this process to a core.
+pub fn pin_to(core: Option<usize>) {
     if let Some(core) = core {
         let mut set = CpuSet::new();
-        // Where this is not allowed, the figures are noisier.
+        // Without permission, the figures are noisier.
         let _ = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
     }
 }

@@ -1,142 +1,160 @@
-//! A test of one server.
+//! The measurement of one server.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use crate::calls::{Call, Calls};
 use crate::connect::Connect;
-use crate::flags::{Flags, Kind};
-use crate::modes::{Idle, Mode, Tally};
+use crate::flags::{Flags, ModeKind};
+use crate::modes::{Idle, Mode, Results};
 use crate::net::Net;
 use crate::relay::{Relay, payload};
 use crate::report::Report;
 use crate::target::Target;
 
-/// The server has this long to answer before what is missing counts as lost.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a reply, after which missing messages count as lost.
+pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// The state of a measurement.
 pub struct Test {
     pub target: Target,
     pub net: Net,
     pub mode: Box<dyn Mode>,
-    /// The idle ones, which stay connected.
-    pub idle: (Net, Idle),
+    /// The loop of the idle connections, which stay connected during the whole measurement.
+    pub idle_net: Net,
+    pub idle: Idle,
+    /// Time in which the server was under load.
     pub active: Duration,
+    /// CPU time of the server in that time.
     pub cpu: Option<Duration>,
     pub rss_before: Option<u64>,
-    pub running: bool,
+    pub is_running: bool,
 }
 
 impl Test {
     pub fn new(target: Target, flags: &Flags) -> io::Result<Test> {
-        let (net, mut idle_net) = (Net::new(&target)?, Net::new(&target)?);
+        let net = Net::new(&target)?;
+        let mut idle_net = Net::new(&target)?;
         let path = target.path.clone();
         let mode: Box<dyn Mode> = match flags.mode {
-            Kind::Relay | Kind::Idle => Box::new(Relay::new(flags)),
-            Kind::Call => Box::new(Calls {
+            ModeKind::Relay | ModeKind::Idle => Box::new(Relay::new(flags)),
+            ModeKind::Call => {
+                let concurrency = if flags.one_room { 1 } else { flags.pairs };
+                Box::new(Calls {
+                    path: path.clone(),
+                    uses_rooms: !flags.one_room,
+                    calls: (0..concurrency).map(|_| Call::default()).collect(),
+                    is_running: false,
+                    rooms_count: 0,
+                    complete: 0,
+                    sdp: format!(r#"{{"type":"offer","sdp":"{}"}}"#, payload(2_500)),
+                    results: Results::new(),
+                })
+            }
+            ModeKind::Connect | ModeKind::Churn => Box::new(Connect {
                 path: path.clone(),
-                rooms: !flags.one_room,
-                calls: (0..if flags.one_room { 1 } else { flags.pairs }).map(|_| Call::default()).collect(),
-                running: false,
-                rooms_used: 0,
-                done: 0,
-                sdp: format!(r#"{{"type":"offer","sdp":"{}"}}"#, payload(2_500)),
-                tally: Tally::new(),
-            }),
-            Kind::Connect | Kind::Churn => Box::new(Connect {
-                path: path.clone(),
-                registers: flags.mode == Kind::Churn,
-                at_once: flags.pairs,
-                running: false,
-                open: 0,
-                began: vec![Instant::now(); flags.pairs],
-                done: 0,
-                tally: Tally::new(),
+                registers: flags.mode == ModeKind::Churn,
+                concurrency: flags.pairs,
+                is_running: false,
+                open_connections: 0,
+                started_at: vec![Instant::now(); flags.pairs],
+                complete: 0,
+                results: Results::new(),
             }),
         };
         let rss_before = target.rss();
-        let Flags { room_size, joined, idle: of, .. } = *flags;
-        let mut idle = Idle { path, room_size, joined, ready: 0, of, tally: Tally::new() };
+        let mut idle = Idle {
+            path,
+            room_size: flags.room_size,
+            joins: flags.joined,
+            registered: 0,
+            total: flags.idle,
+            results: Results::new(),
+        };
         idle.resume(&mut idle_net)?;
-        until(&mut idle_net, &mut idle)?;
-        all_registered(idle.ready, idle.of)?;
+        run_until_done(&mut idle_net, &mut idle)?;
+        check_registered(idle.registered, idle.total)?;
         let mut test = Test {
             target,
             net,
             mode,
-            idle: (idle_net, idle),
+            idle_net,
+            idle,
             active: Duration::ZERO,
             cpu: None,
             rss_before,
-            running: false,
+            is_running: false,
         };
-        if flags.mode == Kind::Relay {
-            for name in 0..2 * flags.pairs {
-                test.net.open(name, &test.target.path)?;
+        if flags.mode == ModeKind::Relay {
+            for index in 0..2 * flags.pairs {
+                test.net.open(index, &test.target.path)?;
             }
-            until(&mut test.net, test.mode.as_mut())?;
-            all_registered(test.mode.registered(), 2 * flags.pairs)?;
+            run_until_done(&mut test.net, test.mode.as_mut())?;
+            check_registered(test.mode.registered(), 2 * flags.pairs)?;
         }
         Ok(test)
     }
 
-    /// Works for so long, and if `stops`, until what was begun is done.
-    pub fn slice(&mut self, length: Duration, stops: bool) -> io::Result<()> {
-        let (began, cpu) = (Instant::now(), self.target.cpu());
-        if !std::mem::replace(&mut self.running, true) {
+    /// Applies load for a time, and with `stops` until the work that was started is complete.
+    pub fn run_slice(&mut self, length: Duration, stops: bool) -> io::Result<()> {
+        let began = Instant::now();
+        let cpu = self.target.cpu();
+        if !self.is_running {
+            self.is_running = true;
             self.mode.resume(&mut self.net)?;
         }
         while began.elapsed() < length {
-            self.net.turn(self.mode.as_mut(), length.saturating_sub(began.elapsed()))?;
+            self.net.poll_once(self.mode.as_mut(), length.saturating_sub(began.elapsed()))?;
         }
         if stops {
-            self.running = false;
+            self.is_running = false;
             self.mode.pause();
-            until(&mut self.net, self.mode.as_mut())?;
+            run_until_done(&mut self.net, self.mode.as_mut())?;
         }
         self.active += began.elapsed();
         if let (Some(before), Some(after)) = (cpu, self.target.cpu()) {
             *self.cpu.get_or_insert_default() += after - before;
         }
-        // The idle answer pings.
-        self.idle.0.turn(&mut self.idle.1, Duration::ZERO)
+        // Idle connections answer pings.
+        self.idle_net.poll_once(&mut self.idle, Duration::ZERO)
     }
 
     pub fn finish(mut self, flags: &Flags) -> io::Result<Report> {
-        let idle = flags.mode == Kind::Idle;
-        if idle {
-            // What the last of them caused is over then.
+        let is_idle = flags.mode == ModeKind::Idle;
+        if is_idle {
+            // Wait for the server to finish its work for the last connections.
             let end = Instant::now() + Duration::from_millis(500);
             while Instant::now() < end {
-                self.idle.0.turn(&mut self.idle.1, Duration::from_millis(50))?;
+                self.idle_net.poll_once(&mut self.idle, Duration::from_millis(50))?;
             }
         }
-        let tally = std::mem::replace(self.mode.tally(), Tally::new());
+        let results = std::mem::replace(self.mode.results(), Results::new());
         Ok(Report {
-            units: if idle { self.idle.1.ready as u64 } else { self.mode.units() },
+            units: if is_idle { self.idle.registered as u64 } else { self.mode.units() },
             seconds: self.active.as_secs_f64(),
             cpu: self.cpu.map(|cpu| cpu.as_secs_f64()),
             rss: self.rss_before.zip(self.target.rss()),
-            tally,
+            results,
         })
     }
 }
 
-pub fn all_registered(ready: usize, of: usize) -> io::Result<()> {
-    if ready == of {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("{ready} of {of} connections registered")))
+pub fn check_registered(registered: usize, total: usize) -> io::Result<()> {
+    if registered != total {
+        return Err(io::Error::other(format!("{registered} of {total} connections registered")));
     }
+    Ok(())
 }
 
-/// Turns until the mode is done, or nothing has happened for too long: what is missing then is lost.
-pub fn until(net: &mut Net, mode: &mut dyn Mode) -> io::Result<()> {
-    let (mut since, mut units) = (Instant::now(), mode.units());
-    while !mode.is_done() && since.elapsed() < PATIENCE {
-        net.turn(mode, Duration::from_millis(100))?;
+/// Runs the loop until the mode is done, or makes no progress for [`ANSWER_TIME_MAX`].
+pub fn run_until_done(net: &mut Net, mode: &mut dyn Mode) -> io::Result<()> {
+    let mut progress_at = Instant::now();
+    let mut units = mode.units();
+    while !mode.is_done() && progress_at.elapsed() < ANSWER_TIME_MAX {
+        net.poll_once(mode, Duration::from_millis(100))?;
         if mode.units() != units {
-            (since, units) = (Instant::now(), mode.units());
+            progress_at = Instant::now();
+            units = mode.units();
         }
     }
     Ok(())

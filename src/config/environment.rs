@@ -1,15 +1,15 @@
-//! Flags from the environment: what containers and units say in variables.
+//! Reads flags from environment variables, for containers and systemd units.
 
 use std::ffi::{OsStr, OsString};
 
-/// Flags that may be said more than once. Their variables are lists.
-const LISTS: [&str; 5] = ["listen", "allow-origin", "trust-proxy", "ice-server", "metrics-host"];
-/// Flags without a value, and those that have one or not. Their variables may also say yes or no.
-const SWITCHES: [&str; 3] = ["no-page", "ayame", "matchbox"];
-/// Flags whose values are names of files, of any bytes.
-const FILES: [&str; 2] = ["turn-secret-file", "token-secret-file"];
-/// All others.
-const VALUES: [&str; 11] = [
+/// Flags that may be repeated. Their variables hold lists.
+const LIST_FLAGS: [&str; 5] = ["listen", "allow-origin", "trust-proxy", "ice-server", "metrics-host"];
+/// Flags without a value, or with an optional one. Their variables may also be yes or no.
+const SWITCH_FLAGS: [&str; 3] = ["no-page", "ayame", "matchbox"];
+/// Flags whose values are paths of files, of any bytes.
+const FILE_FLAGS: [&str; 2] = ["turn-secret-file", "token-secret-file"];
+/// All other flags. They have one value.
+const VALUE_FLAGS: [&str; 11] = [
     "client-ip-header",
     "max-connections",
     "max-connections-per-ip",
@@ -23,11 +23,11 @@ const VALUES: [&str; 11] = [
     "log",
 ];
 
-/// Returns the flags that variables set (`NOROSHI_MAX_RATE` for `--max-rate`, and `PORT`), except those that the command
-/// line has too.
+/// Returns the flags that environment variables set.
 ///
-/// An empty variable is not set: that is what `${X:-}` of docker compose gives. Variables that an orchestrator sets for
-/// a service of our name are ignored, see [`is_of_a_service`].
+/// `NOROSHI_MAX_RATE` sets `--max-rate`, and `PORT` sets the port of the default address. A flag in `args`, the command
+/// line, takes precedence over its variable. An empty variable is not set, because `${X:-}` of Docker Compose yields one.
+/// Variables that an orchestrator sets are ignored, see [`is_service_link`].
 ///
 /// # Errors
 /// One line that names the variable.
@@ -37,35 +37,30 @@ pub(super) fn flags(
 ) -> Result<Vec<OsString>, String> {
     let mut flags = Vec::new();
     for (name, value) in variables {
-        let Some(suffix) = flag_name(&name) else { continue };
-        if value.is_empty() || is_of_a_service(&suffix, &value) {
+        let Some(suffix) = variable_suffix(&name) else { continue };
+        if value.is_empty() || is_service_link(&suffix, &value) {
             continue;
         }
         let name = name.to_string_lossy();
-        let flag =
-            if name == "PORT" { "port".to_owned() } else { suffix.to_ascii_lowercase().replace('_', "-") };
-        if is_said(&flag, args) {
+        let is_port = name == "PORT";
+        let flag = if is_port { "port".to_owned() } else { flag_name(&suffix) };
+        if is_in_args(&flag, args) {
             continue;
         }
-        let with = |value: &OsStr| {
-            let mut flag = OsString::from(format!("--{flag}="));
-            flag.push(value);
-            flag
-        };
         let text = || value.to_str().ok_or_else(|| format!("{name}: expected UTF-8, got {value:?}"));
-        if LISTS.contains(&&*flag) {
+        if LIST_FLAGS.contains(&flag.as_str()) {
             let elements = text()?.split([',', ' ']).filter(|element| !element.is_empty());
-            flags.extend(elements.map(|element| with(element.as_ref())));
-        } else if FILES.contains(&&*flag) {
-            flags.push(with(&value));
-        } else if VALUES.contains(&&*flag) || name == "PORT" {
-            flags.push(with(text()?.as_ref()));
-        } else if SWITCHES.contains(&&*flag) {
-            match &*text()?.to_ascii_lowercase() {
+            flags.extend(elements.map(|element| flag_with_value(&flag, element.as_ref())));
+        } else if FILE_FLAGS.contains(&flag.as_str()) {
+            flags.push(flag_with_value(&flag, &value));
+        } else if VALUE_FLAGS.contains(&flag.as_str()) || is_port {
+            flags.push(flag_with_value(&flag, text()?.as_ref()));
+        } else if SWITCH_FLAGS.contains(&flag.as_str()) {
+            match text()?.to_ascii_lowercase().as_str() {
                 "1" | "yes" | "true" | "on" => flags.push(format!("--{flag}").into()),
                 "0" | "no" | "false" | "off" => {}
                 _ if flag == "no-page" => return Err(format!("{name}: expected yes or no, got {value:?}")),
-                _ => flags.push(with(&value)),
+                _ => flags.push(flag_with_value(&flag, &value)),
             }
         } else {
             return Err(format!(
@@ -76,62 +71,89 @@ pub(super) fn flags(
     Ok(flags)
 }
 
-/// Returns what follows `NOROSHI_` in the name of a variable, or the name if it is `PORT`. `None`: the variable is not
-/// ours.
-fn flag_name(name: &OsStr) -> Option<String> {
+/// Returns the part of a variable's name behind `NOROSHI_`, or `PORT`.
+///
+/// `None`: the variable is for another program.
+fn variable_suffix(name: &OsStr) -> Option<String> {
     if name == "PORT" {
         return Some("PORT".to_owned());
     }
-    // A name that is not UTF-8 behind the prefix becomes no flag's name, and the error shows it.
+    // If the rest of the name is not UTF-8, it matches no flag, and the error shows it.
     let name = name.to_string_lossy();
     name.strip_prefix("NOROSHI_").map(str::to_owned)
 }
 
-/// Returns whether an orchestrator sets this variable for a service named `noroshi` or `noroshi-anything`.
+/// Converts `MAX_RATE` to `max-rate`.
+fn flag_name(suffix: &str) -> String {
+    suffix.to_ascii_lowercase().replace('_', "-")
+}
+
+fn flag_with_value(flag: &str, value: &OsStr) -> OsString {
+    let mut argument = OsString::from(format!("--{flag}="));
+    argument.push(value);
+    argument
+}
+
+/// Returns whether an orchestrator sets this variable for a service `noroshi` or `noroshi-…`.
 ///
 /// Kubernetes (service links, which are on by default) and Docker (`--link`) tell each container where other services
 /// are. For a service `noroshi-web` they set `NOROSHI_WEB_SERVICE_HOST`, `NOROSHI_WEB_SERVICE_PORT`,
 /// `NOROSHI_WEB_SERVICE_PORT_HTTP`, `NOROSHI_WEB_PORT=tcp://10.0.0.1:8080` and `NOROSHI_WEB_PORT_8080_TCP` with `_ADDR`,
 /// `_PORT` and `_PROTO` behind it. `suffix` is the name without `NOROSHI_`.
-fn is_of_a_service(suffix: &str, value: &OsStr) -> bool {
-    // Whether a name ends in these words, alone or after others.
-    let ends_in = |name: &str, words: &str| {
-        name.strip_suffix(words).is_some_and(|before| before.is_empty() || before.ends_with('_'))
-    };
-    let is_service_port = || {
-        let mut places = suffix.match_indices("SERVICE_PORT");
-        places.any(|(at, words)| {
-            ends_in(&suffix[..at + words.len()], words)
-                && matches!(suffix.as_bytes().get(at + words.len()), None | Some(b'_'))
-        })
-    };
-    let is_port_of_a_transport = || {
-        let words: Vec<&str> = suffix.split('_').collect();
-        words.windows(3).any(|words| {
-            let is_number = !words[1].is_empty() && words[1].bytes().all(|byte| byte.is_ascii_digit());
-            words[0] == "PORT" && is_number && matches!(words[2], "TCP" | "UDP" | "SCTP")
-        })
-    };
-    let is_address = || ends_in(suffix, "PORT") && value.to_string_lossy().contains("://");
-    ends_in(suffix, "SERVICE_HOST") || is_service_port() || is_port_of_a_transport() || is_address()
+fn is_service_link(suffix: &str, value: &OsStr) -> bool {
+    ends_in_words(suffix, "SERVICE_HOST")
+        || has_service_port(suffix)
+        || has_transport_port(suffix)
+        || (ends_in_words(suffix, "PORT") && value.to_string_lossy().contains("://"))
 }
 
-/// Whether the command line says a flag.
-fn is_said(flag: &str, args: &[OsString]) -> bool {
+/// Returns whether a name ends in these words, alone or after other words.
+fn ends_in_words(name: &str, words: &str) -> bool {
+    name.strip_suffix(words).is_some_and(|before| before.is_empty() || before.ends_with('_'))
+}
+
+/// Returns whether a name has the words `SERVICE_PORT`, as `WEB_SERVICE_PORT_HTTP` has.
+fn has_service_port(suffix: &str) -> bool {
+    suffix.match_indices("SERVICE_PORT").any(|(start, words)| {
+        let end = start + words.len();
+        let has_word_boundary = matches!(suffix.as_bytes().get(end), None | Some(b'_'));
+        has_word_boundary && ends_in_words(&suffix[..end], words)
+    })
+}
+
+/// Returns whether a name has the words `PORT`, a number and a transport, as `PORT_8080_TCP_ADDR` has.
+fn has_transport_port(suffix: &str) -> bool {
+    let words: Vec<&str> = suffix.split('_').collect();
+    words.windows(3).any(|words| {
+        let number = words[1];
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        words[0] == "PORT" && is_number && matches!(words[2], "TCP" | "UDP" | "SCTP")
+    })
+}
+
+/// Returns whether the command line has a flag.
+fn is_in_args(flag: &str, args: &[OsString]) -> bool {
     args.iter().filter_map(|arg| arg.to_str()).any(|arg| {
         let is_short = flag == "listen" && arg.starts_with("-l");
-        is_short || arg.strip_prefix("--").is_some_and(|arg| arg.split('=').next() == Some(flag))
+        let is_long = arg.strip_prefix("--").is_some_and(|arg| arg.split('=').next() == Some(flag));
+        is_short || is_long
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Command, Config, Listen};
+    use super::super::{Command, Config, ListenAddress};
 
+    fn all_flags() -> Vec<&'static str> {
+        let kinds = [&super::LIST_FLAGS[..], &super::SWITCH_FLAGS, &super::FILE_FLAGS, &super::VALUE_FLAGS];
+        kinds.concat()
+    }
+
+    /// Parses variables, separated by `;`, and a command line.
     fn parse(variables: &str, args: &str) -> Result<Config, String> {
         let variables = variables.split(';').filter_map(|variable| variable.split_once('='));
         let variables = variables.map(|(name, value)| (name.into(), value.into()));
-        match Config::parse_with(variables, args.split_whitespace().map(Into::into)) {
+        match Config::parse_with_environment(variables, args.split_whitespace().map(Into::into)) {
             Ok(Command::Run(config)) => Ok(config),
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error),
@@ -141,19 +163,22 @@ mod tests {
     #[test]
     fn every_flag_of_the_help_has_a_variable() {
         let help = Config::help();
-        let flags = help
-            .lines()
-            .filter_map(|line| line.trim_start().strip_prefix("-l, ").or(Some(line.trim_start())));
-        let flags = flags.filter_map(|line| line.strip_prefix("--")?.split([' ', '=', '[']).next());
-        let mut flags: Vec<&str> = flags.collect();
-        let mut known = [&super::LISTS[..], &super::SWITCHES, &super::FILES, &super::VALUES].concat();
+        let mut flags = Vec::new();
+        for line in help.lines() {
+            let line = line.trim_start();
+            let without_short = line.strip_prefix("-l, ").unwrap_or(line);
+            if let Some(long) = without_short.strip_prefix("--") {
+                flags.extend(long.split([' ', '=', '[']).next());
+            }
+        }
+        let mut flags_with_variables = all_flags();
         flags.sort();
-        known.sort();
-        assert_eq!(flags, known);
+        flags_with_variables.sort();
+        assert_eq!(flags, flags_with_variables);
     }
 
     #[test]
-    fn variables_say_what_flags_say_and_flags_win() {
+    fn flag_takes_precedence_over_its_variable() {
         let config = parse("NOROSHI_MAX_RATE=7;NOROSHI_MAX_MESSAGE=1M;HOME=/;NOROSHI_DRAIN=5", "").unwrap();
         assert_eq!((config.rate_max, config.message_bytes_max), (7, 1 << 20));
         assert_eq!(parse("NOROSHI_MAX_RATE=7", "--max-rate 8").unwrap().rate_max, 8);
@@ -161,7 +186,7 @@ mod tests {
         assert_eq!(parse(listen, "").unwrap().listen.len(), 3);
         for args in ["-l 127.0.0.1:9", "-l127.0.0.1:9", "--listen=127.0.0.1:9"] {
             let listen = parse(listen, args).unwrap().listen;
-            assert_eq!(listen, [Listen::Tcp("127.0.0.1:9".parse().unwrap())], "{args}");
+            assert_eq!(listen, [ListenAddress::Tcp("127.0.0.1:9".parse().unwrap())], "{args}");
         }
         for (value, page, ayame) in [
             ("1", false, Some("/signaling")),
@@ -178,16 +203,18 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_variable_is_not_set() {
-        let names = [&super::LISTS[..], &super::SWITCHES, &super::FILES, &super::VALUES].concat();
-        let variables =
-            names.iter().map(|flag| format!("NOROSHI_{}=", flag.to_uppercase().replace('-', "_")));
-        let variables = variables.chain(["PORT=".to_owned()]).collect::<Vec<_>>().join(";");
-        assert_eq!(format!("{:?}", parse(&variables, "")), format!("{:?}", parse("", "")));
+    fn empty_variable_is_not_set() {
+        let mut variables = vec!["PORT=".to_owned()];
+        for flag in all_flags() {
+            let suffix = flag.to_uppercase().replace('-', "_");
+            variables.push(format!("NOROSHI_{suffix}="));
+        }
+        let config = parse(&variables.join(";"), "");
+        assert_eq!(format!("{config:?}"), format!("{:?}", parse("", "")));
     }
 
     #[test]
-    fn what_an_orchestrator_sets_for_a_service_of_our_name_is_ignored() {
+    fn service_links_of_kubernetes_and_docker_are_ignored() {
         for variable in [
             "NOROSHI_SERVICE_HOST=10.0.0.1",
             "NOROSHI_SERVICE_PORT=8080",
@@ -225,12 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_not_utf8_is_named() {
+    fn error_names_variable_that_is_not_utf8() {
         use std::ffi::OsString;
         use std::os::unix::ffi::OsStringExt;
         let parse = |name: &[u8], value: &[u8]| {
             let variable = (OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec()));
-            Config::parse_with([variable], [])
+            Config::parse_with_environment([variable], [])
         };
         for (name, error) in [
             ("NOROSHI_MAX_RATE", r#"NOROSHI_MAX_RATE: expected UTF-8, got "\xFF""#),
@@ -241,9 +268,9 @@ mod tests {
         ] {
             assert_eq!(parse(name.as_bytes(), b"\xff").unwrap_err(), error);
         }
-        let odd = parse(b"NOROSHI_\xff\n", b"1").unwrap_err();
+        let error = parse(b"NOROSHI_\xff\n", b"1").unwrap_err();
         assert_eq!(
-            odd,
+            error,
             "\"NOROSHI_\u{fffd}\\n\": expected the name of a flag after NOROSHI_, as in NOROSHI_MAX_RATE"
         );
         assert!(parse(b"NOROSHI_TOKEN_SECRET_FILE", b"/\xff").is_ok(), "a file may have any name");
@@ -251,17 +278,17 @@ mod tests {
     }
 
     #[test]
-    fn health_is_asked_where_the_environment_has_the_server_listen() {
+    fn health_check_follows_the_environment_of_the_server() {
         let health = |variables: &str| {
             let variables = variables.split(';').filter_map(|variable| variable.split_once('='));
             let variables = variables.map(|(name, value)| (name.into(), value.into()));
-            match Config::parse_with(variables, ["health".into()]) {
-                Ok(Command::Health(probe)) => Ok(probe.to_string()),
+            match Config::parse_with_environment(variables, ["health".into()]) {
+                Ok(Command::Health(check)) => Ok(check.to_string()),
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => Err(error),
             }
         };
-        for (variables, probe) in [
+        for (variables, url) in [
             ("", "http://127.0.0.1:8080/healthz"),
             ("PORT=9000", "http://127.0.0.1:9000/healthz"),
             ("PORT=;NOROSHI_LISTEN=", "http://127.0.0.1:8080/healthz"),
@@ -271,16 +298,16 @@ mod tests {
             ("NOROSHI_LISTEN=[::1]:83", "http://[::1]:83/healthz"),
             ("NOROSHI_LISTEN=unix:/run/it,127.0.0.1:84", "unix:/run/it"),
             ("NOROSHI_LISTEN=127.0.0.1:85 unix:/run/it", "http://127.0.0.1:85/healthz"),
-            // The server would not start, but its health is another question.
+            // Variables that the health check does not need may be wrong.
             ("NOROSHI_MAX_RATE=x;NOROSHI_ICE_SERVER=turn:a.example", "http://127.0.0.1:8080/healthz"),
         ] {
-            assert_eq!(health(variables).as_deref(), Ok(probe), "{variables}");
+            assert_eq!(health(variables).as_deref(), Ok(url), "{variables}");
         }
         for (variables, error) in [
             ("PORT=x", "PORT: expected a whole number from 1 to 65535, got \"x\""),
             (
                 "NOROSHI_LISTEN=127.0.0.1:0",
-                "health: expected a URL, because the port 0 of NOROSHI_LISTEN stands for any",
+                "health: expected a URL, because port 0 in NOROSHI_LISTEN means any free port",
             ),
             (
                 "NOROSHI_LISTEN=x",
@@ -290,11 +317,14 @@ mod tests {
             assert_eq!(health(variables), Err(error.to_owned()), "{variables}");
         }
         let url = ["health".into(), "http://a.example:1".into()];
-        assert!(Config::parse_with([("PORT".into(), "x".into())], url).is_ok(), "a URL needs no environment");
+        assert!(
+            Config::parse_with_environment([("PORT".into(), "x".into())], url).is_ok(),
+            "a URL needs no environment"
+        );
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn error_names_the_variable_or_flag() {
         for (variables, error) in [
             (
                 "NOROSHI_MAXRATE=7",

@@ -1,4 +1,4 @@
-//! The command line: the only file that knows lexopt.
+//! The command line. This is the only file that uses lexopt.
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
@@ -7,56 +7,56 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{
-    address, client_ip_header, host_name, ice_server, level, listen, mount, network, peer_id,
-    prefix_of_rooms, probe, size, time, unix_probe, within,
+    client_ip_header, duration, health_check, host_name, ice_server, listen_address, log_level, network,
+    number_within, peer_id, protocol_path, room_path_prefix, size_within, socket_address, unix_health_check,
 };
-use super::{Config, GIB, ICE_SERVERS_MAX, KIB, Listen, MIB, environment};
-use crate::origin::Allowed;
+use super::{Config, GIB, ICE_SERVERS_MAX, KIB, ListenAddress, MIB, environment};
+use crate::origin::AllowedOrigin;
 use crate::paths;
 
-/// What the command line asks for.
+/// The command that the command line selects.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "there is one of them")]
+#[allow(clippy::large_enum_variant, reason = "the program has one value of this type")]
 pub enum Command {
-    /// Serve.
+    /// Run the server.
     Run(Config),
     /// Print a token and exit.
-    Token(Mint),
-    /// Ask a server whether it is well, and exit.
-    Health(Probe),
+    Token(TokenRequest),
+    /// Check the health of a server and exit.
+    Health(HealthCheck),
     /// Print the help and exit.
     Help,
     /// Print the version and exit.
     Version,
 }
 
-/// The token that is wanted.
+/// The arguments of `noroshi token`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Mint {
-    /// Where the secret is.
+pub struct TokenRequest {
+    /// The file with the secrets; the first one signs.
     pub secret_file: PathBuf,
-    /// The room that it is for; any, if missing.
+    /// The only room that the token allows. `None`: not limited to one.
     pub room: Option<String>,
-    /// The prefix of the rooms that it is for; any, if missing.
+    /// The prefix of all rooms that the token allows. `None`: no prefix.
     pub room_prefix: Option<String>,
-    /// The id that it is for; any, if missing.
+    /// The only id that the token allows. `None`: any.
     pub id: Option<String>,
-    /// How long it is good for.
+    /// Time until the token expires.
     pub ttl: Duration,
 }
 
-/// The server that is asked whether it is well.
+/// A health check: the server to connect to, and the path to request.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// Its socket, if that is a file.
+pub struct HealthCheck {
+    /// The path of its Unix domain socket. `None`: it has an IP address.
     pub socket: Option<PathBuf>,
-    /// Its host and port.
+    /// Host and port, also for the `Host` header.
     pub authority: String,
-    /// What is asked for there.
+    /// The path of the request.
     pub path: String,
 }
 
-impl Display for Probe {
+impl Display for HealthCheck {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match &self.socket {
             Some(socket) => write!(f, "unix:{}", socket.display()),
@@ -66,144 +66,56 @@ impl Display for Probe {
 }
 
 impl Config {
-    /// Reads a command line, without the program's name.
+    /// Parses a command line, without the name of the program.
     ///
     /// # Errors
-    /// One line that names the flag and what it wants.
+    /// One line that names the flag and what was expected.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-        Self::parse_with([], args)
+        Self::parse_with_environment([], args)
     }
 
-    /// The same after what variables of the environment say, see `environment`.
+    /// Parses environment variables and a command line, see `environment`.
     ///
     /// # Errors
-    /// The same, or the variable is named.
-    pub fn parse_with(
+    /// One line that names the flag or the variable, and what was expected.
+    pub fn parse_with_environment(
         variables: impl IntoIterator<Item = (OsString, OsString)>,
         args: impl IntoIterator<Item = OsString>,
     ) -> Result<Command, String> {
         let args: Vec<OsString> = args.into_iter().collect();
-        // Another command than to serve has flags of its own.
-        let serves = args.first().is_none_or(|first| first.as_encoded_bytes().starts_with(b"-"));
         if args.as_slice() == ["health"] {
-            let where_to_listen =
-                |(name, _): &(OsString, OsString)| name == "PORT" || name == "NOROSHI_LISTEN";
-            let flags = environment::flags(variables.into_iter().filter(where_to_listen), &[])?;
-            return match one_line(Self::parse_flags(flags))? {
-                Command::Run(config) => Ok(Command::Health(probe_of(&config)?)),
-                other => Ok(other),
-            };
+            return parse_health_check_of_environment(variables);
         }
-        let mut all = if serves { environment::flags(variables, &args)? } else { Vec::new() };
-        all.extend(args);
-        one_line(Self::parse_flags(all))
+        // The environment holds flags of the server. `token` and `health` have their own.
+        let is_server = args.first().is_none_or(|first| first.as_encoded_bytes().starts_with(b"-"));
+        let mut flags = if is_server { environment::flags(variables, &args)? } else { Vec::new() };
+        flags.extend(args);
+        parse_flags(flags).map_err(one_line)
     }
 
-    fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
-        use lexopt::prelude::*;
-
-        let mut config = Config::default();
-        let mut parser = lexopt::Parser::from_args(args);
-        let mut is_command =
-            |name| parser.try_raw_args().is_some_and(|mut args| args.next_if(|arg| arg == name).is_some());
-        if is_command("token") {
-            return mint(&mut parser);
+    /// Checks that flags which depend on each other are consistent.
+    fn check_combinations(&self) -> Result<(), String> {
+        if self.ayame.is_some() && self.ayame == self.matchbox {
+            return Err("--ayame and --matchbox: expected different paths, got the same for both".to_owned());
         }
-        if is_command("health") {
-            return health(&mut parser);
+        if self.metrics.is_none() && !self.metrics_hosts.is_empty() {
+            return Err("--metrics-host: expected --metrics too, got none".to_owned());
         }
-        while let Some(arg) = parser.next()? {
-            match arg {
-                Short('l') | Long("listen") => config.listen.push(value(&mut parser, "--listen", listen)?),
-                Long("allow-origin") => {
-                    config.allow_origins.push(value(&mut parser, "--allow-origin", Allowed::parse)?);
-                }
-                Long("max-connections") => {
-                    let read = |text: &str| within(text, 1, 1_000_000);
-                    config.connections_max = value(&mut parser, "--max-connections", read)?;
-                }
-                Long("max-connections-per-ip") => {
-                    let read = |text: &str| within(text, 0, 1_000_000);
-                    config.connections_per_ip_max = value(&mut parser, "--max-connections-per-ip", read)?;
-                }
-                Long("trust-proxy") => {
-                    config.trusted_proxies.push(value(&mut parser, "--trust-proxy", network)?);
-                }
-                Long("client-ip-header") => {
-                    let name = value(&mut parser, "--client-ip-header", client_ip_header)?;
-                    config.client_ip_header = Some(name);
-                }
-                Long("max-memory") => {
-                    let read = |text: &str| size(text, 8 * MIB, GIB.saturating_mul(1024));
-                    config.memory_bytes_max = Some(value(&mut parser, "--max-memory", read)?);
-                }
-                Long("max-mesh-peers") => {
-                    let read = |text: &str| within(text, 1, 1000);
-                    config.mesh_peers_max = value(&mut parser, "--max-mesh-peers", read)?;
-                }
-                Long("max-message") => {
-                    let read = |text: &str| size(text, KIB, 16 * MIB);
-                    config.message_bytes_max = value(&mut parser, "--max-message", read)?;
-                }
-                Long("max-rate") => {
-                    config.rate_max = value(&mut parser, "--max-rate", |text| within(text, 0, 1_000_000))?;
-                }
-                Long("ping-interval") => {
-                    let seconds = value(&mut parser, "--ping-interval", |text| within(text, 1, 3600))?;
-                    config.ping_interval = Duration::from_secs(seconds);
-                }
-                Long("ice-server") => {
-                    config.ice_servers.push(value(&mut parser, "--ice-server", ice_server)?);
-                    if config.ice_servers.len() > ICE_SERVERS_MAX {
-                        return Err(format!("--ice-server: at most {ICE_SERVERS_MAX}").into());
-                    }
-                }
-                Long("turn-secret-file") => config.turn_secret_file = Some(parser.value()?.into()),
-                Long("token-secret-file") => config.token_secret_file = Some(parser.value()?.into()),
-                Long("ayame") => {
-                    let path = parser.optional_value().unwrap_or_else(|| "/signaling".into()).string()?;
-                    config.ayame = Some(named("--ayame", &path, mount)?);
-                }
-                Long("matchbox") => {
-                    let prefix = parser.optional_value().unwrap_or_else(|| "/".into()).string()?;
-                    config.matchbox = Some(named("--matchbox", &prefix, prefix_of_rooms)?);
-                }
-                // Only the environment says this.
-                Long("port") => config.port = value(&mut parser, "PORT", |text| within(text, 1, 65_535))?,
-                Long("drain") => {
-                    let seconds = value(&mut parser, "--drain", |text| within(text, 0, 86_400))?;
-                    config.drain = Duration::from_secs(seconds);
-                }
-                Long("no-page") => config.page = false,
-                Long("metrics") => config.metrics = Some(value(&mut parser, "--metrics", address)?),
-                Long("metrics-host") => {
-                    config.metrics_hosts.push(value(&mut parser, "--metrics-host", host_name)?);
-                }
-                Long("log") => config.log = value(&mut parser, "--log", level)?,
-                Short('h') | Long("help") => return Ok(Command::Help),
-                Short('V') | Long("version") => return Ok(Command::Version),
-                _ => return Err(arg.unexpected()),
+        let turn_server = self.ice_servers.iter().find(|url| url.starts_with("turn"));
+        match (turn_server, &self.turn_secret_file) {
+            (Some(url), None) => {
+                Err(format!("--ice-server {url:?}: expected --turn-secret-file too, got none"))
             }
-        }
-        if config.ayame.is_some() && config.ayame == config.matchbox {
-            return Err("--ayame and --matchbox: at the same path".into());
-        }
-        if config.metrics.is_none() && !config.metrics_hosts.is_empty() {
-            return Err("--metrics-host: expected --metrics beside it".into());
-        }
-        let turn = config.ice_servers.iter().find(|url| url.starts_with("turn"));
-        match (turn, &config.turn_secret_file) {
-            (Some(url), None) => Err(format!("--ice-server {url}: needs --turn-secret-file").into()),
             (None, Some(_)) => {
-                Err("--turn-secret-file: there is no --ice-server turn:… that it is for".into())
+                Err("--turn-secret-file: expected --ice-server turn:… too, got none".to_owned())
             }
-            _ => Ok(Command::Run(config)),
+            (Some(_), Some(_)) | (None, None) => Ok(()),
         }
     }
 
-    /// What `--help` prints. The defaults in it are the program's own.
+    /// Returns the text of `--help`. It shows the defaults of [`Config`].
     pub fn help() -> String {
-        let d = Config::default();
+        let defaults = Config::default();
         format!(
             "\
 noroshi {version}: a WebRTC signaling server
@@ -211,106 +123,205 @@ noroshi {version}: a WebRTC signaling server
 usage: noroshi [flags]
        noroshi token --secret-file FILE [--room ROOM] [--room-prefix PREFIX] [--id ID] [--ttl 1h]
        noroshi health [http://HOST:PORT/PATH | unix:PATH]
-                      (without an argument, where PORT and NOROSHI_LISTEN say that the server listens)
+                      [default: the address that NOROSHI_LISTEN and PORT give the server]
 
-  -l, --listen ADDR          address and port to listen on, where port 0 picks a free one, or unix:PATH, where a
-                             proxy connects; repeatable [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
-      --allow-origin ORIGIN  let pages of this origin connect too; repeatable; * allows all
+  -l, --listen ADDR          address and port to listen on, where port 0 picks a free port, or unix:PATH for a Unix
+                             domain socket behind a proxy; repeatable
+                             [default: [::]:8080, or 0.0.0.0:8080 without IPv6]
+      --allow-origin ORIGIN  also allow pages of this origin to connect; repeatable; * allows all
                              [default: same host only]
-      --max-connections N    WebSocket connections at a time [default: {connections}]
+      --max-connections N    concurrent WebSocket connections [default: {connections}]
       --max-connections-per-ip N
                              connections from one IPv4 address or IPv6 /64; 0 = no limit [default: {per_ip}]
-      --trust-proxy CIDR     believe X-Forwarded-For and X-Real-IP from there; repeatable [default: nobody]
+      --trust-proxy CIDR     trust X-Forwarded-For and X-Real-IP from these addresses; repeatable [default: none]
       --client-ip-header NAME
                              the only header in which proxies of --trust-proxy report the client's address
                              [default: X-Forwarded-For, then X-Real-IP]
-      --max-memory SIZE      refuse what would take more memory; takes K, M and G [default: no limit]
+      --max-memory SIZE      memory limit; requests that exceed it are refused; suffix K, M or G
+                             [default: no limit]
       --max-mesh-peers N     joined peers in one room [default: {mesh}]
-      --max-message SIZE     bytes of one message; takes K and M [default: {message}K]
+      --max-message SIZE     bytes of one message; suffix K or M [default: {message}K]
       --max-rate N           messages a second from one connection; 0 = no limit [default: {rate}]
       --ping-interval SECONDS
-                             silence before a ping; after two, the peer is closed [default: {ping}]
-      --ice-server URL       stun:HOST[:PORT] or turn:HOST[:PORT] that peers are told to use; also stuns:, turns:
-                             and ?transport=tcp; repeatable [default: none]
+                             time without input until a ping; after two, the peer is disconnected [default: {ping}]
+      --ice-server URL       STUN or TURN server that clients use: stun:HOST[:PORT] or turn:HOST[:PORT]; also stuns:,
+                             turns: and ?transport=tcp; repeatable [default: none]
       --turn-secret-file FILE
-                             the secret shared with the TURN servers, from which passwords are made [default: none]
+                             file with the secret that the TURN servers share, from which passwords are derived
+                             [default: none]
       --token-secret-file FILE
-                             let in only who has a token, signed with a secret in this file [default: none]
-      --ayame[=PATH]         speak Ayame's protocol too, at PATH or else at /signaling [default: off]
-      --matchbox[=PREFIX]    speak matchbox's protocol too, at PREFIX/ROOM or else at /ROOM [default: off]
-      --drain SECONDS        told to stop, serve the rooms that there are for so long [default: 0]
-      --no-page              serve neither / nor /check nor /noroshi.js [default: serve them]
-      --metrics ADDR         serve GET /metrics there, for Prometheus, and GET /rooms [default: off]
-      --metrics-host NAME    a name with dots by which the metrics listener may be asked; repeatable
+                             require tokens that are signed with a secret in this file [default: none]
+      --ayame[=PATH]         also serve Ayame's protocol, at PATH or at /signaling [default: off]
+      --matchbox[=PREFIX]    also serve matchbox's protocol, at PREFIX/ROOM or at /ROOM [default: off]
+      --drain SECONDS        on SIGTERM, keep serving existing rooms for this long [default: 0]
+      --no-page              do not serve /, /check and /noroshi.js [default: serve them]
+      --metrics ADDR         address and port that serve GET /metrics, for Prometheus, and GET /rooms [default: off]
+      --metrics-host NAME    also accept this name with dots as Host at the metrics listener; repeatable
                              [default: only IP addresses and names without dots]
       --log LEVEL            off, error, warn, info, debug or trace [default: {log}]
-  -h, --help                 print this
+  -h, --help                 print this help
   -V, --version              print the version
 
-Each may be said by the environment too: NOROSHI_MAX_RATE=5 is --max-rate 5, NOROSHI_NO_PAGE=yes is --no-page, lists
-are separated by commas or spaces, and PORT=80 is the port of the default address. Flags win.
+An environment variable can set each flag: NOROSHI_MAX_RATE=5 sets --max-rate 5, NOROSHI_NO_PAGE=yes sets --no-page,
+and PORT=80 sets the port of the default address. Commas or spaces separate the elements of a list. Flags take
+precedence over variables.
 ",
             version = env!("CARGO_PKG_VERSION"),
-            connections = d.connections_max,
-            per_ip = d.connections_per_ip_max,
-            mesh = d.mesh_peers_max,
-            message = d.message_bytes_max / KIB,
-            rate = d.rate_max,
-            ping = d.ping_interval.as_secs(),
-            log = d.log.as_str().to_ascii_lowercase(),
+            connections = defaults.connections_max,
+            per_ip = defaults.connections_per_ip_max,
+            mesh = defaults.mesh_peers_max,
+            message = defaults.message_bytes_max / KIB,
+            rate = defaults.rate_max,
+            ping = defaults.ping_interval.as_secs(),
+            log = defaults.log.as_str().to_ascii_lowercase(),
         )
     }
 }
 
-/// What comes after `token`.
-fn mint(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
+fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
     use lexopt::prelude::*;
 
-    let (mut secret_file, mut room, mut room_prefix, mut id) = (None, None, None, None);
+    let mut config = Config::default();
+    let mut parser = lexopt::Parser::from_args(args);
+    if next_is(&mut parser, "token") {
+        return parse_token_request(&mut parser);
+    }
+    if next_is(&mut parser, "health") {
+        return parse_health_check(&mut parser);
+    }
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('l') | Long("listen") => {
+                let address = parse_value(&mut parser, "--listen", listen_address)?;
+                config.listen.push(address);
+            }
+            Long("allow-origin") => {
+                let origin = parse_value(&mut parser, "--allow-origin", AllowedOrigin::parse)?;
+                config.allow_origins.push(origin);
+            }
+            Long("max-connections") => {
+                let parse = |text: &str| number_within(text, 1, 1_000_000);
+                config.connections_max = parse_value(&mut parser, "--max-connections", parse)?;
+            }
+            Long("max-connections-per-ip") => {
+                let parse = |text: &str| number_within(text, 0, 1_000_000);
+                config.connections_per_ip_max = parse_value(&mut parser, "--max-connections-per-ip", parse)?;
+            }
+            Long("trust-proxy") => {
+                let proxies = parse_value(&mut parser, "--trust-proxy", network)?;
+                config.trusted_proxies.push(proxies);
+            }
+            Long("client-ip-header") => {
+                let name = parse_value(&mut parser, "--client-ip-header", client_ip_header)?;
+                config.client_ip_header = Some(name);
+            }
+            Long("max-memory") => {
+                let parse = |text: &str| size_within(text, 8 * MIB, GIB.saturating_mul(1024));
+                let bytes = parse_value(&mut parser, "--max-memory", parse)?;
+                config.memory_bytes_max = Some(bytes);
+            }
+            Long("max-mesh-peers") => {
+                let parse = |text: &str| number_within(text, 1, 1000);
+                config.mesh_peers_max = parse_value(&mut parser, "--max-mesh-peers", parse)?;
+            }
+            Long("max-message") => {
+                let parse = |text: &str| size_within(text, KIB, 16 * MIB);
+                config.message_bytes_max = parse_value(&mut parser, "--max-message", parse)?;
+            }
+            Long("max-rate") => {
+                let parse = |text: &str| number_within(text, 0, 1_000_000);
+                config.rate_max = parse_value(&mut parser, "--max-rate", parse)?;
+            }
+            Long("ping-interval") => {
+                let parse = |text: &str| number_within(text, 1, 3600);
+                let seconds = parse_value(&mut parser, "--ping-interval", parse)?;
+                config.ping_interval = Duration::from_secs(seconds);
+            }
+            Long("ice-server") => {
+                let url = parse_value(&mut parser, "--ice-server", ice_server)?;
+                config.ice_servers.push(url);
+                if config.ice_servers.len() > ICE_SERVERS_MAX {
+                    let error = format!("--ice-server: expected at most {ICE_SERVERS_MAX} of them, got more");
+                    return Err(error.into());
+                }
+            }
+            Long("turn-secret-file") => {
+                let file = parser.value()?;
+                config.turn_secret_file = Some(file.into());
+            }
+            Long("token-secret-file") => {
+                let file = parser.value()?;
+                config.token_secret_file = Some(file.into());
+            }
+            Long("ayame") => {
+                let path = parser.optional_value().unwrap_or_else(|| "/signaling".into()).string()?;
+                config.ayame = Some(parse_text("--ayame", &path, protocol_path)?);
+            }
+            Long("matchbox") => {
+                let prefix = parser.optional_value().unwrap_or_else(|| "/".into()).string()?;
+                config.matchbox = Some(parse_text("--matchbox", &prefix, room_path_prefix)?);
+            }
+            // `environment` makes this flag of the variable PORT. It is not in the help.
+            Long("port") => {
+                let parse = |text: &str| number_within(text, 1, 65_535);
+                config.port = parse_value(&mut parser, "PORT", parse)?;
+            }
+            Long("drain") => {
+                let parse = |text: &str| number_within(text, 0, 86_400);
+                let seconds = parse_value(&mut parser, "--drain", parse)?;
+                config.drain = Duration::from_secs(seconds);
+            }
+            Long("no-page") => config.page = false,
+            Long("metrics") => {
+                let address = parse_value(&mut parser, "--metrics", socket_address)?;
+                config.metrics = Some(address);
+            }
+            Long("metrics-host") => {
+                let name = parse_value(&mut parser, "--metrics-host", host_name)?;
+                config.metrics_hosts.push(name);
+            }
+            Long("log") => config.log = parse_value(&mut parser, "--log", log_level)?,
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Short('V') | Long("version") => return Ok(Command::Version),
+            _ => return Err(arg.unexpected()),
+        }
+    }
+    config.check_combinations()?;
+    Ok(Command::Run(config))
+}
+
+/// Consumes the next argument if it is this command.
+fn next_is(parser: &mut lexopt::Parser, command: &str) -> bool {
+    let Some(mut args) = parser.try_raw_args() else { return false };
+    args.next_if(|arg| arg == command).is_some()
+}
+
+/// Parses the arguments of `token`.
+fn parse_token_request(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
+    use lexopt::prelude::*;
+
+    let mut secret_file = None;
+    let mut room = None;
+    let mut room_prefix = None;
+    let mut id = None;
     let mut ttl = Duration::from_secs(3600);
     while let Some(arg) = parser.next()? {
         match arg {
             Long("secret-file") => secret_file = Some(parser.value()?.into()),
             Long("room") => room = Some(parser.value()?.string()?),
             Long("room-prefix") => room_prefix = Some(parser.value()?.string()?),
-            Long("id") => id = Some(value(parser, "--id", peer_id)?),
-            Long("ttl") => ttl = value(parser, "--ttl", time)?,
+            Long("id") => id = Some(parse_value(parser, "--id", peer_id)?),
+            Long("ttl") => ttl = parse_value(parser, "--ttl", duration)?,
             Short('h') | Long("help") => return Ok(Command::Help),
             _ => return Err(arg.unexpected()),
         }
     }
-    let secret_file = secret_file.ok_or("token: --secret-file is missing")?;
-    Ok(Command::Token(Mint { secret_file, room, room_prefix, id, ttl }))
+    let secret_file = secret_file.ok_or("token: expected --secret-file, got none")?;
+    Ok(Command::Token(TokenRequest { secret_file, room, room_prefix, id, ttl }))
 }
 
-/// Returns the error of a command line as one line.
-fn one_line(command: Result<Command, lexopt::Error>) -> Result<Command, String> {
-    command.map_err(|error| error.to_string().replace(char::is_control, "?"))
-}
-
-/// Returns the health check of the first address at which a server of this configuration listens.
-///
-/// An unspecified address means IPv4 loopback. `[::]` takes IPv4, too, and a container whose IPv6 is switched off can
-/// bind `[::]` but not connect to `[::1]`.
-///
-/// # Errors
-/// The server picks its port itself.
-fn probe_of(config: &Config) -> Result<Probe, String> {
-    let address = match config.listen.first() {
-        Some(Listen::Unix(path)) => return Ok(unix_probe(path.clone())),
-        Some(Listen::Tcp(address)) => *address,
-        None => SocketAddr::from((Ipv4Addr::LOCALHOST, config.port)),
-    };
-    if address.port() == 0 {
-        return Err("health: expected a URL, because the port 0 of NOROSHI_LISTEN stands for any".to_owned());
-    }
-    let ip = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };
-    let authority = SocketAddr::new(ip, address.port()).to_string();
-    Ok(Probe { socket: None, authority, path: paths::HEALTH.to_owned() })
-}
-
-/// Reads the arguments of `health`.
-fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
+/// Parses the arguments of `health`.
+fn parse_health_check(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::prelude::*;
 
     let mut url = None;
@@ -321,26 +332,71 @@ fn health(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
             _ => return Err(arg.unexpected()),
         }
     }
-    let url = url.ok_or("health: expected a URL")?;
-    Ok(Command::Health(named("health", &url, probe)?))
+    let url = url.ok_or("health: expected a URL, got none")?;
+    let check = parse_text("health", &url, health_check)?;
+    Ok(Command::Health(check))
 }
 
-/// The value of a flag, or an error that names the flag.
-fn value<T, E: Display>(
+/// Returns the health check of the server that this environment configures.
+///
+/// Only the variables of the addresses are read, so that an error in another one does not change the result.
+fn parse_health_check_of_environment(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Command, String> {
+    let is_address = |name: &OsString| name == "PORT" || name == "NOROSHI_LISTEN";
+    let variables = variables.into_iter().filter(|(name, _)| is_address(name));
+    let flags = environment::flags(variables, &[])?;
+    match parse_flags(flags).map_err(one_line)? {
+        Command::Run(config) => Ok(Command::Health(health_check_of(&config)?)),
+        other => Ok(other),
+    }
+}
+
+/// Returns the health check of the first address of a configuration.
+///
+/// An unspecified address becomes the IPv4 loopback address. `[::]` accepts IPv4 too, and a container without IPv6 can
+/// bind `[::]` but not connect to `[::1]`.
+///
+/// # Errors
+/// The port is 0, so the kernel chooses it.
+fn health_check_of(config: &Config) -> Result<HealthCheck, String> {
+    let address = match config.listen.first() {
+        Some(ListenAddress::Unix(path)) => return Ok(unix_health_check(path.clone())),
+        Some(ListenAddress::Tcp(address)) => *address,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, config.port)),
+    };
+    if address.port() == 0 {
+        let error = "health: expected a URL, because port 0 in NOROSHI_LISTEN means any free port";
+        return Err(error.to_owned());
+    }
+    let ip = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+    let authority = SocketAddr::new(ip, address.port()).to_string();
+    Ok(HealthCheck { socket: None, authority, path: paths::HEALTH.to_owned() })
+}
+
+/// Parses the value of a flag. The error names the flag.
+fn parse_value<T, E: Display>(
     parser: &mut lexopt::Parser,
     flag: &str,
-    read: impl Fn(&str) -> Result<T, E>,
+    parse: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, lexopt::Error> {
-    let value = lexopt::ValueExt::string(parser.value()?)?;
-    named(flag, &value, read)
+    let value = parser.value()?;
+    let text = lexopt::ValueExt::string(value)?;
+    parse_text(flag, &text, parse)
 }
 
-fn named<T, E: Display>(
+/// Parses a text. The error names the flag, what was expected, and the text.
+fn parse_text<T, E: Display>(
     flag: &str,
-    value: &str,
-    read: impl Fn(&str) -> Result<T, E>,
+    text: &str,
+    parse: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, lexopt::Error> {
-    read(value).map_err(|expected| format!("{flag}: expected {expected}, got {value:?}").into())
+    parse(text).map_err(|expected| format!("{flag}: expected {expected}, got {text:?}").into())
+}
+
+/// Renders an error of the command line as one line.
+fn one_line(error: lexopt::Error) -> String {
+    error.to_string().replace(char::is_control, "?")
 }
 
 #[cfg(test)]

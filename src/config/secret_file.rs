@@ -1,4 +1,4 @@
-//! Reads files of secrets, at the start and again at SIGHUP, when the loop waits for the result.
+//! Reads secret files, at the start and again at SIGHUP, when the poll loop waits for the result.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -10,13 +10,13 @@ use crate::limits::SECRET_FILE_BYTES_MAX;
 
 /// Reads a regular file of at most [`SECRET_FILE_BYTES_MAX`] bytes.
 ///
-/// Nothing else is opened: opening or reading a FIFO, a terminal or a device can block for ever. A symbolic link to a
-/// regular file is followed; Kubernetes mounts secrets as such links. A network file system that hangs blocks this call
-/// nevertheless; only the watchdog of a supervisor ends that.
+/// Nothing else is opened, because opening or reading a FIFO, a terminal or a device can block for ever. A symbolic link
+/// to a regular file is followed: Kubernetes mounts secrets as symbolic links. A network file system that hangs still
+/// blocks this call; only the watchdog of a service manager ends that.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     check_is_regular(&fs::metadata(path)?)?;
     let file = File::open(path)?;
-    // It may have been replaced meanwhile.
+    // The path can name another file by now.
     check_is_regular(&file.metadata()?)?;
     let mut bytes = Vec::new();
     file.take(SECRET_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
@@ -29,12 +29,17 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 fn check_is_regular(metadata: &Metadata) -> io::Result<()> {
     let kind = metadata.file_type();
-    let name = match () {
-        () if kind.is_file() => return Ok(()),
-        () if kind.is_dir() => "a directory",
-        () if kind.is_fifo() => "a FIFO or pipe",
-        () if kind.is_socket() => "a socket",
-        () => "a device",
+    if kind.is_file() {
+        return Ok(());
+    }
+    let name = if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO or pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
     };
     Err(io::Error::other(format!("expected a regular file, got {name}")))
 }

@@ -1,31 +1,39 @@
 //! Reads the client address that trusted proxies report.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::Request;
 use crate::config::{Config, ORIGIN_LOGGED_MAX};
 
-/// The header to which each proxy appends the address of the peer that it serves.
+/// The header to which each proxy appends the address of its client.
 const FORWARDED_FOR: &str = "X-Forwarded-For";
 /// A header that holds one address. nginx configurations set it by convention.
 const REAL_IP: &str = "X-Real-IP";
 
+/// A header of a trusted proxy in which the client's address is not readable.
+pub(super) struct UnreadableAddress {
+    /// The name of the header.
+    pub(super) header: String,
+    /// The value, shortened. Not escaped.
+    pub(super) value: String,
+}
+
 impl Request<'_> {
-    /// Returns the client address that a trusted proxy reports, or `None` if the proxy reports none.
+    /// Returns the client address that a trusted proxy reports.
     ///
     /// With `--client-ip-header` only that header is read, else `X-Forwarded-For` and, without it, `X-Real-IP`.
+    /// `None`: the request has no such header.
     ///
     /// # Errors
-    /// The header is there, but the client's address in it is not readable. The request must be refused then: otherwise
-    /// a client could evade the limit of its address by sending a malformed header. Returns the name of the header
-    /// and its value, escaped for the log.
+    /// The header is there, but the client's address in it is not readable. The caller must reject the request:
+    /// otherwise a client could evade the limit of its address by sending a malformed header.
     pub(super) fn client_address(&self, config: &Config) -> Result<Option<IpAddr>, UnreadableAddress> {
         let name = match &config.client_ip_header {
             Some(name) => name,
-            None if self.values(FORWARDED_FOR).next().is_some() => FORWARDED_FOR,
+            None if self.has(FORWARDED_FOR) => FORWARDED_FOR,
             None => REAL_IP,
         };
-        if self.values(name).next().is_none() {
+        if !self.has(name) {
             return Ok(None);
         }
         let address = if name.eq_ignore_ascii_case(FORWARDED_FOR) {
@@ -37,44 +45,39 @@ impl Request<'_> {
         match address {
             Some(address) => Ok(Some(address)),
             None => {
-                let value: String = self.joined_values(name).chars().take(ORIGIN_LOGGED_MAX).collect();
+                let value = self.value_for_log(name, ORIGIN_LOGGED_MAX);
                 Err(UnreadableAddress { header: name.to_owned(), value })
             }
         }
     }
 }
 
-/// A header of a trusted proxy in which the client's address is not readable.
-pub(super) struct UnreadableAddress {
-    /// The name of the header.
-    pub(super) header: String,
-    /// The value, shortened. Not escaped.
-    pub(super) value: String,
-}
-
-/// Returns the last hop that is no trusted proxy, or the first hop if all are trusted.
+/// Returns the last hop that is not a trusted proxy.
 ///
-/// Each proxy appends a hop, and the client chooses what is before those. So the hops are read from the right, one by
-/// one: a malformed hop of the client cannot hide the hops behind it. `None`: the hop that counts is no address.
+/// Each proxy appends a hop, and the client chooses the hops before those. Therefore the hops are read from the right,
+/// one by one: a malformed hop of the client cannot hide the hops behind it. If all hops are trusted, the result is the
+/// first one. `None`: the hop that counts is not an address.
 fn last_untrusted_hop<'a>(hops: impl Iterator<Item = &'a [u8]>, config: &Config) -> Option<IpAddr> {
     let hops: Vec<&[u8]> = hops.collect();
     let mut last = None;
     for hop in hops.into_iter().rev() {
         let address = parse_hop(hop)?;
         last = Some(address);
-        if !config.trusts(address.into()) {
+        if !config.is_trusted_proxy(address.into()) {
             break;
         }
     }
     last
 }
 
-/// Parses an address as proxies write it: with or without a port, and in brackets if it is IPv6 with one.
+/// Parses an address as proxies write it.
+///
+/// It has a port or not, and an IPv6 address with a port is in brackets.
 fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?.trim_matches([' ', '\t']);
     let without_brackets = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     let address: IpAddr = match without_brackets {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().ok()?.into(),
+        Some(address) => address.parse::<Ipv6Addr>().ok()?.into(),
         None => match text.parse() {
             Ok(address) => address,
             Err(_) => text.parse::<SocketAddr>().ok()?.ip(),

@@ -1,60 +1,92 @@
-//! Heads, and what they are answered.
+//! Request heads and the responses to them.
 
 use super::*;
 use crate::address::Network;
-use crate::origin::Allowed;
-use crate::page::{LIBRARY, PAGE};
+use crate::origin::AllowedOrigin;
+use crate::web::{LIBRARY, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-const ASKS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
+const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
 
-fn ask(door: Door, config: &Config, full: bool, head: &str) -> (u16, String) {
+/// Allows every upgrade, and ignores the client address.
+const ALLOWED: fn(Option<IpAddr>, Option<&Target>) -> Admission = |_, _| Admission::Allowed;
+
+/// Returns the response to a complete head. The test decides on the admission.
+fn respond(
+    head: &[u8],
+    listener: ListenerKind,
+    config: &Config,
+    is_trusted: bool,
+    admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
+) -> Response {
+    let mut headers = NO_HEADERS;
+    let request = match Request::parse(head, &mut headers, listener) {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    let mut address = None;
+    if is_trusted {
+        match request.reported_address(config) {
+            Ok(reported) => address = reported,
+            Err(response) => return response,
+        }
+    }
+    let route = request.route(config);
+    let admission = admission(address, route.target());
+    request.respond(route, admission, config, Duration::ZERO)
+}
+
+/// Returns the status and the head of the response, or 101 and the room. `head` lacks its last empty line.
+fn exchange(listener: ListenerKind, config: &Config, is_full: bool, head: &str) -> (u16, String) {
     let head = format!("{head}\r\n");
     assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
-    let place = if full { Place::Full } else { Place::Free };
-    let answer = match answer(head.as_bytes(), door, config, false, Duration::ZERO, |_, _| place) {
-        Answer::Ask(question) => told(&question, "told"),
-        answer => answer,
-    };
-    match answer {
-        Answer::Ask(_) => unreachable!("it was told"),
-        Answer::Upgrade { response, target, .. } => {
-            let response = String::from_utf8(response).unwrap();
+    let admission = if is_full { Admission::ServerFull } else { Admission::Allowed };
+    let mut response = respond(head.as_bytes(), listener, config, false, |_, _| admission);
+    if let Response::Admin(request) = &response {
+        response = render_admin_response(request, "body");
+    }
+    match response {
+        Response::Admin(_) => unreachable!("it was rendered"),
+        Response::Upgrade { bytes, target, .. } => {
+            let response = String::from_utf8(bytes).unwrap();
             assert!(response.starts_with("HTTP/1.1 101 "));
             // The example of RFC 6455 section 1.3.
             assert!(response.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
             assert!(response.ends_with("\r\n\r\n"));
             (101, target.room)
         }
-        Answer::Plain { status, response, .. } => {
-            let response = String::from_utf8(response).unwrap();
-            let (head_of_it, body) = response.split_once("\r\n\r\n").expect("a head");
-            assert!(head_of_it.starts_with(&format!("HTTP/1.1 {status} ")));
-            assert!(head_of_it.contains("close"), "{head_of_it}");
+        Response::Plain { status, bytes, .. } => {
+            let response = String::from_utf8(bytes).unwrap();
+            let (response_head, body) = response.split_once("\r\n\r\n").expect("a head");
+            assert!(response_head.starts_with(&format!("HTTP/1.1 {status} ")));
+            assert!(response_head.contains("close"), "{response_head}");
             if status == 204 {
                 assert!(body.is_empty());
-                return (status, head_of_it.to_owned());
+                return (status, response_head.to_owned());
             }
-            let length = head_of_it.split("Content-Length: ").nth(1).expect("a length");
+            let length = response_head.split("Content-Length: ").nth(1).expect("a length");
             let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
             let has_body = !head.starts_with("HEAD ") && status != 304;
             assert_eq!(body.len(), if has_body { length } else { 0 });
             assert!(length > 0);
-            (status, head_of_it.to_owned())
+            (status, response_head.to_owned())
         }
     }
 }
 
+/// Sends a plain request with a `Host` to the main listener.
 fn get(head: &str) -> (u16, String) {
-    ask(Door::Main, &Config::default(), false, &format!("{}\r\nHost: h:1\r\n", head.trim_end()))
+    let head = format!("{}\r\nHost: h:1\r\n", head.trim_end());
+    exchange(ListenerKind::Main, &Config::default(), false, &head)
 }
 
+/// Sends an upgrade with more headers to the main listener.
 fn upgrade(target: &str, more: &str) -> (u16, String) {
-    get(&format!("GET {target} HTTP/1.1\r\n{ASKS}{KEY}{more}"))
+    get(&format!("GET {target} HTTP/1.1\r\n{UPGRADE}{KEY}{more}"))
 }
 
 #[test]
-fn upgrades() {
+fn upgrades_are_accepted() {
     assert_eq!(upgrade("/ws", ""), (101, "".into()));
     assert_eq!(upgrade("/ws?x=/y", ""), (101, "".into()));
     assert_eq!(upgrade("/ws/tea", ""), (101, "tea".into()));
@@ -68,18 +100,17 @@ fn upgrades() {
     assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{twice}")).0, 101);
 }
 
-/// RFC 6455 section 4.2.2: a server that speaks none of those that are offered names none.
+/// RFC 6455 section 4.2.2: a server that supports none of the offered subprotocols selects none.
 #[test]
-fn a_subprotocol_is_not_taken() {
-    let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Protocol: a, b\r\n{KEY}{ASKS}\r\n");
-    let answer =
-        answer(head.as_bytes(), Door::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
-    let Answer::Upgrade { response, .. } = answer else { panic!("{answer:?}") };
-    assert!(!String::from_utf8(response).unwrap().contains("Sec-WebSocket-Protocol"));
+fn no_subprotocol_is_selected() {
+    let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Protocol: a, b\r\n{KEY}{UPGRADE}\r\n");
+    let response = respond(head.as_bytes(), ListenerKind::Main, &Config::default(), false, ALLOWED);
+    let Response::Upgrade { bytes, .. } = response else { panic!("{response:?}") };
+    assert!(!String::from_utf8(bytes).unwrap().contains("Sec-WebSocket-Protocol"));
 }
 
 #[test]
-fn rooms_that_are_none() {
+fn invalid_rooms_are_rejected() {
     for room in [
         ".",
         "..",
@@ -103,7 +134,7 @@ fn rooms_that_are_none() {
 }
 
 #[test]
-fn absolute_targets_of_all_schemes_are_paths() {
+fn scheme_and_host_of_absolute_targets_are_ignored() {
     for scheme in ["http", "https", "ws", "wss", "HTTPS", "Ws"] {
         assert_eq!(upgrade(&format!("{scheme}://h:1/ws/tea?x"), ""), (101, "tea".into()), "{scheme}");
         assert_eq!(get(&format!("GET {scheme}://h:1/healthz HTTP/1.1")).0, 200, "{scheme}");
@@ -114,7 +145,7 @@ fn absolute_targets_of_all_schemes_are_paths() {
 }
 
 #[test]
-fn one_slash_at_the_end_and_encoded_letters_change_nothing() {
+fn paths_are_normalized() {
     for (target, room) in [
         ("/ws/", ""),
         ("/ws/?x=/", ""),
@@ -129,36 +160,36 @@ fn one_slash_at_the_end_and_encoded_letters_change_nothing() {
     }
     let config = Config { ayame: Some("/signaling".into()), ..Config::default() };
     for (path, status) in [("/signaling", 101), ("/%73ignaling", 101), ("/signaling/", 404)] {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
-        assert_eq!(ask(Door::Main, &config, false, &head).0, status, "{path}");
+        let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\n{KEY}{UPGRADE}");
+        assert_eq!(exchange(ListenerKind::Main, &config, false, &head).0, status, "{path}");
     }
-    assert_eq!(upgrade("/healthz", "").0, 200, "a health check is answered whatever a balancer adds");
+    assert_eq!(upgrade("/healthz", "").0, 200, "a health check ignores the headers of an upgrade");
 }
 
-/// What the client and the log are told of an upgrade that is refused. `head` has no `Host`.
-fn refusal(config: &Config, head: &str) -> Option<(u16, String)> {
+/// Returns the status and the reject reason of a plain response. `head` lacks its `Host`.
+fn rejection(config: &Config, head: &str) -> Option<(u16, String)> {
     let head = format!("{head}Host: h\r\n\r\n");
-    let answer = answer(head.as_bytes(), Door::Main, config, false, Duration::ZERO, |_, _| Place::Free);
-    let Answer::Plain { status, refused, response } = answer else { panic!("{answer:?}") };
-    let response = String::from_utf8(response).unwrap();
-    let body = response.split_once("\r\n\r\n").unwrap().1.trim_end().to_owned();
-    let why = refused?.why;
-    assert_eq!(why, body, "the log and the client are told the same");
-    Some((status, why))
+    let response = respond(head.as_bytes(), ListenerKind::Main, config, false, ALLOWED);
+    let Response::Plain { status, reject_reason, bytes } = response else { panic!("{response:?}") };
+    let text = String::from_utf8(bytes).unwrap();
+    let body = text.split_once("\r\n\r\n").unwrap().1.trim_end();
+    let message = reject_reason?.message;
+    assert_eq!(message, body, "the log and the client get the same sentence");
+    Some((status, message))
 }
 
 #[test]
-fn an_upgrade_that_a_proxy_has_spoiled_is_told_the_likely_cause() {
+fn rejected_upgrade_names_the_likely_fault_of_a_proxy() {
     let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
     let version = "Sec-WebSocket-Version: 13\r\n";
-    let whole = format!("{ASKS}{KEY}");
+    let whole = format!("{UPGRADE}{KEY}");
     let only_key = format!("{KEY}{version}Connection: close\r\n");
     let no_upgrade = "no Upgrade header: is a proxy dropping it?";
     let old = "HTTP/1.0, but WebSocket needs HTTP/1.1: does nginx lack proxy_http_version 1.1?";
-    let no_path = "no WebSocket path; use /ws or /ws/ROOM";
-    let slashes = "no WebSocket path, because it begins with two slashes; use /ws or /ws/ROOM";
-    let foreign = r#"Origin "https://a" is not of Host "h"; see --allow-origin"#;
-    for (config, line, headers, status, why) in [
+    let no_path = "not a WebSocket path; use /ws or /ws/ROOM";
+    let slashes = "not a WebSocket path, because it begins with two slashes; use /ws or /ws/ROOM";
+    let foreign = r#"Origin "https://a" does not match Host "h"; see --allow-origin"#;
+    for (config, line, headers, status, message) in [
         (&Config::default(), "GET /ws HTTP/1.1", &only_key, 426, no_upgrade.to_owned()),
         (&Config::default(), "GET /ws/tea HTTP/1.0", &only_key, 426, format!("{old}; {no_upgrade}")),
         (&Config::default(), "GET /ws HTTP/1.0", &whole, 426, old.to_owned()),
@@ -167,7 +198,7 @@ fn an_upgrade_that_a_proxy_has_spoiled_is_told_the_likely_cause() {
             "GET /ws HTTP/1.1",
             &format!("{KEY}{version}Upgrade: h2c\r\n"),
             426,
-            "the Upgrade header is not for websocket".to_owned(),
+            "the Upgrade header does not list websocket".to_owned(),
         ),
         (
             &Config::default(),
@@ -205,66 +236,65 @@ fn an_upgrade_that_a_proxy_has_spoiled_is_told_the_likely_cause() {
         ),
     ] {
         assert_eq!(
-            refusal(config, &format!("{line}\r\n{headers}")),
-            Some((status, why)),
+            rejection(config, &format!("{line}\r\n{headers}")),
+            Some((status, message)),
             "{line}\r\n{headers}"
         );
     }
-    // Nobody wanted a WebSocket, so the log says nothing.
+    // Requests that are not for a WebSocket are not logged.
     for line in
         ["GET /ws HTTP/1.1", "GET /ws HTTP/1.0", "GET /tea HTTP/1.1", "POST / HTTP/1.1", "GET //ws HTTP/1.1"]
     {
-        assert_eq!(refusal(&Config::default(), &format!("{line}\r\n")), None, "{line}");
+        assert_eq!(rejection(&Config::default(), &format!("{line}\r\n")), None, "{line}");
     }
 }
 
 #[test]
-fn a_plain_request_without_host_is_no_refused_upgrade() {
+fn plain_request_without_host_has_no_reject_reason() {
     let head = b"GET / HTTP/1.1\r\n\r\n";
-    let answer = answer(head, Door::Main, &Config::default(), false, Duration::ZERO, |_, _| Place::Free);
-    assert!(matches!(answer, Answer::Plain { status: 400, refused: None, .. }), "{answer:?}");
+    let response = respond(head, ListenerKind::Main, &Config::default(), false, ALLOWED);
+    assert!(matches!(response, Response::Plain { status: 400, reject_reason: None, .. }), "{response:?}");
 }
 
 #[test]
 fn only_fields_of_the_query_that_are_read_must_be_utf8() {
-    let secret = b"nobody signs with this but the tests";
-    let guarded =
+    let secret = b"only the tests sign with this secret";
+    let with_tokens =
         Config { token_secrets: Some(crate::token::Secrets::parse(secret).unwrap()), ..Config::default() };
     let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
     for (config, target, expected) in [
         (&Config::default(), "/ws?token=%ff&next=%ff", 101),
-        (&guarded, "/ws?token=%ff", 400),
-        (&guarded, "/ws?next=%ff", 401),
+        (&with_tokens, "/ws?token=%ff", 400),
+        (&with_tokens, "/ws?next=%ff", 401),
         (&matchbox, "/tea?next=%ff", 400),
         (&matchbox, "/tea?next=2&token=%ff&%ff", 101),
     ] {
-        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
-        assert_eq!(ask(Door::Main, config, false, &head).0, expected, "{target}");
+        let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n{KEY}{UPGRADE}");
+        assert_eq!(exchange(ListenerKind::Main, config, false, &head).0, expected, "{target}");
     }
 }
 
 #[test]
-fn the_metrics_listener_answers_no_page_of_a_rebound_name() {
+fn metrics_listener_rejects_rebound_names() {
     let metrics_hosts = vec!["metrics.example.com".to_owned()];
     let named = Config { metrics: Some("127.0.0.1:1".parse().unwrap()), metrics_hosts, ..Config::default() };
     let status = |config: &Config, path: &str, host: &str| {
         let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        let answer =
-            answer(head.as_bytes(), Door::Metrics, config, false, Duration::ZERO, |_, _| Place::Free);
-        match answer {
-            Answer::Ask(_) => (200, String::new()),
-            Answer::Plain { status, response, refused } => {
-                assert_eq!(refused, None);
-                let response = String::from_utf8(response).unwrap();
-                (status, response.split_once("\r\n\r\n").unwrap().1.to_owned())
+        let response = respond(head.as_bytes(), ListenerKind::Metrics, config, false, ALLOWED);
+        match response {
+            Response::Admin(_) => (200, String::new()),
+            Response::Plain { status, bytes, reject_reason } => {
+                assert_eq!(reject_reason, None);
+                let text = String::from_utf8(bytes).unwrap();
+                (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
             }
-            Answer::Upgrade { .. } => unreachable!("not at this listener"),
+            Response::Upgrade { .. } => unreachable!("the metrics listener has no WebSockets"),
         }
     };
-    let refused = "Host \"evil.example:8081\" is neither an IP address nor a name without dots; \
-        --metrics-host NAME allows a name\n";
+    let expected = "Host: expected an IP address, a name without dots or a name of --metrics-host, \
+        got \"evil.example:8081\"\n";
     for path in ["/metrics", "/rooms", "/rooms?room=tea", "/"] {
-        assert_eq!(status(&named, path, "evil.example:8081"), (403, refused.to_owned()), "{path}");
+        assert_eq!(status(&named, path, "evil.example:8081"), (403, expected.to_owned()), "{path}");
     }
     for path in ["/metrics", "/rooms"] {
         for host in ["localhost:8081", "127.0.0.1:8081", "[::1]:8081", "noroshi", "10.0.0.1"] {
@@ -273,24 +303,33 @@ fn the_metrics_listener_answers_no_page_of_a_rebound_name() {
         assert_eq!(status(&named, path, "Metrics.example.com:8081").0, 200);
         assert_eq!(status(&Config::default(), path, "metrics.example.com:8081").0, 403);
     }
-    assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET /metrics HTTP/1.0\r\n").0, 200);
     assert_eq!(
-        ask(Door::Main, &Config::default(), false, "GET /healthz HTTP/1.1\r\nHost: evil.example\r\n").0,
+        exchange(ListenerKind::Metrics, &Config::default(), false, "GET /metrics HTTP/1.0\r\n").0,
+        200
+    );
+    assert_eq!(
+        exchange(
+            ListenerKind::Main,
+            &Config::default(),
+            false,
+            "GET /healthz HTTP/1.1\r\nHost: evil.example\r\n"
+        )
+        .0,
         200
     );
 }
 
 #[test]
-fn what_is_no_upgrade() {
+fn incomplete_upgrades_are_rejected() {
     let (status, head) = get("GET /ws HTTP/1.1");
     assert_eq!(status, 426);
     assert!(head.contains("\r\nSec-WebSocket-Version: 13\r\n") && head.contains("\r\nUpgrade: websocket"));
     assert_eq!(get("HEAD /ws/tea HTTP/1.1").0, 426);
-    let old = ASKS.replace("13", "8");
+    let old = UPGRADE.replace("13", "8");
     assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{KEY}{old}")).0, 426);
-    assert_eq!(get(&format!("GET /ws HTTP/1.0\r\n{KEY}{ASKS}")).0, 426);
+    assert_eq!(get(&format!("GET /ws HTTP/1.0\r\n{KEY}{UPGRADE}")).0, 426);
     for key in ["", "Sec-WebSocket-Key: short\r\n", &format!("{KEY}{KEY}"), &KEY.replace('X', "*")] {
-        assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{key}{ASKS}")).0, 400, "{key}");
+        assert_eq!(get(&format!("GET /ws HTTP/1.1\r\n{key}{UPGRADE}")).0, 400, "{key}");
     }
     let (status, head) = get("POST /ws HTTP/1.1");
     assert_eq!(status, 405);
@@ -298,7 +337,7 @@ fn what_is_no_upgrade() {
 }
 
 #[test]
-fn origins() {
+fn origins_are_checked() {
     assert_eq!(upgrade("/ws", "Origin: http://h:1").0, 101);
     assert_eq!(upgrade("/ws", "Origin: HTTPS://H:1").0, 101);
     for foreign in ["http://h", "http://h:2", "http://evil.h:1", "null", "h:1", "", "http://h:1/", "://h:1"] {
@@ -306,10 +345,10 @@ fn origins() {
     }
     assert_eq!(upgrade("/ws", "Origin: http://h:1\r\nOrigin: http://h:1").0, 403);
     let from = |allowed: &str, origin: &str| {
-        let allow_origins = vec![Allowed::parse(allowed).unwrap()];
+        let allow_origins = vec![AllowedOrigin::parse(allowed).unwrap()];
         let config = Config { allow_origins, ..Config::default() };
-        let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{ASKS}");
-        ask(Door::Main, &config, false, &head).0
+        let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n{KEY}{UPGRADE}");
+        exchange(ListenerKind::Main, &config, false, &head).0
     };
     assert_eq!(from("https://a.example", "https://a.example"), 101);
     assert_eq!(from("https://a.example", "https://A.example"), 101);
@@ -318,38 +357,39 @@ fn origins() {
     assert_eq!(from("*", "null"), 101);
 }
 
-/// The client address that trusted proxies report in these headers, or the status and the reason of the refusal.
+/// Returns the client address that trusted proxies report, or the status and the reason of the rejection.
 fn client_address(header: Option<&str>, headers: &[u8]) -> Result<Option<String>, (u16, String)> {
     let proxies = ["10.0.0.0/8", "fd00::/8"].map(|text| Network::parse(text).unwrap());
     let client_ip_header = header.map(str::to_owned);
     let config = Config { trusted_proxies: proxies.into(), client_ip_header, ..Config::default() };
-    let begin = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}");
-    let head = [begin.as_bytes(), headers, b"\r\n"].concat();
+    let start = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{UPGRADE}");
+    let head = [start.as_bytes(), headers, b"\r\n"].concat();
     let mut address = None;
-    let answer = answer(&head, Door::Main, &config, true, Duration::ZERO, |ip, _| {
-        address = ip;
-        Place::Free
+    let response = respond(&head, ListenerKind::Main, &config, true, |reported, _| {
+        address = reported;
+        Admission::Allowed
     });
-    match answer {
-        Answer::Upgrade { .. } => Ok(address.map(|ip| ip.to_string())),
-        Answer::Plain { status, refused, response } => {
-            assert_eq!(address, None, "nobody is counted");
-            let why = refused.expect("the log says why").why;
-            assert!(String::from_utf8(response).unwrap().contains(why.split(": ").next().unwrap()));
-            Err((status, why))
+    match response {
+        Response::Upgrade { .. } => Ok(address.map(|ip| ip.to_string())),
+        Response::Plain { status, reject_reason, bytes } => {
+            assert_eq!(address, None, "a rejected request counts for no address");
+            let message = reject_reason.expect("the log has the reason").message;
+            let sentence = message.split(", got").next().unwrap();
+            assert!(String::from_utf8(bytes).unwrap().contains(sentence));
+            Err((status, message))
         }
-        Answer::Ask(_) => unreachable!("the metrics listener was not asked"),
+        Response::Admin(_) => unreachable!("this is the main listener"),
     }
 }
 
 #[test]
-fn where_a_request_comes_from() {
+fn proxies_report_the_client_address() {
     for (headers, expected) in [
         ("", None),
         ("X-Real-IP: 192.0.2.1\r\n", Some("192.0.2.1")),
         ("X-Forwarded-For: 192.0.2.1\r\n", Some("192.0.2.1")),
         ("X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.9\r\n", Some("192.0.2.1")),
-        // What the client wrote itself stands before what the proxies have added.
+        // The client's own hops are before those of the proxies.
         ("X-Forwarded-For: 127.0.0.1, 192.0.2.1\r\n", Some("192.0.2.1")),
         (
             "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-For: 192.0.2.1, 10.0.0.2 ,10.0.0.1\r\n",
@@ -379,51 +419,45 @@ fn bytes_that_are_not_utf8_do_not_hide_the_hops_behind_them() {
 }
 
 #[test]
-fn a_client_address_that_is_none_is_refused() {
-    for (headers, why) in [
+fn unreadable_client_address_is_rejected() {
+    for (headers, message) in [
         (
             &b"X-Forwarded-For: unknown\r\n"[..],
-            r#"X-Forwarded-For names no IP address where the client's is expected: "unknown""#,
+            r#"X-Forwarded-For: expected the client's IP address, got "unknown""#,
         ),
-        (
-            b"X-Forwarded-For: \r\n",
-            r#"X-Forwarded-For names no IP address where the client's is expected: """#,
-        ),
+        (b"X-Forwarded-For: \r\n", r#"X-Forwarded-For: expected the client's IP address, got """#),
         (
             b"X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2\r\n",
-            r#"X-Forwarded-For names no IP address where the client's is expected: "192.0.2.1, unknown, 10.0.0.2""#,
+            r#"X-Forwarded-For: expected the client's IP address, got "192.0.2.1, unknown, 10.0.0.2""#,
         ),
         (
             b"X-Forwarded-For: 192.0.2.1, \xff\r\n",
-            "X-Forwarded-For names no IP address where the client's is expected: \"192.0.2.1, \u{fffd}\"",
+            "X-Forwarded-For: expected the client's IP address, got \"192.0.2.1, \u{fffd}\"",
         ),
         (
             b"X-Forwarded-For: 192.0.2.1,\r\n",
-            r#"X-Forwarded-For names no IP address where the client's is expected: "192.0.2.1,""#,
+            r#"X-Forwarded-For: expected the client's IP address, got "192.0.2.1,""#,
         ),
         (
             b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For: \xff\r\nX-Real-IP: 192.0.2.9\r\n",
-            "X-Forwarded-For names no IP address where the client's is expected: \"192.0.2.1, \u{fffd}\"",
+            "X-Forwarded-For: expected the client's IP address, got \"192.0.2.1, \u{fffd}\"",
         ),
-        (
-            b"X-Real-IP: \xff\r\n",
-            "X-Real-IP names no IP address where the client's is expected: \"\u{fffd}\"",
-        ),
+        (b"X-Real-IP: \xff\r\n", "X-Real-IP: expected the client's IP address, got \"\u{fffd}\""),
         (
             b"X-Real-IP: 192.0.2.1, 192.0.2.2\r\n",
-            r#"X-Real-IP names no IP address where the client's is expected: "192.0.2.1, 192.0.2.2""#,
+            r#"X-Real-IP: expected the client's IP address, got "192.0.2.1, 192.0.2.2""#,
         ),
         (
             b"X-Real-IP: 192.0.2.1\r\nX-Real-IP: 192.0.2.2\r\n",
-            r#"X-Real-IP names no IP address where the client's is expected: "192.0.2.1, 192.0.2.2""#,
+            r#"X-Real-IP: expected the client's IP address, got "192.0.2.1, 192.0.2.2""#,
         ),
     ] {
-        assert_eq!(client_address(None, headers), Err((400, why.to_owned())));
+        assert_eq!(client_address(None, headers), Err((400, message.to_owned())));
     }
 }
 
 #[test]
-fn only_the_header_that_the_operator_names_is_read() {
+fn client_ip_header_is_the_only_header_that_is_read() {
     let both = b"X-Forwarded-For: 192.0.2.66\r\nX-Real-IP: 203.0.113.7\r\nCF-Connecting-IP: 2001:db8::1\r\n";
     let address = |text: &str| Ok(Some(text.to_owned()));
     assert_eq!(client_address(Some("x-real-ip"), both), address("203.0.113.7"));
@@ -436,15 +470,15 @@ fn only_the_header_that_the_operator_names_is_read() {
 }
 
 #[test]
-fn a_full_server_says_so_only_to_those_who_would_have_come_in() {
-    let full = |head: &str| ask(Door::Main, &Config::default(), true, head).0;
-    assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 503);
-    assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\n{KEY}{ASKS}")), 403);
+fn full_server_rejects_valid_upgrades_with_503() {
+    let full = |head: &str| exchange(ListenerKind::Main, &Config::default(), true, head).0;
+    assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{UPGRADE}")), 503);
+    assert_eq!(full(&format!("GET /ws HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\n{KEY}{UPGRADE}")), 403);
     assert_eq!(full("GET /healthz HTTP/1.1\r\nHost: h\r\n"), 200);
 }
 
 #[test]
-fn pages() {
+fn paths_lead_to_resources() {
     assert_eq!(get("GET /healthz HTTP/1.1").0, 200);
     assert_eq!(get("HEAD /healthz?x HTTP/1.1").0, 200);
     assert_eq!(get("GET /healthz HTTP/1.0").0, 200);
@@ -462,7 +496,7 @@ fn pages() {
     for target in ["/metrics", "/wsx", "/healthz//", "//healthz", "*", "http://h:1", "http://h?z=/ws"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
-    let metrics = |head: &str| ask(Door::Metrics, &Config::default(), false, head).0;
+    let metrics = |head: &str| exchange(ListenerKind::Metrics, &Config::default(), false, head).0;
     assert_eq!(metrics("GET /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
     assert_eq!(metrics("HEAD /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
     assert_eq!(metrics("PUT /metrics HTTP/1.1\r\nHost: h\r\n"), 405);
@@ -484,17 +518,19 @@ fn pages() {
         ("room=tea&other=%ff", None),
         ("rooms=tea", None),
     ] {
-        let expected = expected
-            .map(|(room, after): (Option<&str>, _)| About::Rooms { room: room.map(String::from), after });
-        assert_eq!(route::rooms(&Query::new(query)), expected, "{query}");
+        let expected = expected.map(|(room, after): (Option<&str>, _)| AdminTopic::Rooms {
+            room: room.map(String::from),
+            after,
+        });
+        assert_eq!(route::rooms_topic(&Query::new(query)), expected, "{query}");
         let status = metrics(&format!("GET /rooms?{query} HTTP/1.1\r\nHost: h\r\n"));
         assert_eq!(status, if expected.is_some() { 200 } else { 400 });
     }
-    assert_eq!(metrics(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{ASKS}")), 404);
+    assert_eq!(metrics(&format!("GET /ws HTTP/1.1\r\nHost: h\r\n{KEY}{UPGRADE}")), 404);
 }
 
 #[test]
-fn files() {
+fn files_are_served() {
     let (status, page) = get("GET /?room=tea HTTP/1.1");
     assert_eq!(status, 200);
     for header in [
@@ -520,16 +556,19 @@ fn files() {
     for target in ["//", "/index.html", "/check/", "/noroshi.js/", "/NOROSHI.js"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
-    assert_eq!(ask(Door::Metrics, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0, 404);
+    assert_eq!(
+        exchange(ListenerKind::Metrics, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0,
+        404
+    );
     let config = Config { page: false, ..Config::default() };
     for target in ["/", "/check", "/noroshi.js"] {
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n");
-        assert_eq!(ask(Door::Main, &config, false, &head).0, 404, "{target}");
+        assert_eq!(exchange(ListenerKind::Main, &config, false, &head).0, 404, "{target}");
     }
 }
 
 #[test]
-fn what_a_browser_has_is_not_sent_again() {
+fn cached_file_is_not_sent_again() {
     let tag = PAGE.etag();
     let status = |tags: &str| get(&format!("GET / HTTP/1.1\r\nIf-None-Match: {tags}")).0;
     for tags in [&tag, &format!("W/{tag}"), &format!("\"a,b\" , {tag}"), "*"] {
@@ -538,19 +577,19 @@ fn what_a_browser_has_is_not_sent_again() {
     for tags in ["", "\"\"", tag.trim_matches('"'), &LIBRARY.etag()] {
         assert_eq!(status(tags), 200, "{tags}");
     }
-    // RFC 9110 section 15.4.5: with the headers of the 200.
+    // RFC 9110 section 15.4.5: a 304 has the headers of the 200.
     let (_, full) = get("GET / HTTP/1.1");
     let (_, same) = get(&format!("HEAD / HTTP/1.1\r\nIf-None-Match: {tag}"));
     assert_eq!(full.replace("200 OK", "304 Not Modified"), same);
 }
 
 #[test]
-fn pages_that_may_connect_may_load_the_library() {
+fn allowed_origins_may_load_the_library() {
     let head = |allow: &[&str], origin: &str, target: &str| {
-        let allow_origins = allow.iter().map(|origin| Allowed::parse(origin).unwrap()).collect();
+        let allow_origins = allow.iter().map(|origin| AllowedOrigin::parse(origin).unwrap()).collect();
         let config = Config { allow_origins, ..Config::default() };
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n");
-        ask(Door::Main, &config, false, &head).1
+        exchange(ListenerKind::Main, &config, false, &head).1
     };
     let allowed = |head: &str| {
         let rest = head.split("\r\nAccess-Control-Allow-Origin: ").nth(1)?;
@@ -558,7 +597,10 @@ fn pages_that_may_connect_may_load_the_library() {
     };
     let library = |allow: &[&str], origin| {
         let head = head(allow, origin, "/noroshi.js");
-        assert!(head.contains("\r\nVary: Origin\r\n"), "else a cache mixes them up: {head}");
+        assert!(
+            head.contains("\r\nVary: Origin\r\n"),
+            "a cache must not share the responses to two origins: {head}"
+        );
         allowed(&head)
     };
     assert_eq!(library(&[], "http://h"), Some("http://h".into()));
@@ -570,8 +612,8 @@ fn pages_that_may_connect_may_load_the_library() {
 }
 
 #[test]
-fn malformed_requests() {
-    let main = |head: &str| ask(Door::Main, &Config::default(), false, head).0;
+fn malformed_requests_are_rejected() {
+    let main = |head: &str| exchange(ListenerKind::Main, &Config::default(), false, head).0;
     for head in ["GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n"] {
         assert_eq!(main(head), 400, "{head}");
     }
@@ -584,15 +626,15 @@ fn malformed_requests() {
     assert_eq!(main("HEAD / HTTP/1.1\r\n"), 400);
     assert_eq!(main("HEAD  HTTP/1.1\r\nHost: h\r\n"), 400);
     assert_eq!(main("GET / HTTP/1.0\r\nHost: h\r\nHost: h\r\n"), 400);
-    // Bare line feeds end this head for one reader, and not for another.
+    // Some parsers take two bare line feeds for the end of the head, others do not.
     assert_eq!(main("GET /healthz HTTP/1.1\nHost: h\n\nGET / HTTP/1.1\r\nHost: h\r\n"), 400);
-    // Here they make another header.
+    // Some parsers take the bare line feed for the end of a header.
     assert_eq!(main("GET /healthz HTTP/1.1\r\nHost: h\r\nX: y\nOrigin: http://h\r\n"), 400);
     assert_eq!(main("GET /healthz HTTP/1.1\nHost: h\r\n"), 400);
 }
 
 #[test]
-fn the_end_of_a_head_is_found_wherever_the_bytes_were_cut() {
+fn head_end_is_found_for_every_searched_prefix() {
     let head = b"GET / HTTP/1.1\r\n\r\n\r\n\r\n";
     for searched in 0..=17 {
         assert_eq!(head_end(&head[..17], searched), None);

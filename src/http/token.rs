@@ -1,51 +1,64 @@
-//! Where a request has its token, and what it is told if the token is not good.
+//! Reads the token of an upgrade request, and renders the response to an invalid one.
 
 use std::time::Duration;
 
-use super::{Answer, Request};
+use super::{Request, Response};
 use crate::protocol::Target;
-use crate::token::{Claims, Fault, Secrets};
+use crate::token::{Claims, Secrets, TokenError};
 
 impl Request<'_> {
-    /// What the token says, from the header or else from the query: browsers cannot set headers.
-    pub(super) fn claims(&self, target: &Target, secrets: &Secrets, wall: Duration) -> Result<Claims, Fault> {
-        let in_header = self.values("authorization").filter_map(bearer);
-        let mut tokens = in_header.collect::<Result<Vec<String>, Fault>>()?;
+    /// Verifies the token of this request and returns its claims.
+    ///
+    /// The token is in the `Authorization` header or else in the query, because browsers cannot set headers of a
+    /// WebSocket.
+    ///
+    /// # Errors
+    /// There is no token, more than one, or it is not valid for the target's room.
+    pub(super) fn verified_claims(
+        &self,
+        target: &Target,
+        secrets: &Secrets,
+        unix_time: Duration,
+    ) -> Result<Claims, TokenError> {
+        let bearer_tokens = self.values("authorization").filter_map(bearer_token);
+        let mut tokens = bearer_tokens.collect::<Result<Vec<String>, TokenError>>()?;
         if tokens.is_empty() {
-            let in_query = target.query.values("token").map(|token| token.map_err(|_| Fault::Malformed));
-            tokens = in_query.collect::<Result<_, _>>()?;
+            let query_tokens = target.query.values("token");
+            tokens = query_tokens.collect::<Result<_, _>>().map_err(|_| TokenError::Malformed)?;
         }
-        match &tokens[..] {
-            [] => Err(Fault::Missing),
-            [token] => secrets.admit(token, &target.room, None, wall),
-            _ => Err(Fault::Malformed),
+        match tokens.as_slice() {
+            [] => Err(TokenError::Missing),
+            [token] => secrets.admit(token, &target.room, None, unix_time),
+            _ => Err(TokenError::Malformed),
         }
     }
 
-    /// RFC 6750 section 3.
-    pub(super) fn unauthorized(&self, fault: Fault) -> Answer {
-        let (status, error) = match fault {
-            Fault::Room | Fault::Id => (403, "Bearer error=\"insufficient_scope\""),
+    /// Renders the response to a request without a valid token (RFC 6750 section 3).
+    pub(super) fn unauthorized(&self, error: TokenError) -> Response {
+        let (status, challenge) = match error {
+            TokenError::Room | TokenError::Id => (403, "Bearer error=\"insufficient_scope\""),
             _ => (401, "Bearer error=\"invalid_token\""),
         };
-        let mut headers = vec![("WWW-Authenticate", error)];
-        headers.extend(self.shared_with_its_origin());
-        let mut answer = self.plain(status, fault.sentence(), &headers);
-        if let Answer::Plain { refused: Some(refusal), .. } = &mut answer {
-            refusal.fault = Some(fault);
+        let mut headers = vec![("WWW-Authenticate", challenge)];
+        headers.extend(self.cors_header());
+        let mut response = self.sentence(status, error.message(), &headers);
+        if let Some(reason) = response.reject_reason_mut() {
+            reason.token_error = Some(error);
         }
-        answer
+        response
     }
 }
 
-/// Returns the token in the value of an `Authorization` header (RFC 6750 section 2.1). `None`: the header has another
-/// scheme. It is for a proxy that asks for a password, for example.
-fn bearer(value: &[u8]) -> Option<Result<String, Fault>> {
+/// Returns the token in the value of an `Authorization` header (RFC 6750 section 2.1).
+///
+/// `None`: the header has another scheme. It is for a proxy that asks for a password, for example.
+fn bearer_token(value: &[u8]) -> Option<Result<String, TokenError>> {
     let value = value.trim_ascii();
-    let end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
-    let (scheme, token) = value.split_at(end);
+    let scheme_end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
+    let (scheme, token) = value.split_at(scheme_end);
     if !scheme.eq_ignore_ascii_case(b"bearer") {
         return None;
     }
-    Some(String::from_utf8(token.trim_ascii().to_vec()).map_err(|_| Fault::Malformed))
+    let token = token.trim_ascii().to_vec();
+    Some(String::from_utf8(token).map_err(|_| TokenError::Malformed))
 }

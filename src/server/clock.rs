@@ -1,9 +1,9 @@
-//! What the loop asks the operating system for, beside sockets: the time, and how much of what is scarce is used.
+//! The clock, and the number of open descriptors.
 
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The monotonic time since the start, which a test may move forward.
+/// Reads the monotonic time since the start. A test may move it forward.
 pub(super) struct Clock {
     start: Instant,
     pub ahead: Duration,
@@ -18,19 +18,19 @@ impl Clock {
         self.start.elapsed() + self.ahead
     }
 
-    /// What time it is, since 1970. Whoever may set the clock on the wall may set it at any time.
+    /// Returns the time since 1970. The wall clock may be set at any time.
     pub fn wall(&self) -> Duration {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
-    /// What time it was, since 1970, when this clock began, by what the clock on the wall says now.
+    /// Returns the time since 1970 at which this clock started, by the wall clock as it is now.
     pub fn epoch(&self) -> Duration {
         self.wall().saturating_sub(self.now())
     }
 }
 
-/// How many descriptors are open. Since Linux 6.2 that is the size of this directory (proc(5)), before it takes a look at
-/// each.
+/// Returns the number of open descriptors. Since Linux 6.2 the size of `/proc/self/fd` says it (proc(5)); older kernels need
+/// the entries to be counted.
 pub(super) fn descriptors() -> u64 {
     let size = fs::metadata("/proc/self/fd").map_or(0, |directory| directory.len());
     if size > 0 { size } else { fs::read_dir("/proc/self/fd").map_or(0, |each| each.count() as u64) }

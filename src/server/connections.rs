@@ -1,4 +1,4 @@
-//! All connections: the sessions by their slots, who was touched in this turn, and what is said of each.
+//! The table of connections, and the effects of protocols on them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,38 +11,45 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
-use crate::address::Address;
-use crate::budget::Reservation;
+use crate::address::{Address, PerIpCounts};
 use crate::config::Config;
-use crate::gate::Gate;
-use crate::http::{self, Door, Refusal};
+use crate::http::{self, ListenerKind, RejectReason};
 use crate::limits::{
-    ANSWER_TIME_MIN, CLOSES_PER_TURN, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, METRICS_AT_ONCE,
-    PLACE_TIME_MIN, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, SWEEP_PER_TURN,
+    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN,
+    HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE,
+    SWEEP_PER_ITERATION,
 };
-use crate::protocol::{Close, Conn, Dialect, Effect, Member, Outbox};
-use crate::session::{self, End, Event, Scratch, Session, Shared};
-use crate::stamp::Stamp;
-use crate::token::Fault;
+use crate::memory_budget::Reservation;
+use crate::protocol::{Close, Conn, Member, Outbox, ProtocolId};
+use crate::session::{self, CloseReason, Event, Scratch, Session, SharedState};
+use crate::timestamp::Timestamp;
+use crate::token::TokenError;
 
-/// All connections.
+/// All connections, by slot.
 pub(super) struct Connections {
     pub(super) entries: Slab<Entry>,
-    pub(super) shared: Shared,
-    /// Slots that something happened to in this turn.
-    pub(super) touched: Vec<usize>,
-    /// Slots whose session is to be read in the next turn, though no event may say so.
+    pub(super) shared: SharedState,
+    /// The time since 1970, for tokens and credentials.
+    pub(super) wall: Duration,
+    /// Whether the server drains: only rooms that exist take connections.
+    pub(super) is_draining: bool,
+    /// Connections by client address.
+    pub(super) per_ip: PerIpCounts,
+    /// Slots of sessions to flush in this iteration.
+    pub(super) dirty: Vec<usize>,
+    /// Slots of sessions to read in the next iteration, also without an event.
     pub(super) ready: Vec<usize>,
-    /// Units of work in this turn: messages that were handled or queued. See
-    /// [`WORK_PER_TURN`](crate::limits::WORK_PER_TURN).
+    /// Units of work in this iteration: messages that were handled or queued. See
+    /// [`WORK_PER_ITERATION`](crate::limits::WORK_PER_ITERATION).
     pub(super) work: usize,
-    /// Connections so far.
+    /// Connections so far. The number of the latest one.
     numbers: u64,
-    /// WebSockets, closing ones included.
-    pub(super) upgraded: usize,
-    /// Those of the metrics listener.
-    metrics_sessions: usize,
-    /// Slots of connections that are not WebSockets, by their numbers, so that the oldest is the first; for each [`Door`].
+    /// WebSockets, including those that are closing.
+    pub(super) websockets: usize,
+    /// Connections of the metrics listener.
+    metrics_count: usize,
+    /// Slots of connections that are not WebSockets, by connection number (the oldest is the first), for each
+    /// [`ListenerKind`].
     plain: [BTreeMap<u64, usize>; 2],
     /// Upgrades that were refused since the last sweep began.
     refusals: usize,
@@ -51,182 +58,223 @@ pub(super) struct Connections {
 pub(super) struct Entry {
     pub session: Session<TcpStream>,
     pub conn: Conn,
-    pub since: Stamp,
-    /// Whether it was counted as a WebSocket.
-    upgraded: bool,
-    /// Whether a protocol knows it.
-    pub served: bool,
-    /// Whether it is in `touched`.
-    pub touched: bool,
-    /// Whether it is in `ready`.
-    pub ready: bool,
-    /// Whether an event said that the peer sends no more: then a short read proves nothing.
+    /// The listener that it came through.
+    pub listener: ListenerKind,
+    /// Where the peer is: at the other end of TCP, or where a trusted proxy says.
+    pub address: Address,
+    /// Whether it counts towards the limit of its address.
+    pub is_counted: bool,
+    pub since: Timestamp,
+    pub stage: Stage,
+    /// Whether it is in `dirty`.
+    pub dirty: bool,
+    pub input: Pending,
+    /// Whether an event said that the peer has closed its side. A short read does not prove that the kernel has no more then.
     pub half_closed: bool,
 }
 
-/// There are as many as connections: that it grows is a decision. In a debug build mio's streams are larger.
+/// What a connection is to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It has sent no request, or one that was no accepted upgrade.
+    Http,
+    /// It is counted as a WebSocket, and the protocol must be notified when it ends.
+    WebSocket,
+    /// It is counted as a WebSocket, and its protocol has forgotten it.
+    Left,
+}
+
+/// Whether a connection has input to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// Everything was read, as far as is known.
+    Read,
+    /// It is in `ready`.
+    Ready,
+    /// It is in `ready`, and the last iteration had no time to read it.
+    Unread,
+}
+
+/// Each connection has one: a larger entry has to be a decision. In a debug build mio's streams are larger.
 #[cfg(not(debug_assertions))]
 const _: () = assert!(size_of::<Option<Entry>>() <= 80);
 
 impl Connections {
     pub(super) fn new(config: Config) -> Connections {
-        let mut shared = Shared::new(config);
-        let ends = End::ALL.iter().filter(|end| **end != End::Http);
+        let mut shared = SharedState::new(config);
+        let ends = CloseReason::ALL.iter().filter(|end| **end != CloseReason::Http);
         shared.metrics.closings = ends.map(|end| (end.name(), 0)).collect();
-        shared.metrics.refused_tokens = Fault::ALL.iter().map(|fault| (fault.name(), 0)).collect();
-        shared.metrics.refused_upgrades = http::REFUSALS.map(|status| (status, 0)).into();
+        shared.metrics.refused_tokens = TokenError::ALL.iter().map(|fault| (fault.name(), 0)).collect();
+        shared.metrics.refused_upgrades = http::REJECT_STATUSES.map(|status| (status, 0)).into();
         Connections {
             entries: Slab::new(),
+            wall: Duration::ZERO,
+            is_draining: false,
+            per_ip: PerIpCounts::new(shared.config.connections_per_ip_max),
             shared,
-            touched: Vec::new(),
+            dirty: Vec::new(),
             ready: Vec::new(),
             work: 0,
             numbers: 0,
-            upgraded: 0,
-            metrics_sessions: 0,
+            websockets: 0,
+            metrics_count: 0,
             plain: [BTreeMap::new(), BTreeMap::new()],
             refusals: 0,
         }
     }
 
-    /// Does something with a session, and touches it.
-    pub(super) fn reach<T>(
+    /// Changes a session, and marks it as dirty.
+    pub(super) fn with_session<T>(
         &mut self,
         slot: usize,
-        work: impl FnOnce(&mut Session<TcpStream>, &mut Shared) -> T,
+        work: impl FnOnce(&mut Session<TcpStream>, &mut SharedState) -> T,
     ) -> T {
-        self.touch(slot);
+        self.mark_dirty(slot);
         work(&mut self.entries[slot].session, &mut self.shared)
     }
 
-    /// Has a session flushed at the end of the turn, and parted with if it has ended.
-    pub(super) fn touch(&mut self, slot: usize) {
-        if !mem::replace(&mut self.entries[slot].touched, true) {
-            self.touched.push(slot);
+    /// Has a session flushed in this iteration, and removed if it is over.
+    pub(super) fn mark_dirty(&mut self, slot: usize) {
+        if !mem::replace(&mut self.entries[slot].dirty, true) {
+            self.dirty.push(slot);
         }
     }
 
-    /// Has a session read in the next turn, unless it is going to be anyway.
+    /// Has a session read in the next iteration.
     pub(super) fn mark_ready(&mut self, slot: usize) {
-        if !mem::replace(&mut self.entries[slot].ready, true) {
+        let input = &mut self.entries[slot].input;
+        if *input == Pending::Read {
+            *input = Pending::Ready;
             self.ready.push(slot);
         }
     }
 
-    /// What a session that was just reached has to say next.
-    pub(super) fn next<'a>(
-        &mut self,
-        slot: usize,
-        scratch: &'a mut Scratch,
-        gate: &Gate,
-    ) -> Option<Event<'a>> {
-        self.entries[slot].session.next(scratch, &mut self.shared, gate)
+    /// Returns the next event of a session that was read.
+    pub(super) fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
+        self.entries[slot].session.next_event(scratch, &mut self.shared)
     }
 
-    /// When another connection can be accepted: now if there is a place, else when an older one gives way.
-    pub(super) fn place_at(&self, door: Door) -> Option<Duration> {
-        if self.have_place(door) {
+    /// Returns when another connection can be accepted: now if there is capacity, else when an older one may be evicted.
+    pub(super) fn capacity_at(&self, kind: ListenerKind) -> Option<Duration> {
+        if self.has_capacity(kind) {
             return Some(self.shared.now);
         }
-        self.next_to_evict(door).map(|(at, _)| at)
+        self.next_to_evict(kind).map(|(at, _)| at)
     }
 
-    /// Makes a place for a connection that was accepted, if there is none: the oldest that is not a WebSocket gives way.
+    /// Evicts the oldest connection that is not a WebSocket, if there is no capacity for another one.
     ///
-    /// A server that is full thus still answers `/healthz`, however many connections say nothing. It is called last in a
-    /// turn, when nothing refers to the slot that is freed.
-    pub(super) fn make_place(&mut self, door: Door) {
-        if self.have_place(door) {
+    /// So a full server still answers `/healthz`, however many connections send nothing. This is called last in an
+    /// iteration, when nothing refers to the slot.
+    pub(super) fn make_capacity(&mut self, kind: ListenerKind) {
+        if self.has_capacity(kind) {
             return;
         }
-        if let Some((_, slot)) = self.next_to_evict(door).filter(|(at, _)| *at <= self.shared.now) {
-            let session = &mut self.entries[slot].session;
-            debug!("{} gives way to a new connection", session.address());
-            session.evict(&mut self.shared);
-            self.free(slot);
+        if let Some((_, slot)) = self.next_to_evict(kind).filter(|(at, _)| *at <= self.shared.now) {
+            let entry = &mut self.entries[slot];
+            debug!("evicted the connection from {}: the server is full", entry.address);
+            entry.session.evict(&mut self.shared);
+            self.remove(slot);
         }
     }
 
-    /// The slot of the connection that gives way next, and from when on it may.
-    fn next_to_evict(&self, door: Door) -> Option<(Duration, usize)> {
-        let oldest = self.plain[door as usize].values().take(EVICTION_CANDIDATES_MAX);
+    /// Returns the connection that is evicted next, and from when on it may be.
+    fn next_to_evict(&self, kind: ListenerKind) -> Option<(Duration, usize)> {
+        let oldest = self.plain[kind as usize].values().take(EVICTION_CANDIDATES_MAX);
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
-            let time = if entry.session.is_answering() { ANSWER_TIME_MIN } else { PLACE_TIME_MIN };
-            (entry.since.get() + time, slot)
+            let evictable_at = match entry.session.flushing_since() {
+                Some(since) => since + ANSWER_TIME_MIN,
+                None => entry.since.get() + EVICTION_TIME_MIN,
+            };
+            (evictable_at, slot)
         });
         candidates.min()
     }
 
-    /// Whether there is a place that no connection has.
-    fn have_place(&self, door: Door) -> bool {
-        let main = self.entries.len() - self.metrics_sessions;
-        let Shared { config, budget, .. } = &self.shared;
-        match door {
-            // Without memory, too, there is place for some who are told so.
-            Door::Main if !budget.allows(CONNECTION_BYTES) => main < self.upgraded + REFUSED_AT_ONCE,
-            Door::Main => main < config.connections_max + REFUSED_AT_ONCE,
-            Door::Metrics => self.metrics_sessions < METRICS_AT_ONCE,
+    /// Returns whether a listener may accept another connection without evicting one.
+    fn has_capacity(&self, kind: ListenerKind) -> bool {
+        let main = self.entries.len() - self.metrics_count;
+        let SharedState { config, budget, .. } = &self.shared;
+        match kind {
+            // Without memory, some are still accepted and answered 503.
+            ListenerKind::Main if !budget.allows(CONNECTION_BYTES) => {
+                main < self.websockets + REFUSED_AT_ONCE
+            }
+            ListenerKind::Main => main < config.connections_max + REFUSED_AT_ONCE,
+            ListenerKind::Metrics => self.metrics_count < METRICS_AT_ONCE,
         }
     }
 
-    /// A connection was accepted.
-    pub(super) fn welcome(
+    /// Adds a connection that was accepted.
+    pub(super) fn register(
         &mut self,
         mut stream: TcpStream,
         address: Address,
-        door: Door,
+        kind: ListenerKind,
         registry: &Registry,
     ) -> io::Result<()> {
         let slot = self.entries.vacant_key();
         registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
         self.numbers += 1;
-        self.plain[door as usize].insert(self.numbers, slot);
-        self.shared.full = self.are_full();
-        self.metrics_sessions += usize::from(door == Door::Metrics);
+        self.plain[kind as usize].insert(self.numbers, slot);
+        let is_counted = kind == ListenerKind::Main && !self.shared.config.is_trusted_proxy(address);
+        if is_counted {
+            self.per_ip.add(address);
+        }
+        let is_short_of_places = kind == ListenerKind::Main && self.are_full();
+        let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
+        self.metrics_count += usize::from(kind == ListenerKind::Metrics);
         self.entries.insert(Entry {
-            session: Session::new(stream, door, address, &mut self.shared),
+            session: Session::new(stream, head_time, &mut self.shared),
             conn: Conn::new(self.numbers, slot),
+            listener: kind,
+            address,
+            is_counted,
             since: self.shared.now.into(),
-            upgraded: false,
-            served: false,
-            touched: false,
-            ready: false,
+            stage: Stage::Http,
+            dirty: false,
+            input: Pending::Read,
             half_closed: false,
         });
         Ok(())
     }
 
-    /// Whether there is no place for another WebSocket.
+    /// Returns whether the limits allow no further WebSocket.
     pub(super) fn are_full(&self) -> bool {
-        self.upgraded >= self.shared.config.connections_max || !self.shared.budget.allows(0)
+        self.websockets >= self.shared.config.connections_max || !self.shared.budget.allows(0)
     }
 
-    /// Evaluates the deadlines of as many sessions as one turn may, from this slot on, and closes those that are to be
-    /// dismissed. Returns where to go on.
+    /// Evaluates the deadlines of a slice of the sessions from this slot on, and closes those for which `is_dismissed` holds.
+    /// Returns where the next slice begins.
     pub(super) fn tick(&mut self, from: usize, is_dismissed: impl Fn(&Entry) -> bool) -> Option<usize> {
-        let (slots, next) = self.slice(from, SWEEP_PER_TURN);
+        let (slots, next) = self.slice(from, SWEEP_PER_ITERATION);
         for slot in slots {
             if is_dismissed(&self.entries[slot]) {
-                self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
+                self.with_session(slot, |session, shared| session.close(CloseReason::GoingAway, shared));
             }
-            if self.entries[slot].session.tick(&mut self.shared) {
-                self.touch(slot);
+            // Timeouts are not evaluated before pending input is read and queued output is flushed.
+            let entry = &mut self.entries[slot];
+            if entry.input == Pending::Unread || entry.dirty {
+                continue;
+            }
+            if entry.session.tick(&mut self.shared) {
+                self.mark_dirty(slot);
             }
         }
         next
     }
 
-    /// Closes as many sessions as one turn may, from this slot on. Returns where to go on.
+    /// Closes a slice of the sessions from this slot on (1001). Returns where the next slice begins.
     pub(super) fn close_all(&mut self, from: usize) -> Option<usize> {
-        let (slots, next) = self.slice(from, CLOSES_PER_TURN);
+        let (slots, next) = self.slice(from, CLOSES_PER_ITERATION);
         for slot in slots {
-            self.reach(slot, |session, shared| session.close(End::GoingAway, shared));
+            self.with_session(slot, |session, shared| session.close(CloseReason::GoingAway, shared));
         }
         next
     }
 
-    /// Returns the next occupied slots, and where the slice after them begins.
+    /// Returns the next occupied slots, and where the next slice begins.
     fn slice(&self, from: usize, max: usize) -> (Vec<usize>, Option<usize>) {
         let occupied = (from..self.entries.capacity()).filter(|slot| self.entries.contains(*slot));
         let slots: Vec<usize> = occupied.take(max).collect();
@@ -236,95 +284,99 @@ impl Connections {
 
     /// Sets aside the rest of what a paused session has sent, or disconnects it if there is no memory for that.
     pub(super) fn hold_or_close(&mut self, slot: usize, scratch: &mut Scratch) {
-        if !self.reach(slot, |session, shared| session.hold(scratch, shared)) {
-            self.reach(slot, |session, shared| session.close(End::NoMemory, shared));
+        if !self.with_session(slot, |session, shared| session.defer_input(scratch, shared)) {
+            self.with_session(slot, |session, shared| session.close(CloseReason::NoMemory, shared));
         }
     }
 
-    /// Checks what must be true between any two turns. Looks at everything: for debug builds.
+    /// Checks the invariants that hold between any two iterations. Looks at everything: for debug builds.
     ///
     /// # Panics
-    /// If it is not.
+    /// An invariant does not hold.
     pub(super) fn check(&self) {
         let count = |is_counted: fn(&Entry) -> bool| {
             self.entries.iter().filter(|(_, entry)| is_counted(entry)).count()
         };
-        assert_eq!(count(|entry| entry.upgraded), self.upgraded);
-        assert_eq!(count(|entry| entry.session.door() == Door::Metrics), self.metrics_sessions);
+        assert_eq!(count(|entry| entry.stage != Stage::Http), self.websockets);
+        assert_eq!(count(|entry| entry.listener == ListenerKind::Metrics), self.metrics_count);
         let ready: BTreeSet<usize> = self.ready.iter().copied().collect();
-        assert!(self.entries.iter().all(|(slot, entry)| !entry.ready || ready.contains(&slot)));
-        let touched: BTreeSet<usize> = self.touched.iter().copied().collect();
-        assert!(self.entries.iter().all(|(slot, entry)| !entry.touched || touched.contains(&slot)));
+        assert!(
+            self.entries.iter().all(|(slot, entry)| entry.input == Pending::Read || ready.contains(&slot))
+        );
+        let dirty: BTreeSet<usize> = self.dirty.iter().copied().collect();
+        assert!(self.entries.iter().all(|(slot, entry)| !entry.dirty || dirty.contains(&slot)));
         for (_, entry) in &self.entries {
-            assert!(entry.upgraded || !entry.served, "only a WebSocket has a protocol");
-            assert!(entry.served || !entry.session.is_open(), "an open WebSocket has a protocol");
-        }
-    }
-
-    /// A connection is a WebSocket now.
-    pub(super) fn upgrade(&mut self, slot: usize) {
-        let entry = &mut self.entries[slot];
-        self.plain[entry.session.door() as usize].remove(&entry.conn.number());
-        entry.upgraded = true;
-        entry.served = true;
-        self.upgraded += 1;
-        self.shared.metrics.connections_total += 1;
-    }
-
-    /// A request for a WebSocket was refused.
-    pub(super) fn refuse(&mut self, slot: usize, status: u16, refusal: &Refusal) {
-        let metrics = &mut self.shared.metrics;
-        *metrics.refused_upgrades.entry(status).or_default() += 1;
-        if let Some(fault) = refusal.fault {
-            *metrics.refused_tokens.entry(fault.name()).or_default() += 1;
-        }
-        self.refusals += 1;
-        if self.refusals <= REFUSALS_LOGGED_MAX {
-            info!(
-                "an upgrade from {} was refused: {status}, {}",
-                self.entries[slot].session.address(),
-                refusal.why
+            assert!(
+                entry.stage == Stage::WebSocket || !entry.session.is_open(),
+                "an open WebSocket has a protocol"
             );
         }
     }
 
-    /// Whether upgrades were refused since the last sweep, so that another sweep is due.
+    /// Counts a connection as a WebSocket.
+    pub(super) fn upgrade(&mut self, slot: usize) {
+        let entry = &mut self.entries[slot];
+        self.plain[entry.listener as usize].remove(&entry.conn.number());
+        entry.stage = Stage::WebSocket;
+        self.websockets += 1;
+        self.shared.metrics.connections_total += 1;
+    }
+
+    /// Logs and counts a refused upgrade.
+    pub(super) fn refuse(&mut self, slot: usize, status: u16, reason: &RejectReason) {
+        let metrics = &mut self.shared.metrics;
+        *metrics.refused_upgrades.entry(status).or_default() += 1;
+        if let Some(fault) = reason.token_error {
+            *metrics.refused_tokens.entry(fault.name()).or_default() += 1;
+        }
+        self.refusals += 1;
+        if self.refusals <= REFUSALS_LOGGED_MAX {
+            info!("an upgrade from {} was refused: {status}, {}", self.entries[slot].address, reason.message);
+        }
+    }
+
+    /// Returns whether upgrades were refused since the last sweep, so that another sweep is due.
     pub(super) fn has_refusals_to_report(&self) -> bool {
         self.refusals > 0
     }
 
-    /// Says what was not said since the last time.
-    pub(super) fn tell_refusals(&mut self) {
+    /// Logs how many refused upgrades had no line of their own since the last sweep.
+    pub(super) fn report_refusals(&mut self) {
         let refusals = mem::take(&mut self.refusals);
         if let Some(more @ 1..) = refusals.checked_sub(REFUSALS_LOGGED_MAX) {
             info!("and {more} more upgrades were refused");
         }
     }
 
-    /// A WebSocket is one no longer. It was here.
-    fn part(&mut self, slot: usize, dialect: Dialect, member: &Member) {
+    /// Logs and counts the end of a WebSocket, which was this member.
+    fn log_disconnect(&mut self, slot: usize, protocol: ProtocolId, member: &Member) {
         let entry = &mut self.entries[slot];
-        entry.served = false;
-        let end = entry.session.end().expect("what is no longer open has an end").name();
+        entry.stage = Stage::Left;
+        let end =
+            entry.session.close_reason().expect("a session that is not open has ended for a reason").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
         let room = member.room;
-        let whose = if dialect == Dialect::Noroshi { String::new() } else { format!("{} ", dialect.name()) };
+        let prefix =
+            if protocol == ProtocolId::Noroshi { String::new() } else { format!("{} ", protocol.name()) };
         info!(
-            "connection {} from {} ended after {:.1} s: {end}; {whose}room {room:?}, {}",
+            "connection {} from {} ended after {:.1} s: {end}; {prefix}room {room:?}, {}",
             entry.conn.number(),
-            entry.session.address(),
+            entry.address,
             (self.shared.now - entry.since.get()).as_secs_f64(),
             member.id.as_ref().map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
     }
 
-    /// A connection is gone.
-    pub(super) fn free(&mut self, slot: usize) {
+    /// Removes a connection that is over.
+    pub(super) fn remove(&mut self, slot: usize) {
         let entry = self.entries.remove(slot);
-        self.plain[entry.session.door() as usize].remove(&entry.conn.number());
-        self.upgraded -= usize::from(entry.upgraded);
-        self.metrics_sessions -= usize::from(entry.session.door() == Door::Metrics);
-        debug!("connection {} from {} is gone", entry.conn.number(), entry.session.address());
+        self.plain[entry.listener as usize].remove(&entry.conn.number());
+        self.websockets -= usize::from(entry.stage != Stage::Http);
+        self.metrics_count -= usize::from(entry.listener == ListenerKind::Metrics);
+        debug!("connection {} from {} is closed", entry.conn.number(), entry.address);
+        if entry.is_counted {
+            self.per_ip.remove(entry.address);
+        }
         entry.session.free(&mut self.shared);
     }
 }
@@ -334,45 +386,63 @@ impl Outbox for Connections {
         self.entries[to.slot()].session.has_room(texts, &self.shared)
     }
 
+    fn forward(&mut self, to: Conn, text: String) {
+        self.work += 1;
+        self.with_session(to.slot(), |session, shared| session.forward(text, shared));
+    }
+
+    fn is_congested(&self, to: Conn) -> bool {
+        self.entries[to.slot()].session.is_congested(&self.shared)
+    }
+
+    fn has_unread_input(&self, conn: Conn) -> bool {
+        self.entries[conn.slot()].input == Pending::Unread
+    }
+
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
         self.shared.budget.reserve(bytes)
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        match effect {
-            Effect::Send(to, text) => {
-                self.work += 1;
-                self.reach(to.slot(), |session, shared| session.send(text, shared));
-            }
-            Effect::SendBinary(to, bytes) => {
-                self.work += 1;
-                self.reach(to.slot(), |session, shared| session.send_binary(&bytes, shared))
-            }
-            Effect::Ping(to) => self.reach(to.slot(), |session, shared| session.ping(shared)),
-            Effect::PauseReading(conn) => self.entries[conn.slot()].session.pause(),
-            Effect::ResumeReading(conn) => {
-                self.entries[conn.slot()].session.resume(self.shared.now);
-                self.mark_ready(conn.slot());
-            }
-            Effect::Close(to, why) => self.reach(to.slot(), |session, shared| {
-                let end = match why {
-                    Close::Replaced => End::Replaced,
-                    Close::RateLimited => End::RateLimited,
-                    Close::Finished => End::Finished,
-                };
-                session.close(end, shared);
-            }),
-            Effect::Registered { conn, room, id } => {
-                let entry = &mut self.entries[conn.slot()];
-                entry.session.registered();
-                debug!(
-                    "connection {} from {} registered: room {room:?}, id {id:?}",
-                    conn.number(),
-                    entry.session.address()
-                );
-            }
-            Effect::Left { conn, dialect, member } => self.part(conn.slot(), dialect, &member),
-        }
+    fn send(&mut self, to: Conn, text: String) {
+        self.work += 1;
+        self.with_session(to.slot(), |session, shared| session.send(text, shared));
+    }
+
+    fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
+        self.work += 1;
+        self.with_session(to.slot(), |session, shared| session.send_binary(bytes, shared));
+    }
+
+    fn ping(&mut self, to: Conn) {
+        self.with_session(to.slot(), |session, shared| session.ping(shared));
+    }
+
+    fn pause_reading(&mut self, conn: Conn) {
+        self.entries[conn.slot()].session.pause();
+    }
+
+    fn resume_reading(&mut self, conn: Conn) {
+        self.entries[conn.slot()].session.resume(self.shared.now);
+        self.mark_ready(conn.slot());
+    }
+
+    fn close(&mut self, conn: Conn, why: Close) {
+        let end = match why {
+            Close::Replaced => CloseReason::Replaced,
+            Close::RateLimited => CloseReason::RateLimited,
+            Close::Finished => CloseReason::Finished,
+        };
+        self.with_session(conn.slot(), |session, shared| session.close(end, shared));
+    }
+
+    fn registered(&mut self, conn: Conn, room: &str, id: &str) {
+        let entry = &mut self.entries[conn.slot()];
+        entry.session.on_registered();
+        debug!("connection {} from {} registered: room {room:?}, id {id:?}", conn.number(), entry.address);
+    }
+
+    fn disconnected(&mut self, conn: Conn, protocol: ProtocolId, member: &Member<'_>) {
+        self.log_disconnect(conn.slot(), protocol, member);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What an operator says to a running server by signals.
+//! Signals, and the loop that reacts to them.
 
 use std::io;
 use std::mem;
@@ -16,22 +16,22 @@ impl Server {
     ///
     /// # Errors
     /// A system call that this needs fails.
-    pub fn heed_signals(&mut self) -> io::Result<()> {
+    pub fn install_signal_handlers(&mut self) -> io::Result<()> {
         let signals =
             self.signals.insert(Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?);
         self.poll.registry().register(signals, SIGNALS, Interest::READABLE)
     }
 
-    /// Serves until a signal comes, then says goodbye, or drains before that. Each further signal goes on to the next of
-    /// these, and the last ends it at once.
+    /// Serves until a signal ends the server. The first one begins a drain, if `--drain` says so; the next one a stop; and the
+    /// one after that returns at once.
     ///
     /// # Errors
-    /// The poll fails, which no peer can bring about.
+    /// The poll fails. No peer can cause that.
     pub fn run(&mut self) -> io::Result<()> {
-        self.supervisor.ready();
+        self.service_manager.ready();
         while !self.is_stopped() {
             self.turn(None)?;
-            if !mem::take(&mut self.signalled) {
+            if !mem::take(&mut self.is_signal_pending) {
                 continue;
             }
             let came: Vec<_> = self.signals.iter_mut().flat_map(|signals| signals.pending()).collect();
@@ -54,13 +54,13 @@ impl Server {
     pub fn reload(&mut self) {
         let config = &mut self.connections.shared.config;
         let mut renewed = config.clone();
-        match renewed.read_files() {
+        match renewed.read_secret_files() {
             Ok(()) => {
-                info!("SIGHUP: secrets were read anew");
+                info!("SIGHUP: the secret files were reloaded");
                 *config = renewed;
-                self.gate.renew(config);
+                self.dispatcher.renew(config);
             }
-            Err(error) => warn!("SIGHUP: {error}; the old secrets stay"),
+            Err(error) => warn!("SIGHUP: {error}; the previous secrets remain in use"),
         }
     }
 }

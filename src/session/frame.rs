@@ -1,153 +1,187 @@
-//! Frames (RFC 6455 section 5.2): what a client's begins with, checked as soon as it is there, and what ours are.
+//! Parses client frame headers and encodes server frames (RFC 6455 section 5.2).
 //!
-//! A frame that is no whole message, and no Close, goes on to tungstenite, which knows the rest of the RFC. This file
-//! sees to what comes before that: that no payload is awaited which will be refused, that lengths are minimal, and
-//! where a frame ends.
+//! Complete messages and control frames are decoded here; all other frames are checked here and then decoded by
+//! tungstenite. A header is rejected at its first invalid byte, so that a session never waits for a payload that it would
+//! reject, and a length must be in its shortest form, which tungstenite does not require. Because the end of each frame is
+//! known, a message can be used in place, without a codec, a copy or an allocation; `inbound.rs` has the figures.
 
-/// More of a message that has begun.
+/// The opcode of a frame that continues a fragmented message.
 const CONTINUATION: u8 = 0x0;
-/// A message of UTF-8.
+/// The opcode of a text message.
 pub const TEXT: u8 = 0x1;
-/// A message of bytes.
+/// The opcode of a binary message.
 pub const BINARY: u8 = 0x2;
-/// A goodbye.
+/// The opcode of a Close frame.
 pub const CLOSE: u8 = 0x8;
-/// A request for a pong.
+/// The opcode of a ping.
 pub const PING: u8 = 0x9;
-/// The answer to a ping.
+/// The opcode of a pong.
 pub const PONG: u8 = 0xa;
 
-/// The most that a control frame may carry (RFC 6455 section 5.5).
+/// The bit of the first byte that marks the last frame of a message.
+const FIN_BIT: u8 = 0x80;
+/// The bits of the first byte that are reserved for extensions.
+const RESERVED_BITS: u8 = 0x70;
+/// The bits of the first byte that contain the opcode.
+const OPCODE_BITS: u8 = 0xf;
+/// The bit of the opcode that control frames have.
+const CONTROL_BIT: u8 = 0x8;
+/// The bit of the second byte that marks a masked payload.
+const MASK_BIT: u8 = 0x80;
+
+/// The largest payload of a control frame in bytes (RFC 6455 section 5.5).
 const CONTROL_BYTES_MAX: usize = 125;
-/// The longest control frame of a client: two bytes, a mask, a payload. The longest header is shorter.
+/// The longest control frame of a client in bytes: two bytes, the mask and the payload. No header is longer.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 6 + CONTROL_BYTES_MAX;
 
-/// What a frame of a client begins with.
+/// Represents the header of a client frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Whether its message ends with it.
+    /// Whether the frame is the last of its message.
     pub fin: bool,
-    /// One of RFC 6455 section 11.8.
+    /// The opcode (RFC 6455 section 11.8).
     pub opcode: u8,
-    /// What its payload is masked with.
+    /// The masking key of the payload.
     pub mask: [u8; 4],
-    /// The length of the header.
-    pub bytes: usize,
-    /// The length of the payload.
-    pub payload: usize,
+    /// The length of the header in bytes.
+    pub header_len: usize,
+    /// The length of the payload in bytes.
+    pub payload_len: usize,
 }
 
-/// Why a frame is refused.
+/// Represents the reason why a frame is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
-    /// It is not as RFC 6455 section 5 has it: 1002.
+pub enum FrameError {
+    /// The frame violates RFC 6455 section 5 (status code 1002).
     Protocol,
-    /// Its message is not UTF-8: 1007.
+    /// The text is not UTF-8 (status code 1007).
     NotUtf8,
-    /// Its message is larger than one may be: 1009.
+    /// The message is larger than the limit (status code 1009).
     TooBig,
 }
 
 impl Header {
-    /// The header that these bytes begin with, if all of it is there.
+    /// Parses the header at the start of `bytes`.
+    ///
+    /// Returns `None` if bytes are missing.
     ///
     /// # Errors
-    /// What is wrong with it, as soon as it can be known.
-    pub fn parse(bytes: &[u8], payload_max: usize) -> Result<Option<Header>, Broken> {
+    /// The header is invalid, or announces more than `payload_max` bytes. An invalid header is rejected at its first
+    /// invalid byte.
+    pub fn parse(bytes: &[u8], payload_max: usize) -> Result<Option<Header>, FrameError> {
         let &[first, second, ref rest @ ..] = bytes else {
             return match bytes {
-                [first] if !is_first(*first) => Err(Broken::Protocol),
+                [first] if !is_valid_first_byte(*first) => Err(FrameError::Protocol),
                 _ => Ok(None),
             };
         };
-        let (opcode, fin, length) = (first & 0xf, first & 0x80 != 0, usize::from(second & 0x7f));
-        let is_control = opcode & 0x8 != 0;
-        let is_masked = second & 0x80 != 0;
-        if !is_first(first) || !is_masked || (is_control && length > CONTROL_BYTES_MAX) {
-            return Err(Broken::Protocol);
+        let fin = first & FIN_BIT != 0;
+        let opcode = first & OPCODE_BITS;
+        let is_control = opcode & CONTROL_BIT != 0;
+        let is_masked = second & MASK_BIT != 0;
+        let short_len = usize::from(second & !MASK_BIT);
+        if !is_valid_first_byte(first) || !is_masked || (is_control && short_len > CONTROL_BYTES_MAX) {
+            return Err(FrameError::Protocol);
         }
-        let (extended, shortest) = match length {
+        // The extended length must not be used for a payload that fits a shorter form.
+        let (extended_bytes, extended_min) = match short_len {
             126 => (2, 126),
             127 => (8, 0x1_0000),
             _ => (0, 0),
         };
-        let Some((extension, rest)) = rest.split_at_checked(extended) else {
+        let Some((extended, rest)) = rest.split_at_checked(extended_bytes) else {
             return Ok(None);
         };
-        let payload = match extended {
-            0 => length as u64,
-            _ => extension.iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
+        let payload_len = match extended_bytes {
+            0 => short_len as u64,
+            _ => extended.iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
         };
-        if payload < shortest || payload >> 63 != 0 {
-            return Err(Broken::Protocol);
+        let is_highest_bit_set = payload_len >> 63 != 0;
+        if payload_len < extended_min || is_highest_bit_set {
+            return Err(FrameError::Protocol);
         }
-        let payload = usize::try_from(payload).map_err(|_| Broken::TooBig)?;
-        if payload > payload_max && !is_control {
-            return Err(Broken::TooBig);
+        let payload_len = usize::try_from(payload_len).map_err(|_| FrameError::TooBig)?;
+        if payload_len > payload_max && !is_control {
+            return Err(FrameError::TooBig);
         }
-        let mask = rest.first_chunk().copied();
-        Ok(mask.map(|mask| Header { fin, opcode, mask, bytes: 2 + extended + 4, payload }))
+        let Some(mask) = rest.first_chunk().copied() else {
+            return Ok(None);
+        };
+        let header_len = 2 + extended_bytes + mask.len();
+        Ok(Some(Header { fin, opcode, mask, header_len, payload_len }))
     }
 
-    /// The length of the frame.
-    #[allow(clippy::len_without_is_empty, reason = "a frame has a header")]
-    pub fn len(&self) -> usize {
-        self.bytes + self.payload
+    /// Returns the length of the frame in bytes.
+    pub fn frame_len(&self) -> usize {
+        self.header_len + self.payload_len
     }
 
-    /// Whether this frame is a message, text or binary.
+    /// Returns whether the frame is a complete text or binary message.
     pub fn is_message(&self) -> bool {
         self.fin && matches!(self.opcode, TEXT | BINARY)
     }
 
-    /// Whether it may stand between the frames of a message (section 5.5).
+    /// Returns whether the frame is a control frame.
+    ///
+    /// A control frame may be sent between the fragments of a message (RFC 6455 section 5.5).
     pub fn is_control(&self) -> bool {
-        self.opcode & 0x8 != 0
+        self.opcode & CONTROL_BIT != 0
     }
 
-    /// Whether a frame with data may come now. `unfinished` is how much of a message has come, if one has begun.
+    /// Checks that a data frame is valid after the frames before it.
+    ///
+    /// `message_bytes` is the size of the incomplete message, or `None` if no fragmented message has started.
     ///
     /// # Errors
-    /// It does not continue what has begun, or continues nothing (section 5.4), or it is too much.
-    pub fn check_place(&self, unfinished: Option<usize>, message_max: usize) -> Result<(), Broken> {
-        if (self.opcode == CONTINUATION) != unfinished.is_some() {
-            Err(Broken::Protocol)
-        } else if unfinished.unwrap_or(0) + self.payload > message_max {
-            Err(Broken::TooBig)
-        } else {
-            Ok(())
+    /// The frame continues no message, or interrupts one (RFC 6455 section 5.4), or the message becomes too large.
+    pub fn check_fragment(&self, message_bytes: Option<usize>, message_max: usize) -> Result<(), FrameError> {
+        let is_continuation = self.opcode == CONTINUATION;
+        if is_continuation != message_bytes.is_some() {
+            return Err(FrameError::Protocol);
         }
+        if message_bytes.unwrap_or(0) + self.payload_len > message_max {
+            return Err(FrameError::TooBig);
+        }
+        Ok(())
     }
 }
 
-/// Whether a frame may begin with this byte: reserved bits and opcodes are for extensions, and control frames are
-/// never fragmented.
-fn is_first(first: u8) -> bool {
-    first & 0x70 == 0 && matches!(first & 0xf, 0x0..=0x2) || matches!(first, 0x88..=0x8a)
+/// Returns whether a frame may start with this byte.
+///
+/// Reserved bits and opcodes require an extension, and control frames are never fragmented.
+fn is_valid_first_byte(first: u8) -> bool {
+    let is_data_frame = first & RESERVED_BITS == 0 && matches!(first & OPCODE_BITS, CONTINUATION..=BINARY);
+    let is_control_frame = matches!(first, 0x88..=0x8a);
+    is_data_frame || is_control_frame
 }
 
-/// Whether this may be the payload of a Close: a code that may be sent and a reason, or nothing (section 5.5.1; the
-/// codes are those of section 7.4 and, since then, of IANA's registry).
+/// Checks the payload of a Close frame: nothing, or a status code and a reason.
+///
+/// The valid codes are those of RFC 6455 section 7.4 and of IANA's WebSocket Close Code Number Registry.
 ///
 /// # Errors
-/// What is wrong with it.
-pub fn check_close(payload: &[u8]) -> Result<(), Broken> {
-    match payload.split_first_chunk() {
-        None if payload.is_empty() => Ok(()),
-        Some((code, reason)) => match u16::from_be_bytes(*code) {
-            1000..=1003 | 1007..=1014 | 3000..=4999 => {
-                str::from_utf8(reason).map(|_| ()).map_err(|_| Broken::NotUtf8)
-            }
-            _ => Err(Broken::Protocol),
-        },
-        None => Err(Broken::Protocol),
+/// The payload is one byte long, the code must not be sent, or the reason is not UTF-8 (RFC 6455 section 5.5.1).
+pub fn check_close(payload: &[u8]) -> Result<(), FrameError> {
+    if payload.is_empty() {
+        return Ok(());
     }
+    let Some((code, reason)) = payload.split_first_chunk() else {
+        return Err(FrameError::Protocol);
+    };
+    match u16::from_be_bytes(*code) {
+        1000..=1003 | 1007..=1014 | 3000..=4999 => {}
+        _ => return Err(FrameError::Protocol),
+    }
+    if str::from_utf8(reason).is_err() {
+        return Err(FrameError::NotUtf8);
+    }
+    Ok(())
 }
 
-/// Takes the mask off (section 5.3).
+/// Unmasks a payload in place (RFC 6455 section 5.3).
 #[inline]
 pub fn unmask(payload: &mut [u8], mask: [u8; 4]) {
-    // In blocks that the compiler makes vectors of.
+    // The compiler vectorizes blocks of a constant size.
     let mut blocks = payload.chunks_exact_mut(16);
     for block in &mut blocks {
         for (i, byte) in block.iter_mut().enumerate() {
@@ -159,25 +193,27 @@ pub fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     }
 }
 
-/// Appends a frame of ours, which is whole and unmasked.
-pub fn push(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+/// Appends a server frame, which is never fragmented and never masked.
+pub fn encode(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     let length = payload.len();
     match length {
-        0..=125 => out.extend([0x80 | opcode, length as u8]),
+        0..=125 => out.extend([FIN_BIT | opcode, length as u8]),
         126..=0xffff => {
             let [high, low] = (length as u16).to_be_bytes();
-            out.extend([0x80 | opcode, 126, high, low]);
+            out.extend([FIN_BIT | opcode, 126, high, low]);
         }
         _ => {
-            out.extend([0x80 | opcode, 127]);
+            out.extend([FIN_BIT | opcode, 127]);
             out.extend((length as u64).to_be_bytes());
         }
     }
     out.extend_from_slice(payload);
 }
 
-/// Returns the length of the frame of ours, as [`push`] appends it, that these bytes begin with.
-pub fn len_of_ours(bytes: &[u8]) -> usize {
+/// Returns the length of the server frame at the start of `bytes`.
+///
+/// The frame must have been written by [`encode`].
+pub fn first_frame_len(bytes: &[u8]) -> usize {
     let big_endian = |bytes: &[u8]| bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
     match bytes[1] {
         126 => 4 + big_endian(&bytes[2..4]),
@@ -186,44 +222,47 @@ pub fn len_of_ours(bytes: &[u8]) -> usize {
     }
 }
 
-/// What [`push`] appends for a payload of this length.
-pub fn len(payload: usize) -> usize {
-    let header = match payload {
+/// Returns how many bytes [`encode`] appends for a payload of this length.
+pub fn encoded_len(payload_len: usize) -> usize {
+    let header_len = match payload_len {
         0..=125 => 2,
         126..=0xffff => 4,
         _ => 10,
     };
-    header + payload
+    header_len + payload_len
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn header(bytes: &[u8]) -> Result<Option<Header>, Broken> {
-        // It is known as soon as it can be, and what was said once is not taken back.
-        let said = (0..bytes.len()).find_map(|cut| Header::parse(&bytes[..cut], 1000).transpose());
-        let whole = Header::parse(bytes, 1000);
-        assert!(said.is_none_or(|said| said.map(Some) == whole), "{bytes:?}");
-        whole
+    /// Parses the bytes, and checks that a result for a prefix of them is the same as the result for all.
+    fn parse(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
+        let prefixes = (0..bytes.len()).map(|length| &bytes[..length]);
+        let first_result = prefixes.map(|prefix| Header::parse(prefix, 1000)).find_map(Result::transpose);
+        let result = Header::parse(bytes, 1000);
+        if let Some(first_result) = first_result {
+            assert_eq!(first_result.map(Some), result, "{bytes:?}");
+        }
+        result
     }
 
     #[test]
-    fn headers() {
-        let text = Header { fin: true, opcode: TEXT, mask: [1, 2, 3, 4], bytes: 6, payload: 5 };
-        assert_eq!(header(&[0x81, 0x85, 1, 2, 3, 4, b'x']), Ok(Some(text)));
-        let longer = Header { payload: 126, bytes: 8, ..text };
-        assert_eq!(header(&[0x81, 0xfe, 0, 126, 1, 2, 3, 4]), Ok(Some(longer)));
-        let fragment = Header { fin: false, opcode: 0, payload: 0, ..text };
-        assert_eq!(header(&[0x00, 0x80, 1, 2, 3, 4]), Ok(Some(fragment)));
+    fn valid_headers_are_parsed() {
+        let text = Header { fin: true, opcode: TEXT, mask: [1, 2, 3, 4], header_len: 6, payload_len: 5 };
+        assert_eq!(parse(&[0x81, 0x85, 1, 2, 3, 4, b'x']), Ok(Some(text)));
+        let longer = Header { payload_len: 126, header_len: 8, ..text };
+        assert_eq!(parse(&[0x81, 0xfe, 0, 126, 1, 2, 3, 4]), Ok(Some(longer)));
+        let fragment = Header { fin: false, opcode: 0, payload_len: 0, ..text };
+        assert_eq!(parse(&[0x00, 0x80, 1, 2, 3, 4]), Ok(Some(fragment)));
         for incomplete in [&[][..], &[0x81], &[0x81, 0x85, 1, 2, 3], &[0x81, 0xfe, 1], &[0x89, 0x80]] {
-            assert_eq!(header(incomplete), Ok(None), "{incomplete:?}");
+            assert_eq!(parse(incomplete), Ok(None), "{incomplete:?}");
         }
     }
 
     #[test]
-    fn broken_headers() {
-        for broken in [
+    fn invalid_headers_are_rejected_at_the_first_invalid_byte() {
+        for invalid in [
             // Reserved bits and opcodes.
             &[0xc1][..],
             &[0xa1],
@@ -232,59 +271,60 @@ mod tests {
             &[0x87],
             &[0x8b],
             &[0x8f],
-            // Fragmented control frames, and longer ones than may be.
+            // Fragmented control frames and control frames that are too long.
             &[0x08],
             &[0x09],
             &[0x0a],
             &[0x89, 0xfe],
             &[0x88, 0xff],
-            // No mask.
+            // Unmasked frames.
             &[0x81, 0x05],
             &[0x81, 0x7e],
-            // A shorter length would have done.
+            // Lengths that are not in their shortest form.
             &[0x81, 0xfe, 0, 125],
             &[0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff],
-            // Section 5.2: the most significant bit is 0.
+            // A length whose most significant bit is set (RFC 6455 section 5.2).
             &[0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0],
         ] {
-            assert_eq!(header(broken), Err(Broken::Protocol), "{broken:?}");
-            assert_eq!(Header::parse(&broken[..broken.len() - 1], 1000), Ok(None), "{broken:?}");
+            assert_eq!(parse(invalid), Err(FrameError::Protocol), "{invalid:?}");
+            assert_eq!(Header::parse(&invalid[..invalid.len() - 1], 1000), Ok(None), "{invalid:?}");
         }
-        assert_eq!(header(&[0x81, 0xfe, 3, 233]), Err(Broken::TooBig));
-        assert_eq!(header(&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]), Err(Broken::TooBig));
+        assert_eq!(parse(&[0x81, 0xfe, 3, 233]), Err(FrameError::TooBig));
+        assert_eq!(parse(&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]), Err(FrameError::TooBig));
     }
 
     #[test]
-    fn the_order_of_fragments() {
-        let frame = |opcode, payload| Header { fin: true, opcode, mask: [0; 4], bytes: 6, payload };
-        for (unfinished, opcode, payload, place) in [
+    fn fragments_are_checked_for_order_and_size() {
+        let frame =
+            |opcode, payload_len| Header { fin: true, opcode, mask: [0; 4], header_len: 6, payload_len };
+        for (message_bytes, opcode, payload_len, expected) in [
             (None, TEXT, 10, Ok(())),
             (Some(3), CONTINUATION, 7, Ok(())),
             (Some(10), CONTINUATION, 0, Ok(())),
-            (Some(4), CONTINUATION, 7, Err(Broken::TooBig)),
-            (Some(4), BINARY, 1, Err(Broken::Protocol)),
-            (None, CONTINUATION, 1, Err(Broken::Protocol)),
+            (Some(4), CONTINUATION, 7, Err(FrameError::TooBig)),
+            (Some(4), BINARY, 1, Err(FrameError::Protocol)),
+            (None, CONTINUATION, 1, Err(FrameError::Protocol)),
         ] {
-            assert_eq!(frame(opcode, payload).check_place(unfinished, 10), place);
+            assert_eq!(frame(opcode, payload_len).check_fragment(message_bytes, 10), expected);
         }
     }
 
     #[test]
-    fn what_a_close_may_say() {
+    fn close_payloads_are_checked() {
         let close = |code: u16, reason: &[u8]| check_close(&[&code.to_be_bytes(), reason].concat());
         assert_eq!(check_close(b""), Ok(()));
-        assert_eq!(check_close(b"x"), Err(Broken::Protocol));
+        assert_eq!(check_close(b"x"), Err(FrameError::Protocol));
         for code in [1000, 1003, 1007, 1011, 1012, 1013, 1014, 3000, 4999] {
             assert_eq!(close(code, "日本".as_bytes()), Ok(()), "{code}");
         }
         for code in [0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65535] {
-            assert_eq!(close(code, b""), Err(Broken::Protocol), "{code}");
+            assert_eq!(close(code, b""), Err(FrameError::Protocol), "{code}");
         }
-        assert_eq!(close(1000, b"\xff"), Err(Broken::NotUtf8));
+        assert_eq!(close(1000, b"\xff"), Err(FrameError::NotUtf8));
     }
 
     #[test]
-    fn a_mask_goes_round() {
+    fn unmask_repeats_the_masking_key() {
         for length in 0..40 {
             let mut payload: Vec<u8> = (0..length).map(|i| b"abcd"[i % 4]).collect();
             unmask(&mut payload, *b"abcd");
@@ -293,16 +333,19 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_ours() {
-        for payload in [0, 1, 125, 126, 0xffff, 0x1_0000] {
+    fn encoded_frames_have_the_calculated_length() {
+        for payload_len in [0, 1, 125, 126, 0xffff, 0x1_0000] {
             let mut out = Vec::new();
-            push(&mut out, TEXT, &vec![b'x'; payload]);
-            assert_eq!(out.len(), len(payload));
-            assert_eq!(out.len(), len_of_ours(&out));
-            // With a mask it would be a client's.
-            out[1] |= 0x80;
-            let header = Header::parse(&out, payload).map(|header| header.map(|header| header.payload));
-            assert_eq!(header, Ok(if payload < 4 { None } else { Some(payload) }));
+            encode(&mut out, TEXT, &vec![b'x'; payload_len]);
+            assert_eq!(out.len(), encoded_len(payload_len));
+            assert_eq!(out.len(), first_frame_len(&out));
+            // Set the mask bit, as in a client frame.
+            out[1] |= MASK_BIT;
+            let header = Header::parse(&out, payload_len).unwrap();
+            let parsed_len = header.map(|header| header.payload_len);
+            // A frame whose payload is shorter than a masking key lacks part of the header.
+            let expected = if payload_len < 4 { None } else { Some(payload_len) };
+            assert_eq!(parsed_len, expected);
         }
     }
 }

@@ -1,141 +1,184 @@
-//! The outbound queue of one connection.
+//! Queues the output of one connection and writes it.
 //!
-//! Messages wait in the order in which they were queued. Forwarded messages may fill the queue up to its limit; the
-//! server's own messages have a reserve beyond that. When the kernel's buffer is full, control frames (RFC 6455 section
-//! 5.5) wait apart and are sent at the next frame boundary, ahead of the messages: a ping that waited behind a full queue
-//! would tell nothing about the peer.
+//! Messages are sent in the order in which they were queued. Forwarded messages may fill the queue up to its limit; the
+//! server's own messages have a reserve beyond it. While the send buffer of the kernel is full, control frames (RFC 6455
+//! section 5.5) are queued separately and are sent at the next frame boundary, ahead of the messages: a ping behind a full
+//! queue would prove nothing about the peer.
 
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
-use super::work::{Shared, Work};
-use super::{End, Session, Stream, frame};
+use super::buffers::{Buffers, SharedState};
+use super::{CloseReason, Session, Stream, frame};
 use crate::limits::{ALWAYS_HELD_BYTES, CONTROL_BYTES_MAX, QUEUE_BYTES_RESERVE, STALL_TIME_MAX};
 
 impl<S: Stream> Session<S> {
-    /// Returns whether the queue has room to forward all of these. A session that is no longer open accepts and discards
-    /// them.
-    pub fn has_room(&mut self, texts: &[String], shared: &Shared) -> bool {
+    /// Returns whether the queue has room to forward all of these messages.
+    ///
+    /// A session that is no longer open accepts messages and discards them.
+    pub fn has_room(&mut self, texts: &[String], shared: &SharedState) -> bool {
         if !self.is_open() {
             return true;
         }
-        let bytes: usize = texts.iter().map(|text| frame::len(text.len())).sum();
+        let bytes: usize = texts.iter().map(|text| frame::encoded_len(text.len())).sum();
         let queued = self.queued_bytes();
-        let fits = queued + bytes <= shared.config.queue_bytes_max() && fits_memory(queued, bytes, shared);
-        if !fits {
-            self.note_refusal();
+        let fits_queue = queued + bytes <= shared.config.queue_bytes_max();
+        let has_room = fits_queue && self.fits_memory(bytes, shared);
+        if !has_room {
+            self.record_refusal();
         }
-        fits
+        has_room
+    }
+
+    /// Queues a message for which [`Session::has_room`] was asked.
+    pub fn forward(&mut self, text: String, shared: &mut SharedState) {
+        if self.is_open() {
+            self.update_queue(shared, |queue, now| queue.push(frame::TEXT, text.as_bytes(), now));
+        }
+    }
+
+    /// Returns whether more than half of the queue is used.
+    pub fn is_congested(&self, shared: &SharedState) -> bool {
+        self.is_open() && self.queued_bytes() > shared.config.queue_bytes_max() / 2
     }
 
     /// Queues a text message of the server itself. See [`Session::send_binary`].
-    pub fn send(&mut self, text: String, shared: &mut Shared) {
+    pub fn send(&mut self, text: String, shared: &mut SharedState) {
         self.send_frame(frame::TEXT, text.as_bytes(), shared);
     }
 
-    /// Queues a binary message of the server itself. It may use the reserve of the queue. A peer that has taken bytes
-    /// lately is also sent the first message that does not fit into the reserve. A peer that would miss a message is
-    /// disconnected.
-    pub fn send_binary(&mut self, bytes: &[u8], shared: &mut Shared) {
+    /// Queues a binary message of the server itself.
+    ///
+    /// The message may use the reserve of the queue and, if the peer has recently taken bytes, as much again as
+    /// [`Config::queue_bytes_owed_max`](crate::config::Config::queue_bytes_owed_max) and one message. A peer that would miss
+    /// a message is disconnected.
+    pub fn send_binary(&mut self, bytes: &[u8], shared: &mut SharedState) {
         self.send_frame(frame::BINARY, bytes, shared);
     }
 
-    fn send_frame(&mut self, opcode: u8, payload: &[u8], shared: &mut Shared) {
+    fn send_frame(&mut self, opcode: u8, payload: &[u8], shared: &mut SharedState) {
         if !self.is_open() {
             return;
         }
-        let bytes = frame::len(payload.len());
+        let bytes = frame::encoded_len(payload.len());
         let queued = self.queued_bytes();
-        if !fits_memory(queued, bytes, shared) {
-            self.note_refusal();
-            return self.close(End::NoMemory, shared);
+        if !self.fits_memory(bytes, shared) {
+            self.record_refusal();
+            self.close(CloseReason::NoMemory, shared);
+            return;
         }
         let max = shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE;
-        let fits = queued + bytes <= max || (queued <= max && self.takes_bytes(shared.now));
-        if !fits {
-            self.note_refusal();
-            return self.close(End::Slow, shared);
+        let fits_queue = queued + bytes <= max;
+        let owed_max = max + shared.config.queue_bytes_owed_max();
+        let may_exceed_reserve = queued <= owed_max && self.is_making_progress(shared.now);
+        if !fits_queue && !may_exceed_reserve {
+            self.record_refusal();
+            self.close(CloseReason::Slow, shared);
+            return;
         }
-        self.queue(shared, |queue, now| queue.push(opcode, payload, now));
+        self.update_queue(shared, |queue, now| queue.push(opcode, payload, now));
     }
 
-    /// Bytes of messages that wait to be sent.
+    /// Returns the bytes of queued messages.
     fn queued_bytes(&self) -> usize {
-        self.work.as_ref().map_or(0, |work| work.queue.message_bytes())
-    }
-
-    /// Returns whether the peer has taken bytes from its queue lately.
-    fn takes_bytes(&self, now: Duration) -> bool {
-        self.work.as_ref().is_none_or(|work| now - work.queue.progress < STALL_TIME_MAX)
-    }
-
-    /// Notes that something did not fit into the queue. If the peer has taken everything, it is not slow.
-    fn note_refusal(&mut self) {
-        if let Some(work) = self.work.as_mut().filter(|work| work.queue.message_bytes() > 0) {
-            work.queue.refused = true;
+        match &self.buffers {
+            Some(buffers) => buffers.queue.message_bytes(),
+            None => 0,
         }
     }
 
-    /// Queues a ping, ahead of messages that wait.
-    pub fn ping(&mut self, shared: &mut Shared) {
+    /// Returns whether the memory limit allows the queue to hold further bytes.
+    ///
+    /// A small queue is always allowed, and so are bytes that fit into memory that is charged already. A vector that grows
+    /// may allocate twice the bytes that it needs.
+    fn fits_memory(&self, bytes: usize, shared: &SharedState) -> bool {
+        let queued = self.queued_bytes();
+        let spare_bytes = self.buffers.as_ref().map_or(0, |buffers| buffers.queue.spare_bytes());
+        let is_small = queued + bytes <= ALWAYS_HELD_BYTES;
+        is_small || bytes <= spare_bytes || shared.budget.allows(queued + 2 * bytes)
+    }
+
+    /// Returns whether the peer has recently taken bytes, or the queue is empty.
+    fn is_making_progress(&self, now: Duration) -> bool {
+        match &self.buffers {
+            Some(buffers) => now - buffers.queue.last_progress < STALL_TIME_MAX,
+            None => true,
+        }
+    }
+
+    /// Records that the queue had no room for a message.
+    ///
+    /// A peer whose queue is empty is not slow: the message is too large, or the memory limit is reached.
+    fn record_refusal(&mut self) {
+        if let Some(buffers) = &mut self.buffers
+            && buffers.queue.message_bytes() > 0
+        {
+            buffers.queue.has_refused = true;
+        }
+    }
+
+    /// Queues a ping ahead of the messages. The pong that answers it costs the peer nothing.
+    pub fn ping(&mut self, shared: &mut SharedState) {
         if self.is_open() {
-            self.queue(shared, Queue::push_ping);
+            let mut is_queued = false;
+            self.update_queue(shared, |queue, now| is_queued = queue.push_ping(now));
+            self.awaited_pongs = self.awaited_pongs.saturating_add(u8::from(is_queued));
         }
     }
 
-    /// Queues the answer to a ping, ahead of messages that wait.
-    pub fn pong(&mut self, payload: Vec<u8>, shared: &mut Shared) {
+    /// Queues the answer to a ping ahead of the messages.
+    pub fn pong(&mut self, payload: Vec<u8>, shared: &mut SharedState) {
         if self.is_open() {
-            let max = shared.config.queue_bytes_max();
-            self.queue(shared, |queue, now| queue.answer_ping(payload, max, now));
+            let queue_max = shared.config.queue_bytes_max();
+            self.update_queue(shared, |queue, now| queue.answer_ping(payload, queue_max, now));
         }
     }
 
-    /// Changes the queue, and has the budget count what it needs.
+    /// Changes the queue and charges the memory budget for its new capacity.
     #[inline]
-    pub(super) fn queue(&mut self, shared: &mut Shared, change: impl FnOnce(&mut Queue, Duration)) {
-        let work = Work::begin(&mut self.work, shared);
-        change(&mut work.queue, shared.now);
-        work.charge(&mut shared.budget);
+    pub(super) fn update_queue(
+        &mut self,
+        shared: &mut SharedState,
+        change: impl FnOnce(&mut Queue, Duration),
+    ) {
+        let buffers = Buffers::acquire(&mut self.buffers, shared);
+        change(&mut buffers.queue, shared.now);
+        buffers.update_budget(&mut shared.budget);
     }
 }
 
-/// Returns whether the memory limit allows a queue of `queued` bytes to grow by `bytes`. A buffer that grows may come to
-/// have twice the room it needs.
-fn fits_memory(queued: usize, bytes: usize, shared: &Shared) -> bool {
-    queued + bytes <= ALWAYS_HELD_BYTES || shared.budget.allows(queued + 2 * bytes)
-}
-
-/// What a call of [`Queue::write`] did.
+/// Describes the result of [`Queue::write`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Written {
-    /// Bytes that the stream has taken.
+    /// Bytes that the stream has accepted.
     pub bytes: usize,
-    /// Whether the stream was full before and has taken bytes again: the peer's TCP has acknowledged some.
+    /// Whether the stream has accepted bytes after it was full: the peer's TCP has acknowledged some.
     pub acknowledged: bool,
 }
 
-/// Bytes that wait to be sent to one peer.
+/// Holds bytes to be sent to one peer.
 #[derive(Default)]
 pub(super) struct Queue {
-    /// Frames in order, or the response to a request. The first `sent` bytes of it are written.
+    /// Encoded frames in order, or the response to a request. The first `sent` bytes are written.
     bytes: Vec<u8>,
     sent: usize,
-    /// Where the frame ends that is being sent. Equal to `sent` at a frame boundary.
+    /// The end of the frame that is being sent, as an index of `bytes`. Equal to `sent` at a frame boundary.
     frame_end: usize,
-    /// Control frames that go ahead of `bytes` at the next frame boundary. The first `control_sent` bytes are written.
+    /// The end of the last pong in `bytes`, as an index of `bytes`. No later pong may overtake it.
+    pong_end: usize,
+    /// Control frames to be sent ahead of `bytes` at the next frame boundary. The first `control_sent` bytes are written.
     control: Vec<u8>,
     control_sent: usize,
-    /// Whether a ping is in `control`: one is enough.
-    is_ping_waiting: bool,
-    /// The payload of the last ping, as long as there is no room for its answer.
-    unanswered: Option<Vec<u8>>,
-    /// When the stream last took a byte, or the queue ceased to be empty.
-    progress: Duration,
-    /// Whether the stream takes nothing at the moment.
+    /// Whether `control` contains a ping. A second ping would prove nothing more.
+    is_ping_queued: bool,
+    /// The payload of the last ping of the peer, until the queue has room for the pong.
+    unanswered_ping: Option<Vec<u8>>,
+    /// When the stream last accepted a byte, or when the queue became non-empty.
+    last_progress: Duration,
+    /// Whether the last write returned `WouldBlock`.
     is_blocked: bool,
-    /// Whether something found no room since the peer last took a byte.
-    refused: bool,
+    /// Whether a message was refused since the stream last accepted a byte.
+    has_refused: bool,
 }
 
 impl Queue {
@@ -143,88 +186,125 @@ impl Queue {
         self.message_bytes() == 0 && self.control.is_empty()
     }
 
-    /// Bytes of messages that wait, without control frames that wait apart.
+    /// Returns the unsent bytes of messages, without the separate control frames.
     fn message_bytes(&self) -> usize {
         self.bytes.len() - self.sent
     }
 
-    /// Bytes of memory.
+    /// Returns the bytes that fit without a further allocation.
+    fn spare_bytes(&self) -> usize {
+        self.bytes.capacity() - self.bytes.len()
+    }
+
+    /// Returns whether the stream takes nothing at the moment.
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked
+    }
+
+    /// Returns the allocated bytes.
     pub fn capacity(&self) -> usize {
         self.bytes.capacity() + self.control.capacity()
     }
 
-    /// Puts the response to a request into the empty queue.
-    pub fn respond(&mut self, response: Vec<u8>, now: Duration) {
+    /// Queues the response to a request. The queue must be empty.
+    pub fn push_response(&mut self, response: Vec<u8>, now: Duration) {
         self.sent = 0;
         self.frame_end = response.len();
         self.bytes = response;
-        self.progress = now;
+        self.last_progress = now;
     }
 
     /// Appends a frame.
     #[inline]
     pub fn push(&mut self, opcode: u8, payload: &[u8], now: Duration) {
         if self.is_empty() {
-            self.progress = now;
+            self.last_progress = now;
         }
-        frame::push(&mut self.bytes, opcode, payload);
+        frame::encode(&mut self.bytes, opcode, payload);
     }
 
-    /// Queues a ping, unless one waits already.
-    fn push_ping(&mut self, now: Duration) {
+    /// Appends a control frame, which is always allowed.
+    ///
+    /// It may exceed the memory limit, so that a large vector must not double for it.
+    fn push_control(&mut self, opcode: u8, payload: &[u8], now: Duration) {
+        let bytes = frame::encoded_len(payload.len());
+        if self.bytes.capacity() >= CONTROL_BYTES_MAX && self.spare_bytes() < bytes {
+            // More than one frame needs, so that many of them do not move the vector each time.
+            self.bytes.reserve_exact(CONTROL_BYTES_MAX);
+        }
+        self.push(opcode, payload, now);
+    }
+
+    /// Queues a ping, unless one is already queued separately.
+    /// Returns whether a ping was queued.
+    fn push_ping(&mut self, now: Duration) -> bool {
         if !self.is_blocked {
-            return self.push(frame::PING, &[], now);
+            self.push_control(frame::PING, &[], now);
+            return true;
         }
-        if !self.is_ping_waiting {
-            self.is_ping_waiting = true;
-            frame::push(&mut self.control, frame::PING, &[]);
+        if self.is_ping_queued {
+            return false;
         }
+        self.is_ping_queued = true;
+        frame::encode(&mut self.control, frame::PING, &[]);
+        true
     }
 
-    /// Queues a pong as soon as there is room for it. Of several pings that wait for that, only the last is answered
-    /// (RFC 6455 section 5.5.3).
-    fn answer_ping(&mut self, payload: Vec<u8>, max: usize, now: Duration) {
-        self.unanswered = Some(payload);
-        self.push_pong(max, now);
+    /// Queues a pong as soon as the queue has room for it.
+    ///
+    /// If several pings wait for room, only the last is answered (RFC 6455 section 5.5.3).
+    fn answer_ping(&mut self, payload: Vec<u8>, queue_max: usize, now: Duration) {
+        self.unanswered_ping = Some(payload);
+        self.push_pong(queue_max, now);
     }
 
-    fn push_pong(&mut self, max: usize, now: Duration) {
-        let Some(payload) = &self.unanswered else { return };
-        let bytes = frame::len(payload.len());
-        let fits = if self.is_blocked {
-            self.control.len() + bytes <= CONTROL_BYTES_MAX
-        } else {
-            self.message_bytes() + bytes <= max + CONTROL_BYTES_MAX
+    /// Queues the pong for the unanswered ping, if the queue has room for it.
+    fn push_pong(&mut self, queue_max: usize, now: Duration) {
+        let Some(payload) = &self.unanswered_ping else {
+            return;
         };
-        if !fits {
+        let bytes = frame::encoded_len(payload.len());
+        let has_room = if self.is_blocked {
+            // It would overtake a pong that was queued between messages before the stream blocked.
+            let is_pong_unsent = self.sent < self.pong_end;
+            !is_pong_unsent && self.control.len() + bytes <= CONTROL_BYTES_MAX
+        } else {
+            self.message_bytes() + bytes <= queue_max + CONTROL_BYTES_MAX
+        };
+        if !has_room {
             return;
         }
-        let Some(payload) = self.unanswered.take() else { return };
+        let Some(payload) = self.unanswered_ping.take() else {
+            return;
+        };
         if self.is_blocked {
-            frame::push(&mut self.control, frame::PONG, &payload);
+            frame::encode(&mut self.control, frame::PONG, &payload);
         } else {
-            self.push(frame::PONG, &payload, now);
+            self.push_control(frame::PONG, &payload, now);
+            self.pong_end = self.bytes.len();
         }
     }
 
-    /// Appends a Close frame, whatever there is room for. Nothing may follow it: a pong that still waits goes before it, or
-    /// is dropped.
+    /// Appends a Close frame, regardless of the limit of the queue.
+    ///
+    /// No frame may follow a Close frame: an unanswered ping is answered before it, or never.
     pub fn push_close(&mut self, payload: &[u8], now: Duration) {
         self.push_pong(usize::MAX / 2, now);
-        self.unanswered = None;
-        self.push(frame::CLOSE, payload, now);
+        self.unanswered_ping = None;
+        self.push_control(frame::CLOSE, payload, now);
     }
 
-    /// Returns whether more waits than may, and the peer takes nothing of it.
-    pub fn is_stalled(&self, max: usize, now: Duration) -> bool {
-        (self.refused || self.message_bytes() > max) && now - self.progress >= STALL_TIME_MAX
+    /// Returns whether the queue is full and the peer has stopped reading.
+    pub fn is_stalled(&self, queue_max: usize, now: Duration) -> bool {
+        let is_full = self.has_refused || self.message_bytes() > queue_max;
+        is_full && now - self.last_progress >= STALL_TIME_MAX
     }
 
-    /// Writes as much as the stream takes.
-    pub fn write(&mut self, stream: &mut impl Write, max: usize, now: Duration) -> io::Result<Written> {
+    /// Writes until the queue is empty or the stream blocks.
+    pub fn write(&mut self, stream: &mut impl Write, queue_max: usize, now: Duration) -> io::Result<Written> {
         let mut written = Written::default();
         loop {
-            self.push_pong(max, now);
+            self.push_pong(queue_max, now);
             if self.is_empty() {
                 self.is_blocked = false;
                 return Ok(written);
@@ -236,8 +316,8 @@ impl Queue {
                     written.acknowledged |= self.is_blocked;
                     written.bytes += n;
                     self.is_blocked = false;
-                    self.progress = now;
-                    self.refused = false;
+                    self.last_progress = now;
+                    self.has_refused = false;
                     self.advance(is_control, n);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -250,13 +330,15 @@ impl Queue {
         }
     }
 
-    /// Returns whether a control frame is the next to be written.
+    /// Returns whether the next write sends a separate control frame.
     fn is_control_next(&self) -> bool {
         let is_at_boundary = self.sent == self.frame_end;
         !self.control.is_empty() && (is_at_boundary || self.control_sent > 0)
     }
 
-    /// Returns the bytes to write next. While control frames wait, the message before them goes only to its end.
+    /// Returns the bytes of the next write.
+    ///
+    /// While control frames are queued separately, only the current frame is completed before them.
     fn next_bytes(&self, is_control: bool) -> &[u8] {
         if is_control {
             return &self.control[self.control_sent..];
@@ -265,14 +347,14 @@ impl Queue {
         &self.bytes[self.sent..end]
     }
 
-    /// Records that the stream has taken this many bytes.
+    /// Records the bytes that the stream has accepted, and frees their memory.
     fn advance(&mut self, is_control: bool, written: usize) {
         if is_control {
             self.control_sent += written;
             if self.control_sent == self.control.len() {
                 self.control = Vec::new();
                 self.control_sent = 0;
-                self.is_ping_waiting = false;
+                self.is_ping_queued = false;
             }
             return;
         }
@@ -281,15 +363,17 @@ impl Queue {
             self.bytes.clear();
             self.sent = 0;
             self.frame_end = 0;
+            self.pong_end = 0;
             return;
         }
         while self.frame_end < self.sent {
-            self.frame_end += frame::len_of_ours(&self.bytes[self.frame_end..]);
+            self.frame_end += frame::first_frame_len(&self.bytes[self.frame_end..]);
         }
-        // Moving what is left only when it is the smaller half makes the cost of all moves linear.
+        // The rest is moved only when it is the smaller half, so that the total cost of all moves is linear.
         if self.sent > self.bytes.len() / 2 {
             self.bytes.drain(..self.sent);
             self.frame_end -= self.sent;
+            self.pong_end = self.pong_end.saturating_sub(self.sent);
             self.sent = 0;
         }
     }
@@ -301,21 +385,21 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(1);
 
-    /// A stream that takes a number of bytes and then blocks.
+    /// Accepts a number of bytes and then blocks.
     #[derive(Default)]
-    struct Narrow {
+    struct LimitedStream {
         room: usize,
-        taken: Vec<u8>,
+        accepted: Vec<u8>,
     }
 
-    impl Write for Narrow {
+    impl Write for LimitedStream {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let n = bytes.len().min(self.room);
             if n == 0 {
                 return Err(ErrorKind::WouldBlock.into());
             }
             self.room -= n;
-            self.taken.extend_from_slice(&bytes[..n]);
+            self.accepted.extend_from_slice(&bytes[..n]);
             Ok(n)
         }
 
@@ -327,55 +411,89 @@ mod tests {
     fn frames(frames: &[(u8, &[u8])]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (opcode, payload) in frames {
-            frame::push(&mut bytes, *opcode, payload);
+            frame::encode(&mut bytes, *opcode, payload);
         }
         bytes
     }
 
     #[test]
+    fn control_frames_do_not_double_a_large_queue() {
+        let mut queue = Queue::default();
+        queue.push(frame::TEXT, &[b'x'; 100_000], NOW);
+        queue.bytes.shrink_to_fit();
+        queue.push_ping(NOW);
+        for _ in 0..20 {
+            queue.answer_ping(vec![b'p'; 125], usize::MAX / 2, NOW);
+        }
+        queue.push_close(&[3, 232], NOW);
+        assert!(queue.capacity() <= queue.message_bytes() + CONTROL_BYTES_MAX);
+    }
+
+    #[test]
+    fn pong_does_not_overtake_an_earlier_pong() {
+        let mut queue = Queue::default();
+        let mut stream = LimitedStream { room: 1010, ..LimitedStream::default() };
+        let messages = [vec![b'x'; 1000], vec![b'y'; 10]];
+        queue.push(frame::TEXT, &messages[0], NOW);
+        queue.push(frame::TEXT, &messages[1], NOW);
+        queue.answer_ping(b"first".to_vec(), usize::MAX / 2, NOW);
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        queue.answer_ping(b"second".to_vec(), usize::MAX / 2, NOW);
+        stream.room = usize::MAX;
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        let expected = [
+            (frame::TEXT, &messages[0][..]),
+            (frame::TEXT, &messages[1][..]),
+            (frame::PONG, b"first"),
+            (frame::PONG, b"second"),
+        ];
+        assert!(stream.accepted == frames(&expected));
+    }
+
+    #[test]
     fn control_frames_overtake_messages_at_the_next_frame_boundary() {
         let messages: Vec<Vec<u8>> = [1, 126, 70_000, 5].map(|length| vec![b'x'; length]).to_vec();
-        let total: usize = messages.iter().map(|message| frame::len(message.len())).sum();
+        let total: usize = messages.iter().map(|message| frame::encoded_len(message.len())).sum();
         let cuts = (0..300).chain((300..total - 300).step_by(997)).chain(total - 300..total);
         for cut in cuts {
             let mut queue = Queue::default();
-            let mut stream = Narrow { room: cut, ..Narrow::default() };
+            let mut stream = LimitedStream { room: cut, ..LimitedStream::default() };
             for message in &messages {
                 queue.push(frame::TEXT, message, NOW);
             }
             queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
-            queue.push_ping(NOW);
+            assert!(queue.push_ping(NOW));
             queue.push_ping(NOW);
             queue.answer_ping(b"hi".to_vec(), usize::MAX / 2, NOW);
             assert_eq!(queue.message_bytes(), total - cut);
-            // The frame that was begun is finished first.
+            // The frame that is partly sent is completed first.
             let mut expected = Vec::new();
-            let mut is_overtaken = false;
+            let mut is_overaccepted = false;
             for message in &messages {
-                if !is_overtaken && expected.len() >= cut {
-                    is_overtaken = true;
+                if !is_overaccepted && expected.len() >= cut {
+                    is_overaccepted = true;
                     expected.extend(frames(&[(frame::PING, b""), (frame::PONG, b"hi")]));
                 }
                 expected.extend(frames(&[(frame::TEXT, message)]));
             }
-            if !is_overtaken {
+            if !is_overaccepted {
                 expected.extend(frames(&[(frame::PING, b""), (frame::PONG, b"hi")]));
             }
-            // In pieces of any size.
+            // The rest is accepted in pieces of various sizes.
             while !queue.is_empty() {
                 stream.room = 1 + cut % 3000;
                 queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
             }
-            assert!(stream.taken == expected, "cut at {cut}");
+            assert!(stream.accepted == expected, "cut at {cut}");
         }
     }
 
     #[test]
-    fn bytes_taken_from_a_full_stream_are_acknowledged() {
+    fn bytes_accepted_by_a_full_stream_are_acknowledged() {
         let mut queue = Queue::default();
-        let mut stream = Narrow { room: 10, ..Narrow::default() };
+        let mut stream = LimitedStream { room: 10, ..LimitedStream::default() };
         queue.push(frame::TEXT, &[b'x'; 98], NOW);
-        let write = |queue: &mut Queue, stream: &mut Narrow| queue.write(stream, 1000, NOW).unwrap();
+        let write = |queue: &mut Queue, stream: &mut LimitedStream| queue.write(stream, 1000, NOW).unwrap();
         assert_eq!(write(&mut queue, &mut stream), Written { bytes: 10, acknowledged: false });
         assert_eq!(write(&mut queue, &mut stream), Written { bytes: 0, acknowledged: false });
         stream.room = 20;
@@ -387,9 +505,9 @@ mod tests {
     }
 
     #[test]
-    fn pongs_that_wait_are_bounded_and_the_last_ping_is_answered() {
+    fn queued_pongs_are_bounded_and_the_last_ping_is_answered() {
         let mut queue = Queue::default();
-        let mut stream = Narrow { room: 1, ..Narrow::default() };
+        let mut stream = LimitedStream { room: 1, ..LimitedStream::default() };
         queue.push(frame::TEXT, b"x", NOW);
         queue.write(&mut stream, 1000, NOW).unwrap();
         for i in 0..10_000_u32 {
@@ -398,13 +516,13 @@ mod tests {
         assert!(queue.control.len() <= CONTROL_BYTES_MAX);
         stream.room = usize::MAX;
         queue.write(&mut stream, 1000, NOW).unwrap();
-        assert!(stream.taken.ends_with(&frames(&[(frame::PONG, &9999_u32.to_be_bytes())])));
+        assert!(stream.accepted.ends_with(&frames(&[(frame::PONG, &9999_u32.to_be_bytes())])));
     }
 
     #[test]
-    fn a_long_queue_taken_in_small_pieces_is_not_moved_for_each_piece() {
+    fn partial_writes_of_a_long_queue_do_not_move_it_each_time() {
         let mut queue = Queue::default();
-        let mut stream = Narrow::default();
+        let mut stream = LimitedStream::default();
         for _ in 0..1000 {
             queue.push(frame::TEXT, &[b'x'; 4000], NOW);
         }

@@ -1,4 +1,4 @@
-//! Whether a page is there for those who do not see it, or see little.
+//! Accessibility checks with axe-core.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::browser::Browser;
 use super::chromium::Chromium;
 use super::program::npm;
 
-/// The rules of axe-core, from npm.
+/// Installs axe-core from npm and returns its source. `None` without npm.
 pub fn axe() -> Option<String> {
     let home = npm("axe-core")?;
     let rules = std::fs::read_to_string(home.join("node_modules/axe-core/axe.min.js")).unwrap();
@@ -14,8 +14,8 @@ pub fn axe() -> Option<String> {
     Some(rules)
 }
 
-/// What axe finds, in each look.
-pub fn judge(browser: &mut Chromium, axe: &str) {
+/// Asserts that axe finds no violation in light and dark colors and on a narrow screen.
+pub fn assert_accessible(browser: &mut Chromium, axe: &str) {
     browser.eval(&format!("{axe}; 0"));
     for (width, colors) in [(1100, "light"), (1100, "dark"), (320, "light")] {
         browser.resize(width, 780, colors);
@@ -25,7 +25,8 @@ pub fn judge(browser: &mut Chromium, axe: &str) {
         );
         assert_eq!(found, json!([]), "{width} {colors}");
     }
-    // WCAG 1.4.11, which axe leaves to people: the edge of a field stands out from what is around it.
+    // WCAG 1.4.11 (non-text contrast), which axe does not check: a field's border has a contrast of at least 3 to its
+    // background.
     let faint = browser.eval(
         "(() => {
             const lightness = (color) => {

@@ -1,47 +1,46 @@
-//! What a test does with a browser, whichever it is.
+//! Operations that tests use in every browser.
 
 use std::thread::sleep;
 use std::time::Instant;
 
 use serde_json::Value;
 
-use super::program::GIVE_UP;
+use super::program::WAIT_TIMEOUT;
 
-/// A browser with one tab and a profile of its own, killed with the test.
+/// Controls a browser with one tab and its own profile. The process is killed when the value is dropped.
 pub trait Browser {
-    /// Opens a page and waits until it is loaded.
     fn open(&mut self, url: &str);
 
-    /// Evaluates an expression in the page, as its console would, and as if a user had clicked there. What it declares
-    /// stays for the next. In Firefox, what awaits is one expression, and declares nothing.
+    /// Evaluates an expression in the page, as the console does, with user activation. Declarations remain for later
+    /// calls. In Firefox an expression with `await` is a single expression and cannot declare anything.
     fn eval(&mut self, expression: &str) -> Value;
 
-    /// Writes something where this selector points, and presses Enter.
-    fn write(&mut self, selector: &str, text: &str);
+    /// Types a text into the element at this selector and presses Enter.
+    fn type_text(&mut self, selector: &str, text: &str);
 
-    /// A picture of the page, as PNG.
-    fn picture(&mut self) -> Vec<u8>;
+    /// Takes a screenshot of the page, as PNG.
+    fn screenshot(&mut self) -> Vec<u8>;
 
-    /// The errors in its console so far: exceptions, what `console.error` was called with, what a policy forbade, and in
-    /// Chromium requests that failed.
+    /// Returns the console errors so far: exceptions, calls of `console.error`, violations of the content security
+    /// policy and, in Chromium, failed requests.
     fn errors(&mut self) -> &mut Vec<String>;
 
-    /// Waits until an expression is true, as `if` has it.
+    /// Waits until an expression is truthy.
     #[track_caller]
-    fn until(&mut self, expression: &str) {
+    fn wait_until(&mut self, expression: &str) {
         let began = Instant::now();
         while self.eval(&format!("Boolean({expression})")) != true {
-            if began.elapsed() > GIVE_UP {
+            if began.elapsed() > WAIT_TIMEOUT {
                 let page = self.eval("document.body.innerText");
-                panic!("waited in vain: {expression}\n{:#?}\n{}", self.errors(), page.as_str().unwrap());
+                panic!("timed out: {expression}\n{:#?}\n{}", self.errors(), page.as_str().unwrap());
             }
             sleep(std::time::Duration::from_millis(20));
         }
     }
 
-    /// That there was no error but those that the browser itself reports of requests that failed, or that it kept to itself.
+    /// Asserts that the console has no errors except those that the browser reports for failed requests.
     #[track_caller]
-    fn is_content(&mut self) {
+    fn assert_no_errors(&mut self) {
         self.eval("0");
         let own = [
             r#""source":"network""#,

@@ -1,4 +1,4 @@
-//! Debian's Chromium, driven over its DevTools WebSocket.
+//! Chromium, driven through the DevTools protocol over a WebSocket.
 
 use std::net::TcpStream;
 
@@ -7,50 +7,53 @@ use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
 use super::browser::Browser;
-use super::process::Patient;
-use super::program::{GIVE_UP, Program};
+use super::process::RetryOnInterrupt;
+use super::program::{Program, WAIT_TIMEOUT};
 
 pub const CHROMIUM: &str = "/usr/bin/chromium";
 
-/// One that is alone and quiet; that finds candidates on this machine alone, and does not hide their addresses behind
-/// names of mDNS; that has a camera, and nobody who would have to allow it.
+/// Disables background traffic, restricts ICE candidates to this machine without mDNS names, and provides a fake camera
+/// that needs no permission.
 const FLAGS: &str = "--headless --no-sandbox --no-first-run --user-data-dir=. --remote-debugging-port=0 \
     --disable-gpu --disable-quic --disable-dev-shm-usage --disable-extensions --disable-sync \
     --disable-background-networking --disable-component-update --mute-audio \
     --allow-loopback-in-peer-connection --disable-features=WebRtcHideLocalIpsWithMdns \
     --use-fake-device-for-media-stream --use-fake-ui-for-media-stream about:blank";
 
-/// A browser with one tab and a profile of its own.
+/// A Chromium process with one tab and its own profile.
 pub struct Chromium {
     program: Program,
-    socket: WebSocket<Patient>,
-    /// Names the tab in commands.
+    socket: WebSocket<RetryOnInterrupt>,
+    /// The DevTools session of the tab.
     session: Value,
     commands: u64,
-    /// The errors in its console so far: exceptions, what `console.error` was called with, requests that failed, and
-    /// what a policy forbade.
+    /// Console errors so far: exceptions, calls of `console.error`, failed requests and policy violations.
     pub errors: Vec<String>,
 }
 
 impl Chromium {
-    /// Starts some at the same time.
+    /// Starts N browsers in parallel.
     pub fn start<const N: usize>() -> [Chromium; N] {
         [(); N].map(|()| Program::start(CHROMIUM, FLAGS)).map(Chromium::attach)
     }
 
-    /// Starts one that trusts whoever has the key with this hash, as TURN over TLS must be trusted too.
-    pub fn trusting(hash: &str) -> Chromium {
+    /// Starts a browser that trusts the certificate whose public key has this hash. TURN over TLS needs this, too.
+    pub fn start_trusting(hash: &str) -> Chromium {
         let flags = format!("--ignore-certificate-errors-spki-list={hash} {FLAGS}");
         Chromium::attach(Program::start(CHROMIUM, &flags))
     }
 
     fn attach(program: Program) -> Chromium {
-        let socket = program.until("the address of the DevTools", || {
+        let socket = program.wait_until("the address of the DevTools", || {
             let text = std::fs::read_to_string(program.home.join("DevToolsActivePort")).ok()?;
             let (port, path) = text.split_once('\n')?;
             let stream = TcpStream::connect(("127.0.0.1", port.parse().ok()?)).ok()?;
-            stream.set_read_timeout(Some(GIVE_UP)).unwrap();
-            Some(tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), Patient(stream)).unwrap().0)
+            stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+            Some(
+                tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), RetryOnInterrupt(stream))
+                    .unwrap()
+                    .0,
+            )
         });
         let mut browser = Chromium { program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
         let targets = browser.command("Target.getTargets", json!({}));
@@ -63,7 +66,7 @@ impl Chromium {
         browser
     }
 
-    /// Does something of the DevTools protocol, and returns what it returns.
+    /// Sends a DevTools command and returns its result.
     #[track_caller]
     fn command(&mut self, method: &str, params: Value) -> Value {
         self.commands += 1;
@@ -83,22 +86,21 @@ impl Chromium {
         }
     }
 
-    /// From now on it takes whatever certificate a server shows.
-    pub fn trust(&mut self) {
+    /// Accepts every certificate from now on.
+    pub fn ignore_certificate_errors(&mut self) {
         self.command("Security.setIgnoreCertificateErrors", json!({"ignore": true}));
     }
 
-    /// From now on its page has the focus, as if somebody sat before it.
+    /// Emulates a focused page.
     pub fn focus(&mut self) {
         self.command("Emulation.setFocusEmulationEnabled", json!({"enabled": true}));
     }
 
-    /// What nothing holds is freed.
     pub fn collect_garbage(&mut self) {
         self.command("HeapProfiler.collectGarbage", json!({}));
     }
 
-    /// From now on the page is as wide and as high as this, in pixels, and in these colors: `light`, `dark`, or `forced`.
+    /// Sets the viewport in pixels and the color scheme: `light`, `dark` or `forced`.
     pub fn resize(&mut self, width: u32, height: u32, colors: &str) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.command("Emulation.setDeviceMetricsOverride", size);
@@ -109,7 +111,7 @@ impl Chromium {
         self.command("Emulation.setEmulatedMedia", features);
     }
 
-    /// Kills it, as a crash would. Its console must have been without errors.
+    /// Kills the browser, as a crash does, after it checks that the console has no errors.
     #[track_caller]
     pub fn kill(mut self) {
         self.eval("0");
@@ -122,7 +124,7 @@ impl Browser for Chromium {
     fn open(&mut self, url: &str) {
         let result = self.command("Page.navigate", json!({"url": url}));
         assert!(result["errorText"].is_null(), "{url}: {result}");
-        self.until("document.readyState === 'complete'");
+        self.wait_until("document.readyState === 'complete'");
     }
 
     #[track_caller]
@@ -135,7 +137,7 @@ impl Browser for Chromium {
     }
 
     #[track_caller]
-    fn write(&mut self, selector: &str, text: &str) {
+    fn type_text(&mut self, selector: &str, text: &str) {
         self.eval(&format!("document.querySelector({selector:?}).select()"));
         self.command("Input.insertText", json!({"text": text}));
         for kind in ["keyDown", "keyUp"] {
@@ -144,7 +146,7 @@ impl Browser for Chromium {
         }
     }
 
-    fn picture(&mut self) -> Vec<u8> {
+    fn screenshot(&mut self) -> Vec<u8> {
         let result = self.command("Page.captureScreenshot", json!({}));
         BASE64.decode(result["data"].as_str().unwrap().as_bytes()).unwrap()
     }
@@ -154,7 +156,7 @@ impl Browser for Chromium {
     }
 }
 
-/// What an event of the DevTools adds to the errors of the console.
+/// Returns the console error that a DevTools event reports.
 fn error(event: &Value) -> Option<String> {
     let params = &event["params"];
     match event["method"].as_str()? {

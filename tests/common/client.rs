@@ -1,4 +1,4 @@
-//! A client of frames made by hand, on a blocking socket: it costs little, and may do what no client should.
+//! A minimal WebSocket client on a blocking socket. It is cheap and can violate the protocol.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -8,55 +8,54 @@ use serde_json::{Value, json};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, frame, plain_frame};
-use super::process::Patient;
-use super::transcript::Heard;
+use super::process::RetryOnInterrupt;
+use super::transcript::Received;
 
-/// After so long without a byte, what a client waits for will not come.
-const GIVE_UP: Duration = Duration::from_secs(30);
+/// Time without a byte after which a read fails the test.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Client {
-    stream: Patient,
-    /// Whether it answers pings and Closes that it hears.
+    stream: RetryOnInterrupt,
+    /// Whether pings and Close frames are answered.
     pub answers: bool,
 }
 
 impl Client {
-    /// A connection that has said nothing yet.
+    /// Connects without sending anything.
     pub fn connect(address: SocketAddr) -> Client {
-        Client::over(TcpStream::connect(address).unwrap())
+        Client::from_stream(TcpStream::connect(address).unwrap())
     }
 
-    /// The same with a receive buffer of this size, which is how much a client takes that does not read.
+    /// Connects with this SO_RCVBUF, which limits how much the kernel accepts for a client that does not read.
     pub fn with_buffer(address: SocketAddr, bytes: usize) -> Client {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(bytes).unwrap();
         socket.connect(&address.into()).unwrap();
-        Client::over(socket.into())
+        Client::from_stream(socket.into())
     }
 
-    /// A connection that is there already.
-    pub fn over(stream: TcpStream) -> Client {
-        stream.set_read_timeout(Some(GIVE_UP)).unwrap();
-        stream.set_write_timeout(Some(GIVE_UP)).unwrap();
-        // The socket of a file has no such thing.
+    /// Wraps a connected stream.
+    pub fn from_stream(stream: TcpStream) -> Client {
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(WAIT_TIMEOUT)).unwrap();
+        // A Unix socket has no TCP_NODELAY.
         let _ = stream.set_nodelay(true);
-        Client { stream: Patient(stream), answers: true }
+        Client { stream: RetryOnInterrupt(stream), answers: true }
     }
 
-    /// A WebSocket in a room.
+    /// Connects and upgrades to a WebSocket in a room.
     pub fn open(address: SocketAddr, room: &str) -> Client {
-        Client::connect(address).upgraded(room)
+        Client::connect(address).upgrade(room)
     }
 
-    /// From now on it speaks WebSocket, in this room.
-    pub fn upgraded(self, room: &str) -> Client {
-        self.upgraded_at(&format!("/ws/{room}"))
+    pub fn upgrade(self, room: &str) -> Client {
+        self.upgrade_at(&format!("/ws/{room}"))
     }
 
-    /// The same at a path of another protocol.
-    pub fn upgraded_at(mut self, path: &str) -> Client {
+    /// Upgrades to a WebSocket at a path of any protocol.
+    pub fn upgrade_at(mut self, path: &str) -> Client {
         self.send(REQUEST.replace("/ws/tea", path).as_bytes());
-        // What comes in the same segment is for later.
+        // Frames may arrive in the same segment. They stay in the socket for later reads.
         let mut bytes = [0; 1024];
         let end = loop {
             let n = match self.stream.0.peek(&mut bytes) {
@@ -75,9 +74,10 @@ impl Client {
         self
     }
 
-    /// The head of the answer to its request, and what came with it.
-    pub fn head(&mut self) -> String {
-        let (mut head, mut chunk) = (Vec::new(), [0; 1024]);
+    /// Reads the response head and any bytes that arrive with it.
+    pub fn read_head(&mut self) -> String {
+        let mut head = Vec::new();
+        let mut chunk = [0; 1024];
         while !head.windows(4).any(|end| end == b"\r\n\r\n") {
             let n = self.stream.read(&mut chunk).unwrap();
             assert!(n > 0, "a head ends: {head:?}");
@@ -90,49 +90,49 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// The same to a server that may have closed already.
+    /// Sends bytes to a server that may have closed the connection.
     pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.stream.write_all(bytes)
     }
 
-    pub fn say(&mut self, message: Value) {
-        self.say_text(&message.to_string());
+    pub fn send_json(&mut self, message: Value) {
+        self.send_text(&message.to_string());
     }
 
-    pub fn say_text(&mut self, text: &str) {
+    pub fn send_text(&mut self, text: &str) {
         self.send(&plain_frame(TEXT, text.as_bytes()));
     }
 
-    /// Says something, after which all that was said before is known to have been heard.
-    pub fn registered(mut self, id: &str) -> Client {
-        self.say(json!({"type": "leave", "id": id}));
-        self.settle();
+    /// Sends a message that registers the id and waits until the server has handled it.
+    pub fn register(mut self, id: &str) -> Client {
+        self.send_json(json!({"type": "leave", "id": id}));
+        self.sync();
         self
     }
 
-    /// Waits until the server has handled all that was sent, and returns the messages that come meanwhile.
-    pub fn settle(&mut self) -> Vec<Value> {
+    /// Waits until the server has handled everything that was sent. Returns the messages received until then.
+    pub fn sync(&mut self) -> Vec<Value> {
         let mut messages = Vec::new();
-        self.send(&frame(PING, b"settle"));
+        self.send(&frame(PING, b"sync"));
         loop {
             match self.frame() {
-                (PONG, data) if data == b"settle" => return messages,
+                (PONG, data) if data == b"sync" => return messages,
                 (TEXT, text) => messages.push(serde_json::from_slice(&text).unwrap()),
                 _ => {}
             }
         }
     }
 
-    /// The next text or Close.
-    pub fn hear(&mut self) -> Heard {
+    /// Receives the next text message or Close frame.
+    pub fn receive(&mut self) -> Received {
         loop {
             match self.frame() {
-                (TEXT, text) => return Heard::Text(String::from_utf8(text).unwrap()),
+                (TEXT, text) => return Received::Text(String::from_utf8(text).unwrap()),
                 (PING, data) => self.answer(PONG, &data),
                 (CLOSE, reason) => {
                     self.answer(CLOSE, &reason);
                     let code = reason.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
-                    return Heard::Closed(code);
+                    return Received::Closed(code);
                 }
                 (PONG, _) => {}
                 (first, _) => panic!("a server has no frames like {first:#x}"),
@@ -140,8 +140,8 @@ impl Client {
         }
     }
 
-    /// Waits for a ping, and answers it.
-    pub fn pinged(&mut self) {
+    /// Receives a ping and answers it.
+    pub fn receive_ping(&mut self) {
         let (first, data) = self.frame();
         assert_eq!(first, PING);
         self.answer(PONG, &data);
@@ -149,45 +149,45 @@ impl Client {
 
     fn answer(&mut self, first: u8, payload: &[u8]) {
         if self.answers {
-            // The server may be gone already.
+            // The server may have closed the connection.
             let _ = self.stream.write_all(&frame(first, payload));
         }
     }
 
-    /// The next message.
-    pub fn heard(&mut self) -> Value {
-        match self.hear() {
-            Heard::Text(text) => serde_json::from_str(&text).unwrap(),
-            Heard::Closed(code) => panic!("closed with {code}"),
+    /// Receives the next message as JSON.
+    pub fn receive_json(&mut self) -> Value {
+        match self.receive() {
+            Received::Text(text) => serde_json::from_str(&text).unwrap(),
+            Received::Closed(code) => panic!("closed with {code}"),
         }
     }
 
-    /// The next message that is no JSON ping of Ayame's.
-    pub fn answered(&mut self) -> Value {
+    /// Receives the next message that is not one of Ayame's JSON pings.
+    pub fn receive_response(&mut self) -> Value {
         loop {
-            let heard = self.heard();
-            if heard["type"] != "ping" {
-                return heard;
+            let received = self.receive_json();
+            if received["type"] != "ping" {
+                return received;
             }
         }
     }
 
-    /// With which code it is closed, whatever it hears before.
-    pub fn closed(&mut self) -> u16 {
+    /// Receives until the server closes the connection. Returns the close code.
+    pub fn receive_close(&mut self) -> u16 {
         loop {
-            if let Heard::Closed(code) = self.hear() {
+            if let Received::Closed(code) = self.receive() {
                 return code;
             }
         }
     }
 
-    /// The next frame: its first byte, and its payload.
+    /// Reads the next frame: its first byte and its payload.
     fn frame(&mut self) -> (u8, Vec<u8>) {
         let mut header = [0; 2];
         self.stream.read_exact(&mut header).unwrap();
         let length = match header[1] {
-            126 => u16::from_be_bytes(self.exactly()).into(),
-            127 => u64::from_be_bytes(self.exactly()) as usize,
+            126 => u16::from_be_bytes(self.read_array()).into(),
+            127 => u64::from_be_bytes(self.read_array()) as usize,
             n => n.into(),
         };
         let mut payload = vec![0; length];
@@ -195,19 +195,19 @@ impl Client {
         (header[0], payload)
     }
 
-    fn exactly<const N: usize>(&mut self) -> [u8; N] {
+    fn read_array<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         self.stream.read_exact(&mut bytes).unwrap();
         bytes
     }
 
-    /// Takes at most so many bytes of what has come, whatever they are.
-    pub fn take(&mut self, bytes: usize) -> usize {
+    /// Reads at most this many bytes and discards them.
+    pub fn read_up_to(&mut self, bytes: usize) -> usize {
         self.stream.read(&mut vec![0; bytes]).unwrap()
     }
 
-    /// Whether an answer with this status has come. It is not taken.
-    pub fn was_answered(&self, status: &str) -> bool {
+    /// Returns whether a response with this status has arrived, without consuming it.
+    pub fn has_response(&self, status: &str) -> bool {
         self.stream.0.set_nonblocking(true).unwrap();
         let mut head = [0; "HTTP/1.1 200".len()];
         let peeked = self.stream.0.peek(&mut head);
@@ -215,17 +215,17 @@ impl Client {
         peeked.is_ok_and(|n| n == head.len()) && head.ends_with(status.as_bytes())
     }
 
-    /// Another handle, for a thread that sends without end.
-    pub fn mouth(&self) -> TcpStream {
+    /// Clones the stream for a thread that writes continuously.
+    pub fn clone_stream(&self) -> TcpStream {
         self.stream.0.try_clone().unwrap()
     }
 
-    /// Ends the connection with a reset.
+    /// Resets the connection (RST).
     pub fn reset(self) {
         SockRef::from(&self.stream.0).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
-    /// Says that it sends no more, but goes on reading.
+    /// Shuts the write side down. Reading remains possible.
     pub fn half_close(&self) {
         self.stream.0.shutdown(Shutdown::Write).unwrap();
     }

@@ -1,11 +1,12 @@
-//! The files of the project, for tests that read them, and folders for those that write some.
+//! The project's source files, and temporary directories.
 
 use std::path::{Path, PathBuf};
 
-/// All files of Rust in this folder and those below it, but for what is built there, from the root of the project.
+/// Lists the Rust files below a directory, except in `target`, relative to the project root.
 pub fn rust_files(folder: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut folders, mut files) = (vec![root.join(folder)], Vec::new());
+    let mut folders = vec![root.join(folder)];
+    let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for path in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
             if path.is_dir() && !path.ends_with("target") {
@@ -19,7 +20,7 @@ pub fn rust_files(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A folder that is removed in the end.
+/// A temporary directory that is removed when the value is dropped.
 pub struct Folder(pub PathBuf);
 
 impl Folder {

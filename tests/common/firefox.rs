@@ -1,4 +1,4 @@
-//! Debian's Firefox, driven over WebDriver BiDi.
+//! Firefox, driven through WebDriver BiDi.
 
 use std::net::TcpStream;
 
@@ -7,14 +7,13 @@ use serde_json::{Map, Value, json};
 use tungstenite::{Message, WebSocket};
 
 use super::browser::Browser;
-use super::process::Patient;
-use super::program::{GIVE_UP, Program};
+use super::process::RetryOnInterrupt;
+use super::program::{Program, WAIT_TIMEOUT};
 
 pub const FIREFOX: &str = "/usr/bin/firefox-esr";
 
-/// One that is alone and quiet; that takes every name for this machine, so that what it asks for all the same goes
-/// nowhere; that finds candidates on this machine alone, and does not hide their addresses behind names of mDNS; that has
-/// a camera, and nobody who would have to allow it.
+/// Disables background traffic and resolves every name to this machine, restricts ICE candidates to this machine
+/// without mDNS names, and provides a fake camera that needs no permission.
 const PREFERENCES: &str = r#"
 user_pref("media.peerconnection.ice.loopback", true);
 user_pref("media.peerconnection.ice.obfuscate_host_addresses", false);
@@ -49,30 +48,31 @@ user_pref("toolkit.telemetry.server", "");
 user_pref("toolkit.telemetry.unified", false);
 "#;
 
-/// A browser with one tab and a profile of its own.
+/// A Firefox process with one tab and its own profile.
 pub struct Firefox {
-    /// Killed with the browser.
+    /// Killed when the browser is dropped.
     _program: Program,
-    socket: WebSocket<Patient>,
-    /// Names the tab in commands.
+    socket: WebSocket<RetryOnInterrupt>,
+    /// The browsing context of the tab.
     context: Value,
     commands: u64,
     errors: Vec<String>,
 }
 
 impl Firefox {
-    /// Starts some at the same time.
+    /// Starts N browsers in parallel.
     pub fn start<const N: usize>() -> [Firefox; N] {
         Firefox::start_in("light")
     }
 
-    /// The same, whose pages are in these colors: `light`, `dark`, or `forced`. It cannot change them later.
+    /// Starts N browsers with this color scheme: `light`, `dark` or `forced`. It is fixed for the process.
     pub fn start_in<const N: usize>(colors: &str) -> [Firefox; N] {
-        let (scheme, use_of_theirs) = (u8::from(colors != "dark"), if colors == "forced" { 2 } else { 1 });
+        let scheme = u8::from(colors != "dark");
+        let document_color_use = if colors == "forced" { 2 } else { 1 };
         let preferences = format!(
             r#"{PREFERENCES}
 user_pref("layout.css.prefers-color-scheme.content-override", {scheme});
-user_pref("browser.display.document_color_use", {use_of_theirs});
+user_pref("browser.display.document_color_use", {document_color_use});
 "#
         );
         let flags = "--headless --no-remote --profile . --remote-debugging-port 0 about:blank";
@@ -85,13 +85,13 @@ user_pref("browser.display.document_color_use", {use_of_theirs});
     }
 
     fn attach(program: Program) -> Firefox {
-        let socket = program.until("the address of WebDriver BiDi", || {
+        let socket = program.wait_until("the address of WebDriver BiDi", || {
             let log = std::fs::read_to_string(program.home.join("log")).ok()?;
             let url =
                 log.lines().find_map(|line| line.strip_prefix("WebDriver BiDi listening on "))?.to_owned();
             let stream = TcpStream::connect(url.strip_prefix("ws://").unwrap()).ok()?;
-            stream.set_read_timeout(Some(GIVE_UP)).unwrap();
-            Some(tungstenite::client(format!("{url}/session"), Patient(stream)).unwrap().0)
+            stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+            Some(tungstenite::client(format!("{url}/session"), RetryOnInterrupt(stream)).unwrap().0)
         });
         let mut browser =
             Firefox { _program: program, socket, context: Value::Null, commands: 0, errors: Vec::new() };
@@ -102,13 +102,13 @@ user_pref("browser.display.document_color_use", {use_of_theirs});
         browser
     }
 
-    /// From now on the page is as wide and as high as this, in pixels.
+    /// Sets the viewport in pixels.
     pub fn resize(&mut self, width: u32, height: u32) {
         let viewport = json!({"width": width, "height": height});
         self.command("browsingContext.setViewport", json!({"context": self.context, "viewport": viewport}));
     }
 
-    /// Does something of the protocol, and returns what it returns.
+    /// Sends a WebDriver BiDi command and returns its result.
     #[track_caller]
     fn command(&mut self, method: &str, params: Value) -> Value {
         self.commands += 1;
@@ -149,7 +149,7 @@ impl Browser for Firefox {
     }
 
     #[track_caller]
-    fn write(&mut self, selector: &str, text: &str) {
+    fn type_text(&mut self, selector: &str, text: &str) {
         self.eval(&format!("document.querySelector({selector:?}).select()"));
         let keys = text.chars().chain(['\u{e007}']); // Enter, as WebDriver has it.
         let actions: Vec<Value> = keys
@@ -159,7 +159,7 @@ impl Browser for Firefox {
         self.command("input.performActions", json!({"context": self.context, "actions": [keyboard]}));
     }
 
-    fn picture(&mut self) -> Vec<u8> {
+    fn screenshot(&mut self) -> Vec<u8> {
         let result = self.command("browsingContext.captureScreenshot", json!({"context": self.context}));
         BASE64.decode(result["data"].as_str().unwrap().as_bytes()).unwrap()
     }
@@ -169,7 +169,7 @@ impl Browser for Firefox {
     }
 }
 
-/// What a remote value is as JSON.
+/// Converts a remote value to JSON.
 fn value(remote: &Value) -> Value {
     let list = || remote["value"].as_array().into_iter().flatten();
     match remote["type"].as_str() {

@@ -1,73 +1,74 @@
-//! All protocols behind their door, with an outbox on memory.
+//! All protocols and a recording outbox, without sockets.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::RandomState;
 use std::time::Duration;
 
-use noroshi::ayame::Ayame;
-use noroshi::budget::{Budget, Reservation};
 use noroshi::config::Config;
-use noroshi::gate::Gate;
-use noroshi::hub::Hub;
-use noroshi::matchbox::Matchbox;
-use noroshi::protocol::{Close, Conn, Dialect, Effect, Input, Outbox, Target};
+use noroshi::memory_budget::{Budget, Reservation};
+use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
+use noroshi::protocols::Dispatcher;
+use noroshi::protocols::ayame::Ayame;
+use noroshi::protocols::matchbox::Matchbox;
+use noroshi::protocols::noroshi::Noroshi;
 use noroshi::query::Query;
 use noroshi::token::Claims;
 
 use percent_encoding::percent_decode_str;
 
-use super::transcript::{Heard, Wire};
+use super::transcript::{Received, Transport};
 
-/// All protocols of a configuration behind the door.
-pub fn gate(config: &Config) -> Gate {
-    let mut gate = Gate::new(config).to(Dialect::Noroshi, Hub::new(config));
+/// Returns a dispatcher with all protocols of a configuration.
+pub fn dispatcher(config: &Config) -> Dispatcher {
+    let mut dispatcher = Dispatcher::new(config).to(ProtocolId::Noroshi, Noroshi::new(config));
     if config.ayame.is_some() {
-        gate = gate.to(Dialect::Ayame, Ayame::new(config, RandomState::new()));
+        dispatcher = dispatcher.to(ProtocolId::Ayame, Ayame::new(config, RandomState::new()));
     }
     if config.matchbox.is_some() {
-        gate = gate.to(Dialect::Matchbox, Matchbox::new(config, RandomState::new()));
+        dispatcher = dispatcher.to(ProtocolId::Matchbox, Matchbox::new(config, RandomState::new()));
     }
-    gate
+    dispatcher
 }
 
-/// A room of noroshi's own protocol.
+/// Returns a target in noroshi's own protocol.
 pub fn target(room: &str) -> Target {
-    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { protocol: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
-/// What has an id, rooms, and when something is due.
-pub fn left(gate: &Gate) -> (usize, usize, Option<Duration>) {
-    let sum = gate.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
+/// Returns the numbers of peers and rooms, and when the next timer is due.
+pub fn remaining_state(dispatcher: &Dispatcher) -> (usize, usize, Option<Duration>) {
+    let sum = dispatcher.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
     let (peers, rooms) = sum.fold((0, 0), |(peers, rooms), it| (peers + it.peers, rooms + it.rooms));
-    (peers, rooms, gate.wake_at())
+    (peers, rooms, dispatcher.wake_at())
 }
 
-/// Peers by name, around the protocols. They answer pings at once, unless they are deaf. Events come in the order of the
-/// server: the messages of a read, then the sign of life; what a paused connection has sent comes when it is read again.
+/// Named peers connected to a dispatcher in memory. They answer pings immediately unless they are stalled. Events have
+/// the order of the server: the messages of a read, then the liveness signal. Messages of a paused connection are
+/// delivered when it is resumed.
 pub struct Memory {
-    pub gate: Gate,
+    pub dispatcher: Dispatcher,
     pub now: Duration,
-    /// What time it was, since 1970, when the time began.
+    /// The Unix time at which `now` is zero.
     pub epoch: Duration,
     pub outbox: Recorder,
     names: BTreeMap<String, Conn>,
-    heard: BTreeMap<Conn, VecDeque<Heard>>,
-    deaf: BTreeSet<Conn>,
-    /// Connections that are not read, with what they have sent meanwhile.
+    received: BTreeMap<Conn, VecDeque<Received>>,
+    stalled: BTreeSet<Conn>,
+    /// Paused connections with the messages that they have sent since.
     paused: BTreeMap<Conn, VecDeque<Message>>,
-    /// The same for connections that are to be read again.
+    /// Resumed connections with the messages that are still to be delivered.
     resumed: VecDeque<(Conn, VecDeque<Message>)>,
     connections: u64,
 }
 
-/// A message as it was sent, and whether it is binary.
+/// A message and whether it is binary.
 type Message = (Vec<u8>, bool);
 
-/// Records all effects. Connections in `full` have no room for forwarded messages.
+/// Records all effects. The outbound queues of connections in `full` accept no forwarded message.
 pub struct Recorder {
     pub effects: VecDeque<Recorded>,
     pub full: BTreeSet<Conn>,
-    /// Whether no further memory may be reserved.
+    /// Whether every reservation fails.
     pub out_of_memory: bool,
     pub budget: Budget,
 }
@@ -99,77 +100,107 @@ impl Outbox for Recorder {
         !self.full.contains(&to)
     }
 
+    fn forward(&mut self, to: Conn, text: String) {
+        self.effects.push_back(Recorded::Send(to, text));
+    }
+
+    fn is_congested(&self, to: Conn) -> bool {
+        self.full.contains(&to)
+    }
+
+    fn has_unread_input(&self, _: Conn) -> bool {
+        false
+    }
+
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
         if self.out_of_memory { None } else { self.budget.reserve(bytes) }
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        self.effects.push_back(match effect {
-            Effect::Send(to, text) => Recorded::Send(to, text),
-            Effect::SendBinary(..) => unreachable!("nobody says bytes"),
-            Effect::Ping(to) => Recorded::Ping(to),
-            Effect::PauseReading(conn) => Recorded::PauseReading(conn),
-            Effect::ResumeReading(conn) => Recorded::ResumeReading(conn),
-            Effect::Close(to, why) => Recorded::Close(to, why),
-            Effect::Registered { conn, .. } => Recorded::Registered(conn),
-            Effect::Left { conn, .. } => Recorded::Left(conn),
-        });
+    fn send(&mut self, to: Conn, text: String) {
+        self.effects.push_back(Recorded::Send(to, text));
+    }
+
+    fn send_binary(&mut self, _: Conn, _: &[u8]) {
+        unreachable!("no protocol sends binary messages");
+    }
+
+    fn ping(&mut self, to: Conn) {
+        self.effects.push_back(Recorded::Ping(to));
+    }
+
+    fn pause_reading(&mut self, conn: Conn) {
+        self.effects.push_back(Recorded::PauseReading(conn));
+    }
+
+    fn resume_reading(&mut self, conn: Conn) {
+        self.effects.push_back(Recorded::ResumeReading(conn));
+    }
+
+    fn close(&mut self, conn: Conn, why: Close) {
+        self.effects.push_back(Recorded::Close(conn, why));
+    }
+
+    fn registered(&mut self, conn: Conn, _: &str, _: &str) {
+        self.effects.push_back(Recorded::Registered(conn));
+    }
+
+    fn disconnected(&mut self, conn: Conn, _: ProtocolId, _: &Member<'_>) {
+        self.effects.push_back(Recorded::Left(conn));
     }
 }
 
 impl Memory {
     pub fn new(config: &Config) -> Memory {
         Memory {
-            gate: gate(config),
+            dispatcher: dispatcher(config),
             now: Duration::ZERO,
             epoch: Duration::ZERO,
             outbox: Recorder::default(),
             names: BTreeMap::new(),
-            heard: BTreeMap::new(),
-            deaf: BTreeSet::new(),
+            received: BTreeMap::new(),
+            stalled: BTreeSet::new(),
             paused: BTreeMap::new(),
             resumed: VecDeque::new(),
             connections: 0,
         }
     }
 
-    pub fn conn(&self, who: &str) -> Conn {
-        self.names[who]
+    pub fn conn(&self, peer: &str) -> Conn {
+        self.names[peer]
     }
 
-    /// How often a kind of message or an error has been counted.
+    /// Returns how often a message type or an error was counted.
     pub fn count(&self, name: &str) -> u64 {
-        let counts = self.gate.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
+        let counts = self.dispatcher.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
         let all = counts.flat_map(|counts| [counts.messages, counts.errors].concat());
         all.filter(|(it, _)| *it == name).map(|(_, count)| count).sum()
     }
 
-    /// Bytes of memory that are reserved.
     pub fn reserved(&self) -> usize {
         self.outbox.budget.reserved()
     }
 
-    /// Puts something in.
+    /// Passes an input to the dispatcher.
     pub fn handle(&mut self, input: Input) {
-        self.gate.handle(self.now, self.epoch + self.now, input, &mut self.outbox);
+        self.dispatcher.handle(self.now, self.epoch + self.now, input, &mut self.outbox);
     }
 
-    /// Puts something in and lets everybody hear what comes of it.
+    /// Passes an input to the dispatcher and delivers all resulting output.
     pub fn input(&mut self, input: Input) {
         if let Input::Disconnected(conn) = input {
             self.paused.remove(&conn);
             self.resumed.retain(|(resumed, _)| *resumed != conn);
         }
         self.handle(input);
-        self.gate.check();
+        self.dispatcher.check();
         while let Some(effect) = self.outbox.effects.pop_front() {
             match effect {
-                Recorded::Send(to, text) => self.hear(to, Heard::Text(text)),
-                Recorded::Ping(to) if self.deaf.contains(&to) => {}
+                Recorded::Send(to, text) => self.deliver_output(to, Received::Text(text)),
+                Recorded::Ping(to) if self.stalled.contains(&to) => {}
                 Recorded::Ping(to) => self.input(Input::Alive(to)),
                 Recorded::PauseReading(conn) => _ = self.paused.insert(conn, VecDeque::new()),
                 Recorded::ResumeReading(conn) => {
-                    let sent = self.paused.remove(&conn).expect("only who is paused is resumed");
+                    let sent = self.paused.remove(&conn).expect("only paused connections are resumed");
                     self.resumed.push_back((conn, sent));
                 }
                 Recorded::Close(to, why) => {
@@ -178,7 +209,7 @@ impl Memory {
                         Close::RateLimited => 1008,
                         Close::Finished => 1000,
                     };
-                    self.hear(to, Heard::Closed(code));
+                    self.deliver_output(to, Received::Closed(code));
                     self.input(Input::Disconnected(to));
                 }
                 Recorded::Registered(_) | Recorded::Left(_) => {}
@@ -189,7 +220,7 @@ impl Memory {
         }
     }
 
-    /// Handles what one connection has sent, in order, until it is paused.
+    /// Handles messages of one connection in order until it is paused.
     fn deliver(&mut self, conn: Conn, mut sent: VecDeque<Message>) {
         while let Some((text, is_binary)) = sent.pop_front() {
             match std::str::from_utf8(&text) {
@@ -204,47 +235,50 @@ impl Memory {
         self.input(Input::Alive(conn));
     }
 
-    fn enter(&mut self, who: &str, target: &Target, claims: Option<&Claims>) {
+    fn connect(&mut self, peer: &str, target: &Target, claims: Option<&Claims>) {
         let conn = Conn::new(self.connections, self.connections as usize);
         self.connections += 1;
-        self.names.insert(who.to_owned(), conn);
-        self.heard.insert(conn, VecDeque::new());
+        self.names.insert(peer.to_owned(), conn);
+        self.received.insert(conn, VecDeque::new());
         self.input(Input::Connected(conn, target, claims));
     }
 
-    fn hear(&mut self, who: Conn, heard: Heard) {
-        if !self.deaf.contains(&who) {
-            self.heard.get_mut(&who).expect("only who is connected hears").push_back(heard);
+    fn deliver_output(&mut self, peer: Conn, received: Received) {
+        if !self.stalled.contains(&peer) {
+            self.received.get_mut(&peer).expect("only connected peers receive messages").push_back(received);
         }
     }
 }
 
-impl Wire for Memory {
-    fn open(&mut self, who: &str, room: &str) {
-        self.enter(who, &target(room), None);
+impl Transport for Memory {
+    fn open(&mut self, peer: &str, room: &str) {
+        self.connect(peer, &target(room), None);
     }
 
-    fn admit(&mut self, who: &str, room: &str, claims: &Claims) {
-        self.enter(who, &target(room), Some(claims));
+    fn open_with_token(&mut self, peer: &str, room: &str, claims: &Claims) {
+        self.connect(peer, &target(room), Some(claims));
     }
 
-    fn open_at(&mut self, who: &str, path: &str) {
+    fn open_at(&mut self, peer: &str, path: &str) {
         let (room, query) = path.split_once('?').unwrap_or((path, ""));
         let room = percent_decode_str(room.trim_start_matches('/')).decode_utf8().unwrap().into_owned();
-        let (dialect, room) =
-            if room == "signaling" { (Dialect::Ayame, String::new()) } else { (Dialect::Matchbox, room) };
-        let target = Target { dialect, room, query: Query::new(query) };
-        assert!(self.gate.has_place(&target));
-        self.enter(who, &target, None);
+        let (dialect, room) = if room == "signaling" {
+            (ProtocolId::Ayame, String::new())
+        } else {
+            (ProtocolId::Matchbox, room)
+        };
+        let target = Target { protocol: dialect, room, query: Query::new(query) };
+        assert!(self.dispatcher.has_place(&target));
+        self.connect(peer, &target, None);
     }
 
-    /// There is no HTTP here.
+    /// There is no HTTP without sockets.
     fn status(&mut self, _: &str, _: bool) -> Option<u16> {
         None
     }
 
-    fn say(&mut self, who: &str, text: &[u8], binary: bool) {
-        let conn = self.conn(who);
+    fn send(&mut self, peer: &str, text: &[u8], binary: bool) {
+        let conn = self.conn(peer);
         let message = (text.to_vec(), binary);
         match self.paused.get_mut(&conn) {
             Some(waiting) => waiting.push_back(message),
@@ -252,36 +286,36 @@ impl Wire for Memory {
         }
     }
 
-    fn deafen(&mut self, who: &str) {
-        self.deaf.insert(self.conn(who));
+    fn stop_reading(&mut self, peer: &str) {
+        self.stalled.insert(self.conn(peer));
     }
 
-    fn cut(&mut self, who: &str) {
-        self.leave(who);
+    fn reset(&mut self, peer: &str) {
+        self.close(peer);
     }
 
-    fn leave(&mut self, who: &str) {
-        self.input(Input::Disconnected(self.conn(who)));
+    fn close(&mut self, peer: &str) {
+        self.input(Input::Disconnected(self.conn(peer)));
     }
 
-    fn pass(&mut self, seconds: u64) {
+    fn advance(&mut self, seconds: u64) {
         let until = self.now + Duration::from_secs(seconds);
-        while let Some(due) = self.gate.wake_at().filter(|due| *due <= until) {
+        while let Some(due) = self.dispatcher.wake_at().filter(|due| *due <= until) {
             self.now = self.now.max(due);
             self.input(Input::Time);
         }
         self.now = until;
     }
 
-    fn next(&mut self, who: &str) -> Option<Heard> {
-        self.heard.get_mut(&self.names[who])?.pop_front()
+    fn next_received(&mut self, peer: &str) -> Option<Received> {
+        self.received.get_mut(&self.names[peer])?.pop_front()
     }
 
     fn finish(mut self: Box<Self>) {
-        for conn in self.heard.keys().copied().collect::<Vec<_>>() {
+        for conn in self.received.keys().copied().collect::<Vec<_>>() {
             self.input(Input::Disconnected(conn));
         }
-        assert_eq!(left(&self.gate), (0, 0, None));
+        assert_eq!(remaining_state(&self.dispatcher), (0, 0, None));
         assert_eq!(self.reserved(), 0, "all memory is released");
     }
 }

@@ -1,43 +1,44 @@
-//! A stream of two buffers, a session on it, and frames in bytes.
+//! An in-memory stream, a session on it, and WebSocket frames.
+
+#[path = "answer.rs"]
+pub mod answer;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use noroshi::config::Config;
-use noroshi::gate::Gate;
-use noroshi::http::{self, Door};
-use noroshi::hub::Hub;
-use noroshi::protocol::Dialect;
-use noroshi::session::{Event, Fill, Scratch, Session, Shared, Stream};
+use noroshi::address::Address;
+use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
+use noroshi::http::{self, Admission, ListenerKind, Response};
+use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
 
-/// What a request for an upgrade looks like.
+/// A WebSocket upgrade request for the room `tea`.
 pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// What an operator is told here.
-pub const ASKED: &str = "asked";
+/// The body of every response to an administrative request.
+pub const ADMIN_RESPONSE: &str = "asked";
 
-/// Where the peers are.
+/// The client's address.
 pub const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
-/// The server's end of a connection.
+/// The server's end of an in-memory connection.
 #[derive(Default)]
 pub struct Pipe {
-    /// What the peer sent.
+    /// Bytes that the peer has sent and the session has not read.
     pub input: VecDeque<u8>,
-    /// What it was sent.
+    /// Bytes that the session has sent.
     pub output: Vec<u8>,
-    /// Whether the peer sends no more.
-    pub ended: bool,
-    /// Whether the connection is broken.
-    pub broken: bool,
-    /// How many bytes the peer will still take.
-    pub room: usize,
-    /// Whether we send no more.
-    pub shut: bool,
-    /// Calls so far.
+    /// Whether the peer has shut its write side down.
+    pub is_eof: bool,
+    /// Whether reads and writes fail.
+    pub is_broken: bool,
+    /// Bytes that writes still accept.
+    pub writable_bytes: usize,
+    /// Whether the session has shut its write side down.
+    pub is_write_shut: bool,
+    /// Calls of `read` and `write` so far.
     pub reads: usize,
     pub writes: usize,
 }
@@ -45,11 +46,11 @@ pub struct Pipe {
 impl Read for Pipe {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.reads += 1;
-        if self.broken {
+        if self.is_broken {
             return Err(ErrorKind::ConnectionReset.into());
         }
         match self.input.read(buffer)? {
-            0 if !self.ended => Err(ErrorKind::WouldBlock.into()),
+            0 if !self.is_eof => Err(ErrorKind::WouldBlock.into()),
             n => Ok(n),
         }
     }
@@ -58,15 +59,15 @@ impl Read for Pipe {
 impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.writes += 1;
-        assert!(!self.shut && !bytes.is_empty());
-        if self.broken {
+        assert!(!self.is_write_shut && !bytes.is_empty());
+        if self.is_broken {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        let n = bytes.len().min(self.room);
+        let n = bytes.len().min(self.writable_bytes);
         if n == 0 {
             return Err(ErrorKind::WouldBlock.into());
         }
-        self.room -= n;
+        self.writable_bytes -= n;
         self.output.extend_from_slice(&bytes[..n]);
         Ok(n)
     }
@@ -78,79 +79,123 @@ impl Write for Pipe {
 
 impl Stream for Pipe {
     fn shutdown_write(&mut self) -> io::Result<()> {
-        self.shut = true;
+        self.is_write_shut = true;
         Ok(())
     }
 }
 
-/// A session as the server would drive it.
-pub struct Line {
+/// A session, driven as the server drives it.
+pub struct TestSession {
     pub session: Session<Pipe>,
-    pub shared: Shared,
-    pub gate: Gate,
+    pub shared: SharedState,
     pub scratch: Scratch,
-    /// Messages that came out, `+ROOM` for the upgrade among them.
+    /// Received messages, and `+ROOM` for the upgrade.
     pub events: Vec<String>,
-    /// The status of an upgrade that was refused, and why.
-    pub refused: Option<(u16, String)>,
+    /// Status and log reason of a rejected upgrade.
+    pub rejected: Option<(u16, String)>,
+    listener: ListenerKind,
+    /// Where the peer is, as far as a trusted proxy says.
+    pub address: Address,
+    /// Whether upgrades find the server full.
+    pub is_full: bool,
+    /// The time since 1970.
+    pub wall: Duration,
 }
 
-impl Line {
-    pub fn new(door: Door, config: Config) -> Line {
-        let pipe = Pipe { room: usize::MAX, ..Pipe::default() };
-        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
-        let mut shared = Shared::new(config);
-        Line {
-            session: Session::new(pipe, door, ADDRESS.into(), &mut shared),
+impl TestSession {
+    pub fn new(listener: ListenerKind, config: Config) -> TestSession {
+        let pipe = Pipe { writable_bytes: usize::MAX, ..Pipe::default() };
+        let mut shared = SharedState::new(config);
+        TestSession {
+            session: Session::new(pipe, HEAD_TIME_MAX, &mut shared),
             shared,
-            gate,
             scratch: Scratch::default(),
             events: Vec::new(),
-            refused: None,
+            rejected: None,
+            listener,
+            address: ADDRESS.into(),
+            is_full: false,
+            wall: Duration::ZERO,
         }
     }
 
-    /// A session that is open already, and whose response was read.
-    pub fn open(config: Config) -> Line {
-        let mut line = Line::new(Door::Main, config);
-        line.feed(REQUEST.as_bytes());
-        assert_eq!(line.events, ["+tea"]);
-        assert!(line.sent().starts_with(b"HTTP/1.1 101 "));
-        line.events.clear();
-        line
+    /// Answers a request as the server does.
+    fn answer(&mut self, head: &[u8]) {
+        let config = &self.shared.config;
+        let is_trusted = self.listener == ListenerKind::Main && config.is_trusted_proxy(self.address);
+        let admission = if self.is_full { Admission::ServerFull } else { Admission::Allowed };
+        let mut client_address = None;
+        let answer = answer::answer(head, self.listener, config, is_trusted, self.wall, |address, _| {
+            client_address = address;
+            admission
+        });
+        if let Some(address) = client_address {
+            self.address = address.into();
+        }
+        let answer = match answer {
+            Response::Admin(question) => http::render_admin_response(&question, ADMIN_RESPONSE),
+            answer => answer,
+        };
+        let fits = |bytes: usize| bytes <= ALWAYS_HELD_BYTES || self.shared.budget.allows(bytes);
+        let answer = match answer {
+            Response::Plain { bytes, .. } if self.listener == ListenerKind::Main && !fits(bytes.len()) => {
+                http::no_memory(head)
+            }
+            answer => answer,
+        };
+        match answer {
+            Response::Upgrade { bytes, target, .. } => {
+                self.session.accept(bytes, &mut self.shared);
+                self.events.push(format!("+{}", target.room));
+            }
+            Response::Plain { status, reject_reason, bytes } => {
+                self.session.respond(bytes, &mut self.shared);
+                if let Some(reason) = reject_reason {
+                    self.rejected = Some((status, reason.message));
+                }
+            }
+            Response::Admin(_) => unreachable!("it was answered"),
+        }
     }
 
-    /// The peer sends this, and the session has its turn.
+    /// Opens a session and discards the response to its upgrade.
+    pub fn open(config: Config) -> TestSession {
+        let mut test = TestSession::new(ListenerKind::Main, config);
+        test.feed(REQUEST.as_bytes());
+        assert_eq!(test.events, ["+tea"]);
+        assert!(test.take_output().starts_with(b"HTTP/1.1 101 "));
+        test.events.clear();
+        test
+    }
+
+    /// Delivers bytes from the peer and processes the session.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.pipe().input.extend(bytes);
-        self.turn();
+        self.process();
     }
 
-    pub fn turn(&mut self) {
-        while !self.session.is_over() {
-            let fill = self.session.fill(&mut self.scratch, &mut self.shared);
-            while let Some(event) = self.session.next(&mut self.scratch, &mut self.shared, &self.gate) {
+    pub fn process(&mut self) {
+        while !self.session.is_closed() {
+            let fill = self.session.read(&mut self.scratch, &mut self.shared);
+            while let Some(event) = self.session.next_event(&mut self.scratch, &mut self.shared) {
                 match event {
-                    Event::Upgraded(target, _) => self.events.push(format!("+{}", target.room)),
-                    Event::Refused(status, refusal) => self.refused = Some((status, refusal.why)),
-                    Event::Asked(question) => {
-                        self.session.answer(http::told(&question, ASKED), &mut self.shared);
-                    }
+                    Event::Request(head) => self.answer(&head),
+                    Event::Rejected(status, refusal) => self.rejected = Some((status, refusal.message)),
                     Event::Text(text) => self.events.push(text.to_owned()),
                     Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),
                     Event::Ping(payload) => self.session.pong(payload, &mut self.shared),
                     Event::Overhead => {}
                 }
             }
-            if matches!(fill, Fill::Empty | Fill::Ended) {
+            if matches!(fill, ReadOutcome::WouldBlock | ReadOutcome::EndOfStream) {
                 break;
             }
         }
         self.session.flush(&mut self.shared);
     }
 
-    /// Time passes, as long as the sweep of the server sees it: every second.
-    pub fn pass(&mut self, seconds: u64) {
+    /// Advances the clock in steps of one second, as the server does.
+    pub fn advance(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.shared.now += Duration::from_secs(1);
             self.session.tick(&mut self.shared);
@@ -162,26 +207,26 @@ impl Line {
         self.session.stream()
     }
 
-    /// What was sent since the last time.
-    pub fn sent(&mut self) -> Vec<u8> {
+    /// Returns and clears the bytes sent so far.
+    pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.pipe().output)
     }
 
-    /// The same as frames.
-    pub fn frames(&mut self) -> Vec<(u8, Vec<u8>)> {
-        let sent = self.sent();
+    /// Returns and clears the frames sent so far.
+    pub fn take_frames(&mut self) -> Vec<(u8, Vec<u8>)> {
+        let sent = self.take_output();
         let (frames, rest) = frames(&sent);
         assert!(rest.is_empty());
         frames
     }
 }
 
-/// A frame of a client.
+/// Returns a masked client frame.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     masked(first, payload, [1, 2, 3, 4])
 }
 
-/// A frame of a client that is in a hurry: its mask leaves the payload as it is.
+/// Returns a client frame whose mask is zero, so that the payload needs no transformation.
 pub fn plain_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     masked(first, payload, [0; 4])
 }
@@ -212,12 +257,12 @@ pub const PING: u8 = 0x89;
 pub const PONG: u8 = 0x8a;
 pub const CLOSE: u8 = 0x88;
 
-/// The payload of a Close frame.
+/// Returns the payload of a Close frame.
 pub fn close(code: u16, reason: &str) -> Vec<u8> {
     [&code.to_be_bytes(), reason.as_bytes()].concat()
 }
 
-/// The frames of a server that these bytes begin with, and what is left.
+/// Parses complete server frames. Returns them and the remaining bytes.
 pub fn frames(mut bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, &[u8]) {
     let mut frames = Vec::new();
     while bytes.len() >= 2 {

@@ -1,4 +1,4 @@
-//! The server as a process of its own, and what /proc and its metrics say of it.
+//! The server as a process, observed through /proc and its metrics.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,11 +10,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tungstenite::WebSocket;
 
-use super::program::GIVE_UP;
+use super::program::WAIT_TIMEOUT;
 
 pub const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
 
-/// A running server, killed with the test.
+/// A server process, killed when the value is dropped.
 pub struct Running {
     pub child: Child,
     pub address: SocketAddr,
@@ -28,21 +28,21 @@ impl Drop for Running {
     }
 }
 
-/// Runs a shell command, which ends in `exec "$0" …` and so becomes the server.
+/// Runs a shell command that ends in `exec "$0" …` and so becomes the server.
 pub fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
     let script = format!("{script} -l 127.0.0.1:0 --metrics 127.0.0.1:0");
     let mut command = Command::new("sh");
     let mut child = command.args(["-c", &script, NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut address = |prefix: &str, suffix: &str| loop {
+    let mut read_address = |prefix: &str, suffix: &str| loop {
         let mut line = String::new();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "the server says where it listens");
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "the server logs its address");
         if let Some(rest) = line.strip_prefix(prefix) {
             break rest.trim_end().strip_suffix(suffix).unwrap().parse().unwrap();
         }
     };
-    let (address, metrics) =
-        (address("listening on ws://", "/ws"), address("metrics on http://", "/metrics"));
+    let address = read_address("listening on ws://", "/ws");
+    let metrics = read_address("metrics on http://", "/metrics");
     (Running { child, address, metrics }, stderr)
 }
 
@@ -51,7 +51,7 @@ impl Running {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    pub fn ask(&self, address: SocketAddr, path: &str) -> String {
+    pub fn request(&self, address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
@@ -61,13 +61,12 @@ impl Running {
     }
 
     pub fn is_healthy(&self) -> bool {
-        self.ask(self.address, "/healthz").ends_with("\r\n\r\nok")
+        self.request(self.address, "/healthz").ends_with("\r\n\r\nok")
     }
 
-    /// A sample of the metrics page, by name and labels, without `noroshi_` and the label of the protocol, of whom all
-    /// are taken together.
+    /// Returns a metric by name and labels, without the prefix `noroshi_`, summed over all protocols.
     pub fn metric(&self, name: &str) -> f64 {
-        let page = self.ask(self.metrics, "/metrics");
+        let page = self.request(self.metrics, "/metrics");
         let samples = page.lines().filter_map(|line| line.strip_prefix("noroshi_")?.rsplit_once(' '));
         let values = samples.filter(|(key, _)| without_protocol(key) == name);
         let values: Vec<f64> = values.map(|(_, value)| value.parse().unwrap()).collect();
@@ -79,7 +78,7 @@ impl Running {
         std::fs::read_dir(self.proc("fd")).unwrap().count()
     }
 
-    /// Resident memory in bytes: now, and the most it ever was.
+    /// Returns the resident memory in bytes: current and peak.
     pub fn memory(&self) -> (usize, usize) {
         let status = std::fs::read_to_string(self.proc("status")).unwrap();
         let kib = |name: &str| {
@@ -89,7 +88,7 @@ impl Running {
         (kib("VmRSS:") * 1024, kib("VmHWM:") * 1024)
     }
 
-    /// CPU time used so far.
+    /// Returns the CPU time used so far.
     pub fn cpu(&self) -> Duration {
         let schedstat = std::fs::read_to_string(self.proc("schedstat")).unwrap();
         Duration::from_nanos(schedstat.split_whitespace().next().unwrap().parse().unwrap())
@@ -99,15 +98,15 @@ impl Running {
         format!("/proc/{}/{file}", self.child.id())
     }
 
-    pub fn websocket(&self, path: &str) -> WebSocket<Patient> {
+    pub fn websocket(&self, path: &str) -> WebSocket<RetryOnInterrupt> {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        tungstenite::client(format!("ws://{}{path}", self.address), Patient(stream)).unwrap().0
+        tungstenite::client(format!("ws://{}{path}", self.address), RetryOnInterrupt(stream)).unwrap().0
     }
 
     pub fn code(&mut self) -> Option<i32> {
         let mut status = None;
-        eventually("it ends", || {
+        eventually("the process exits", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
@@ -115,11 +114,11 @@ impl Running {
     }
 }
 
-/// A stream that goes on reading when a signal comes, such as the end of another test's server: a socket that has
-/// a timeout does not do so by itself (signal(7)).
-pub struct Patient(pub TcpStream);
+/// Retries reads that a signal interrupts, for example SIGCHLD from another test's server. A socket with a timeout is
+/// not restarted automatically (signal(7)).
+pub struct RetryOnInterrupt(pub TcpStream);
 
-impl Read for Patient {
+impl Read for RetryOnInterrupt {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.0.read(buffer) {
@@ -130,7 +129,7 @@ impl Read for Patient {
     }
 }
 
-impl Write for Patient {
+impl Write for RetryOnInterrupt {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -140,16 +139,16 @@ impl Write for Patient {
     }
 }
 
-/// Something in another process is waited for, and there is no event for it.
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Polls a condition in another process until it holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < GIVE_UP, "{what}");
+    while !condition() {
+        assert!(began.elapsed() < WAIT_TIMEOUT, "{what}");
         sleep(Duration::from_millis(10));
     }
 }
 
-/// The name and the labels of a sample, but for the protocol, which is the first.
+/// Removes the protocol label, which is the first label, from a metric's key.
 fn without_protocol(key: &str) -> String {
     let Some((name, labels)) = key.split_once("{protocol=\"") else { return key.to_owned() };
     match labels.split_once("\",") {

@@ -1,4 +1,4 @@
-//! Other people's programs, as long as a test needs them.
+//! External programs that tests start.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -13,33 +13,33 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-/// After so long, what a test waits for will not come. Much, because two cores may have four browsers to run.
-pub const GIVE_UP: Duration = Duration::from_secs(30);
+/// Time after which waiting fails the test. It is long because two cores may run four browsers.
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Whether a program is installed, without which a test is skipped, but not in CI.
+/// Returns whether a program is installed. Tests that need it are skipped otherwise, except in CI, where they fail.
 pub fn is_installed(program: &str) -> bool {
     let is_installed = Path::new(program).exists();
     if !is_installed {
         assert!(std::env::var_os("CI").is_none(), "{program} is missing");
-        // Without a macro, because the harness keeps to itself what those print.
+        // The test harness captures the output of print macros.
         let mut stderr = std::io::stderr();
         writeln!(stderr, "SKIPPED a test: {program} is missing").unwrap();
     }
     is_installed
 }
 
-/// Where a program is, by the PATH, if it is installed.
+/// Returns the path of a program in PATH, if it is installed.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.exists());
     is_installed(found.as_ref().map_or(program, |file| file.to_str().unwrap())).then_some(found?)
 }
 
-/// A port of this machine that nobody has, of TCP or of UDP, and that no connection is given: those are from 32768 on.
+/// Returns a port that is free for TCP and UDP and below 32768, where the kernel's ephemeral ports begin.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        // Test programs that run at the same time begin elsewhere.
+        // Test processes that run in parallel start at different ports.
         let next = std::process::id().wrapping_mul(37).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = (16_384 + next % 16_384) as u16;
         let address = ("127.0.0.1", port);
@@ -49,7 +49,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// A new directory with a package of npm in its node_modules, to be removed by the caller. `None` without npm.
+/// Installs an npm package into a new directory, which the caller removes. `None` without npm.
 pub fn npm(package: &str) -> Option<PathBuf> {
     let npm = find("npm")?;
     let home = std::env::temp_dir().join(format!(
@@ -63,29 +63,29 @@ pub fn npm(package: &str) -> Option<PathBuf> {
     Some(home)
 }
 
-/// A program and its children, killed with the test.
+/// A process group, killed when the value is dropped.
 pub struct Program {
     child: Child,
-    /// A directory of its own: the current one, that of temporary files, and that of the user. Removed in the end.
+    /// The working, temporary and home directory of the program. Removed when the value is dropped.
     pub home: PathBuf,
 }
 
 impl Program {
-    /// Starts it with these arguments, separated by spaces.
+    /// Starts a program with arguments separated by spaces.
     pub fn start(program: &str, arguments: &str) -> Program {
         Program::start_after(program, arguments, |_| {})
     }
 
-    /// The same, after its directory got what it needs there.
+    /// Starts a program after `prepare` has filled its directory.
     pub fn start_after(program: &str, arguments: &str, prepare: impl FnOnce(&Path)) -> Program {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        // A short path, because Chromium puts a Unix socket there.
+        // The path is short because Chromium creates a Unix socket there.
         let home = std::env::temp_dir().join(format!("noroshi-{}-{count}", std::process::id()));
         std::fs::create_dir(&home).unwrap();
         prepare(&home);
         let log = File::create(home.join("log")).unwrap();
-        // It ends with the test even if that is killed.
+        // The program ends with the test, even if the test is killed.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", program]).args(arguments.split_whitespace());
         command.current_dir(&home).env("HOME", &home).env("TMPDIR", &home).process_group(0);
@@ -97,16 +97,16 @@ impl Program {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// Waits until something is there.
+    /// Polls until a value is available.
     #[track_caller]
-    pub fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    pub fn wait_until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         let began = Instant::now();
         loop {
             if let Some(it) = found() {
                 return it;
             }
             let log = || String::from_utf8_lossy(&std::fs::read(self.home.join("log")).unwrap()).into_owned();
-            assert!(began.elapsed() < GIVE_UP, "waited in vain: {what}\n{}", log());
+            assert!(began.elapsed() < WAIT_TIMEOUT, "timed out: {what}\n{}", log());
             sleep(Duration::from_millis(20));
         }
     }
@@ -116,10 +116,10 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
         let _ = self.child.wait();
-        // Those of its processes that are not our children may write for another moment.
+        // Descendants that are not our children may still write for a moment.
         let began = Instant::now();
         while std::fs::remove_dir_all(&self.home).is_err_and(|error| error.kind() != ErrorKind::NotFound)
-            && began.elapsed() < GIVE_UP
+            && began.elapsed() < WAIT_TIMEOUT
         {
             sleep(Duration::from_millis(10));
         }

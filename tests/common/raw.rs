@@ -1,35 +1,35 @@
 //! A client of raw bytes on a non-blocking socket, for tests that run a server and its clients in one thread. It never
-//! waits: it writes what the kernel takes and reads what is there.
+//! waits: it writes what the kernel accepts and reads what is available.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use noroshi::config::{Config, Listen};
-use noroshi::http::Door;
+use noroshi::config::{Config, ListenAddress};
+use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, frame, frames, plain_frame};
 
-/// The address that clients connect from, unless a test chooses another one.
+/// The address that clients connect from by default.
 pub const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// Binds a server to a free port of loopback.
 pub fn server(config: &Config) -> (Server, SocketAddr) {
-    let listen = vec![Listen::Tcp((LOOPBACK, 0).into())];
+    let listen = vec![ListenAddress::Tcp((LOOPBACK, 0).into())];
     let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
-    let address = server.addresses(Door::Main).next().unwrap();
+    let address = server.addresses(ListenerKind::Main).next().unwrap();
     (server, address)
 }
 
-/// Runs one turn of a server that does not wait for events.
-pub fn turn(server: &mut Server) {
+/// Runs one iteration of the server's loop without waiting for events.
+pub fn run_iteration(server: &mut Server) {
     server.turn(Some(Duration::ZERO)).unwrap();
 }
 
-/// Returns a request for a WebSocket at this path.
+/// Returns an upgrade request for a path.
 pub fn upgrade(path: &str) -> Vec<u8> {
     REQUEST.replace("/ws/tea", path).into_bytes()
 }
@@ -39,28 +39,28 @@ pub fn text(message: &str) -> Vec<u8> {
     plain_frame(TEXT, message.as_bytes())
 }
 
-/// A connection of a client.
+/// A client connection.
 pub struct Raw {
     /// `None` after the connection has ended or was reset.
     stream: Option<TcpStream>,
-    /// Bytes that are still to be written.
+    /// Bytes that are not yet written.
     outgoing: VecDeque<u8>,
-    /// Bytes that have come and are not parsed yet.
+    /// Bytes that are read and not yet parsed.
     incoming: Vec<u8>,
-    /// The head of the response, once it is complete.
+    /// The response head, once it is complete.
     pub head: Option<String>,
     /// Whether pings and Close frames are answered.
     pub answers: bool,
-    /// The code of the Close frame that the server has sent.
+    /// The code of the server's Close frame.
     pub close_code: Option<u16>,
-    /// Bytes that have come so far.
+    /// Bytes read so far.
     pub bytes_read: usize,
-    /// Pings that have come so far.
+    /// Pings received so far.
     pub pings: usize,
 }
 
 impl Raw {
-    /// Connects from an address of loopback. `receive_buffer` is the size of SO_RCVBUF, if it is set.
+    /// Connects from a loopback address. `receive_buffer` is the size of SO_RCVBUF, if it is set.
     pub fn connect(to: SocketAddr, from: Ipv4Addr, receive_buffer: Option<usize>) -> Raw {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         if let Some(bytes) = receive_buffer {
@@ -82,14 +82,14 @@ impl Raw {
         }
     }
 
-    /// Connects and asks for a WebSocket at a path.
+    /// Connects and requests an upgrade at a path.
     pub fn open(to: SocketAddr, path: &str) -> Raw {
         let mut client = Raw::connect(to, LOOPBACK, None);
         client.send(&upgrade(path));
         client
     }
 
-    /// Returns whether the connection may still be used.
+    /// Returns whether the connection is usable.
     pub fn is_connected(&self) -> bool {
         self.stream.is_some()
     }
@@ -99,23 +99,23 @@ impl Raw {
         self.head.as_ref()?.split(' ').nth(1)?.parse().ok()
     }
 
-    /// Adds bytes to what is to be written.
+    /// Appends bytes to the write buffer.
     pub fn push(&mut self, bytes: &[u8]) {
         self.outgoing.extend(bytes);
     }
 
-    /// Returns how many bytes are still to be written.
+    /// Returns the size of the write buffer.
     pub fn unwritten(&self) -> usize {
         self.outgoing.len()
     }
 
-    /// Writes bytes, and later with [`Raw::write`] those that the kernel does not take now.
+    /// Appends bytes to the write buffer and writes as many as the kernel accepts.
     pub fn send(&mut self, bytes: &[u8]) {
         self.push(bytes);
         self.write(usize::MAX);
     }
 
-    /// Writes at most `bytes_max` of the bytes that are to be written. Returns how many the kernel has taken.
+    /// Writes at most `bytes_max` bytes of the write buffer. Returns how many the kernel has accepted.
     pub fn write(&mut self, bytes_max: usize) -> usize {
         let mut written = 0;
         while let Some(stream) = self.stream.as_mut().filter(|_| !self.outgoing.is_empty()) {
@@ -137,8 +137,8 @@ impl Raw {
         written
     }
 
-    /// Reads at most `bytes_max` bytes that are there. Returns the frames that are complete now, but answers pings and
-    /// Close frames itself. The body of a plain response is discarded.
+    /// Reads at most `bytes_max` available bytes. Returns the complete frames and answers pings and Close frames. The
+    /// body of a plain response is discarded.
     pub fn read(&mut self, bytes_max: usize) -> Vec<(u8, Vec<u8>)> {
         let mut chunk = [0; 16 * 1024];
         let mut left = bytes_max;
@@ -200,7 +200,7 @@ impl Raw {
         }
     }
 
-    /// Reads everything that is there. Returns the text messages, and panics if there is anything else.
+    /// Reads all available bytes. Returns the text messages and panics if there is any other message.
     pub fn texts(&mut self) -> Vec<String> {
         let messages = self.read(usize::MAX);
         messages
@@ -213,7 +213,7 @@ impl Raw {
             .collect()
     }
 
-    /// Shuts the write side down and goes on reading.
+    /// Shuts the write side down. Reading remains possible.
     pub fn half_close(&mut self) {
         if let Some(stream) = &self.stream {
             let _ = stream.shutdown(Shutdown::Write);

@@ -1,11 +1,12 @@
-//! What stands in the README to be copied.
+//! The README's code blocks.
 
 pub const README: &str = include_str!("../../README.md");
 
-/// The indented block with this line, which stands there once, without the indentation.
+/// Returns the only indented block that contains this line, without its indentation.
 #[track_caller]
 pub fn block(line: &str) -> String {
-    let (mut blocks, mut block) = (Vec::new(), String::new());
+    let mut blocks = Vec::new();
+    let mut block = String::new();
     for text in README.lines().chain(["end"]) {
         match text.strip_prefix("    ") {
             Some(code) => block += &format!("{code}\n"),

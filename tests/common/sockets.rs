@@ -1,12 +1,12 @@
-//! A running server and its clients, on real sockets, in one thread: whoever waits for the server lets it turn.
+//! A server and its clients on real sockets in one thread. Waiting runs iterations of the server's loop.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use noroshi::config::{Config, Listen};
-use noroshi::http::Door;
+use noroshi::config::{Config, ListenAddress};
+use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use noroshi::token::{Claims, Secrets};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -15,11 +15,11 @@ use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::{ClientRequestBuilder, Error, Message, WebSocket};
 
-use super::memory::left;
-use super::transcript::{Heard, SECRET, Wire};
+use super::memory::remaining_state;
+use super::transcript::{Received, SECRET, Transport};
 
-/// After so long in the real world, what a test waits for will not come.
-const GIVE_UP: Duration = Duration::from_secs(20);
+/// Real time after which waiting fails the test.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct Net {
     pub server: Server,
@@ -28,45 +28,45 @@ pub struct Net {
 }
 
 struct Client {
-    /// `None` after the connection ended.
+    /// `None` after the connection has ended.
     socket: Option<WebSocket<TcpStream>>,
-    heard: VecDeque<Heard>,
-    deaf: bool,
+    received: VecDeque<Received>,
+    stalled: bool,
 }
 
 impl Net {
-    /// A server on a free port of loopback.
+    /// Starts a server on a free loopback port.
     pub fn new(config: &Config) -> Net {
-        let listen = vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())];
+        let listen = vec![ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())];
         let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
-        let address = server.addresses(Door::Main).next().unwrap();
+        let address = server.addresses(ListenerKind::Main).next().unwrap();
         Net { server, address, clients: BTreeMap::new() }
     }
 
-    /// Lets the server turn until something is so.
-    pub fn until<T>(&mut self, mut is_so: impl FnMut(&mut Net) -> Option<T>) -> T {
+    /// Runs the loop until a value is available.
+    pub fn wait_until<T>(&mut self, mut condition: impl FnMut(&mut Net) -> Option<T>) -> T {
         let began = Instant::now();
         loop {
-            if let Some(it) = is_so(self) {
+            if let Some(it) = condition(self) {
                 return it;
             }
             self.server.turn(Some(Duration::from_millis(1))).unwrap();
-            assert!(began.elapsed() < GIVE_UP, "waited in vain");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "timed out");
         }
     }
 
-    /// A connection without a protocol.
-    pub fn connect(&mut self, door: Door) -> TcpStream {
-        let address = self.server.addresses(door).next().unwrap();
+    /// Connects without sending anything.
+    pub fn connect(&mut self, listener: ListenerKind) -> TcpStream {
+        let address = self.server.addresses(listener).next().unwrap();
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nonblocking(true).unwrap();
         stream.set_nodelay(true).unwrap();
         stream
     }
 
-    /// The same from another address of loopback.
-    pub fn connect_from(&mut self, source: &str, door: Door) -> TcpStream {
-        let address = self.server.addresses(door).next().unwrap();
+    /// Connects from another loopback address.
+    pub fn connect_from(&mut self, source: &str, listener: ListenerKind) -> TcpStream {
+        let address = self.server.addresses(listener).next().unwrap();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()).unwrap();
         socket.connect(&address.into()).unwrap();
@@ -74,10 +74,10 @@ impl Net {
         socket.into()
     }
 
-    /// Everything that comes until the server closes.
+    /// Reads until the server closes the connection.
     pub fn read_to_end(&mut self, stream: &mut TcpStream) -> Vec<u8> {
         let mut all = Vec::new();
-        self.until(|_| match stream.read_to_end(&mut all) {
+        self.wait_until(|_| match stream.read_to_end(&mut all) {
             Ok(_) => Some(()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
             Err(error) => panic!("after {} bytes: {error}", all.len()),
@@ -85,9 +85,9 @@ impl Net {
         all
     }
 
-    /// Sends a request and returns the whole answer, as text.
-    pub fn ask(&mut self, door: Door, request: &str) -> String {
-        let mut stream = self.connect(door);
+    /// Sends a request and returns the whole response as text.
+    pub fn request(&mut self, listener: ListenerKind, request: &str) -> String {
+        let mut stream = self.connect(listener);
         stream.write_all(request.as_bytes()).unwrap();
         String::from_utf8(self.read_to_end(&mut stream)).unwrap()
     }
@@ -99,11 +99,11 @@ impl Net {
 
     pub fn websocket_at(&mut self, path: &str) -> WebSocket<TcpStream> {
         let uri = format!("ws://{}{path}", self.address).parse().unwrap();
-        let stream = self.connect(Door::Main);
+        let stream = self.connect(ListenerKind::Main);
         let request = ClientRequestBuilder::new(uri);
         let request = tungstenite::client::IntoClientRequest::into_client_request(request).unwrap();
         let mut round = ClientHandshake::start(stream, request, None).map(Some).unwrap();
-        self.until(|_| match round.take().unwrap().handshake() {
+        self.wait_until(|_| match round.take().unwrap().handshake() {
             Ok((socket, _)) => Some(socket),
             Err(HandshakeError::Interrupted(again)) => {
                 round = Some(again);
@@ -113,49 +113,50 @@ impl Net {
         })
     }
 
-    pub fn socket(&mut self, who: &str) -> &mut WebSocket<TcpStream> {
-        self.clients.get_mut(who).unwrap().socket.as_mut().unwrap()
+    pub fn socket(&mut self, peer: &str) -> &mut WebSocket<TcpStream> {
+        self.clients.get_mut(peer).unwrap().socket.as_mut().unwrap()
     }
 
-    pub fn say(&mut self, who: &str, message: Message) {
-        match self.socket(who).send(message) {
+    pub fn send(&mut self, peer: &str, message: Message) {
+        match self.socket(peer).send(message) {
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
-                self.until(|net| net.socket(who).flush().is_ok().then_some(()));
+                self.wait_until(|net| net.socket(peer).flush().is_ok().then_some(()));
             }
             sent => sent.unwrap(),
         }
-        self.settle();
+        self.run_until_idle();
     }
 
-    /// Waits until the server has handled everything that was sent, and the clients have heard what came of it. On loopback,
-    /// what is sent has arrived when the system call returns, so that a server without anything to do has handled it all.
-    pub fn settle(&mut self) {
+    /// Runs the loop until the server has handled everything that was sent and the clients have received the results.
+    /// On loopback, bytes have arrived when the system call returns, so a server without pending events has handled
+    /// everything.
+    pub fn run_until_idle(&mut self) {
         let mut idle_turns = 0;
         let began = Instant::now();
         while idle_turns < 2 {
             self.server.turn(Some(Duration::ZERO)).unwrap();
             idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
-            self.listen();
-            assert!(began.elapsed() < GIVE_UP, "the server does not come to rest");
+            self.receive_all();
+            assert!(began.elapsed() < WAIT_TIMEOUT, "the server does not become idle");
         }
     }
 
-    fn enter(&mut self, who: &str, socket: WebSocket<TcpStream>) {
+    fn add_client(&mut self, peer: &str, socket: WebSocket<TcpStream>) {
         let socket = Some(socket);
-        let client = Client { socket, heard: VecDeque::new(), deaf: false };
-        self.clients.insert(who.to_owned(), client);
-        self.settle();
+        let client = Client { socket, received: VecDeque::new(), stalled: false };
+        self.clients.insert(peer.to_owned(), client);
+        self.run_until_idle();
     }
 
-    /// Everybody who is not deaf hears what there is, and answers pings.
-    fn listen(&mut self) {
-        for client in self.clients.values_mut().filter(|client| !client.deaf) {
+    /// Reads all available messages of clients that are not stalled, and answers pings.
+    fn receive_all(&mut self) {
+        for client in self.clients.values_mut().filter(|client| !client.stalled) {
             while let Some(socket) = &mut client.socket {
                 match socket.read() {
-                    Ok(Message::Text(text)) => client.heard.push_back(Heard::Text(text.to_string())),
+                    Ok(Message::Text(text)) => client.received.push_back(Received::Text(text.to_string())),
                     Ok(Message::Close(frame)) => {
                         let code = frame.map_or(1005, |frame| frame.code.into());
-                        client.heard.push_back(Heard::Closed(code));
+                        client.received.push_back(Received::Closed(code));
                     }
                     Ok(_) => {}
                     Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => break,
@@ -167,21 +168,21 @@ impl Net {
     }
 }
 
-impl Wire for Net {
-    fn open(&mut self, who: &str, room: &str) {
+impl Transport for Net {
+    fn open(&mut self, peer: &str, room: &str) {
         let socket = self.websocket(room);
-        self.enter(who, socket);
+        self.add_client(peer, socket);
     }
 
-    fn admit(&mut self, who: &str, room: &str, claims: &Claims) {
+    fn open_with_token(&mut self, peer: &str, room: &str, claims: &Claims) {
         let token = Secrets::parse(SECRET).unwrap().sign(claims);
         let socket = self.websocket(&format!("{room}?token={token}"));
-        self.enter(who, socket);
+        self.add_client(peer, socket);
     }
 
-    fn open_at(&mut self, who: &str, path: &str) {
+    fn open_at(&mut self, peer: &str, path: &str) {
         let socket = self.websocket_at(path);
-        self.enter(who, socket);
+        self.add_client(peer, socket);
     }
 
     fn status(&mut self, path: &str, is_upgrade: bool) -> Option<u16> {
@@ -191,64 +192,65 @@ impl Wire for Net {
         } else {
             ""
         };
-        let answer = self.ask(Door::Main, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{upgrade}\r\n"));
+        let answer =
+            self.request(ListenerKind::Main, &format!("GET {path} HTTP/1.1\r\nHost: h\r\n{upgrade}\r\n"));
         answer.split(' ').nth(1)?.parse().ok()
     }
 
-    fn say(&mut self, who: &str, text: &[u8], binary: bool) {
+    fn send(&mut self, peer: &str, text: &[u8], binary: bool) {
         let message = match std::str::from_utf8(text) {
             Ok(text) if !binary => Message::text(text),
             _ => Message::binary(text.to_vec()),
         };
-        Net::say(self, who, message);
+        Net::send(self, peer, message);
     }
 
-    fn deafen(&mut self, who: &str) {
-        self.clients.get_mut(who).unwrap().deaf = true;
+    fn stop_reading(&mut self, peer: &str) {
+        self.clients.get_mut(peer).unwrap().stalled = true;
     }
 
-    fn cut(&mut self, who: &str) {
-        let socket = self.clients.get_mut(who).unwrap().socket.take().unwrap();
+    fn reset(&mut self, peer: &str) {
+        let socket = self.clients.get_mut(peer).unwrap().socket.take().unwrap();
         SockRef::from(socket.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
         drop(socket);
         let left = self.server.sessions() - 1;
-        self.until(|net| (net.server.sessions() == left).then_some(()));
-        self.settle();
+        self.wait_until(|net| (net.server.sessions() == left).then_some(()));
+        self.run_until_idle();
     }
 
-    fn leave(&mut self, who: &str) {
-        let client = self.clients.get_mut(who).unwrap();
+    fn close(&mut self, peer: &str) {
+        let client = self.clients.get_mut(peer).unwrap();
         if let Some(socket) = &mut client.socket {
             let frame = CloseFrame { code: 1000.into(), reason: "".into() };
             let _ = socket.close(Some(frame));
         }
-        if client.deaf {
+        if client.stalled {
             client.socket = None;
         }
-        let left = client.heard.len();
-        self.settle();
-        let client = self.clients.get_mut(who).unwrap();
-        // A claimant is not read while it waits: the server sees that TCP is closed.
+        let left = client.received.len();
+        self.run_until_idle();
+        let client = self.clients.get_mut(peer).unwrap();
+        // A claimant is not read while it waits: the server only sees that TCP is closed.
         client.socket = None;
-        // The answer to its own Close frame is nothing that the transcript lists.
-        client.heard.truncate(left);
-        self.settle();
+        // A transcript does not list the reply to the peer's own Close frame.
+        client.received.truncate(left);
+        self.run_until_idle();
     }
 
-    fn pass(&mut self, seconds: u64) {
+    fn advance(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.server.advance(Duration::from_secs(1));
-            self.settle();
+            self.run_until_idle();
         }
     }
 
-    fn next(&mut self, who: &str) -> Option<Heard> {
-        self.clients.get_mut(who).unwrap().heard.pop_front()
+    fn next_received(&mut self, peer: &str) -> Option<Received> {
+        self.clients.get_mut(peer).unwrap().received.pop_front()
     }
 
     fn finish(mut self: Box<Self>) {
         self.clients.clear();
-        self.until(|net| (net.server.sessions() == 0).then_some(()));
-        assert_eq!(left(self.server.gate()), (0, 0, None));
+        self.wait_until(|net| (net.server.sessions() == 0).then_some(()));
+        assert_eq!(remaining_state(self.server.dispatcher()), (0, 0, None));
     }
 }

@@ -1,4 +1,4 @@
-//! TLS by `openssl`, so that no crate is needed for it.
+//! TLS by the program `openssl`, so that no crate is needed.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -9,11 +9,10 @@ use std::thread::spawn;
 
 pub const OPENSSL: &str = "/usr/bin/openssl";
 
-/// Whom the certificate is for. Browsers know without DNS that it is this machine (RFC 6761 section 6.3).
+/// The host name of the certificate. Browsers resolve it to this machine without DNS (RFC 6761 section 6.3).
 pub const HOST: &str = "noroshi.localhost";
 
-/// Makes a certificate for the host and its key, under the names that certbot gives them; and both in one file, as
-/// HAProxy wants them.
+/// Creates a self-signed certificate and its key under certbot's file names, and a combined file for HAProxy.
 pub fn certificate(home: &Path) {
     let request = format!(
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={HOST} \
@@ -25,7 +24,7 @@ pub fn certificate(home: &Path) {
     std::fs::write(home.join(format!("{HOST}.pem")), read("fullchain.pem") + &read("privkey.pem")).unwrap();
 }
 
-/// The hash of the public key in that certificate (RFC 7469 section 2.4).
+/// Returns the hash of the certificate's public key (RFC 7469 section 2.4).
 pub fn hash(home: &Path) -> String {
     let pipe = "openssl x509 -in fullchain.pem -pubkey -noout | openssl pkey -pubin -outform der \
         | openssl dgst -sha256 -binary | openssl base64";
@@ -33,8 +32,8 @@ pub fn hash(home: &Path) -> String {
     String::from_utf8(hash.stdout).unwrap().trim().to_owned()
 }
 
-/// Connects over TLS, from this address of the machine, to who must have the certificate that was made here. Reading
-/// from the stream ends when the other side ends or is refused.
+/// Connects over TLS from this address and verifies that the server has the certificate created above. Reads return end
+/// of file when the server closes or the verification fails.
 pub fn connect(home: &Path, from: Ipv4Addr, to: SocketAddr) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let plain = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -51,7 +50,7 @@ pub fn connect(home: &Path, from: Ipv4Addr, to: SocketAddr) -> TcpStream {
         .stderr(File::options().append(true).create(true).open(home.join("openssl.log")).unwrap())
         .spawn()
         .unwrap();
-    // It ends with either side.
+    // The process ends when either side closes.
     spawn(move || child.wait());
     plain
 }

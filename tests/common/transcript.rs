@@ -1,4 +1,4 @@
-//! Conversations as text, and how they are played. The format is described in `tests/transcripts/README.md`.
+//! Parses and plays transcripts. `tests/transcripts/README.md` describes the format.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -6,55 +6,55 @@ use std::path::Path;
 use std::time::Duration;
 
 use noroshi::config::{Command, Config};
-use noroshi::protocol::Dialect;
+use noroshi::protocol::ProtocolId;
 use noroshi::token::{Claims, Secrets};
 use serde_json::Value;
 
-/// What the tokens of a transcript are signed with.
+/// The secret that signs the tokens of a transcript.
 pub const SECRET: &[u8] = b"nobody signs with this but the tests";
 
-/// What a peer hears.
+/// An event that a peer receives.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Heard {
+pub enum Received {
     Text(String),
     Closed(u16),
 }
 
-/// Something a transcript can be played against. After each call, whatever it causes has happened.
-pub trait Wire {
-    fn open(&mut self, who: &str, room: &str);
-    /// The same with a token that says this.
-    fn admit(&mut self, who: &str, room: &str, claims: &Claims);
-    /// The same at a path of another protocol.
-    fn open_at(&mut self, who: &str, path: &str);
-    /// The status with which a request is answered, where there is HTTP.
+/// A server that a transcript is played against. Each call returns after all its effects have happened.
+pub trait Transport {
+    fn open(&mut self, peer: &str, room: &str);
+    /// Opens a WebSocket with a token of these claims.
+    fn open_with_token(&mut self, peer: &str, room: &str, claims: &Claims);
+    /// Opens a WebSocket at a path of any protocol.
+    fn open_at(&mut self, peer: &str, path: &str);
+    /// Returns the status of the response to a request. `None` without HTTP.
     fn status(&mut self, path: &str, is_upgrade: bool) -> Option<u16>;
-    fn say(&mut self, who: &str, text: &[u8], binary: bool);
-    /// From now on this peer reads and answers nothing.
-    fn deafen(&mut self, who: &str);
-    fn leave(&mut self, who: &str);
-    /// Its connection is cut, without a goodbye.
-    fn cut(&mut self, who: &str);
-    fn pass(&mut self, seconds: u64);
-    /// The next thing that this peer heard, if there is one.
-    fn next(&mut self, who: &str) -> Option<Heard>;
-    /// Ends all that is still open and proves that nothing is left.
+    fn send(&mut self, peer: &str, text: &[u8], binary: bool);
+    /// Stops reading and answering for this peer.
+    fn stop_reading(&mut self, peer: &str);
+    fn close(&mut self, peer: &str);
+    /// Resets the peer's connection without a Close frame.
+    fn reset(&mut self, peer: &str);
+    fn advance(&mut self, seconds: u64);
+    /// Returns the next event that this peer has received.
+    fn next_received(&mut self, peer: &str) -> Option<Received>;
+    /// Closes everything and asserts that nothing is left.
     fn finish(self: Box<Self>);
 }
 
 pub struct Transcript {
     pub name: String,
     pub config: Config,
-    /// Recorded from the article's program, which says less and escapes more.
-    article: bool,
-    /// Of another protocol, which has its own names: `$name` stands for one.
-    dialect: Option<Dialect>,
-    /// Whether Ayame's pings are lines, and not answered by the player.
+    /// Whether it was recorded from the article's program, which sends fewer fields and escapes more characters.
+    is_article: bool,
+    /// Another protocol, in which `$name` stands for a name that the server chooses.
+    protocol: Option<ProtocolId>,
+    /// Whether Ayame's pings are listed in the transcript instead of being answered by the player.
     pings_by_hand: bool,
     lines: Vec<String>,
 }
 
-/// All transcripts, in the order of their names.
+/// Returns all transcripts, ordered by name.
 pub fn all() -> Vec<Transcript> {
     let mut found = Vec::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
@@ -76,134 +76,148 @@ impl Transcript {
         if text.lines().any(|line| line == "# tokens") {
             config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
         }
-        let dialect = [("ayame", Dialect::Ayame), ("matchbox", Dialect::Matchbox)];
-        let dialect = dialect.into_iter().find(|(folder, _)| name.starts_with(folder)).map(|(_, it)| it);
-        match dialect {
-            Some(Dialect::Ayame) => config.ayame = Some("/signaling".to_owned()),
-            Some(Dialect::Matchbox) => config.matchbox = Some(String::new()),
+        let protocol = [("ayame", ProtocolId::Ayame), ("matchbox", ProtocolId::Matchbox)];
+        let protocol = protocol.into_iter().find(|(folder, _)| name.starts_with(folder)).map(|(_, it)| it);
+        match protocol {
+            Some(ProtocolId::Ayame) => config.ayame = Some("/signaling".to_owned()),
+            Some(ProtocolId::Matchbox) => config.matchbox = Some(String::new()),
             _ => {}
         }
         let pings_by_hand = text.lines().any(|line| line == "# pings: by hand");
-        let said = |line: &&str| !line.is_empty() && !line.starts_with('#');
-        let lines = text.lines().filter(said).map(str::to_owned).collect();
-        Transcript { article: name.starts_with("article"), name, config, dialect, pings_by_hand, lines }
+        let is_event = |line: &&str| !line.is_empty() && !line.starts_with('#');
+        let lines = text.lines().filter(is_event).map(str::to_owned).collect();
+        Transcript { is_article: name.starts_with("article"), name, config, protocol, pings_by_hand, lines }
     }
 
-    pub fn play(&self, mut wire: Box<dyn Wire>) {
-        let mut everybody = BTreeSet::new();
+    pub fn play(&self, mut transport: Box<dyn Transport>) {
+        let mut peers = BTreeSet::new();
         let mut names = Names::default();
         for line in &self.lines {
             let at = format!("{}: {line}", self.name);
             let mut words = line.splitn(3, ' ');
-            let (who, verb, rest) =
-                (words.next().unwrap(), words.next().expect(&at), words.next().unwrap_or(""));
-            match (verb, self.dialect) {
+            let peer = words.next().unwrap();
+            let verb = words.next().expect(&at);
+            let rest = words.next().unwrap_or("");
+            match (verb, self.protocol) {
                 ("@", _) => {
                     let (request, statuses) = rest.rsplit_once(' ').expect(&at);
                     let path = request.strip_prefix("GET ").expect(&at);
-                    is_one_of(statuses, wire.status(path, false), &at);
+                    is_one_of(statuses, transport.status(path, false), &at);
                     continue;
                 }
                 ("+!", _) => {
                     let (path, statuses) = rest.rsplit_once(' ').expect(&at);
-                    is_one_of(statuses, wire.status(&format!("/{path}"), true), &at);
+                    is_one_of(statuses, transport.status(&format!("/{path}"), true), &at);
                     continue;
                 }
-                _ => _ = everybody.insert(who),
+                _ => _ = peers.insert(peer),
             }
-            match (verb, self.dialect) {
-                ("+", Some(Dialect::Ayame)) => wire.open_at(who, &format!("/signaling{rest}")),
-                ("+", Some(Dialect::Matchbox)) => wire.open_at(who, &format!("/{rest}")),
+            match (verb, self.protocol) {
+                ("+", Some(ProtocolId::Ayame)) => transport.open_at(peer, &format!("/signaling{rest}")),
+                ("+", Some(ProtocolId::Matchbox)) => transport.open_at(peer, &format!("/{rest}")),
                 ("+", _) => match rest.split_once("as ") {
                     Some((room, id)) if self.config.token_secrets.is_some() => {
                         let id = Some(id).filter(|id| *id != "*").map(Box::from);
-                        // The year 2096.
+                        // In the year 2096.
                         let until = Duration::from_secs(4_000_000_000);
-                        wire.admit(who, room.trim_end(), &Claims { until, id, ..Claims::default() });
+                        transport.open_with_token(
+                            peer,
+                            room.trim_end(),
+                            &Claims { expires_at: until, id, ..Claims::default() },
+                        );
                     }
-                    _ => wire.open(who, rest),
+                    _ => transport.open(peer, rest),
                 },
-                (">", _) => wire.say(who, names.fill(rest).as_bytes(), false),
-                (">b", _) => wire.say(who, names.fill(rest).as_bytes(), true),
-                ("!", _) => wire.deafen(who),
-                ("-", _) => wire.leave(who),
-                ("-!", _) => wire.cut(who),
-                ("~", _) => wire.pass(rest.parse().expect(&at)),
-                ("x", _) => match self.hear(&mut *wire, who) {
-                    Some(Heard::Closed(code)) if rest != "*" => is_one_of(rest, Some(code), &at),
-                    Some(Heard::Closed(_)) => {}
-                    other => panic!("{at}\nbut heard {other:?}"),
+                (">", _) => transport.send(peer, names.fill(rest).as_bytes(), false),
+                (">b", _) => transport.send(peer, names.fill(rest).as_bytes(), true),
+                ("!", _) => transport.stop_reading(peer),
+                ("-", _) => transport.close(peer),
+                ("-!", _) => transport.reset(peer),
+                ("~", _) => transport.advance(rest.parse().expect(&at)),
+                ("x", _) => match self.receive(&mut *transport, peer) {
+                    Some(Received::Closed(code)) if rest != "*" => is_one_of(rest, Some(code), &at),
+                    Some(Received::Closed(_)) => {}
+                    other => panic!("{at}\nbut received {other:?}"),
                 },
-                ("<0", _) => assert_eq!(self.hear(&mut *wire, who), None, "{at}"),
+                ("<0", _) => assert_eq!(self.receive(&mut *transport, peer), None, "{at}"),
                 ("<=", _) => {
-                    assert_eq!(self.hear(&mut *wire, who), Some(Heard::Text(rest.to_owned())), "{at}")
+                    assert_eq!(
+                        self.receive(&mut *transport, peer),
+                        Some(Received::Text(rest.to_owned())),
+                        "{at}"
+                    )
                 }
-                ("<", _) => match self.wait(&mut *wire, who, rest) {
-                    Some(Heard::Text(heard)) if self.dialect.is_some() => {
-                        names.compare(&at, rest, &heard, self.dialect == Some(Dialect::Matchbox));
+                ("<", _) => match self.receive_or_wait(&mut *transport, peer, rest) {
+                    Some(Received::Text(received)) if self.protocol.is_some() => {
+                        names.compare(&at, rest, &received, self.protocol == Some(ProtocolId::Matchbox));
                     }
-                    Some(Heard::Text(heard)) => self.compare(&at, rest, &heard),
-                    other => panic!("{at}\nbut heard {other:?}"),
+                    Some(Received::Text(received)) => self.compare(&at, rest, &received),
+                    other => panic!("{at}\nbut received {other:?}"),
                 },
-                _ => panic!("{at}: no such line"),
+                _ => panic!("{at}: unknown verb"),
             }
         }
-        for who in everybody {
-            assert_eq!(self.hear(&mut *wire, who), None, "{}: {who} heard more than is listed", self.name);
+        for peer in peers {
+            assert_eq!(
+                self.receive(&mut *transport, peer),
+                None,
+                "{}: {peer} received more than is listed",
+                self.name
+            );
         }
-        wire.finish();
+        transport.finish();
     }
 
-    /// The next thing that a peer hears, for which it waits if that is a ping.
-    fn wait(&self, wire: &mut dyn Wire, who: &str, expected: &str) -> Option<Heard> {
+    /// Returns the next event of a peer. If a ping is expected, advances the clock until it is due.
+    fn receive_or_wait(&self, transport: &mut dyn Transport, peer: &str, expected: &str) -> Option<Received> {
         for _ in 0..28 {
-            let heard = self.hear(wire, who);
-            if heard.is_some() || !self.pings_by_hand || !expected.contains("ping") {
-                return heard;
+            let received = self.receive(transport, peer);
+            if received.is_some() || !self.pings_by_hand || !expected.contains("ping") {
+                return received;
             }
-            wire.pass(1);
+            transport.advance(1);
         }
-        self.hear(wire, who)
+        self.receive(transport, peer)
     }
 
-    /// The next thing that a peer hears. Pings of Ayame are answered, if they are not lines.
-    fn hear(&self, wire: &mut dyn Wire, who: &str) -> Option<Heard> {
-        let ping = Heard::Text(r#"{"type":"ping"}"#.to_owned());
+    /// Returns the next event of a peer. Answers Ayame's pings unless they are listed.
+    fn receive(&self, transport: &mut dyn Transport, peer: &str) -> Option<Received> {
+        let ping = Received::Text(r#"{"type":"ping"}"#.to_owned());
         loop {
-            match wire.next(who) {
-                Some(heard) if heard == ping && !self.pings_by_hand => {
-                    wire.say(who, br#"{"type":"pong"}"#, false);
+            match transport.next_received(peer) {
+                Some(received) if received == ping && !self.pings_by_hand => {
+                    transport.send(peer, br#"{"type":"pong"}"#, false);
                 }
-                heard => return heard,
+                received => return received,
             }
         }
     }
 
-    fn compare(&self, at: &str, expected: &str, heard: &str) {
-        let (Value::Object(expected), Value::Object(mut heard)) =
-            (serde_json::from_str(expected).expect(at), serde_json::from_str(heard).expect(at))
+    fn compare(&self, at: &str, expected: &str, received: &str) {
+        let (Value::Object(expected), Value::Object(mut received)) =
+            (serde_json::from_str(expected).expect(at), serde_json::from_str(received).expect(at))
         else {
             panic!("{at}: not an object")
         };
         if expected.get("message").is_some_and(|message| message == "*") {
-            assert!(heard["message"].as_str().is_some_and(|text| !text.is_empty()), "{at}");
-            heard["message"] = "*".into();
+            assert!(received["message"].as_str().is_some_and(|text| !text.is_empty()), "{at}");
+            received["message"] = "*".into();
         }
-        if !self.article {
-            assert_eq!(expected, heard, "{at}");
+        if !self.is_article {
+            assert_eq!(expected, received, "{at}");
             return;
         }
         for (key, value) in &expected {
             if key == "sdp" || key == "candidate" {
-                assert_eq!(texts(value), texts(&heard[key]), "{at}");
+                assert_eq!(texts(value), texts(&received[key]), "{at}");
             } else {
-                assert_eq!(value, &heard[key], "{at}");
+                assert_eq!(value, &received[key], "{at}");
             }
         }
     }
 }
 
-/// The JSON texts, joined by `|`, that a string holds.
+/// Splits a string into the JSON texts that it joins with `|`.
 fn texts(value: &Value) -> Vec<Value> {
     let mut rest = value.as_str().expect("sdp and candidate are strings");
     let mut texts = Vec::new();
@@ -222,12 +236,12 @@ fn is_one_of(expected: &str, found: Option<u16>, at: &str) {
     assert!(found.is_none_or(is_it), "{at}: {found:?}");
 }
 
-/// What `$name` stands for, and `$PAD(n)`: n letters.
+/// Values of `$name`. `$PAD(n)` stands for n letters.
 #[derive(Default)]
 struct Names(BTreeMap<String, String>);
 
 impl Names {
-    /// A text with the values of the names in it.
+    /// Replaces the names in a text by their values.
     fn fill(&self, text: &str) -> String {
         let mut parts = text.split('$');
         let mut filled = parts.next().unwrap().to_owned();
@@ -238,48 +252,50 @@ impl Names {
                 continue;
             }
             let end = part.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(part.len());
-            filled
-                .push_str(self.0.get(&part[..end]).unwrap_or_else(|| panic!("{text}: ${part} is not known")));
+            filled.push_str(self.0.get(&part[..end]).unwrap_or_else(|| panic!("{text}: ${part} is unknown")));
             filled.push_str(&part[end..]);
         }
         filled
     }
 
-    /// Every field counts. A name that is not yet known is what is heard, which is what no other name is.
-    fn compare(&mut self, at: &str, expected: &str, heard: &str, are_uuids: bool) {
+    /// Compares every field. A name that is still unknown takes the received value, which must differ from all other
+    /// names.
+    fn compare(&mut self, at: &str, expected: &str, received: &str, are_uuids: bool) {
         let expected: Value = serde_json::from_str(expected).expect(at);
-        let heard: Value = serde_json::from_str(heard).expect(at);
-        self.compare_values(at, &expected, &heard, are_uuids);
+        let received: Value = serde_json::from_str(received).expect(at);
+        self.compare_values(at, &expected, &received, are_uuids);
     }
 
-    fn compare_values(&mut self, at: &str, expected: &Value, heard: &Value, are_uuids: bool) {
-        match (expected, heard) {
+    fn compare_values(&mut self, at: &str, expected: &Value, received: &Value, are_uuids: bool) {
+        match (expected, received) {
             (Value::String(it), _) if it == "*" => {}
-            (Value::String(it), Value::String(heard)) if it.starts_with('$') && !it.starts_with("$PAD") => {
+            (Value::String(it), Value::String(received))
+                if it.starts_with('$') && !it.starts_with("$PAD") =>
+            {
                 match self.0.get(&it[1..]) {
-                    Some(known) => assert_eq!(known, heard, "{at}"),
+                    Some(known) => assert_eq!(known, received, "{at}"),
                     None => {
                         assert!(
-                            self.0.values().all(|known| known != heard),
-                            "{at}: {heard} is somebody else"
+                            self.0.values().all(|known| known != received),
+                            "{at}: {received} is the name of another peer"
                         );
                         let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b == b'-';
                         assert!(
-                            !are_uuids || (heard.len() == 36 && heard.bytes().all(is_digit)),
-                            "{at}: {heard}"
+                            !are_uuids || (received.len() == 36 && received.bytes().all(is_digit)),
+                            "{at}: {received}"
                         );
-                        self.0.insert(it[1..].to_owned(), heard.clone());
+                        self.0.insert(it[1..].to_owned(), received.clone());
                     }
                 }
             }
-            (Value::Object(expected), Value::Object(heard)) => {
-                assert!(expected.keys().eq(heard.keys()), "{at}\nbut heard {heard:?}");
+            (Value::Object(expected), Value::Object(received)) => {
+                assert!(expected.keys().eq(received.keys()), "{at}\nbut received {received:?}");
                 for (key, value) in expected {
-                    self.compare_values(at, value, &heard[key], are_uuids);
+                    self.compare_values(at, value, &received[key], are_uuids);
                 }
             }
-            (Value::String(it), heard) => assert_eq!(heard, &Value::String(self.fill(it)), "{at}"),
-            (expected, heard) => assert_eq!(expected, heard, "{at}"),
+            (Value::String(it), received) => assert_eq!(received, &Value::String(self.fill(it)), "{at}"),
+            (expected, received) => assert_eq!(expected, received, "{at}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Inputs into Ayame's protocol, which must be consistent after each of them and say what the model says.
+//! Input to Ayame's protocol, which must stay consistent and match its model.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -12,9 +12,9 @@ use std::hash::RandomState;
 use std::time::Duration;
 
 use ayame_model::Model;
-use noroshi::ayame::Ayame;
 use noroshi::config::Config;
-use noroshi::protocol::{Dialect, Input, Target};
+use noroshi::protocol::{Input, ProtocolId, Target};
+use noroshi::protocols::ayame::Ayame;
 use noroshi::query::Query;
 use noroshi::token::{Claims, Secrets};
 use world::{Bytes, STEPS_MAX, World};
@@ -25,10 +25,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 const SECRET: &[u8] = b"a secret that is thirty-two bytes";
 const ROOMS: [&str; 4] = ["tea", "coffee", "te", r"t\u0065a"];
 const CLIENTS: [&str; 4] = ["a", "b", "c", ""];
-/// More than may wait for the probe of one room.
+/// More than the number of clients that may wait for the probe of one room.
 const PEERS_MAX: usize = 24;
 
-/// The first byte is the configuration, the rest is what happens.
+/// The first byte selects the configuration, the others the events.
 pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let Some(limits) = bytes.next() else { return };
@@ -39,7 +39,7 @@ pub fn check(data: &[u8]) {
     let config = Config { token_secrets, ..world::config(rate, None) };
     let model = Model::new(rate, config.token_secrets.clone());
     let ayame = Ayame::new(&config, RandomState::new());
-    let mut world = World::new(&config, Dialect::Ayame, ayame, model, PEERS_MAX);
+    let mut world = World::new(&config, ProtocolId::Ayame, ayame, model, PEERS_MAX);
     for _ in 0..STEPS_MAX {
         if step(&mut world, &keys, &mut bytes).is_none() {
             break;
@@ -55,31 +55,32 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
     }
     match (step.event, step.conn) {
         (7, Some(conn)) => {
-            let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
-            let message = message(step.who, keys, bytes)?;
+            let times = bytes.next()? % 16;
+            let pause = bytes.next()? % 64;
+            let message = message(step.selector, keys, bytes)?;
             for _ in 0..times {
-                world.say(conn, message.as_bytes(), false);
+                world.send(conn, message.as_bytes(), false);
                 world.now += Duration::from_millis(50 * u64::from(pause));
                 world.input(Input::Time);
             }
         }
-        // Clients come together, and want seats of one room.
+        // Many clients connect and request seats of one room.
         (8, _) => {
             let count = usize::from(bytes.next()?) % PEERS_MAX;
-            let message = message(step.who, keys, bytes)?;
+            let message = message(step.selector, keys, bytes)?;
             for slot in 0..count {
                 let conn = match world.conn(slot) {
                     Some(conn) => conn,
-                    None => world.connect(slot, &target(), None).expect("there is a place"),
+                    None => world.connect(slot, &target(), None).expect("the protocol accepts the peer"),
                 };
-                world.say(conn, message.as_bytes(), false);
+                world.send(conn, message.as_bytes(), false);
             }
         }
         (_, None) => _ = world.connect(step.slot, &target(), None),
         (_, Some(conn)) => {
-            let message = message(step.who, keys, bytes)?;
-            world.say(conn, message.as_bytes(), false);
-            // The server reports a sign of life after the messages of a read.
+            let message = message(step.selector, keys, bytes)?;
+            world.send(conn, message.as_bytes(), false);
+            // The server reports a liveness signal after the messages of a read.
             if step.event & 1 == 0 {
                 world.alive(conn);
             }
@@ -89,19 +90,20 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
 }
 
 fn target() -> Target {
-    Target { dialect: Dialect::Ayame, room: String::new(), query: Query::default() }
+    Target { protocol: ProtocolId::Ayame, room: String::new(), query: Query::default() }
 }
 
-/// Tokens of all kinds, and texts that are none.
+/// Returns valid and invalid tokens, and other texts.
 fn keys() -> Vec<String> {
     let secrets = Secrets::parse(SECRET).expect("a secret");
     let other_secrets = Secrets::parse(b"another secret of thirty-two byte").expect("a secret");
-    let claims = Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
+    let claims =
+        Claims { expires_at: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
     let in_tea = Claims { room: Some("tea".into()), ..claims.clone() };
     let a_in_coffee = Claims { room: Some("coffee".into()), id: Some("a".into()), ..claims.clone() };
     let b_anywhere = Claims { id: Some("b".into()), ..claims.clone() };
     let in_te = Claims { room_prefix: Some("te".into()), ..claims.clone() };
-    let for_a_minute = Claims { until: Duration::from_secs(60), ..claims.clone() };
+    let for_a_minute = Claims { expires_at: Duration::from_secs(60), ..claims.clone() };
     let mut keys = vec![String::new(), "x".to_owned(), other_secrets.sign(&claims)];
     for claims in [claims, in_tea, a_in_coffee, b_anywhere, in_te, for_a_minute] {
         keys.push(secrets.sign(&claims));
@@ -109,11 +111,13 @@ fn keys() -> Vec<String> {
     keys
 }
 
-fn message(who: usize, keys: &[String], bytes: &mut Bytes) -> Option<String> {
-    let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
+fn message(selector: usize, keys: &[String], bytes: &mut Bytes) -> Option<String> {
+    let kind = bytes.next()?;
+    let more = usize::from(bytes.next()?);
     let kind = match kind % 16 {
         0..8 => {
-            let (room, client) = (ROOMS[more % 4], CLIENTS[who / PEERS_MAX % 4]);
+            let room = ROOMS[more % 4];
+            let client = CLIENTS[selector / PEERS_MAX % 4];
             let field = if more & 0x40 == 0 { "key" } else { "signalingKey" };
             let key = &keys[usize::from(kind / 16) % keys.len()];
             let standalone = ["false", "true", "null", "1"][more / 4 % 4];

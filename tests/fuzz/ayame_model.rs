@@ -1,4 +1,4 @@
-//! The rules of Ayame's protocol as the README tells them, without regard for cost.
+//! A naive model of Ayame's protocol, written from the README.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use noroshi::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX};
 use noroshi::json;
 use noroshi::protocol::{Close, Conn, Target};
-use noroshi::token::{Claims, Fault, Secrets};
+use noroshi::token::{Claims, Secrets, TokenError};
 
-use super::context::{Context, Rules, Said, Seen};
+use super::context::{Context, Output, RoomMember, Rules};
 
 pub struct Model {
     context: Context,
@@ -19,9 +19,9 @@ pub struct Model {
 
 struct Client {
     state: State,
-    /// When it is pinged next. A standalone client is not.
+    /// Time of the next ping. `None` for a standalone client.
     ping_at: Option<Duration>,
-    /// Whether it has to show life, because somebody wants a seat of its room.
+    /// Whether it is probed because another client requests a seat of its room.
     is_probed: bool,
 }
 
@@ -43,23 +43,23 @@ impl Model {
     }
 
     fn send(&mut self, to: Conn, text: String) {
-        self.context.say(to, Said::Text(text));
+        self.context.emit(to, Output::Text(text));
     }
 
     fn close(&mut self, conn: Conn, why: Close) {
         self.context.close(conn, why);
-        self.exit(conn);
+        self.remove_peer(conn);
     }
 
-    fn exit(&mut self, conn: Conn) {
+    fn remove_peer(&mut self, conn: Conn) {
         let name = self.context.names.get(&conn).cloned();
-        let client = self.clients.remove(&conn).expect("it is here");
+        let client = self.clients.remove(&conn).expect("the connection is known");
         let left = match &client.state {
-            State::Nameless => Said::Left(String::new(), None),
-            State::Waiting(room) => Said::Left(room.clone(), None),
-            State::Seated(room) => Said::Left(room.clone(), name),
+            State::Nameless => Output::Left(String::new(), None),
+            State::Waiting(room) => Output::Left(room.clone(), None),
+            State::Seated(room) => Output::Left(room.clone(), name),
         };
-        self.context.say(conn, left);
+        self.context.emit(conn, left);
         match client.state {
             State::Nameless => {}
             State::Waiting(room) => {
@@ -68,7 +68,7 @@ impl Model {
                 }
             }
             State::Seated(name) => {
-                // With one of the two, the room is gone.
+                // A room ends with either of its members.
                 let Some(room) = self.rooms.remove(&name) else { return };
                 for other in room.seated.into_iter().filter(|other| *other != conn) {
                     if self.clients[&other].ping_at.is_some() {
@@ -77,13 +77,13 @@ impl Model {
                     self.close(other, Close::Finished);
                 }
                 for waiting in room.waiting {
-                    self.sit(waiting, &name);
+                    self.take_seat(waiting, &name);
                 }
             }
         }
     }
 
-    fn not_understood(&mut self, conn: Conn) {
+    fn reject_message(&mut self, conn: Conn) {
         self.context.count_error("not_understood");
         self.close(conn, Close::Finished);
     }
@@ -98,50 +98,51 @@ impl Model {
         self.context.count_message("register");
         let [room, client, key, signaling_key, standalone] = fields;
         let text = |field: Option<&str>| {
-            field.map_or(Some(String::new()), |text| json::string(text).map(String::from))
+            field.map_or(Some(String::new()), |text| json::parse_string(text).map(String::from))
         };
         let (Some(room), Some(client), Some(key)) = (text(room), text(client), text(signaling_key.or(key)))
         else {
-            return self.not_understood(conn);
+            return self.reject_message(conn);
         };
         let standalone = standalone.unwrap_or("false");
         if room.is_empty() || room.len() > 256 || !["true", "false"].contains(&standalone) {
-            return self.not_understood(conn);
+            return self.reject_message(conn);
         }
-        if let Err(fault) = self.admit(&room, &client, &key) {
-            return self.reject(conn, "token_refused", fault.sentence());
+        if let Err(fault) = self.open_with_token(&room, &client, &key) {
+            return self.reject(conn, "token_refused", fault.message());
         }
         if standalone == "true" {
-            self.clients.get_mut(&conn).expect("it is here").ping_at = None;
+            self.clients.get_mut(&conn).expect("the connection is known").ping_at = None;
         }
-        self.sit(conn, &room);
+        self.take_seat(conn, &room);
     }
 
-    fn admit(&self, room: &str, client: &str, key: &str) -> Result<(), Fault> {
+    fn open_with_token(&self, room: &str, client: &str, key: &str) -> Result<(), TokenError> {
         let Some(secrets) = &self.secrets else { return Ok(()) };
         if key.is_empty() {
-            return Err(Fault::Missing);
+            return Err(TokenError::Missing);
         }
         let claims = secrets.verify(key, self.context.now)?;
         if claims.room.is_some_and(|named| *named != *room) {
-            return Err(Fault::Room);
+            return Err(TokenError::Room);
         }
         if claims.room_prefix.is_some_and(|prefix| !room.starts_with(&*prefix)) {
-            return Err(Fault::Room);
+            return Err(TokenError::Room);
         }
         if claims.id.is_some_and(|named| *named != *client) {
-            return Err(Fault::Id);
+            return Err(TokenError::Id);
         }
         Ok(())
     }
 
-    fn sit(&mut self, conn: Conn, name: &str) {
+    fn take_seat(&mut self, conn: Conn, name: &str) {
         let room = self.rooms.entry(name.to_owned()).or_default();
         if room.seated.len() < 2 {
             room.seated.push(conn);
             let is_second = room.seated.len() == 2;
-            self.clients.get_mut(&conn).expect("it is here").state = State::Seated(name.to_owned());
-            self.context.say(conn, Said::Registered(name.to_owned()));
+            self.clients.get_mut(&conn).expect("the connection is known").state =
+                State::Seated(name.to_owned());
+            self.context.emit(conn, Output::Registered(name.to_owned()));
             let id = self.context.names[&conn].clone();
             return self.send(
                 conn,
@@ -154,9 +155,9 @@ impl Model {
             return self.reject(conn, "full", "full");
         }
         room.waiting.push(conn);
-        self.clients.get_mut(&conn).expect("it is here").state = State::Waiting(name.to_owned());
+        self.clients.get_mut(&conn).expect("the connection is known").state = State::Waiting(name.to_owned());
         for seated in room.seated.clone() {
-            let client = self.clients.get_mut(&seated).expect("it is here");
+            let client = self.clients.get_mut(&seated).expect("the connection is known");
             if !client.is_probed {
                 client.is_probed = true;
                 self.context.probe(seated);
@@ -178,12 +179,12 @@ impl Rules for Model {
     fn text(&mut self, conn: Conn, text: &str) {
         let names = ["type", "roomId", "clientId", "key", "signalingKey", "standalone"];
         let place = |key: &str| names.iter().position(|name| *name == key);
-        let [kind, fields @ ..] = json::fields(text, place).unwrap_or([None; 6]);
-        let kind = kind.and_then(json::string);
+        let [kind, fields @ ..] = json::parse_fields(text, place).unwrap_or([None; 6]);
+        let kind = kind.and_then(json::parse_string);
         let room = match &self.clients[&conn].state {
             State::Nameless => None,
             State::Waiting(_) if kind.as_deref() == Some("pong") => return,
-            State::Waiting(_) => return self.not_understood(conn),
+            State::Waiting(_) => return self.reject_message(conn),
             State::Seated(room) => Some(room.clone()),
         };
         match (kind.as_deref(), room) {
@@ -202,14 +203,14 @@ impl Rules for Model {
                     self.context.count_error("peer_busy");
                 }
             }
-            _ => self.not_understood(conn),
+            _ => self.reject_message(conn),
         }
     }
 
     fn binary(&mut self, conn: Conn, bytes: &[u8]) {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.text(conn, text),
-            Err(_) => self.not_understood(conn),
+            Err(_) => self.reject_message(conn),
         }
     }
 
@@ -218,22 +219,22 @@ impl Rules for Model {
     }
 
     fn alive(&mut self, conn: Conn) {
-        let client = self.clients.get_mut(&conn).expect("it is here");
+        let client = self.clients.get_mut(&conn).expect("the connection is known");
         client.is_probed = false;
-        let State::Seated(name) = &client.state else { panic!("only who is seated is probed") };
+        let State::Seated(name) = &client.state else { panic!("only seated clients are probed") };
         let name = name.clone();
         if self.rooms[&name].seated.iter().any(|seated| self.clients[seated].is_probed) {
             return;
         }
-        let waiting = std::mem::take(&mut self.rooms.get_mut(&name).expect("it is seated").waiting);
+        let waiting = std::mem::take(&mut self.rooms.get_mut(&name).expect("the client is seated").waiting);
         for conn in waiting {
             self.reject(conn, "full", "full");
         }
     }
 
     fn silent(&mut self, conn: Conn) {
-        let client = self.clients.get_mut(&conn).expect("it is here");
-        let State::Seated(name) = &client.state else { panic!("only who is seated is probed") };
+        let client = self.clients.get_mut(&conn).expect("the connection is known");
+        let State::Seated(name) = &client.state else { panic!("only seated clients are probed") };
         if self.rooms[name].waiting.is_empty() {
             client.is_probed = false;
         } else {
@@ -243,7 +244,7 @@ impl Rules for Model {
 
     fn disconnected(&mut self, conn: Conn) {
         if self.clients.contains_key(&conn) {
-            self.exit(conn);
+            self.remove_peer(conn);
         }
     }
 
@@ -260,7 +261,7 @@ impl Rules for Model {
         self.clients.values().filter_map(|client| client.ping_at).min()
     }
 
-    fn seen(&self, conn: Conn) -> Option<Seen> {
+    fn member(&self, conn: Conn) -> Option<RoomMember> {
         Some(match &self.clients.get(&conn)?.state {
             State::Nameless => (String::new(), None, "nameless"),
             State::Waiting(room) => (room.clone(), None, "waiting"),

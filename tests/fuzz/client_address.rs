@@ -1,9 +1,9 @@
-//! The client address that trusted proxies report, read naively: what `http` is compared with.
+//! A naive reader of the client address that trusted proxies report, compared with `http`.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Returns the client address that these headers report, or an error if the request must be refused. `only` is the
-/// header that the operator named, and `is_trusted` says which addresses are proxies.
+/// Returns the client address in these headers, or an error if the request must be rejected. `only` is the header that
+/// the operator configured, and `is_trusted` returns whether an address is a proxy.
 pub fn expected(
     headers: &[(String, Vec<u8>)],
     only: Option<&str>,
@@ -39,7 +39,7 @@ pub fn expected(
     }
 }
 
-/// An address alone, with a port, in brackets, or in brackets with a port.
+/// Parses an address, optionally with a port or in brackets.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim_matches([' ', '\t']);
     let in_brackets = || format!("{text}:1").parse::<SocketAddr>().ok().filter(|_| text.starts_with('['));

@@ -1,5 +1,4 @@
-//! Any variables and flags: an error is one line that a terminal can show, and what is accepted is what the
-//! documentation promises.
+//! Arbitrary variables and flags: an error is one printable line, and accepted values are in the documented ranges.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -46,11 +45,12 @@ const WORDS: [&str; 32] = [
     "",
 ];
 
-/// The first byte chooses the command. Each line is a variable or an argument: the low five bits of its first byte choose
-/// the name, and the others what is made of it.
+/// The first byte selects the command. Each line is a variable or an argument: the low five bits of its first byte
+/// select the name, the others the form of the value.
 pub fn check(data: &[u8]) {
     let Some((command, lines)) = data.split_first() else { return };
-    let (mut variables, mut args) = (Vec::new(), Vec::<OsString>::new());
+    let mut variables = Vec::new();
+    let mut args = Vec::<OsString>::new();
     let command = [None, None, Some("token"), Some("health")][usize::from(command & 3)];
     args.extend(command.map(OsString::from));
     for line in lines.split(|byte| *byte == b'\n') {
@@ -69,7 +69,7 @@ pub fn check(data: &[u8]) {
             _ => args.push(OsString::from_vec(value.to_vec())),
         }
     }
-    match Config::parse_with(variables, args) {
+    match Config::parse_with_environment(variables, args) {
         Err(error) => assert!(!error.is_empty() && !error.contains(char::is_control), "{error:?}"),
         Ok(Command::Run(config)) => check_config(&config),
         Ok(Command::Token(mint)) => {
@@ -86,7 +86,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// The ranges of the table in the README.
+/// Asserts the ranges of the README's table.
 fn check_config(config: &Config) {
     assert!((1..=1_000_000).contains(&config.connections_max));
     assert!(config.connections_per_ip_max <= 1_000_000);

@@ -1,17 +1,17 @@
-//! The part of the models that all protocols share: the rate limit, probes, queues and what was said.
+//! The common part of the models: rate limit, probes, queues and output.
 //!
-//! It is written from the README, for clarity and not for speed: lists instead of tables, credits counted one by one.
+//! It is written from the README, for clarity rather than speed: lists instead of tables, credits counted one by one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use noroshi::protocol::{Close, Conn, Input, Target};
-use noroshi::rate::Verdict;
+use noroshi::rate_limit::Verdict;
 use noroshi::token::Claims;
 
-/// An effect, as far as it is compared.
+/// An effect, reduced to what is compared.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Said {
+pub enum Output {
     Text(String),
     Ping,
     Pause,
@@ -19,81 +19,80 @@ pub enum Said {
     Close(Close),
     /// The room.
     Registered(String),
-    /// The room, and the id that the connection had there.
+    /// The room and the connection's id in it.
     Left(String, Option<String>),
 }
 
-/// What the operator sees of a connection: its room, its id and its state.
-pub type Seen = (String, Option<String>, &'static str);
+/// A line of `/rooms`: room, id and state.
+pub type RoomMember = (String, Option<String>, &'static str);
 
-/// The rules of one protocol, written down naively.
+/// The rules of one protocol, as a naive model.
 pub trait Rules {
     fn context(&mut self) -> &mut Context;
     fn connected(&mut self, conn: Conn, target: &Target, claims: Option<&Claims>);
     fn text(&mut self, conn: Conn, text: &str);
     fn binary(&mut self, conn: Conn, bytes: &[u8]);
-    /// Its message was dropped because it is over the rate.
+    /// Handles a message that was dropped by the rate limit.
     fn dropped(&mut self, conn: Conn, tell: bool);
     fn alive(&mut self, conn: Conn);
     fn silent(&mut self, conn: Conn);
     fn disconnected(&mut self, conn: Conn);
-    /// One timer of the protocol is due.
+    /// Handles one expired timer of the protocol.
     fn timer(&mut self);
     fn timer_due(&self) -> Option<Duration>;
     fn has_place(&self, _target: &Target) -> bool {
         true
     }
-    /// Whether a newcomer to this target may meet somebody, if the protocol can tell.
+    /// Returns whether a new peer of this target may find other peers, if the protocol can tell.
     fn knows_room(&self, _target: &Target) -> bool {
         true
     }
-    fn seen(&self, conn: Conn) -> Option<Seen>;
-    /// Peers and rooms.
+    fn member(&self, conn: Conn) -> Option<RoomMember>;
+    /// Returns the numbers of peers and rooms.
     fn counts(&self) -> (usize, usize);
-    /// Bytes of text that are stored for peers. The server reserves at least these, and nothing if there are none.
+    /// Returns the bytes of text stored for peers. The server reserves at least these, and nothing if there are none.
     fn stored_bytes(&self) -> usize {
         0
     }
 }
 
-/// What a protocol works with.
+/// The state that all models share.
 pub struct Context {
     pub now: Duration,
-    pub said: Vec<(Conn, Said)>,
-    /// How many further messages the queue of a peer takes. Queues that are not listed take any number.
+    pub outputs: Vec<(Conn, Output)>,
+    /// Further messages that the queue of a peer accepts. Queues that are not listed accept any number.
     pub room_in_queue: BTreeMap<Conn, usize>,
-    /// Whether memory was granted, for each reservation of this input. The server decides that; the model says when it is
-    /// asked.
+    /// The server's decisions about the memory reservations of this input, in order.
     pub grants: VecDeque<bool>,
-    /// The ids that the server gave to connections.
+    /// Ids that the server has assigned.
     pub names: BTreeMap<Conn, String>,
     pub messages: BTreeMap<&'static str, u64>,
     pub errors: BTreeMap<&'static str, u64>,
-    /// Who is probed, and until when.
+    /// Running probes with their deadlines.
     pub probes: Vec<(Duration, Conn)>,
-    /// Credits a second; 0: no limit.
+    /// Credits per second. 0: no limit.
     rate: u32,
     buckets: BTreeMap<Conn, Bucket>,
 }
 
 /// The credits of one connection.
 struct Bucket {
-    /// In billionths, so that every nanosecond adds a whole number of them.
+    /// In billionths, so that each nanosecond adds a whole number.
     credits: u128,
     counted_at: Duration,
-    offence: Option<Offence>,
+    violation: Option<RateViolation>,
 }
 
-struct Offence {
+struct RateViolation {
     began: Duration,
     last: Duration,
-    told: Duration,
+    notified_at: Duration,
 }
 
-const CREDIT: u128 = 1_000_000_000;
+const NANOCREDITS: u128 = 1_000_000_000;
 const BURST_SECONDS: u128 = 10;
 
-/// Credits for this many bytes: one for every 4 KiB begun.
+/// Returns the credits for this many bytes: one for every 4 KiB or part of it.
 pub fn credits_for(bytes: usize) -> usize {
     let mut credits = 1;
     while credits * 4096 < bytes {
@@ -102,7 +101,8 @@ pub fn credits_for(bytes: usize) -> usize {
     credits
 }
 
-/// Credits for telling this many peers a text: one for every 64 deliveries begun, times every 4 KiB begun of the text.
+/// Returns the credits for sending a text to this many peers: one for every 64 deliveries or part of it, times those
+/// for the text's bytes.
 pub fn credits_for_deliveries(peers: usize, bytes: usize) -> usize {
     let mut groups = 0;
     while groups * 64 < peers {
@@ -115,7 +115,7 @@ impl Context {
     pub fn new(rate: u32) -> Context {
         Context {
             now: Duration::ZERO,
-            said: Vec::new(),
+            outputs: Vec::new(),
             room_in_queue: BTreeMap::new(),
             grants: VecDeque::new(),
             names: BTreeMap::new(),
@@ -127,11 +127,11 @@ impl Context {
         }
     }
 
-    pub fn say(&mut self, to: Conn, said: Said) {
-        self.said.push((to, said));
+    pub fn emit(&mut self, to: Conn, output: Output) {
+        self.outputs.push((to, output));
     }
 
-    /// Passes on all of these messages, or none.
+    /// Forwards all of these messages or none.
     pub fn forward(&mut self, to: Conn, texts: Vec<String>) -> bool {
         if let Some(room) = self.room_in_queue.get_mut(&to) {
             if *room < texts.len() {
@@ -140,7 +140,7 @@ impl Context {
             *room -= texts.len();
         }
         for text in texts {
-            self.say(to, Said::Text(text));
+            self.emit(to, Output::Text(text));
         }
         true
     }
@@ -153,17 +153,17 @@ impl Context {
         *self.errors.entry(name).or_default() += 1;
     }
 
-    /// Asks the server whether it granted the memory for what is about to be stored.
+    /// Returns whether the server has granted the reservation for the next stored value.
     pub fn reserve(&mut self) -> bool {
         self.grants.pop_front().expect("the server reserves memory for this")
     }
 
     pub fn probe(&mut self, conn: Conn) {
-        self.say(conn, Said::Ping);
+        self.emit(conn, Output::Ping);
         self.probes.push((self.now + Duration::from_secs(5), conn));
     }
 
-    /// Returns whether a probe was running.
+    /// Ends a probe. Returns whether it was running.
     pub fn end_probe(&mut self, conn: Conn) -> bool {
         let before = self.probes.len();
         self.probes.retain(|(_, probed)| *probed != conn);
@@ -172,19 +172,19 @@ impl Context {
 
     pub fn close(&mut self, conn: Conn, why: Close) {
         self.end_probe(conn);
-        self.say(conn, Said::Close(why));
+        self.emit(conn, Output::Close(why));
     }
 
-    /// Charges a message that costs `price` in all, and of which `paid` was charged before. Nothing costs more than a full
+    /// Charges a message with a total cost of `cost`, of which `paid` is already charged. The maximum cost is a full
     /// bucket.
-    pub fn pay(&mut self, conn: Conn, price: usize, paid: usize) -> Verdict {
+    pub fn pay(&mut self, conn: Conn, cost: usize, paid: usize) -> Verdict {
         if self.rate == 0 {
             return Verdict::Pass;
         }
-        let full = u128::from(self.rate) * BURST_SECONDS * CREDIT;
-        let price = (price as u128 * CREDIT).min(full);
-        let paid = (paid as u128 * CREDIT).min(full);
-        let due = price.saturating_sub(paid);
+        let full = u128::from(self.rate) * BURST_SECONDS * NANOCREDITS;
+        let cost = (cost as u128 * NANOCREDITS).min(full);
+        let paid = (paid as u128 * NANOCREDITS).min(full);
+        let due = cost.saturating_sub(paid);
         let bucket = self.buckets.get_mut(&conn).expect("every connection has a bucket");
         let elapsed = (self.now - bucket.counted_at).as_nanos();
         bucket.credits = (bucket.credits + elapsed * u128::from(self.rate)).min(full);
@@ -194,42 +194,42 @@ impl Context {
             return Verdict::Pass;
         }
         let now = self.now;
-        let offence = match &mut bucket.offence {
-            Some(offence) if now < offence.last + Duration::from_secs(2) => offence,
+        let violation = match &mut bucket.violation {
+            Some(violation) if now < violation.last + Duration::from_secs(2) => violation,
             _ => {
-                bucket.offence = Some(Offence { began: now, last: now, told: now });
-                return Verdict::Drop { tell: true };
+                bucket.violation = Some(RateViolation { began: now, last: now, notified_at: now });
+                return Verdict::Drop { notify: true };
             }
         };
-        offence.last = now;
-        if now >= offence.began + Duration::from_secs(5) {
+        violation.last = now;
+        if now >= violation.began + Duration::from_secs(5) {
             return Verdict::Close;
         }
-        if now < offence.told + Duration::from_secs(1) {
-            return Verdict::Drop { tell: false };
+        if now < violation.notified_at + Duration::from_secs(1) {
+            return Verdict::Drop { notify: false };
         }
-        offence.told = now;
-        Verdict::Drop { tell: true }
+        violation.notified_at = now;
+        Verdict::Drop { notify: true }
     }
 }
 
-/// Handles an input as the server does before a protocol sees it.
+/// Handles an input as the dispatcher does before the protocol.
 pub fn handle(rules: &mut impl Rules, input: Input) {
     match input {
         Input::Connected(conn, target, claims) => {
             let context = rules.context();
-            let credits = u128::from(context.rate) * BURST_SECONDS * CREDIT;
-            let bucket = Bucket { credits, counted_at: context.now, offence: None };
+            let credits = u128::from(context.rate) * BURST_SECONDS * NANOCREDITS;
+            let bucket = Bucket { credits, counted_at: context.now, violation: None };
             context.buckets.insert(conn, bucket);
             rules.connected(conn, target, claims);
         }
         Input::Text(conn, text) => {
-            if pays_or_is_told(rules, conn, credits_for(text.len())) {
+            if charge(rules, conn, credits_for(text.len())) {
                 rules.text(conn, text);
             }
         }
         Input::Binary(conn, bytes) => {
-            if pays_or_is_told(rules, conn, credits_for(bytes.len())) {
+            if charge(rules, conn, credits_for(bytes.len())) {
                 rules.binary(conn, bytes);
             }
         }
@@ -254,13 +254,13 @@ pub fn handle(rules: &mut impl Rules, input: Input) {
                 rules.silent(conn);
             }
         }
-        Input::Dropped { .. } | Input::Silent(_) => unreachable!("these come from the gate"),
+        Input::Dropped { .. } | Input::Silent(_) => unreachable!("these come from the dispatcher"),
     }
 }
 
-/// Charges a frame that is no message.
+/// Charges a frame that is not a message.
 pub fn handle_frame(rules: &mut impl Rules, conn: Conn) -> bool {
-    pays_or_is_told(rules, conn, 1)
+    charge(rules, conn, 1)
 }
 
 pub fn due_next(rules: &mut impl Rules) -> Option<Duration> {
@@ -268,10 +268,10 @@ pub fn due_next(rules: &mut impl Rules) -> Option<Duration> {
     rules.timer_due().into_iter().chain(probe).min()
 }
 
-fn pays_or_is_told(rules: &mut impl Rules, conn: Conn, credits: usize) -> bool {
+fn charge(rules: &mut impl Rules, conn: Conn, credits: usize) -> bool {
     match rules.context().pay(conn, credits, 0) {
         Verdict::Pass => return true,
-        Verdict::Drop { tell } => rules.dropped(conn, tell),
+        Verdict::Drop { notify: tell } => rules.dropped(conn, tell),
         Verdict::Close => {
             rules.context().close(conn, Close::RateLimited);
             rules.disconnected(conn);

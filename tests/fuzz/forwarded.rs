@@ -1,8 +1,10 @@
-//! Headers in which proxies report the client's address: the server reads what a naive reader reads, and refuses a request
-//! whose address is unreadable before it is counted.
+//! Headers of the client address: the server must agree with a naive reader, and reject a request with an unreadable
+//! address before it is counted.
 
 #![cfg_attr(not(test), no_main)]
 
+#[path = "../common/answer.rs"]
+mod answer;
 mod client_address;
 
 use std::net::IpAddr;
@@ -10,15 +12,15 @@ use std::time::Duration;
 
 use noroshi::address::Network;
 use noroshi::config::Config;
-use noroshi::http::{self, Answer, Door, Place};
+use noroshi::http::{Admission, ListenerKind, Response};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
 const NAMES: [&str; 4] = ["X-Forwarded-For", "x-forwarded-for", "X-Real-IP", "CF-Connecting-IP"];
 
-/// The first byte says which header the operator named. Each line is a header: its first byte chooses the name, and the
-/// rest is the value.
+/// The first byte selects the header that the operator configured. Each line is a header: its first byte selects the
+/// name, the rest is the value.
 pub fn check(data: &[u8]) {
     let Some((how, lines)) = data.split_first() else { return };
     let only =
@@ -34,7 +36,7 @@ pub fn check(data: &[u8]) {
     let mut headers = Vec::new();
     for line in lines.split(|byte| *byte == b'\n') {
         let Some((name, value)) = line.split_first() else { continue };
-        // What httparse takes for a value, without the space around it (RFC 9110 section 5.5).
+        // Bytes that httparse accepts in a value, without surrounding whitespace (RFC 9110 section 5.5).
         let is_value = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f);
         let value: Vec<u8> = value.iter().copied().filter(is_value).collect();
         headers.push((NAMES[usize::from(name & 3)].to_owned(), value.trim_ascii().to_vec()));
@@ -50,15 +52,15 @@ pub fn check(data: &[u8]) {
     }
     head.extend_from_slice(b"\r\n");
 
-    let mut told: Option<Option<IpAddr>> = None;
-    let answer = http::answer(&head, Door::Main, &config, true, Duration::ZERO, |address, _| {
-        told = Some(address);
-        Place::Free
+    let mut counted_address: Option<Option<IpAddr>> = None;
+    let answer = answer::answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
+        counted_address = Some(address);
+        Admission::Allowed
     });
-    let Answer::Plain { status, .. } = answer else { panic!("{answer:?}") };
+    let Response::Plain { status, .. } = answer else { panic!("{answer:?}") };
     let is_trusted = |ip| trusted_proxies.iter().any(|network| network.contains(ip));
     match client_address::expected(&headers, only, is_trusted) {
-        Ok(address) => assert_eq!((status, told), (200, Some(address))),
-        Err(()) => assert_eq!((status, told), (400, None)),
+        Ok(address) => assert_eq!((status, counted_address), (200, Some(address))),
+        Err(()) => assert_eq!((status, counted_address), (400, None)),
     }
 }

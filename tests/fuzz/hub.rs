@@ -1,4 +1,4 @@
-//! Inputs into the hub, which must be consistent after each of them and say what the model says.
+//! Input to noroshi's protocol, which must stay consistent and match its model.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use hub_model::Model;
 use noroshi::config::{CLAIMANTS_MAX, Config};
-use noroshi::hub::Hub;
-use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::protocol::{Conn, Input, ProtocolId, Target};
+use noroshi::protocols::noroshi::Noroshi;
 use noroshi::query::Query;
 use noroshi::token::Claims;
 use serde_json::Value;
@@ -24,14 +24,14 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", r"\u0067", ""];
 const ROOMS: [&str; 2] = ["", "tea"];
-/// Few enough to meet each other.
+/// Few peers, so that they interact.
 const PEERS_MAX: usize = 10;
-/// Further peers that come, speak and go together, so that the limits of claimants and of holders are reached.
-const CROWD_MAX: usize = CLAIMANTS_MAX + 10;
-/// Steps of a crowd in one input, because each takes long.
-const CROWD_STEPS_MAX: usize = 4;
+/// Additional peers that connect, send and disconnect together, to reach the limits of claimants and holders.
+const EXTRA_PEERS_MAX: usize = CLAIMANTS_MAX + 10;
+/// Maximum steps with all additional peers in one input, because each takes long.
+const EXTRA_STEPS_MAX: usize = 4;
 
-/// The first two bytes are the configuration, the rest is what happens.
+/// The first two bytes select the configuration, the others the events.
 pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let (Some(limits), Some(rooms)) = (bytes.next(), bytes.next()) else { return };
@@ -47,9 +47,9 @@ pub fn check(data: &[u8]) {
 struct HubWorld {
     world: World<Model>,
     has_tokens: bool,
-    crowd_steps: usize,
+    extra_steps: usize,
     rate: u32,
-    /// The id under which a connection mostly speaks.
+    /// The id in most messages of a connection.
     own_ids: BTreeMap<Conn, usize>,
 }
 
@@ -58,15 +58,15 @@ impl HubWorld {
         let rate = [0, 1, 2, 4][usize::from(limits % 4)];
         let memory = [None, Some(300), Some(1500), Some(70_000)][usize::from(limits / 4 % 4)];
         let has_tokens = limits & 0x10 != 0;
-        let has_crowd = rooms >= 0xf0;
-        let crowd_steps = if has_crowd { CROWD_STEPS_MAX } else { 0 };
-        let mesh_peers_max = if has_crowd { 70 } else { 1 + usize::from(rooms % 4) };
+        let has_extra_peers = rooms >= 0xf0;
+        let extra_steps = if has_extra_peers { EXTRA_STEPS_MAX } else { 0 };
+        let mesh_peers_max = if has_extra_peers { 70 } else { 1 + usize::from(rooms % 4) };
         let config = Config { mesh_peers_max, ..world::config(rate, memory) };
         let model = Model::new(rate, mesh_peers_max);
-        let slots = if has_crowd { PEERS_MAX + CROWD_MAX } else { PEERS_MAX };
-        let world =
-            World::new(&config, Dialect::Noroshi, Hub::new(&config), model, slots).normalize(normalize);
-        HubWorld { world, has_tokens, crowd_steps, rate, own_ids: BTreeMap::new() }
+        let slots = if has_extra_peers { PEERS_MAX + EXTRA_PEERS_MAX } else { PEERS_MAX };
+        let world = World::new(&config, ProtocolId::Noroshi, Noroshi::new(&config), model, slots)
+            .normalize(normalize);
+        HubWorld { world, has_tokens, extra_steps, rate, own_ids: BTreeMap::new() }
     }
 
     fn step(&mut self, bytes: &mut Bytes) -> Option<()> {
@@ -76,23 +76,24 @@ impl HubWorld {
         }
         match (step.event, step.conn) {
             (7, Some(conn)) => {
-                let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
+                let times = bytes.next()? % 16;
+                let pause = bytes.next()? % 64;
                 let message = self.message(step, conn, bytes)?;
                 for _ in 0..times {
-                    self.world.say(conn, message.as_bytes(), false);
+                    self.world.send(conn, message.as_bytes(), false);
                     self.world.now += Duration::from_millis(50 * u64::from(pause));
                     self.world.input(Input::Time);
                 }
             }
-            (8, _) if self.crowd_steps > 0 => {
-                self.crowd_steps -= 1;
-                self.crowd(step, bytes)?;
+            (8, _) if self.extra_steps > 0 => {
+                self.extra_steps -= 1;
+                self.extra_peers_step(step, bytes)?;
             }
             (_, None) => self.connect(step),
             (_, Some(conn)) => {
                 let message = self.message(step, conn, bytes)?;
-                self.world.say(conn, message.as_bytes(), false);
-                // The server reports a sign of life after the messages of a read.
+                self.world.send(conn, message.as_bytes(), false);
+                // The server reports a liveness signal after the messages of a read.
                 if step.event & 1 == 0 {
                     self.world.alive(conn);
                 }
@@ -102,19 +103,22 @@ impl HubWorld {
     }
 
     fn connect(&mut self, step: Step) {
-        let kind = step.who / PEERS_MAX;
-        // Every second token is for one id. There are few, so that many want the same.
+        let kind = step.selector / PEERS_MAX;
+        // Every second token is for one of a few ids, so that ids conflict.
         let token_id = Some(kind / 4 % 3).filter(|_| kind / 2 % 2 == 1);
         let claims = Claims {
-            until: Duration::from_secs(1_000_000),
+            expires_at: Duration::from_secs(1_000_000),
             room: None,
             room_prefix: None,
             id: token_id.map(|id| IDS[id].into()),
         };
         let claims = Some(&claims).filter(|_| self.has_tokens);
-        let conn = self.world.connect(step.slot, &target(ROOMS[kind % 2]), claims).expect("there is a place");
+        let conn = self
+            .world
+            .connect(step.slot, &target(ROOMS[kind % 2]), claims)
+            .expect("the protocol accepts the peer");
         self.own_ids.insert(conn, token_id.unwrap_or(step.slot % 5));
-        // Every second peer has one credit left when it speaks for the first time.
+        // Every second peer has one credit left at its first message.
         if kind / 12 == 1 {
             for _ in 1..10 * self.rate {
                 self.world.frame(conn);
@@ -123,43 +127,51 @@ impl HubWorld {
     }
 
     fn message(&self, step: Step, conn: Conn, bytes: &mut Bytes) -> Option<String> {
-        let (kind, target, more) = (bytes.next()?, usize::from(bytes.next()?), usize::from(bytes.next()?));
-        let id = if step.who < 200 { IDS[self.own_ids[&conn]] } else { IDS[step.who % 8] };
+        let kind = bytes.next()?;
+        let target = usize::from(bytes.next()?);
+        let more = usize::from(bytes.next()?);
+        let id = if step.selector < 200 { IDS[self.own_ids[&conn]] } else { IDS[step.selector % 8] };
         Some(message(kind, id, IDS[target % 8], more))
     }
 
-    /// Many peers connect where they are missing, and say the same, or are gone.
-    fn crowd(&mut self, step: Step, bytes: &mut Bytes) -> Option<()> {
-        let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?));
-        let (kind, more) = (bytes.next()?, usize::from(bytes.next()?));
-        for number in first..(first + count).min(CROWD_MAX) {
+    /// Connects the missing additional peers, which send the same message or disconnect.
+    fn extra_peers_step(&mut self, step: Step, bytes: &mut Bytes) -> Option<()> {
+        let first = usize::from(bytes.next()? % 16);
+        let count = usize::from(bytes.next()?);
+        let kind = bytes.next()?;
+        let more = usize::from(bytes.next()?);
+        for number in first..(first + count).min(EXTRA_PEERS_MAX) {
             let slot = PEERS_MAX + number;
             let conn = self.world.conn(slot);
-            if step.who % 8 == 7 {
+            if step.selector % 8 == 7 {
                 if let Some(conn) = conn {
                     self.world.disconnect(conn);
                 }
                 continue;
             }
-            let claims =
-                Claims { until: Duration::from_secs(1_000_000), room: None, room_prefix: None, id: None };
+            let claims = Claims {
+                expires_at: Duration::from_secs(1_000_000),
+                room: None,
+                room_prefix: None,
+                id: None,
+            };
             let claims = Some(&claims).filter(|_| self.has_tokens);
             let Some(conn) = conn.or_else(|| self.world.connect(slot, &target(""), claims)) else { continue };
             let own = format!("p{number}");
-            let id = if step.who < 128 { own.as_str() } else { IDS[step.who % 7] };
-            self.world.say(conn, message(kind, id, IDS[step.who / 8 % 8], more).as_bytes(), false);
+            let id = if step.selector < 128 { own.as_str() } else { IDS[step.selector % 7] };
+            self.world.send(conn, message(kind, id, IDS[step.selector / 8 % 8], more).as_bytes(), false);
         }
         Some(())
     }
 }
 
 fn target(room: &str) -> Target {
-    Target { dialect: Dialect::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { protocol: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
 }
 
-/// Writes a message of the server as the model does: without the sentences for people, and with sorted fields.
+/// Rewrites a message of the server like the model's: without texts for people, and with sorted fields.
 fn normalize(text: String) -> String {
-    let mut message: Value = serde_json::from_str(&text).expect("the hub says JSON");
+    let mut message: Value = serde_json::from_str(&text).expect("the server sends JSON");
     if message["type"] == "error" {
         let sentence = message.as_object_mut().expect("an object").remove("message").expect("a sentence");
         assert!(!sentence.as_str().expect("a string").is_empty());
@@ -174,7 +186,7 @@ fn message(kind: u8, id: &str, target: &str, more: usize) -> String {
     if more & 1 == 0 {
         text.push_str(&format!(r#","target_id":"{target}""#));
     }
-    // Few are long, because long ones take long.
+    // Few texts are long, because long ones take long.
     let length = match more / 8 {
         31 => 33_000,
         30 => 5_000,

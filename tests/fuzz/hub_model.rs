@@ -1,25 +1,25 @@
-//! The rules of signaling as the README tells them, without regard for cost: no table but lists, no counters.
+//! A naive model of noroshi's protocol, written from the README: lists instead of tables and counters.
 
-mod prices;
+mod costs;
 mod rooms;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use noroshi::config::CLAIMANTS_MAX;
-use noroshi::message::{self, Body, Code};
 use noroshi::protocol::{Close, Conn, Target};
-use noroshi::rate::Verdict;
+use noroshi::protocols::noroshi::message::{self, Body, Code};
+use noroshi::rate_limit::Verdict;
 use noroshi::token::Claims;
 use serde_json::{Value, json};
 
-use super::context::{Context, Rules, Said, Seen, credits_for};
+use super::context::{Context, Output, RoomMember, Rules, credits_for};
 
 pub struct Model {
     context: Context,
     peers: BTreeMap<Conn, Peer>,
     rooms: BTreeMap<String, Room>,
-    /// Those who claim an id, by room and id. The holder is being probed as long as there is an entry, even an empty one.
+    /// Claimants by room and id. The holder is probed while an entry exists, even an empty one.
     claims: BTreeMap<(String, String), Vec<Conn>>,
     mesh_peers_max: usize,
     offers: u64,
@@ -27,43 +27,43 @@ pub struct Model {
 
 #[derive(Default)]
 struct Room {
-    line: Vec<Conn>,
+    queue: Vec<Conn>,
     mesh: Vec<Conn>,
-    patience: Option<Duration>,
+    deadline: Option<Duration>,
 }
 
 struct Peer {
     room: String,
-    /// The id that its token is for.
+    /// The id in its token.
     token_id: Option<String>,
     id: Option<String>,
-    /// The id that was refused to it last.
+    /// The last id that was rejected for it.
     refused_id: Option<String>,
     state: State,
-    /// The number and SDP of the offer that stands, and whether anybody was handed it.
+    /// Number and SDP of the current offer, and whether it was delivered to any peer.
     offer: Option<(u64, String, bool)>,
-    /// Who was handed an offer of this one's and has not answered.
+    /// Peers that hold an offer of this peer and have not answered.
     holders: Vec<Conn>,
-    stored: Vec<String>,
-    refused: bool,
+    stored_candidates: Vec<String>,
+    offer_rejected: bool,
 }
 
 #[derive(Clone)]
 enum State {
-    Nameless,
-    /// The message with which it claims an id.
+    Unregistered,
+    /// The message that claims an id.
     Claimant(String),
     Idle,
     Offerer,
     Waiting,
-    Handed(Conn, u64),
+    HoldingOffer(Conn, u64),
     Paired(Conn),
     Joined,
 }
 
-/// What the id of a message makes of it.
+/// How the id of a message is handled.
 enum Next {
-    Serve,
+    Handle,
     Register,
     TakeOver(Conn),
     Claim(Conn),
@@ -85,10 +85,10 @@ impl Model {
 
     // ---- A message ----
 
-    fn judge(&self, conn: Conn, id: &str, body: &Body) -> Next {
+    fn classify(&self, conn: Conn, id: &str, body: &Body) -> Next {
         let peer = &self.peers[&conn];
         if let Some(own) = &peer.id {
-            return if own == id { Next::Serve } else { Next::Refuse(Code::IdMismatch) };
+            return if own == id { Next::Handle } else { Next::Refuse(Code::IdMismatch) };
         }
         if peer.token_id.as_ref().is_some_and(|own| own != id) {
             return Next::Refuse(Code::IdMismatch);
@@ -111,7 +111,7 @@ impl Model {
     fn serve(&mut self, conn: Conn, target: Option<&str>, body: &Body) {
         let served = match body {
             Body::Connect => return self.connect(conn),
-            Body::Leave => return self.depart(conn),
+            Body::Leave => return self.leave_flow(conn),
             Body::Offer(sdp) => self.offer(conn, target, sdp),
             Body::Answer(sdp) => self.answer(conn, target, sdp),
             Body::Candidates(candidates) => self.candidates(conn, target, candidates.iter().collect()),
@@ -125,14 +125,14 @@ impl Model {
     fn drop_message(&mut self, conn: Conn, verdict: Verdict) {
         match verdict {
             Verdict::Pass => unreachable!("it passed"),
-            Verdict::Drop { tell: true } => self.error(conn, Code::RateLimited, None),
-            Verdict::Drop { tell: false } => self.context.count_error(Code::RateLimited.name()),
+            Verdict::Drop { notify: true } => self.error(conn, Code::RateLimited, None),
+            Verdict::Drop { notify: false } => self.context.count_error(Code::RateLimited.name()),
             Verdict::Close => self.close(conn, Close::RateLimited),
         }
     }
 
-    fn say(&mut self, to: Conn, message: Value) {
-        self.context.say(to, Said::Text(message.to_string()));
+    fn send(&mut self, to: Conn, message: Value) {
+        self.context.emit(to, Output::Text(message.to_string()));
     }
 
     fn error(&mut self, to: Conn, code: Code, target: Option<&str>) {
@@ -141,7 +141,7 @@ impl Model {
         if let Some(target) = target {
             error["target_id"] = target.into();
         }
-        self.say(to, error);
+        self.send(to, error);
     }
 
     fn forward(&mut self, to: Conn, messages: Vec<Value>) -> Result<(), Code> {
@@ -161,7 +161,7 @@ impl Model {
         peer.id = Some(id.to_owned());
         peer.state = State::Idle;
         let room = peer.room.clone();
-        self.context.say(conn, Said::Registered(room));
+        self.context.emit(conn, Output::Registered(room));
     }
 
     fn claim(&mut self, conn: Conn, holder: Conn, id: &str, text: &str, target: Option<&str>) {
@@ -174,10 +174,10 @@ impl Model {
         }
         self.claims.entry(key).or_default().push(conn);
         self.peer(conn).state = State::Claimant(text.to_owned());
-        self.context.say(conn, Said::Pause);
+        self.context.emit(conn, Output::Pause);
     }
 
-    /// Ends the claim to the id of a peer. Returns the claimants with their messages.
+    /// Ends the claim to a peer's id. Returns the claimants with their messages.
     fn end_claim(&mut self, holder: Conn) -> Vec<(Conn, String)> {
         let peer = &self.peers[&holder];
         let Some(id) = &peer.id else { return vec![] };
@@ -185,9 +185,9 @@ impl Model {
         self.context.end_probe(holder);
         let mut ended = Vec::new();
         for conn in claimants {
-            let state = std::mem::replace(&mut self.peer(conn).state, State::Nameless);
+            let state = std::mem::replace(&mut self.peer(conn).state, State::Unregistered);
             let State::Claimant(first) = state else { panic!("it claims") };
-            self.context.say(conn, Said::Resume);
+            self.context.emit(conn, Output::Resume);
             self.peer(conn).refused_id = None;
             ended.push((conn, first));
         }
@@ -206,18 +206,18 @@ impl Model {
 
     fn close(&mut self, conn: Conn, why: Close) {
         self.context.close(conn, why);
-        self.depart(conn);
-        self.exit(conn);
+        self.leave_flow(conn);
+        self.remove_peer(conn);
     }
 
-    /// Forgets a peer that has departed. Its id goes to the first of those who claim it.
-    fn exit(&mut self, conn: Conn) {
+    /// Removes a disconnected peer. Its id goes to its first claimant.
+    fn remove_peer(&mut self, conn: Conn) {
         let claimants = self.end_claim(conn);
-        let peer = self.peers.remove(&conn).expect("it is here");
+        let peer = self.peers.remove(&conn).expect("the connection is known");
         for others in self.claims.values_mut() {
             others.retain(|claimant| *claimant != conn);
         }
-        self.context.say(conn, Said::Left(peer.room.clone(), peer.id.clone()));
+        self.context.emit(conn, Output::Left(peer.room.clone(), peer.id.clone()));
         if self.peers.values().all(|other| other.room != peer.room) {
             self.rooms.remove(&peer.room);
         }
@@ -227,18 +227,18 @@ impl Model {
         for (other, text) in others {
             self.reject(*other, &id, text);
         }
-        // Its size was charged when the message came in.
+        // Its size was charged when it arrived.
         let request = message::parse(text).expect("a claim is well-formed");
         let paid = credits_for(text.len());
-        let price = paid + self.price_of_effects(*first, request.target.as_deref(), &request.body, None);
-        match self.context.pay(*first, price, paid) {
+        let cost = paid + self.cost_of_effects(*first, request.target.as_deref(), &request.body, None);
+        match self.context.pay(*first, cost, paid) {
             Verdict::Pass => self.serve(*first, request.target.as_deref(), &request.body),
             verdict => self.drop_message(*first, verdict),
         }
     }
 
     fn peer(&mut self, conn: Conn) -> &mut Peer {
-        self.peers.get_mut(&conn).expect("it is here")
+        self.peers.get_mut(&conn).expect("the connection is known")
     }
 
     fn room(&mut self, conn: Conn) -> &mut Room {
@@ -258,11 +258,11 @@ impl Rules for Model {
             token_id: claims.and_then(|claims| claims.id.as_deref()).map(str::to_owned),
             id: None,
             refused_id: None,
-            state: State::Nameless,
+            state: State::Unregistered,
             offer: None,
             holders: vec![],
-            stored: vec![],
-            refused: false,
+            stored_candidates: vec![],
+            offer_rejected: false,
         };
         self.peers.insert(conn, peer);
     }
@@ -272,27 +272,29 @@ impl Rules for Model {
             Ok(request) => request,
             Err((refusal, target)) => return self.error(conn, refusal.code, target.as_deref()),
         };
-        let (id, target, body) = (&*request.id, request.target.as_deref(), &request.body);
-        let next = self.judge(conn, id, body);
-        let mut price = credits_for(text.len());
+        let id = &*request.id;
+        let target = request.target.as_deref();
+        let body = &request.body;
+        let next = self.classify(conn, id, body);
+        let mut cost = credits_for(text.len());
         if let Body::Candidates(candidates) = body {
-            price = price.max(candidates.iter().count());
+            cost = cost.max(candidates.iter().count());
         }
         match next {
-            Next::Serve | Next::Register => price += self.price_of_effects(conn, target, body, None),
+            Next::Handle | Next::Register => cost += self.cost_of_effects(conn, target, body, None),
             Next::TakeOver(holder) => {
-                price += self.price_of_departure(holder);
-                price += self.price_of_effects(conn, target, body, Some(holder));
+                cost += self.cost_of_departure(holder);
+                cost += self.cost_of_effects(conn, target, body, Some(holder));
             }
             Next::Claim(_) | Next::Refuse(_) | Next::Ignore => {}
         }
-        let verdict = self.context.pay(conn, price, credits_for(text.len()));
+        let verdict = self.context.pay(conn, cost, credits_for(text.len()));
         if verdict != Verdict::Pass {
             return self.drop_message(conn, verdict);
         }
         self.context.count_message(body.kind().name());
         match next {
-            Next::Serve => {}
+            Next::Handle => {}
             Next::Register => self.register(conn, id),
             Next::TakeOver(holder) => {
                 for (claimant, first) in self.end_claim(holder) {
@@ -317,7 +319,7 @@ impl Rules for Model {
     }
 
     fn dropped(&mut self, conn: Conn, tell: bool) {
-        self.drop_message(conn, Verdict::Drop { tell });
+        self.drop_message(conn, Verdict::Drop { notify: tell });
     }
 
     fn alive(&mut self, conn: Conn) {
@@ -329,7 +331,7 @@ impl Rules for Model {
 
     fn silent(&mut self, conn: Conn) {
         let peer = &self.peers[&conn];
-        let key = (peer.room.clone(), peer.id.clone().expect("only who has an id is probed"));
+        let key = (peer.room.clone(), peer.id.clone().expect("only registered peers are probed"));
         if self.claims[&key].is_empty() {
             self.claims.remove(&key);
         } else {
@@ -339,34 +341,34 @@ impl Rules for Model {
 
     fn disconnected(&mut self, conn: Conn) {
         if self.peers.contains_key(&conn) {
-            self.depart(conn);
-            self.exit(conn);
+            self.leave_flow(conn);
+            self.remove_peer(conn);
         }
     }
 
     fn timer(&mut self) {
         let due = self.timer_due();
-        let (name, _) = self.rooms.iter().find(|(_, room)| room.patience == due).expect("one is due");
-        self.lose_patience(&name.clone());
+        let (name, _) = self.rooms.iter().find(|(_, room)| room.deadline == due).expect("one is due");
+        self.on_room_timeout(&name.clone());
     }
 
     fn timer_due(&self) -> Option<Duration> {
-        self.rooms.values().filter_map(|room| room.patience).min()
+        self.rooms.values().filter_map(|room| room.deadline).min()
     }
 
     fn knows_room(&self, target: &Target) -> bool {
         self.rooms.contains_key(&target.room)
     }
 
-    fn seen(&self, conn: Conn) -> Option<Seen> {
+    fn member(&self, conn: Conn) -> Option<RoomMember> {
         let peer = self.peers.get(&conn)?;
         let state = match peer.state {
-            State::Nameless => "nameless",
+            State::Unregistered => "nameless",
             State::Claimant(..) => "claimant",
             State::Idle => "idle",
             State::Offerer => "offerer",
             State::Waiting => "waiting",
-            State::Handed(..) => "handed",
+            State::HoldingOffer(..) => "handed",
             State::Paired(_) => "paired",
             State::Joined => "joined",
         };
@@ -386,7 +388,7 @@ impl Rules for Model {
             if let Some((_, sdp, _)) = &peer.offer {
                 bytes += sdp.len();
             }
-            bytes += peer.stored.iter().map(String::len).sum::<usize>();
+            bytes += peer.stored_candidates.iter().map(String::len).sum::<usize>();
         }
         bytes
     }

@@ -1,4 +1,4 @@
-//! Any text as JSON: ours must take it for what serde_json takes it for.
+//! Arbitrary text: our JSON parser must agree with serde_json.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -15,7 +15,7 @@ pub fn check(data: &[u8]) {
     let begins_with = |byte| is_json(text) && text.trim_ascii_start().starts_with(byte);
 
     let mut fields = Map::new();
-    let object = json::object(text, |key, value| {
+    let object = json::parse_object(text, |key, value| {
         check_value(value);
         if let Ok(value) = serde_json::from_str(value) {
             fields.insert(key.to_owned(), value);
@@ -23,18 +23,18 @@ pub fn check(data: &[u8]) {
     });
     assert_eq!(object.is_some(), begins_with('{'));
     let mut elements = Vec::new();
-    let array = json::array(text, |element| {
+    let array = json::parse_array(text, |element| {
         check_value(element);
         elements.extend(serde_json::from_str::<Value>(element));
         true
     });
     assert_eq!(array.is_some(), begins_with('['));
-    // A text may be good and yet nothing that a Value can hold: too deep, too large, no Unicode.
+    // Valid JSON that a Value cannot hold: nested too deep, numbers too large, invalid Unicode.
     match serde_json::from_str(text) {
         Ok(Value::Object(same)) => assert_eq!(fields, same),
         Ok(Value::Array(same)) => assert_eq!(elements, same),
         Ok(Value::String(same)) if !text.starts_with(char::is_whitespace) => {
-            assert_eq!(json::string(text.trim_ascii_end()).as_deref(), Some(&*same));
+            assert_eq!(json::parse_string(text.trim_ascii_end()).as_deref(), Some(&*same));
         }
         _ => {}
     }
@@ -43,10 +43,10 @@ pub fn check(data: &[u8]) {
     json::push_string(&mut written, text);
     let written = String::from_utf8(written).unwrap();
     assert_eq!(written, serde_json::to_string(text).unwrap());
-    assert_eq!(json::string(&written).as_deref(), Some(text));
+    assert_eq!(json::parse_string(&written).as_deref(), Some(text));
 }
 
-/// What is handed out is used as it is: it has no space around it.
+/// Asserts that a returned value has no surrounding whitespace.
 fn check_value(text: &str) {
     assert!(!text.is_empty() && text == text.trim_ascii());
 }

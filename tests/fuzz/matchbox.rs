@@ -1,4 +1,4 @@
-//! Inputs into matchbox's protocol, which must be consistent after each of them and say what the model says.
+//! Input to matchbox's protocol, which must stay consistent and match its model.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use matchbox_model::Model;
 use noroshi::config::Config;
-use noroshi::matchbox::Matchbox;
-use noroshi::protocol::{Conn, Dialect, Input, Target};
+use noroshi::protocol::{Conn, Input, ProtocolId, Target};
+use noroshi::protocols::matchbox::Matchbox;
 use noroshi::query::Query;
 use world::{Bytes, STEPS_MAX, Step, World};
 
@@ -22,7 +22,7 @@ use world::{Bytes, STEPS_MAX, Step, World};
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
 const ROOMS: [&str; 3] = ["", "tea", "お茶"];
-/// Queries with the size of a group that each asks for; see the model.
+/// Queries, each with the group size that it requests; see the model.
 pub const QUERIES: [(&str, usize); 12] = [
     ("", 0),
     ("next=2", 2),
@@ -38,67 +38,79 @@ pub const QUERIES: [(&str, usize); 12] = [
     ("n%65xt=3&next=%ff", 0),
 ];
 const PEERS_MAX: usize = 10;
-/// Further peers, so that what all are told costs more than one credit.
-const CROWD_MAX: usize = 80;
+/// Additional peers, so that a notice to all of them costs more than one credit.
+const EXTRA_PEERS_MAX: usize = 80;
 
-/// The first byte is the configuration, the rest is what happens.
+/// The first byte selects the configuration, the others the events.
 pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let Some(limits) = bytes.next() else { return };
     let rate = [0, 1, 2, 4][usize::from(limits % 4)];
-    let has_crowd = limits >= 0xe0;
-    let mesh_peers_max = if has_crowd { 70 } else { 2 + usize::from(limits / 4 % 4) };
+    let has_extra_peers = limits >= 0xe0;
+    let mesh_peers_max = if has_extra_peers { 70 } else { 2 + usize::from(limits / 4 % 4) };
     let config = Config { mesh_peers_max, ..world::config(rate, None) };
     let model = Model::new(rate, mesh_peers_max);
     let matchbox = Matchbox::new(&config, RandomState::new());
-    let mut world = World::new(&config, Dialect::Matchbox, matchbox, model, PEERS_MAX + CROWD_MAX);
-    // Ids of all who were ever here, so that messages go to those who are gone, too.
+    let mut world = World::new(&config, ProtocolId::Matchbox, matchbox, model, PEERS_MAX + EXTRA_PEERS_MAX);
+    // Ids of current and former peers, so that messages also go to disconnected peers.
     let mut names = Vec::new();
     for _ in 0..STEPS_MAX {
-        if step(&mut world, has_crowd, &mut names, &mut bytes).is_none() {
+        if step(&mut world, has_extra_peers, &mut names, &mut bytes).is_none() {
             break;
         }
     }
     world.end();
 }
 
-fn step(world: &mut World<Model>, has_crowd: bool, names: &mut Vec<String>, bytes: &mut Bytes) -> Option<()> {
+fn step(
+    world: &mut World<Model>,
+    has_extra_peers: bool,
+    names: &mut Vec<String>,
+    bytes: &mut Bytes,
+) -> Option<()> {
     let step = world.next_step(bytes, PEERS_MAX)?;
     if world.common_step(step, bytes)? {
         return Some(());
     }
     match (step.event, step.conn) {
         (7, Some(conn)) => {
-            let (times, pause) = (bytes.next()? % 16, bytes.next()? % 64);
+            let times = bytes.next()? % 16;
+            let pause = bytes.next()? % 64;
             let message = message(names, bytes)?;
             for _ in 0..times {
-                world.say(conn, message.as_bytes(), false);
+                world.send(conn, message.as_bytes(), false);
                 world.now += Duration::from_millis(50 * u64::from(pause));
                 world.input(Input::Time);
             }
         }
-        (8, _) if has_crowd => crowd(world, step, names, bytes)?,
+        (8, _) if has_extra_peers => extra_peers_step(world, step, names, bytes)?,
         (_, None) => {
             let query = usize::from(bytes.next()?);
-            connect(world, step.slot, &target(step.who / PEERS_MAX, query), names);
+            connect(world, step.slot, &target(step.selector / PEERS_MAX, query), names);
         }
         (_, Some(conn)) => {
             let message = message(names, bytes)?;
-            world.say(conn, message.as_bytes(), false);
+            world.send(conn, message.as_bytes(), false);
             world.alive(conn);
         }
     }
     Some(())
 }
 
-/// Many peers connect where they are missing, or are gone.
-fn crowd(world: &mut World<Model>, step: Step, names: &mut Vec<String>, bytes: &mut Bytes) -> Option<()> {
-    let (first, count) = (usize::from(bytes.next()? % 16), usize::from(bytes.next()?));
-    for slot in (PEERS_MAX + first)..(PEERS_MAX + (first + count).min(CROWD_MAX)) {
+/// Connects the missing additional peers, or disconnects them.
+fn extra_peers_step(
+    world: &mut World<Model>,
+    step: Step,
+    names: &mut Vec<String>,
+    bytes: &mut Bytes,
+) -> Option<()> {
+    let first = usize::from(bytes.next()? % 16);
+    let count = usize::from(bytes.next()?);
+    for slot in (PEERS_MAX + first)..(PEERS_MAX + (first + count).min(EXTRA_PEERS_MAX)) {
         match world.conn(slot) {
-            Some(conn) if step.who % 4 == 3 => world.disconnect(conn),
+            Some(conn) if step.selector % 4 == 3 => world.disconnect(conn),
             Some(_) => {}
-            None if step.who % 4 == 3 => {}
+            None if step.selector % 4 == 3 => {}
             None => _ = connect(world, slot, &target(0, 0), names),
         }
     }
@@ -107,18 +119,20 @@ fn crowd(world: &mut World<Model>, step: Step, names: &mut Vec<String>, bytes: &
 
 fn connect(world: &mut World<Model>, slot: usize, target: &Target, names: &mut Vec<String>) -> Option<Conn> {
     let conn = world.connect(slot, target, None)?;
-    names.push(world.name(conn).expect("it is registered at once").to_owned());
+    names.push(world.name(conn).expect("matchbox peers are registered when they connect").to_owned());
     Some(conn)
 }
 
 fn target(room: usize, query: usize) -> Target {
     let room = ROOMS[room % ROOMS.len()].to_owned();
     let (query, _) = QUERIES[query % QUERIES.len()];
-    Target { dialect: Dialect::Matchbox, room, query: Query::new(query) }
+    Target { protocol: ProtocolId::Matchbox, room, query: Query::new(query) }
 }
 
 fn message(names: &[String], bytes: &mut Bytes) -> Option<String> {
-    let (kind, receiver, more) = (bytes.next()?, usize::from(bytes.next()?), usize::from(bytes.next()?));
+    let kind = bytes.next()?;
+    let receiver = usize::from(bytes.next()?);
+    let more = usize::from(bytes.next()?);
     let receiver = match names.len() {
         0 => "00000000-0000-4000-8000-000000000000",
         length => &names[length - 1 - receiver % length],

@@ -1,4 +1,4 @@
-//! The rules of matchbox's protocol as the README tells them, without regard for cost.
+//! A naive model of matchbox's protocol, written from the README.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use noroshi::query::Query;
 use noroshi::token::Claims;
 
 use super::QUERIES;
-use super::context::{Context, Rules, Said, Seen, credits_for_deliveries};
+use super::context::{Context, Output, RoomMember, Rules, credits_for_deliveries};
 
 pub struct Model {
     context: Context,
     peers_max: usize,
-    /// The number of the group of each peer.
+    /// The group number of each peer.
     peers: BTreeMap<Conn, usize>,
     groups: BTreeMap<usize, Group>,
     groups_ever: usize,
@@ -22,16 +22,18 @@ pub struct Model {
 
 struct Group {
     room: String,
-    /// How many peers make the group; 0: any number.
+    /// Number of peers in the group. 0: unlimited.
     size: usize,
     is_complete: bool,
     members: Vec<Conn>,
 }
 
-/// The room and the size of the group that a target asks for.
-fn wanted(target: &Target) -> (&str, usize) {
-    let (_, size) =
-        QUERIES.iter().find(|(query, _)| Query::new(query) == target.query).expect("a query of the list");
+/// Returns the room and the group size that a target requests.
+fn requested_group(target: &Target) -> (&str, usize) {
+    let (_, size) = QUERIES
+        .iter()
+        .find(|(query, _)| Query::new(query) == target.query)
+        .expect("the query is one of the list");
     (&target.room, *size)
 }
 
@@ -46,16 +48,16 @@ impl Model {
         }
     }
 
-    /// The group that a newcomer comes into, if there is one.
+    /// Returns the group that a new peer joins, if there is one.
     fn open_group(&self, target: &Target) -> Option<usize> {
-        let (room, size) = wanted(target);
+        let (room, size) = requested_group(target);
         let is_open = |group: &Group| group.room == room && group.size == size && !group.is_complete;
         self.groups.iter().find(|(_, group)| is_open(group)).map(|(number, _)| *number)
     }
 
-    fn tell_group(&mut self, number: usize, text: &str) {
+    fn notify_group(&mut self, number: usize, text: &str) {
         for member in self.groups[&number].members.clone() {
-            self.context.say(member, Said::Text(text.to_owned()));
+            self.context.emit(member, Output::Text(text.to_owned()));
         }
     }
 }
@@ -66,7 +68,7 @@ impl Rules for Model {
     }
 
     fn connected(&mut self, conn: Conn, target: &Target, _: Option<&Claims>) {
-        let (room, size) = wanted(target);
+        let (room, size) = requested_group(target);
         let number = self.open_group(target).unwrap_or_else(|| {
             self.groups_ever += 1;
             let group = Group { room: room.to_owned(), size, is_complete: false, members: vec![] };
@@ -74,13 +76,13 @@ impl Rules for Model {
             self.groups_ever
         });
         let id = self.context.names[&conn].clone();
-        self.context.say(conn, Said::Registered(room.to_owned()));
-        self.context.say(conn, Said::Text(format!(r#"{{"IdAssigned":"{id}"}}"#)));
-        // To come is a message of one credit, and what the others are told because of it.
+        self.context.emit(conn, Output::Registered(room.to_owned()));
+        self.context.emit(conn, Output::Text(format!(r#"{{"IdAssigned":"{id}"}}"#)));
+        // Connecting costs one credit, and the notices to the others.
         let others = self.groups[&number].members.len();
         let _ = self.context.pay(conn, 1 + credits_for_deliveries(others, 100), 1);
-        self.tell_group(number, &format!(r#"{{"NewPeer":"{id}"}}"#));
-        let group = self.groups.get_mut(&number).expect("it is there");
+        self.notify_group(number, &format!(r#"{{"NewPeer":"{id}"}}"#));
+        let group = self.groups.get_mut(&number).expect("the group exists");
         group.members.push(conn);
         group.is_complete = group.members.len() == size;
         self.peers.insert(conn, number);
@@ -119,20 +121,20 @@ impl Rules for Model {
     }
 
     fn alive(&mut self, _: Conn) {
-        unreachable!("nobody is probed");
+        unreachable!("matchbox has no probes");
     }
 
     fn silent(&mut self, _: Conn) {
-        unreachable!("nobody is probed");
+        unreachable!("matchbox has no probes");
     }
 
     fn disconnected(&mut self, conn: Conn) {
         let Some(number) = self.peers.remove(&conn) else { return };
-        let group = self.groups.get_mut(&number).expect("it is there");
+        let group = self.groups.get_mut(&number).expect("the group exists");
         group.members.retain(|member| *member != conn);
         let id = self.context.names[&conn].clone();
-        self.context.say(conn, Said::Left(group.room.clone(), Some(id.clone())));
-        self.tell_group(number, &format!(r#"{{"PeerLeft":"{id}"}}"#));
+        self.context.emit(conn, Output::Left(group.room.clone(), Some(id.clone())));
+        self.notify_group(number, &format!(r#"{{"PeerLeft":"{id}"}}"#));
         if self.groups[&number].members.is_empty() {
             self.groups.remove(&number);
         }
@@ -154,7 +156,7 @@ impl Rules for Model {
         self.open_group(target).is_some()
     }
 
-    fn seen(&self, conn: Conn) -> Option<Seen> {
+    fn member(&self, conn: Conn) -> Option<RoomMember> {
         let group = &self.groups[self.peers.get(&conn)?];
         Some((group.room.clone(), Some(self.context.names[&conn].clone()), "joined"))
     }
@@ -164,10 +166,10 @@ impl Rules for Model {
     }
 }
 
-/// The text of a field of an object. Of equal keys the last counts.
+/// Returns the text of a field. Of duplicate keys the last one counts.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut found = None;
-    json::object(text, |key, value| {
+    json::parse_object(text, |key, value| {
         if key == name {
             found = Some(value);
         }

@@ -1,15 +1,15 @@
-//! Any origin, allowed origin and host: what may connect is what a naive reader of origins lets in.
+//! Arbitrary origins and hosts: the server must agree with a naive reader.
 
 #![cfg_attr(not(test), no_main)]
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use noroshi::origin::{self, Allowed};
+use noroshi::origin::{self, AllowedOrigin};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
-/// The first line is what an operator allows, the second an `Origin`, and the third a `Host`.
+/// The lines are an allowed origin, an `Origin` and a `Host`.
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.splitn(3, '\n').map(|line| line.trim_end_matches('\r'));
@@ -17,25 +17,28 @@ pub fn check(data: &[u8]) {
 
     let of_host = read(origin).and_then(|(scheme, ..)| read(&format!("{scheme}://{host}")));
     let is_same = of_host.is_some() && read(origin) == of_host;
-    assert_eq!(origin::is_same(origin, host), is_same, "{origin:?} {host:?}");
-    assert_eq!(origin::is_same(&origin.to_ascii_uppercase(), &host.to_ascii_lowercase()), is_same);
+    assert_eq!(origin::is_same_origin(origin, host), is_same, "{origin:?} {host:?}");
+    assert_eq!(origin::is_same_origin(&origin.to_ascii_uppercase(), &host.to_ascii_lowercase()), is_same);
 
-    match Allowed::parse(allowed) {
+    match AllowedOrigin::parse(allowed) {
         Err(expected) => assert!(!expected.is_empty() && !expected.contains(char::is_control)),
-        Ok(parsed) => assert_eq!(parsed.has(origin), may_connect(allowed, origin), "{allowed:?} {origin:?}"),
+        Ok(parsed) => {
+            assert_eq!(parsed.matches(origin), may_connect(allowed, origin), "{allowed:?} {origin:?}")
+        }
     }
-    if !allowed.contains('*') && Allowed::parse(allowed).is_ok() {
-        assert!(Allowed::parse(allowed).unwrap().has(allowed), "an origin is itself: {allowed:?}");
+    if !allowed.contains('*') && AllowedOrigin::parse(allowed).is_ok() {
+        assert!(AllowedOrigin::parse(allowed).unwrap().matches(allowed), "an origin is itself: {allowed:?}");
     }
-    // The whole file has one other name with dots.
-    assert_eq!(origin::is_local(host, &["a.example".to_owned()]), is_local(host), "{host:?}");
+    // The allowed host names contain one name with dots.
+    assert_eq!(origin::is_local_host(host, &["a.example".to_owned()]), is_local(host), "{host:?}");
 }
 
-/// Scheme, host and port of an origin.
+/// Returns scheme, host and port of an origin.
 fn read(origin: &str) -> Option<(String, String, Option<u16>)> {
     let origin = origin.to_ascii_lowercase();
     let colon = origin.find("://")?;
-    let (scheme, authority) = (&origin[..colon], &origin[colon + 3..]);
+    let scheme = &origin[..colon];
+    let authority = &origin[colon + 3..];
     let mut letters = scheme.chars();
     let is_scheme = letters.next()?.is_ascii_lowercase()
         && letters.all(|c| matches!(c, 'a'..='z' | '0'..='9' | '+' | '-' | '.'));
@@ -70,7 +73,7 @@ fn read(origin: &str) -> Option<(String, String, Option<u16>)> {
     Some((scheme.to_owned(), host, port))
 }
 
-/// Whether a page of this origin may connect where this is allowed, which is well-formed.
+/// Returns whether a page of this origin may connect under a well-formed allowed origin.
 fn may_connect(allowed: &str, origin: &str) -> bool {
     match allowed {
         "*" => return true,
@@ -79,18 +82,20 @@ fn may_connect(allowed: &str, origin: &str) -> bool {
     }
     let Some((scheme, host, port)) = read(origin) else { return false };
     let Some((before, base)) = allowed.split_once("://*.") else { return read(allowed) == read(origin) };
-    let (own_scheme, own_host, own_port) = read(&format!("{before}://{base}")).expect("it is well-formed");
+    let (own_scheme, own_host, own_port) =
+        read(&format!("{before}://{base}")).expect("the allowed origin is well-formed");
     let below = host.strip_suffix(&own_host).and_then(|labels| labels.strip_suffix('.'));
     (scheme, port) == (own_scheme, own_port) && below.is_some_and(|labels| !labels.is_empty())
 }
 
-/// Whether a `Host` is an address, a name without dots, or the one name of the operator.
+/// Returns whether a `Host` is an address, a name without dots, or the operator's name.
 fn is_local(host: &str) -> bool {
     let cut = match host.rfind(':') {
         Some(at) if !host.ends_with(']') => at,
         _ => host.len(),
     };
-    let (name, port) = (&host[..cut], host[cut..].trim_start_matches(':'));
+    let name = &host[..cut];
+    let port = host[cut..].trim_start_matches(':');
     let is_ipv6 = || {
         let inside = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
         inside.is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok())

@@ -1,4 +1,4 @@
-//! Any query: what is read is what a naive reader reads, and what was encoded is decoded.
+//! Arbitrary queries: the parser must agree with a naive reader, and encoded values are decoded.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -7,7 +7,7 @@ use noroshi::query::{NotUtf8, Query};
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
-/// All of it is a query; and its lines are names and values, which are encoded here.
+/// The whole input is a query. Its lines are also names and values, which are encoded.
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let expected: Vec<Result<(String, String), NotUtf8>> = text
@@ -41,7 +41,8 @@ pub fn check(data: &[u8]) {
 
 fn decode(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
-    let (mut decoded, mut at) = (Vec::new(), 0);
+    let mut decoded = Vec::new();
+    let mut at = 0;
     while at < bytes.len() {
         let digits = bytes.get(at + 1..at + 3).and_then(|digits| std::str::from_utf8(digits).ok());
         let digits = digits.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));

@@ -1,24 +1,24 @@
-//! RFC 6455, read naively.
+//! A naive reader of RFC 6455.
 
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 use super::pipe::{REQUEST, TEXT};
 
 pub const MESSAGE_BYTES_MAX: usize = 2048;
 pub const BINARY: u8 = 0x82;
 
-/// What the bytes of a peer mean.
+/// The content of a peer's bytes.
 #[derive(Default)]
 pub struct Reading {
     pub upgraded: bool,
-    /// What is not yet understood.
+    /// Bytes that are not yet parsed.
     pub bytes: Vec<u8>,
-    /// The beginning of a message.
+    /// The fragments of an incomplete message.
     pub fragments: Option<Message>,
     pub messages: Vec<Message>,
     pub pings: Vec<Vec<u8>>,
-    pub end: Option<End>,
-    /// The payload of the Close that answers the peer's.
+    pub end: Option<CloseReason>,
+    /// The payload of the reply to the peer's Close frame.
     pub reply: Option<Vec<u8>>,
 }
 
@@ -34,8 +34,8 @@ impl Message {
 }
 
 impl Reading {
-    /// Whether nothing is half.
-    pub fn is_even(&self) -> bool {
+    /// Returns whether no frame or message is incomplete.
+    pub fn is_complete(&self) -> bool {
         self.upgraded && self.bytes.is_empty() && self.fragments.is_none()
     }
 
@@ -54,19 +54,20 @@ impl Reading {
         }
     }
 
-    /// Takes one frame, if it is there, and finds what is wrong as soon as that can be known.
-    pub fn frame(&mut self) -> Result<bool, End> {
+    /// Parses one complete frame. Reports an error as early as it can be known.
+    pub fn frame(&mut self) -> Result<bool, CloseReason> {
         let bytes = &self.bytes[..];
         let Some(&first) = bytes.first() else { return Ok(false) };
-        let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
+        let fin = first & 0x80 != 0;
+        let opcode = first & 0x0f;
         let is_control = opcode >= 8;
         if first & 0x70 != 0 || !matches!(opcode, 0 | 1 | 2 | 8 | 9 | 10) || (is_control && !fin) {
-            return Err(End::Protocol);
+            return Err(CloseReason::Protocol);
         }
         let Some(&second) = bytes.get(1) else { return Ok(false) };
         let short = second & 0x7f;
         if second & 0x80 == 0 || (is_control && short > 125) {
-            return Err(End::Protocol);
+            return Err(CloseReason::Protocol);
         }
         let width = match short {
             126 => 2,
@@ -82,22 +83,23 @@ impl Reading {
         };
         let fits_less = (width == 2 && length < 126) || (width == 8 && length < 65536);
         if fits_less || length >= 1 << 63 {
-            return Err(End::Protocol);
+            return Err(CloseReason::Protocol);
         }
         if length > MESSAGE_BYTES_MAX as u64 {
-            return Err(End::TooBig);
+            return Err(CloseReason::TooBig);
         }
-        let (header, length) = (2 + width + 4, length as usize);
+        let header = 2 + width + 4;
+        let length = length as usize;
         if bytes.len() < header {
             return Ok(false);
         }
         if !is_control {
             if (opcode == 0) != self.fragments.is_some() {
-                return Err(End::Protocol);
+                return Err(CloseReason::Protocol);
             }
             let begun = self.fragments.as_ref().map_or(0, |message| message.payload.len());
             if begun + length > MESSAGE_BYTES_MAX {
-                return Err(End::TooBig);
+                return Err(CloseReason::TooBig);
             }
         }
         if bytes.len() < header + length {
@@ -118,7 +120,7 @@ impl Reading {
                     && let Err(error) = std::str::from_utf8(&message.payload)
                     && (fin || error.error_len().is_some())
                 {
-                    return Err(End::NotUtf8);
+                    return Err(CloseReason::NotUtf8);
                 }
                 if fin {
                     self.messages.push(message);
@@ -130,17 +132,17 @@ impl Reading {
         Ok(true)
     }
 
-    pub fn close(&mut self, payload: Vec<u8>) -> End {
+    pub fn close(&mut self, payload: Vec<u8>) -> CloseReason {
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
         if payload.len() == 1
             || code.is_some_and(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999))
         {
-            return End::Protocol;
+            return CloseReason::Protocol;
         }
         if payload.len() > 2 && std::str::from_utf8(&payload[2..]).is_err() {
-            return End::NotUtf8;
+            return CloseReason::NotUtf8;
         }
         self.reply = Some(payload);
-        End::Left
+        CloseReason::Left
     }
 }

@@ -1,4 +1,4 @@
-//! The head of a request, cut into pieces: any head gets one complete and honest answer.
+//! A request head in pieces: every head receives one complete and correct response.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -12,70 +12,71 @@ use std::net::IpAddr;
 
 use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
-use noroshi::http::{self, Answer, Door, Place};
-use noroshi::origin::Allowed;
-use pipe::{ADDRESS, ASKED, Line};
+use noroshi::http::{self, Admission, ListenerKind, Response};
+use noroshi::origin::AllowedOrigin;
+use pipe::answer::answer;
+use pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 
-/// The first byte says how, the rest is what the peer sends.
+/// The first byte selects the configuration, the others are the peer's bytes.
 pub fn check(data: &[u8]) {
     let Some((how, bytes)) = data.split_first() else { return };
-    let door = if how & 1 == 0 { Door::Main } else { Door::Metrics };
+    let listener = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Metrics };
     let full = how & 2 != 0;
     let allow_origins =
-        if how & 4 == 0 { vec![] } else { vec![Allowed::parse("https://a.example").unwrap()] };
-    // Whom the peer of the pipe belongs to, or not.
+        if how & 4 == 0 { vec![] } else { vec![AllowedOrigin::parse("https://a.example").unwrap()] };
+    // The peer's address is or is not a trusted proxy.
     let proxies = if how & 8 == 0 { vec![] } else { Network::parse("192.0.2.0/24").into_iter().collect() };
     let config = Config { allow_origins, trusted_proxies: proxies, ..Config::default() };
 
-    let mut line = Line::new(door, config.clone());
-    line.shared.full = full;
+    let mut session = TestSession::new(listener, config.clone());
+    session.is_full = full;
     for piece in bytes.chunks(1 << (how >> 4)) {
-        line.feed(piece);
+        session.feed(piece);
     }
     let ends = bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4);
     let answer = match ends {
-        _ if http::is_impossible(bytes) => http::malformed(bytes),
+        _ if http::is_not_http(bytes) => http::malformed(bytes),
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
-            let place = if full { Place::Full } else { Place::Free };
-            let is_trusted = door == Door::Main && !config.trusted_proxies.is_empty();
+            let place = if full { Admission::ServerFull } else { Admission::Allowed };
+            let is_trusted = listener == ListenerKind::Main && !config.trusted_proxies.is_empty();
             let mut client_address = None;
             let wall = std::time::Duration::ZERO;
-            let answer = http::answer(&bytes[..end], door, &config, is_trusted, wall, |address, _| {
+            let answer = answer(&bytes[..end], listener, &config, is_trusted, wall, |address, _| {
                 client_address = Some(address);
                 place
             });
             let counted = client_address.flatten();
-            assert_eq!(line.session.address(), counted.unwrap_or(ADDRESS).into());
+            assert_eq!(session.address, counted.unwrap_or(ADDRESS).into());
             check_client_address(&bytes[..end], &config, is_trusted, client_address, &answer);
             answer
         }
         None if bytes.len() <= HEAD_BYTES_MAX => {
-            assert!(line.sent().is_empty() && !line.session.is_over());
-            line.pass(5);
+            assert!(session.take_output().is_empty() && !session.session.is_closed());
+            session.advance(5);
             http::timeout(bytes)
         }
         _ => http::head_too_large(bytes),
     };
-    let sent = line.sent();
+    let sent = session.take_output();
     let answer = match answer {
-        Answer::Ask(question) => http::told(&question, ASKED),
+        Response::Admin(question) => http::render_admin_response(&question, ADMIN_RESPONSE),
         answer => answer,
     };
     match answer {
-        Answer::Ask(_) => unreachable!("it was told"),
-        Answer::Upgrade { response, target, .. } => {
+        Response::Admin(_) => unreachable!("it was told"),
+        Response::Upgrade { bytes: response, target, .. } => {
             assert!(sent.starts_with(&response));
-            assert_eq!(line.events.first(), Some(&format!("+{}", target.room)));
+            assert_eq!(session.events.first(), Some(&format!("+{}", target.room)));
             assert_eq!(parse(&response), (101, b"".to_vec(), None));
-            assert!(door == Door::Main && !full);
+            assert!(listener == ListenerKind::Main && !full);
             check_upgrade(&bytes[..ends.unwrap()], &target.room);
         }
-        Answer::Plain { status, response, .. } => {
-            assert!(line.events.is_empty());
+        Response::Plain { status, bytes: response, .. } => {
+            assert!(session.events.is_empty());
             let (sent_status, sent_body, _) = parse(&sent);
             let (status_inside, body, length) = parse(&response);
             assert_eq!((sent_status, status_inside), (status, status));
@@ -86,42 +87,42 @@ pub fn check(data: &[u8]) {
                 assert_eq!(length.unwrap_or(0), body.len());
                 assert_eq!(length.is_none(), status == 204);
             }
-            // It is over as soon as the peer closes, whatever it still sends.
-            assert!(line.pipe().shut);
-            line.feed(b"GET / HTTP/1.1\r\n\r\n");
-            line.pipe().ended = true;
-            line.turn();
-            assert!(line.session.is_over() && line.sent().is_empty());
+            // The session ends as soon as the peer closes, whatever it still sends.
+            assert!(session.pipe().is_write_shut);
+            session.feed(b"GET / HTTP/1.1\r\n\r\n");
+            session.pipe().is_eof = true;
+            session.process();
+            assert!(session.session.is_closed() && session.take_output().is_empty());
         }
     }
 }
 
-/// Compares the client's address with that of a naive reader of the headers. `told` is `None`
-/// if the request was refused before its address counted.
+/// Compares the client address with that of a naive reader. `counted_address` is `None` if the request was rejected
+/// before its address was counted.
 fn check_client_address(
     head: &[u8],
     config: &Config,
     is_trusted: bool,
-    told: Option<Option<IpAddr>>,
-    answer: &Answer,
+    counted_address: Option<Option<IpAddr>>,
+    answer: &Response,
 ) {
     let mut headers = [httparse::EMPTY_HEADER; 100];
     let mut parsed = httparse::Request::new(&mut headers);
     let Ok(httparse::Status::Complete(_)) = parsed.parse(head) else {
-        assert_eq!(told, None);
+        assert_eq!(counted_address, None);
         return;
     };
     let headers: Vec<(String, Vec<u8>)> =
         parsed.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect();
     let trusts = |ip| config.trusted_proxies.iter().any(|network| network.contains(ip));
     let expected = if is_trusted { client_address::expected(&headers, None, trusts) } else { Ok(None) };
-    match (told, expected) {
-        (Some(told), expected) => assert_eq!(Ok(told), expected),
-        (None, _) => assert!(matches!(answer, Answer::Plain { status: 400 | 431, .. }), "{answer:?}"),
+    match (counted_address, expected) {
+        (Some(counted_address), expected) => assert_eq!(Ok(counted_address), expected),
+        (None, _) => assert!(matches!(answer, Response::Plain { status: 400 | 431, .. }), "{answer:?}"),
     }
 }
 
-/// Status, body and announced length of a response.
+/// Parses status, body and Content-Length of a response.
 fn parse(response: &[u8]) -> (u16, Vec<u8>, Option<usize>) {
     let mut headers = [httparse::EMPTY_HEADER; 8];
     let mut parsed = httparse::Response::new(&mut headers);
@@ -138,7 +139,7 @@ fn parse(response: &[u8]) -> (u16, Vec<u8>, Option<usize>) {
     (status, response[end..].to_vec(), length)
 }
 
-/// RFC 6455 section 4.2.1, read naively: what was upgraded asked for it.
+/// Checks an accepted upgrade with a naive reader of RFC 6455 section 4.2.1.
 fn check_upgrade(head: &[u8], room: &str) {
     let head: String = head.iter().map(|byte| char::from(*byte)).collect();
     let mut lines = head.trim_start_matches("\r\n").split("\r\n");

@@ -1,5 +1,5 @@
-//! The bytes of a WebSocket peer, cut anywhere, to a session whose writer blocks anywhen: what comes out is what
-//! RFC 6455 says, all that was sent goes out once and in order, and what is held is bounded.
+//! The bytes of WebSocket peers, cut at any position, to sessions whose writes block at any position. The output is
+//! that of RFC 6455, every queued message is sent once and in order, and memory is bounded.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -11,15 +11,13 @@ mod reading;
 use std::time::Duration;
 
 use noroshi::config::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, DRAIN_BYTES_MAX,
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, HEAD_TIME_MAX, LINGER_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::gate::Gate;
-use noroshi::http::Door;
-use noroshi::hub::Hub;
-use noroshi::protocol::Dialect;
-use noroshi::session::{End, Event, Fill, Scratch, Session, Shared};
-use pipe::{ADDRESS, CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
+use noroshi::http::{Admission, ListenerKind, Response};
+use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
+use pipe::answer::answer;
+use pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
 use reading::{BINARY, MESSAGE_BYTES_MAX, Reading};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -29,7 +27,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
-/// The first byte is the configuration, the rest is what happens; see `World::step`.
+/// The first byte selects the configuration, the others the events; see `World::step`.
 pub fn check(mut data: &[u8]) {
     let Some(&how) = data.split_off_first() else { return };
     let mut world = World::new(how);
@@ -42,39 +40,38 @@ pub fn check(mut data: &[u8]) {
     world.end();
 }
 
-/// Two connections, because sessions share a scratch and pass on their buffers.
+/// Two connections, because sessions share a scratch buffer and recycle their buffers.
 struct World {
-    house: House,
+    context: ServerContext,
     peers: [Peer; 2],
 }
 
-struct House {
-    shared: Shared,
-    gate: Gate,
+struct ServerContext {
+    shared: SharedState,
     scratch: Scratch,
-    /// What sessions, and what they share, have allocated.
+    /// Bytes allocated by the sessions and their shared state.
     held: isize,
 }
 
 struct Peer {
     session: Session<Pipe>,
-    /// What it has sent and the kernel has not brought.
+    /// Bytes that the peer has sent and that have not arrived.
     coming: Vec<u8>,
     brought: usize,
     reading: Reading,
-    /// How many of its messages came out of the session.
-    heard: usize,
-    /// What the session took to be sent.
+    /// Number of messages that the session has returned.
+    received: usize,
+    /// Numbers of the messages that the session has accepted.
     sent: Vec<usize>,
     pings: usize,
-    /// All that it was sent.
+    /// All bytes sent to the peer.
     output: Vec<u8>,
-    /// Why the session was closed from this side.
-    closed: Option<End>,
+    /// Why the server closed the session.
+    closed: Option<CloseReason>,
     upgraded: bool,
-    /// After how many events of a read the rest is set aside; 0: never.
+    /// Number of events after which the rest of a read is held. 0: never.
     hold_after: usize,
-    /// Whether TCP broke, or time ran out: what is queued may be lost.
+    /// Whether TCP broke or a timeout passed, so that queued bytes may be lost.
     cut: bool,
 }
 
@@ -87,72 +84,77 @@ impl World {
         };
         let memory_bytes_max = spare.map(|spare| BASE_BYTES + 2 * CONNECTION_BYTES + spare);
         let config = Config { message_bytes_max: MESSAGE_BYTES_MAX, memory_bytes_max, ..Config::default() };
-        let gate = Gate::new(&config).to(Dialect::Noroshi, Hub::new(&config));
-        let mut shared = Shared::new(config);
-        // Room for the first entry of a map is no news.
+        let mut shared = SharedState::new(config);
+        // The first entry of a map allocates.
         shared.metrics.refused_upgrades.insert(408, 0);
         let peers = [Peer::new(&mut shared), Peer::new(&mut shared)];
-        World { house: House { shared, gate, scratch: Scratch::default(), held: 0 }, peers }
+        World { context: ServerContext { shared, scratch: Scratch::default(), held: 0 }, peers }
     }
 
     fn step(&mut self, data: &mut &[u8]) -> Option<()> {
         let mut byte = || data.split_off_first().copied();
         let what = byte()?;
-        let World { house, peers } = self;
+        let World { context, peers } = self;
         let peer = &mut peers[usize::from(what >> 7)];
-        // Few at a time, or many.
+        // Small and large numbers.
         let number = |n: u8| if n < 128 { usize::from(n) } else { usize::from(n) * 512 };
         match what % 16 {
-            // The peer sends anything.
+            // Arbitrary bytes of the peer.
             0 => {
                 let length = usize::from(byte()?).min(data.len());
                 peer.coming.extend_from_slice(data.split_off(..length)?);
             }
-            // It sends a frame.
+            // A frame of the peer.
             1..=4 => {
-                let (first, length) = (byte()?, usize::from(byte()?).min(data.len()));
+                let first = byte()?;
+                let length = usize::from(byte()?).min(data.len());
                 peer.coming.extend(frame(first, data.split_off(..length)?));
             }
-            // It sends a large one.
+            // A large frame of the peer.
             5 => {
-                let (first, fill, length) = (byte()?, byte()?, u16::from_be_bytes([byte()?, byte()?]));
+                let first = byte()?;
+                let fill = byte()?;
+                let length = u16::from_be_bytes([byte()?, byte()?]);
                 let length = usize::from(length) % (2 * MESSAGE_BYTES_MAX);
                 peer.coming.extend(frame(first, &vec![fill; length]));
             }
-            6..=8 => peer.turn(number(byte()?), house),
+            6..=8 => peer.transfer(number(byte()?), context),
             9 => {
-                peer.session.stream().room += number(byte()?);
-                peer.turn(0, house);
+                peer.session.stream().writable_bytes += number(byte()?);
+                peer.transfer(0, context);
             }
-            10..=11 => peer.send(u16::from_be_bytes([byte()?, byte()?]).into(), house),
+            10..=11 => peer.send(u16::from_be_bytes([byte()?, byte()?]).into(), context),
             12 => {
                 peer.pings += usize::from(peer.session.is_open());
-                peer.measured(house, |session, house| session.ping(&mut house.shared));
+                peer.with_allocation_count(context, |session, context| session.ping(&mut context.shared));
             }
             13 => match byte()? {
-                0..64 => peer.session.registered(),
+                0..64 => peer.session.on_registered(),
                 64..128 => peer.session.pause(),
                 128..192 => {
-                    peer.session.resume(house.shared.now);
-                    peer.turn(0, house);
+                    peer.session.resume(context.shared.now);
+                    peer.transfer(0, context);
                 }
                 n => peer.hold_after = usize::from(n % 8),
             },
             14 => {
-                house.shared.now += Duration::from_millis(100 * u64::from(byte()?));
+                context.shared.now += Duration::from_millis(100 * u64::from(byte()?));
                 for peer in peers {
-                    peer.tick(house);
+                    peer.tick(context);
                 }
             }
             _ => match byte()? % 8 {
-                0 => peer.session.stream().broken = true,
-                1 => peer.session.stream().ended = true,
+                0 => peer.session.stream().is_broken = true,
+                1 => peer.session.stream().is_eof = true,
                 n => {
-                    let end = [End::RateLimited, End::Replaced, End::GoingAway][usize::from(n) % 3];
+                    let end = [CloseReason::RateLimited, CloseReason::Replaced, CloseReason::GoingAway]
+                        [usize::from(n) % 3];
                     if peer.session.is_open() {
                         peer.closed = Some(end);
                     }
-                    peer.measured(house, |session, house| session.close(end, &mut house.shared));
+                    peer.with_allocation_count(context, |session, context| {
+                        session.close(end, &mut context.shared)
+                    });
                 }
             },
         }
@@ -160,68 +162,70 @@ impl World {
     }
 
     fn check(&mut self) {
-        let is_limited = self.house.shared.config.memory_bytes_max.is_some();
+        let is_limited = self.context.shared.config.memory_bytes_max.is_some();
         for peer in &mut self.peers {
             peer.check(is_limited);
         }
-        // Whatever is held was charged, but for what is spare, and for what one message takes on its way.
+        // All memory is charged, except spare buffers and one message in transit.
         let spare = 2 * (2 * SPARE_BYTES_MAX + CODEC_BYTES) + 4 * MESSAGE_BYTES_MAX;
-        let charged = self.house.shared.budget.used() - BASE_BYTES;
-        assert!(self.house.held <= (charged + spare) as isize, "{} > {charged}", self.house.held);
-        // A Close, a pong and what is always queued are charged even beyond the limit.
-        if let Some(max) = self.house.shared.config.memory_bytes_max {
+        let charged = self.context.shared.budget.used() - BASE_BYTES;
+        assert!(self.context.held <= (charged + spare) as isize, "{} > {charged}", self.context.held);
+        // A Close frame, a pong and the always-granted queue are charged even beyond the limit.
+        if let Some(max) = self.context.shared.config.memory_bytes_max {
             assert!(charged <= max - BASE_BYTES + 4 * CONNECTION_BYTES, "{charged} bytes of {max}");
         } else {
-            // One message may exceed the reserve; it is as long as 16 bits can say.
-            let queue = self.house.shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE + (1 << 16);
+            // One message may exceed the limit for messages of the server. Its length has 16 bits.
+            let config = &self.context.shared.config;
+            let limit = config.queue_bytes_max() + QUEUE_BYTES_RESERVE + config.queue_bytes_owed_max();
+            let queue = limit + (1 << 16);
             let control = 4 * CONTROL_BYTES_MAX;
             let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
             let bound = 2 * (CONNECTION_BYTES + 2 * queue + control + incoming);
             assert!(charged <= bound, "{charged} bytes are charged");
         }
-        if self.peers.iter().all(|peer| peer.session.is_at_rest()) {
+        if self.peers.iter().all(|peer| peer.session.is_idle()) {
             assert_eq!(charged, 2 * CONNECTION_BYTES);
         }
     }
 
     fn end(mut self) {
         for peer in &mut self.peers {
-            peer.session.resume(self.house.shared.now);
-            peer.session.stream().room = usize::MAX;
-            peer.turn(usize::MAX, &mut self.house);
+            peer.session.resume(self.context.shared.now);
+            peer.session.stream().writable_bytes = usize::MAX;
+            peer.transfer(usize::MAX, &mut self.context);
         }
         self.check();
         for peer in &mut self.peers {
-            if peer.session.is_open() && peer.reading.is_even() {
-                assert!(peer.session.is_at_rest());
+            if peer.session.is_open() && peer.reading.is_complete() {
+                assert!(peer.session.is_idle());
             }
-            let whole = !peer.cut && peer.brought <= DRAIN_BYTES_MAX;
+            let whole = !peer.cut && peer.brought <= LINGER_BYTES_MAX;
             peer.check_output(whole);
         }
-        // Then it ends, and after that nothing happens any more.
+        // After the end nothing happens any more.
         for _ in 0..3 {
-            self.house.shared.now += Duration::from_secs(60);
+            self.context.shared.now += Duration::from_secs(60);
             for peer in &mut self.peers {
-                peer.tick(&mut self.house);
+                peer.tick(&mut self.context);
             }
         }
         for mut peer in self.peers {
-            peer.is_over(&mut self.house);
+            peer.is_over(&mut self.context);
             peer.check_output(false);
-            peer.session.free(&mut self.house.shared);
+            peer.session.free(&mut self.context.shared);
         }
-        assert_eq!(self.house.shared.budget.used(), BASE_BYTES);
+        assert_eq!(self.context.shared.budget.used(), BASE_BYTES);
     }
 }
 
 impl Peer {
-    fn new(shared: &mut Shared) -> Peer {
+    fn new(shared: &mut SharedState) -> Peer {
         Peer {
-            session: Session::new(Pipe::default(), Door::Main, ADDRESS.into(), shared),
+            session: Session::new(Pipe::default(), HEAD_TIME_MAX, shared),
             coming: REQUEST.into(),
             brought: 0,
             reading: Reading::default(),
-            heard: 0,
+            received: 0,
             sent: Vec::new(),
             pings: 0,
             output: Vec::new(),
@@ -232,28 +236,29 @@ impl Peer {
         }
     }
 
-    /// Does something with the session, and counts what that allocates.
-    fn measured<T>(
+    /// Runs an operation of the session and counts its allocations.
+    fn with_allocation_count<T>(
         &mut self,
-        house: &mut House,
-        work: impl FnOnce(&mut Session<Pipe>, &mut House) -> T,
+        context: &mut ServerContext,
+        work: impl FnOnce(&mut Session<Pipe>, &mut ServerContext) -> T,
     ) -> T {
-        // What the pipe holds is not the session's.
+        // The pipe's buffers do not belong to the session.
         let pipe = self.session.stream().output.capacity() as isize;
         let region = Region::new(ALLOCATOR);
-        let done = work(&mut self.session, house);
+        let done = work(&mut self.session, context);
         let change = region.change();
-        house.held += change.bytes_allocated as isize - change.bytes_deallocated as isize;
-        house.held += pipe - self.session.stream().output.capacity() as isize;
+        context.held += change.bytes_allocated as isize - change.bytes_deallocated as isize;
+        context.held += pipe - self.session.stream().output.capacity() as isize;
         done
     }
 
-    /// Forwards a message, or sends one of the server itself.
-    fn send(&mut self, length: usize, house: &mut House) {
+    /// Forwards a message, or sends one of the server.
+    fn send(&mut self, length: usize, context: &mut ServerContext) {
         let number = self.sent.len();
         let is_forwarded = length.is_multiple_of(2);
-        let (was_open, is_refused) = self.measured(house, |session, house| {
-            let (text, shared) = (text(number, length), &mut house.shared);
+        let (was_open, is_refused) = self.with_allocation_count(context, |session, context| {
+            let text = text(number, length);
+            let shared = &mut context.shared;
             let was_open = session.is_open();
             let is_refused = is_forwarded && !session.has_room(std::slice::from_ref(&text), shared);
             if !is_refused {
@@ -265,110 +270,125 @@ impl Peer {
             (true, true) if is_refused => {}
             (true, true) => self.sent.push(length),
             (true, false) => {
-                assert!(!is_forwarded, "what has room can be sent");
-                self.closed = self.session.end();
+                assert!(!is_forwarded, "a message that fits is queued");
+                self.closed = self.session.close_reason();
             }
             (false, _) => {}
         }
     }
 
-    fn tick(&mut self, house: &mut House) {
-        self.measured(house, |session, house| session.tick(&mut house.shared));
+    fn tick(&mut self, context: &mut ServerContext) {
+        self.with_allocation_count(context, |session, context| session.tick(&mut context.shared));
         if self.upgraded
             && !self.session.is_open()
-            && let Some(end @ (End::Unregistered | End::Silent | End::Slow)) = self.session.end()
+            && let Some(end @ (CloseReason::Unregistered | CloseReason::Silent | CloseReason::Slow)) =
+                self.session.close_reason()
         {
             self.closed = Some(end);
         }
-        self.cut |= self.session.is_over();
-        self.turn(0, house);
+        self.cut |= self.session.is_closed();
+        self.transfer(0, context);
     }
 
-    /// The kernel brings so many bytes, and takes what it can.
-    fn turn(&mut self, bytes: usize, house: &mut House) {
+    /// Delivers this many bytes and lets the session read and write.
+    fn transfer(&mut self, bytes: usize, context: &mut ServerContext) {
         let bytes: Vec<u8> = self.coming.drain(..bytes.min(self.coming.len())).collect();
         self.brought += bytes.len();
         self.reading.take(&bytes);
         let pipe = self.session.stream();
         pipe.input.extend(bytes);
-        // A short read says that there is no more.
+        // A short read shows that no more input is available.
         pipe.input.make_contiguous();
-        let half_closed = pipe.ended;
+        let half_closed = pipe.is_eof;
         let messages = std::mem::take(&mut self.reading.messages);
-        let (mut heard, mut upgraded) = (self.heard, self.upgraded);
+        let mut received = self.received;
+        let mut upgraded = self.upgraded;
         let hold_after = self.hold_after;
-        self.measured(house, |session, house| {
-            while !session.is_over() && !session.is_paused() {
-                let fill = session.fill(&mut house.scratch, &mut house.shared);
+        self.with_allocation_count(context, |session, context| {
+            while !session.is_closed() && !session.is_paused() {
+                let fill = session.read(&mut context.scratch, &mut context.shared);
                 let mut events = 0;
                 let mut is_held = false;
-                while let Some(event) = session.next(&mut house.scratch, &mut house.shared, &house.gate) {
+                while let Some(event) = session.next_event(&mut context.scratch, &mut context.shared) {
                     match event {
-                        Event::Upgraded(target, _) => {
-                            assert!(target.room == "tea" && !upgraded);
+                        Event::Request(head) => {
+                            assert!(!upgraded);
+                            let config = &context.shared.config;
+                            let wall = Duration::ZERO;
+                            let answer = answer(&head, ListenerKind::Main, config, false, wall, |_, _| {
+                                Admission::Allowed
+                            });
+                            let Response::Upgrade { bytes, target, .. } = answer else {
+                                panic!("{answer:?}")
+                            };
+                            assert_eq!(target.room, "tea");
+                            session.accept(bytes, &mut context.shared);
                             upgraded = true;
                             continue;
                         }
+                        Event::Rejected(status, refusal) => panic!("{status} {}", refusal.message),
                         Event::Ping(payload) => {
-                            session.pong(payload, &mut house.shared);
+                            session.pong(payload, &mut context.shared);
                             continue;
                         }
                         Event::Overhead => continue,
-                        Event::Refused(status, refusal) => panic!("{status} {}", refusal.why),
-                        Event::Asked(question) => panic!("{question:?}"),
-                        Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[heard].parts()),
-                        Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[heard].parts()),
+                        Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[received].parts()),
+                        Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[received].parts()),
                     }
-                    heard += 1;
+                    received += 1;
                     events += 1;
                     if events == hold_after {
-                        is_held = session.hold(&mut house.scratch, &mut house.shared);
+                        is_held = session.defer_input(&mut context.scratch, &mut context.shared);
                     }
                 }
-                let is_end_awaited = fill == Fill::Drained && half_closed;
-                let has_more = is_held || is_end_awaited || matches!(fill, Fill::More | Fill::Held);
+                let is_end_awaited = fill == ReadOutcome::Short && half_closed;
+                let has_more =
+                    is_held || is_end_awaited || matches!(fill, ReadOutcome::Full | ReadOutcome::Deferred);
                 if !has_more {
                     break;
                 }
             }
-            session.flush(&mut house.shared);
+            session.flush(&mut context.shared);
         });
-        (self.reading.messages, self.heard, self.upgraded) = (messages, heard, upgraded);
+        self.reading.messages = messages;
+        self.received = received;
+        self.upgraded = upgraded;
         let pipe = self.session.stream();
-        self.cut |= pipe.broken || pipe.ended;
+        self.cut |= pipe.is_broken || pipe.is_eof;
         self.output.append(&mut pipe.output);
     }
 
     fn check(&mut self, is_limited: bool) {
         if self.session.is_paused() {
-            assert!(self.heard <= self.reading.messages.len());
+            assert!(self.received <= self.reading.messages.len());
         } else if self.session.is_open() {
-            assert_eq!(self.heard, self.reading.messages.len());
-            assert_eq!((self.session.end(), self.reading.end), (None, None));
+            assert_eq!(self.received, self.reading.messages.len());
+            assert_eq!((self.session.close_reason(), self.reading.end), (None, None));
         } else if let Some(end) = self.closed {
-            assert_eq!(self.session.end(), Some(end));
+            assert_eq!(self.session.close_reason(), Some(end));
         } else if self.upgraded {
-            let end = self.session.end().unwrap();
+            let end = self.session.close_reason().unwrap();
             let other = match end {
-                End::Lost => self.cut,
-                End::NoMemory => is_limited,
+                CloseReason::Lost => self.cut,
+                CloseReason::NoMemory => is_limited,
                 _ => false,
             };
             assert!(other || self.reading.end == Some(end), "{end:?}");
         }
     }
 
-    /// It has ended, and nothing more happens.
-    fn is_over(&mut self, house: &mut House) {
-        assert!(self.session.is_over());
-        let (writes, end) = (self.session.stream().writes, self.session.end());
-        self.session.send("late".into(), &mut house.shared);
-        self.session.ping(&mut house.shared);
-        self.session.close(End::GoingAway, &mut house.shared);
-        self.session.tick(&mut house.shared);
-        self.session.flush(&mut house.shared);
-        assert!(self.session.next(&mut house.scratch, &mut house.shared, &house.gate).is_none());
-        assert_eq!((self.session.stream().writes, self.session.end()), (writes, end));
+    /// Asserts that the session has ended and does nothing more.
+    fn is_over(&mut self, context: &mut ServerContext) {
+        assert!(self.session.is_closed());
+        let writes = self.session.stream().writes;
+        let end = self.session.close_reason();
+        self.session.send("late".into(), &mut context.shared);
+        self.session.ping(&mut context.shared);
+        self.session.close(CloseReason::GoingAway, &mut context.shared);
+        self.session.tick(&mut context.shared);
+        self.session.flush(&mut context.shared);
+        assert!(self.session.next_event(&mut context.scratch, &mut context.shared).is_none());
+        assert_eq!((self.session.stream().writes, self.session.close_reason()), (writes, end));
     }
 
     fn check_output(&self, whole: bool) {
@@ -385,9 +405,12 @@ impl Peer {
         assert!(self.output.starts_with(b"HTTP/1.1 101 "));
         let (frames, rest) = frames(&self.output[head + 4..]);
         assert!(!whole || rest.is_empty());
-        let (mut texts, mut pings, mut answered, mut closed) = (0, 0, 0, false);
+        let mut texts = 0;
+        let mut pings = 0;
+        let mut answered = 0;
+        let mut closed = false;
         for (first, payload) in frames {
-            assert!(!closed, "nothing comes after a Close");
+            assert!(!closed, "no frame follows a Close frame");
             match first {
                 TEXT => {
                     assert!(payload == text(texts, self.sent[texts]).as_bytes());
@@ -395,14 +418,15 @@ impl Peer {
                 }
                 PING => pings += 1,
                 PONG => {
-                    // Not every ping is answered, but none is answered twice or out of order.
+                    // Pings may be left unanswered, but none is answered twice or out of order.
                     let pings = &self.reading.pings[answered..];
-                    answered += 1 + pings.iter().position(|ping| *ping == payload).expect("a pong to a ping");
+                    answered +=
+                        1 + pings.iter().position(|ping| *ping == payload).expect("each pong answers a ping");
                 }
                 CLOSE => {
                     closed = true;
-                    match self.session.end().unwrap() {
-                        End::Left => assert_eq!(Some(&payload), self.reading.reply.as_ref()),
+                    match self.session.close_reason().unwrap() {
+                        CloseReason::Left => assert_eq!(Some(&payload), self.reading.reply.as_ref()),
                         end => assert_eq!(payload[..2], code(end).to_be_bytes()),
                     }
                 }
@@ -416,22 +440,22 @@ impl Peer {
     }
 }
 
-/// The text of this number. Its length is as wished, but for the shortest.
+/// Returns a distinct text for this number, of at least the minimum length.
 fn text(number: usize, length: usize) -> String {
     format!("{number} {}", "x".repeat(length))
 }
 
-fn code(end: End) -> u16 {
+fn code(end: CloseReason) -> u16 {
     match end {
-        End::Http | End::Left | End::Lost => panic!("nothing is said"),
-        End::Finished => 1000,
-        End::GoingAway => 1001,
-        End::Protocol => 1002,
-        End::NotUtf8 => 1007,
-        End::RateLimited | End::Unregistered => 1008,
-        End::TooBig => 1009,
-        End::Slow | End::NoMemory => 1013,
-        End::Replaced => 4000,
-        End::Silent => 4001,
+        CloseReason::Http | CloseReason::Left | CloseReason::Lost => panic!("nothing is said"),
+        CloseReason::Finished => 1000,
+        CloseReason::GoingAway => 1001,
+        CloseReason::Protocol => 1002,
+        CloseReason::NotUtf8 => 1007,
+        CloseReason::RateLimited | CloseReason::Unregistered => 1008,
+        CloseReason::TooBig => 1009,
+        CloseReason::Slow | CloseReason::NoMemory => 1013,
+        CloseReason::Replaced => 4000,
+        CloseReason::Silent => 4001,
     }
 }

@@ -1,18 +1,18 @@
-//! Gives the same inputs to a protocol and to the model of its rules, and compares everything that they do.
+//! Passes the same input to a protocol and its model, and compares all effects.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 use std::time::Duration;
 
-use noroshi::budget::{Budget, Reservation};
 use noroshi::config::{BASE_BYTES, Config};
-use noroshi::gate::{Gate, Protocol};
-use noroshi::protocol::{Conn, Dialect, Effect, Input, Outbox, Target};
+use noroshi::memory_budget::{Budget, Reservation};
+use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
+use noroshi::protocols::{Dispatcher, Protocol};
 use noroshi::token::Claims;
 
-use super::context::{self, Rules, Said};
+use super::context::{self, Output, Rules};
 
-/// Bytes of input that are read one by one.
+/// Input that is read byte by byte.
 pub struct Bytes<'a>(pub &'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -27,16 +27,16 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// What happens next: a number that selects the event, and the slot of the connection that it is about.
+/// One step: a number that selects the event, and the slot of a connection.
 #[derive(Clone, Copy)]
 pub struct Step {
     pub event: u8,
-    pub who: usize,
+    pub selector: usize,
     pub slot: usize,
     pub conn: Option<Conn>,
 }
 
-/// Steps of one input. More than that teach nothing new.
+/// Maximum steps of one input. More steps find nothing new.
 pub const STEPS_MAX: usize = 400;
 
 const CHECKED_ALWAYS_MAX: usize = 24;
@@ -44,24 +44,24 @@ const CROWD_CHECKED_EVERY: usize = 16;
 
 pub struct World<R> {
     pub rules: R,
-    gate: Gate,
+    dispatcher: Dispatcher,
     outbox: RecordingOutbox,
     pub now: Duration,
     /// Open connections, by slot.
     peers: Vec<Option<Conn>>,
-    /// How many these are.
+    /// Number of open connections.
     open: usize,
-    /// Connections that are not read.
+    /// Paused connections.
     paused: BTreeSet<Conn>,
-    /// How texts are written for the comparison.
+    /// Normalizes texts of the server for the comparison.
     normalize: fn(String) -> String,
     connections: u64,
     inputs: usize,
 }
 
-/// Records effects, and refuses what queues and memory have no room for.
+/// Records effects, and rejects what exceeds queues and memory.
 struct RecordingOutbox {
-    effects: Vec<(Conn, Said)>,
+    effects: Vec<(Conn, Output)>,
     room_in_queue: BTreeMap<Conn, usize>,
     grants: VecDeque<bool>,
     names: BTreeMap<Conn, String>,
@@ -79,33 +79,61 @@ impl Outbox for RecordingOutbox {
         fits
     }
 
+    fn forward(&mut self, to: Conn, text: String) {
+        self.effects.push((to, Output::Text(text)));
+    }
+
+    fn is_congested(&self, to: Conn) -> bool {
+        self.room_in_queue.get(&to) == Some(&0)
+    }
+
+    fn has_unread_input(&self, _: Conn) -> bool {
+        false
+    }
+
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
         let reservation = self.budget.reserve(bytes);
         self.grants.push_back(reservation.is_some());
         reservation
     }
 
-    fn push(&mut self, effect: Effect<'_>) {
-        self.effects.push(match effect {
-            Effect::Send(to, text) => (to, Said::Text(text)),
-            Effect::SendBinary(..) => unreachable!("these protocols send no bytes"),
-            Effect::Ping(to) => (to, Said::Ping),
-            Effect::PauseReading(conn) => (conn, Said::Pause),
-            Effect::ResumeReading(conn) => (conn, Said::Resume),
-            Effect::Close(to, why) => (to, Said::Close(why)),
-            Effect::Registered { conn, room, id } => {
-                let before = self.names.insert(conn, id.to_owned());
-                assert_eq!(before, None, "a connection is registered once");
-                (conn, Said::Registered(room.to_owned()))
-            }
-            Effect::Left { conn, member, .. } => {
-                (conn, Said::Left(member.room.to_owned(), member.id.map(String::from)))
-            }
-        });
+    fn send(&mut self, to: Conn, text: String) {
+        self.effects.push((to, Output::Text(text)));
+    }
+
+    fn send_binary(&mut self, _: Conn, _: &[u8]) {
+        unreachable!("these protocols send no bytes");
+    }
+
+    fn ping(&mut self, to: Conn) {
+        self.effects.push((to, Output::Ping));
+    }
+
+    fn pause_reading(&mut self, conn: Conn) {
+        self.effects.push((conn, Output::Pause));
+    }
+
+    fn resume_reading(&mut self, conn: Conn) {
+        self.effects.push((conn, Output::Resume));
+    }
+
+    fn close(&mut self, conn: Conn, why: Close) {
+        self.effects.push((conn, Output::Close(why)));
+    }
+
+    fn registered(&mut self, conn: Conn, room: &str, id: &str) {
+        let before = self.names.insert(conn, id.to_owned());
+        assert_eq!(before, None, "a connection is registered once");
+        self.effects.push((conn, Output::Registered(room.to_owned())));
+    }
+
+    fn disconnected(&mut self, conn: Conn, _: ProtocolId, member: &Member<'_>) {
+        let id = member.id.as_deref().map(str::to_owned);
+        self.effects.push((conn, Output::Left(member.room.to_owned(), id)));
     }
 }
 
-/// Returns a configuration with this rate, and with this much memory for what protocols store.
+/// Returns a configuration with this rate and this much memory for stored values.
 pub fn config(rate_max: u32, memory_bytes: Option<usize>) -> Config {
     let memory_bytes_max = memory_bytes.map(|bytes| BASE_BYTES + bytes);
     Config { rate_max, memory_bytes_max, ..Config::default() }
@@ -114,14 +142,14 @@ pub fn config(rate_max: u32, memory_bytes: Option<usize>) -> Config {
 impl<R: Rules> World<R> {
     pub fn new(
         config: &Config,
-        dialect: Dialect,
+        protocol_id: ProtocolId,
         protocol: impl Protocol + 'static,
         rules: R,
         slots: usize,
     ) -> World<R> {
         World {
             rules,
-            gate: Gate::new(config).to(dialect, protocol),
+            dispatcher: Dispatcher::new(config).to(protocol_id, protocol),
             outbox: RecordingOutbox {
                 effects: Vec::new(),
                 room_in_queue: BTreeMap::new(),
@@ -139,21 +167,21 @@ impl<R: Rules> World<R> {
         }
     }
 
-    /// Compares texts after this was done to those of the server.
+    /// Sets the function that normalizes texts of the server.
     pub fn normalize(mut self, normalize: fn(String) -> String) -> World<R> {
         self.normalize = normalize;
         self
     }
 
-    /// Reads the next step. `peers` are the slots that steps are about.
+    /// Reads the next step. `peers` is the number of slots.
     pub fn next_step(&self, bytes: &mut Bytes, peers: usize) -> Option<Step> {
         let event = bytes.next()? % 16;
-        let who = usize::from(bytes.next()?);
-        let slot = who % peers;
-        Some(Step { event, who, slot, conn: self.peers[slot] })
+        let selector = usize::from(bytes.next()?);
+        let slot = selector % peers;
+        Some(Step { event, selector, slot, conn: self.peers[slot] })
     }
 
-    /// Does what may happen in every protocol. Returns whether the step was one of these.
+    /// Runs a step that every protocol has. Returns whether the step was one of these.
     pub fn common_step(&mut self, step: Step, bytes: &mut Bytes) -> Option<bool> {
         match (step.event, step.conn) {
             (0, Some(conn)) => self.disconnect(conn),
@@ -166,21 +194,21 @@ impl<R: Rules> World<R> {
                 };
             }
             (3, _) => {
-                self.now += Duration::from_millis(100 * step.who as u64);
+                self.now += Duration::from_millis(100 * step.selector as u64);
                 self.input(Input::Time);
             }
             (4, _) => {
-                self.now = self.now.max(self.gate.wake_at().unwrap_or_default());
+                self.now = self.now.max(self.dispatcher.wake_at().unwrap_or_default());
                 self.input(Input::Time);
-                assert!(self.gate.wake_at().is_none_or(|at| at > self.now));
+                assert!(self.dispatcher.wake_at().is_none_or(|at| at > self.now));
             }
             (5, Some(conn)) => {
                 let length = usize::from(bytes.next()?);
                 let message = bytes.take(length);
-                self.say(conn, message, step.who & 0x80 != 0);
+                self.send(conn, message, step.selector & 0x80 != 0);
             }
             (6, Some(conn)) => {
-                for _ in 0..=step.who / 16 {
+                for _ in 0..=step.selector / 16 {
                     self.frame(conn);
                 }
             }
@@ -194,17 +222,17 @@ impl<R: Rules> World<R> {
         self.peers[slot]
     }
 
-    /// Returns the id that the server gave to a connection.
+    /// Returns the id that the server has assigned to a connection.
     pub fn name(&self, conn: Conn) -> Option<&str> {
         self.outbox.names.get(&conn).map(String::as_str)
     }
 
-    /// Connects a peer in a free slot, if the protocol has a place for it.
+    /// Connects a peer in a free slot, if the protocol accepts it.
     pub fn connect(&mut self, slot: usize, target: &Target, claims: Option<&Claims>) -> Option<Conn> {
         assert_eq!(self.peers[slot], None);
         let has_place = self.rules.has_place(target);
-        assert_eq!(self.gate.has_place(target), has_place, "{target:?}");
-        assert_eq!(self.gate.knows_room(target), self.rules.knows_room(target), "{target:?}");
+        assert_eq!(self.dispatcher.has_place(target), has_place, "{target:?}");
+        assert_eq!(self.dispatcher.knows_room(target), self.rules.knows_room(target), "{target:?}");
         if !has_place {
             return None;
         }
@@ -216,8 +244,8 @@ impl<R: Rules> World<R> {
         Some(conn)
     }
 
-    /// Lets a peer send a message, unless it is not read.
-    pub fn say(&mut self, conn: Conn, message: &[u8], is_binary: bool) {
+    /// Sends a message of a peer, unless it is paused.
+    pub fn send(&mut self, conn: Conn, message: &[u8], is_binary: bool) {
         if !self.is_read(conn) {
             return;
         }
@@ -227,7 +255,7 @@ impl<R: Rules> World<R> {
         }
     }
 
-    /// Reports bytes from a peer, unless it is not read.
+    /// Reports received bytes of a peer, unless it is paused.
     pub fn alive(&mut self, conn: Conn) {
         if self.is_read(conn) {
             self.input(Input::Alive(conn));
@@ -235,7 +263,7 @@ impl<R: Rules> World<R> {
     }
 
     pub fn disconnect(&mut self, conn: Conn) {
-        self.forget(conn);
+        self.remove_connection(conn);
         self.input(Input::Disconnected(conn));
     }
 
@@ -243,7 +271,7 @@ impl<R: Rules> World<R> {
         self.peers[conn.slot()] == Some(conn) && !self.paused.contains(&conn)
     }
 
-    fn forget(&mut self, conn: Conn) {
+    fn remove_connection(&mut self, conn: Conn) {
         self.open -= usize::from(self.peers[conn.slot()].take() == Some(conn));
         self.paused.remove(&conn);
         self.outbox.room_in_queue.remove(&conn);
@@ -251,24 +279,24 @@ impl<R: Rules> World<R> {
 
     pub fn input(&mut self, input: Input) {
         self.prepare_model();
-        self.gate.handle(self.now, self.now, input, &mut self.outbox);
+        self.dispatcher.handle(self.now, self.now, input, &mut self.outbox);
         self.learn_from_server();
         context::handle(&mut self.rules, input);
         self.compare(&input);
         if let Some(conn) = input.conn().filter(|conn| self.peers[conn.slot()] == Some(*conn)) {
-            let (_, member) = self.gate.member(conn).expect("it is here");
+            let (_, member) = self.dispatcher.member(conn).expect("the connection is known");
             let member = (member.room.to_owned(), member.id.map(String::from), member.state);
-            assert_eq!(Some(member), self.rules.seen(conn));
+            assert_eq!(Some(member), self.rules.member(conn));
         }
     }
 
-    /// Lets a peer send a frame that is no message.
+    /// Reports a frame of a peer that is not a message.
     pub fn frame(&mut self, conn: Conn) {
         if !self.is_read(conn) {
             return;
         }
         self.prepare_model();
-        let passes = self.gate.charge_frame(self.now, self.now, conn, &mut self.outbox);
+        let passes = self.dispatcher.charge_frame(self.now, self.now, conn, &mut self.outbox);
         self.learn_from_server();
         assert_eq!(context::handle_frame(&mut self.rules, conn), passes);
         self.compare(&"a frame");
@@ -280,7 +308,7 @@ impl<R: Rules> World<R> {
         context.room_in_queue = self.outbox.room_in_queue.clone();
     }
 
-    /// Tells the model what only the server can know: the ids that it chose, and whether memory was left.
+    /// Passes on what only the server knows: assigned ids, and whether reservations succeed.
     fn learn_from_server(&mut self) {
         let context = self.rules.context();
         if context.names.len() < self.outbox.names.len() {
@@ -291,16 +319,17 @@ impl<R: Rules> World<R> {
 
     fn compare(&mut self, input: &dyn Debug) {
         self.inputs += 1;
-        // Checks look at everybody: in a crowd, after each input they would take nearly all the time.
-        let is_crowd = self.open > CHECKED_ALWAYS_MAX;
-        if !is_crowd || self.inputs.is_multiple_of(CROWD_CHECKED_EVERY) {
-            self.gate.check();
-            let (reserved, stored) = (self.outbox.budget.reserved(), self.rules.stored_bytes());
+        // Consistency checks visit all peers. With many peers, they would take nearly all the time after each input.
+        let has_many_peers = self.open > CHECKED_ALWAYS_MAX;
+        if !has_many_peers || self.inputs.is_multiple_of(CROWD_CHECKED_EVERY) {
+            self.dispatcher.check();
+            let reserved = self.outbox.budget.reserved();
+            let stored = self.rules.stored_bytes();
             assert!(reserved >= stored && (reserved == 0) == (stored == 0), "{reserved} for {stored}");
         }
-        let mut said = std::mem::take(&mut self.outbox.effects);
-        for (_, said) in &mut said {
-            if let Said::Text(text) = said {
+        let mut outputs = std::mem::take(&mut self.outbox.effects);
+        for (_, output) in &mut outputs {
+            if let Output::Text(text) = output {
                 *text = (self.normalize)(std::mem::take(text));
             }
         }
@@ -309,14 +338,14 @@ impl<R: Rules> World<R> {
             context.grants.is_empty(),
             "memory is reserved that the rules do not know of, after {input:?}"
         );
-        // The order between different peers means nothing.
-        let mut expected = std::mem::take(&mut context.said);
+        // The order between different peers is irrelevant.
+        let mut expected = std::mem::take(&mut context.outputs);
         expected.sort_by_key(|(conn, _)| *conn);
-        said.sort_by_key(|(conn, _)| *conn);
-        assert_eq!(said, expected, "server and model, after {input:?}");
+        outputs.sort_by_key(|(conn, _)| *conn);
+        assert_eq!(outputs, expected, "server and model, after {input:?}");
         assert_eq!(self.outbox.room_in_queue, context.room_in_queue);
-        assert_eq!(self.gate.wake_at(), context::due_next(&mut self.rules), "after {input:?}");
-        let (_, protocol) = self.gate.each().next().expect("there is one protocol");
+        assert_eq!(self.dispatcher.wake_at(), context::due_next(&mut self.rules), "after {input:?}");
+        let (_, protocol) = self.dispatcher.each().next().expect("there is one protocol");
         let counts = protocol.counts(self.now);
         assert_eq!((counts.peers, counts.rooms), self.rules.counts());
         let is_counted = |(_, count): &(&str, u64)| *count > 0;
@@ -325,28 +354,28 @@ impl<R: Rules> World<R> {
         let context = self.rules.context();
         assert_eq!((&messages, &errors), (&context.messages, &context.errors));
 
-        for (conn, said) in said {
-            match said {
-                Said::Pause => assert!(self.paused.insert(conn), "it is paused twice"),
-                Said::Resume => assert!(self.paused.remove(&conn), "it was not paused"),
-                Said::Close(_) => {
-                    assert_eq!(self.peers[conn.slot()], Some(conn), "it is closed twice");
+        for (conn, output) in outputs {
+            match output {
+                Output::Pause => assert!(self.paused.insert(conn), "the connection is already paused"),
+                Output::Resume => assert!(self.paused.remove(&conn), "the connection is not paused"),
+                Output::Close(_) => {
+                    assert_eq!(self.peers[conn.slot()], Some(conn), "the connection is already closed");
                     self.disconnect(conn);
                 }
-                Said::Text(_) | Said::Ping | Said::Registered(_) | Said::Left(..) => {}
+                Output::Text(_) | Output::Ping | Output::Registered(_) | Output::Left(..) => {}
             }
         }
     }
 
-    /// Disconnects all and checks that nothing is left.
+    /// Disconnects all peers and asserts that nothing is left.
     pub fn end(mut self) {
         for slot in 0..self.peers.len() {
             if let Some(conn) = self.peers[slot] {
                 self.disconnect(conn);
             }
         }
-        // Timers of what is gone must not keep the server awake.
-        assert_eq!((self.rules.counts(), self.gate.wake_at()), ((0, 0), None));
+        // A leftover timer would keep the server awake.
+        assert_eq!((self.rules.counts(), self.dispatcher.wake_at()), ((0, 0), None));
         assert_eq!(self.outbox.budget.reserved(), 0);
     }
 }

@@ -1,10 +1,10 @@
-//! The server on real sockets, for what only a kernel shows.
+//! The server on real sockets, for behaviour that depends on the kernel.
 
+mod admission_limits;
 #[path = "../common/mod.rs"]
 mod common;
 mod drain;
 mod metrics;
-mod places;
 mod rooms;
 
 use std::io::{ErrorKind, Read, Write};
@@ -13,10 +13,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::pipe::{CLOSE, REQUEST, TEXT, close, frame, frames};
 use common::sockets::Net;
-use common::transcript::{Heard, Wire};
+use common::transcript::{Received, Transport};
 use metrics::metrics;
-use noroshi::config::{Config, Listen, READ_BYTES_MAX, Secret, TURN_CREDENTIALS_TTL};
-use noroshi::http::Door;
+use noroshi::config::{Config, ListenAddress, READ_BYTES_MAX, Secret, TURN_CREDENTIALS_TTL};
+use noroshi::http::ListenerKind;
 use noroshi::server::Server;
 use tungstenite::Message;
 
@@ -30,35 +30,35 @@ fn net() -> Box<Net> {
     with(|_| ())
 }
 
-fn heard(net: &mut Net, who: &str) -> serde_json::Value {
-    match net.next(who) {
-        Some(Heard::Text(text)) => serde_json::from_str(&text).unwrap(),
-        other => panic!("{who} heard {other:?}"),
+fn receive_json(net: &mut Net, peer: &str) -> serde_json::Value {
+    match net.next_received(peer) {
+        Some(Received::Text(text)) => serde_json::from_str(&text).unwrap(),
+        other => panic!("{peer} received {other:?}"),
     }
 }
 
 #[test]
-fn plain_http() {
+fn plain_http_requests_are_answered() {
     let mut net = net();
-    let answer = net.ask(Door::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Main, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
-    let answer = net.ask(Door::Main, "HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Main, "HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.contains("\r\nContent-Length: 2\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
-    let answer = net.ask(Door::Main, "GET /?room=tea HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert!(answer.ends_with(include_str!("../../src/page.html")), "{answer}");
-    let answer = net.ask(Door::Main, "GET /noroshi.js HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert!(answer.ends_with(include_str!("../../src/noroshi.js")), "{answer}");
+    let answer = net.request(ListenerKind::Main, "GET /?room=tea HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.ends_with(include_str!("../../src/web/index.html")), "{answer}");
+    let answer = net.request(ListenerKind::Main, "GET /noroshi.js HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.ends_with(include_str!("../../src/web/noroshi.js")), "{answer}");
     let tag = answer.split("\r\nETag: ").nth(1).unwrap().split("\r\n").next().unwrap();
     let again = format!("GET /noroshi.js HTTP/1.1\r\nHost: h\r\nIf-None-Match: {tag}\r\n\r\n");
-    let answer = net.ask(Door::Main, &again);
+    let answer = net.request(ListenerKind::Main, &again);
     assert!(answer.starts_with("HTTP/1.1 304 ") && answer.ends_with("\r\n\r\n"), "{answer}");
-    // A body that nobody reads must not turn the answer into a reset.
+    // An unread request body must not turn the response into a reset.
     let body = "x".repeat(100_000);
-    let answer = net.ask(Door::Main, &format!("POST /ws HTTP/1.1\r\nHost: h\r\n\r\n{body}"));
+    let answer = net.request(ListenerKind::Main, &format!("POST /ws HTTP/1.1\r\nHost: h\r\n\r\n{body}"));
     assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
-    let answer = net.ask(Door::Main, &format!("GET / HTTP/1.1\r\nX: {body}\r\n\r\n"));
+    let answer = net.request(ListenerKind::Main, &format!("GET / HTTP/1.1\r\nX: {body}\r\n\r\n"));
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
-    let mut silent = net.connect(Door::Main);
+    let mut silent = net.connect(ListenerKind::Main);
     net.server.turn(Some(Duration::ZERO)).unwrap();
     net.server.advance(Duration::from_secs(5));
     assert!(net.read_to_end(&mut silent).starts_with(b"HTTP/1.1 408 "));
@@ -67,15 +67,15 @@ fn plain_http() {
 }
 
 #[test]
-fn credentials_go_by_the_clock_on_the_wall() {
+fn turn_credentials_use_the_wall_clock() {
     let mut net = with(|config| {
         config.ice_servers = vec!["turn:t.example".into()];
         config.turn_secret = Some(Secret("north".into()));
     });
     net.server.advance(Duration::from_secs(100_000));
     net.open("A", "");
-    net.say("A", Message::text(r#"{"type":"join","id":"A"}"#));
-    let joined = heard(&mut net, "A");
+    net.send("A", Message::text(r#"{"type":"join","id":"A"}"#));
+    let joined = receive_json(&mut net, "A");
     let (expiry, id) = joined["iceServers"][0]["username"].as_str().unwrap().split_once(':').unwrap();
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let left = expiry.parse::<u64>().unwrap() - wall;
@@ -85,12 +85,12 @@ fn credentials_go_by_the_clock_on_the_wall() {
 }
 
 #[test]
-fn a_frame_may_come_with_the_request_and_a_request_byte_by_byte() {
+fn frames_may_arrive_with_the_request_or_byte_by_byte() {
     let mut net = net();
     let bytes =
         [REQUEST.as_bytes(), &frame(TEXT, br#"{"type":"join","id":"A"}"#), &frame(CLOSE, b"")].concat();
     for chunk in [bytes.len(), 1] {
-        let mut stream = net.connect(Door::Main);
+        let mut stream = net.connect(ListenerKind::Main);
         for bytes in bytes.chunks(chunk) {
             stream.write_all(bytes).unwrap();
             net.server.turn(Some(Duration::ZERO)).unwrap();
@@ -104,12 +104,12 @@ fn a_frame_may_come_with_the_request_and_a_request_byte_by_byte() {
 }
 
 #[test]
-fn a_protocol_error_is_told_before_the_connection_ends() {
+fn protocol_error_is_reported_before_the_connection_ends() {
     let mut net = net();
-    let mut stream = net.connect(Door::Main);
-    // What still lies unread when the server closes would make it a reset.
+    let mut stream = net.connect(ListenerKind::Main);
+    // Unread bytes at the time of the close would cause a reset.
     let bytes = [REQUEST.as_bytes(), &frame(0xff, b"nonsense"), &vec![7; 200_000]].concat();
-    net.until(|_| match stream.write(&bytes) {
+    net.wait_until(|_| match stream.write(&bytes) {
         Ok(n) => (n > 0).then_some(()),
         Err(error) => panic!("{error}"),
     });
@@ -121,21 +121,21 @@ fn a_protocol_error_is_told_before_the_connection_ends() {
 }
 
 #[test]
-fn who_does_not_read_is_cut_off_and_delays_nobody() {
+fn peer_that_does_not_read_is_closed_and_delays_no_other_peer() {
     let mut net = net();
-    for who in ["A", "B", "C"] {
-        net.open(who, "");
-        net.say(who, Message::text(format!(r#"{{"type":"leave","id":"{who}"}}"#)));
+    for peer in ["A", "B", "C"] {
+        net.open(peer, "");
+        net.send(peer, Message::text(format!(r#"{{"type":"leave","id":"{peer}"}}"#)));
     }
-    net.deafen("A");
+    net.stop_reading("A");
     let sdp = "x".repeat(60_000);
     let text = format!(r#"{{"type":"offer","id":"B","target_id":"A","sdp":"{sdp}"}}"#);
-    // Until the buffers of the kernel and the queue are full, and then for six seconds.
+    // Until the kernel's buffers and the queue are full, and then for six seconds.
     let mut busy = 0;
     while busy < 3 + 6 {
-        net.say("B", Message::text(text.as_str()));
-        busy = match net.next("B") {
-            Some(Heard::Text(text)) => {
+        net.send("B", Message::text(text.as_str()));
+        busy = match net.next_received("B") {
+            Some(Received::Text(text)) => {
                 assert!(
                     text.contains(r#""code":"peer_busy""#) && text.contains(r#""target_id":"A""#),
                     "{text}"
@@ -144,20 +144,20 @@ fn who_does_not_read_is_cut_off_and_delays_nobody() {
             }
             _ => 0,
         };
-        net.pass(u64::from(busy >= 3));
+        net.advance(u64::from(busy >= 3));
     }
-    // The others do not notice.
-    net.say("B", Message::text(r#"{"type":"offer","id":"B","target_id":"C","sdp":1}"#));
-    assert_eq!(heard(&mut net, "C")["sdp"], "1");
-    net.pass(6);
-    net.say("B", Message::text(text.as_str()));
-    assert_eq!(heard(&mut net, "B")["code"], "unknown_peer");
+    // Other peers are unaffected.
+    net.send("B", Message::text(r#"{"type":"offer","id":"B","target_id":"C","sdp":1}"#));
+    assert_eq!(receive_json(&mut net, "C")["sdp"], "1");
+    net.advance(6);
+    net.send("B", Message::text(text.as_str()));
+    assert_eq!(receive_json(&mut net, "B")["code"], "unknown_peer");
     assert_eq!(metrics(&mut net)["noroshi_closings_total{reason=\"slow\"}"], 1.0);
     net.finish();
 }
 
 #[test]
-fn who_sends_without_end_delays_nobody() {
+fn continuous_sender_delays_no_other_peer() {
     let mut net = with(|config| config.rate_max = 0);
     net.open("A", "");
     net.open("B", "");
@@ -168,83 +168,83 @@ fn who_sends_without_end_delays_nobody() {
         if let Ok(n) = stream.write(&flood[sent % 31..]) {
             sent += n;
         }
-        // Whatever A has sent, B is answered in the turn in which it is heard.
+        // B's ping is answered in the iteration that reads it, regardless of what A has sent.
         net.socket("B").send(Message::Ping(Default::default())).unwrap();
         net.server.turn(Some(Duration::ZERO)).unwrap();
         assert_eq!(net.socket("B").read().unwrap(), Message::Pong(Default::default()));
     }
-    assert!(sent > 50 * READ_BYTES_MAX, "A was ahead all the time");
+    assert!(sent > 50 * READ_BYTES_MAX, "A always had unread bytes");
     let read = metrics(&mut net)["noroshi_received_bytes_total"];
-    let turns = metrics(&mut net)["noroshi_loop_turn_seconds_count"];
-    assert!(read <= turns * (READ_BYTES_MAX + 500) as f64, "A has one read a turn");
+    let iterations = metrics(&mut net)["noroshi_loop_turn_seconds_count"];
+    assert!(read <= iterations * (READ_BYTES_MAX + 500) as f64, "A has one read per iteration");
     assert_eq!(metrics(&mut net)["noroshi_closings_total{reason=\"protocol_error\"}"], 0.0);
     drop(stream);
     net.finish();
 }
 
 #[test]
-fn the_silent_are_noticed_and_the_idle_are_not_cut() {
+fn silent_peers_are_closed_and_idle_peers_are_not() {
     let mut net = net();
-    for who in ["A", "B"] {
-        net.open(who, "");
-        net.say(who, Message::text(format!(r#"{{"type":"join","id":"{who}"}}"#)));
-        heard(&mut net, who);
+    for peer in ["A", "B"] {
+        net.open(peer, "");
+        net.send(peer, Message::text(format!(r#"{{"type":"join","id":"{peer}"}}"#)));
+        receive_json(&mut net, peer);
     }
-    heard(&mut net, "A");
-    net.deafen("B");
-    net.pass(49);
-    assert_eq!(net.next("A"), None);
-    net.pass(6);
-    assert_eq!(heard(&mut net, "A"), serde_json::json!({"type": "peerLeft", "id": "B"}));
-    net.pass(200);
-    assert_eq!(net.next("A"), None);
+    receive_json(&mut net, "A");
+    net.stop_reading("B");
+    net.advance(49);
+    assert_eq!(net.next_received("A"), None);
+    net.advance(6);
+    assert_eq!(receive_json(&mut net, "A"), serde_json::json!({"type": "peerLeft", "id": "B"}));
+    net.advance(200);
+    assert_eq!(net.next_received("A"), None);
     net.open("C", "");
-    net.pass(31);
-    assert_eq!(net.next("C"), Some(Heard::Closed(1008)));
+    net.advance(31);
+    assert_eq!(net.next_received("C"), Some(Received::Closed(1008)));
     net.finish();
 }
 
 #[test]
-fn what_came_while_the_server_stood_still_is_heard_before_the_clock_speaks() {
+fn pending_input_is_processed_before_timeouts_after_a_suspension() {
     let mut net = net();
     let names: Vec<String> = (0..20).map(|i| i.to_string()).collect();
-    for who in &names {
-        net.open(who, "");
-        net.say(who, Message::text(format!(r#"{{"type":"leave","id":"{who}"}}"#)));
+    for peer in &names {
+        net.open(peer, "");
+        net.send(peer, Message::text(format!(r#"{{"type":"leave","id":"{peer}"}}"#)));
     }
-    // All are pinged, and somebody claims the id of the first; they answer, and the server does not look.
+    // All peers are pinged and another one claims the first peer's id. They answer while the server is suspended.
     net.server.advance(Duration::from_secs(30));
     net.server.turn(Some(Duration::ZERO)).unwrap();
     net.open("claimant", "");
     net.socket("claimant").send(Message::text(r#"{"type":"connect","id":"0"}"#)).unwrap();
-    net.until(|net| (net.server.gate().wake_at().is_some()).then_some(()));
-    for who in &names {
-        net.socket(who).send(Message::Pong(Default::default())).unwrap();
+    net.wait_until(|net| (net.server.dispatcher().wake_at().is_some()).then_some(()));
+    for peer in &names {
+        net.socket(peer).send(Message::Pong(Default::default())).unwrap();
     }
     net.server.advance(Duration::from_secs(29));
-    net.settle();
-    assert_eq!(heard(&mut net, "claimant")["code"], "id_taken");
-    for who in &names {
-        assert_eq!(net.next(who), None);
+    net.run_until_idle();
+    assert_eq!(receive_json(&mut net, "claimant")["code"], "id_taken");
+    for peer in &names {
+        assert_eq!(net.next_received(peer), None);
     }
     net.finish();
 }
 
 #[test]
-fn a_stop_says_goodbye_to_all() {
+fn stop_closes_all_peers_with_1001() {
     let mut net = net();
-    for who in ["A", "B", "C"] {
-        net.open(who, "");
-        net.say(who, Message::text(format!(r#"{{"type":"join","id":"{who}"}}"#)));
-        while net.next(who).is_some() {}
+    for peer in ["A", "B", "C"] {
+        net.open(peer, "");
+        net.send(peer, Message::text(format!(r#"{{"type":"join","id":"{peer}"}}"#)));
+        while net.next_received(peer).is_some() {}
     }
-    while net.next("A").is_some() || net.next("B").is_some() {}
-    let waiting = net.connect(Door::Main);
-    net.deafen("C");
+    while net.next_received("A").is_some() || net.next_received("B").is_some() {}
+    let waiting = net.connect(ListenerKind::Main);
+    net.stop_reading("C");
     net.server.stop();
-    net.settle();
-    assert_eq!([net.next("A"), net.next("A")], [Some(Heard::Closed(1001)), None]);
-    assert_eq!([net.next("B"), net.next("B")], [Some(Heard::Closed(1001)), None]);
+    net.run_until_idle();
+    assert_eq!([net.next_received("A"), net.next_received("A")], [Some(Received::Closed(1001)), None]);
+    assert_eq!([net.next_received("B"), net.next_received("B")], [Some(Received::Closed(1001)), None]);
     assert!(!net.server.is_stopped(), "C has two seconds to answer");
     net.server.advance(Duration::from_secs(2));
     assert!(net.server.is_stopped());
@@ -252,19 +252,19 @@ fn a_stop_says_goodbye_to_all() {
 }
 
 #[test]
-fn a_stop_waits_no_longer_than_it_must() {
+fn stop_ends_as_soon_as_all_peers_have_closed() {
     let mut net = net();
     net.open("A", "");
     net.server.stop();
-    net.settle();
+    net.run_until_idle();
     assert!(net.server.is_stopped());
 }
 
 #[test]
-fn one_address_takes_both_kinds_of_ip() {
-    let listen = vec![Listen::Tcp("[::]:0".parse().unwrap())];
+fn ipv6_wildcard_address_accepts_ipv4_and_ipv6() {
+    let listen = vec![ListenAddress::Tcp("[::]:0".parse().unwrap())];
     let mut server = Server::bind(Config { listen, ..Config::default() }).unwrap();
-    let port = server.addresses(Door::Main).next().unwrap().port();
+    let port = server.addresses(ListenerKind::Main).next().unwrap().port();
     for host in ["127.0.0.1", "::1"] {
         let mut stream = TcpStream::connect((host, port)).unwrap();
         stream.set_nonblocking(true).unwrap();

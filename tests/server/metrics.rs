@@ -1,25 +1,26 @@
-//! What a monitoring system is told.
+//! The metrics page.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use noroshi::http::Door;
+use noroshi::http::ListenerKind;
 use tungstenite::Message;
 
 use super::net;
 use crate::common::pipe::REQUEST;
 use crate::common::sockets::Net;
-use crate::common::transcript::Wire;
+use crate::common::transcript::Transport;
 
-/// All samples, by name and labels. Strict about the text format: whatever is not as it should be panics.
+/// Returns all samples by name and labels. Panics at any violation of the text format.
 pub fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
-    let answer = net.ask(Door::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
     assert!(body.ends_with('\n'));
     let mut samples = BTreeMap::new();
-    let (mut helped, mut typed) = (String::new(), (String::new(), String::new()));
+    let mut helped = String::new();
+    let mut typed = (String::new(), String::new());
     let mut families = Vec::new();
     for line in body.lines() {
         let is_name =
@@ -40,8 +41,8 @@ pub fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
                 Some((name, labels)) => {
                     for label in labels.strip_suffix("\"}").unwrap().split("\",") {
                         let (label, value) = label.split_once("=\"").unwrap();
-                        let is_fine = |b: u8| b.is_ascii_alphanumeric() || b"_.+".contains(&b);
-                        assert!(is_name(label) && value.bytes().all(is_fine), "{line}");
+                        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+".contains(&b);
+                        assert!(is_name(label) && value.bytes().all(is_allowed), "{line}");
                     }
                     name
                 }
@@ -58,7 +59,7 @@ pub fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn metrics_count() {
+fn metrics_count_events() {
     let mut net = net();
     let before = metrics(&mut net);
     assert_eq!(before["noroshi_connections"], 0.0);
@@ -67,11 +68,11 @@ fn metrics_count() {
     assert_eq!(before["noroshi_closings_total{reason=\"left\"}"], 0.0);
     net.open("A", "");
     net.open("B", "tea");
-    net.say("A", Message::text(r#"{"type":"connect","id":"A"}"#));
-    net.say("A", Message::text("{"));
-    net.ask(Door::Main, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
-    net.ask(Door::Main, &REQUEST.replace("/ws/", "/nowhere/"));
-    net.leave("B");
+    net.send("A", Message::text(r#"{"type":"connect","id":"A"}"#));
+    net.send("A", Message::text("{"));
+    net.request(ListenerKind::Main, "GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
+    net.request(ListenerKind::Main, &REQUEST.replace("/ws/", "/nowhere/"));
+    net.close("B");
     let after = metrics(&mut net);
     for (name, value) in [
         ("noroshi_connections", 1.0),
@@ -90,33 +91,36 @@ fn metrics_count() {
     {
         assert!(after[&format!("noroshi_{name}")] > 0.0, "{name}");
     }
-    assert!(net.ask(Door::Metrics, REQUEST).starts_with("HTTP/1.1 404 "));
-    assert!(net.ask(Door::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 "));
-    while net.next("A").is_some() {}
+    assert!(net.request(ListenerKind::Metrics, REQUEST).starts_with("HTTP/1.1 404 "));
+    assert!(
+        net.request(ListenerKind::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+            .starts_with("HTTP/1.1 404 ")
+    );
+    while net.next_received("A").is_some() {}
     net.finish();
 }
 
 #[test]
-fn an_idle_server_sleeps() {
+fn idle_server_does_not_wake_up() {
     let mut net = net();
     net.open("A", "");
-    net.say("A", Message::text(r#"{"type":"leave","id":"A"}"#));
-    let turns = |net: &mut Net| metrics(net)["noroshi_loop_turn_seconds_count"];
-    let before = turns(&mut net);
+    net.send("A", Message::text(r#"{"type":"leave","id":"A"}"#));
+    let iterations = |net: &mut Net| metrics(net)["noroshi_loop_turn_seconds_count"];
+    let before = iterations(&mut net);
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_secs(2) {
         net.server.turn(Some(Duration::from_secs(2).saturating_sub(began.elapsed()))).unwrap();
     }
-    // Two sweeps, the end of the wait, and what it takes to ask.
-    assert!(turns(&mut net) - before < 15.0);
+    // Two sweeps, the end of the wait, and the requests for the metrics.
+    assert!(iterations(&mut net) - before < 15.0);
     net.finish();
 }
 
 #[test]
-fn offers_and_what_becomes_of_them() {
+fn outcomes_of_offers_are_counted() {
     let mut net = net();
-    let say = |net: &mut Net, who: &str, rest: &str| {
-        net.say(who, Message::text(format!(r#"{{"id":"{who}",{rest}}}"#)));
+    let send = |net: &mut Net, peer: &str, rest: &str| {
+        net.send(peer, Message::text(format!(r#"{{"id":"{peer}",{rest}}}"#)));
     };
     let outcomes = |net: &mut Net| {
         let metrics = metrics(net);
@@ -124,41 +128,41 @@ fn offers_and_what_becomes_of_them() {
             metrics[&format!("noroshi_handshakes_total{{protocol=\"noroshi\",outcome=\"{outcome}\"}}")]
         })
     };
-    for who in ["A", "B"] {
-        net.open(who, "");
+    for peer in ["A", "B"] {
+        net.open(peer, "");
     }
-    say(&mut net, "A", r#""type":"offer","sdp":1"#);
-    assert_eq!(outcomes(&mut net), [0.0; 4], "nobody is there to answer");
-    say(&mut net, "B", r#""type":"connect""#);
-    net.pass(2);
-    say(&mut net, "B", r#""type":"answer","sdp":2"#);
+    send(&mut net, "A", r#""type":"offer","sdp":1"#);
+    assert_eq!(outcomes(&mut net), [0.0; 4], "there is no peer to answer");
+    send(&mut net, "B", r#""type":"connect""#);
+    net.advance(2);
+    send(&mut net, "B", r#""type":"answer","sdp":2"#);
     assert_eq!(outcomes(&mut net), [1.0, 0.0, 0.0, 0.0]);
     let seconds = metrics(&mut net);
     let seconds =
         |le: &str| seconds[&format!("noroshi_answer_seconds_bucket{{protocol=\"noroshi\",le=\"{le}\"}}")];
     assert_eq!((seconds("1"), seconds("3"), seconds("+Inf")), (0.0, 1.0, 1.0));
-    // Both offer at once, and one of them is answered.
-    say(&mut net, "A", r#""type":"offer","sdp":3"#);
-    say(&mut net, "B", r#""type":"offer","sdp":4"#);
-    say(&mut net, "A", r#""type":"answer","sdp":5"#);
-    // What nobody asked for answers nothing.
-    say(&mut net, "A", r#""type":"answer","sdp":6"#);
+    // Glare: both peers offer, and one offer is answered.
+    send(&mut net, "A", r#""type":"offer","sdp":3"#);
+    send(&mut net, "B", r#""type":"offer","sdp":4"#);
+    send(&mut net, "A", r#""type":"answer","sdp":5"#);
+    // An answer without an offer is not counted.
+    send(&mut net, "A", r#""type":"answer","sdp":6"#);
     assert_eq!(outcomes(&mut net), [2.0, 0.0, 0.0, 0.0]);
-    say(&mut net, "A", r#""type":"offer","sdp":7"#);
-    say(&mut net, "B", r#""type":"leave""#);
+    send(&mut net, "A", r#""type":"offer","sdp":7"#);
+    send(&mut net, "B", r#""type":"leave""#);
     assert_eq!(outcomes(&mut net), [2.0, 0.0, 0.0, 1.0]);
-    say(&mut net, "A", r#""type":"offer","sdp":8,"target_id":"nobody""#);
-    say(&mut net, "A", r#""type":"offer","sdp":9"#);
-    say(&mut net, "B", r#""type":"offer","sdp":10"#);
+    send(&mut net, "A", r#""type":"offer","sdp":8,"target_id":"nobody""#);
+    send(&mut net, "A", r#""type":"offer","sdp":9"#);
+    send(&mut net, "B", r#""type":"offer","sdp":10"#);
     assert_eq!(outcomes(&mut net), [2.0, 0.0, 2.0, 1.0]);
-    say(&mut net, "B", r#""type":"connect""#);
-    net.pass(31);
+    send(&mut net, "B", r#""type":"connect""#);
+    net.advance(31);
     assert_eq!(outcomes(&mut net), [2.0, 1.0, 2.0, 1.0]);
-    // It is passed on all the same.
-    say(&mut net, "B", r#""type":"answer","sdp":11"#);
+    // The late answer is still forwarded.
+    send(&mut net, "B", r#""type":"answer","sdp":11"#);
     assert_eq!(outcomes(&mut net), [2.0, 1.0, 2.0, 1.0]);
-    for who in ["A", "B"] {
-        while net.next(who).is_some() {}
+    for peer in ["A", "B"] {
+        while net.next_received(peer).is_some() {}
     }
     net.finish();
 }

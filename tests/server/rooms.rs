@@ -1,4 +1,4 @@
-//! Who is in which room, as an operator is told.
+//! The listing of rooms at `/rooms`.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use super::*;
 
 fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
-    let answer = net.ask(Door::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
+    let answer =
+        net.request(ListenerKind::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("Content-Type: application/json"), "{head}");
     (serde_json::from_str(body).unwrap(), body.len())
 }
 
-/// What stays the same from run to run, in order.
+/// Returns the listing without values that differ from run to run, sorted.
 fn rooms(net: &mut Net, query: &str) -> Vec<Value> {
     let (mut page, _) = ask_rooms(net, query);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -32,13 +33,13 @@ fn rooms(net: &mut Net, query: &str) -> Vec<Value> {
 }
 
 #[test]
-fn it_names_all_members_and_what_they_do() {
+fn rooms_lists_all_members_and_their_states() {
     let mut net = with(|config| {
         config.ayame = Some("/signaling".into());
         config.matchbox = Some(String::new());
     });
     assert_eq!(rooms(&mut net, ""), Vec::<Value>::new());
-    for (who, path) in [
+    for (peer, path) in [
         ("A", "/ws/tea"),
         ("B", "/ws/tea"),
         ("C", "/ws/tea"),
@@ -47,15 +48,17 @@ fn it_names_all_members_and_what_they_do() {
         ("F", "/signaling"),
         ("G", "/%22tea"),
     ] {
-        net.open_at(who, path);
+        net.open_at(peer, path);
     }
-    let mut say = |who: &str, message: Value| net.say(who, Message::text(message.to_string()));
-    say("A", json!({"type": "connect", "id": "A"}));
-    say("B", json!({"type": "connect", "id": "B"}));
-    say("C", json!({"type": "join", "id": "C\"é"}));
-    say("E", json!({"type": "register", "roomId": "tea", "clientId": "E"}));
-    let uuid = |net: &mut Net, who: &str, key: &str| heard(net, who)[key].as_str().unwrap().to_owned();
-    let (ayame, matchbox) = (uuid(&mut net, "E", "connectionId"), uuid(&mut net, "G", "IdAssigned"));
+    let mut send = |peer: &str, message: Value| net.send(peer, Message::text(message.to_string()));
+    send("A", json!({"type": "connect", "id": "A"}));
+    send("B", json!({"type": "connect", "id": "B"}));
+    send("C", json!({"type": "join", "id": "C\"é"}));
+    send("E", json!({"type": "register", "roomId": "tea", "clientId": "E"}));
+    let uuid =
+        |net: &mut Net, peer: &str, key: &str| receive_json(net, peer)[key].as_str().unwrap().to_owned();
+    let ayame = uuid(&mut net, "E", "connectionId");
+    let matchbox = uuid(&mut net, "G", "IdAssigned");
     let member =
         |connection: u64, id: Value, state: &str| json!({"connection": connection, "id": id, "state": state});
     let tea = json!({"protocol": "noroshi", "room": "tea", "members": [
@@ -80,18 +83,21 @@ fn it_names_all_members_and_what_they_do() {
     assert_eq!(rooms(&mut net, "?room=%22tea"), all[2..3]);
     assert_eq!(rooms(&mut net, "?room=nowhere"), Vec::<Value>::new());
     for request in ["POST /rooms", "GET /rooms?after=x", "GET /rooms/tea"] {
-        let answer = net.ask(Door::Metrics, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        let answer = net.request(ListenerKind::Metrics, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
-    while ["A", "B", "C", "E", "F", "G"].iter().any(|who| net.next(who).is_some()) {}
+    while ["A", "B", "C", "E", "F", "G"].iter().any(|peer| net.next_received(peer).is_some()) {}
     net.finish();
 }
 
 #[test]
-fn it_comes_in_pages() {
+fn rooms_is_paged() {
     let mut net = net();
-    assert!(net.ask(Door::Main, "GET /rooms HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 404 "));
-    // Each takes twice as much as it says.
+    assert!(
+        net.request(ListenerKind::Main, "GET /rooms HTTP/1.1\r\nHost: h\r\n\r\n")
+            .starts_with("HTTP/1.1 404 ")
+    );
+    // Each quotation mark takes two bytes in JSON.
     let ids: Vec<String> = (0..400).map(|i| format!("{}{i:03}", "\"".repeat(125))).collect();
     let mut sockets = Vec::new();
     for (i, id) in ids.iter().enumerate() {
@@ -101,16 +107,21 @@ fn it_comes_in_pages() {
     }
     let peers = |net: &mut Net| metrics(net)["noroshi_peers{protocol=\"noroshi\"}"] as usize;
     while peers(&mut net) < ids.len() {}
-    let (mut seen, mut query, mut pages) = (BTreeSet::new(), String::new(), 0);
+    let mut seen = BTreeSet::new();
+    let mut query = String::new();
+    let mut pages = 0;
     loop {
         let (page, bytes) = ask_rooms(&mut net, &query);
         pages += 1;
         assert!(bytes < ROOMS_BYTES_MAX + 4000, "{bytes}");
         let mut names = BTreeSet::new();
         for room in page["rooms"].as_array().unwrap() {
-            assert!(names.insert(room["room"].as_str().unwrap()), "a room is on a page once");
+            assert!(names.insert(room["room"].as_str().unwrap()), "each room is listed once per page");
             for member in room["members"].as_array().unwrap() {
-                assert!(seen.insert(member["id"].as_str().unwrap().to_owned()), "nobody is listed twice");
+                assert!(
+                    seen.insert(member["id"].as_str().unwrap().to_owned()),
+                    "every member is listed once"
+                );
             }
         }
         let Some(next) = page["next"].as_str() else { break };

@@ -1,104 +1,125 @@
-//! What `--max-memory` allows a session.
+//! The memory budget of a session (`--max-memory`).
 
 use super::{check_budget, status};
-use crate::common::pipe::{CLOSE, Line, PING, PONG, TEXT, close, frame};
-use noroshi::config::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, Config};
-use noroshi::http::Door;
-use noroshi::session::End;
+use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
+use noroshi::config::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config};
+use noroshi::http::ListenerKind;
+use noroshi::session::CloseReason;
 
-fn with_memory(bytes: usize) -> Line {
+fn with_memory(bytes: usize) -> TestSession {
     let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES + bytes);
-    let mut line = Line::open(Config { memory_bytes_max, ..Config::default() });
-    line.session.registered();
-    line
+    let mut test = TestSession::open(Config { memory_bytes_max, ..Config::default() });
+    test.session.on_registered();
+    test
 }
 
 #[test]
-fn a_queue_takes_no_more_memory_than_there_is() {
-    let mut line = with_memory(100_000);
-    line.pipe().room = 0;
+fn queue_stays_within_the_memory_budget() {
+    let mut test = with_memory(100_000);
+    test.pipe().writable_bytes = 0;
     let texts = ["x".repeat(10_000)];
     let mut queued = 0;
-    while line.session.has_room(&texts, &line.shared) {
-        line.session.send(texts[0].clone(), &mut line.shared);
+    while test.session.has_room(&texts, &test.shared) {
+        test.session.send(texts[0].clone(), &mut test.shared);
         queued += 1;
-        assert!(line.shared.budget.allows(0));
+        assert!(test.shared.budget.allows(0));
     }
-    assert!(line.session.is_open() && (3..10).contains(&queued), "{queued}");
-    // What the server itself has to say cannot be left out.
-    line.session.send(texts[0].clone(), &mut line.shared);
-    assert_eq!(line.session.end(), Some(End::NoMemory));
-    line.pipe().room = usize::MAX;
-    line.turn();
-    assert_eq!(line.frames()[queued], (CLOSE, close(1013, "server out of memory")));
-    line.feed(&frame(CLOSE, b""));
-    check_budget(line, "");
+    assert!(test.session.is_open() && (3..10).contains(&queued), "{queued}");
+    // The server's own messages cannot be dropped, so the session is closed.
+    test.session.send(texts[0].clone(), &mut test.shared);
+    assert_eq!(test.session.close_reason(), Some(CloseReason::NoMemory));
+    test.pipe().writable_bytes = usize::MAX;
+    test.process();
+    assert_eq!(test.take_frames()[queued], (CLOSE, close(1013, "server out of memory")));
+    test.feed(&frame(CLOSE, b""));
+    check_budget(test, "");
 }
 
 #[test]
-fn without_memory_only_those_who_need_much_are_disturbed() {
-    let mut line = with_memory(0);
+fn without_memory_only_sessions_that_need_buffers_are_closed() {
+    let mut test = with_memory(0);
     for _ in 0..1000 {
-        line.feed(&[frame(PING, b"a"), frame(TEXT, b"b"), frame(PING, b"c")].concat());
-        line.session.send("x".repeat(ALWAYS_HELD_BYTES - 10), &mut line.shared);
-        line.turn();
-        assert_eq!(line.frames().len(), 3);
+        test.feed(&[frame(PING, b"a"), frame(TEXT, b"b"), frame(PING, b"c")].concat());
+        test.session.send("x".repeat(ALWAYS_HELD_BYTES - 10), &mut test.shared);
+        test.process();
+        assert_eq!(test.take_frames().len(), 3);
     }
-    line.feed(&frame(PING, b"comes in two")[..9]);
-    line.feed(&frame(PING, b"comes in two")[9..]);
-    assert_eq!(line.frames(), [(PONG, b"comes in two".to_vec())]);
-    line.feed(&frame(0x01, b"fragment"));
-    assert_eq!(line.session.end(), Some(End::NoMemory));
-    assert_eq!(line.frames(), [(CLOSE, close(1013, "server out of memory"))]);
-    check_budget(line, "");
+    test.feed(&frame(PING, b"comes in two")[..9]);
+    test.feed(&frame(PING, b"comes in two")[9..]);
+    assert_eq!(test.take_frames(), [(PONG, b"comes in two".to_vec())]);
+    test.feed(&frame(0x01, b"fragment"));
+    assert_eq!(test.session.close_reason(), Some(CloseReason::NoMemory));
+    assert_eq!(test.take_frames(), [(CLOSE, close(1013, "server out of memory"))]);
+    check_budget(test, "");
 }
 
 #[test]
-fn what_is_announced_is_charged_before_it_comes() {
-    let mut line = with_memory(100_000);
-    line.feed(&frame(TEXT, &[b'x'; 30_000])[..100]);
-    assert!(line.session.is_open());
-    assert!(!line.shared.budget.allows(40_000));
-    line.feed(&frame(TEXT, &[b'x'; 30_000])[100..]);
-    assert_eq!(line.events.len(), 1);
-    assert!(line.session.is_at_rest() && line.shared.budget.allows(100_000));
-    line.feed(&frame(TEXT, &[b'x'; 60_000])[..100]);
-    assert_eq!(line.session.end(), Some(End::NoMemory));
+fn announced_frame_length_is_charged_before_the_payload_arrives() {
+    let mut test = with_memory(100_000);
+    test.feed(&frame(TEXT, &[b'x'; 30_000])[..100]);
+    assert!(test.session.is_open());
+    assert!(!test.shared.budget.allows(40_000));
+    test.feed(&frame(TEXT, &[b'x'; 30_000])[100..]);
+    assert_eq!(test.events.len(), 1);
+    assert!(test.session.is_idle() && test.shared.budget.allows(100_000));
+    test.feed(&frame(TEXT, &[b'x'; 60_000])[..100]);
+    assert_eq!(test.session.close_reason(), Some(CloseReason::NoMemory));
 }
 
 #[test]
-fn the_room_for_a_close_is_charged() {
-    let mut line = with_memory(1_000_000);
-    line.pipe().room = 0;
-    line.session.send("x".repeat(60_000), &mut line.shared);
-    let used = line.shared.budget.used();
-    // The queue had no room left, and has doubled.
-    line.session.close(End::GoingAway, &mut line.shared);
-    assert!(line.shared.budget.used() > used + 60_000);
-    check_budget(line, "");
+fn queue_growth_for_a_close_frame_is_charged() {
+    let mut test = with_memory(1_000_000);
+    test.pipe().writable_bytes = 0;
+    test.session.send("x".repeat(60_000), &mut test.shared);
+    let used = test.shared.budget.used();
+    // The full queue does not double its capacity for the Close frame.
+    test.session.close(CloseReason::GoingAway, &mut test.shared);
+    assert_eq!(test.shared.budget.used(), used + CONTROL_BYTES_MAX);
+    check_budget(test, "");
 }
 
 #[test]
-fn an_answer_takes_no_more_memory_than_there_is_and_none_once_it_is_sent() {
+fn response_stays_within_the_memory_budget_and_is_released_once_sent() {
     for (bytes, expected) in [(10_000, "503"), (100_000, "200")] {
         let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES + bytes);
-        let mut line = Line::new(Door::Main, Config { memory_bytes_max, ..Config::default() });
-        line.feed(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
-        assert_eq!(line.shared.budget.used(), BASE_BYTES + CONNECTION_BYTES);
-        assert_eq!(status(&mut line), expected);
-        check_budget(line, expected);
+        let mut test = TestSession::new(ListenerKind::Main, Config { memory_bytes_max, ..Config::default() });
+        test.feed(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(test.shared.budget.used(), BASE_BYTES + CONNECTION_BYTES);
+        assert_eq!(status(&mut test), expected);
+        check_budget(test, expected);
     }
 }
 
 #[test]
-fn a_head_takes_no_more_memory_than_there_is() {
+fn request_head_stays_within_the_memory_budget() {
     let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES);
-    let mut line = Line::new(Door::Main, Config { memory_bytes_max, ..Config::default() });
-    line.feed(b"GET /ws HT");
-    assert!(line.sent().is_empty());
-    line.feed(&[b'x'; ALWAYS_HELD_BYTES]);
-    assert_eq!(status(&mut line), "503");
-    check_budget(line, "");
-    // What comes at once needs no memory while it waits.
+    let mut test = TestSession::new(ListenerKind::Main, Config { memory_bytes_max, ..Config::default() });
+    test.feed(b"GET /ws HT");
+    assert!(test.take_output().is_empty());
+    test.feed(&[b'x'; ALWAYS_HELD_BYTES]);
+    assert_eq!(status(&mut test), "503");
+    check_budget(test, "");
+    // A head that arrives complete needs no buffer.
     check_budget(with_memory(0), "");
+}
+
+/// Messages for which the queue had room do not close their receiver, however little memory is left.
+#[test]
+fn messages_that_may_be_forwarded_do_not_close_the_receiver() {
+    let mut forwarded = 0;
+    for bytes in (20_000..100_000).step_by(500) {
+        let mut test = with_memory(bytes);
+        test.pipe().writable_bytes = 0;
+        // A queue without spare capacity.
+        test.session.send("x".repeat(10_000), &mut test.shared);
+        let texts = vec!["y".repeat(300); 8];
+        if test.session.is_open() && test.session.has_room(&texts, &test.shared) {
+            for text in texts {
+                test.session.forward(text, &mut test.shared);
+            }
+            assert!(test.session.is_open(), "with {bytes} bytes of memory");
+            forwarded += 1;
+        }
+    }
+    assert!(forwarded > 10);
 }

@@ -1,4 +1,4 @@
-//! One connection on memory: cut at every byte, stalled, broken, and late.
+//! One session on an in-memory stream: input cut at every byte, stalled writes, errors and timeouts.
 
 mod budget;
 #[path = "../common/mod.rs"]
@@ -8,16 +8,16 @@ mod http;
 mod queue;
 mod time;
 
-use common::pipe::{CLOSE, Line, PING, PONG, REQUEST, TEXT, close, frame, frames};
+use common::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, TestSession, close, frame, frames};
 use noroshi::config::{BASE_BYTES, Config, READ_BYTES_MAX};
-use noroshi::http::Door;
-use noroshi::session::End;
+use noroshi::http::ListenerKind;
+use noroshi::session::CloseReason;
 
-fn line() -> Line {
-    Line::open(Config::default())
+fn open_session() -> TestSession {
+    TestSession::open(Config::default())
 }
 
-/// A conversation with all that RFC 6455 section 5.4 allows: fragments, and control frames between them.
+/// Returns a conversation with everything that RFC 6455 section 5.4 allows: fragments, and control frames between them.
 fn conversation() -> Vec<u8> {
     [
         REQUEST.as_bytes(),
@@ -33,157 +33,158 @@ fn conversation() -> Vec<u8> {
     .concat()
 }
 
-fn check_conversation(mut line: Line, at: &str) {
-    assert_eq!(line.events, ["+tea", "one", "zw\u{f6}lf \u{1f525}", &"binary".repeat(30)], "{at}");
-    let sent = line.sent();
+fn check_conversation(mut test: TestSession, at: &str) {
+    assert_eq!(test.events, ["+tea", "one", "zw\u{f6}lf \u{1f525}", &"binary".repeat(30)], "{at}");
+    let sent = test.take_output();
     let end = sent.windows(4).position(|window| window == b"\r\n\r\n").expect(at) + 4;
     let (frames, rest) = frames(&sent[end..]);
     assert!(rest.is_empty(), "{at}");
     assert_eq!(frames, [(PONG, b"are you there".to_vec()), (CLOSE, close(1000, "bye"))], "{at}");
-    assert!(line.session.is_over(), "{at}");
-    assert_eq!(line.session.end(), Some(End::Left), "{at}");
-    check_budget(line, at);
+    assert!(test.session.is_closed(), "{at}");
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Left), "{at}");
+    check_budget(test, at);
 }
 
-/// When a session is gone, nothing is charged for it.
-fn check_budget(mut line: Line, at: &str) {
-    line.session.free(&mut line.shared);
-    assert_eq!(line.shared.budget.used(), BASE_BYTES, "{at}");
+/// Asserts that a freed session leaves nothing charged to the memory budget.
+fn check_budget(mut test: TestSession, at: &str) {
+    test.session.free(&mut test.shared);
+    assert_eq!(test.shared.budget.used(), BASE_BYTES, "{at}");
 }
 
-/// The status of a whole answer, after which the write side is shut and the peer is read until it closes.
-fn status(line: &mut Line) -> String {
-    let sent = String::from_utf8(line.sent()).unwrap();
+/// Returns the status of a complete response. Asserts that the write side is shut down and that input is discarded
+/// until the peer closes.
+fn status(test: &mut TestSession) -> String {
+    let sent = String::from_utf8(test.take_output()).unwrap();
     let (head, body) = sent.split_once("\r\n\r\n").expect(&sent);
     assert!(head.contains("\r\nConnection: close") || head.contains(", close\r\n"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
-    assert!(line.pipe().shut && !line.session.is_over());
-    line.feed(b"more that nobody wants");
-    assert!(line.pipe().input.is_empty());
-    line.pipe().ended = true;
-    line.turn();
-    assert!(line.session.is_over());
-    assert_eq!(line.session.end(), Some(End::Http));
+    assert!(test.pipe().is_write_shut && !test.session.is_closed());
+    test.feed(b"more that nobody wants");
+    assert!(test.pipe().input.is_empty());
+    test.pipe().is_eof = true;
+    test.process();
+    assert!(test.session.is_closed());
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Http));
     head[9..12].to_owned()
 }
 
 #[test]
-fn cut_at_every_byte() {
+fn conversation_may_be_cut_at_every_byte() {
     let bytes = conversation();
     for cut in 0..=bytes.len() {
-        let mut line = Line::new(Door::Main, Config::default());
-        line.feed(&bytes[..cut]);
-        line.feed(&bytes[cut..]);
-        check_conversation(line, &format!("cut at {cut}"));
+        let mut test = TestSession::new(ListenerKind::Main, Config::default());
+        test.feed(&bytes[..cut]);
+        test.feed(&bytes[cut..]);
+        check_conversation(test, &format!("cut at {cut}"));
     }
 }
 
 #[test]
-fn byte_by_byte() {
-    let mut line = Line::new(Door::Main, Config::default());
+fn conversation_may_arrive_byte_by_byte() {
+    let mut test = TestSession::new(ListenerKind::Main, Config::default());
     for byte in conversation() {
-        line.feed(&[byte]);
+        test.feed(&[byte]);
     }
-    check_conversation(line, "byte by byte");
+    check_conversation(test, "byte by byte");
 }
 
 #[test]
-fn with_one_byte_of_write_room() {
+fn conversation_may_be_written_byte_by_byte() {
     for cut in [0, 50, REQUEST.len(), REQUEST.len() + 20] {
-        let mut line = Line::new(Door::Main, Config::default());
-        line.pipe().room = 0;
+        let mut test = TestSession::new(ListenerKind::Main, Config::default());
+        test.pipe().writable_bytes = 0;
         let bytes = conversation();
-        line.feed(&bytes[..cut]);
-        line.feed(&bytes[cut..]);
+        test.feed(&bytes[..cut]);
+        test.feed(&bytes[cut..]);
         for _ in 0..1000 {
-            line.pipe().room = 1;
-            line.turn();
+            test.pipe().writable_bytes = 1;
+            test.process();
         }
-        check_conversation(line, &format!("cut at {cut}"));
+        check_conversation(test, &format!("cut at {cut}"));
     }
 }
 
 #[test]
-fn one_read_and_one_write_for_a_burst() {
-    let mut line = line();
-    line.pipe().reads = 0;
-    line.pipe().writes = 0;
+fn burst_takes_one_read_and_one_write() {
+    let mut test = open_session();
+    test.pipe().reads = 0;
+    test.pipe().writes = 0;
     let burst: Vec<u8> = (0..16).flat_map(|i| frame(TEXT, format!("{i}").as_bytes())).collect();
-    line.pipe().input.extend(burst);
-    // A short read needs no second one to know that there is no more.
-    assert_eq!(line.session.fill(&mut line.scratch, &mut line.shared), noroshi::session::Fill::Drained);
-    let mut heard = 0;
-    while line.session.next(&mut line.scratch, &mut line.shared, &line.gate).is_some() {
-        heard += 1;
-        line.session.send("reply".into(), &mut line.shared);
+    test.pipe().input.extend(burst);
+    // A short read shows that no more input is available.
+    assert_eq!(test.session.read(&mut test.scratch, &mut test.shared), noroshi::session::ReadOutcome::Short);
+    let mut received = 0;
+    while test.session.next_event(&mut test.scratch, &mut test.shared).is_some() {
+        received += 1;
+        test.session.send("reply".into(), &mut test.shared);
     }
-    line.session.flush(&mut line.shared);
-    assert_eq!((heard, line.pipe().reads, line.pipe().writes), (16, 1, 1));
-    assert_eq!(line.frames().len(), 16);
+    test.session.flush(&mut test.shared);
+    assert_eq!((received, test.pipe().reads, test.pipe().writes), (16, 1, 1));
+    assert_eq!(test.take_frames().len(), 16);
 }
 
 #[test]
-fn bytes_go_out_as_bytes() {
-    let mut line = line();
-    line.session.send("text".into(), &mut line.shared);
-    line.session.send_binary(b"\xff", &mut line.shared);
-    line.turn();
-    assert_eq!(line.frames(), [(TEXT, b"text".to_vec()), (0x82, vec![0xff])]);
+fn binary_messages_are_sent_as_binary_frames() {
+    let mut test = open_session();
+    test.session.send("text".into(), &mut test.shared);
+    test.session.send_binary(b"\xff", &mut test.shared);
+    test.process();
+    assert_eq!(test.take_frames(), [(TEXT, b"text".to_vec()), (0x82, vec![0xff])]);
 }
 
 #[test]
-fn a_large_message_takes_several_turns_of_reading() {
-    let mut line = line();
+fn large_message_takes_several_reads() {
+    let mut test = open_session();
     let text = "x".repeat(3 * READ_BYTES_MAX);
-    line.feed(&frame(TEXT, text.as_bytes()));
-    assert_eq!(line.events, [text]);
+    test.feed(&frame(TEXT, text.as_bytes()));
+    assert_eq!(test.events, [text]);
 }
 
 #[test]
-fn a_session_at_rest_has_no_codec() {
-    let mut line = line();
-    assert!(line.session.is_at_rest());
+fn idle_session_has_no_codec() {
+    let mut test = open_session();
+    assert!(test.session.is_idle());
     for payload in [0, 1, 125, 126, 4096, 0xffff, 0x10000] {
         for first in [TEXT, 0x82] {
-            line.feed(&frame(first, &vec![b'x'; payload]));
-            line.session.send("x".repeat(payload), &mut line.shared);
-            line.session.flush(&mut line.shared);
-            assert!(line.session.is_at_rest(), "{payload}");
+            test.feed(&frame(first, &vec![b'x'; payload]));
+            test.session.send("x".repeat(payload), &mut test.shared);
+            test.session.flush(&mut test.shared);
+            assert!(test.session.is_idle(), "{payload}");
         }
     }
-    line.feed(&[frame(TEXT, b"a"), frame(PING, b"b"), frame(PONG, b"c"), frame(TEXT, b"d")].concat());
-    assert!(line.session.is_at_rest());
+    test.feed(&[frame(TEXT, b"a"), frame(PING, b"b"), frame(PONG, b"c"), frame(TEXT, b"d")].concat());
+    assert!(test.session.is_idle());
     for payload in [0, 1, 0xffff] {
-        line.events.clear();
+        test.events.clear();
         let payload = vec![b'x'; payload];
-        line.feed(&[frame(0x01, b""), frame(0x00, b""), frame(PING, b""), frame(0x80, &payload)].concat());
-        assert_eq!(line.events[0].len(), payload.len());
-        assert!(line.session.is_at_rest());
+        test.feed(&[frame(0x01, b""), frame(0x00, b""), frame(PING, b""), frame(0x80, &payload)].concat());
+        assert_eq!(test.events[0].len(), payload.len());
+        assert!(test.session.is_idle());
     }
 }
 
 #[test]
-fn a_session_with_something_in_its_codec_keeps_it() {
+fn session_keeps_its_codec_during_a_partial_message() {
     let bytes = frame(TEXT, b"message");
     for cut in 1..bytes.len() {
-        let mut line = line();
-        line.feed(&bytes[..cut]);
-        assert!(!line.session.is_at_rest(), "{cut} bytes of a frame are inside");
-        line.feed(&bytes[cut..]);
-        assert_eq!(line.events, ["message"]);
-        assert!(line.session.is_at_rest());
+        let mut test = open_session();
+        test.feed(&bytes[..cut]);
+        assert!(!test.session.is_idle(), "{cut} bytes of a frame are buffered");
+        test.feed(&bytes[cut..]);
+        assert_eq!(test.events, ["message"]);
+        assert!(test.session.is_idle());
     }
-    let mut line = line();
-    line.feed(&frame(0x01, b"mess"));
-    assert!(!line.session.is_at_rest(), "a fragment is inside");
-    line.feed(&frame(0x80, b"age"));
-    assert_eq!(line.events, ["message"]);
+    let mut test = open_session();
+    test.feed(&frame(0x01, b"mess"));
+    assert!(!test.session.is_idle(), "a fragment is buffered");
+    test.feed(&frame(0x80, b"age"));
+    assert_eq!(test.events, ["message"]);
 
-    let mut line = self::line();
-    line.pipe().room = 0;
-    line.feed(&frame(PING, b""));
-    assert!(!line.session.is_at_rest(), "a pong waits to go out");
-    line.pipe().room = 100;
-    line.turn();
-    assert!(line.session.is_at_rest());
+    let mut test = open_session();
+    test.pipe().writable_bytes = 0;
+    test.feed(&frame(PING, b""));
+    assert!(!test.session.is_idle(), "a pong is queued");
+    test.pipe().writable_bytes = 100;
+    test.process();
+    assert!(test.session.is_idle());
 }

@@ -1,54 +1,54 @@
-//! Silence, and what is to be said in time.
+//! Ping, silence and registration timeouts.
 
-use super::line;
+use super::open_session;
 use crate::common::pipe::{CLOSE, PING, PONG, close, frame};
-use noroshi::session::End;
+use noroshi::session::CloseReason;
 
 #[test]
-fn silence_is_met_with_a_ping_and_then_the_end() {
-    let mut line = line();
-    line.session.registered();
-    line.pass(24);
-    assert!(line.frames().is_empty());
-    line.pass(1);
-    assert_eq!(line.frames(), [(PING, vec![])]);
-    line.pass(24);
-    // Half a frame is life enough.
-    line.feed(&frame(PONG, b"")[..3]);
-    line.pass(25);
-    assert_eq!(line.frames(), [(PING, vec![])]);
-    line.pass(24);
-    assert!(line.session.is_open() && line.frames().is_empty());
-    line.pass(1);
-    assert_eq!(line.frames(), [(CLOSE, close(4001, "no sign of life"))]);
-    assert_eq!(line.session.end(), Some(End::Silent));
-    line.pass(2);
-    assert!(line.session.is_over());
+fn silent_peer_is_pinged_and_then_closed() {
+    let mut test = open_session();
+    test.session.on_registered();
+    test.advance(24);
+    assert!(test.take_frames().is_empty());
+    test.advance(1);
+    assert_eq!(test.take_frames(), [(PING, vec![])]);
+    test.advance(24);
+    // Part of a frame is a liveness signal.
+    test.feed(&frame(PONG, b"")[..3]);
+    test.advance(25);
+    assert_eq!(test.take_frames(), [(PING, vec![])]);
+    test.advance(24);
+    assert!(test.session.is_open() && test.take_frames().is_empty());
+    test.advance(1);
+    assert_eq!(test.take_frames(), [(CLOSE, close(4001, "no sign of life"))]);
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Silent));
+    test.advance(2);
+    assert!(test.session.is_closed());
 }
 
 #[test]
-fn nobody_is_cut_because_the_server_itself_stood_still() {
-    let mut line = line();
-    line.session.registered();
-    line.shared.now += std::time::Duration::from_secs(1000);
-    line.pass(1);
-    assert_eq!(line.frames(), [(PING, vec![])]);
-    line.pass(24);
-    assert!(line.session.is_open());
-    line.pass(1);
-    assert!(!line.session.is_open());
+fn peers_are_not_closed_because_the_server_was_suspended() {
+    let mut test = open_session();
+    test.session.on_registered();
+    test.shared.now += std::time::Duration::from_secs(1000);
+    test.advance(1);
+    assert_eq!(test.take_frames(), [(PING, vec![])]);
+    test.advance(24);
+    assert!(test.session.is_open());
+    test.advance(1);
+    assert!(!test.session.is_open());
 }
 
 #[test]
-fn who_registers_nothing_has_thirty_seconds() {
-    let mut line = line();
-    line.pass(29);
-    line.feed(&frame(PONG, b""));
-    assert!(line.session.is_open());
-    line.pass(1);
-    assert_eq!(line.session.end(), Some(End::Unregistered));
-    let mut line = self::line();
-    line.session.registered();
-    line.pass(40);
-    assert!(line.session.is_open());
+fn unregistered_peer_is_closed_after_thirty_seconds() {
+    let mut test = open_session();
+    test.advance(29);
+    test.feed(&frame(PONG, b""));
+    assert!(test.session.is_open());
+    test.advance(1);
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Unregistered));
+    let mut test = open_session();
+    test.session.on_registered();
+    test.advance(40);
+    assert!(test.session.is_open());
 }

@@ -1,8 +1,8 @@
-//! The command line, read.
+//! Tests of the command line.
 
 use log::LevelFilter;
 
-use super::super::{Listen, Secret, Size};
+use super::super::{ListenAddress, Secret, Size};
 use super::*;
 use crate::address::Network;
 
@@ -11,16 +11,20 @@ fn parse(line: &str) -> Result<Command, String> {
 }
 
 #[test]
-fn every_flag() {
+fn every_flag_is_parsed() {
     let line = "-l 127.0.0.1:1 --listen [::1]:2 -lunix:/run/it --allow-origin https://a.example --allow-origin=* \
         --max-connections 3 --max-connections-per-ip 9 --trust-proxy 10.0.0.0/8 --trust-proxy ::1 \
         --max-memory 1G --max-mesh-peers 4 --max-message 5k --max-rate 0 --ping-interval 7 \
         --ice-server stun:a.example --ice-server=turn:b.example --turn-secret-file /etc/secret --no-page \
         --metrics 127.0.0.1:8 --log debug --ayame --matchbox=/games";
     let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
-    let [first, second] = ["127.0.0.1:1", "[::1]:2"].map(|address| Listen::Tcp(address.parse().unwrap()));
-    assert_eq!(config.listen, [first, second, Listen::Unix("/run/it".into())]);
-    assert_eq!(config.allow_origins, ["https://a.example", "*"].map(|text| Allowed::parse(text).unwrap()));
+    let [first, second] =
+        ["127.0.0.1:1", "[::1]:2"].map(|address| ListenAddress::Tcp(address.parse().unwrap()));
+    assert_eq!(config.listen, [first, second, ListenAddress::Unix("/run/it".into())]);
+    assert_eq!(
+        config.allow_origins,
+        ["https://a.example", "*"].map(|text| AllowedOrigin::parse(text).unwrap())
+    );
     assert_eq!((config.connections_max, config.mesh_peers_max), (3, 4));
     assert_eq!((config.connections_per_ip_max, config.memory_bytes_max), (9, Some(1 << 30)));
     assert_eq!(config.trusted_proxies, ["10.0.0.0/8", "::1"].map(|text| Network::parse(text).unwrap()));
@@ -35,7 +39,7 @@ fn every_flag() {
 }
 
 #[test]
-fn ice_servers() {
+fn ice_servers_are_stun_or_turn_urls() {
     for url in [
         "stun:stun.example",
         "stuns:stun.example:5349",
@@ -70,16 +74,16 @@ fn ice_servers() {
         assert!(ice_server(url).is_err(), "{url}");
     }
     let nine = "--ice-server stun:a.example ".repeat(9);
-    assert_eq!(parse(&nine).unwrap_err(), "--ice-server: at most 8");
+    assert_eq!(parse(&nine).unwrap_err(), "--ice-server: expected at most 8 of them, got more");
     assert_eq!(
         parse("--ice-server turn:a.example").unwrap_err(),
-        "--ice-server turn:a.example: needs --turn-secret-file"
+        "--ice-server \"turn:a.example\": expected --turn-secret-file too, got none"
     );
     assert!(parse("--turn-secret-file /x --ice-server stun:a.example").is_err());
 }
 
 #[test]
-fn the_header_of_the_client_address_is_a_name() {
+fn client_ip_header_is_a_header_name() {
     let header = |name: &str| match parse(&format!("--client-ip-header {name}")) {
         Ok(Command::Run(config)) => Ok(config.client_ip_header.unwrap()),
         Ok(other) => panic!("{other:?}"),
@@ -94,7 +98,7 @@ fn the_header_of_the_client_address_is_a_name() {
 }
 
 #[test]
-fn hosts_of_the_metrics_listener_are_names() {
+fn metrics_hosts_are_host_names() {
     let line = "--metrics 127.0.0.1:8 --metrics-host a.example --metrics-host=B_1.example";
     let Ok(Command::Run(config)) = parse(line) else { panic!("{line}") };
     assert_eq!(config.metrics_hosts, ["a.example", "B_1.example"]);
@@ -104,30 +108,30 @@ fn hosts_of_the_metrics_listener_are_names() {
     }
     assert_eq!(
         parse("--metrics-host a.example").unwrap_err(),
-        "--metrics-host: expected --metrics beside it"
+        "--metrics-host: expected --metrics too, got none"
     );
 }
 
 #[test]
-fn a_secret_is_shown_to_nobody() {
+fn debug_output_hides_secrets() {
     let turn_secret = Some(Secret("open sesame".to_owned()));
     assert!(!format!("{:?}", Config { turn_secret, ..Config::default() }).contains("sesame"));
 }
 
 #[test]
-fn a_byte_order_mark_is_no_part_of_the_turn_secret() {
-    let file = std::env::temp_dir().join(format!("noroshi-mark-{}", std::process::id()));
-    let read = |content: &[u8]| {
+fn byte_order_mark_is_removed_from_turn_secret() {
+    let file = std::env::temp_dir().join(format!("noroshi-byte-order-mark-{}", std::process::id()));
+    let read_secret = |content: &[u8]| {
         std::fs::write(&file, content).unwrap();
         Secret::read(&file).map(|secret| secret.0).map_err(|error| error.to_string())
     };
-    let read = [
-        read(b"\xef\xbb\xbfnorth\r\n"),
-        read(b" north"),
-        read(b"\xff\xfen\0"),
-        read(b"\xfe\xff\0n"),
-        read(b"\xef\xbb\xbf\n"),
-        read(b"north\xff"),
+    let secrets = [
+        read_secret(b"\xef\xbb\xbfnorth\r\n"),
+        read_secret(b" north"),
+        read_secret(b"\xff\xfen\0"),
+        read_secret(b"\xfe\xff\0n"),
+        read_secret(b"\xef\xbb\xbf\n"),
+        read_secret(b"north\xff"),
     ];
     std::fs::remove_file(&file).unwrap();
     let utf16 = Err("expected UTF-8, got UTF-16: save the file as UTF-8".to_owned());
@@ -136,19 +140,19 @@ fn a_byte_order_mark_is_no_part_of_the_turn_secret() {
         Ok("north".to_owned()),
         utf16.clone(),
         utf16,
-        Err("there is nothing in it".to_owned()),
+        Err("expected a secret, got an empty file".to_owned()),
         Err("expected text in UTF-8, got other bytes".to_owned()),
     ];
-    assert_eq!(read, expected);
+    assert_eq!(secrets, expected);
 }
 
 #[test]
-fn sizes() {
+fn sizes_have_binary_units() {
     for (text, bytes) in [("1024", 1024), ("64K", 65_536), ("1M", 1 << 20), ("16m", 16 << 20)] {
-        assert_eq!(size(text, KIB, 16 * MIB), Ok(bytes));
+        assert_eq!(size_within(text, KIB, 16 * MIB), Ok(bytes));
     }
     for text in ["", "K", "1023", "17M", "1G", "-1K", "1.5K", "99999999999999999999K"] {
-        assert!(size(text, KIB, 16 * MIB).is_err(), "{text}");
+        assert!(size_within(text, KIB, 16 * MIB).is_err(), "{text}");
     }
     for (bytes, text) in [(0, "0"), (1023, "1023"), (65_536, "64K"), (65_537, "64.1K"), (3 << 29, "1.5G")] {
         assert_eq!(Size(bytes).to_string(), text);
@@ -156,7 +160,7 @@ fn sizes() {
 }
 
 #[test]
-fn a_wrong_value_is_named_with_its_flag_in_one_line() {
+fn error_names_flag_and_value_in_one_line() {
     assert_eq!(
         parse("--max-rate x").unwrap_err(),
         "--max-rate: expected a whole number from 0 to 1000000, got \"x\""
@@ -165,8 +169,8 @@ fn a_wrong_value_is_named_with_its_flag_in_one_line() {
 }
 
 #[test]
-fn other_protocols_have_paths_of_their_own() {
-    let Ok(Command::Run(config)) = parse("--matchbox --ayame=/a/b.c") else { panic!("they are fine") };
+fn other_protocols_are_served_at_their_own_paths() {
+    let Ok(Command::Run(config)) = parse("--matchbox --ayame=/a/b.c") else { panic!("the paths are valid") };
     assert_eq!((config.ayame.as_deref(), config.matchbox.as_deref()), (Some("/a/b.c"), Some("")));
     for line in [
         "--ayame=/ws",
@@ -186,17 +190,17 @@ fn other_protocols_have_paths_of_their_own() {
 }
 
 #[test]
-fn no_protocol_is_mounted_at_a_path_of_the_server() {
-    let own = ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::paths::PAGES);
-    for (flag, path) in own.flat_map(|path| [("--ayame", path), ("--matchbox", path)]) {
+fn protocol_path_that_the_server_uses_is_rejected() {
+    let used_paths = ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::paths::PAGES);
+    for (flag, path) in used_paths.flat_map(|path| [("--ayame", path), ("--matchbox", path)]) {
         if (flag, path) == ("--matchbox", "/") {
-            // There the rooms are at the top, and only for what is left.
+            // The rooms may be at the top level: pages and health checks take precedence.
             continue;
         }
-        let uses = if path == "/ws/tea" { "/ws" } else { path };
+        let used = if path == "/ws/tea" { "/ws" } else { path };
         let error = parse(&format!("{flag}={path}")).unwrap_err();
         let expected = format!(
-            "{flag}: expected a path such as /signaling that the server does not use itself (it uses {uses}), got {path:?}"
+            "{flag}: expected a path such as /signaling that the server does not use itself (it uses {used}), got {path:?}"
         );
         assert_eq!(error, expected);
     }
@@ -206,18 +210,18 @@ fn no_protocol_is_mounted_at_a_path_of_the_server() {
 }
 
 #[test]
-fn who_is_asked_for_its_health() {
+fn health_check_has_a_url_or_a_socket() {
     for (line, authority, path) in [
         ("health", "127.0.0.1:8080", "/healthz"),
         ("health http://a.example:80", "a.example:80", "/healthz"),
         ("health http://[::1]:8081/", "[::1]:8081", "/"),
         ("health http://10.0.0.1:1/a/b?c", "10.0.0.1:1", "/a/b?c"),
     ] {
-        let Ok(Command::Health(probe)) = parse(line) else { panic!("{line}") };
-        assert_eq!((probe.authority.as_str(), probe.path.as_str()), (authority, path));
-        assert_eq!(probe.to_string(), format!("http://{authority}{path}"));
+        let Ok(Command::Health(check)) = parse(line) else { panic!("{line}") };
+        assert_eq!((check.authority.as_str(), check.path.as_str()), (authority, path));
+        assert_eq!(check.to_string(), format!("http://{authority}{path}"));
     }
-    assert_eq!(probe("unix:/run/it").unwrap().to_string(), "unix:/run/it");
+    assert_eq!(health_check("unix:/run/it").unwrap().to_string(), "unix:/run/it");
     for url in [
         "",
         "unix:",
@@ -227,9 +231,9 @@ fn who_is_asked_for_its_health() {
         "http://:80",
         "http://a:99999",
     ] {
-        assert!(probe(url).is_err(), "{url}");
+        assert!(health_check(url).is_err(), "{url}");
     }
-    assert!(probe("http://a:80/ HTTP/1.1\r\nX: y").is_err());
+    assert!(health_check("http://a:80/ HTTP/1.1\r\nX: y").is_err());
     assert!(parse("health http://a:80 http://b:80").is_err());
     assert!(parse("health --listen [::1]:2").is_err());
     assert!(matches!(parse("health --help"), Ok(Command::Help)));

@@ -1,4 +1,4 @@
-//! Peers of matchbox_socket 0.15, unmodified, on the server of which this is the address: ws://HOST:PORT[/PREFIX].
+//! Peers of matchbox_socket 0.15, unmodified. The argument is the server's address: ws://HOST:PORT[/PREFIX].
 
 use std::collections::BTreeSet;
 use std::thread::{sleep, spawn};
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use futures::executor::block_on;
 use matchbox_socket::{Packet, PeerId, PeerState, RtcIceServerConfig, WebRtcSocket};
 
-/// After so long, what a peer waits for will not come.
-const GIVE_UP: Duration = Duration::from_secs(60);
-/// Messages from each to each, on each of two channels.
+/// Time after which waiting fails.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Messages from each peer to each other peer on each of two channels.
 const MESSAGES: u8 = 100;
 const RELIABLE: usize = 0;
 const UNRELIABLE: usize = 1;
@@ -17,15 +17,15 @@ const UNRELIABLE: usize = 1;
 struct Peer {
     name: &'static str,
     socket: WebRtcSocket,
-    /// Those who are connected to it.
+    /// Connected peers.
     others: BTreeSet<PeerId>,
-    /// Those who were and are no longer.
+    /// Peers that have disconnected.
     gone: BTreeSet<PeerId>,
 }
 
 impl Peer {
-    fn enter(name: &'static str, url: String) -> Peer {
-        // Of this machine alone.
+    fn connect(name: &'static str, url: String) -> Peer {
+        // Candidates of this machine only.
         let ice = RtcIceServerConfig { urls: vec![], username: None, credential: None };
         let builder = WebRtcSocket::builder(url).ice_server(ice);
         let (socket, message_loop) = builder.add_reliable_channel().add_unreliable_channel().build();
@@ -33,7 +33,7 @@ impl Peer {
         Peer { name, socket, others: BTreeSet::new(), gone: BTreeSet::new() }
     }
 
-    fn look(&mut self) {
+    fn update_peers(&mut self) {
         for (id, state) in self.socket.update_peers() {
             match state {
                 PeerState::Connected => assert!(self.others.insert(id), "{} connects twice", self.name),
@@ -46,23 +46,23 @@ impl Peer {
     }
 
     fn id(&mut self) -> PeerId {
-        self.socket.id().expect("it has an id before it has others")
+        self.socket.id().expect("the id is assigned before peers connect")
     }
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < GIVE_UP, "waited in vain: {what}");
+    while !condition() {
+        assert!(began.elapsed() < WAIT_TIMEOUT, "timed out waiting for: {what}");
         sleep(Duration::from_millis(5));
     }
 }
 
-/// Waits until each of these is connected to all others, and to nobody else.
-fn meet(peers: &mut [&mut Peer]) {
+/// Waits until each peer is connected to exactly the others.
+fn wait_for_connections(peers: &mut [&mut Peer]) {
     let count = peers.len() - 1;
     until("they meet", || {
-        peers.iter_mut().for_each(|peer| peer.look());
+        peers.iter_mut().for_each(|peer| peer.update_peers());
         peers.iter().all(|peer| peer.others.len() == count)
     });
     let ids: BTreeSet<PeerId> = peers.iter_mut().map(|peer| peer.id()).collect();
@@ -73,9 +73,9 @@ fn meet(peers: &mut [&mut Peer]) {
     }
 }
 
-/// Each says so many things to each, on both channels. What is reliable comes whole and in order, of the rest most, and
-/// nothing twice. The round is in each message, because what is unreliable may be late.
-fn talk(peers: &mut [&mut Peer], round: u8) {
+/// Sends messages between all peers on both channels. Reliable messages arrive complete and in order, most unreliable
+/// ones arrive, and none arrives twice. Each message has its round, because unreliable ones may be late.
+fn exchange_messages(peers: &mut [&mut Peer], round: u8) {
     for peer in &mut *peers {
         for n in 0..MESSAGES {
             for id in peer.others.clone() {
@@ -87,67 +87,70 @@ fn talk(peers: &mut [&mut Peer], round: u8) {
     }
     for peer in peers {
         let expected = peer.others.len() * usize::from(MESSAGES);
-        let (mut heard, mut lossy) = ([vec![], vec![]], BTreeSet::new());
-        until("all is heard", || {
-            for (channel, heard) in heard.iter_mut().enumerate() {
+        let mut received = [vec![], vec![]];
+        let mut lossy = BTreeSet::new();
+        until("all messages are received", || {
+            for (channel, received) in received.iter_mut().enumerate() {
                 let packets = peer.socket.channel_mut(channel).receive().into_iter();
-                heard.extend(packets.filter(|(_, it)| it[0] == round).map(|(id, it)| (id, it[1])));
+                received.extend(packets.filter(|(_, it)| it[0] == round).map(|(id, it)| (id, it[1])));
             }
-            lossy = heard[UNRELIABLE].iter().copied().collect();
-            heard[RELIABLE].len() >= expected && lossy.len() >= expected / 2
+            lossy = received[UNRELIABLE].iter().copied().collect();
+            received[RELIABLE].len() >= expected && lossy.len() >= expected / 2
         });
-        assert_eq!(lossy.len(), heard[UNRELIABLE].len(), "{} hears nothing twice", peer.name);
+        assert_eq!(lossy.len(), received[UNRELIABLE].len(), "{} receives nothing twice", peer.name);
         for id in &peer.others {
-            let from = heard[RELIABLE].iter().filter(|(sender, _)| sender == id).map(|(_, n)| *n);
-            assert!(from.eq(0..MESSAGES), "{} hears all in order", peer.name);
+            let from = received[RELIABLE].iter().filter(|(sender, _)| sender == id).map(|(_, n)| *n);
+            assert!(from.eq(0..MESSAGES), "{} receives all in order", peer.name);
         }
-        assert_eq!(heard[RELIABLE].len(), expected);
+        assert_eq!(received[RELIABLE].len(), expected);
     }
 }
 
 fn main() {
     let base = std::env::args().nth(1).expect("ws://HOST:PORT");
-    let enter = |name, room: &str| Peer::enter(name, format!("{base}/{room}"));
+    let connect = |name, room: &str| Peer::connect(name, format!("{base}/{room}"));
 
     println!("two meet, in another room a third is alone");
-    let (mut a, mut b, mut alone) = (enter("a", "tea"), enter("b", "tea"), enter("alone", "coffee"));
-    meet(&mut [&mut a, &mut b]);
-    talk(&mut [&mut a, &mut b], 1);
+    let mut a = connect("a", "tea");
+    let mut b = connect("b", "tea");
+    let mut alone = connect("alone", "coffee");
+    wait_for_connections(&mut [&mut a, &mut b]);
+    exchange_messages(&mut [&mut a, &mut b], 1);
 
     println!("a third comes");
-    let mut c = enter("c", "tea");
-    meet(&mut [&mut a, &mut b, &mut c]);
-    talk(&mut [&mut a, &mut b, &mut c], 2);
+    let mut c = connect("c", "tea");
+    wait_for_connections(&mut [&mut a, &mut b, &mut c]);
+    exchange_messages(&mut [&mut a, &mut b, &mut c], 2);
 
     println!("one leaves");
     let left = b.id();
     drop(b);
     until("they see it", || {
         [&mut a, &mut c].into_iter().all(|peer| {
-            peer.look();
+            peer.update_peers();
             peer.gone.contains(&left)
         })
     });
-    meet(&mut [&mut a, &mut c]);
-    talk(&mut [&mut a, &mut c], 3);
-    alone.look();
+    wait_for_connections(&mut [&mut a, &mut c]);
+    exchange_messages(&mut [&mut a, &mut c], 3);
+    alone.update_peers();
     assert!(alone.others.is_empty() && alone.gone.is_empty());
 
     println!("groups of two, and of three");
     let mut pairs: Vec<Peer> = ["d", "e", "f", "g"]
         .map(|name| {
-            let mut peer = enter(name, "pairs?next=2");
-            // One after the other, so that it is known who is with whom.
-            until("it has an id", || peer.socket.id().is_some());
+            let mut peer = connect(name, "pairs?next=2");
+            // The peers connect one after the other, so that the groups are known.
+            until("the id is assigned", || peer.socket.id().is_some());
             peer
         })
         .into();
-    let mut three: Vec<Peer> = ["h", "i", "j"].map(|name| enter(name, "pairs?next=3")).into();
+    let mut three: Vec<Peer> = ["h", "i", "j"].map(|name| connect(name, "pairs?next=3")).into();
     for pair in pairs.chunks_mut(2) {
-        meet(&mut pair.iter_mut().collect::<Vec<_>>());
-        talk(&mut pair.iter_mut().collect::<Vec<_>>(), 4);
+        wait_for_connections(&mut pair.iter_mut().collect::<Vec<_>>());
+        exchange_messages(&mut pair.iter_mut().collect::<Vec<_>>(), 4);
     }
-    meet(&mut three.iter_mut().collect::<Vec<_>>());
-    talk(&mut three.iter_mut().collect::<Vec<_>>(), 5);
+    wait_for_connections(&mut three.iter_mut().collect::<Vec<_>>());
+    exchange_messages(&mut three.iter_mut().collect::<Vec<_>>(), 5);
     println!("done");
 }

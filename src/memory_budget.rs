@@ -1,0 +1,104 @@
+//! Accounts for the memory that peers make the server use (`--max-memory`).
+//!
+//! Memory is counted before it is allocated, and an allocation that would exceed the limit is refused. Sessions report
+//! each change of the size of their buffers ([`Budget::change`]). Protocols hold a [`Reservation`] for everything that they
+//! store. A reservation releases its bytes when it is dropped, so that the accounting cannot drift.
+
+use std::cell::Cell;
+use std::mem;
+use std::rc::Rc;
+
+use crate::config::{BASE_BYTES, Config};
+
+/// The memory limit and the bytes in use.
+#[derive(Debug)]
+pub struct Budget {
+    bytes_max: usize,
+    /// Bytes used by connections: their records, queues and incoming messages.
+    used: usize,
+    /// Bytes reserved by protocols. Shared with the reservations, which subtract from it when they are dropped.
+    reserved: Rc<Cell<usize>>,
+}
+
+/// Bytes that a protocol has reserved. Dropping it releases them.
+#[derive(Debug)]
+pub struct Reservation {
+    bytes: usize,
+    reserved: Rc<Cell<usize>>,
+}
+
+impl Reservation {
+    /// Adds the bytes of another reservation to this one.
+    pub fn absorb(&mut self, mut other: Reservation) {
+        self.bytes += mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.reserved.set(self.reserved.get() - self.bytes);
+    }
+}
+
+impl Budget {
+    /// Creates the budget of a configuration.
+    pub fn new(config: &Config) -> Budget {
+        Budget {
+            bytes_max: config.memory_bytes_max.unwrap_or(usize::MAX),
+            used: BASE_BYTES,
+            reserved: Rc::default(),
+        }
+    }
+
+    /// Returns whether this many further bytes fit into the limit.
+    pub fn allows(&self, bytes: usize) -> bool {
+        self.used().saturating_add(bytes) <= self.bytes_max
+    }
+
+    /// Reserves bytes for data that a protocol stores, or returns `None` at the limit.
+    pub fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        if !self.allows(bytes) {
+            return None;
+        }
+        self.reserved.set(self.reserved.get() + bytes);
+        Some(Reservation { bytes, reserved: Rc::clone(&self.reserved) })
+    }
+
+    /// Replaces the counted size of a buffer, `before` bytes, by `now` bytes.
+    pub fn change(&mut self, before: usize, now: usize) {
+        self.used = self.used + now - before;
+    }
+
+    /// Returns the counted bytes in use.
+    pub fn used(&self) -> usize {
+        self.used + self.reserved()
+    }
+
+    /// Returns the bytes that protocols have reserved.
+    pub fn reserved(&self) -> usize {
+        self.reserved.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropping_a_reservation_releases_its_bytes() {
+        let config = Config { memory_bytes_max: Some(BASE_BYTES + 100), ..Config::default() };
+        let budget = Budget::new(&config);
+        let first = budget.reserve(60).expect("60 of 100");
+        assert!(budget.reserve(41).is_none());
+        let second = budget.reserve(40).expect("100 of 100");
+        assert_eq!(budget.reserved(), 100);
+        drop(first);
+        assert_eq!(budget.reserved(), 40);
+        assert!(budget.allows(60) && !budget.allows(61));
+        let mut both = budget.reserve(10).expect("50 of 100");
+        both.absorb(second);
+        assert_eq!(budget.reserved(), 50);
+        drop(both);
+        assert_eq!(budget.used(), BASE_BYTES);
+    }
+}

@@ -1,0 +1,398 @@
+//! The signaling protocol of noroshi: rooms, pairing and meshes.
+//!
+//! A peer registers an id with its first message (`ids`). It then takes part in one of two flows of its room:
+//!
+//! - **Pairing** (`connect`, module `pairing`) connects two peers. The first peer is asked for an offer, and
+//!   the room delivers this offer to the peers that connect later. The first answer pairs its sender with the
+//!   offerer. Further peers wait in the queue of the room. Candidates that arrive before the answer are
+//!   stored with the offer.
+//! - **Mesh** (`join`, module `mesh`) connects any number of peers. The server announces who joins and who
+//!   leaves. The peers address offers, answers and candidates to each other by `target_id`.
+//!
+//! `leave` or a disconnect ends both. A message with a `target_id` is forwarded to that peer in any state.
+//!
+//! Each message takes the same path: parse it (`message`), check its id, compute its cost (`cost`) and charge
+//! it, then change the state and send replies (`send`). An invalid message is answered with an error reply;
+//! the connection stays open.
+//!
+//! Invariants, see `check`:
+//!
+//! - Peers refer to each other by slot. All references to a peer are removed before its slot is freed.
+//! - In a room of n peers, an input costs O(log n), not counting the messages that it sends.
+//! - Hash tables are never iterated, so that equal inputs have equal effects.
+//!
+//! The README specifies the protocol; modules refer to its sections.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use hashbrown::HashTable;
+use slab::Slab;
+
+use crate::config::Config;
+use crate::metrics::Counts;
+use crate::protocol::{Close, Conn, Input, Member, Target};
+use crate::protocols::conn_table::{ConnTable, Slot};
+use crate::protocols::ice::IceServers;
+use crate::protocols::list::ListNodes;
+use crate::protocols::{Context, Protocol};
+use crate::rate_limit::{Verdict, credits_for_bytes};
+use crate::timestamp::Timestamp;
+use crate::token::Claims;
+use message::{Body, Code, ErrorReply, Kind, Request};
+
+mod check;
+mod cost;
+mod handshakes;
+mod ids;
+mod mesh;
+pub mod message;
+mod pairing;
+mod peer;
+mod room;
+mod send;
+
+use handshakes::{Handshakes, Outcome};
+use ids::{ID_MISMATCH, IdCheck};
+use peer::{Flow, Peer, Registration};
+use room::Room;
+
+/// All rooms and peers.
+pub struct Noroshi {
+    mesh_peers_max: usize,
+    ice: IceServers,
+    peers: ConnTable<Peer>,
+    /// Links of all lists of peers. A peer is in at most one list.
+    list_nodes: ListNodes,
+    rooms: Slab<Room>,
+    /// Registered peers by room and id. An entry is a slot of four bytes; the key is in the peer. The hashes
+    /// are keyed at random, because clients choose ids and names of rooms.
+    peers_by_id: HashTable<Slot>,
+    /// Rooms by name. An entry is an index of four bytes; the key is in the room.
+    rooms_by_name: HashTable<u32>,
+    hasher: RandomState,
+    /// The deadlines of all rooms that have one.
+    timers: BTreeSet<(Timestamp, u32)>,
+    /// Well-formed messages since the start, by [`Kind`].
+    message_counts: [u64; Kind::ALL.len()],
+    /// Rejected messages since the start, by [`Code`]. Not all of them are answered.
+    error_counts: [u64; Code::ALL.len()],
+    handshakes: Handshakes,
+}
+
+const NO_MEMORY: ErrorReply =
+    ErrorReply { code: Code::TooMany, message: "the memory limit of the server is reached; try again later" };
+const RATE_LIMITED: ErrorReply =
+    ErrorReply { code: Code::RateLimited, message: "the rate limit is exceeded; this message was dropped" };
+
+fn error<T>(code: Code, message: &'static str) -> Result<T, ErrorReply> {
+    Err(ErrorReply { code, message })
+}
+
+impl Protocol for Noroshi {
+    /// # Panics
+    /// If a connection connects in a slot that another connection still uses.
+    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
+        match input {
+            Input::Connected(conn, target, claims) => return self.on_connect(conn, &target.room, claims),
+            Input::Time => return self.on_room_timeout(context),
+            _ => {}
+        }
+        let Some(slot) = input.conn().and_then(|conn| self.peers.find(conn)) else {
+            return;
+        };
+        match input {
+            Input::Text(_, text) => self.on_text(slot, text, context),
+            Input::Binary(_, bytes) => {
+                // Bytes that are not UTF-8 become an empty text, which is rejected as `bad_json`.
+                let text = str::from_utf8(bytes).unwrap_or_default();
+                self.on_text(slot, text, context);
+            }
+            Input::Dropped { tell, .. } => {
+                self.on_rate_exceeded(slot, Verdict::Drop { notify: tell }, context)
+            }
+            Input::Alive(_) => self.on_alive(slot, context),
+            Input::Silent(_) => self.on_silent(slot, context),
+            Input::Disconnected(_) => self.on_disconnect(slot, context),
+            Input::Connected(..) | Input::Time => {}
+        }
+    }
+
+    fn wake_at(&self) -> Option<Duration> {
+        self.timers.first().map(|(deadline, _)| deadline.get())
+    }
+
+    fn knows_room(&self, target: &Target) -> bool {
+        self.find_room(&target.room).is_some()
+    }
+
+    fn member(&self, conn: Conn) -> Option<Member<'_>> {
+        let peer = self.peer(self.peers.find(conn)?);
+        let room = &self.rooms[peer.room as usize].name;
+        Some(Member { room, id: peer.id().map(Cow::from), state: peer.state() })
+    }
+
+    fn renew(&mut self, config: &Config) {
+        self.ice = IceServers::new(config);
+    }
+
+    fn counts(&self, now: Duration) -> Counts {
+        Counts {
+            peers: self.peers_by_id.len(),
+            rooms: self.rooms.len(),
+            messages: Kind::ALL.map(Kind::name).into_iter().zip(self.message_counts).collect(),
+            errors: Code::ALL.map(Code::name).into_iter().zip(self.error_counts).collect(),
+            handshakes: Some(self.handshakes.counts(now)),
+        }
+    }
+
+    fn check(&self) {
+        self.check_invariants();
+    }
+}
+
+impl Noroshi {
+    /// Creates the protocol without rooms.
+    pub fn new(config: &Config) -> Noroshi {
+        Noroshi {
+            mesh_peers_max: config.mesh_peers_max,
+            ice: IceServers::new(config),
+            peers: ConnTable::NEW,
+            list_nodes: ListNodes::default(),
+            rooms: Slab::new(),
+            peers_by_id: HashTable::new(),
+            rooms_by_name: HashTable::new(),
+            hasher: RandomState::new(),
+            timers: BTreeSet::new(),
+            message_counts: Default::default(),
+            error_counts: Default::default(),
+            handshakes: Handshakes::default(),
+        }
+    }
+
+    // ---- Connections ----
+
+    /// Adds a connection to its room, and creates the room if necessary.
+    fn on_connect(&mut self, conn: Conn, room_name: &str, token_claims: Option<&Claims>) {
+        let room = match self.find_room(room_name) {
+            Some(room) => room,
+            None => self.create_room(room_name),
+        };
+        self.rooms[room as usize].member_count += 1;
+        let slot = self.peers.insert(conn, Peer::new(room, token_claims));
+        self.list_nodes.ensure_slot(slot);
+    }
+
+    /// Removes a connection and everything that refers to it.
+    ///
+    /// The room is removed with its last connection.
+    fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
+        self.leave_flow(slot, context);
+        let room = self.peer(slot).room;
+        self.release_id(slot, context);
+        self.peers.remove(slot);
+        self.rooms[room as usize].member_count -= 1;
+        if self.rooms[room as usize].member_count == 0 {
+            self.remove_room(room);
+        }
+    }
+
+    fn close(&mut self, slot: Slot, reason: Close, context: &mut Context) {
+        let conn = self.peers.conn(slot);
+        if let Some(member) = self.member(conn) {
+            context.close(conn, reason, &member);
+        }
+        self.on_disconnect(slot, context);
+    }
+
+    /// Makes a peer idle and notifies the peers that its flow concerns.
+    fn leave_flow(&mut self, slot: Slot, context: &mut Context) {
+        self.handshakes.on_peer_left(slot, context.now);
+        let room = self.peer(slot).room;
+        match self.peer(slot).flow {
+            Flow::Idle => {}
+            Flow::Offerer => self.rooms[room as usize].offerer = None,
+            Flow::Queued => self.leave_queue(slot),
+            Flow::HoldingOffer(_) => self.release_offer(slot),
+            Flow::Paired(partner) => {
+                self.peer_mut(partner).flow = Flow::Idle;
+                self.send_peer_left(slot, partner, context);
+            }
+            Flow::Joined => self.leave_mesh(slot, context),
+        }
+        self.peer_mut(slot).flow = Flow::Idle;
+        self.retract_offer(slot, context);
+        self.advance(room, context);
+    }
+
+    // ---- Rooms ----
+
+    fn find_room(&self, name: &str) -> Option<u32> {
+        let has_name = |room: &u32| *self.rooms[*room as usize].name == *name;
+        self.rooms_by_name.find(self.hasher.hash_one(name), has_name).copied()
+    }
+
+    fn create_room(&mut self, name: &str) -> u32 {
+        let room = self.rooms.insert(Room::new(name)) as u32;
+        let Noroshi { rooms_by_name, rooms, hasher, .. } = self;
+        rooms_by_name
+            .insert_unique(hasher.hash_one(name), room, |room| hasher.hash_one(&*rooms[*room as usize].name));
+        room
+    }
+
+    fn remove_room(&mut self, room: u32) {
+        let hash = self.hasher.hash_one(&*self.rooms[room as usize].name);
+        let entry = self.rooms_by_name.find_entry(hash, |entry| *entry == room);
+        entry.expect("every room is in the table").remove();
+        self.rooms.remove(room as usize);
+    }
+
+    // ---- Messages ----
+
+    /// Handles a message. Checks and charges everything before any state changes.
+    fn on_text(&mut self, slot: Slot, text: &str, context: &mut Context) {
+        if let Registration::Claimant(_) = self.peer(slot).registration {
+            debug_assert!(false, "reading from a claimant is paused");
+            return;
+        }
+        let request = match message::parse(text) {
+            Ok(request) => request,
+            Err((error, target)) => return self.send_error(slot, error, target.as_deref(), context),
+        };
+        let Request { id, target, body } = &request;
+        let target = target.as_deref();
+        let id_check = self.check_id(slot, id, body);
+        let credits = self.message_cost(slot, id_check, target, body, text.len());
+        let verdict = context.charge(self.peers.conn(slot), credits, text.len());
+        if verdict != Verdict::Pass {
+            return self.on_rate_exceeded(slot, verdict, context);
+        }
+        self.message_counts[body.kind() as usize] += 1;
+        match id_check {
+            IdCheck::Own => {}
+            IdCheck::Free => self.register(slot, id, context),
+            IdCheck::TakeOver(holder) => self.take_over_id(slot, holder, id, context),
+            IdCheck::Claim(holder) => {
+                if let Err(error) = self.claim_id(slot, holder, target, text, context) {
+                    self.send_error(slot, error, target, context);
+                }
+                return;
+            }
+            IdCheck::Taken => return self.reject_id(slot, id, target, context),
+            IdCheck::Mismatch => return self.send_error(slot, ID_MISMATCH, target, context),
+            IdCheck::RejectedBefore => {
+                self.error_counts[Code::IdTaken as usize] += 1;
+                return;
+            }
+        }
+        self.process(slot, target, body, context);
+    }
+
+    /// Processes the message that claimed an id, after the claim succeeded.
+    ///
+    /// The output that it causes was not charged before, because the claim could fail.
+    fn process_claiming_message(
+        &mut self,
+        slot: Slot,
+        request: &Request,
+        bytes: usize,
+        context: &mut Context,
+    ) {
+        let target = request.target.as_deref();
+        let credits = credits_for_bytes(bytes) + self.output_cost(slot, target, &request.body);
+        let verdict = context.charge(self.peers.conn(slot), credits, bytes);
+        if verdict != Verdict::Pass {
+            return self.on_rate_exceeded(slot, verdict, context);
+        }
+        self.process(slot, target, &request.body, context);
+    }
+
+    /// Handles a message over the rate limit.
+    ///
+    /// Sends an error, counts it without sending, or closes the connection, depending on the verdict.
+    fn on_rate_exceeded(&mut self, slot: Slot, verdict: Verdict, context: &mut Context) {
+        match verdict {
+            Verdict::Pass => {}
+            Verdict::Drop { notify: true } => self.send_error(slot, RATE_LIMITED, None, context),
+            Verdict::Drop { notify: false } => self.error_counts[RATE_LIMITED.code as usize] += 1,
+            Verdict::Close => self.close(slot, Close::RateLimited, context),
+        }
+    }
+
+    /// Processes a message of a registered peer, or sends an error.
+    fn process(&mut self, slot: Slot, target: Option<&str>, body: &Body, context: &mut Context) {
+        if let Err(error) = self.try_process(slot, target, body, context) {
+            self.send_error(slot, error, target, context);
+        }
+    }
+
+    fn try_process(
+        &mut self,
+        slot: Slot,
+        target: Option<&str>,
+        body: &Body,
+        context: &mut Context,
+    ) -> Result<(), ErrorReply> {
+        match body {
+            Body::Connect => {
+                self.handle_connect(slot, context);
+                Ok(())
+            }
+            Body::Offer(sdp) => {
+                let target = self.resolve_target(slot, target);
+                let result = target.and_then(|target| self.handle_offer(slot, target, sdp, context));
+                if result.is_err() {
+                    self.handshakes.count(Outcome::Rejected, 1);
+                }
+                result
+            }
+            Body::Answer(sdp) => {
+                let target = self.resolve_target(slot, target)?;
+                self.handle_answer(slot, target, sdp, context)
+            }
+            Body::Candidates(candidates) => self.handle_candidates(slot, target, candidates, context),
+            Body::Join => self.handle_join(slot, context),
+            Body::Leave => {
+                self.leave_flow(slot, context);
+                Ok(())
+            }
+        }
+    }
+
+    // ---- Lookups ----
+
+    fn peer(&self, slot: Slot) -> &Peer {
+        &self.peers[slot]
+    }
+
+    fn peer_mut(&mut self, slot: Slot) -> &mut Peer {
+        &mut self.peers[slot]
+    }
+
+    /// Returns the id of a registered peer.
+    fn id(&self, slot: Slot) -> &str {
+        self.peer(slot).id().expect("a peer in a flow is registered")
+    }
+
+    /// Finds the peer that `target_id` names, which must not be the sender.
+    ///
+    /// # Errors
+    /// [`Code::UnknownPeer`]
+    fn resolve_target(&self, slot: Slot, target: Option<&str>) -> Result<Option<Slot>, ErrorReply> {
+        let Some(id) = target else {
+            return Ok(None);
+        };
+        // Most messages name the partner. This saves hashing the id.
+        if let Flow::Paired(partner) = self.peer(slot).flow
+            && self.id(partner) == id
+        {
+            return Ok(Some(partner));
+        }
+        match self.find_peer(self.peer(slot).room, id) {
+            Some(target) if target != slot => Ok(Some(target)),
+            _ => error(Code::UnknownPeer, "target_id: expected the id of another peer in this room"),
+        }
+    }
+}

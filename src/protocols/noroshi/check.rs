@@ -1,0 +1,153 @@
+//! Invariants that hold between any two inputs. Tests check them after every input.
+
+use std::collections::BTreeMap;
+
+use super::peer::{Flow, Peer, Registration};
+use super::{Noroshi, Slot};
+use crate::config::{CANDIDATES_MAX, CLAIMANTS_MAX, STORED_BYTES_MAX};
+
+/// The linked list that a peer is in.
+#[derive(Debug, PartialEq)]
+enum ListOf {
+    /// The queue of this room.
+    Queue(u32),
+    /// The mesh of this room.
+    Mesh(u32),
+    /// The recipients of the offers of this peer.
+    Recipients(Slot),
+    /// The claimants of the id of this peer.
+    Claimants(Slot),
+}
+
+impl Noroshi {
+    pub(super) fn check_invariants(&self) {
+        for (slot, peer) in self.peers.iter() {
+            self.check_peer(slot, peer);
+        }
+        self.check_rooms();
+        self.check_lists();
+        assert!(
+            self.handshakes.peers().all(|slot| self.peer(slot).id().is_some()),
+            "only registered peers have pending handshakes"
+        );
+        let registered = self.peers.iter().filter(|(_, peer)| peer.id().is_some()).count();
+        assert_eq!(self.peers_by_id.len(), registered);
+    }
+
+    fn check_peer(&self, slot: Slot, peer: &Peer) {
+        match peer.id() {
+            Some(id) => assert_eq!(self.find_peer(peer.room, id), Some(slot)),
+            None => {
+                assert!(peer.flow == Flow::Idle, "an unregistered peer is in no flow");
+                assert!(peer.offer_state.is_none(), "an unregistered peer has no offer");
+                assert!(peer.claimants.is_none(), "an unregistered peer is not probed");
+            }
+        }
+        if let Flow::Paired(partner) = peer.flow {
+            assert_eq!(self.peer(partner).flow, Flow::Paired(slot));
+        }
+        assert_eq!(
+            self.rooms[peer.room as usize].offerer == Some(slot),
+            peer.flow == Flow::Offerer,
+            "the room and its offerer refer to each other"
+        );
+        let claimant_count = peer.claimants.as_ref().map_or(0, |claimants| claimants.len());
+        assert!(claimant_count <= CLAIMANTS_MAX);
+        self.check_offer_state(peer);
+    }
+
+    fn check_offer_state(&self, peer: &Peer) {
+        let Some(state) = &peer.offer_state else {
+            return;
+        };
+        if let Some(offer) = &state.current {
+            let recipients = self.recipients(peer).into_iter();
+            let held_numbers = recipients.filter_map(|recipient| match self.peer(recipient).flow {
+                Flow::HoldingOffer(held) => Some(held.number),
+                _ => None,
+            });
+            let pending_answers = held_numbers.filter(|number| *number == offer.number).count();
+            assert_eq!(offer.pending_answers, pending_answers);
+            assert!(peer.flow == Flow::Offerer, "only the offerer has a current offer");
+            assert!(offer.is_delivered || offer.pending_answers == 0);
+        }
+        assert_eq!(state.candidates_memory.is_some(), !state.candidates.is_empty());
+        assert!(state.candidate_count <= CANDIDATES_MAX);
+        assert!(state.candidates.len() < STORED_BYTES_MAX + CANDIDATES_MAX);
+        let stores_no_candidates = matches!(peer.flow, Flow::Paired(_) | Flow::Joined);
+        assert!(!stores_no_candidates || state.candidates.is_empty());
+    }
+
+    fn check_rooms(&self) {
+        assert_eq!(self.rooms_by_name.len(), self.rooms.len());
+        let mut member_counts = vec![0; self.rooms.capacity()];
+        for (_, peer) in self.peers.iter() {
+            member_counts[peer.room as usize] += 1;
+        }
+        let mut timers = Vec::new();
+        for (index, room) in &self.rooms {
+            assert!(room.member_count > 0, "a room is removed with its last member");
+            assert_eq!(room.member_count, member_counts[index]);
+            assert!(room.mesh.len() <= self.mesh_peers_max);
+            assert!(!room.has_progressed, "the deadline is updated after progress");
+            let offerer = room.offerer.map(|slot| self.peer(slot));
+            if let Some(offerer) = offerer {
+                assert!(offerer.flow == Flow::Offerer && offerer.room as usize == index);
+            }
+            if !room.queue.is_empty() {
+                assert!(offerer.is_some(), "a room with a queue has an offerer");
+                let offer = offerer.and_then(Peer::current_offer);
+                assert!(
+                    offer.is_none_or(|offer| offer.pending_answers > 0),
+                    "a peer holds the current offer while peers are queued"
+                );
+            }
+            assert_eq!(room.deadline.is_some(), !room.queue.is_empty());
+            timers.extend(room.deadline.map(|deadline| (deadline, index as u32)));
+        }
+        timers.sort();
+        assert!(self.timers.iter().eq(&timers));
+    }
+
+    /// Checks that each peer is in exactly the list that its state implies.
+    fn check_lists(&self) {
+        let mut lists = BTreeMap::new();
+        for (slot, peer) in self.peers.iter() {
+            for recipient in self.recipients(peer) {
+                lists.insert(recipient, ListOf::Recipients(slot));
+            }
+            for claimant in peer.claimants.iter().flat_map(|claimants| self.list_nodes.iter(claimants)) {
+                lists.insert(claimant, ListOf::Claimants(slot));
+            }
+        }
+        for (index, room) in &self.rooms {
+            for slot in self.list_nodes.iter(&room.queue) {
+                lists.insert(slot, ListOf::Queue(index as u32));
+            }
+            for slot in self.list_nodes.iter(&room.mesh) {
+                lists.insert(slot, ListOf::Mesh(index as u32));
+            }
+        }
+        let mut expected = BTreeMap::new();
+        for (slot, peer) in self.peers.iter() {
+            let list = match (&peer.registration, peer.flow) {
+                (Registration::Claimant(claimant), _) => Some(ListOf::Claimants(claimant.holder)),
+                (_, Flow::Queued) => Some(ListOf::Queue(peer.room)),
+                (_, Flow::Joined) => Some(ListOf::Mesh(peer.room)),
+                (_, Flow::HoldingOffer(offer)) => Some(ListOf::Recipients(offer.offerer)),
+                _ => None,
+            };
+            if let Some(list) = list {
+                expected.insert(slot, list);
+            }
+        }
+        assert_eq!(lists, expected);
+    }
+
+    fn recipients(&self, peer: &Peer) -> Vec<Slot> {
+        match &peer.offer_state {
+            Some(state) => self.list_nodes.iter(&state.recipients).collect(),
+            None => Vec::new(),
+        }
+    }
+}

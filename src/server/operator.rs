@@ -1,0 +1,100 @@
+//! Answers of the metrics listener: `/metrics` and `/rooms`.
+
+use std::collections::BinaryHeap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::{Server, clock};
+use crate::http::{self, AdminRequest, AdminTopic, Response};
+use crate::json;
+use crate::limits::{MEMBERS_LISTED_MAX, ROOMS_BYTES_MAX};
+use crate::protocol::{Conn, Member, ProtocolId};
+
+impl Server {
+    /// Answers a request of an operator.
+    pub(super) fn answer_operator(&mut self, question: &AdminRequest) -> Response {
+        let text = match &question.topic {
+            AdminTopic::Metrics => self.metrics(),
+            AdminTopic::Rooms { room, after } => self.rooms(room.as_deref(), *after),
+        };
+        http::render_admin_response(question, &text)
+    }
+
+    /// Renders the metrics, with the counters of protocols, sessions and the process.
+    fn metrics(&mut self) -> String {
+        let metrics = &mut self.connections.shared.metrics;
+        metrics.connections = self.connections.websockets;
+        metrics.started = self.clock.epoch();
+        metrics.descriptors = clock::descriptors();
+        let now = self.clock.now();
+        let counts = self.dispatcher.each().map(|(id, protocol)| (id.name(), protocol.counts(now)));
+        metrics.protocols = counts.collect();
+        metrics.render()
+    }
+
+    /// Renders a page of the members of all rooms, or of the rooms with this name, that come after a cursor.
+    ///
+    /// Rooms are ordered by a hash of protocol and name: the order means nothing, but is the same on all pages.
+    fn rooms(&self, name: Option<&str>, after: Option<(u64, u64)>) -> String {
+        // The first members after the cursor, as many as a page may have.
+        let mut first = BinaryHeap::new();
+        let mut has_more = false;
+        for (_, entry) in &self.connections.entries {
+            let Some((protocol, member)) = self.dispatcher.member(entry.conn) else { continue };
+            let cursor = (room_hash(protocol, &member), entry.conn.bits());
+            if after.is_none_or(|after| after < cursor) && name.is_none_or(|name| name == member.room) {
+                first.push(cursor);
+            }
+            if first.len() > MEMBERS_LISTED_MAX {
+                first.pop();
+                has_more = true;
+            }
+        }
+        // The beginning of the JSON of each room, and of its members.
+        let mut rooms: Vec<(String, Vec<String>)> = Vec::new();
+        let mut bytes = 0;
+        let mut last = None;
+        for cursor in first.into_sorted_vec() {
+            if bytes > ROOMS_BYTES_MAX {
+                has_more = true;
+                break;
+            }
+            let entry = &self.connections.entries[Conn::from_bits(cursor.1).slot()];
+            let Some((protocol, Member { room, id, state })) = self.dispatcher.member(entry.conn) else {
+                continue;
+            };
+            let begin = format!(r#"{{"protocol":"{}","room":{},"members":["#, protocol.name(), quoted(room));
+            if rooms.last().is_none_or(|last| last.0 != begin) {
+                bytes += begin.len();
+                rooms.push((begin, Vec::new()));
+            }
+            let member = format!(
+                r#"{{"connection":{},"id":{},"state":"{state}","address":"{}","since":{}}}"#,
+                entry.conn.number(),
+                id.map_or("null".to_owned(), |id| quoted(&id)),
+                entry.address,
+                (self.clock.epoch() + entry.since.get()).as_secs(),
+            );
+            bytes += member.len();
+            rooms.last_mut().expect("a room was pushed").1.push(member);
+            last = Some(cursor);
+        }
+        let rooms: Vec<String> =
+            rooms.iter().map(|(begin, members)| format!("{begin}{}]}}", members.join(","))).collect();
+        let next = last.filter(|_| has_more).map(|(number, bits)| format!(r#""{number:x}.{bits:x}""#));
+        format!(r#"{{"rooms":[{}],"next":{}}}"#, rooms.join(","), next.as_deref().unwrap_or("null"))
+    }
+}
+
+/// Returns a text as a JSON string.
+fn quoted(text: &str) -> String {
+    let mut json = Vec::new();
+    json::push_string(&mut json, text);
+    String::from_utf8(json).expect("JSON of a string is UTF-8")
+}
+
+/// Returns a hash that all members of a room share.
+pub(super) fn room_hash(protocol: ProtocolId, member: &Member) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (protocol as u8, member.room).hash(&mut hasher);
+    hasher.finish()
+}
