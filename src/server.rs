@@ -209,30 +209,21 @@ impl Server {
             self.on_readiness(event);
         }
         // Sessions that were ready before come first: sessions with events in every iteration cannot starve them.
-        let ready = mem::take(&mut self.connections.ready);
+        // Reading appends sessions with further input: they are handled in the next iteration.
+        let ready_count = self.connections.ready.len();
         let mut handled = 0;
-        for slot in &ready {
-            if self.connections.work >= WORK_PER_ITERATION {
-                break;
-            }
+        while handled < ready_count && self.connections.work < WORK_PER_ITERATION {
+            let slot = self.connections.ready[handled];
             handled += 1;
-            // The slot may have been freed, and may hold another connection now.
-            if let Some(entry) =
-                self.connections.entries.get_mut(*slot).filter(|entry| entry.input != Pending::Read)
-            {
-                entry.input = Pending::Read;
-                self.read_session(*slot);
+            if self.connections.set_input(slot, Pending::Read) {
+                self.read_session(slot);
             }
         }
-        for slot in &ready[handled..] {
-            if let Some(entry) =
-                self.connections.entries.get_mut(*slot).filter(|entry| entry.input != Pending::Read)
-            {
-                entry.input = Pending::Unread;
-            }
+        for index in handled..ready_count {
+            let slot = self.connections.ready[index];
+            self.connections.set_input(slot, Pending::Unread);
         }
-        // Sessions that were not handled come before those that were handled and have further input.
-        self.connections.ready.splice(..0, ready[handled..].iter().copied());
+        self.connections.ready.drain(..handled);
         self.events = events;
         // Queues are flushed before the timeout of slow readers is evaluated.
         self.flush_dirty_sessions();

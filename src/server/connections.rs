@@ -149,6 +149,15 @@ impl Connections {
         }
     }
 
+    /// Changes the state of a session in the ready queue. Returns whether it is in that queue: the slot may have been freed,
+    /// and may hold another connection now.
+    pub(super) fn set_input(&mut self, slot: usize, input: Pending) -> bool {
+        let queued = self.entries.get_mut(slot).filter(|entry| entry.input != Pending::Read);
+        let Some(entry) = queued else { return false };
+        entry.input = input;
+        true
+    }
+
     /// Returns the next event of a session that was read.
     pub(super) fn next<'a>(&mut self, slot: usize, scratch: &'a mut Scratch) -> Option<Event<'a>> {
         self.entries[slot].session.next_event(scratch, &mut self.shared)
