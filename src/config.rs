@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::address::{Address, Network};
-use crate::origin::AllowedOrigin;
-use crate::token::{self, Secrets};
+use crate::http::address::{Address, Network};
+use crate::http::origin::AllowedOrigin;
+use crate::http::token::{self, Secrets};
 
 mod environment;
 mod flags;

@@ -9,18 +9,21 @@ use std::time::Duration;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
-use crate::origin;
-use crate::paths;
 use crate::protocol::{ProtocolId, Target};
-use crate::query::Query;
 use crate::web::{self, File};
 
+pub mod address;
+mod bearer;
 mod forwarded;
+pub mod origin;
+pub mod paths;
+pub mod query;
 mod response;
 mod route;
-mod token;
+pub mod token;
 
 use forwarded::UnreadableAddress;
+use query::Query;
 pub use response::{AdminRequest, AdminTopic, RejectReason, Response, render_admin_response};
 use response::{TEXT, render, render_sentence};
 

@@ -29,20 +29,10 @@ pub mod memory_budget;
 
 pub mod config;
 
-pub mod token;
-
 pub mod json;
 
 pub mod id;
 
 pub mod limits;
-
-pub mod paths;
-
-pub mod query;
-
-pub mod origin;
-
-pub mod address;
 
 pub mod named_enum;

@@ -14,9 +14,9 @@ use noroshi::config::{
 };
 use noroshi::health;
 use noroshi::http::ListenerKind;
+use noroshi::http::token::Claims;
 use noroshi::logger::{self, print_line};
 use noroshi::server::Server;
-use noroshi::token::Claims;
 
 fn main() -> ExitCode {
     logger::exit_on_panic();

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
+use crate::http::query::Query;
+use crate::http::token::Claims;
 use crate::memory_budget::Reservation;
 use crate::named_enum::named_enum;
-use crate::query::Query;
-use crate::token::Claims;
 
 /// Identifies a connection: a number that is never reused, and a slot that is.
 ///

@@ -1,7 +1,7 @@
 //! The files for browsers, built into the program: the demonstration page at `/`, the client library, and the page
 //! that tests a deployment at `/check`.
 
-use crate::paths::PAGES;
+use crate::http::paths::PAGES;
 
 /// The demonstration page: one document with its style and its script.
 pub const PAGE: File = File {

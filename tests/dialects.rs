@@ -10,8 +10,8 @@ use common::sockets::Net;
 use common::transcript::{Received, SECRET, Transcript, Transport};
 use noroshi::config::{Config, Secret};
 use noroshi::http::ListenerKind;
+use noroshi::http::token::{Claims, Secrets};
 use noroshi::protocol::ProtocolId;
-use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
 fn both(change: impl FnOnce(&mut Config)) -> Config {

@@ -16,7 +16,7 @@ use common::process::{Running, eventually};
 use common::rng::Rng;
 use common::transcript::{self, Received, Transport};
 use nix::sys::signal::Signal;
-use noroshi::token::Claims;
+use noroshi::http::token::Claims;
 use serde_json::{Value, json};
 
 /// The first byte of a binary message in one frame (RFC 6455, section 5.2).

@@ -23,8 +23,8 @@ use common::transcript::SECRET;
 use log::{LevelFilter, Log, Metadata, Record};
 use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, Config, KIB, Secret};
 use noroshi::http::ListenerKind;
+use noroshi::http::token::{Claims, Secrets};
 use noroshi::server::Server;
-use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
 /// Seconds for which seeds are run, unless TEST_SECONDS is set.

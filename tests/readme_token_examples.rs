@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::files::Folder;
 use common::program::find;
-use noroshi::token::Secrets;
+use noroshi::http::token::Secrets;
 
 const README: &str = include_str!("../README.md");
 const SECRET: &str = "nobody shall guess this one, long as it is";

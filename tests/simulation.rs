@@ -11,12 +11,12 @@ use std::time::Duration;
 use common::memory::{Recorded, Recorder, dispatcher, remaining_state, target};
 use common::rng::Rng;
 use noroshi::config::{BASE_BYTES, Config, OFFER_HOLDERS_MAX};
+use noroshi::http::query::Query;
+use noroshi::http::token::{Claims, Secrets};
 use noroshi::memory_budget::Budget;
 use noroshi::protocol::{Conn, Input, ProtocolId, Target};
 use noroshi::protocols::Dispatcher;
 use noroshi::protocols::noroshi::message::Code;
-use noroshi::query::Query;
-use noroshi::token::{Claims, Secrets};
 use serde_json::Value;
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "nobody"];

@@ -11,8 +11,8 @@ use super::values::{
     number_within, peer_id, protocol_path, room_path_prefix, size_within, socket_address, unix_health_check,
 };
 use super::{Config, GIB, ICE_SERVERS_MAX, KIB, ListenAddress, MIB, environment};
-use crate::origin::AllowedOrigin;
-use crate::paths;
+use crate::http::origin::AllowedOrigin;
+use crate::http::paths;
 
 /// The command that the command line selects.
 #[derive(Debug)]

@@ -14,9 +14,9 @@ use super::{
     GIB, HEADER_NAME_BYTES_MAX, HOST_NAME_BYTES_MAX, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, ListenAddress,
     MIB, Size,
 };
-use crate::address::Network;
+use crate::http::address::Network;
+use crate::http::paths;
 use crate::id;
-use crate::paths;
 
 /// Parses the URL of a health check, or `unix:PATH`.
 pub(super) fn health_check(url: &str) -> Result<HealthCheck, &'static str> {

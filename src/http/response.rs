@@ -1,7 +1,7 @@
 //! HTTP responses.
 
+use crate::http::token::{Claims, TokenError};
 use crate::protocol::Target;
-use crate::token::{Claims, TokenError};
 
 /// The response to a request, and what follows it.
 #[derive(Debug, PartialEq, Eq)]

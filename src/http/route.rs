@@ -6,9 +6,9 @@ use percent_encoding::{percent_decode_str, percent_encode_byte};
 
 use super::AdminTopic;
 use crate::config::{Config, ROOM_BYTES_MAX, ROOM_TEXT_BYTES_MAX};
-use crate::paths;
+use crate::http::paths;
+use crate::http::query::Query;
 use crate::protocol::{ProtocolId, Target};
-use crate::query::Query;
 use crate::web;
 
 /// The schemes of a request target in absolute form.

@@ -1,8 +1,8 @@
 //! Request heads and the responses to them.
 
 use super::*;
-use crate::address::Network;
-use crate::origin::AllowedOrigin;
+use crate::http::address::Network;
+use crate::http::origin::AllowedOrigin;
 use crate::web::{LIBRARY, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -259,8 +259,10 @@ fn plain_request_without_host_has_no_reject_reason() {
 #[test]
 fn only_fields_of_the_query_that_are_read_must_be_utf8() {
     let secret = b"only the tests sign with this secret";
-    let with_tokens =
-        Config { token_secrets: Some(crate::token::Secrets::parse(secret).unwrap()), ..Config::default() };
+    let with_tokens = Config {
+        token_secrets: Some(crate::http::token::Secrets::parse(secret).unwrap()),
+        ..Config::default()
+    };
     let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
     for (config, target, expected) in [
         (&Config::default(), "/ws?token=%ff&next=%ff", 101),

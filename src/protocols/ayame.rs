@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX, Config, ROOM_TEXT_BYTES_MAX};
+use crate::http::token::Secrets;
 use crate::json;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member};
@@ -21,7 +22,6 @@ use crate::protocols::list::{List, ListNodes};
 use crate::protocols::uuid::UuidCodec;
 use crate::protocols::{Context, Protocol};
 use crate::timestamp::Timestamp;
-use crate::token::Secrets;
 
 /// All rooms and clients.
 pub struct Ayame {

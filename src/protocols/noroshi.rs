@@ -32,6 +32,7 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::config::Config;
+use crate::http::token::Claims;
 use crate::metrics::Counts;
 use crate::protocol::{Close, Conn, Input, Member, Target};
 use crate::protocols::conn_table::{ConnTable, Slot};
@@ -40,7 +41,6 @@ use crate::protocols::list::ListNodes;
 use crate::protocols::{Context, Protocol};
 use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
-use crate::token::Claims;
 use message::{Body, Code, ErrorReply, Kind, Request};
 
 mod check;

@@ -11,8 +11,9 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
-use crate::address::{Address, PerIpCounts};
 use crate::config::Config;
+use crate::http::address::{Address, PerIpCounts};
+use crate::http::token::TokenError;
 use crate::http::{self, ListenerKind, RejectReason};
 use crate::limits::{
     ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN,
@@ -23,7 +24,6 @@ use crate::memory_budget::Reservation;
 use crate::protocol::{Close, Conn, Member, Outbox, ProtocolId};
 use crate::session::{self, CloseReason, Event, Scratch, Session, SharedState};
 use crate::timestamp::Timestamp;
-use crate::token::TokenError;
 
 /// All connections, by slot.
 pub(super) struct Connections {

@@ -20,9 +20,9 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::connections::Connections;
-use crate::address::Address;
 use crate::config::{Config, ListenAddress};
 use crate::http::ListenerKind;
+use crate::http::address::Address;
 use crate::limits::{
     ACCEPTS_PER_ITERATION, BACKLOG, PER_IP_REFUSED_AT_ONCE, SEND_BUFFER_BYTES, SOCKET_LOCK_RETRY_EVERY,
     SOCKET_LOCK_TIME_MAX, SWEEP_EVERY,

@@ -5,14 +5,14 @@ use std::hash::RandomState;
 use std::time::Duration;
 
 use noroshi::config::Config;
+use noroshi::http::query::Query;
+use noroshi::http::token::Claims;
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
 use noroshi::protocols::Dispatcher;
 use noroshi::protocols::ayame::Ayame;
 use noroshi::protocols::matchbox::Matchbox;
 use noroshi::protocols::noroshi::Noroshi;
-use noroshi::query::Query;
-use noroshi::token::Claims;
 
 use percent_encoding::percent_decode_str;
 

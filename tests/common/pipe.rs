@@ -8,8 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use noroshi::address::Address;
 use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
+use noroshi::http::address::Address;
 use noroshi::http::{self, Admission, ListenerKind, Response};
 use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
 

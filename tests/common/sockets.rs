@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use noroshi::config::{Config, ListenAddress};
 use noroshi::http::ListenerKind;
+use noroshi::http::token::{Claims, Secrets};
 use noroshi::server::Server;
-use noroshi::token::{Claims, Secrets};
 use socket2::{Domain, SockRef, Socket, Type};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::ClientHandshake;

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use noroshi::config::{Command, Config};
+use noroshi::http::token::{Claims, Secrets};
 use noroshi::protocol::ProtocolId;
-use noroshi::token::{Claims, Secrets};
 use serde_json::Value;
 
 /// The secret that signs the tokens of a transcript.

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use ayame_model::Model;
 use noroshi::config::Config;
+use noroshi::http::query::Query;
+use noroshi::http::token::{Claims, Secrets};
 use noroshi::protocol::{Input, ProtocolId, Target};
 use noroshi::protocols::ayame::Ayame;
-use noroshi::query::Query;
-use noroshi::token::{Claims, Secrets};
 use world::{Bytes, STEPS_MAX, World};
 
 #[cfg(not(test))]

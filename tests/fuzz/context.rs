@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use noroshi::http::token::Claims;
 use noroshi::protocol::{Close, Conn, Input, Target};
 use noroshi::rate_limit::Verdict;
-use noroshi::token::Claims;
 
 /// An effect, reduced to what is compared.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,8 +10,8 @@ mod client_address;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use noroshi::address::Network;
 use noroshi::config::Config;
+use noroshi::http::address::Network;
 use noroshi::http::{Admission, ListenerKind, Response};
 
 #[cfg(not(test))]

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use hub_model::Model;
 use noroshi::config::{CLAIMANTS_MAX, Config};
+use noroshi::http::query::Query;
+use noroshi::http::token::Claims;
 use noroshi::protocol::{Conn, Input, ProtocolId, Target};
 use noroshi::protocols::noroshi::Noroshi;
-use noroshi::query::Query;
-use noroshi::token::Claims;
 use serde_json::Value;
 use world::{Bytes, STEPS_MAX, Step, World};
 

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use matchbox_model::Model;
 use noroshi::config::Config;
+use noroshi::http::query::Query;
 use noroshi::protocol::{Conn, Input, ProtocolId, Target};
 use noroshi::protocols::matchbox::Matchbox;
-use noroshi::query::Query;
 use world::{Bytes, STEPS_MAX, Step, World};
 
 #[cfg(not(test))]

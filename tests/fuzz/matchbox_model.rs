@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use noroshi::http::query::Query;
+use noroshi::http::token::Claims;
 use noroshi::json;
 use noroshi::protocol::{Conn, Target};
-use noroshi::query::Query;
-use noroshi::token::Claims;
 
 use super::QUERIES;
 use super::context::{Context, Output, RoomMember, Rules, credits_for_deliveries};

@@ -10,10 +10,10 @@ mod client_address;
 
 use std::net::IpAddr;
 
-use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
+use noroshi::http::address::Network;
+use noroshi::http::origin::AllowedOrigin;
 use noroshi::http::{self, Admission, ListenerKind, Response};
-use noroshi::origin::AllowedOrigin;
 use pipe::answer::answer;
 use pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
 

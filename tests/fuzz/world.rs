@@ -5,10 +5,10 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use noroshi::config::{BASE_BYTES, Config};
+use noroshi::http::token::Claims;
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
 use noroshi::protocols::{Dispatcher, Protocol};
-use noroshi::token::Claims;
 
 use super::context::{self, Output, Rules};
 

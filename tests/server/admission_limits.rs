@@ -3,12 +3,12 @@
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
-use noroshi::address::Network;
 use noroshi::config::{
     BASE_BYTES, CONNECTION_BYTES, EVICTION_TIME_MIN, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE,
     PER_IP_REFUSED_AT_ONCE, REFUSED_AT_ONCE,
 };
 use noroshi::http::ListenerKind;
+use noroshi::http::address::Network;
 use tungstenite::Message;
 
 use super::{receive_json, with};

@@ -4,7 +4,7 @@ use log::LevelFilter;
 
 use super::super::{ListenAddress, Secret, Size};
 use super::*;
-use crate::address::Network;
+use crate::http::address::Network;
 
 fn parse(line: &str) -> Result<Command, String> {
     Config::parse(line.split_whitespace().map(OsString::from))
@@ -191,7 +191,8 @@ fn other_protocols_are_served_at_their_own_paths() {
 
 #[test]
 fn protocol_path_that_the_server_uses_is_rejected() {
-    let used_paths = ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::paths::PAGES);
+    let used_paths =
+        ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::http::paths::PAGES);
     for (flag, path) in used_paths.flat_map(|path| [("--ayame", path), ("--matchbox", path)]) {
         if (flag, path) == ("--matchbox", "/") {
             // The rooms may be at the top level: pages and health checks take precedence.
