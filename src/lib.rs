@@ -9,15 +9,15 @@ pub mod health;
 
 pub mod session;
 
-pub mod http;
-
 pub mod web;
 
 pub mod protocols;
 
+pub mod protocol;
+
 pub mod metrics;
 
-pub mod protocol;
+pub mod message;
 
 pub mod rate_limit;
 
@@ -28,6 +28,8 @@ pub mod logger;
 pub mod memory_budget;
 
 pub mod config;
+
+pub mod http;
 
 pub mod json;
 

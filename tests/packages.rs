@@ -18,6 +18,7 @@ use common::readme::block;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use noroshi::config::Config;
+use noroshi::protocols;
 
 const X86_64: &str = "x86_64-unknown-linux-musl";
 const AARCH64: &str = "aarch64-unknown-linux-musl";
@@ -222,7 +223,7 @@ fn packaged_unit_is_that_of_the_readme() {
 
 #[test]
 fn manual_page_has_the_flags_of_the_help() {
-    let help = Config::help();
+    let help = Config::help(&protocols::endpoints(protocols::ALL));
     let flags = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
     let flags = flags.map(|line| line.split("  ").next().unwrap().replace('-', "\\-"));
     let manual = include_str!("../scripts/noroshi.8").lines();

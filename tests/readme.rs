@@ -12,6 +12,7 @@ use common::readme::{README, block};
 use common::sockets::Net;
 use common::transcript::Transcript;
 use noroshi::config::Config;
+use noroshi::protocols;
 use noroshi::protocols::noroshi::message::{Code, Kind};
 
 #[test]
@@ -36,7 +37,7 @@ fn options() -> Vec<(Vec<&'static str>, &'static str)> {
 
 #[test]
 fn options_match_the_help() {
-    let help = Config::help();
+    let help = Config::help(&protocols::endpoints(protocols::ALL));
     let mut documented = Vec::new();
     let mut lines = help.lines().peekable();
     while let Some(line) = lines.next() {

@@ -50,7 +50,7 @@ impl Net {
             if let Some(it) = condition(self) {
                 return it;
             }
-            self.server.turn(Some(Duration::from_millis(1))).unwrap();
+            self.server.poll_once(Some(Duration::from_millis(1))).unwrap();
             assert!(began.elapsed() < WAIT_TIMEOUT, "timed out");
         }
     }
@@ -134,7 +134,7 @@ impl Net {
         let mut idle_turns = 0;
         let began = Instant::now();
         while idle_turns < 2 {
-            self.server.turn(Some(Duration::ZERO)).unwrap();
+            self.server.poll_once(Some(Duration::ZERO)).unwrap();
             idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
             self.receive_all();
             assert!(began.elapsed() < WAIT_TIMEOUT, "the server does not become idle");
