@@ -81,7 +81,7 @@ impl<'a> Context<'a> {
         self.out.is_congested(to)
     }
 
-    /// Pings a peer. [`Protocol::on_alive`](super::Protocol::on_alive) follows or, after [`PROBE_TIME_MAX`], [`Protocol::on_silent`](super::Protocol::on_silent).
+    /// Pings a peer. [`Protocol::on_alive`](super::Protocol::on_alive) follows or, after [`PROBE_TIME_MAX`](crate::limits::PROBE_TIME_MAX), [`Protocol::on_silent`](super::Protocol::on_silent).
     pub fn probe(&mut self, conn: Conn) {
         self.per_connection.probes.begin(conn, self.now);
         self.out.ping(conn);

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use noroshi::config::{Config, ListenAddress};
 use noroshi::http::ListenerKind;
 use noroshi::http::token::{Claims, Secrets};
+use noroshi::protocol::Descriptor;
+use noroshi::protocols;
 use noroshi::server::Server;
 use socket2::{Domain, SockRef, Socket, Type};
 use tungstenite::handshake::HandshakeError;
@@ -37,8 +39,13 @@ struct Client {
 impl Net {
     /// Starts a server on a free loopback port.
     pub fn new(config: &Config) -> Net {
+        Net::with_protocols(protocols::ALL, config)
+    }
+
+    /// Starts a server with these protocols.
+    pub fn with_protocols(descriptors: &[&'static Descriptor], config: &Config) -> Net {
         let listen = vec![ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())];
-        let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
+        let server = Server::with_protocols(descriptors, Config { listen, ..config.clone() }).unwrap();
         let address = server.addresses(ListenerKind::Main).next().unwrap();
         Net { server, address, clients: BTreeMap::new() }
     }

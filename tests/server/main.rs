@@ -5,6 +5,7 @@ mod admission_limits;
 mod common;
 mod drain;
 mod metrics;
+mod registration;
 mod rooms;
 
 use std::io::{ErrorKind, Read, Write};

@@ -41,7 +41,7 @@ pub fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
                 Some((name, labels)) => {
                     for label in labels.strip_suffix("\"}").unwrap().split("\",") {
                         let (label, value) = label.split_once("=\"").unwrap();
-                        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+".contains(&b);
+                        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
                         assert!(is_name(label) && value.bytes().all(is_allowed), "{line}");
                     }
                     name

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
+pub fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
     let answer =
         net.request(ListenerKind::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
