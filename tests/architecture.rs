@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::files::rust_files;
+use noroshi::protocols;
 
 /// Modules in the order of `lib.rs`. A module may import those that follow it.
 const MODULES: [&str; 18] = [
@@ -147,13 +148,14 @@ fn imports_point_downward() {
 /// Protocols share support modules and do not import each other.
 #[test]
 fn protocols_do_not_import_each_other() {
-    let protocols = ["noroshi", "ayame", "matchbox"];
+    let protocols = protocols::ALL.iter().map(|descriptor| descriptor.endpoint.name.replace('-', ""));
+    let protocols: Vec<String> = protocols.collect();
     for (_, name, lines) in files() {
         let Ok(file) = name.strip_prefix("protocols") else { continue };
         // Only the file beside the folder imports all protocols.
         let Some(own) = file.iter().next().map(|own| own.to_str().unwrap()) else { continue };
         for line in &lines {
-            for other in protocols.into_iter().filter(|other| *other != own) {
+            for other in protocols.iter().filter(|other| *other != own) {
                 assert!(!line.contains(&format!("protocols::{other}")), "{}: {line}", name.display());
             }
         }
