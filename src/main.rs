@@ -58,7 +58,7 @@ fn serve(config: Config) -> io::Result<()> {
     let mut server = Server::bind(config)?;
     // This precedes the messages about listeners, after which a supervisor may stop the server.
     server.install_signal_handlers()?;
-    for listener in server.places(ListenerKind::Main) {
+    for listener in server.listen_addresses(ListenerKind::Main) {
         let ListenAddress::Tcp(address) = listener else {
             print_line(format_args!("listening on {listener}"));
             continue;

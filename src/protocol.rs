@@ -189,13 +189,13 @@ pub trait Protocol {
     }
 
     /// Returns whether the room of this target can take another connection.
-    fn has_place(&self, _target: &Target) -> bool {
+    fn has_capacity(&self, _target: &Target) -> bool {
         true
     }
 
     /// Returns whether the room of this target exists, as far as that is known at the upgrade. While the server drains,
     /// only rooms that exist take connections.
-    fn knows_room(&self, _target: &Target) -> bool {
+    fn room_exists(&self, _target: &Target) -> bool {
         true
     }
 

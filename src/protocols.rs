@@ -218,14 +218,14 @@ impl Dispatcher {
 
     // ---- Questions ----
 
-    /// See [`Protocol::has_place`].
-    pub fn has_place(&self, target: &Target) -> bool {
-        self.mount(target.protocol).is_some_and(|mount| mount.protocol.has_place(target))
+    /// See [`Protocol::has_capacity`].
+    pub fn has_capacity(&self, target: &Target) -> bool {
+        self.mount(target.protocol).is_some_and(|mount| mount.protocol.has_capacity(target))
     }
 
-    /// See [`Protocol::knows_room`].
-    pub fn knows_room(&self, target: &Target) -> bool {
-        self.mount(target.protocol).is_some_and(|mount| mount.protocol.knows_room(target))
+    /// See [`Protocol::room_exists`].
+    pub fn room_exists(&self, target: &Target) -> bool {
+        self.mount(target.protocol).is_some_and(|mount| mount.protocol.room_exists(target))
     }
 
     /// Returns the protocol of a connection, and its memberships. They are empty if there is no such connection.

@@ -127,13 +127,13 @@ impl Server {
     }
 
     /// Returns where the server listens, with the real ports.
-    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
-        self.listeners.places(kind)
+    pub fn listen_addresses(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
+        self.listeners.listen_addresses(kind)
     }
 
     /// Returns the TCP addresses among these.
     pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = SocketAddr> {
-        self.places(kind).filter_map(|place| match place {
+        self.listen_addresses(kind).filter_map(|address| match address {
             ListenAddress::Tcp(address) => Some(address),
             ListenAddress::Unix(_) => None,
         })

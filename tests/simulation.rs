@@ -279,7 +279,7 @@ impl World {
                 Target { protocol: &matchbox::DESCRIPTOR, room: room.to_owned(), query: Query::new(query) }
             }
         };
-        if !self.dispatcher.has_place(&target) {
+        if !self.dispatcher.has_capacity(&target) {
             return;
         }
         let token_id = (self.rng.below(3) == 0).then(|| id.into());

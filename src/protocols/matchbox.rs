@@ -92,14 +92,14 @@ impl Protocol for Matchbox {
         }
     }
 
-    fn has_place(&self, target: &Target) -> bool {
+    fn has_capacity(&self, target: &Target) -> bool {
         match self.open_groups.get(&group_key(target)) {
             Some(group) => self.groups[*group].members.len() < self.mesh_peers_max,
             None => true,
         }
     }
 
-    fn knows_room(&self, target: &Target) -> bool {
+    fn room_exists(&self, target: &Target) -> bool {
         self.open_groups.contains_key(&group_key(target))
     }
 

@@ -175,7 +175,7 @@ impl Protocol for Noroshi {
         self.timers.first().map(|(deadline, _)| deadline.get())
     }
 
-    fn knows_room(&self, target: &Target) -> bool {
+    fn room_exists(&self, target: &Target) -> bool {
         self.find_room(&target.room).is_some()
     }
 

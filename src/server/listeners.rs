@@ -93,9 +93,9 @@ impl Listeners {
     }
 
     /// Returns where the listeners of this kind listen, with the real ports.
-    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
+    pub fn listen_addresses(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
         let matching = self.listeners.iter().filter(move |listener| listener.kind == kind);
-        matching.map(|listener| listener.socket.place())
+        matching.map(|listener| listener.socket.address())
     }
 
     /// Closes all listeners, and removes the files of sockets.
@@ -186,7 +186,7 @@ impl Socket {
         }
     }
 
-    fn place(&self) -> ListenAddress {
+    fn address(&self) -> ListenAddress {
         match self {
             Socket::Tcp(listener) => {
                 ListenAddress::Tcp(listener.local_addr().expect("a listener has an address"))

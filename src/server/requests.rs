@@ -72,8 +72,8 @@ impl Server {
 
     /// Returns whether the limits allow another WebSocket for this target.
     fn admission(&self, slot: usize, target: Option<&Target>) -> Admission {
-        let is_known = |target: &Target| self.dispatcher.knows_room(target);
-        let has_room = |target: &Target| self.dispatcher.has_place(target);
+        let is_known = |target: &Target| self.dispatcher.room_exists(target);
+        let has_room = |target: &Target| self.dispatcher.has_capacity(target);
         let address = self.connections.entries[slot].address;
         if self.connections.is_draining && !target.is_some_and(is_known) {
             Admission::Draining

@@ -253,7 +253,7 @@ impl Transport for Memory {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let destination = self.dispatcher.destination(path, &Query::new(query));
         let Some(Destination::WebSocket(target)) = destination else { panic!("{path}: {destination:?}") };
-        assert!(self.dispatcher.has_place(&target));
+        assert!(self.dispatcher.has_capacity(&target));
         self.connect(peer, &target, None);
     }
 

@@ -42,11 +42,11 @@ pub trait Rules {
     /// Handles one expired timer of the protocol.
     fn timer(&mut self);
     fn timer_due(&self) -> Option<Duration>;
-    fn has_place(&self, _target: &Target) -> bool {
+    fn has_capacity(&self, _target: &Target) -> bool {
         true
     }
     /// Returns whether a new peer of this target may find other peers, if the protocol can tell.
-    fn knows_room(&self, _target: &Target) -> bool {
+    fn room_exists(&self, _target: &Target) -> bool {
         true
     }
     fn member(&self, conn: Conn) -> Option<RoomMember>;

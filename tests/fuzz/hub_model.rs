@@ -356,7 +356,7 @@ impl Rules for Model {
         self.rooms.values().filter_map(|room| room.deadline).min()
     }
 
-    fn knows_room(&self, target: &Target) -> bool {
+    fn room_exists(&self, target: &Target) -> bool {
         self.rooms.contains_key(&target.room)
     }
 

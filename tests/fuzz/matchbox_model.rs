@@ -148,11 +148,11 @@ impl Rules for Model {
         None
     }
 
-    fn has_place(&self, target: &Target) -> bool {
+    fn has_capacity(&self, target: &Target) -> bool {
         self.open_group(target).is_none_or(|group| self.groups[&group].members.len() < self.peers_max)
     }
 
-    fn knows_room(&self, target: &Target) -> bool {
+    fn room_exists(&self, target: &Target) -> bool {
         self.open_group(target).is_some()
     }
 

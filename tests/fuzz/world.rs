@@ -231,10 +231,10 @@ impl<R: Rules> World<R> {
     /// Connects a peer in a free slot, if the protocol accepts it.
     pub fn connect(&mut self, slot: usize, target: &Target, claims: Option<&Claims>) -> Option<Conn> {
         assert_eq!(self.peers[slot], None);
-        let has_place = self.rules.has_place(target);
-        assert_eq!(self.dispatcher.has_place(target), has_place, "{target:?}");
-        assert_eq!(self.dispatcher.knows_room(target), self.rules.knows_room(target), "{target:?}");
-        if !has_place {
+        let has_capacity = self.rules.has_capacity(target);
+        assert_eq!(self.dispatcher.has_capacity(target), has_capacity, "{target:?}");
+        assert_eq!(self.dispatcher.room_exists(target), self.rules.room_exists(target), "{target:?}");
+        if !has_capacity {
             return None;
         }
         self.connections += 1;
