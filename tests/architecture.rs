@@ -35,7 +35,7 @@ const MODULES: [&str; 22] = [
 ];
 
 /// The external crates of each file, besides the standard library.
-const CRATES: [(&str, &[&str]); 21] = [
+const CRATES: [(&str, &[&str]); 22] = [
     ("mio", &["server"]),
     ("socket2", &["server"]),
     ("listenfd", &["server"]),
@@ -46,6 +46,7 @@ const CRATES: [(&str, &[&str]); 21] = [
     ("httparse", &["http"]),
     ("serde_json", &["json"]),
     ("percent_encoding", &["http", "query"]),
+    ("uuid", &["protocols"]),
     ("slab", &["server", "protocols"]),
     ("hashbrown", &["protocols"]),
     ("lexopt", &["config"]),
