@@ -35,7 +35,7 @@ const MODULES: [&str; 22] = [
 ];
 
 /// The external crates of each file, besides the standard library.
-const CRATES: [(&str, &[&str]); 22] = [
+const CRATES: [(&str, &[&str]); 23] = [
     ("mio", &["server"]),
     ("socket2", &["server"]),
     ("listenfd", &["server"]),
@@ -45,7 +45,8 @@ const CRATES: [(&str, &[&str]); 22] = [
     ("tungstenite", &["session", "http"]),
     ("httparse", &["http"]),
     ("serde_json", &["json"]),
-    ("percent_encoding", &["http", "query"]),
+    ("percent_encoding", &["http"]),
+    ("form_urlencoded", &["query"]),
     ("uuid", &["protocols"]),
     ("slab", &["server", "protocols"]),
     ("hashbrown", &["protocols"]),
