@@ -9,7 +9,7 @@
 //!
 //! | message | parse: here | serde_json | quote: here | serde_json | forward, in total: here | serde_json |
 //! |---|---|---|---|---|---|---|
-//! | candidate of 200 bytes | 2,460 | 3,210 | 1,420 | 2,510 | 6,570 | 8,450 |
+//! | candidate of 200 bytes | 2,460 | 3,210 | 1,420 | 2,510 | 6,570 | 8,520 |
 //! | SDP of 5,000 bytes | 27,900 | 41,700 | 33,900 | 62,700 | 72,800 | 109,100 |
 //!
 //! The total is that of `cargo run --release --example bench`. serde_json would make the binary 9 KB smaller and this file
