@@ -32,7 +32,7 @@ const MODULES: [&str; 18] = [
 ];
 
 /// The external crates of each file, besides the standard library.
-const CRATES: [(&str, &[&str]); 21] = [
+const CRATES: [(&str, &[&str]); 23] = [
     ("mio", &["server"]),
     ("socket2", &["server"]),
     ("listenfd", &["server"]),
@@ -43,6 +43,8 @@ const CRATES: [(&str, &[&str]); 21] = [
     ("httparse", &["http"]),
     ("serde_json", &["json"]),
     ("percent_encoding", &["http", "protocols"]),
+    ("form_urlencoded", &["http"]),
+    ("uuid", &["protocols"]),
     ("slab", &["server", "protocols"]),
     ("hashbrown", &["protocols"]),
     ("lexopt", &["config"]),
