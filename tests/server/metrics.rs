@@ -6,7 +6,7 @@ use std::time::Duration;
 use noroshi::http::ListenerKind;
 use tungstenite::Message;
 
-use super::net;
+use super::sockets::net;
 use crate::common::pipe::REQUEST;
 use crate::common::sockets::Net;
 use crate::common::transcript::Transport;

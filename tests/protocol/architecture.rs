@@ -1,0 +1,271 @@
+//! Checks the architecture that `lib.rs` describes: imports point one way, and each external crate is used in its own
+//! files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::common::files::rust_files;
+
+/// Modules in the order of `lib.rs`. A module may import those that follow it.
+const MODULES: [&str; 22] = [
+    "server",
+    "health",
+    "session",
+    "http",
+    "web",
+    "protocols",
+    "metrics",
+    "protocol",
+    "rate_limit",
+    "timestamp",
+    "logger",
+    "memory_budget",
+    "config",
+    "token",
+    "json",
+    "id",
+    "limits",
+    "paths",
+    "query",
+    "origin",
+    "address",
+    "named_enum",
+];
+
+/// The external crates of each file, besides the standard library.
+const CRATES: [(&str, &[&str]); 21] = [
+    ("mio", &["server"]),
+    ("socket2", &["server"]),
+    ("listenfd", &["server"]),
+    ("sd_notify", &["server"]),
+    ("signal_hook", &["server"]),
+    ("signal_hook_mio", &["server"]),
+    ("tungstenite", &["session", "http"]),
+    ("httparse", &["http"]),
+    ("serde_json", &["json"]),
+    ("percent_encoding", &["http", "query"]),
+    ("slab", &["server", "protocols"]),
+    ("hashbrown", &["protocols"]),
+    ("lexopt", &["config"]),
+    ("sha1", &["protocols"]),
+    ("data_encoding", &["protocols", "token"]),
+    ("hmac", &["protocols", "token"]),
+    ("sha2", &["token"]),
+    ("simple_logger", &["logger"]),
+    ("nix", &["logger", "main"]),
+    ("log", &["server", "logger", "config", "main"]),
+    ("noroshi", &["main"]),
+];
+
+/// Returns the code lines of each file, without comments and tests, with its module: `http` contains `http.rs` and the
+/// folder `http`.
+fn files() -> Vec<(String, PathBuf, Vec<String>)> {
+    let files = rust_files("src").into_iter().filter(|path| !path.ends_with("tests.rs"));
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned());
+        let name = path.strip_prefix("src").unwrap().with_extension("");
+        let module = name.iter().next().unwrap().to_str().unwrap().to_owned();
+        (module, name, lines.collect())
+    };
+    files.map(read).collect()
+}
+
+/// Returns the code lines by module.
+fn code() -> BTreeMap<String, Vec<String>> {
+    let mut modules = BTreeMap::<String, Vec<String>>::new();
+    for (module, _, lines) in files() {
+        modules.entry(module).or_default().extend(lines);
+    }
+    modules
+}
+
+/// Returns whether a line contains a path that begins with this name.
+fn names(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+        let before = line[..at].chars().next_back();
+        !before.is_some_and(is_word) && line[at + name.len()..].starts_with("::")
+    })
+}
+
+#[test]
+fn files_match_the_module_map() {
+    let files: Vec<String> = code().into_keys().collect();
+    let mut expected = [&MODULES[..], &["lib", "main"]].concat();
+    expected.sort();
+    assert_eq!(files, expected);
+    let lib = &code()["lib"];
+    let declared = lib.iter().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    assert_eq!(declared.collect::<Vec<_>>(), MODULES);
+}
+
+#[test]
+fn imports_point_downward() {
+    let place = |name: &str| MODULES.iter().position(|module| *module == name);
+    for (file, lines) in code() {
+        for line in lines {
+            for imported in line.split("crate::").skip(1) {
+                let imported = imported.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                let to = place(imported).unwrap_or_else(|| panic!("{file}: {line}"));
+                let allowed = match file.as_str() {
+                    "main" => true,
+                    // Modules that transport bytes and modules with protocol rules do not import each other.
+                    "protocols" => !["server", "session", "http", "web"].contains(&imported),
+                    "http" => ["web", "protocol", "config", "paths", "query", "origin", "address", "token"]
+                        .contains(&imported),
+                    // A session knows bytes, but no protocol, no token and no limit of addresses.
+                    "session" => {
+                        ["http", "limits", "timestamp", "memory_budget", "metrics", "config", "named_enum"]
+                            .contains(&imported)
+                    }
+                    "rate_limit" => ["timestamp", "config"].contains(&imported),
+                    "memory_budget" | "health" => imported == "config",
+                    "config" => {
+                        ["token", "id", "limits", "paths", "query", "origin", "address"].contains(&imported)
+                    }
+                    "token" => ["json", "id", "limits", "named_enum"].contains(&imported),
+                    "protocol" => ["token", "query", "named_enum", "memory_budget"].contains(&imported),
+                    "logger" | "id" => imported == "limits",
+                    "web" => imported == "paths",
+                    "metrics" | "json" | "limits" | "paths" | "query" | "timestamp" | "origin"
+                    | "address" | "named_enum" => false,
+                    _ => true,
+                };
+                assert!(allowed, "{file} imports {imported}");
+                assert!(
+                    imported == file || place(&file).is_none_or(|from| from < to),
+                    "{file} imports {imported}, which is above it"
+                );
+            }
+        }
+    }
+}
+
+/// Protocols share support modules and do not import each other.
+#[test]
+fn protocols_do_not_import_each_other() {
+    let protocols = ["noroshi", "ayame", "matchbox"];
+    for (_, name, lines) in files() {
+        let Ok(file) = name.strip_prefix("protocols") else { continue };
+        // Only the file beside the folder imports all protocols.
+        let Some(own) = file.iter().next().map(|own| own.to_str().unwrap()) else { continue };
+        for line in &lines {
+            for other in protocols.into_iter().filter(|other| *other != own) {
+                assert!(!line.contains(&format!("protocols::{other}")), "{}: {line}", name.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn crates_are_used_in_their_own_files() {
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let declared = dependencies.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name);
+    for name in declared {
+        let name = name.replace('-', "_");
+        assert!(CRATES.iter().any(|(known, _)| *known == name), "{name} has no place");
+    }
+    for (file, lines) in code() {
+        for (name, places) in CRATES {
+            let known = lines.iter().any(|line| names(line, name));
+            assert_eq!(known, places.contains(&file.as_str()), "{file} and {name}");
+        }
+    }
+}
+
+/// Modules, and single files of other modules, that do no I/O.
+const PURE: [&str; 19] = [
+    "session/close",
+    "session/frame",
+    "http",
+    "web",
+    "metrics",
+    "protocols",
+    "protocol",
+    "json",
+    "rate_limit",
+    "timestamp",
+    "memory_budget",
+    "token",
+    "id",
+    "limits",
+    "paths",
+    "query",
+    "origin",
+    "address",
+    "named_enum",
+];
+
+#[test]
+fn pure_modules_do_no_io() {
+    let files = files();
+    for pure in PURE {
+        let is_there = files.iter().any(|(module, name, _)| pure == module || Path::new(pure) == name);
+        assert!(is_there, "there is no {pure}");
+    }
+    for (module, name, lines) in files {
+        let file = name.display();
+        if !PURE.iter().any(|pure| *pure == module || Path::new(pure) == name) {
+            continue;
+        }
+        for line in &lines {
+            for impure in [
+                "std::io",
+                "TcpStream",
+                "TcpListener",
+                "UdpSocket",
+                "std::fs",
+                "std::env",
+                "std::thread",
+                "Instant",
+                "SystemTime",
+                "println!",
+            ] {
+                assert!(!line.contains(impure), "{file}: {line}");
+            }
+        }
+    }
+}
+
+/// The monotonic clock cannot be set. The wall clock is only for TURN credentials and tokens.
+#[test]
+fn only_the_monotonic_clock_is_used() {
+    for (file, lines) in code() {
+        for line in &lines {
+            assert!(!line.contains("Instant::now") || file == "server", "{file}: {line}");
+        }
+        let lookups = lines.iter().filter(|line| line.contains("SystemTime::now")).count();
+        assert_eq!(lookups, usize::from(file == "server" || file == "main"), "{file}");
+    }
+}
+
+#[test]
+fn unsafe_code_is_not_used() {
+    for (file, lines) in code() {
+        let forbids = lines.iter().any(|line| line == "#![forbid(unsafe_code)]");
+        assert_eq!(forbids, file == "lib" || file == "main", "{file}");
+    }
+}
+
+/// `src/README.md` lists the functions that a candidate passes. Each of them is in the file that is named beside it.
+#[test]
+fn reading_path_names_functions_that_exist() {
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/README.md")).unwrap();
+    let table = readme.split("## The way of a candidate").nth(1).unwrap().split("\n## ").next().unwrap();
+    let mut functions = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let mut cells = row.split('`');
+        let (function, file) = (cells.nth(1).unwrap(), cells.nth(1).unwrap());
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+        let code = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let is_defined =
+            [format!("fn {function}("), format!("fn {function}<")].iter().any(|it| code.contains(it));
+        assert!(is_defined, "{file} has no {function}");
+        functions += 1;
+    }
+    assert!(functions > 20, "{functions} functions");
+}
