@@ -1,8 +1,6 @@
 //! Attacks on the server: no peer, network or operator can stop it.
 
 mod bounded_work;
-#[path = "../common/mod.rs"]
-mod common;
 mod connection_storms;
 mod healthz;
 mod memory_budget;
@@ -11,3 +9,5 @@ mod noroshi_rules;
 mod other_protocols;
 mod rate_limit;
 mod vanished_peers;
+
+use noroshi_test_support as common;

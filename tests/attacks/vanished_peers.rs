@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, LoadedServer, start_load_generator};
+use crate::common::own_process::is_alone;
 use crate::common::pipe::{CLOSE, REQUEST, TEXT, close, frame};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -38,10 +39,6 @@ fn stopped_client_is_noticed() {
 /// The test needs its own network namespace, so it runs itself in one.
 #[test]
 fn cut_network_is_noticed() {
-    const INSIDE: &str = "TEST_IS_IN_ITS_OWN_NETWORK";
-    if std::env::var_os(INSIDE).is_some() {
-        return cut_network();
-    }
     // The second way is for users other than root, where the kernel permits it.
     let ways = [&["--net"][..], &["--net", "--map-root-user"]];
     let is_allowed = |way: &&&[&str]| {
@@ -55,11 +52,10 @@ fn cut_network_is_noticed() {
         // The test harness captures the output of print macros.
         return writeln!(std::io::stderr(), "SKIPPED cut_network_is_noticed: {missing}").unwrap();
     };
-    let mut command = Command::new("unshare");
-    command.args(*way).arg(std::env::current_exe().unwrap());
-    command.args(["--exact", "vanished_peers::cut_network_is_noticed", "--nocapture"]).env(INSIDE, "1");
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let launcher = [&["unshare"], *way].concat();
+    if is_alone("vanished_peers::cut_network_is_noticed", &launcher) {
+        cut_network();
+    }
 }
 
 fn cut_network() {

@@ -346,7 +346,7 @@ fn missing_token_is_explained_and_tokens_are_not_reported() {
         tokens.display()
     ));
     let mint = |claims: &[&str]| {
-        let minted = Command::new(NOROSHI)
+        let minted = Command::new(*NOROSHI)
             .args(["token", "--secret-file"])
             .arg(&tokens)
             .args(claims)

@@ -2,8 +2,6 @@
 
 mod ayame_sdk;
 mod check_page;
-#[path = "../common/mod.rs"]
-mod common;
 mod end_to_end;
 mod fault_injection;
 mod interoperability;
@@ -15,3 +13,5 @@ mod page;
 mod room_of_64;
 mod tokens;
 mod types;
+
+use noroshi_test_support as common;

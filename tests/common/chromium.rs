@@ -22,7 +22,7 @@ const FLAGS: &str = "--headless --no-sandbox --no-first-run --user-data-dir=. --
 
 /// A Chromium process with one tab and its own profile.
 pub struct Chromium {
-    program: Program,
+    _program: Program,
     socket: WebSocket<RetryOnInterrupt>,
     /// The DevTools session of the tab.
     session: Value,
@@ -55,7 +55,8 @@ impl Chromium {
                     .0,
             )
         });
-        let mut browser = Chromium { program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
+        let mut browser =
+            Chromium { _program: program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
         let targets = browser.command("Target.getTargets", json!({}));
         let tab = targets["targetInfos"].as_array().unwrap().iter().find(|it| it["type"] == "page").unwrap();
         let attach = json!({"targetId": tab["targetId"], "flatten": true});

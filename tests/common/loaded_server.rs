@@ -137,7 +137,7 @@ impl LoadedServer {
 
 /// Starts the load test against this server.
 pub fn start_load_generator(loaded: &LoadedServer, flags: &str) -> Child {
-    let program = Path::new(NOROSHI).with_file_name("examples/load");
+    let program = Path::new(*NOROSHI).with_file_name("examples/load");
     let url = format!("ws://{}/ws/load", loaded.address());
     let mut command = Command::new(program);
     command.args(["--url", &url]).args(flags.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::null());

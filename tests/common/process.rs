@@ -2,7 +2,9 @@
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,12 @@ use tungstenite::WebSocket;
 
 use super::program::WAIT_TIMEOUT;
 
-pub const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
+/// The path of the server. Cargo builds it beside the directory of the test programs.
+pub static NOROSHI: LazyLock<&str> = LazyLock::new(|| {
+    let tests = std::env::current_exe().unwrap();
+    let server = tests.parent().and_then(Path::parent).unwrap().join("noroshi");
+    server.into_os_string().into_string().unwrap().leak()
+});
 
 /// A server process, killed when the value is dropped.
 pub struct Running {
@@ -32,7 +39,7 @@ impl Drop for Running {
 pub fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
     let script = format!("{script} -l 127.0.0.1:0 --metrics 127.0.0.1:0");
     let mut command = Command::new("sh");
-    let mut child = command.args(["-c", &script, NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.args(["-c", &script, *NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut read_address = |prefix: &str, suffix: &str| loop {
         let mut line = String::new();

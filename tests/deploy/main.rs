@@ -1,8 +1,6 @@
 //! What operators use: proxies, systemd, clusters, packages, documents, scripts and the load test.
 
 mod cluster;
-#[path = "../common/mod.rs"]
-mod common;
 mod load;
 mod packages;
 mod proxies;
@@ -10,3 +8,5 @@ mod readme;
 mod readme_token_examples;
 mod scripts;
 mod systemd;
+
+use noroshi_test_support as common;

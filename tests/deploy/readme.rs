@@ -114,7 +114,7 @@ fn first_log_lines_match_the_readme() {
         README.split("    cargo run --release\n\nprints `").nth(1).unwrap().split('[').next().unwrap();
     assert!(README.contains("the log says at the start how much"));
     for (flags, memory) in [("", "14.9G of memory"), ("--max-memory 32M", "at most 32M of memory")] {
-        let mut command = Command::new(NOROSHI);
+        let mut command = Command::new(*NOROSHI);
         command.args(format!("-l 127.0.0.1:0 {flags}").split_whitespace()).stderr(Stdio::piped());
         let mut server = command.spawn().unwrap();
         let lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap).take(3);

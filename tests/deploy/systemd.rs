@@ -91,7 +91,7 @@ fn activated_socket_is_served() {
         return;
     }
     let port = free_port();
-    let arguments = format!("-l 127.0.0.1:{port} {NOROSHI} --log error");
+    let arguments = format!("-l 127.0.0.1:{port} {} --log error", *NOROSHI);
     let program = Program::start(ACTIVATE, &arguments);
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     program.wait_until("the socket", || std::net::TcpStream::connect(address).ok());
@@ -110,9 +110,9 @@ fn activated_unix_socket_is_served() {
     }
     let folder = Folder::new("handed");
     let path = folder.0.join("socket");
-    let program = Program::start(ACTIVATE, &format!("-l {} {NOROSHI} --log error", path.display()));
+    let program = Program::start(ACTIVATE, &format!("-l {} {} --log error", path.display(), *NOROSHI));
     program.wait_until("the socket", || std::os::unix::net::UnixStream::connect(&path).ok());
-    let health = Command::new(NOROSHI).arg("health").arg(format!("unix:{}", path.display())).status();
+    let health = Command::new(*NOROSHI).arg("health").arg(format!("unix:{}", path.display())).status();
     assert!(health.unwrap().success());
     let log = std::fs::read_to_string(program.home.join("log")).unwrap();
     assert!(log.contains(&format!("listening on unix:{}", path.display())), "{log}");
@@ -129,7 +129,7 @@ fn socket_unit_with_accept_yes_is_rejected_at_start() {
     }
     let folder = Folder::new("accept");
     for listen in [format!("127.0.0.1:{}", free_port()), folder.0.join("socket").display().to_string()] {
-        let program = Program::start(ACTIVATE, &format!("--accept -l {listen} {NOROSHI}"));
+        let program = Program::start(ACTIVATE, &format!("--accept -l {listen} {}", *NOROSHI));
         let log = || std::fs::read_to_string(program.home.join("log")).unwrap();
         program.wait_until("a connection", || match listen.starts_with('/') {
             true => std::os::unix::net::UnixStream::connect(&listen).map(drop).ok(),
@@ -151,7 +151,7 @@ fn units_of_the_readme_are_valid_and_hardened() {
     let service = home.join("noroshi.service");
     std::fs::write(
         &service,
-        block("[Service]").replace("ExecStart=noroshi", &format!("ExecStart={NOROSHI}")),
+        block("[Service]").replace("ExecStart=noroshi", &format!("ExecStart={}", *NOROSHI)),
     )
     .unwrap();
     std::fs::write(home.join("noroshi.socket"), block("[Socket]")).unwrap();

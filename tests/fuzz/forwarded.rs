@@ -3,8 +3,6 @@
 
 #![cfg_attr(not(test), no_main)]
 
-#[path = "../common/answer.rs"]
-mod answer;
 mod client_address;
 
 use std::net::IpAddr;
@@ -13,6 +11,7 @@ use std::time::Duration;
 use noroshi::address::Network;
 use noroshi::config::Config;
 use noroshi::http::{Admission, ListenerKind, Response};
+use noroshi_test_support::answer::answer;
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -53,7 +52,7 @@ pub fn check(data: &[u8]) {
     head.extend_from_slice(b"\r\n");
 
     let mut counted_address: Option<Option<IpAddr>> = None;
-    let answer = answer::answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
+    let answer = answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
         counted_address = Some(address);
         Admission::Allowed
     });

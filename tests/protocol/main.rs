@@ -1,8 +1,6 @@
 //! Protocols, sessions and tokens in memory, the fuzz corpus, and the architecture. Nothing has to be installed.
 
 mod architecture;
-#[path = "../common/mod.rs"]
-mod common;
 mod fuzz_corpus;
 mod noroshi;
 mod other_protocols;
@@ -10,3 +8,5 @@ mod session;
 mod simulation;
 mod tokens;
 mod transcripts;
+
+use noroshi_test_support as common;

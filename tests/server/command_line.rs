@@ -12,7 +12,7 @@ use noroshi::config::{Config, LOG_LINE_BYTES_MAX};
 use tungstenite::{Error, Message, WebSocket};
 
 fn noroshi(args: &[&str]) -> Output {
-    Command::new(NOROSHI).args(args).output().unwrap()
+    Command::new(*NOROSHI).args(args).output().unwrap()
 }
 
 fn send_text(socket: &mut WebSocket<RetryOnInterrupt>, text: &str) {
@@ -299,7 +299,7 @@ fn unwritable_log_does_not_stop_the_server() {
     // A full disk, and no stderr. Both hide the listening address.
     for stderr in ["2>/dev/full", "2>&-", "0<&- >&- 2>&-"] {
         let script = format!(r#"exec "$0" --log debug -l 127.0.0.1:0 {stderr}"#);
-        let child = Command::new("sh").args(["-c", &script, NOROSHI]).spawn().unwrap();
+        let child = Command::new("sh").args(["-c", &script, *NOROSHI]).spawn().unwrap();
         let mut address = None;
         eventually("it listens", || {
             address = listening_address(child.id());

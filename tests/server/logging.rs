@@ -257,7 +257,7 @@ fn irregular_or_oversized_secret_file_is_rejected_at_start_and_reload() {
             ["--token-secret-file", link.to_str().unwrap(), "--ice-server", "stun:s.example"],
             ["--turn-secret-file", link.to_str().unwrap(), "--ice-server", "turn:t.example"],
         ] {
-            let output = Command::new(NOROSHI).args(flags).output().unwrap();
+            let output = Command::new(*NOROSHI).args(flags).output().unwrap();
             let stderr = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{stderr}");
             assert_eq!(stderr, format!("noroshi: {} {link:?}: {expected}\n", flags[0]));

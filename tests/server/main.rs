@@ -2,8 +2,6 @@
 
 mod admission_limits;
 mod command_line;
-#[path = "../common/mod.rs"]
-mod common;
 mod drain;
 mod logging;
 mod metrics;
@@ -14,3 +12,5 @@ mod rooms;
 mod sockets;
 mod token_admission;
 mod unix_socket;
+
+use noroshi_test_support as common;

@@ -154,7 +154,7 @@ impl Drop for File {
 }
 
 fn noroshi(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(NOROSHI).args(args).output().unwrap();
+    let output = Command::new(*NOROSHI).args(args).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }

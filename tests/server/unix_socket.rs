@@ -31,7 +31,7 @@ fn ask(path: &Path, header: &str) -> (Client, u16) {
 }
 
 fn noroshi(arguments: &[&str]) -> Output {
-    Command::new(NOROSHI).args(arguments).output().unwrap()
+    Command::new(*NOROSHI).args(arguments).output().unwrap()
 }
 
 /// Returns the error message of a server that cannot start.
@@ -129,7 +129,7 @@ fn one_of_several_processes_serves_at_a_stale_path() {
         // A killed server leaves its socket file behind.
         drop(UnixListener::bind(path).unwrap());
         let start = || {
-            let mut command = Command::new(NOROSHI);
+            let mut command = Command::new(*NOROSHI);
             command.args(["--listen", &format!("unix:{}", path.display())]).stderr(Stdio::null());
             command.spawn().unwrap()
         };
@@ -159,7 +159,7 @@ fn start_does_not_replace_the_socket_of_another_process() {
     // The test acts as the other process: it has locked the directory and is about to replace the stale file.
     let lock = File::open(&folder.0).unwrap();
     lock.lock().unwrap();
-    let mut command = Command::new(NOROSHI);
+    let mut command = Command::new(*NOROSHI);
     let command = command.args(["--listen", &format!("unix:{}", path.display())]).stderr(Stdio::piped());
     let mut second = command.spawn().unwrap();
     for _ in 0..30 {

@@ -1,8 +1,7 @@
 //! Shared test support: transcripts, protocols and sessions in memory, servers on sockets or as a process, browsers,
 //! TLS, the README and the project's files.
 
-#![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
-
+pub mod answer;
 pub mod auxiliary_servers;
 pub mod axe;
 pub mod browser;
@@ -13,7 +12,7 @@ pub mod files;
 pub mod firefox;
 pub mod loaded_server;
 pub mod memory;
-
+pub mod own_process;
 pub mod pipe;
 pub mod process;
 pub mod program;
