@@ -1,24 +1,17 @@
 //! Ayame's web SDK from npm, unmodified, on a page of another origin.
 
-use std::sync::{Mutex, PoisonError};
-
 use crate::common::auxiliary_servers::{TURNSERVER, coturn, serve};
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::client::Client;
 use crate::common::firefox::{FIREFOX, Firefox};
 use crate::common::process::{Running, eventually, run};
-use crate::common::program::{is_installed, npm};
+use crate::common::program::npm;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-static TURN: Mutex<()> = Mutex::new(());
-
-/// Starts a web server with the page. `None` if a program is missing.
-fn page(programs: &[&str]) -> Option<std::net::SocketAddr> {
-    if !programs.iter().all(|program| is_installed(program)) {
-        return None;
-    }
+/// Starts a web server with the page. `None` without npm.
+fn page() -> Option<std::net::SocketAddr> {
     let home = npm("@open-ayame/ayame-web-sdk@2025.1.1")?;
     let sdk = home.join("node_modules/@open-ayame/ayame-web-sdk/dist/ayame.mjs");
     let sdk = std::fs::read_to_string(sdk).unwrap();
@@ -87,8 +80,8 @@ fn connect_and_disconnect(first: &mut dyn Browser, second: &mut dyn Browser, ser
 
 #[test]
 fn two_clients_connect_disconnect_and_reconnect() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(page) = page(&[CHROMIUM, FIREFOX]) else { return };
+    let Some(_browsers) = reserve_browsers(3, &[CHROMIUM, FIREFOX]) else { return };
+    let Some(page) = page() else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
     let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let ([mut a, mut b], [mut c]) = (Chromium::start(), Firefox::start());
@@ -105,8 +98,8 @@ fn two_clients_connect_disconnect_and_reconnect() {
 
 #[test]
 fn third_client_is_rejected_unless_a_member_is_dead() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(page) = page(&[CHROMIUM]) else { return };
+    let Some(_browsers) = reserve_browsers(3, &[CHROMIUM]) else { return };
+    let Some(page) = page() else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
     let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let [mut a, mut b, mut c] = Chromium::start();
@@ -143,8 +136,8 @@ fn third_client_is_rejected_unless_a_member_is_dead() {
 
 #[test]
 fn restart_ends_all_but_standalone_connections() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(page) = page(&[CHROMIUM, FIREFOX]) else { return };
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM, FIREFOX]) else { return };
+    let Some(page) = page() else { return };
     let flags = format!("--ayame --allow-origin http://localhost:{}", page.port());
     let (server, _stderr) = run(&format!(r#"exec "$0" {flags}"#));
     let ([mut a], [mut b]) = (Chromium::start(), Firefox::start());
@@ -183,8 +176,8 @@ fn restart_ends_all_but_standalone_connections() {
 
 #[test]
 fn clients_use_the_turn_server_that_they_receive() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(page) = page(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
+    let Some(page) = page() else { return };
     let (coturn, port) = coturn("open-sesame");
     let file = coturn.home.join("secret");
     std::fs::write(&file, "open-sesame").unwrap();

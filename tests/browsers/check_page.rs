@@ -2,29 +2,23 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::common::auxiliary_servers::{TURNSERVER, coturn, coturn_over_tls, coturn_with, serve, stun};
 use crate::common::axe::{assert_accessible, axe};
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::client::Client;
 use crate::common::fault_proxy::FaultProxy;
 use crate::common::firefox::{FIREFOX, Firefox};
 use crate::common::process::{NOROSHI, Running, run};
-use crate::common::program::{WAIT_TIMEOUT, free_port, is_installed};
+use crate::common::program::{WAIT_TIMEOUT, free_port};
 use crate::common::tls;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// Acquires the lock that limits these tests to two browsers at a time. `None` if a program is missing.
-fn lock_browsers() -> Option<MutexGuard<'static, ()>> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let is_possible = [CHROMIUM, FIREFOX, TURNSERVER].iter().all(|program| is_installed(program));
-    is_possible.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
-}
+const PROGRAMS: [&str; 3] = [CHROMIUM, FIREFOX, TURNSERVER];
 
 /// Patterns that a report must not contain: TURN user names and passwords, and tokens.
 const SECRETS: &str = r"/\d{9,}:[0-9a-f]{16}|[A-Za-z0-9+\/]{27}=|eyJ/";
@@ -115,7 +109,7 @@ fn browsers() -> (Chromium, Firefox) {
 
 #[test]
 fn correct_deployment_passes_all_checks() {
-    let Some(_lock) = lock_browsers() else { return };
+    let Some(_browsers) = reserve_browsers(2, &PROGRAMS) else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
     let server = start_server_with_turn(&coturn.home, "open-sesame", port, "");
@@ -192,7 +186,7 @@ fn correct_deployment_passes_all_checks() {
 
 #[test]
 fn rejecting_and_unreachable_turn_servers_are_distinguished() {
-    let Some(_lock) = lock_browsers() else { return };
+    let Some(_browsers) = reserve_browsers(2, &PROGRAMS) else { return };
     let (mut chromium, mut firefox) = browsers();
     let mut both = |home: &Path, secret: &str, port: u16| {
         Report::by([&mut chromium, &mut firefox], &url(&start_server_with_turn(home, secret, port, "")))
@@ -231,7 +225,7 @@ fn rejecting_and_unreachable_turn_servers_are_distinguished() {
 
 #[test]
 fn untrusted_turn_certificate_is_reported() {
-    let Some(_lock) = lock_browsers().filter(|_| is_installed(tls::OPENSSL)) else { return };
+    let Some(_browsers) = reserve_browsers(2, &[&PROGRAMS[..], &[tls::OPENSSL]].concat()) else { return };
     let port = free_port();
     let (coturn, _) = coturn_over_tls("open-sesame", port);
     let secret = coturn.home.join("secret");
@@ -258,7 +252,7 @@ fn untrusted_turn_certificate_is_reported() {
 
 #[test]
 fn proxy_faults_are_reported() {
-    let Some(_lock) = lock_browsers() else { return };
+    let Some(_browsers) = reserve_browsers(2, &PROGRAMS) else { return };
     let (mut chromium, mut firefox) = browsers();
     let (server, _stderr) = run(r#"exec "$0""#);
     let proxy = FaultProxy::new(server.address);
@@ -302,7 +296,7 @@ fn proxy_faults_are_reported() {
 
 #[test]
 fn wrong_clock_is_reported() {
-    let Some(_lock) = lock_browsers() else { return };
+    let Some(_browsers) = reserve_browsers(2, &PROGRAMS) else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
     std::fs::write(coturn.home.join("secret"), "open-sesame").unwrap();
@@ -334,7 +328,7 @@ fn wrong_clock_is_reported() {
 
 #[test]
 fn missing_token_is_explained_and_tokens_are_not_reported() {
-    let Some(_lock) = lock_browsers() else { return };
+    let Some(_browsers) = reserve_browsers(2, &PROGRAMS) else { return };
     let (mut chromium, mut firefox) = browsers();
     let (coturn, port) = coturn("open-sesame");
     let [turn, tokens] = ["turn", "tokens"].map(|name| coturn.home.join(name));

@@ -1,23 +1,12 @@
 //! The page, the client library and the article's flow in real browsers on this machine.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use crate::common::auxiliary_servers::{TURNSERVER, coturn, serve};
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::firefox::{FIREFOX, Firefox};
 use crate::common::process::{Running, eventually, run};
-use crate::common::program::is_installed;
 use nix::sys::signal::Signal;
 use serde_json::json;
-
-/// Acquires the lock that runs browser tests one at a time, because several would overload a small machine. `None` if a
-/// program is missing.
-fn lock_browsers(programs: &[&str]) -> Option<MutexGuard<'static, ()>> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let is_possible = programs.iter().all(|program| is_installed(program));
-    is_possible.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
-}
 
 /// Opens the page under a name.
 fn open_page(browser: &mut dyn Browser, server: &Running, name: &str) {
@@ -49,7 +38,7 @@ fn wait_until_empty(server: &Running) {
 
 #[test]
 fn three_pages_connect_and_one_is_killed() {
-    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
+    let Some(_browsers) = reserve_browsers(3, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren, mut yuki] = Chromium::start();
     open_page(&mut aoi, &server, "Aoi");
@@ -124,7 +113,7 @@ fn three_pages_connect_and_one_is_killed() {
 
 #[test]
 fn server_restart_interrupts_no_connection() {
-    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
+    let Some(_browsers) = reserve_browsers(4, &[CHROMIUM]) else { return };
     let (mut server, _stderr) = run(r#"exec "$0""#);
     let [aoi, ren, yuki, mut sora] = Chromium::start();
     let mut three = [aoi, ren, yuki];
@@ -189,7 +178,7 @@ fn wait_for_numbers(three: &mut [Chromium; 3]) {
 
 #[test]
 fn page_of_the_article_works_unchanged() {
-    let Some(_lock) = lock_browsers(&[CHROMIUM]) else { return };
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM]) else { return };
     let page = serve(&[("/", include_str!("../pages/article.html"))]);
     let (server, _stderr) = run(&format!(r#"exec "$0" --allow-origin http://{page}"#));
     let [mut first, mut second] = Chromium::start();
@@ -214,7 +203,7 @@ fn page_of_the_article_works_unchanged() {
 
 #[test]
 fn turn_server_accepts_the_credentials_of_the_server() {
-    let Some(_lock) = lock_browsers(&[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
+    let Some(_browsers) = reserve_browsers(3, &[CHROMIUM, FIREFOX, TURNSERVER]) else { return };
     let (coturn, port) = coturn("open-sesame");
     let page = serve(&[("/", include_str!("../pages/relay.html"))]);
     let file = coturn.home.join("secret");
@@ -261,7 +250,7 @@ fn turn_server_accepts_the_credentials_of_the_server() {
 
 #[test]
 fn page_errors_are_detected() {
-    let Some(_lock) = lock_browsers(&[CHROMIUM, FIREFOX]) else { return };
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM, FIREFOX]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
     let faults = [

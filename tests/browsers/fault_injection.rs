@@ -4,12 +4,11 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::fault_proxy::{FaultProxy, random};
 use crate::common::firefox::{FIREFOX, Firefox};
 use crate::common::process::{eventually, run};
-use crate::common::program::is_installed;
 use serde_json::json;
 
 const STORM: Duration = Duration::from_secs(12);
@@ -38,9 +37,7 @@ const HELPERS: &str = "
 
 /// Runs faults over these rooms of two pages.
 fn run_faults(flow: &str, rooms: [&[&str]; 2]) {
-    if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM, FIREFOX]) else { return };
     let mut seed = std::env::var("TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("TEST_SEED={seed}");
     let (server, _stderr) = run(r#"exec "$0" --allow-origin "*""#);

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::firefox::{FIREFOX, Firefox};
 use crate::common::process::{Running, eventually, run};
-use crate::common::program::is_installed;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -144,9 +143,7 @@ fn test_pair<'a>(first: &'a mut dyn Browser, second: &'a mut dyn Browser) {
 /// The pairs of browsers run one after the other, because together they would overload a small machine.
 #[test]
 fn browsers_interoperate_in_either_order() {
-    if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(3, &[CHROMIUM, FIREFOX]) else { return };
     let [mut firefox, mut other] = Firefox::start();
     let [mut chromium] = Chromium::start();
     println!("Firefox and Firefox");
@@ -160,9 +157,7 @@ fn browsers_interoperate_in_either_order() {
 /// Saves screenshots in the directory TEST_LOOKS for visual inspection.
 #[test]
 fn page_fits_every_width_and_color_scheme() {
-    if !is_installed(FIREFOX) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(2, &[FIREFOX]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut ren] = Firefox::start();
     for colors in ["light", "dark", "forced"] {

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::fault_proxy::{FaultProxy, random};
 use crate::common::firefox::{FIREFOX, Firefox};
 use crate::common::process::{Running, run};
-use crate::common::program::is_installed;
 use serde_json::json;
 
 /// The pages come from other origins than the server's.
@@ -44,9 +43,7 @@ fn close(mut browser: Chromium) {
 
 #[test]
 fn pair_is_stable_after_negotiating_over_cut_signaling() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let mut seed = std::env::var("TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("TEST_SEED={seed}");
     let (server, _stderr) = run(OPEN);
@@ -85,9 +82,7 @@ fn pair_is_stable_after_negotiating_over_cut_signaling() {
 
 #[test]
 fn pair_survives_a_server_restart_during_negotiation() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
     let (next, _stderr) = run(OPEN);
     let proxies = [FaultProxy::new(server.address), FaultProxy::new(server.address)];
@@ -115,9 +110,7 @@ fn pair_survives_a_server_restart_during_negotiation() {
 
 #[test]
 fn black_hole_network_is_noticed() {
-    if !is_installed(CHROMIUM) || !is_installed(FIREFOX) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM, FIREFOX]) else { return };
     let mut servers = vec![run(OPEN)];
     let page = servers[0].0.address;
     let proxy = FaultProxy::new(page);
@@ -182,9 +175,7 @@ fn black_hole_network_is_noticed() {
 
 #[test]
 fn room_split_over_two_servers_is_reunited() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
     let (other, _stderr) = run(OPEN);
     let proxies = [FaultProxy::new(server.address), FaultProxy::new(server.address)];

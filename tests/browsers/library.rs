@@ -1,9 +1,9 @@
 //! The client library in a real browser.
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::process::{Running, eventually, run};
-use crate::common::program::{free_port, is_installed};
+use crate::common::program::free_port;
 use serde_json::json;
 
 /// Opens a page with the library and functions that observe rooms. All rooms of a test may be in one page.
@@ -42,9 +42,7 @@ fn close(mut browser: Chromium) {
 
 #[test]
 fn tracks_added_before_the_first_offer_are_in_the_answer() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     browser.eval(
@@ -61,9 +59,7 @@ fn tracks_added_before_the_first_offer_are_in_the_answer() {
 
 #[test]
 fn failure_is_reported_with_its_peer_which_restarts() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
@@ -82,9 +78,7 @@ fn failure_is_reported_with_its_peer_which_restarts() {
 
 #[test]
 fn repeated_answer_has_its_candidates() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     // The server rejects all candidates of A with `too_many`, so that the answer arrives without them.
@@ -113,9 +107,7 @@ fn repeated_answer_has_its_candidates() {
 
 #[test]
 fn send_addresses_one_peer_and_reports_failures() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     browser.eval(
@@ -147,9 +139,7 @@ fn send_addresses_one_peer_and_reports_failures() {
 
 #[test]
 fn oversized_description_is_an_error_of_its_peer_only() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0" --max-message 2K"#);
     let mut browser = page(&server);
     browser.eval("const a = await enter('A'), b = await enter('B'); 0");
@@ -170,9 +160,7 @@ fn oversized_description_is_an_error_of_its_peer_only() {
 
 #[test]
 fn suspended_page_leaves_its_room() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     browser.eval("const a = await enter('A'); const firePageTransition = (type) => dispatchEvent(new PageTransitionEvent(type, { persisted: true })); 0");
@@ -191,9 +179,7 @@ fn suspended_page_leaves_its_room() {
 
 #[test]
 fn left_room_is_garbage_collected() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     browser.eval(
@@ -214,9 +200,7 @@ fn left_room_is_garbage_collected() {
 
 #[test]
 fn failed_join_has_a_reason() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     let gone = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));

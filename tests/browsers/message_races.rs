@@ -2,11 +2,10 @@
 
 use std::net::TcpListener;
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::fault_proxy::FaultProxy;
 use crate::common::process::{Running, eventually, run};
-use crate::common::program::is_installed;
 use serde_json::json;
 
 /// The pages come from other origins than the server's.
@@ -48,6 +47,14 @@ fn page(server: &Running, wires: &[FaultProxy]) -> Chromium {
     browser
 }
 
+/// Opens a page in which `a` and `b` are connected members of a room.
+fn page_with_a_mesh(server: &Running) -> Chromium {
+    let mut browser = page(server, &[]);
+    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
+    browser.wait_until("meet(a, b) && isStable(a, b)");
+    browser
+}
+
 /// Ends a test. Errors that the browser reports for failed requests are ignored.
 fn close(mut browser: Chromium) {
     assert_eq!(browser.eval("rejected"), json!([]));
@@ -59,13 +66,9 @@ fn close(mut browser: Chromium) {
 
 #[test]
 fn repeated_offer_has_no_effect() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
-    let mut browser = page(&server, &[]);
-    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.wait_until("meet(a, b) && isStable(a, b)");
+    let mut browser = page_with_a_mesh(&server);
     // B has made the first offer. One page makes another offer, which is lost; then the other one repeats its last
     // description.
     browser.eval(
@@ -92,13 +95,9 @@ fn repeated_offer_has_no_effect() {
 
 #[test]
 fn descriptions_have_the_ids_that_older_library_versions_expect() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
-    let mut browser = page(&server, &[]);
-    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.wait_until("meet(a, b) && isStable(a, b)");
+    let mut browser = page_with_a_mesh(&server);
     // Compares the whole line, byte by byte.
     assert_eq!(
         browser.eval(
@@ -123,13 +122,9 @@ fn descriptions_have_the_ids_that_older_library_versions_expect() {
 
 #[test]
 fn invalid_description_is_an_error_event_of_its_peer() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
-    let mut browser = page(&server, &[]);
-    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.wait_until("meet(a, b) && isStable(a, b)");
+    let mut browser = page_with_a_mesh(&server);
     browser.eval(
         r#"const sendMessage = (message) => send.call(sockets[1], JSON.stringify({ id: "B", target_id: "A", ...message }));
         sendMessage({ type: "candidateAdd", candidate: { candidate: "a|b" } });
@@ -142,9 +137,7 @@ fn invalid_description_is_an_error_event_of_its_peer() {
 
 #[test]
 fn returning_partner_is_detected_immediately() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
     let wires = [FaultProxy::new(server.address), FaultProxy::new(server.address)];
     let mut browser = page(&server, &wires);
@@ -162,9 +155,7 @@ fn returning_partner_is_detected_immediately() {
 
 #[test]
 fn room_has_at_most_one_open_connection() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
     let proxy = FaultProxy::new(server.address);
     let mut browser = page(&server, std::slice::from_ref(&proxy));
@@ -182,9 +173,7 @@ fn room_has_at_most_one_open_connection() {
 
 #[test]
 fn black_hole_network_does_not_block_reconnecting() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -206,9 +195,7 @@ fn black_hole_network_does_not_block_reconnecting() {
 
 #[test]
 fn duplicated_descriptions_are_applied_once() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
     let mut browser = page(&server, &[]);
     // Descriptions arrive twice. An answer may be delayed until the next offer and arrive before and after it.
@@ -249,9 +236,7 @@ fn duplicated_descriptions_are_applied_once() {
 
 #[test]
 fn delayed_message_does_not_count_as_an_answer() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
     let wires = [FaultProxy::new(server.address)];
     let mut browser = page(&server, &wires);
@@ -270,17 +255,13 @@ fn delayed_message_does_not_count_as_an_answer() {
 
 #[test]
 fn liveness_check_does_not_request_new_credentials() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
-    let secret = std::env::temp_dir().join(format!("noroshi-corners-{}", std::process::id()));
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
+    let secret = std::env::temp_dir().join(format!("noroshi-turn-secret-{}", std::process::id()));
     std::fs::write(&secret, "open-sesame").unwrap();
     let (server, _stderr) =
         run(&format!(r#"exec "$0" --ice-server turn:127.0.0.1:9 --turn-secret-file {}"#, secret.display()));
     std::fs::remove_file(&secret).unwrap();
-    let mut browser = page(&server, &[]);
-    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.wait_until("meet(a, b) && isStable(a, b)");
+    let mut browser = page_with_a_mesh(&server);
     let fragment = r"/^a=ice-ufrag:(.*)/m.exec(peer(a).pc.localDescription.sdp)[1]";
     let before = browser.eval(fragment);
     // Credentials change every second.
@@ -295,13 +276,9 @@ fn liveness_check_does_not_request_new_credentials() {
 
 #[test]
 fn all_waiters_for_queue_space_are_notified() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(OPEN);
-    let mut browser = page(&server, &[]);
-    browser.eval("const a = await enter('A'), b = await enter('B'); 0");
-    browser.wait_until("meet(a, b)");
+    let mut browser = page_with_a_mesh(&server);
     browser.eval(
         "const fill = () => { for (let i = 0; i < 100; i++) peer(a).send(new Uint8Array(65536)); };
         fill();

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use crate::common::axe::{assert_accessible, axe};
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::process::{Running, run};
-use crate::common::program::is_installed;
 use serde_json::{Value, json};
 
 fn open_page(browser: &mut Chromium, server: &Running, name: &str) {
@@ -28,9 +27,7 @@ fn save_screenshot(browser: &mut Chromium, name: &str) {
 
 #[test]
 fn device_button_shows_the_state_of_the_device() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut browser] = Chromium::start();
     open_page(&mut browser, &server, "Aoi");
@@ -64,9 +61,7 @@ fn device_button_shows_the_state_of_the_device() {
 
 #[test]
 fn failed_join_shows_a_reason_and_a_remedy() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM]) else { return };
     let (mut server, _stderr) = run(r#"exec "$0" --max-mesh-peers 1"#);
     let [mut first, mut second] = Chromium::start();
     // A name is truncated to 128 bytes.
@@ -126,9 +121,7 @@ fn failed_join_shows_a_reason_and_a_remedy() {
 
 #[test]
 fn narrow_page_shows_everything_and_marks_unread_messages() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut phone, mut other] = Chromium::start();
     phone.resize(320, 600, "light");
@@ -157,7 +150,8 @@ fn narrow_page_shows_everything_and_marks_unread_messages() {
 
 #[test]
 fn page_is_accessible() {
-    let Some(axe) = axe().filter(|_| is_installed(CHROMIUM)) else { return };
+    let Some(axe) = axe() else { return };
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut aoi, mut ren] = Chromium::start();
     open_page(&mut aoi, &server, "Aoi");

@@ -7,10 +7,9 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::process::{Running, eventually, run};
-use crate::common::program::is_installed;
 
 /// Members of a full room, by default.
 const MEMBERS: usize = 64;
@@ -206,9 +205,7 @@ fn nothing_was_refused(server: &Running) {
 
 #[test]
 fn sixty_four_members_join_and_rejoin_without_errors() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
     let mut browser = page(&server);
     let left = |server: &Running| eventually("all have left", || server.metric("connections") == 0.0);

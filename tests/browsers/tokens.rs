@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::fault_proxy::FaultProxy;
 use crate::common::process::{Running, run};
-use crate::common::program::is_installed;
 use noroshi::token::{Claims, Secrets};
 use serde_json::json;
 
@@ -46,9 +45,7 @@ fn token(room: Option<&str>, id: Option<&str>, seconds: i64) -> String {
 
 #[test]
 fn library_joins_and_rejoins_with_a_token() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let guarded = Guarded::start("library", SECRET);
     let strict = Guarded::start("strict", "another secret of more than thirty-two bytes");
     let proxy = FaultProxy::new(guarded.server.address);
@@ -95,9 +92,7 @@ fn library_joins_and_rejoins_with_a_token() {
 
 #[test]
 fn page_keeps_its_token_and_shares_only_the_room() {
-    if !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let guarded = Guarded::start("page", SECRET);
     let address = guarded.server.address;
     let [mut browser] = Chromium::start();

@@ -1,11 +1,53 @@
 //! Operations that tests use in every browser.
 
+use std::cell::Cell;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Instant;
 
 use serde_json::Value;
 
-use super::program::WAIT_TIMEOUT;
+use super::program::{WAIT_TIMEOUT, is_installed};
+
+/// Browsers that run at the same time. More would overload two cores, and waiting would time out.
+const BROWSERS_MAX: usize = 4;
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static RELEASED: Condvar = Condvar::new();
+
+thread_local! {
+    /// Whether the test on this thread has a reservation.
+    static HAS_RESERVATION: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Permits a test to start some browsers, until it is dropped.
+pub struct BrowserReservation(usize);
+
+/// Waits until a test may start this many browsers. `None` if a program is missing.
+pub fn reserve_browsers(count: usize, programs: &[&str]) -> Option<BrowserReservation> {
+    assert!(count <= BROWSERS_MAX && !HAS_RESERVATION.get(), "a test reserves all its browsers at once");
+    if !programs.iter().all(|program| is_installed(program)) {
+        return None;
+    }
+    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_full = |running: &mut usize| *running + count > BROWSERS_MAX;
+    *RELEASED.wait_while(running, is_full).unwrap_or_else(PoisonError::into_inner) += count;
+    HAS_RESERVATION.set(true);
+    Some(BrowserReservation(count))
+}
+
+/// Asserts that the test has reserved its browsers.
+pub fn assert_reservation() {
+    assert!(HAS_RESERVATION.get(), "call reserve_browsers() before a browser starts");
+}
+
+impl Drop for BrowserReservation {
+    fn drop(&mut self) {
+        HAS_RESERVATION.set(false);
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        RELEASED.notify_all();
+    }
+}
 
 /// Controls a browser with one tab and its own profile. The process is killed when the value is dropped.
 pub trait Browser {

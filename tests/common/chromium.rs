@@ -6,7 +6,7 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
-use super::browser::Browser;
+use super::browser::{Browser, assert_reservation};
 use super::process::RetryOnInterrupt;
 use super::program::{Program, WAIT_TIMEOUT};
 
@@ -44,6 +44,7 @@ impl Chromium {
     }
 
     fn attach(program: Program) -> Chromium {
+        assert_reservation();
         let socket = program.wait_until("the address of the DevTools", || {
             let text = std::fs::read_to_string(program.home.join("DevToolsActivePort")).ok()?;
             let (port, path) = text.split_once('\n')?;

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 /// Environment variable that has the name of the only test in this process.
-const ONLY_TEST: &str = "NOROSHI_ONLY_TEST";
+const ONLY_TEST: &str = "TEST_IN_OWN_PROCESS";
 
 /// Returns whether the calling test is alone in this process. If it is not, runs it in a new process and waits for it.
 /// `test` is its name with its module. `launcher` is a command that starts the process, and may be empty.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::process::{Running, eventually, run};
 use crate::common::program::{Program, free_port, is_installed};
@@ -297,9 +297,7 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
 
 #[test]
 fn rolling_restart_does_not_interrupt_connected_browsers() {
-    if !is_installed(HAPROXY) || !is_installed(CHROMIUM) {
-        return;
-    }
+    let Some(_browsers) = reserve_browsers(3, &[HAPROXY, CHROMIUM]) else { return };
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut cluster = Cluster::start();
     let [mut first, mut second, mut third] = Chromium::start();

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
 
-use crate::common::browser::Browser;
+use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::client::Client;
 use crate::common::files::Folder;
@@ -350,9 +350,10 @@ fn proxies_connect_to_a_unix_socket() {
 
 #[test]
 fn browsers_connect_behind_each_proxy() {
-    if !(is_installed(CHROMIUM) && [&NGINX, &CADDY, &HAPROXY].into_iter().all(can_run)) {
+    if ![&NGINX, &CADDY, &HAPROXY].into_iter().all(can_run) {
         return;
     }
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM]) else { return };
     let mut two = Chromium::start::<2>();
     two.iter_mut().for_each(Chromium::ignore_certificate_errors);
     for kind in [&NGINX, &CADDY, &HAPROXY] {

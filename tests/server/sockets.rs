@@ -142,9 +142,13 @@ fn peer_that_does_not_read_is_closed_and_delays_no_other_peer() {
     // Other peers are unaffected.
     net.send("B", Message::text(r#"{"type":"offer","id":"B","target_id":"C","sdp":1}"#));
     assert_eq!(receive_json(&mut net, "C")["sdp"], "1");
-    net.advance(6);
-    net.send("B", Message::text(text.as_str()));
-    assert_eq!(receive_json(&mut net, "B")["code"], "unknown_peer");
+    // Ten seconds after A's kernel has taken the last bytes. On a loaded machine it may take more of them late.
+    let mut codes = (0..60).map(|_| {
+        net.advance(1);
+        net.send("B", Message::text(text.as_str()));
+        receive_json(&mut net, "B")["code"].clone()
+    });
+    assert_eq!(codes.find(|code| code != "peer_busy"), Some("unknown_peer".into()));
     assert_eq!(metrics(&mut net)["noroshi_closings_total{reason=\"slow\"}"], 1.0);
     net.finish();
 }
