@@ -445,8 +445,9 @@ fn slow_reader_receives_ayame_pings() {
     harness.finish(vec![victim, attacker]);
 }
 
-#[test]
-fn slow_reader_keeps_its_claimed_id() {
+/// Claims the id of a peer whose queue is full and that reads this many bytes every 10 ms, for twice the time of a probe.
+/// Asserts that it keeps its id. Returns how many bytes it has read.
+fn claim_id_of_slow_reader(bytes_each: usize) -> usize {
     let mut harness = Harness::new(&Config::default());
     let mut victim = harness.open_slow("/ws/tea");
     victim.send(&message_frame("join", "V"));
@@ -457,20 +458,32 @@ fn slow_reader_keeps_its_claimed_id() {
     harness.deliver(&mut attacker);
     let mut claimant = harness.open("/ws/tea");
     claimant.send(&message_frame("join", "V"));
-    // 50 KB a second, for twice the time of a probe.
     harness.pace = Duration::from_millis(10);
-    let mut heard_by_claimant = Vec::new();
+    let mut received = Vec::new();
     for _ in 0..1000 {
         harness.run_iteration();
-        victim.read(500);
+        victim.read(bytes_each);
         attacker.read(usize::MAX);
-        heard_by_claimant.extend(values(&mut claimant));
+        received.extend(values(&mut claimant));
         assert_eq!(victim.close_code, None);
     }
-    assert!(victim.bytes_read > 300 * KIB, "the victim reads {} bytes", victim.bytes_read);
-    assert_eq!(heard_by_claimant.len(), 1, "{heard_by_claimant:?}");
-    assert_eq!(heard_by_claimant[0]["code"], "id_taken");
+    assert_eq!(received.len(), 1, "{received:?}");
+    assert_eq!(received[0]["code"], "id_taken");
+    let bytes_read = victim.bytes_read;
     harness.finish(vec![victim, attacker, claimant]);
+    bytes_read
+}
+
+#[test]
+fn slow_reader_keeps_its_claimed_id() {
+    let bytes_read = claim_id_of_slow_reader(500);
+    assert!(bytes_read > 300 * KIB, "the victim reads {bytes_read} bytes");
+}
+
+/// Bytes that a very slow peer reads are noticed although epoll does not yet report its socket as writable.
+#[test]
+fn very_slow_reader_keeps_its_id() {
+    claim_id_of_slow_reader(50);
 }
 
 #[test]
@@ -823,31 +836,4 @@ fn holders_of_old_offers_are_not_closed_by_a_series_of_offers() {
     }
     attackers.extend(victims);
     harness.finish(attackers);
-}
-
-/// Bytes that a very slow peer reads are noticed although epoll does not yet report its socket as writable.
-#[test]
-fn very_slow_reader_keeps_its_id() {
-    let mut harness = Harness::new(&Config::default());
-    let mut victim = harness.open_slow("/ws/tea");
-    victim.send(&message_frame("join", "V"));
-    let mut attacker = harness.open("/ws/tea");
-    attacker.send(&message_frame("join", "A"));
-    harness.run_until_idle();
-    fill(&mut attacker, |bytes| candidate("A", "V", bytes));
-    harness.deliver(&mut attacker);
-    let mut claimant = harness.open("/ws/tea");
-    claimant.send(&message_frame("join", "V"));
-    harness.pace = Duration::from_millis(10);
-    let mut received = Vec::new();
-    for _ in 0..1000 {
-        harness.run_iteration();
-        // 5 KB/s.
-        victim.read(50);
-        attacker.read(usize::MAX);
-        received.extend(claimant.texts());
-    }
-    assert_eq!(victim.close_code, None);
-    assert!(received[0].contains("id_taken"), "{received:?}");
-    harness.finish(vec![victim, attacker, claimant]);
 }

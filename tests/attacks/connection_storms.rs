@@ -1,5 +1,6 @@
 //! Connection storms, and fewer descriptors than connections need. See `survival.rs`.
 
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
@@ -8,20 +9,22 @@ use std::time::{Duration, Instant};
 use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, KIB, LoadedServer, MIB, PAIR, start_load_generator};
 use crate::common::pipe::REQUEST;
-use crate::common::process::Running;
+use crate::common::process::{Running, eventually};
 use noroshi::config::{Config, REFUSED_AT_ONCE};
 use serde_json::json;
 
 // ---- Descriptors ----
 
-/// Asserts that the server uses little CPU while no client connects or disconnects.
-fn does_not_spin(server: &Running) {
-    let before = server.cpu();
-    let time = Duration::from_secs(2);
-    sleep(time);
-    let used = server.cpu() - before;
-    println!("{used:?} of CPU in {time:?}");
-    assert!(used < time / 20);
+/// Waits until the server uses little CPU. A loop that spins would use all that it gets, even on a busy machine.
+fn wait_until_it_rests(server: &Running) {
+    eventually("the server does not spin", || {
+        let before = server.cpu();
+        let time = Duration::from_secs(1);
+        sleep(time);
+        let used = server.cpu() - before;
+        println!("{used:?} of CPU in {time:?}");
+        used < time / 20
+    });
 }
 
 /// Returns how many clients have received a response with this status.
@@ -40,7 +43,7 @@ fn five_hundred_clients_with_sixty_four_descriptors_are_served() {
         .wait_until("some connections are rejected", |_| count_responses(&clients, "503") >= REFUSED_AT_ONCE);
     let inside = loaded.descriptors_at_rest + 31 - PAIR.len();
     loaded.wait_until("the other connections are closed", |server| server.descriptors() == inside);
-    does_not_spin(&loaded.server);
+    wait_until_it_rests(&loaded.server);
     for came in 32..35 {
         let inside = clients.iter().position(|client| client.has_response("101")).unwrap();
         drop(clients.swap_remove(inside));
@@ -71,7 +74,7 @@ fn five_hundred_clients_without_descriptors_are_served_later() {
     let mut waiting = loaded.connect_many(500, |address, _| Client::connect(address));
     waiting.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
     loaded.wait_until("all descriptors are in use", |server| server.descriptors() >= limit);
-    does_not_spin(&loaded.server);
+    wait_until_it_rests(&loaded.server);
     // A freed descriptor is used for a waiting client.
     let before = count_responses(&waiting, "101");
     clients.truncate(5);
@@ -87,17 +90,17 @@ fn five_hundred_clients_without_descriptors_are_served_later() {
 /// Tests that use thousands of descriptors of this process run one at a time.
 static CROWDED: Mutex<()> = Mutex::new(());
 
-/// When the backlog is full, TCP retransmits the SYN after a second.
+/// When the backlog is full, TCP retransmits the SYN after a second. On loopback, connecting takes no time otherwise, even
+/// if this thread does not run for that long.
 #[test]
 fn burst_of_five_thousand_is_served_within_a_second() {
     let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut loaded = LoadedServer::start("");
-    let came = (0..5000).map(|_| {
-        let began = Instant::now();
-        (Client::connect(loaded.address()), began.elapsed())
-    });
-    let (mut clients, times): (Vec<_>, Vec<_>) = came.unzip();
-    assert!(times.into_iter().max() < Some(Duration::from_secs(1)));
+    let connect = |_| {
+        let stream = TcpStream::connect_timeout(&loaded.address(), Duration::from_millis(900));
+        Client::from_stream(stream.expect("the backlog has room"))
+    };
+    let mut clients: Vec<_> = (0..5000).map(connect).collect();
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
     loaded.wait_for_metric("connections", 5002);
     drop(clients);
@@ -153,6 +156,7 @@ fn memory_does_not_grow_over_a_hundred_thousand_peers() {
     loaded.wait_for_metric("connections", 2);
     let (late, _) = loaded.server.memory();
     println!("{} KiB early, {} KiB late", early / KIB, late / KIB);
-    assert!(late <= early + MIB);
+    // If one allocation of each of the 90,000 peers stayed, it would take 32 bytes of the heap, so 2.8 MB.
+    assert!(late <= early + 2 * MIB);
     loaded.finish(BASELINE_BYTES);
 }

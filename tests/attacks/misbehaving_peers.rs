@@ -22,7 +22,7 @@
 
 use std::io::Write;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, KIB, LoadedServer, MIB, PAIR};
@@ -286,11 +286,9 @@ fn sigterm_during_traffic_closes_all_peers() {
         client.send_json(json!({"type": "offer", "id": id, "target_id": target, "sdp": 1}));
     }
     loaded.server.signal(Signal::SIGTERM);
-    let began = Instant::now();
     for client in responsive.iter_mut().chain(&mut unresponsive).chain(&mut loaded.pair) {
         assert_eq!(client.receive_close(), 1001);
     }
     assert_eq!(loaded.server.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(3));
     talkers.into_iter().for_each(|talker| talker.join().unwrap());
 }

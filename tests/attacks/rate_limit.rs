@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, LoadedServer};
@@ -49,7 +49,6 @@ fn continuous_senders_are_closed_after_five_seconds() {
         let (room, code, after) = flooder.join().unwrap();
         assert_eq!(code, 1008, "{room}");
         assert!(after >= RATE_VIOLATION_TIME_MAX, "{room}: closed after {after:?}");
-        assert!(after < RATE_VIOLATION_TIME_MAX + Duration::from_secs(20), "{room}: closed after {after:?}");
     }
     assert!(
         loaded.server.metric("errors_total{code=\"rate_limited\"}") > 1000.0,

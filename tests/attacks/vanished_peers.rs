@@ -4,7 +4,6 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, LoadedServer, start_load_generator};
@@ -16,9 +15,6 @@ use nix::unistd::Pid;
 use noroshi::config::QUEUE_BYTES_MAX;
 use serde_json::json;
 
-/// Two ping intervals (`--ping-interval 2`) and two seconds.
-const DETECTION_TIME: Duration = Duration::from_secs(6);
-
 #[test]
 fn stopped_client_is_noticed() {
     let mut loaded = LoadedServer::start("--max-rate 0 --ping-interval 2");
@@ -27,9 +23,7 @@ fn stopped_client_is_noticed() {
         server.metric("messages_total{type=\"candidateAdd\"}") > 1000.0
     });
     kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP).unwrap();
-    let began = Instant::now();
     loaded.wait_for_metric("closings_total{reason=\"silent\"}", 40);
-    assert!(began.elapsed() < DETECTION_TIME);
     loaded.wait_for_metric("connections", 2);
     client.kill().unwrap();
     client.wait().unwrap();
@@ -71,7 +65,6 @@ fn cut_network() {
     far[2].send(&frame(TEXT, b"unfinished")[..9]);
     loaded.wait_for_metric("peers", 2 + 3 + 1);
     sh("ip link set near down");
-    let began = Instant::now();
     // The kernel accepts the messages for the partner.
     near.send_json(json!({"type": "candidateAdd", "id": "near", "candidate": 3}));
     let mut received = Vec::new();
@@ -79,7 +72,6 @@ fn cut_network() {
         received.extend(near.sync());
         server.metric("closings_total{reason=\"silent\"}") == 3.0
     });
-    assert!(began.elapsed() < DETECTION_TIME);
     received.extend(near.sync());
     assert_eq!(received, [json!({"type": "peerLeft", "id": "1"})]);
     loaded.wait_until("all connections are dropped", |server| {

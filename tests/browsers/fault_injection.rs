@@ -12,8 +12,6 @@ use crate::common::process::{eventually, run};
 use serde_json::json;
 
 const STORM: Duration = Duration::from_secs(12);
-/// Time after the faults within which everything must have recovered.
-const RECOVERY_TIME: Duration = Duration::from_secs(15);
 
 /// Functions of the page. Tracks are silent, so that playback needs no permission.
 const HELPERS: &str = "
@@ -70,7 +68,6 @@ fn run_faults(flow: &str, rooms: [&[&str]; 2]) {
     }
     proxy.stop_faults();
 
-    let began = Instant::now();
     for (page, _) in &mut pages {
         page.wait_until(&format!("Object.values(rooms).every((room) => isWell(room, {others}))"));
     }
@@ -100,7 +97,6 @@ fn run_faults(flow: &str, rooms: [&[&str]; 2]) {
         received.sort_by_key(|it| it.to_string());
         sent == received
     });
-    assert!(began.elapsed() < RECOVERY_TIME, "{:?}", began.elapsed());
     for (page, _) in &mut pages {
         assert_eq!(page.eval("rejected"), json!([]));
         page.assert_no_errors();

@@ -186,14 +186,18 @@ fn first_signal_closes_peers_and_second_exits_immediately() {
         }
         assert_eq!(server.code(), Some(0));
     }
-    let (mut server, _stderr) = run(r#"exec "$0""#);
-    let mut stalled = server.websocket("/ws");
-    server.signal(Signal::SIGTERM);
-    eventually("the Close frame arrives", || matches!(stalled.get_mut().0.peek(&mut [0]), Ok(1)));
-    let began = Instant::now();
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(1), "without a second signal the exit takes two seconds");
+    // Without a second signal the exit takes two seconds. On a busy machine, one of several attempts takes less.
+    let is_immediate = |_| {
+        let (mut server, _stderr) = run(r#"exec "$0""#);
+        let mut stalled = server.websocket("/ws");
+        let began = Instant::now();
+        server.signal(Signal::SIGTERM);
+        eventually("the Close frame arrives", || matches!(stalled.get_mut().0.peek(&mut [0]), Ok(1)));
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.code(), Some(0));
+        began.elapsed() < Duration::from_secs(2)
+    };
+    assert!((0..10).any(is_immediate));
     // A signal may arrive as soon as the address is printed.
     for _ in 0..20 {
         let (mut server, _stderr) = run(r#"exec "$0""#);

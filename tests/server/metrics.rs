@@ -105,14 +105,14 @@ fn idle_server_does_not_wake_up() {
     let mut net = net();
     net.open("A", "");
     net.send("A", Message::text(r#"{"type":"leave","id":"A"}"#));
-    let iterations = |net: &mut Net| metrics(net)["noroshi_loop_turn_seconds_count"];
-    let before = iterations(&mut net);
     let began = std::time::Instant::now();
+    let mut iterations = 0;
     while began.elapsed() < Duration::from_secs(2) {
         net.server.turn(Some(Duration::from_secs(2).saturating_sub(began.elapsed()))).unwrap();
+        iterations += 1;
     }
-    // Two sweeps, the end of the wait, and the requests for the metrics.
-    assert!(iterations(&mut net) - before < 15.0);
+    // Two sweeps and the end of the wait. The timer of the kernel may be a little early.
+    assert!(iterations < 10, "{iterations} iterations");
     net.finish();
 }
 
