@@ -2,7 +2,6 @@
 
 use std::net::TcpStream;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -87,15 +86,11 @@ fn five_hundred_clients_without_descriptors_are_served_later() {
 
 // ---- Storms ----
 
-/// Tests that use thousands of descriptors of this process run one at a time.
-static CROWDED: Mutex<()> = Mutex::new(());
-
 /// When the backlog is full, TCP retransmits the SYN after a second. On loopback, connecting takes no time otherwise, even
 /// if this thread does not run for that long.
 #[test]
 fn burst_of_five_thousand_is_served_within_a_second() {
-    let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut loaded = LoadedServer::start("");
+    let mut loaded = LoadedServer::start_for_clients(5000, "");
     let connect = |_| {
         let stream = TcpStream::connect_timeout(&loaded.address(), Duration::from_millis(900));
         Client::from_stream(stream.expect("the backlog has room"))
@@ -121,8 +116,7 @@ fn fill(loaded: &mut LoadedServer, room: impl Fn(usize) -> String) -> Vec<Client
 
 #[test]
 fn full_server_queues_in_one_room_or_many() {
-    let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut loaded = LoadedServer::start("");
+    let mut loaded = LoadedServer::start_for_clients(Config::default().connections_max, "");
     let mut waiting = fill(&mut loaded, |_| "tea".to_owned());
     loaded.wait_for_metric("rooms", 2);
     let mut refused = Client::connect(loaded.address());

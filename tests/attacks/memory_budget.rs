@@ -113,7 +113,8 @@ fn attacks_stay_within_the_memory_budget() {
         .map(|attack| vec![attack]);
     let at_once = vec![fill_stalled_queues, offers_and_candidates, claims, fragments, frames, heads];
     for attacks in alone.into_iter().chain([at_once]) {
-        let mut loaded = LoadedServer::start("--max-memory 32M --max-connections 19000 --max-rate 0");
+        let mut loaded =
+            LoadedServer::start_for_clients(16_000, "--max-memory 32M --max-connections 19000 --max-rate 0");
         let held: Vec<OpenConnections> = attacks.iter().map(|attack| attack(&mut loaded)).collect();
         loaded.exchange_candidates();
         // Some attacks alone do not exhaust the memory.

@@ -1,19 +1,18 @@
 //! Operations that tests use in every browser.
 
 use std::cell::Cell;
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Instant;
 
 use serde_json::Value;
 
 use super::program::{WAIT_TIMEOUT, is_installed};
+use super::shared_resource::{Reserved, SharedResource};
 
 /// Browsers that run at the same time. More would overload two cores, and waiting would time out.
 const BROWSERS_MAX: usize = 4;
 
-static RUNNING: Mutex<usize> = Mutex::new(0);
-static RELEASED: Condvar = Condvar::new();
+static BROWSERS: SharedResource = SharedResource::new();
 
 thread_local! {
     /// Whether the test on this thread has a reservation.
@@ -21,7 +20,7 @@ thread_local! {
 }
 
 /// Permits a test to start some browsers, until it is dropped.
-pub struct BrowserReservation(usize);
+pub struct BrowserReservation(#[expect(dead_code, reason = "dropping it releases the browsers")] Reserved);
 
 /// Waits until a test may start this many browsers. `None` if a program is missing.
 pub fn reserve_browsers(count: usize, programs: &[&str]) -> Option<BrowserReservation> {
@@ -29,11 +28,9 @@ pub fn reserve_browsers(count: usize, programs: &[&str]) -> Option<BrowserReserv
     if !programs.iter().all(|program| is_installed(program)) {
         return None;
     }
-    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_full = |running: &mut usize| *running + count > BROWSERS_MAX;
-    *RELEASED.wait_while(running, is_full).unwrap_or_else(PoisonError::into_inner) += count;
+    let reserved = BROWSERS.reserve(count, BROWSERS_MAX);
     HAS_RESERVATION.set(true);
-    Some(BrowserReservation(count))
+    Some(BrowserReservation(reserved))
 }
 
 /// Asserts that the test has reserved its browsers.
@@ -44,8 +41,6 @@ pub fn assert_reservation() {
 impl Drop for BrowserReservation {
     fn drop(&mut self) {
         HAS_RESERVATION.set(false);
-        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
-        RELEASED.notify_all();
     }
 }
 

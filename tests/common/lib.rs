@@ -19,6 +19,7 @@ pub mod program;
 pub mod raw;
 pub mod readme;
 pub mod rng;
+pub mod shared_resource;
 pub mod sockets;
 pub mod tls;
 pub mod transcript;

@@ -19,8 +19,8 @@ use tungstenite::{Error, Message, WebSocket};
 const HAPROXY: &str = "/usr/sbin/haproxy";
 /// Time after which missing connections between peers fail the test.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
-/// HAProxy checks every second, and two results change a node's state.
-const DETECTION_TIME: Duration = Duration::from_millis(2500);
+/// Time in which a new process of HAProxy gets the table of rooms from the old one, which it does not report.
+const SYNCHRONIZATION_TIME: Duration = Duration::from_millis(2500);
 
 /// Ports are chosen before they are bound, so one cluster runs at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -56,6 +56,12 @@ impl Cluster {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         balancer.wait_until("the balancer", || TcpStream::connect(address).ok());
         Cluster { ports, nodes, balancer, address }
+    }
+
+    /// Returns how often HAProxy has reported this state of a node, `UP` or `DOWN`.
+    fn reports(&self, number: usize, state: &str) -> usize {
+        let log = std::fs::read(self.balancer.home.join("log")).unwrap();
+        String::from_utf8_lossy(&log).matches(&format!("Server nodes/n{} is {state}", number + 1)).count()
     }
 
     fn kill(&mut self, node: usize) {
@@ -247,27 +253,28 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
     }
     connect_guests(&mut members, address);
 
+    let downs = cluster.reports(0, "DOWN");
     cluster.kill(0);
     let lost =
         wait_until(&mut members, address, |members| members.iter().any(|member| member.socket.is_none()));
     println!("killed: all meet again in {:?}", lost + wait_for_pairs(&mut members, address));
     connect_guests(&mut members, address);
+    wait_until(&mut members, address, |_| cluster.reports(0, "DOWN") > downs);
+    let ups = cluster.reports(0, "UP");
     cluster.restart(0);
-    wait_until(&mut members, address, {
-        let began = Instant::now();
-        move |_| began.elapsed() > DETECTION_TIME
-    });
+    wait_until(&mut members, address, |_| cluster.reports(0, "UP") > ups);
     // With the hash alone, guests would reach the restarted node, where the room is empty.
     connect_guests(&mut members, address);
 
     for number in 0..3 {
         let began = Instant::now();
         let came: u32 = members.iter().map(|member| member.came).sum();
-        let node = cluster.nodes[number].as_mut().unwrap();
-        node.signal(Signal::SIGTERM);
+        let downs = cluster.reports(number, "DOWN");
+        cluster.nodes[number].as_ref().unwrap().signal(Signal::SIGTERM);
         // HAProxy knows the node, and still forwards late peers to existing rooms.
-        wait_until(&mut members, address, |_| began.elapsed() > DETECTION_TIME);
+        wait_until(&mut members, address, |_| cluster.reports(number, "DOWN") > downs);
         connect_guests(&mut members, address);
+        let node = cluster.nodes[number].as_mut().unwrap();
         let mut code = None;
         wait_until(&mut members, address, |_| {
             code = node.child.try_wait().unwrap();
@@ -276,15 +283,15 @@ fn peers_of_a_room_meet_when_nodes_stop_and_return() {
         assert_eq!(code.unwrap().code(), Some(0));
         let moved = members.iter().map(|member| member.came).sum::<u32>() - came;
         println!("node {number} is drained in {:?}, {moved} have moved", began.elapsed());
+        let ups = cluster.reports(number, "UP");
         cluster.restart(number);
-        let back = Instant::now();
-        wait_until(&mut members, address, |_| back.elapsed() > DETECTION_TIME);
+        wait_until(&mut members, address, |_| cluster.reports(number, "UP") > ups);
         connect_guests(&mut members, address);
     }
 
     cluster.balancer.signal(Signal::SIGUSR2);
     let began = Instant::now();
-    wait_until(&mut members, address, |_| began.elapsed() > DETECTION_TIME);
+    wait_until(&mut members, address, |_| began.elapsed() > SYNCHRONIZATION_TIME);
     // The new process knows where each room is, and the old process still forwards the existing connections.
     connect_guests(&mut members, address);
     println!("reloaded");
@@ -317,11 +324,13 @@ fn rolling_restart_does_not_interrupt_connected_browsers() {
         );
     }
     for number in 0..3 {
+        let [downs, ups] = ["DOWN", "UP"].map(|state| cluster.reports(number, state));
         let node = cluster.nodes[number].as_mut().unwrap();
         node.signal(Signal::SIGTERM);
         assert_eq!(node.code(), Some(0));
-        cluster.nodes[number] = Some(self::node(cluster.ports[number]));
-        sleep(DETECTION_TIME);
+        eventually("the balancer knows that the node is down", || cluster.reports(number, "DOWN") > downs);
+        cluster.restart(number);
+        eventually("the balancer knows that the node is up", || cluster.reports(number, "UP") > ups);
     }
     // A new peer connects to both, whose connection to each other is unchanged.
     open_page(&mut third, "third");
