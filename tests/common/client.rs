@@ -12,7 +12,7 @@ use super::process::RetryOnInterrupt;
 use super::transcript::Received;
 
 /// Time without a byte after which a read fails the test.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub struct Client {
     stream: RetryOnInterrupt,

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-/// Time after which waiting fails the test. It is long because two cores may run four browsers.
-pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time after which waiting fails the test. It is long because two cores may run four browsers and other programs.
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns whether a program is installed. Tests that need it are skipped otherwise, except in CI, where they fail.
 pub fn is_installed(program: &str) -> bool {

@@ -66,7 +66,10 @@ impl Raw {
         if let Some(bytes) = receive_buffer {
             socket.set_recv_buffer_size(bytes).unwrap();
         }
-        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        // A socket that is bound to an address has its port for itself. Others share ports, of which there are 28,000.
+        if from != LOOPBACK {
+            socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        }
         socket.connect(&to.into()).unwrap();
         socket.set_nonblocking(true).unwrap();
         socket.set_tcp_nodelay(true).unwrap();

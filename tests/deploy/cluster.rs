@@ -18,7 +18,7 @@ use tungstenite::{Error, Message, WebSocket};
 
 const HAPROXY: &str = "/usr/sbin/haproxy";
 /// Time after which missing connections between peers fail the test.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Time in which a new process of HAProxy gets the table of rooms from the old one, which it does not report.
 const SYNCHRONIZATION_TIME: Duration = Duration::from_millis(2500);
 

@@ -2,22 +2,17 @@
 
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use crate::common::process::example;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
 fn load(flags: &str) -> Output {
-    let program = Path::new(env!("CARGO_BIN_EXE_noroshi")).parent().unwrap().join("examples/load");
     // The script would rebuild the server, which is already built for this test.
-    Command::new(program)
-        .args(flags.split_whitespace())
-        .env_remove("CARGO")
-        .output()
-        .expect("`cargo test` builds the examples, `cargo test --test load` does not")
+    Command::new(example("load")).args(flags.split_whitespace()).env_remove("CARGO").output().unwrap()
 }
 
 fn report(flags: &str) -> (bool, Value) {

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
 const ANALYZE: &str = "/usr/bin/systemd-analyze";
-const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The notification socket of a service manager.
 struct NotifySocket(UnixDatagram);

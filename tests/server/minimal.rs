@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::common::client::Client;
 use crate::common::pipe::{CLOSE, TEXT, close, frame, plain_frame};
-use crate::common::process::{Running, eventually};
+use crate::common::process::{Running, eventually, example};
 use crate::common::rng::Rng;
 use crate::common::transcript::{self, Received, Transport};
 use nix::sys::signal::Signal;
@@ -24,22 +23,6 @@ const TEXT_BEGINS: u8 = 0x01;
 /// The first byte of a frame that continues a message and does not end it.
 const CONTINUATION: u8 = 0x00;
 
-/// Returns the path of an example. `cargo test` builds the examples first, `cargo test --test minimal` does not.
-fn example(name: &str) -> PathBuf {
-    let program = Path::new(env!("CARGO_BIN_EXE_noroshi")).with_file_name("examples").join(name);
-    assert!(program.exists(), "{name} is not built: run `cargo build --examples`");
-    program
-}
-
-/// Returns the path of the server, which must not be older than its source.
-fn minimal() -> PathBuf {
-    let program = example("minimal");
-    let modified = |path: &Path| path.metadata().unwrap().modified().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/minimal.rs");
-    assert!(modified(&program) >= modified(&source), "minimal is out of date: run `cargo build --examples`");
-    program
-}
-
 /// A running server. It is killed at the end of the test.
 struct Minimal {
     running: Running,
@@ -49,7 +32,7 @@ struct Minimal {
 
 impl Minimal {
     fn start() -> Minimal {
-        let mut command = Command::new(minimal());
+        let mut command = Command::new(example("minimal"));
         command.arg("127.0.0.1:0").env_remove("RUST_LOG").stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
@@ -611,7 +594,7 @@ fn wrong_address_is_an_error_in_one_line() {
         (&taken, "minimal: Address already in use (os error 98)\n"),
     ];
     for (argument, expected) in cases {
-        let output = Command::new(minimal()).arg(argument).output().unwrap();
+        let output = Command::new(example("minimal")).arg(argument).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{argument}");
         assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
     }
