@@ -46,3 +46,7 @@ pub mod origin;
 pub mod address;
 
 pub mod named_enum;
+
+// The unit tests use a file of the integration tests, in which this crate has its name.
+#[cfg(test)]
+extern crate self as noroshi;

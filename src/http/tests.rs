@@ -1,5 +1,10 @@
 //! Request heads and the responses to them.
 
+#[path = "../../tests/common/answer.rs"]
+mod answer;
+
+use answer::answer;
+
 use super::*;
 use crate::address::Network;
 use crate::origin::AllowedOrigin;
@@ -19,21 +24,7 @@ fn respond(
     is_trusted: bool,
     admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
 ) -> Response {
-    let mut headers = NO_HEADERS;
-    let request = match Request::parse(head, &mut headers, listener) {
-        Ok(request) => request,
-        Err(response) => return response,
-    };
-    let mut address = None;
-    if is_trusted {
-        match request.reported_address(config) {
-            Ok(reported) => address = reported,
-            Err(response) => return response,
-        }
-    }
-    let route = request.route(config);
-    let admission = admission(address, route.target());
-    request.respond(route, admission, config, Duration::ZERO)
+    answer(head, listener, config, is_trusted, Duration::ZERO, admission)
 }
 
 /// Returns the status and the head of the response, or 101 and the room. `head` lacks its last empty line.
