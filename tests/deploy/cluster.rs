@@ -73,8 +73,10 @@ impl Cluster {
     }
 }
 
+/// Starts a node. Rooms are closed in the second half of the drain, and until then HAProxy has to notice it, also on a busy
+/// machine.
 fn node(port: u16) -> Running {
-    run(&format!(r#"exec "$0" -l 127.0.0.1:{port} --drain 12 --log error"#)).0
+    run(&format!(r#"exec "$0" -l 127.0.0.1:{port} --drain 30 --log error"#)).0
 }
 
 /// A peer that reconnects as the library does.
