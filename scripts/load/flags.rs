@@ -1,11 +1,14 @@
 //! Parses the command line.
 
+use crate::dialects::Dialect;
+
 pub const USAGE: &str = "\
 load: measures a signaling server
 
 usage: load [flags]
 
   --url ws://HOST:PORT/ws   the server [default: starts noroshi on a free port, without a rate limit]
+  --dialect NAME            noroshi (the article's protocol), ayame or matchbox [default: noroshi]
   --mode MODE               relay, call, connect, idle or churn [default: relay]
   --pairs N                 pairs that relay, or calls or connections at a time [default: 100]
   --idle N                  idle connections, in mode idle or in addition to another mode [default: 0; 10000 in mode idle]
@@ -23,6 +26,7 @@ usage: load [flags]
 
 pub struct Flags {
     pub url: Option<String>,
+    pub dialect: Dialect,
     pub mode: ModeKind,
     pub pairs: usize,
     pub idle: usize,
@@ -78,6 +82,7 @@ impl Flags {
         use lexopt::prelude::*;
         let mut flags = Flags {
             url: None,
+            dialect: Dialect::Noroshi,
             mode: ModeKind::Relay,
             pairs: 100,
             idle: 0,
@@ -97,6 +102,12 @@ impl Flags {
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("url") => flags.url = Some(parser.value()?.string()?),
+                Long("dialect") => {
+                    flags.dialect = parser.value()?.parse_with(|text| {
+                        let found = Dialect::ALL.into_iter().find(|(name, _)| *name == text);
+                        found.map(|(_, dialect)| dialect).ok_or("expected noroshi, ayame or matchbox")
+                    })?;
+                }
                 Long("mode") => {
                     flags.mode = parser.value()?.parse_with(|text| {
                         let found = ModeKind::ALL.into_iter().find(|(name, _, _)| *name == text);
@@ -132,6 +143,12 @@ impl Flags {
         }
         if flags.mode == ModeKind::Idle && flags.idle == 0 {
             flags.idle = 10_000;
+        }
+        if flags.dialect != Dialect::Noroshi && (flags.joined || flags.one_room) {
+            return Err("--joined and --one-room require --dialect noroshi".into());
+        }
+        if flags.dialect == Dialect::Ayame && !(1..=2).contains(&flags.room_size) {
+            return Err("--room-size: expected 1 or 2 with --dialect ayame".into());
         }
         if flags.pid2.is_some() && flags.versus.is_none() {
             return Err("--pid2 requires --versus".into());

@@ -1,17 +1,19 @@
-//! A load generator for signaling servers that speak the article's protocol.
+//! A load generator for signaling servers that speak the article's protocol, Ayame's or matchbox's.
 //!
 //! It runs on one thread over mio and implements WebSocket framing itself. Frames are masked with the key 0, which leaves
 //! the payload unchanged, and replies are searched instead of parsed, so that it needs less CPU than the server that it
-//! measures. It uses only messages that the article's server knows too, and rooms in mode `call` unless `--one-room` is
-//! given.
+//! measures. In the article's protocol it uses only messages that the article's server knows too, and rooms in mode `call`
+//! unless `--one-room` is given.
 
 mod calls;
 mod connect;
+mod dialects;
 mod flags;
 mod modes;
 mod net;
 mod relay;
 mod report;
+mod room_calls;
 mod target;
 mod test;
 
@@ -50,9 +52,9 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> io::Result<bool> {
-    let mut targets = vec![Target::new(flags.url.as_deref(), flags.pid)?];
+    let mut targets = vec![Target::new(flags.url.as_deref(), flags.pid, flags.dialect)?];
     if let Some(url) = &flags.versus {
-        targets.push(Target::new(Some(url), flags.pid2)?);
+        targets.push(Target::new(Some(url), flags.pid2, flags.dialect)?);
     }
     let mut tests = Vec::new();
     for target in targets {

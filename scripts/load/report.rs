@@ -109,6 +109,7 @@ pub fn json(reports: &[Report], flags: &Flags) -> serde_json::Value {
         })
     };
     serde_json::json!({
+        "dialect": flags.dialect.name(),
         "mode": flags.mode.name(),
         "servers": reports.iter().map(report).collect::<Vec<_>>(),
         "ratio_per_second": ratios(reports).map(|(rate, _)| rate),

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::calls::{Call, Calls};
 use crate::connect::Connect;
+use crate::dialects::Dialect;
 use crate::flags::{Flags, ModeKind};
 use crate::modes::{Idle, Mode, Results};
 use crate::net::Net;
 use crate::relay::{Relay, payload};
 use crate::report::Report;
+use crate::room_calls::RoomCalls;
 use crate::target::Target;
 
 /// Time for a reply, after which missing messages count as lost.
@@ -38,6 +40,17 @@ impl Test {
         let path = target.path.clone();
         let mode: Box<dyn Mode> = match flags.mode {
             ModeKind::Relay | ModeKind::Idle => Box::new(Relay::new(flags)),
+            ModeKind::Call if flags.dialect != Dialect::Noroshi => Box::new(RoomCalls {
+                dialect: flags.dialect,
+                path: path.clone(),
+                calls: (0..flags.pairs).map(|_| Call::default()).collect(),
+                rooms: vec![0; flags.pairs],
+                rooms_count: 0,
+                is_running: false,
+                complete: 0,
+                sdp: format!(r#""{}""#, payload(2_500)),
+                results: Results::new(),
+            }),
             ModeKind::Call => {
                 let concurrency = if flags.one_room { 1 } else { flags.pairs };
                 Box::new(Calls {
@@ -52,6 +65,9 @@ impl Test {
                 })
             }
             ModeKind::Connect | ModeKind::Churn => Box::new(Connect {
+                dialect: flags.dialect,
+                rooms: vec![String::new(); flags.pairs],
+                rooms_count: 0,
                 path: path.clone(),
                 registers: flags.mode == ModeKind::Churn,
                 concurrency: flags.pairs,
@@ -64,6 +80,7 @@ impl Test {
         };
         let rss_before = target.rss();
         let mut idle = Idle {
+            dialect: flags.dialect,
             path,
             room_size: flags.room_size,
             joins: flags.joined,
@@ -87,7 +104,8 @@ impl Test {
         };
         if flags.mode == ModeKind::Relay {
             for index in 0..2 * flags.pairs {
-                test.net.open(index, &test.target.path)?;
+                let room = format!("relay-{}", index / 2);
+                test.net.open(index, &flags.dialect.shared_path(&test.target.path, &room))?;
             }
             run_until_done(&mut test.net, test.mode.as_mut())?;
             check_registered(test.mode.registered(), 2 * flags.pairs)?;

@@ -40,6 +40,17 @@ fn load_test_runs_in_every_mode() {
 }
 
 #[test]
+fn load_test_speaks_every_protocol() {
+    for dialect in ["ayame", "matchbox"] {
+        for mode in ["relay --in-flight 4", "call", "connect", "churn", "idle --idle 100"] {
+            let (fine, report) =
+                report(&format!("--dialect {dialect} --mode {mode} --pairs 3 --seconds 0.3"));
+            assert!(fine && report["dialect"] == dialect, "{mode}: {report}");
+        }
+    }
+}
+
+#[test]
 fn two_servers_receive_the_same_load() {
     let servers = [Faulty::new(Fault::None), Faulty::new(Fault::None)];
     let (fine, report) = report(&format!(
