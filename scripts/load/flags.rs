@@ -1,5 +1,7 @@
 //! Parses the command line.
 
+use std::path::PathBuf;
+
 use crate::dialects::Dialect;
 
 pub const USAGE: &str = "\
@@ -21,6 +23,7 @@ usage: load [flags]
   --pid PID                 the server's process on this machine, for its CPU time and memory
   --versus URL2             alternate with another server, and print ratios
   --pid2 PID2               the process of the other server
+  --plot FILE               write charts of the latency and of the rate over time, as SVG
   --json                    print one JSON object
 ";
 
@@ -39,6 +42,7 @@ pub struct Flags {
     pub pid: Option<u32>,
     pub versus: Option<String>,
     pub pid2: Option<u32>,
+    pub plot: Option<PathBuf>,
     pub json: bool,
 }
 
@@ -95,6 +99,7 @@ impl Flags {
             pid: None,
             versus: None,
             pid2: None,
+            plot: None,
             json: false,
         };
         let positive = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or("expected a positive number");
@@ -136,6 +141,7 @@ impl Flags {
                 Long("pid") => flags.pid = Some(parser.value()?.parse()?),
                 Long("versus") => flags.versus = Some(parser.value()?.string()?),
                 Long("pid2") => flags.pid2 = Some(parser.value()?.parse()?),
+                Long("plot") => flags.plot = Some(parser.value()?.into()),
                 Long("json") => flags.json = true,
                 Short('h') | Long("help") => return Ok(None),
                 _ => return Err(arg.unexpected()),
@@ -149,6 +155,9 @@ impl Flags {
         }
         if flags.dialect == Dialect::Ayame && !(1..=2).contains(&flags.room_size) {
             return Err("--room-size: expected 1 or 2 with --dialect ayame".into());
+        }
+        if flags.plot.is_some() && flags.mode == ModeKind::Idle {
+            return Err("--plot: mode idle has no latencies".into());
         }
         if flags.pid2.is_some() && flags.versus.is_none() {
             return Err("--pid2 requires --versus".into());

@@ -45,6 +45,11 @@ impl Results {
         Results { latencies, lost: 0, duplicates: 0, reordered: 0, errors: 0, rate_limited: 0 }
     }
 
+    /// Returns how many messages were answered with errors, arrived twice or arrived out of order.
+    pub fn failures(&self) -> u64 {
+        self.errors + self.rate_limited + self.duplicates + self.reordered
+    }
+
     pub fn record_latency(&mut self, latency: Duration) {
         self.latencies.saturating_record(latency.as_nanos() as u64);
     }

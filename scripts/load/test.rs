@@ -9,6 +9,7 @@ use crate::dialects::Dialect;
 use crate::flags::{Flags, ModeKind};
 use crate::modes::{Idle, Mode, Results};
 use crate::net::Net;
+use crate::progress::Progress;
 use crate::relay::{Relay, payload};
 use crate::report::Report;
 use crate::room_calls::RoomCalls;
@@ -16,6 +17,9 @@ use crate::target::Target;
 
 /// Time for a reply, after which missing messages count as lost.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Points in the chart of the rate over time.
+const SAMPLES: u32 = 60;
 
 /// The state of a measurement.
 pub struct Test {
@@ -31,10 +35,13 @@ pub struct Test {
     pub cpu: Option<Duration>,
     pub rss_before: Option<u64>,
     pub is_running: bool,
+    /// The time between samples.
+    pub sample_every: Duration,
+    pub samples: Vec<(f64, u64)>,
 }
 
 impl Test {
-    pub fn new(target: Target, flags: &Flags) -> io::Result<Test> {
+    pub fn new(target: Target, flags: &Flags, progress: &mut Progress) -> io::Result<Test> {
         let net = Net::new(&target)?;
         let mut idle_net = Net::new(&target)?;
         let path = target.path.clone();
@@ -89,7 +96,9 @@ impl Test {
             results: Results::new(),
         };
         idle.resume(&mut idle_net)?;
-        run_until_done(&mut idle_net, &mut idle)?;
+        run_until_done(&mut idle_net, &mut idle, |registered| {
+            progress.show_registered(registered, flags.idle);
+        })?;
         check_registered(idle.registered, idle.total)?;
         let mut test = Test {
             target,
@@ -101,13 +110,15 @@ impl Test {
             cpu: None,
             rss_before,
             is_running: false,
+            sample_every: Duration::from_secs_f64(flags.seconds) / SAMPLES,
+            samples: vec![(0.0, 0)],
         };
         if flags.mode == ModeKind::Relay {
             for index in 0..2 * flags.pairs {
                 let room = format!("relay-{}", index / 2);
                 test.net.open(index, &flags.dialect.shared_path(&test.target.path, &room))?;
             }
-            run_until_done(&mut test.net, test.mode.as_mut())?;
+            run_until_done(&mut test.net, test.mode.as_mut(), |_| {})?;
             check_registered(test.mode.registered(), 2 * flags.pairs)?;
         }
         Ok(test)
@@ -123,11 +134,12 @@ impl Test {
         }
         while began.elapsed() < length {
             self.net.poll_once(self.mode.as_mut(), length.saturating_sub(began.elapsed()))?;
+            self.sample(self.active + began.elapsed());
         }
         if stops {
             self.is_running = false;
             self.mode.pause();
-            run_until_done(&mut self.net, self.mode.as_mut())?;
+            run_until_done(&mut self.net, self.mode.as_mut(), |_| {})?;
         }
         self.active += began.elapsed();
         if let (Some(before), Some(after)) = (cpu, self.target.cpu()) {
@@ -135,6 +147,15 @@ impl Test {
         }
         // Idle connections answer pings.
         self.idle_net.poll_once(&mut self.idle, Duration::ZERO)
+    }
+
+    /// Records how many units are complete, unless the last sample is recent.
+    fn sample(&mut self, active: Duration) {
+        let (last, _) = self.samples[self.samples.len() - 1];
+        let now = active.as_secs_f64();
+        if now - last >= self.sample_every.as_secs_f64() {
+            self.samples.push((now, self.mode.units()));
+        }
     }
 
     pub fn finish(mut self, flags: &Flags) -> io::Result<Report> {
@@ -153,6 +174,7 @@ impl Test {
             cpu: self.cpu.map(|cpu| cpu.as_secs_f64()),
             rss: self.rss_before.zip(self.target.rss()),
             results,
+            samples: self.samples,
         })
     }
 }
@@ -165,7 +187,11 @@ pub fn check_registered(registered: usize, total: usize) -> io::Result<()> {
 }
 
 /// Runs the loop until the mode is done, or makes no progress for [`ANSWER_TIME_MAX`].
-pub fn run_until_done(net: &mut Net, mode: &mut dyn Mode) -> io::Result<()> {
+pub fn run_until_done(
+    net: &mut Net,
+    mode: &mut dyn Mode,
+    mut on_progress: impl FnMut(u64),
+) -> io::Result<()> {
     let mut progress_at = Instant::now();
     let mut units = mode.units();
     while !mode.is_done() && progress_at.elapsed() < ANSWER_TIME_MAX {
@@ -173,6 +199,7 @@ pub fn run_until_done(net: &mut Net, mode: &mut dyn Mode) -> io::Result<()> {
         if mode.units() != units {
             progress_at = Instant::now();
             units = mode.units();
+            on_progress(units);
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::common::client::Client;
+use crate::common::client::{Client, connect_numbered};
 use crate::common::loaded_server::{BASELINE_BYTES, KIB, LoadedServer, MIB, PAIR, start_load_generator};
 use crate::common::pipe::REQUEST;
 use crate::common::process::{Running, eventually};
@@ -106,7 +106,7 @@ fn burst_of_five_thousand_is_served_within_a_second() {
 fn fill(loaded: &mut LoadedServer, room: impl Fn(usize) -> String) -> Vec<Client> {
     let connections_max = Config::default().connections_max;
     let clients = loaded.connect_many(connections_max - PAIR.len(), |address, i| {
-        let mut client = Client::open(address, &room(i));
+        let mut client = Client::from_stream(connect_numbered(address, i)).upgrade(&room(i));
         client.send_json(json!({"type": "connect", "id": i.to_string()}));
         client
     });

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use crate::common::client::Client;
+use crate::common::client::{Client, connect_numbered};
 use crate::common::loaded_server::{KIB, LoadedServer, MIB};
 use crate::common::pipe::{REQUEST, TEXT, frame};
 use noroshi::config::{CANDIDATES_MAX, HEAD_BYTES_MAX, STORED_BYTES_MAX};
@@ -19,7 +19,7 @@ fn hold_connections(
     bytes: impl Fn(usize) -> Vec<u8>,
 ) -> OpenConnections {
     loaded.connect_many(count, |address, i| {
-        let mut stream = TcpStream::connect(address).unwrap();
+        let mut stream = connect_numbered(address, i);
         // Rejected connections may already be closed.
         let _ = stream.write_all(&bytes(i));
         stream

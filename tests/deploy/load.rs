@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use crate::common::files::Folder;
 use crate::common::process::example;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
@@ -66,6 +67,29 @@ fn two_servers_receive_the_same_load() {
 }
 
 #[test]
+fn charts_show_each_server() {
+    let folder = Folder::new("charts");
+    let file = folder.0.join("charts.svg");
+    let servers = [Faulty::new(Fault::None), Faulty::new(Fault::None)];
+    let urls = servers.each_ref().map(|server| &server.url);
+    for (flags, lines) in
+        [(format!("--url {}", urls[0]), 1), (format!("--url {} --versus {}", urls[0], urls[1]), 2)]
+    {
+        let plot = format!("--plot {} --seconds 0.5 --pairs 2 {flags}", file.display());
+        let (fine, report) = report(&plot);
+        assert!(fine, "{report}");
+        let charts = std::fs::read_to_string(&file).unwrap();
+        assert!(charts.starts_with("<svg ") && charts.trim_end().ends_with("</svg>"));
+        for text in ["Latency of candidates", "candidates a second over time"] {
+            assert_eq!(charts.matches(text).count(), 1, "{text}");
+        }
+        // A legend in each chart, if there are two servers.
+        let names = charts.matches("first server").count() + charts.matches("second server").count();
+        assert_eq!(names, if lines == 2 { 4 } else { 0 });
+    }
+}
+
+#[test]
 fn results_are_printed_as_a_table() {
     let output = load("--pairs 3 --seconds 0.2");
     assert!(
@@ -80,7 +104,17 @@ fn results_are_printed_as_a_table() {
 
 #[test]
 fn wrong_flags_and_unreachable_servers_are_errors() {
-    for flags in ["--mode fast", "--pairs 0", "--seconds x", "--pid2 1", "more", "--payload -1"] {
+    for flags in [
+        "--mode fast",
+        "--dialect x",
+        "--dialect ayame --room-size 3",
+        "--mode idle --plot x",
+        "--pairs 0",
+        "--seconds x",
+        "--pid2 1",
+        "more",
+        "--payload -1",
+    ] {
         let output = load(flags);
         assert_eq!(output.status.code(), Some(2), "{flags}");
         assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1, "{flags}");
