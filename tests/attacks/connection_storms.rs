@@ -1,4 +1,4 @@
-//! Connection storms, and fewer descriptors than connections need. See `survival.rs`.
+//! Connection storms, and fewer descriptors than connections need.
 
 use std::net::TcpStream;
 use std::process::Command;

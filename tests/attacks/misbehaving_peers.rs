@@ -1,24 +1,4 @@
-//! Attacks on a server process: no peer, network or operator can stop it.
-//!
-//! During each attack a well-behaved pair in its own room exchanges candidates. Afterwards the metrics and /proc show
-//! that nothing is left of the attackers, and that the peak memory is below a bound that the test states.
-//!
-//! Tests that need no process are elsewhere (`…` stands for the rest of one or several names):
-//!
-//! - Slow heads: `request_head_is_limited_in_size_and_time`, `unregistered_peer_is_closed_…` (session).
-//! - Stalled readers: limits of the queue (session); `peer_that_does_not_read_…` (server).
-//! - Flooding senders: `pings_from_a_stalled_reader_…` (session), `continuous_sender_…` (server), `rate_…`
-//!   (transcripts).
-//! - Vanished peers: `tcp_end_…`, silence to the second (session); `silent_peers_…` (server).
-//! - Descriptors: `few_descriptors_cause_a_warning` (binary).
-//! - Storms: `twenty_thousand_peers_…` (survival_hub), `crowded_room_…` (simulation).
-//! - JSON: each field with each value (survival_hub); valid and invalid JSON (json, message); `bad_…`,
-//!   `keys_of_all_kinds`, `byte_for_byte` (transcripts).
-//! - Ids: `two_hundred_…` (survival_hub); `id_of_…`, `length_of_ids`, `claimants_…`, `…_probe` (transcripts);
-//!   `log_lists_…_and_cannot_be_forged` (binary).
-//! - Rooms: `room_full` (transcripts), `candidates_are_limited_by_size` (hub).
-//! - Operators: flags, addresses, signals, stderr (binary); `pending_input_…` (server);
-//!   `only_the_monotonic_clock_is_used` (architecture).
+//! Peers that send or read too slowly, too much or nothing valid, against a server process.
 
 use std::io::Write;
 use std::thread;

@@ -1,4 +1,4 @@
-//! Attacks on the rules of noroshi's protocol, in memory. See `survival.rs`.
+//! Attacks on the rules of noroshi's protocol, in memory.
 //!
 //! A pair in its own room exchanges candidates during each attack. At the end all rooms are empty.
 

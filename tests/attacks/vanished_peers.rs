@@ -1,4 +1,4 @@
-//! Peers and networks that vanish, in every state of a connection. See `survival.rs`.
+//! Peers and networks that vanish, in every state of a connection.
 
 use std::io::Write;
 use std::net::SocketAddr;
