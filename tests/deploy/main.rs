@@ -1,0 +1,12 @@
+//! What operators use: proxies, systemd, clusters, packages, documents, scripts and the load test.
+
+mod cluster;
+mod load;
+mod packages;
+mod proxies;
+mod readme;
+mod readme_token_examples;
+mod scripts;
+mod systemd;
+
+use noroshi_test_support as common;
