@@ -256,3 +256,25 @@ fn reading_path_names_functions_that_exist() {
     }
     assert!(functions > 20, "{functions} functions");
 }
+
+/// The compiler does not report unused items of a crate for others.
+#[test]
+fn items_of_the_test_support_are_used() {
+    let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap();
+    let code: String =
+        ["tests", "scripts"].into_iter().flat_map(rust_files).map(|path| read(&path)).collect();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut uses = BTreeMap::<&str, usize>::new();
+    for word in code.split(|c| !is_word(c)) {
+        *uses.entry(word).or_default() += 1;
+    }
+    for path in rust_files("tests/common").iter().filter(|path| !path.ends_with("lib.rs")) {
+        for line in read(path).lines() {
+            let Some(item) = line.trim_start().strip_prefix("pub ") else { continue };
+            let words = item.split(|c| !is_word(c)).filter(|word| !["const", "fn", "static"].contains(word));
+            let mut words = words.skip_while(|word| ["struct", "enum", "trait", "type"].contains(word));
+            let name = words.next().unwrap();
+            assert!(uses[name] > 1, "{} has {name}, which is not used", path.display());
+        }
+    }
+}

@@ -142,13 +142,22 @@ fn peer_that_does_not_read_is_closed_and_delays_no_other_peer() {
     // Other peers are unaffected.
     net.send("B", Message::text(r#"{"type":"offer","id":"B","target_id":"C","sdp":1}"#));
     assert_eq!(receive_json(&mut net, "C")["sdp"], "1");
-    // Ten seconds after A's kernel has taken the last bytes. On a loaded machine it may take more of them late.
-    let mut codes = (0..60).map(|_| {
+    // A is closed ten seconds after its kernel has taken the last bytes. On a busy machine that may be late, and then the
+    // queue takes another offer, without an answer.
+    let is_closed = |net: &mut Net| {
         net.advance(1);
         net.send("B", Message::text(text.as_str()));
-        receive_json(&mut net, "B")["code"].clone()
-    });
-    assert_eq!(codes.find(|code| code != "peer_busy"), Some("unknown_peer".into()));
+        match net.next_received("B") {
+            Some(Received::Text(text)) if text.contains(r#""code":"unknown_peer""#) => true,
+            Some(Received::Text(text)) => {
+                assert!(text.contains(r#""code":"peer_busy""#), "{text}");
+                false
+            }
+            Some(closed) => panic!("{closed:?}"),
+            None => false,
+        }
+    };
+    assert!((0..100).any(|_| is_closed(&mut net)));
     assert_eq!(metrics(&mut net)["noroshi_closings_total{reason=\"slow\"}"], 1.0);
     net.finish();
 }
