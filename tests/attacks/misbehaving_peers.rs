@@ -27,7 +27,8 @@ fn unfinished_request_heads_time_out() {
     slow.iter_mut().for_each(|client| client.send(unfinished_head.as_bytes()));
     for _ in 0..4 {
         loaded.run_for(Duration::from_secs(1));
-        slow.iter_mut().for_each(|client| client.send(b"x"));
+        // On a busy machine the time for the head may be over already.
+        slow.iter_mut().for_each(|client| _ = client.try_send(b"x"));
     }
     for client in slow.iter_mut().chain(&mut silent) {
         assert!(client.read_head().starts_with("HTTP/1.1 408 "));
