@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use common::files::rust_files;
 use common::memory::Memory;
 use common::process::NOROSHI;
-use common::readme::{README, block};
+use common::readme::{README, configuration, deploy_file};
 use common::sockets::Net;
 use common::transcript::Transcript;
 use noroshi::config::Config;
@@ -140,13 +140,10 @@ fn load_test_uses_the_documented_flags() {
 /// The proxies' upstream address is the unit's listening address, and the unit trusts the proxies.
 #[test]
 fn proxies_and_unit_use_the_same_address() {
-    let unit = block("[Service]");
+    let unit = deploy_file("noroshi.service");
     assert!(unit.contains("--listen 127.0.0.1:8080 --trust-proxy 127.0.0.1 "));
-    for line in [
-        "reverse_proxy 127.0.0.1:8080",
-        "proxy_pass http://127.0.0.1:8080;",
-        "server noroshi 127.0.0.1:8080 check",
-    ] {
-        block(line);
+    assert!(deploy_file("noroshi.socket").contains("\nListenStream=127.0.0.1:8080\n"));
+    for proxy in ["Caddyfile", "nginx.conf", "haproxy.cfg"] {
+        assert!(configuration(proxy).contains("127.0.0.1:8080"), "{proxy}");
     }
 }

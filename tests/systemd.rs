@@ -1,4 +1,4 @@
-//! Notifications to systemd, socket activation, and the README's units.
+//! Notifications to systemd, socket activation, and the units of `scripts/deploy`.
 
 mod common;
 
@@ -10,7 +10,7 @@ use common::client::Client;
 use common::files::Folder;
 use common::process::{NOROSHI, run};
 use common::program::{Program, free_port, is_installed};
-use common::readme::block;
+use common::readme::deploy_file;
 use nix::sys::signal::Signal;
 
 const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
@@ -145,7 +145,7 @@ fn socket_unit_with_accept_yes_is_rejected_at_start() {
 }
 
 #[test]
-fn units_of_the_readme_are_valid_and_hardened() {
+fn units_are_valid_and_hardened() {
     if !is_installed(ANALYZE) {
         return;
     }
@@ -153,10 +153,10 @@ fn units_of_the_readme_are_valid_and_hardened() {
     let service = home.join("noroshi.service");
     std::fs::write(
         &service,
-        block("[Service]").replace("ExecStart=noroshi", &format!("ExecStart={NOROSHI}")),
+        deploy_file("noroshi.service").replace("ExecStart=noroshi", &format!("ExecStart={NOROSHI}")),
     )
     .unwrap();
-    std::fs::write(home.join("noroshi.socket"), block("[Socket]")).unwrap();
+    std::fs::write(home.join("noroshi.socket"), deploy_file("noroshi.socket")).unwrap();
     let analyze = |arguments: &[&str], files: &[&str]| {
         let mut command = Command::new(ANALYZE);
         command.args(arguments).args(files.iter().map(|file| home.join(file)));
@@ -166,9 +166,10 @@ fn units_of_the_readme_are_valid_and_hardened() {
     };
     let (is_successful, output) = analyze(&["verify"], &["noroshi.service", "noroshi.socket"]);
     assert!(is_successful && output.is_empty(), "{output}");
-    assert!(block("[Service]").lines().any(|line| line.starts_with("TimeoutStopSec=")));
+    let unit = deploy_file("noroshi.service");
+    assert!(unit.lines().any(|line| line.starts_with("TimeoutStopSec=")));
     // Every exit code except 0 restarts the service, including that of a panic.
-    assert!(block("[Service]").lines().any(|line| line == "Restart=on-failure"));
+    assert!(unit.lines().any(|line| line == "Restart=on-failure"));
     let (is_successful, output) =
         analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
     assert!(is_successful, "{output}");

@@ -1,21 +1,25 @@
-//! The README's code blocks.
+//! The documents and the configuration files of the project.
+
+use std::path::Path;
 
 pub const README: &str = include_str!("../../README.md");
 
-/// Returns the only indented block that contains this line, without its indentation.
+/// Reads a file of the project, by its path from the root.
 #[track_caller]
-pub fn block(line: &str) -> String {
-    let mut blocks = Vec::new();
-    let mut block = String::new();
-    for text in README.lines().chain(["end"]) {
-        match text.strip_prefix("    ") {
-            Some(code) => block += &format!("{code}\n"),
-            None if text.is_empty() && !block.is_empty() => block.push('\n'),
-            None => blocks.push(std::mem::take(&mut block)),
-        }
-    }
-    let mut found = blocks.into_iter().filter(|block| block.lines().any(|it| it.trim() == line));
-    let block = found.next().unwrap_or_else(|| panic!("no block of the README has {line}"));
-    assert!(found.next().is_none(), "{line} stands in two blocks");
-    block
+pub fn read(path: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Reads a file of `scripts/deploy`, with its comments.
+#[track_caller]
+pub fn deploy_file(name: &str) -> String {
+    read(&format!("scripts/deploy/{name}"))
+}
+
+/// Reads a configuration file of `scripts/deploy`, without lines that are comments.
+#[track_caller]
+pub fn configuration(name: &str) -> String {
+    let text = deploy_file(name);
+    text.split_inclusive('\n').filter(|line| !line.trim_start().starts_with('#')).collect()
 }
