@@ -50,7 +50,7 @@ impl Conn {
 named_enum! {
     /// A signaling protocol.
     pub enum ProtocolId {
-        /// Noroshi's protocol, which the README specifies.
+        /// Noroshi's protocol, which `protocols/noroshi/PROTOCOL.md` specifies.
         Noroshi = "noroshi",
         /// The protocol of OpenAyame.
         Ayame = "ayame",

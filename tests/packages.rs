@@ -16,7 +16,6 @@ use common::process::{eventually, run};
 use common::program::{find, free_port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use noroshi::config::Config;
 
 const X86_64: &str = "x86_64-unknown-linux-musl";
 const AARCH64: &str = "aarch64-unknown-linux-musl";
@@ -199,14 +198,4 @@ fn debian_package_is_installed_and_removed() {
     assert_eq!(unit, include_str!("../scripts/deploy/noroshi.service"));
     dpkg(&["-P", "noroshi"]);
     assert!(!program.exists() && !root.join("usr/lib/systemd/system/noroshi.service").exists());
-}
-
-#[test]
-fn manual_page_has_the_flags_of_the_help() {
-    let help = Config::help();
-    let flags = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
-    let flags = flags.map(|line| line.split("  ").next().unwrap().replace('-', "\\-"));
-    let manual = include_str!("../scripts/deploy/noroshi.8").lines();
-    let documented = manual.filter_map(|line| line.strip_prefix(".B ")).filter(|it| it.starts_with("\\-"));
-    assert_eq!(documented.collect::<Vec<_>>(), flags.collect::<Vec<_>>());
 }

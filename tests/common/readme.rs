@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-pub const README: &str = include_str!("../../README.md");
-
 /// Reads a file of the project, by its path from the root.
 #[track_caller]
 pub fn read(path: &str) -> String {
@@ -22,4 +20,33 @@ pub fn deploy_file(name: &str) -> String {
 pub fn configuration(name: &str) -> String {
     let text = deploy_file(name);
     text.split_inclusive('\n').filter(|line| !line.trim_start().starts_with('#')).collect()
+}
+
+/// The documents whose links are checked, by their paths from the root.
+pub const DOCUMENTS: [&str; 11] = [
+    "README.md",
+    "scripts/CHANGELOG.md",
+    "scripts/README.md",
+    "scripts/deploy/README.md",
+    "src/README.md",
+    "src/protocols/README.md",
+    "src/protocols/noroshi/PROTOCOL.md",
+    "src/web/README.md",
+    "tests/README.md",
+    "tests/fuzz/README.md",
+    "tests/transcripts/README.md",
+];
+
+/// Returns the text of a section, from its heading to the next heading of the same level or above.
+#[track_caller]
+pub fn section(document: &str, heading: &str) -> String {
+    let text = read(document);
+    let level = heading.split(' ').next().unwrap().len();
+    let mut lines = text.lines().skip_while(|line| *line != heading);
+    assert!(lines.next().is_some(), "{document} has no heading {heading:?}");
+    let is_end = |line: &&str| {
+        let marks = line.len() - line.trim_start_matches('#').len();
+        (1..=level).contains(&marks) && line[marks..].starts_with(' ')
+    };
+    lines.take_while(|line| !is_end(line)).map(|line| format!("{line}\n")).collect()
 }
