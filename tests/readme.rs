@@ -7,9 +7,13 @@ use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use common::auxiliary_servers::serve;
+use common::browser::Browser;
+use common::chromium::{CHROMIUM, Chromium};
 use common::files::rust_files;
 use common::memory::Memory;
-use common::process::NOROSHI;
+use common::process::{NOROSHI, run};
+use common::program::{free_port, is_installed};
 use common::readme::{DOCUMENTS, configuration, deploy_file, read, section};
 use common::sockets::Net;
 use common::transcript::Transcript;
@@ -22,6 +26,29 @@ const OPERATION: &str = "scripts/deploy/README.md";
 #[test]
 fn readme_is_short() {
     assert!(read("README.md").lines().count() <= 200);
+}
+
+/// Both browsers show the camera of the other.
+#[test]
+fn page_of_the_readme_connects_two_browsers() {
+    if !is_installed(CHROMIUM) {
+        return;
+    }
+    let text = read("README.md");
+    let page = text.split("```html\n").nth(1).unwrap().split("```").next().unwrap();
+    let port = free_port();
+    let page = page.replace("localhost:8080", &format!("127.0.0.1:{port}"));
+    let address = serve(&[("/", &page), ("/favicon.ico", "")]);
+    let (_server, _stderr) =
+        run(&format!(r#"exec "$0" -l 127.0.0.1:{port} --allow-origin http://{address}"#));
+    let mut two = Chromium::start::<2>();
+    for browser in &mut two {
+        browser.open(&format!("http://{address}/"));
+    }
+    for browser in &mut two {
+        browser.wait_until("document.querySelector('video')?.videoWidth > 0");
+    }
+    two.into_iter().for_each(Chromium::kill);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use common::process::{NOROSHI, run};
 use common::program::{Program, free_port, is_installed};
 use common::readme::deploy_file;
 use nix::sys::signal::Signal;
+use noroshi::config::{Command as Parsed, Config};
 
 const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
 const ANALYZE: &str = "/usr/bin/systemd-analyze";
@@ -157,6 +158,14 @@ fn units_are_valid_and_hardened() {
     )
     .unwrap();
     std::fs::write(home.join("noroshi.socket"), deploy_file("noroshi.socket")).unwrap();
+    let drop_ins = home.join("noroshi.service.d");
+    std::fs::create_dir(&drop_ins).unwrap();
+    let drop_in = deploy_file("noroshi-turn-tokens.conf");
+    std::fs::write(
+        drop_ins.join("turn-tokens.conf"),
+        drop_in.replace("ExecStart=noroshi", &format!("ExecStart={NOROSHI}")),
+    )
+    .unwrap();
     let analyze = |arguments: &[&str], files: &[&str]| {
         let mut command = Command::new(ANALYZE);
         command.args(arguments).args(files.iter().map(|file| home.join(file)));
@@ -173,4 +182,14 @@ fn units_are_valid_and_hardened() {
     let (is_successful, output) =
         analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
     assert!(is_successful, "{output}");
+}
+
+#[test]
+fn flags_of_units_are_valid() {
+    for unit in ["noroshi.service", "noroshi-turn-tokens.conf"] {
+        let text = deploy_file(unit).replace("\\\n", " ");
+        let command = text.lines().find_map(|line| line.strip_prefix("ExecStart=noroshi ")).unwrap();
+        let parsed = Config::parse(command.split_whitespace().map(Into::into));
+        assert!(matches!(parsed, Ok(Parsed::Run(_))), "{unit}: {parsed:?}");
+    }
 }
