@@ -8,11 +8,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
 
+use common::auxiliary_servers::{TURNSERVER, coturn};
 use common::browser::Browser;
 use common::chromium::{CHROMIUM, Chromium};
 use common::client::Client;
 use common::files::Folder;
-use common::process::{Running, eventually, run};
+use common::process::{NOROSHI, Running, eventually, run};
 use common::program::{Program, free_port, is_installed};
 use common::readme::{configuration, deploy_file};
 use common::tls::{self, HOST, OPENSSL};
@@ -384,6 +385,42 @@ fn browsers_connect_behind_each_proxy() {
         }
     }
     two.into_iter().for_each(Chromium::kill);
+}
+
+/// One host with nginx, coturn, and the flags of the drop-in for systemd: the check page finds no fault.
+#[test]
+fn deployment_with_nginx_turn_and_tokens_passes_the_check() {
+    if !(can_run(&NGINX) && [CHROMIUM, TURNSERVER].iter().all(|program| is_installed(program))) {
+        return;
+    }
+    let folder = Folder::new("credentials");
+    fs::write(folder.0.join("turn"), "open-sesame\n").unwrap();
+    fs::write(folder.0.join("token"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let (_coturn, port) = coturn("open-sesame");
+    let drop_in = deploy_file("noroshi-turn-tokens.conf").replace("\\\n", " ");
+    let flags = drop_in.lines().find_map(|line| line.strip_prefix("ExecStart=noroshi ")).unwrap();
+    let flags = flags
+        .replace("--listen 127.0.0.1:8080", "")
+        .replace("--metrics 127.0.0.1:8081", "")
+        .replace("${CREDENTIALS_DIRECTORY}", folder.0.to_str().unwrap())
+        .replace(":example.com", &format!(":127.0.0.1:{port}"));
+    let (server, _log) = run(&format!(r#"exec "$0" {flags}"#));
+    let proxy = Proxy::start(&NGINX, server.address, &[]);
+
+    let mut token = std::process::Command::new(NOROSHI);
+    let token = token.args(["token", "--ttl", "1h", "--secret-file"]).arg(folder.0.join("token")).output();
+    let token = String::from_utf8(token.unwrap().stdout).unwrap();
+    let [mut browser] = Chromium::start();
+    browser.ignore_certificate_errors();
+    browser.open(&format!("https://{}/check?idle=1#token={}", proxy.host(), token.trim()));
+    browser.wait_until("!['', 'waiting'].includes(document.querySelector('#status')?.dataset.state ?? '')");
+    for line in ["websocket", "rooms", "relay"] {
+        let state = browser.eval(&format!("document.getElementById('{line}').dataset.state"));
+        assert_eq!(state, "ok", "{line}: {}", browser.eval("document.querySelector('#report').value"));
+    }
+    let failed = browser.eval("document.querySelectorAll('#lines > li[data-state=failed]').length");
+    assert_eq!(failed, 0, "{}", browser.eval("document.querySelector('#report').value"));
+    browser.kill();
 }
 
 /// Without these lines of the configuration nginx sends its own `Host`, HTTP/1.0 (before 1.29.7), and no `Upgrade`.
