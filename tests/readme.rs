@@ -244,6 +244,27 @@ fn links_lead_to_files_and_headings_that_exist() {
     assert!(links > 100, "{links}");
 }
 
+#[test]
+fn links_of_all_documents_are_checked() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.to_owned()];
+    let mut documents = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if name.ends_with(".md") {
+                documents.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    documents.sort();
+    let mut checked = DOCUMENTS.to_vec();
+    checked.sort_unstable();
+    assert_eq!(documents, checked);
+}
+
 /// A list of contents names all headings of the second level, in their order.
 #[test]
 fn contents_list_all_sections() {
