@@ -7,15 +7,17 @@
 #[path = "../tests/common/pipe.rs"]
 mod pipe;
 
+use std::hash::RandomState;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use noroshi::config::{Config, HEAD_TIME_MAX};
-use noroshi::http::{Admission, ListenerKind, Response};
+use noroshi::http::ListenerKind;
 use noroshi::memory_budget::Reservation;
-use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId};
-use noroshi::protocols::Dispatcher;
-use noroshi::protocols::noroshi::Noroshi;
+use noroshi::protocol::{Close, Conn, Descriptor, Member, Outbox, Times};
+use noroshi::protocols::{self, Dispatcher};
+use noroshi::server::admission::{Admission, Decision};
+
 use noroshi::session::{Event, Scratch, Session, SharedState};
 use pipe::answer::answer;
 use pipe::{Pipe, REQUEST, TEXT, frame};
@@ -117,13 +119,13 @@ impl Outbox for Sessions {
     fn resume_reading(&mut self, _: Conn) {}
     fn close(&mut self, _: Conn, _: Close) {}
     fn registered(&mut self, _: Conn, _: &str, _: &str) {}
-    fn disconnected(&mut self, _: Conn, _: ProtocolId, _: &Member<'_>) {}
+    fn disconnected(&mut self, _: Conn, _: &'static Descriptor, _: &Member<'_>) {}
 }
 
 impl Line {
     fn new(bytes: usize) -> Line {
         let config = Config { rate_max: 0, ..Config::default() };
-        let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
+        let dispatcher = Dispatcher::new(protocols::ALL, &config, &RandomState::new());
         let mut shared = SharedState::new(config);
         let sessions = [(); 2].map(|()| {
             let pipe = Pipe { writable_bytes: usize::MAX, ..Pipe::default() };
@@ -163,32 +165,32 @@ impl Line {
     /// What the server does in a turn in which these bytes came.
     fn turn(&mut self, who: usize, bytes: &[u8]) {
         let conn = Conn::new(who as u64 + 1, who);
+        let times = Times::default();
         let Sessions { sessions, shared } = &mut self.sessions;
         sessions[who].stream().input.extend(bytes);
         sessions[who].read(&mut self.scratch, shared);
         loop {
             let Sessions { sessions, shared } = &mut self.sessions;
             let Some(event) = sessions[who].next_event(&mut self.scratch, shared) else { break };
-            let input = match &event {
+            match event {
                 Event::Request(head) => {
                     let wall = Duration::ZERO;
                     let config = &self.sessions.shared.config;
                     let answer =
-                        answer(head, ListenerKind::Main, config, false, wall, |_, _| Admission::Allowed);
-                    let Response::Upgrade { bytes, target, claims } = answer else { panic!("{answer:?}") };
+                        answer(&head, ListenerKind::Main, config, false, wall, |_, _| Admission::Allowed);
+                    let Decision::Upgrade { bytes, target, claims } = answer else { panic!("{answer:?}") };
                     let Sessions { sessions, shared } = &mut self.sessions;
                     sessions[who].accept(bytes, shared);
-                    let connected = Input::Connected(conn, &target, claims.as_deref());
-                    self.dispatcher.handle(Duration::ZERO, Duration::ZERO, connected, &mut self.sessions);
-                    continue;
+                    self.dispatcher.connect(times, conn, &target, claims.as_deref(), &mut self.sessions);
                 }
                 Event::Rejected(status, refusal) => panic!("{status}, {}", refusal.message),
-                Event::Text(text) => Input::Text(conn, text),
-                Event::Binary(_) | Event::Ping(_) | Event::Overhead => unreachable!("only text is sent"),
-            };
-            self.dispatcher.handle(Duration::ZERO, Duration::ZERO, input, &mut self.sessions);
+                Event::Message(message) => {
+                    self.dispatcher.message(times, conn, message, &mut self.sessions);
+                }
+                Event::Ping(_) | Event::Overhead => unreachable!("only text is sent"),
+            }
         }
-        self.dispatcher.handle(Duration::ZERO, Duration::ZERO, Input::Alive(conn), &mut self.sessions);
+        self.dispatcher.alive(times, conn, &mut self.sessions);
         let Sessions { sessions, shared } = &mut self.sessions;
         for session in sessions {
             session.flush(shared);

@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::address::{Address, Network};
-use crate::origin::AllowedOrigin;
-use crate::token::{self, Secrets};
+use crate::http::address::{Address, Network};
+use crate::http::origin::AllowedOrigin;
+use crate::http::token::{self, Secrets};
 
+mod endpoint;
 mod environment;
 mod flags;
 mod secret_file;
 mod values;
 
+pub use endpoint::Endpoint;
 pub use flags::{Command, HealthCheck, TokenRequest};
 
 pub use crate::limits::*;
@@ -66,10 +68,9 @@ pub struct Config {
     pub token_secret_file: Option<PathBuf>,
     /// The content of that file, after [`Config::read_secret_files`].
     pub token_secrets: Option<Secrets>,
-    /// The path of Ayame's protocol. `None`: it is off.
-    pub ayame: Option<String>,
-    /// The path above the rooms of matchbox's protocol. Empty: the rooms are at the top level. `None`: it is off.
-    pub matchbox: Option<String>,
+    /// The protocols that flags mount, each with its path. Empty path: its rooms are at the top level. Protocols that are
+    /// always on are not listed.
+    pub mounts: Vec<(&'static Endpoint, String)>,
     /// Time for which existing rooms are served after SIGTERM.
     pub drain: Duration,
     /// Whether the pages and the client library are served.
@@ -150,8 +151,7 @@ impl Default for Config {
             turn_secret: None,
             token_secret_file: None,
             token_secrets: None,
-            ayame: None,
-            matchbox: None,
+            mounts: Vec::new(),
             drain: Duration::ZERO,
             page: true,
             metrics: None,
@@ -178,6 +178,21 @@ impl Config {
             self.token_secrets = Some(secrets);
         }
         Ok(())
+    }
+
+    /// Returns the path at which a protocol is served. `None`: it is off.
+    pub fn path_of(&self, endpoint: &Endpoint) -> Option<&str> {
+        if endpoint.is_always_on {
+            return Some(endpoint.default_path);
+        }
+        let mount = self.mounts.iter().find(|(mounted, _)| mounted.name == endpoint.name);
+        mount.map(|(_, path)| path.as_str())
+    }
+
+    /// Mounts a protocol at a path, and at no other.
+    pub fn mount(&mut self, endpoint: &'static Endpoint, path: String) {
+        self.mounts.retain(|(mounted, _)| mounted.name != endpoint.name);
+        self.mounts.push((endpoint, path));
     }
 
     /// Returns whether the peer at this address is a trusted proxy.

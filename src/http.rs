@@ -1,28 +1,24 @@
-//! HTTP/1.1: parses the first request of a connection and decides on the response.
+//! HTTP/1.1: request heads in, response bytes out.
 //!
-//! This module does no I/O: a request head goes in, a [`Response`] comes out. Upgrades follow RFC 6455 section 4.2. Every
-//! other response is complete, and the connection closes after it (RFC 9112).
+//! This module does no I/O and decides nothing: `server::admission` decides on requests. Upgrades follow RFC 6455 section
+//! 4.2. Every other response is complete, and the connection closes after it (RFC 9112).
 
-use std::net::IpAddr;
-use std::time::Duration;
+use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX};
 
-use tungstenite::handshake::derive_accept_key;
-
-use crate::config::{Config, HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, ORIGIN_LOGGED_MAX};
-use crate::origin;
-use crate::paths;
-use crate::protocol::{ProtocolId, Target};
-use crate::query::Query;
-use crate::web::{self, File};
-
+pub mod address;
 mod forwarded;
+pub mod origin;
+pub mod paths;
+pub mod query;
+mod request_target;
 mod response;
-mod route;
-mod token;
+pub mod token;
+mod upgrade;
 
-use forwarded::UnreadableAddress;
-pub use response::{AdminRequest, AdminTopic, RejectReason, Response, render_admin_response};
-use response::{TEXT, render, render_sentence};
+pub use forwarded::UnreadableAddress;
+use query::Query;
+pub use response::{RejectReason, Response, TEXT, render, render_sentence};
+pub use upgrade::switching_protocols;
 
 /// The listener that accepted a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,21 +27,6 @@ pub enum ListenerKind {
     Main,
     /// Serves `/metrics`, `/rooms` and `/healthz`.
     Metrics,
-}
-
-/// Whether the limits of the server allow another WebSocket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// They allow it.
-    Allowed,
-    /// The server has as many connections as it may have.
-    ServerFull,
-    /// The client's address has as many connections as it may have.
-    AddressFull,
-    /// The room has as many peers as it may have.
-    RoomFull,
-    /// The server is draining, and the room would be new.
-    Draining,
 }
 
 /// The status codes of rejected upgrades.
@@ -111,7 +92,7 @@ fn respond_early(status: u16, sentence: &str, head: &[u8]) -> Response {
     let mut response = render_sentence(status, sentence, &[], head_only);
     let is_upgrade = head.windows(WEBSOCKET.len()).any(|window| window.eq_ignore_ascii_case(WEBSOCKET));
     if !is_upgrade {
-        response.remove_reject_reason();
+        response.reject_reason = None;
     }
     response
 }
@@ -120,7 +101,8 @@ fn has_bare_line_feed(head: &[u8]) -> bool {
     head.split(|byte| *byte == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r"))
 }
 
-const ALLOW: (&str, &str) = ("Allow", "GET, HEAD, OPTIONS");
+/// The header of responses that name the supported methods (RFC 9110 section 10.2.1).
+pub const ALLOW: (&str, &str) = ("Allow", "GET, HEAD, OPTIONS");
 
 /// Space for the headers of one request, see [`Request::parse`].
 pub type Headers<'a> = [httparse::Header<'a>; HEADERS_MAX];
@@ -128,31 +110,15 @@ pub type Headers<'a> = [httparse::Header<'a>; HEADERS_MAX];
 /// The initial value of [`Headers`].
 pub const NO_HEADERS: Headers<'static> = [httparse::EMPTY_HEADER; HEADERS_MAX];
 
-/// A parsed request.
+/// A parsed request head.
 pub struct Request<'a> {
-    method: &'a str,
+    /// The method, as the client sent it. Methods are case-sensitive.
+    pub method: &'a str,
     /// The request target, as the client sent it.
     target: &'a str,
     /// The minor version: HTTP/1.0 or HTTP/1.1.
     version: u8,
     headers: &'a [httparse::Header<'a>],
-    listener: ListenerKind,
-}
-
-/// The parsed target of a request.
-pub struct Route {
-    /// The path, normalized.
-    path: String,
-    query: Query,
-    /// The protocol and room of a WebSocket path, or the error in it. `None`: the path is not for WebSockets.
-    target: Option<Result<Target, &'static str>>,
-}
-
-impl Route {
-    /// Returns the protocol and room of a valid WebSocket path.
-    pub fn target(&self) -> Option<&Target> {
-        self.target.as_ref()?.as_ref().ok()
-    }
 }
 
 impl<'a> Request<'a> {
@@ -160,11 +126,7 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     /// The response to a malformed head.
-    pub fn parse<'h: 'a>(
-        head: &'h [u8],
-        headers: &'a mut Headers<'h>,
-        listener: ListenerKind,
-    ) -> Result<Request<'a>, Response> {
+    pub fn parse<'h: 'a>(head: &'h [u8], headers: &'a mut Headers<'h>) -> Result<Request<'a>, Response> {
         let mut parsed = httparse::Request::new(headers);
         match parsed.parse(head) {
             // A proxy and this server can disagree on whether a bare line feed ends a line (request smuggling).
@@ -175,7 +137,7 @@ impl<'a> Request<'a> {
         let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
             return Err(malformed(head));
         };
-        let request = Request { method, target, version, headers: parsed.headers, listener };
+        let request = Request { method, target, version, headers: parsed.headers };
         let hosts = request.values("host").count();
         if hosts > 1 || (hosts == 0 && version == 1) {
             // RFC 9112 section 3.2.
@@ -185,349 +147,56 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
-    /// Returns the client address that a trusted proxy reports, if it reports one.
-    ///
-    /// # Errors
-    /// The response to a request in which that address is not readable.
-    pub fn reported_address(&self, config: &Config) -> Result<Option<IpAddr>, Response> {
-        self.client_address(config).map_err(|unreadable| {
-            let response = self.unreadable_address(&unreadable);
-            self.with_reason_if_upgrade(response)
-        })
+    /// Returns the normalized path and the query.
+    pub fn path_and_query(&self) -> (String, Query) {
+        let (path, query) = request_target::path_and_query(self.target);
+        (path.into_owned(), query)
     }
 
-    /// Parses the request target.
-    pub fn route(&self, config: &Config) -> Route {
-        let (path, query) = route::path_and_query(self.target);
-        let target = match self.listener {
-            ListenerKind::Main => route::target(&path, &query, self.is_attempted_upgrade(), config),
-            ListenerKind::Metrics => None,
-        };
-        Route { path: path.into_owned(), query, target }
+    // ---- Responses ----
+
+    /// Returns whether the response has no body.
+    pub fn is_head_only(&self) -> bool {
+        self.method == "HEAD"
     }
 
-    /// Decides on the response. `unix_time` is the time since 1970, for the expiry of tokens.
-    pub fn respond(
-        &self,
-        route: Route,
-        admission: Admission,
-        config: &Config,
-        unix_time: Duration,
-    ) -> Response {
-        let response = self.choose_response(route, admission, config, unix_time);
-        self.with_reason_if_upgrade(response)
-    }
-
-    fn choose_response(
-        &self,
-        route: Route,
-        admission: Admission,
-        config: &Config,
-        unix_time: Duration,
-    ) -> Response {
-        if self.method == "OPTIONS" {
-            // HAProxy's health checks use this method.
-            return render(204, b"", &[ALLOW], true);
-        }
-        let Route { path, query, target } = route;
-        match (self.listener, target) {
-            (ListenerKind::Main, Some(target)) => self.upgrade(target, admission, config, unix_time),
-            // Before the check for an upgrade: a health check succeeds whatever headers a load balancer adds to it.
-            (ListenerKind::Main, None) if route::is_health(&path, config) => self.health(admission),
-            (ListenerKind::Main, None) if self.is_attempted_upgrade() => self.no_websocket_path(&path),
-            (ListenerKind::Main, None) => self.static_file(&path, config),
-            // Before the check of the Host: the health contains nothing that a page of another origin could use.
-            (ListenerKind::Metrics, _) if path.strip_suffix('/').unwrap_or(&path) == paths::HEALTH => {
-                self.health(admission)
-            }
-            (ListenerKind::Metrics, _) if !self.has_metrics_host(config) => self.unexpected_host(),
-            (ListenerKind::Metrics, _) => self.admin(&path, &query),
-        }
+    /// Renders a response to this request with one sentence as its body, which is the reject reason too.
+    pub fn sentence(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Response {
+        render_sentence(status, sentence, headers, self.is_head_only())
     }
 
     /// Removes the reject reason from a response, unless the request is for a WebSocket.
     ///
     /// The log and the metrics count rejected upgrades only.
-    fn with_reason_if_upgrade(&self, mut response: Response) -> Response {
-        let is_upgrade = self.listener == ListenerKind::Main && self.is_attempted_upgrade();
-        if !is_upgrade {
-            response.remove_reject_reason();
+    pub fn with_reason_if_upgrade(&self, mut response: Response) -> Response {
+        if !self.is_attempted_upgrade() {
+            response.reject_reason = None;
         }
         response
-    }
-
-    /// Returns whether the client requests a WebSocket: it sends a key or an `Upgrade` header.
-    ///
-    /// A proxy that is not configured for WebSockets drops `Upgrade`, but not the key.
-    fn is_attempted_upgrade(&self) -> bool {
-        self.has("sec-websocket-key") || self.lists("upgrade", "websocket")
-    }
-
-    // ---- Resources ----
-
-    fn static_file(&self, path: &str, config: &Config) -> Response {
-        match web::find(path) {
-            Some(file) if config.page => self.file(file, config),
-            _ => self.sentence(404, "not found; WebSockets connect to /ws or /ws/ROOM", &[]),
-        }
-    }
-
-    /// Responds with the server's health. A full server is healthy, a draining one is not.
-    fn health(&self, admission: Admission) -> Response {
-        match admission {
-            Admission::Draining => self.resource(503, "draining", &[TEXT]),
-            _ => self.resource(200, "ok", &[TEXT]),
-        }
-    }
-
-    /// Responds to an operator at the metrics listener.
-    fn admin(&self, path: &str, query: &Query) -> Response {
-        match path {
-            "/metrics" => self.admin_request(AdminTopic::Metrics),
-            "/rooms" => match route::rooms_topic(query) {
-                Some(topic) => self.admin_request(topic),
-                None => {
-                    let sentence = "/rooms: expected no query fields but room=ROOM and after=NEXT";
-                    self.sentence(400, sentence, &[])
-                }
-            },
-            _ => self.sentence(404, "not found; see /metrics, /rooms and /healthz", &[]),
-        }
-    }
-
-    fn admin_request(&self, topic: AdminTopic) -> Response {
-        self.if_get_or_head(|head_only| Response::Admin(AdminRequest { topic, head_only }))
-    }
-
-    /// Responds with a file. A browser may cache it, but must revalidate it on each use.
-    fn file(&self, file: &File, config: &Config) -> Response {
-        let etag = file.etag();
-        let mut headers = vec![
-            ("Content-Type", file.content_type),
-            ("Cache-Control", "no-cache"),
-            ("ETag", &etag),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Referrer-Policy", "no-referrer"),
-        ];
-        headers.extend(file.csp.map(|policy| ("Content-Security-Policy", policy)));
-        if file.is_cross_origin {
-            headers.push(("Vary", "Origin"));
-            if self.has_allowed_origin(config) {
-                headers.extend(self.cors_header());
-            }
-        }
-        // RFC 9110 section 13.1.2: the comparison is weak.
-        let weak_etag = format!("W/{etag}");
-        let matching_tags = [&etag, &weak_etag, "*"];
-        let is_cached = matching_tags.iter().any(|tag| self.lists("if-none-match", tag));
-        let status = if is_cached { 304 } else { 200 };
-        self.resource(status, file.body, &headers)
-    }
-
-    /// Returns the header that lets the requesting page read the response.
-    fn cors_header(&self) -> Option<(&'static str, &'a str)> {
-        self.value("origin").map(|origin| ("Access-Control-Allow-Origin", origin))
-    }
-
-    fn resource(&self, status: u16, body: &str, headers: &[(&str, &str)]) -> Response {
-        self.if_get_or_head(|head_only| render(status, body.as_bytes(), headers, head_only))
-    }
-
-    /// Responds with 405 unless the method is GET or HEAD.
-    fn if_get_or_head(&self, respond: impl FnOnce(bool) -> Response) -> Response {
-        match self.method {
-            "GET" => respond(false),
-            "HEAD" => respond(true),
-            _ => self.sentence(405, "expected GET, HEAD or OPTIONS", &[ALLOW]),
-        }
-    }
-
-    fn sentence(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Response {
-        let head_only = self.method == "HEAD";
-        render_sentence(status, sentence, headers, head_only)
-    }
-
-    // ---- Upgrades ----
-
-    fn upgrade(
-        &self,
-        target: Result<Target, &'static str>,
-        admission: Admission,
-        config: &Config,
-        unix_time: Duration,
-    ) -> Response {
-        if !matches!(self.method, "GET" | "HEAD") {
-            return self.sentence(405, "expected GET to open a WebSocket", &[ALLOW]);
-        }
-        let target = match target {
-            Ok(target) => target,
-            Err(sentence) => return self.sentence(400, sentence, &[]),
-        };
-        if !self.has_allowed_origin(config) {
-            return self.origin_not_allowed();
-        }
-        // Before the headers of the upgrade: a browser hides the response to a rejected upgrade from the page, but shows
-        // the response to a plain request of the same URL.
-        let claims = match &config.token_secrets {
-            None => None,
-            // An Ayame client sends its token, and its room, in its first message.
-            Some(_) if target.protocol == ProtocolId::Ayame => None,
-            Some(secrets) => match self.verified_claims(&target, secrets, unix_time) {
-                Ok(claims) => Some(Box::new(claims)),
-                Err(error) => return self.unauthorized(error),
-            },
-        };
-        let faults = self.upgrade_faults();
-        let has_version_13 = self.value("sec-websocket-version") == Some("13");
-        if !faults.is_empty() || self.method != "GET" || !has_version_13 {
-            return self.upgrade_required(&faults);
-        }
-        let Some(key) = self.value("sec-websocket-key").filter(|key| is_websocket_key(key)) else {
-            return self.sentence(400, "Sec-WebSocket-Key is missing or malformed", &[]);
-        };
-        match admission {
-            Admission::Allowed => {}
-            Admission::ServerFull => return self.sentence(503, "the server is full", &[]),
-            Admission::AddressFull => {
-                return self.sentence(429, "too many connections from your address", &[]);
-            }
-            Admission::RoomFull => return self.sentence(503, "the room is full", &[]),
-            Admission::Draining => {
-                return self.sentence(503, "the server is shutting down; reconnect later", &[]);
-            }
-        }
-        let accept = derive_accept_key(key.as_bytes());
-        let head = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: {accept}\r\n\r\n"
-        );
-        Response::Upgrade { bytes: head.into_bytes(), target, claims }
-    }
-
-    /// Returns the header faults that prevent an upgrade, each with its likely cause.
-    ///
-    /// Proxies that are not configured for WebSockets send HTTP/1.0, or drop the hop-by-hop headers.
-    fn upgrade_faults(&self) -> Vec<&'static str> {
-        let mut faults = Vec::new();
-        if self.version == 0 {
-            faults.push("HTTP/1.0, but WebSocket needs HTTP/1.1: does nginx lack proxy_http_version 1.1?");
-        }
-        if !self.has("upgrade") {
-            faults.push("no Upgrade header: is a proxy dropping it?");
-        } else if !self.lists("upgrade", "websocket") {
-            faults.push("the Upgrade header does not list websocket");
-        } else if !self.lists("connection", "upgrade") {
-            faults.push("no Upgrade in the Connection header: is a proxy changing it?");
-        }
-        faults
-    }
-
-    /// Rejects a request for a WebSocket path that is not an upgrade, or one with these faults.
-    fn upgrade_required(&self, faults: &[&str]) -> Response {
-        let headers = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")];
-        if self.is_attempted_upgrade() && !faults.is_empty() {
-            self.sentence(426, &faults.join("; "), &headers)
-        } else {
-            self.sentence(426, "expected a WebSocket upgrade, version 13", &headers)
-        }
-    }
-
-    /// Rejects an upgrade at a path that is not for WebSockets.
-    fn no_websocket_path(&self, path: &str) -> Response {
-        let sentence = if path.starts_with("//") {
-            "not a WebSocket path, because it begins with two slashes; use /ws or /ws/ROOM"
-        } else {
-            "not a WebSocket path; use /ws or /ws/ROOM"
-        };
-        self.sentence(404, sentence, &[])
-    }
-
-    /// Rejects a request in which a trusted proxy reports no readable client address.
-    ///
-    /// The log gets the value of the header, the client does not.
-    fn unreadable_address(&self, unreadable: &UnreadableAddress) -> Response {
-        let UnreadableAddress { header, value } = unreadable;
-        let sentence = format!("{header}: expected the client's IP address");
-        let mut response = self.sentence(400, &sentence, &[]);
-        if let Some(reason) = response.reject_reason_mut() {
-            reason.message = format!("{sentence}, got {value:?}");
-        }
-        response
-    }
-
-    // ---- Origin and Host ----
-
-    /// Rejects a page of another origin.
-    ///
-    /// The usual cause is a proxy that does not forward `Host` as the browser sent it. So the response and the log show
-    /// both headers, and the other faults of that proxy.
-    fn origin_not_allowed(&self) -> Response {
-        let origin = self.value_for_log("origin", ORIGIN_LOGGED_MAX);
-        let host = self.value_for_log("host", ORIGIN_LOGGED_MAX);
-        let mut sentence = format!("Origin {origin:?} does not match Host {host:?}; see --allow-origin");
-        if self.is_attempted_upgrade() {
-            for fault in self.upgrade_faults() {
-                sentence.push_str("; ");
-                sentence.push_str(fault);
-            }
-        }
-        self.sentence(403, &sentence, &[])
-    }
-
-    /// Returns whether the page that sends this request may connect.
-    ///
-    /// A browser sends the origin of the page, so that no page can misuse the visitor's position in the network. Other
-    /// clients send no `Origin`, and could send any.
-    fn has_allowed_origin(&self, config: &Config) -> bool {
-        if !self.has("origin") {
-            return true;
-        }
-        let Some(origin) = self.value("origin") else { return false };
-        if config.allow_origins.iter().any(|allowed| allowed.matches(origin)) {
-            return true;
-        }
-        self.value("host").is_some_and(|host| origin::is_same_origin(origin, host))
-    }
-
-    /// Returns whether the metrics listener serves a request with this `Host`.
-    ///
-    /// A page whose name was rebound to the address of this machine (DNS rebinding) sends its name as `Host`. That name
-    /// is registered, so it is neither an IP address nor a name of one label. A request without `Host` (HTTP/1.0) comes
-    /// from no browser.
-    fn has_metrics_host(&self, config: &Config) -> bool {
-        let Some(host) = self.only_value("host") else { return true };
-        std::str::from_utf8(host).is_ok_and(|host| origin::is_local_host(host, &config.metrics_hosts))
-    }
-
-    /// Rejects a request at the metrics listener because of its `Host`.
-    fn unexpected_host(&self) -> Response {
-        let host = self.value_for_log("host", ORIGIN_LOGGED_MAX);
-        let sentence = format!(
-            "Host: expected an IP address, a name without dots or a name of --metrics-host, got {host:?}"
-        );
-        self.sentence(403, &sentence, &[])
     }
 
     // ---- Headers ----
 
-    fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    /// Returns the values of all headers with this name.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         let headers = self.headers.iter();
         let named = headers.filter(move |header| header.name.eq_ignore_ascii_case(name));
         named.map(|header| header.value)
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// Returns whether there is a header with this name.
+    pub fn has(&self, name: &str) -> bool {
         self.values(name).next().is_some()
     }
 
     /// Returns the value of a header that occurs once and is UTF-8.
-    fn value(&self, name: &str) -> Option<&'a str> {
+    pub fn value(&self, name: &str) -> Option<&'a str> {
         let value = self.only_value(name)?;
         std::str::from_utf8(value).ok()
     }
 
     /// Returns the value of a header that occurs once.
-    fn only_value(&self, name: &str) -> Option<&'a [u8]> {
+    pub fn only_value(&self, name: &str) -> Option<&'a [u8]> {
         let mut values = self.values(name);
         let value = values.next()?;
         match values.next() {
@@ -537,24 +206,14 @@ impl<'a> Request<'a> {
     }
 
     /// Returns the first `chars_max` characters of all values of a header. Not escaped.
-    fn value_for_log(&self, name: &str, chars_max: usize) -> String {
+    pub fn value_for_log(&self, name: &str, chars_max: usize) -> String {
         let values: Vec<_> = self.values(name).map(String::from_utf8_lossy).collect();
         values.join(", ").chars().take(chars_max).collect()
     }
 
     /// Returns whether a header that is a comma-separated list has this element.
-    fn lists(&self, name: &str, element: &str) -> bool {
+    pub fn lists(&self, name: &str, element: &str) -> bool {
         let mut elements = self.values(name).flat_map(|value| value.split(|byte| *byte == b','));
         elements.any(|listed| listed.trim_ascii().eq_ignore_ascii_case(element.as_bytes()))
     }
 }
-
-/// Returns whether a `Sec-WebSocket-Key` is the base64 of 16 bytes.
-fn is_websocket_key(key: &str) -> bool {
-    let is_base64_byte = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
-    let Some(digits) = key.strip_suffix("==") else { return false };
-    digits.len() == 22 && digits.bytes().all(is_base64_byte)
-}
-
-#[cfg(test)]
-mod tests;

@@ -9,15 +9,15 @@ pub mod health;
 
 pub mod session;
 
-pub mod http;
-
 pub mod web;
 
 pub mod protocols;
 
+pub mod protocol;
+
 pub mod metrics;
 
-pub mod protocol;
+pub mod message;
 
 pub mod rate_limit;
 
@@ -29,20 +29,12 @@ pub mod memory_budget;
 
 pub mod config;
 
-pub mod token;
+pub mod http;
 
 pub mod json;
 
 pub mod id;
 
 pub mod limits;
-
-pub mod paths;
-
-pub mod query;
-
-pub mod origin;
-
-pub mod address;
 
 pub mod named_enum;

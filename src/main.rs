@@ -14,15 +14,19 @@ use noroshi::config::{
 };
 use noroshi::health;
 use noroshi::http::ListenerKind;
+use noroshi::http::token::Claims;
 use noroshi::logger::{self, print_line};
+use noroshi::protocols;
 use noroshi::server::Server;
-use noroshi::token::Claims;
 
 fn main() -> ExitCode {
     logger::exit_on_panic();
-    let mut config = match Config::parse_with_environment(std::env::vars_os(), std::env::args_os().skip(1)) {
+    let endpoints = protocols::endpoints(protocols::ALL);
+    let arguments = std::env::args_os().skip(1);
+    let command = Config::parse_with_environment(&endpoints, std::env::vars_os(), arguments);
+    let mut config = match command {
         Ok(Command::Run(config)) => config,
-        Ok(Command::Help) => return print(&Config::help()),
+        Ok(Command::Help) => return print(&Config::help(&endpoints)),
         Ok(Command::Token(mint)) => return print_token(mint),
         Ok(Command::Health(probe)) => return check_health(&probe),
         Ok(Command::Version) => return print(concat!("noroshi ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -51,19 +55,22 @@ fn serve(config: Config) -> io::Result<()> {
     let connections_max = config.connections_max;
     let memory_max = config.memory_bytes_max.map(|bytes| Size(bytes as u64));
     let has_page = config.page;
-    let ayame = config.ayame.as_ref().map(|path| ("Ayame", path.clone()));
-    let matchbox = config.matchbox.as_ref().map(|prefix| ("matchbox", format!("{prefix}/ROOM")));
     let mut server = Server::bind(config)?;
     // This precedes the messages about listeners, after which a supervisor may stop the server.
     server.install_signal_handlers()?;
-    for listener in server.places(ListenerKind::Main) {
+    for listener in server.listen_addresses(ListenerKind::Main) {
         let ListenAddress::Tcp(address) = listener else {
             print_line(format_args!("listening on {listener}"));
             continue;
         };
-        print_line(format_args!("listening on ws://{address}/ws"));
-        for (name, path) in [&ayame, &matchbox].into_iter().flatten() {
-            print_line(format_args!("{name} clients connect to ws://{address}{path}"));
+        for (endpoint, path) in server.dispatcher().endpoints() {
+            if endpoint.is_always_on {
+                print_line(format_args!("listening on ws://{address}{path}"));
+                continue;
+            }
+            let title = endpoint.title;
+            let room = if endpoint.has_rooms_below { "/ROOM" } else { "" };
+            print_line(format_args!("{title} clients connect to ws://{address}{path}{room}"));
         }
     }
     if has_page && let Some(address) = server.addresses(ListenerKind::Main).next() {

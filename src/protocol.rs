@@ -1,11 +1,25 @@
-//! The vocabulary between connections and signaling protocols: events, and effects.
+//! What a signaling protocol sees, and what it may do.
+//!
+//! A protocol is one file with a [`Descriptor`] and an implementation of [`Protocol`]. The dispatcher in
+//! [`protocols`](crate::protocols) calls it with the events of connections, and it answers through its [`Context`].
 
 use std::borrow::Cow;
+use std::fmt;
+use std::hash::RandomState;
+use std::time::Duration;
 
+use crate::config::{Config, Endpoint};
+use crate::http::query::Query;
+use crate::http::token::Claims;
 use crate::memory_budget::Reservation;
-use crate::named_enum::named_enum;
-use crate::query::Query;
-use crate::token::Claims;
+use crate::message::Message;
+use crate::metrics::Counts;
+
+mod context;
+mod probes;
+
+pub(crate) use context::PerConnection;
+pub use context::{Context, Times};
 
 /// Identifies a connection: a number that is never reused, and a slot that is.
 ///
@@ -47,30 +61,81 @@ impl Conn {
     }
 }
 
-named_enum! {
-    /// A signaling protocol.
-    pub enum ProtocolId {
-        /// Noroshi's protocol, which `protocols/noroshi/PROTOCOL.md` specifies.
-        Noroshi = "noroshi",
-        /// The protocol of OpenAyame.
-        Ayame = "ayame",
-        /// The protocol of matchbox.
-        Matchbox = "matchbox",
+/// Registers a protocol: everything that the server needs to serve it.
+///
+/// The flag, the environment variable, the help, the start message, the routes, the labels in metrics, `/rooms` and the
+/// log follow from it.
+pub struct Descriptor {
+    /// Its name, its flag and its paths.
+    pub endpoint: Endpoint,
+    /// Where its clients put their tokens.
+    pub token_place: TokenPlace,
+    /// Returns what a path is. `below` is the part of the path behind that of the endpoint and the slash after it; `None`
+    /// for the path of the endpoint itself. Escape sequences of unreserved characters are decoded already.
+    pub route: fn(below: Option<&str>, query: &Query) -> Route,
+    /// Creates the protocol without connections. The key makes ids unguessable, and hashes of names that clients choose
+    /// unpredictable.
+    pub new: fn(config: &Config, key: RandomState) -> Box<dyn Protocol>,
+}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.endpoint.name)
     }
 }
 
-/// What an upgrade asks for.
+/// Where the clients of a protocol put their tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenPlace {
+    /// In the request of the upgrade: `Authorization: Bearer` or the query field `token`. The server verifies it.
+    Request,
+    /// In a message. The protocol verifies it.
+    Message,
+}
+
+/// What a path of a protocol is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// The WebSocket endpoint of this room. Empty: the default room, or the protocol names rooms in messages.
+    Room(String),
+    /// The WebSocket endpoint of a room whose name or query is not valid, for the reason in this sentence.
+    Invalid(&'static str),
+    /// A resource that [`Protocol::respond`] serves.
+    Resource,
+    /// Not a path of the protocol.
+    Unknown,
+}
+
+/// What an upgrade asks for.
+#[derive(Clone, Debug)]
 pub struct Target {
     /// The protocol, by the path.
-    pub protocol: ProtocolId,
-    /// The room, by the path. Empty: the default room, or the protocol names rooms in messages.
+    pub protocol: &'static Descriptor,
+    /// The room, by the path. See [`Route::Room`].
     pub room: String,
     /// The query of the request target.
     pub query: Query,
 }
 
-/// The membership of a connection, for the log and for `GET /rooms`.
+/// A `GET` request for a resource of a protocol, see [`Route::Resource`].
+#[derive(Clone, Copy, Debug)]
+pub struct ResourceRequest<'a> {
+    /// See [`Descriptor::route`].
+    pub below: Option<&'a str>,
+    /// The query of the request target.
+    pub query: &'a Query,
+}
+
+/// The response to a [`ResourceRequest`]. Pages of allowed origins may read it (CORS).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The value of the header `Content-Type`.
+    pub content_type: &'static str,
+    /// The content.
+    pub body: String,
+}
+
+/// The membership of a connection in a room, for the log and for `GET /rooms`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Member<'a> {
     /// The room.
@@ -81,46 +146,80 @@ pub struct Member<'a> {
     pub state: &'static str,
 }
 
-/// An event for a protocol.
-#[derive(Clone, Copy, Debug)]
-pub enum Input<'a> {
-    /// A connection is open. With what it asked for, and the claims of its token if tokens are required at the upgrade.
-    Connected(Conn, &'a Target, Option<&'a Claims>),
-    /// A text message came. This alone does not end a probe.
-    Text(Conn, &'a str),
-    /// A binary message came.
-    Binary(Conn, &'a [u8]),
-    /// A message was dropped because its sender is over the rate.
-    Dropped {
-        /// The sender.
-        conn: Conn,
-        /// Whether to tell the sender. At most once a second.
-        tell: bool,
-    },
-    /// A probed connection showed life: bytes came, or its TCP acknowledged bytes of a full queue.
-    Alive(Conn),
-    /// A probed connection showed no life in time.
-    Silent(Conn),
-    /// A connection has ended, or is closing: nothing further is sent to it.
-    Disconnected(Conn),
-    /// A timer may be due, see [`Protocol::wake_at`](crate::protocols::Protocol::wake_at). Allowed at any time.
-    Time,
-}
+/// The rules of a signaling protocol.
+///
+/// A protocol is pure: it has no socket, no clock, no log and no randomness. Each event is one call, and everything that
+/// follows from it is done through the [`Context`] before the call returns.
+///
+/// The dispatcher calls [`Protocol::on_connect`] once for each connection. It calls [`Protocol::on_disconnect`] once,
+/// unless the protocol has closed the connection by [`Context::close`] and has forgotten it then. A protocol ignores
+/// events of connections that it has forgotten.
+pub trait Protocol {
+    /// A connection is open. `target` is what it asked for. `claims` are those of its token, if tokens are required and
+    /// [`Descriptor::token_place`] is the request.
+    fn on_connect(&mut self, conn: Conn, target: &Target, claims: Option<&Claims>, context: &mut Context<'_>);
 
-impl Input<'_> {
-    /// Returns the connection that the event is about.
-    pub fn conn(&self) -> Option<Conn> {
-        match self {
-            Input::Connected(conn, ..)
-            | Input::Text(conn, _)
-            | Input::Binary(conn, _)
-            | Input::Dropped { conn, .. }
-            | Input::Alive(conn)
-            | Input::Silent(conn)
-            | Input::Disconnected(conn) => Some(*conn),
-            Input::Time => None,
-        }
+    /// A message has come, and the rate limit is charged for it. This alone does not end a probe.
+    fn on_message(&mut self, conn: Conn, message: Message<'_>, context: &mut Context<'_>);
+
+    /// A message was dropped because its sender is over the rate limit. `notify`: the sender should hear of it. That is at
+    /// most once a second.
+    fn on_message_dropped(&mut self, conn: Conn, notify: bool, context: &mut Context<'_>);
+
+    /// A probed connection showed life: bytes came, or its TCP acknowledged bytes of a full queue.
+    fn on_alive(&mut self, _conn: Conn, _context: &mut Context<'_>) {}
+
+    /// A probed connection showed no life in time.
+    fn on_silent(&mut self, _conn: Conn, _context: &mut Context<'_>) {}
+
+    /// A connection has ended, or is closing. Nothing further is sent to it.
+    fn on_disconnect(&mut self, conn: Conn, context: &mut Context<'_>);
+
+    /// A timer may be due, see [`Protocol::next_timer`]. One call is for one timer; it is allowed at any time.
+    fn on_timer(&mut self, _context: &mut Context<'_>) {}
+
+    /// Returns when [`Protocol::on_timer`] is due next.
+    fn next_timer(&self) -> Option<Duration> {
+        None
     }
+
+    /// Responds to a request for one of its resources. `None`: there is no such resource (404).
+    fn respond(&mut self, _request: ResourceRequest<'_>) -> Option<Resource> {
+        None
+    }
+
+    /// Returns whether the room of this target can take another connection.
+    fn has_capacity(&self, _target: &Target) -> bool {
+        true
+    }
+
+    /// Returns whether the room of this target exists, as far as that is known at the upgrade. While the server drains,
+    /// only rooms that exist take connections.
+    fn room_exists(&self, _target: &Target) -> bool {
+        true
+    }
+
+    /// Returns the room, id and state of a connection. `None`: the protocol does not know it.
+    ///
+    /// A protocol with several rooms in one connection returns one of them; it implements [`Protocol::members`] too.
+    fn member(&self, conn: Conn) -> Option<Member<'_>>;
+
+    /// Returns all memberships of a connection, one for each room.
+    fn members(&self, conn: Conn) -> Vec<Member<'_>> {
+        self.member(conn).into_iter().collect()
+    }
+
+    /// Takes over secrets of a configuration that was read again.
+    fn renew(&mut self, _config: &Config) {}
+
+    /// Returns its counters, for the metrics.
+    fn counts(&self, now: Duration) -> Counts;
+
+    /// Checks the invariants that hold between any two events. Looks at everything: for tests and debug builds.
+    ///
+    /// # Panics
+    /// An invariant does not hold.
+    fn check(&self) {}
 }
 
 /// Why a protocol closes a connection.
@@ -162,5 +261,5 @@ pub trait Outbox {
     /// Records that a connection has registered an id in a room: its time for that no longer runs. For the log, too.
     fn registered(&mut self, conn: Conn, room: &str, id: &str);
     /// Records that a protocol has forgotten a connection, which was this member. Called once for each. For the log.
-    fn disconnected(&mut self, conn: Conn, protocol: ProtocolId, member: &Member<'_>);
+    fn disconnected(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>);
 }

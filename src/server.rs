@@ -1,6 +1,6 @@
 //! The poll loop: the only module that knows mio, and the only one that knows all others.
 //!
-//! [`Server::turn`] is one iteration of the loop:
+//! [`Server::poll_once`] is one iteration of the loop:
 //!
 //! 1. Wait for readiness events. They are edge-triggered, and registered once for each socket.
 //! 2. Read from each ready session once, and handle what came. A session that may have more is ready again in the next
@@ -12,12 +12,13 @@
 //! The work of each step is bounded, see `WORK_PER_ITERATION` in [`crate::limits`] and its neighbours. What is left over is
 //! continued in the next iteration.
 
-mod admission;
+pub mod admission;
 mod clock;
 mod connections;
 mod drain;
 mod listeners;
 mod operator;
+mod requests;
 mod signals;
 mod systemd;
 
@@ -36,11 +37,8 @@ use crate::http::ListenerKind;
 use crate::limits::{
     DEPARTURES_PER_ITERATION, DESCRIPTORS_SPARE, SWEEP_EVERY, WORK_PER_ITERATION, WORK_PER_SESSION,
 };
-use crate::protocol::{Input, ProtocolId};
-use crate::protocols::Dispatcher;
-use crate::protocols::ayame::Ayame;
-use crate::protocols::matchbox::Matchbox;
-use crate::protocols::noroshi::Noroshi;
+use crate::protocol::{Descriptor, Times};
+use crate::protocols::{self, Dispatcher};
 use crate::session::{Event, ReadOutcome, Scratch, SharedState};
 use clock::Clock;
 use connections::{Connections, Pending, Stage};
@@ -82,7 +80,7 @@ pub struct Server {
     /// Whether a signal came in this iteration.
     is_signal_pending: bool,
     /// Iterations so far, for the checks of a debug build.
-    turns: u32,
+    iterations: u32,
     /// Whether the last iteration found nothing to do.
     was_idle: bool,
 }
@@ -93,21 +91,15 @@ impl Server {
     /// # Errors
     /// An address cannot be bound, or a system call fails that the loop needs.
     pub fn bind(config: Config) -> io::Result<Server> {
-        let mut dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Noroshi::new(&config));
-        if config.ayame.is_some() {
-            dispatcher = dispatcher.to(ProtocolId::Ayame, Ayame::new(&config, RandomState::new()));
-        }
-        if config.matchbox.is_some() {
-            dispatcher = dispatcher.to(ProtocolId::Matchbox, Matchbox::new(&config, RandomState::new()));
-        }
-        Server::with(dispatcher, config)
+        Server::with_protocols(protocols::ALL, config)
     }
 
-    /// Binds the listeners for the protocols of this dispatcher. For servers with other protocols.
+    /// Binds the listeners for a server with these protocols instead of [`protocols::ALL`].
     ///
     /// # Errors
     /// See [`Server::bind`].
-    pub fn with(dispatcher: Dispatcher, config: Config) -> io::Result<Server> {
+    pub fn with_protocols(descriptors: &[&'static Descriptor], config: Config) -> io::Result<Server> {
+        let dispatcher = Dispatcher::new(descriptors, &config, &RandomState::new());
         let poll = Poll::new()?;
         let listeners = Listeners::bind(&config, poll.registry())?;
         // Room for an event of each connection. Pages that are never written take no memory.
@@ -129,19 +121,19 @@ impl Server {
             service_manager: ServiceManager::new(),
             signals: None,
             is_signal_pending: false,
-            turns: 0,
+            iterations: 0,
             was_idle: false,
         })
     }
 
     /// Returns where the server listens, with the real ports.
-    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
-        self.listeners.places(kind)
+    pub fn listen_addresses(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
+        self.listeners.listen_addresses(kind)
     }
 
     /// Returns the TCP addresses among these.
     pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = SocketAddr> {
-        self.places(kind).filter_map(|place| match place {
+        self.listen_addresses(kind).filter_map(|address| match address {
             ListenAddress::Tcp(address) => Some(address),
             ListenAddress::Unix(_) => None,
         })
@@ -163,7 +155,7 @@ impl Server {
     }
 
     /// Returns the units of work that the last iteration caused: messages that were handled or queued. For tests.
-    pub fn work_of_last_turn(&self) -> usize {
+    pub fn work_of_last_iteration(&self) -> usize {
         self.connections.work
     }
 
@@ -186,7 +178,7 @@ impl Server {
     ///
     /// # Errors
     /// See [`Server::run`].
-    pub fn turn(&mut self, longest: Option<Duration>) -> io::Result<()> {
+    pub fn poll_once(&mut self, longest: Option<Duration>) -> io::Result<()> {
         let timeout = self.timeout().into_iter().chain(longest).min();
         let mut events = mem::replace(&mut self.events, Events::with_capacity(0));
         let polled = self.poll.poll(&mut events, timeout);
@@ -255,7 +247,7 @@ impl Server {
             || self.drained_at.is_some();
         let sweep = busy.then_some(self.sweep_at);
         let accept = self.listeners.accept_at(&self.connections);
-        let times = [self.dispatcher.wake_at(), sweep, accept, self.stop_at, self.service_manager.due()];
+        let times = [self.dispatcher.next_timer(), sweep, accept, self.stop_at, self.service_manager.due()];
         let next = times.into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
@@ -293,22 +285,21 @@ impl Server {
         let work_before = self.connections.work;
         let scratch = &mut self.scratch;
         let outcome = self.connections.with_session(slot, |session, shared| session.read(scratch, shared));
-        let (now, wall) = (self.connections.shared.now, self.connections.wall);
+        let times = self.times();
         let mut is_deferred = false;
         while let Some(event) = self.connections.next(slot, &mut self.scratch) {
             self.connections.work += 1;
             let Server { connections, dispatcher, .. } = self;
             match event {
-                Event::Request(head) => self.admit(slot, &head),
+                Event::Request(head) => self.handle_request(slot, &head),
                 Event::Rejected(status, refusal) => connections.refuse(slot, status, &refusal),
-                Event::Text(text) => dispatcher.handle(now, wall, Input::Text(conn, text), connections),
-                Event::Binary(bytes) => dispatcher.handle(now, wall, Input::Binary(conn, bytes), connections),
+                Event::Message(message) => dispatcher.message(times, conn, message, connections),
                 Event::Ping(payload) => {
-                    if dispatcher.charge_frame(now, wall, conn, connections) {
+                    if dispatcher.charge_frame(times, conn, connections) {
                         connections.with_session(slot, |session, shared| session.pong(payload, shared));
                     }
                 }
-                Event::Overhead => _ = dispatcher.charge_frame(now, wall, conn, connections),
+                Event::Overhead => _ = dispatcher.charge_frame(times, conn, connections),
             }
             let Server { connections, scratch, .. } = self;
             if connections.entries[slot].session.is_paused() {
@@ -333,15 +324,15 @@ impl Server {
         if matches!(outcome, ReadOutcome::Full | ReadOutcome::Short)
             && self.connections.entries[slot].session.is_open()
         {
-            self.dispatch(Input::Alive(conn));
+            self.dispatcher.alive(times, conn, &mut self.connections);
         }
     }
 
     /// Runs timers of protocols, and evaluates the deadlines of a slice of the sessions.
     fn tick(&mut self) {
         let now = self.connections.shared.now;
-        if self.dispatcher.wake_at().is_some_and(|at| at <= now) {
-            self.dispatch(Input::Time);
+        if self.dispatcher.next_timer().is_some_and(|at| at <= now) {
+            self.dispatcher.fire_timers(self.times(), &mut self.connections);
         }
         if self.sweep.is_none() && self.sweep_at <= now {
             self.sweep = Some(0);
@@ -365,7 +356,9 @@ impl Server {
     /// report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_ITERATION`] are left for the next
     /// iteration.
     fn flush_dirty_sessions(&mut self) {
-        let (mut next, mut departures) = (0, 0);
+        let times = self.times();
+        let mut next = 0;
+        let mut departures = 0;
         while let Some(&slot) = self.connections.dirty.get(next) {
             // The slot may have been freed, and may hold another connection now.
             let Some(entry) = self.connections.entries.get_mut(slot).filter(|entry| entry.dirty) else {
@@ -385,9 +378,9 @@ impl Server {
             }
             if has_left {
                 departures += 1;
-                self.dispatch(Input::Disconnected(conn));
+                self.dispatcher.disconnect(times, conn, &mut self.connections);
             } else if is_alive {
-                self.dispatch(Input::Alive(conn));
+                self.dispatcher.alive(times, conn, &mut self.connections);
             }
             if self.connections.entries[slot].session.is_closed() {
                 self.connections.remove(slot);
@@ -399,16 +392,15 @@ impl Server {
 
     /// Checks all invariants: after every iteration, or after some where checking takes long.
     fn check_invariants_sometimes(&mut self) {
-        self.turns = self.turns.wrapping_add(1);
+        self.iterations = self.iterations.wrapping_add(1);
         let is_small = self.connections.entries.len() <= CHECKED_ALWAYS_MAX;
-        if is_small || self.turns.is_multiple_of(CHECKED_SELDOM_EVERY) {
+        if is_small || self.iterations.is_multiple_of(CHECKED_SELDOM_EVERY) {
             self.connections.check();
             self.dispatcher.check();
         }
     }
 
-    fn dispatch(&mut self, input: Input) {
-        let (now, wall) = (self.connections.shared.now, self.connections.wall);
-        self.dispatcher.handle(now, wall, input, &mut self.connections);
+    fn times(&self) -> Times {
+        Times { now: self.connections.shared.now, wall: self.connections.wall }
     }
 }

@@ -29,10 +29,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::str;
 use std::time::Duration;
 
-use tungstenite::Message;
-
 use crate::http::RejectReason;
 use crate::limits::{CLOSE_TIME_MAX, CONNECTION_BYTES, LINGER_BYTES_MAX};
+use crate::message::Message;
 use crate::timestamp::Timestamp;
 use buffers::Buffers;
 use inbound::Taken;
@@ -54,10 +53,8 @@ pub enum Event<'a> {
     Request(Vec<u8>),
     /// An invalid request for a WebSocket, which the session has answered with this status for this reason.
     Rejected(u16, RejectReason),
-    /// A text message.
-    Text(&'a str),
-    /// A binary message.
-    Binary(&'a [u8]),
+    /// A complete message.
+    Message(Message<'a>),
     /// A ping with its payload. The server answers it with [`Session::pong`].
     Ping(Vec<u8>),
     /// A pong or a small fragment. The server only charges the rate limit for it.
@@ -273,7 +270,7 @@ impl<S: Stream> Session<S> {
                     Ok(Taken::MessageInPlace { payload, is_text }) if self.is_open() => {
                         let bytes = &scratch.bytes[payload];
                         if !is_text {
-                            return Some(Event::Binary(bytes));
+                            return Some(Event::Message(Message::Binary(bytes)));
                         }
                         let Ok(text) = str::from_utf8(bytes) else {
                             // Input after an invalid message is discarded.
@@ -281,12 +278,12 @@ impl<S: Stream> Session<S> {
                             self.close_with_error(CloseReason::NotUtf8, shared);
                             return None;
                         };
-                        return Some(Event::Text(text));
+                        return Some(Event::Message(Message::Text(text)));
                     }
                     Ok(Taken::MessageFromCodec) if self.is_open() => {
                         return match &scratch.message {
-                            Message::Text(text) => Some(Event::Text(text)),
-                            Message::Binary(data) => Some(Event::Binary(data)),
+                            tungstenite::Message::Text(text) => Some(Event::Message(Message::Text(text))),
+                            tungstenite::Message::Binary(data) => Some(Event::Message(Message::Binary(data))),
                             _ => unreachable!("the codec gets only data frames"),
                         };
                     }

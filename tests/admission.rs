@@ -13,7 +13,7 @@ use common::process::{NOROSHI, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
-use noroshi::token::{Claims, Secrets};
+use noroshi::http::token::{Claims, Secrets};
 
 const SECRET: &str = "a secret that is thirty-two bytes";
 const NOW: Duration = Duration::from_secs(1_800_000_000);

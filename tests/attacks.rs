@@ -17,6 +17,7 @@ use noroshi::config::{
     DEPARTURES_PER_ITERATION, PROBE_TIME_MAX, RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_VIOLATION_TIME_MAX,
     READ_BYTES_MAX, WORK_PER_ITERATION, WORK_PER_SESSION,
 };
+use noroshi::protocols::{ayame, matchbox};
 use noroshi::server::Server;
 use serde_json::{Value, json};
 
@@ -46,7 +47,7 @@ impl Harness {
         self.server.advance(self.pace);
         run_iteration(&mut self.server);
         self.iterations += 1;
-        let work = self.server.work_of_last_turn();
+        let work = self.server.work_of_last_iteration();
         self.work_max = self.work_max.max(work);
         self.work += work;
     }
@@ -253,7 +254,10 @@ fn leaving_a_crowded_ayame_room_causes_linear_work() {
     const CLIENTS: usize = 3000;
     let (_, files_max) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, files_max, files_max).unwrap();
-    let mut harness = Harness::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
+    let mut harness = Harness::new(&Config {
+        mounts: vec![(&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned())],
+        ..Config::default()
+    });
     let register = text(&json!({"type": "register", "roomId": "tea", "clientId": "c"}).to_string());
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
@@ -402,7 +406,10 @@ fn slow_reader_is_not_closed_by_notices_with_long_ids() {
 
 #[test]
 fn slow_reader_receives_matchbox_notices() {
-    let mut harness = Harness::new(&Config { matchbox: Some("/games".to_owned()), ..Config::default() });
+    let mut harness = Harness::new(&Config {
+        mounts: vec![(&matchbox::DESCRIPTOR.endpoint, "/games".to_owned())],
+        ..Config::default()
+    });
     let mut victim = harness.open_slow("/games/chess");
     harness.run_until_idle();
     let assigned = values(&mut victim).pop().unwrap();
@@ -422,7 +429,10 @@ fn slow_reader_receives_matchbox_notices() {
 
 #[test]
 fn slow_reader_receives_ayame_pings() {
-    let mut harness = Harness::new(&Config { ayame: Some("/signaling".to_owned()), ..Config::default() });
+    let mut harness = Harness::new(&Config {
+        mounts: vec![(&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned())],
+        ..Config::default()
+    });
     let register = text(&json!({"type": "register", "roomId": "tea", "clientId": "c"}).to_string());
     let mut victim = harness.open_slow("/signaling");
     victim.send(&register);

@@ -11,6 +11,7 @@ use common::files::Folder;
 use common::process::{NOROSHI, RetryOnInterrupt, Running, eventually, run};
 use nix::sys::signal::Signal;
 use noroshi::config::{Config, LOG_LINE_BYTES_MAX};
+use noroshi::protocols;
 use tungstenite::{Error, Message, WebSocket};
 
 fn noroshi(args: &[&str]) -> Output {
@@ -26,7 +27,10 @@ fn help_and_version_are_printed() {
     for flag in ["-h", "--help"] {
         let output = noroshi(&[flag]);
         assert!(output.status.success() && output.stderr.is_empty());
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), Config::help());
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            Config::help(&protocols::endpoints(protocols::ALL))
+        );
     }
     for flag in ["-V", "--version"] {
         let output = noroshi(&[flag]);

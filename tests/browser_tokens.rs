@@ -10,7 +10,7 @@ use common::chromium::{CHROMIUM, Chromium};
 use common::fault_proxy::FaultProxy;
 use common::process::{Running, run};
 use common::program::is_installed;
-use noroshi::token::{Claims, Secrets};
+use noroshi::http::token::{Claims, Secrets};
 use serde_json::json;
 
 const SECRET: &str = "a secret that is thirty-two bytes";

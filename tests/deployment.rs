@@ -10,6 +10,7 @@ use common::process::run;
 use common::program::find;
 use common::readme::deploy_file;
 use noroshi::config::{Command as Parsed, Config};
+use noroshi::protocols;
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/deploy").join(name)
@@ -73,6 +74,7 @@ fn variables_of_containers_are_valid() {
         let variables = variables(file);
         assert!(variables.len() > 4, "{variables:?}");
         let parsed = Config::parse_with_environment(
+            &protocols::endpoints(protocols::ALL),
             variables.iter().map(|(name, value)| (name.into(), value.into())),
             [],
         );

@@ -10,13 +10,14 @@ use common::sockets::Net;
 use common::transcript::{Received, SECRET, Transcript, Transport};
 use noroshi::config::{Config, Secret};
 use noroshi::http::ListenerKind;
-use noroshi::protocol::ProtocolId;
-use noroshi::token::{Claims, Secrets};
+use noroshi::http::token::{Claims, Secrets};
+use noroshi::protocols::{ayame, matchbox};
 use serde_json::{Value, json};
 
 fn both(change: impl FnOnce(&mut Config)) -> Config {
-    let ayame = Some("/signaling".to_owned());
-    let mut config = Config { ayame, matchbox: Some(String::new()), ..Config::default() };
+    let mut config = Config::default();
+    config.mount(&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned());
+    config.mount(&matchbox::DESCRIPTOR.endpoint, String::new());
     change(&mut config);
     config
 }
@@ -67,7 +68,7 @@ fn protocols_share_a_port_and_have_separate_rooms() {
         .each()
         .map(|(dialect, protocol)| (dialect, protocol.counts(std::time::Duration::ZERO).peers));
     let counts: Vec<_> = counts.collect();
-    assert_eq!(counts, [(ProtocolId::Noroshi, 1), (ProtocolId::Ayame, 1), (ProtocolId::Matchbox, 2)]);
+    assert_eq!(counts, [("noroshi", 1), ("ayame", 1), ("matchbox", 2)]);
     net.finish();
 }
 
@@ -78,8 +79,8 @@ fn protocols_are_disabled_without_their_flags() {
         assert_eq!(net.status(path, true), Some(status), "{path}");
     }
     net.finish();
-    let matchbox = Some("/games".to_owned());
-    let mut net = Box::new(Net::new(&Config { matchbox, page: false, ..Config::default() }));
+    let mounts = vec![(&matchbox::DESCRIPTOR.endpoint, "/games".to_owned())];
+    let mut net = Box::new(Net::new(&Config { mounts, page: false, ..Config::default() }));
     for (peer, path) in [("a", "/games"), ("b", "/games/"), ("c", "/games/tea")] {
         net.open_at(peer, path);
         assert!(receive_json(&mut *net, peer)["IdAssigned"].is_string());

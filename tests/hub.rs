@@ -4,11 +4,11 @@ mod common;
 
 use std::time::Duration;
 
+use common::input::Input;
 use common::memory::{Memory, Recorded, remaining_state, target};
 use common::transcript::{Received, Transport};
 use noroshi::config::{CLAIMANTS_MAX, Config, OFFER_HOLDERS_MAX, Secret};
-use noroshi::protocol::Input;
-use noroshi::token::Claims;
+use noroshi::http::token::Claims;
 use serde_json::{Value, json};
 
 fn memory(change: impl FnOnce(&mut Config)) -> Memory {

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use common::pipe::{REQUEST, TEXT, frame};
 use common::process::eventually;
-use noroshi::config::{Config, LOG_LINE_BYTES_MAX, ListenAddress};
+use noroshi::config::{Config, Endpoint, LOG_LINE_BYTES_MAX, ListenAddress};
 use noroshi::http::ListenerKind;
+use noroshi::http::token::Claims;
 use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, print_line};
+use noroshi::message::Message;
 use noroshi::metrics::Counts;
-use noroshi::protocol::{Conn, Input, Member, ProtocolId};
-use noroshi::protocols::{Context, Dispatcher, Protocol};
+use noroshi::protocol::{Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
 use noroshi::server::Server;
 
 /// Environment variable that makes this test binary the server, see [`server_with_a_faulty_protocol`].
@@ -24,15 +25,32 @@ const MARKER: &str = "NOROSHI_TEST_FAULTY_PROTOCOL";
 /// A protocol that panics at each message.
 struct Faulty;
 
+static FAULTY: Descriptor = Descriptor {
+    endpoint: Endpoint {
+        name: "faulty",
+        title: "faulty",
+        default_path: "/ws",
+        is_always_on: true,
+        has_rooms_below: true,
+        health_path: None,
+    },
+    token_place: TokenPlace::Request,
+    route: |below, _| Route::Room(below.unwrap_or_default().to_owned()),
+    new: |_, _| Box::new(Faulty),
+};
+
 impl Protocol for Faulty {
-    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
-        match input {
-            Input::Connected(conn, target, _) => context.registered(conn, &target.room, "faulty"),
-            Input::Text(_, text) => panic!("{}", text.repeat(10)),
-            Input::Disconnected(_) => {}
-            _ => {}
-        }
+    fn on_connect(&mut self, conn: Conn, target: &Target, _: Option<&Claims>, context: &mut Context) {
+        context.registered(conn, &target.room, "faulty");
     }
+
+    fn on_message(&mut self, _: Conn, message: Message<'_>, _: &mut Context) {
+        panic!("{}", message.text().unwrap_or_default().repeat(10));
+    }
+
+    fn on_message_dropped(&mut self, _: Conn, _: bool, _: &mut Context) {}
+
+    fn on_disconnect(&mut self, _: Conn, _: &mut Context) {}
 
     fn member(&self, _: Conn) -> Option<Member<'_>> {
         Some(Member { room: "", id: Some("faulty".into()), state: "faulty" })
@@ -52,8 +70,7 @@ fn server_with_a_faulty_protocol() {
     exit_on_panic();
     let config =
         Config { listen: vec![ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())], ..Config::default() };
-    let dispatcher = Dispatcher::new(&config).to(ProtocolId::Noroshi, Faulty);
-    let mut server = Server::with(dispatcher, config).unwrap();
+    let mut server = Server::with_protocols(&[&FAULTY], config).unwrap();
     print_line(format_args!("listening on {}", server.addresses(ListenerKind::Main).next().unwrap()));
     server.run().unwrap();
 }

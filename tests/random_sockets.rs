@@ -23,8 +23,9 @@ use common::transcript::SECRET;
 use log::{LevelFilter, Log, Metadata, Record};
 use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, Config, KIB, Secret};
 use noroshi::http::ListenerKind;
+use noroshi::http::token::{Claims, Secrets};
+use noroshi::protocols::{ayame, matchbox};
 use noroshi::server::Server;
-use noroshi::token::{Claims, Secrets};
 use serde_json::{Value, json};
 
 /// Seconds for which seeds are run, unless TEST_SECONDS is set.
@@ -176,8 +177,10 @@ fn configuration(rng: &mut Rng, secret_file: &PathBuf) -> Config {
         turn_secret: has_relay.then(|| Secret("relay".to_owned())),
         token_secret_file: has_tokens.then(|| secret_file.clone()),
         token_secrets: has_tokens.then(|| Secrets::parse(SECRET).unwrap()),
-        ayame: Some("/signaling".to_owned()),
-        matchbox: Some("/games".to_owned()),
+        mounts: vec![
+            (&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned()),
+            (&matchbox::DESCRIPTOR.endpoint, "/games".to_owned()),
+        ],
         drain: Duration::from_secs(20),
         metrics: Some((LOOPBACK, 0).into()),
         ..Config::default()

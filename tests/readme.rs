@@ -18,6 +18,7 @@ use common::readme::{DOCUMENTS, configuration, deploy_file, read, section};
 use common::sockets::Net;
 use common::transcript::Transcript;
 use noroshi::config::Config;
+use noroshi::protocols;
 use noroshi::protocols::noroshi::message::{Code, Kind};
 
 const PROTOCOL: &str = "src/protocols/noroshi/PROTOCOL.md";
@@ -103,7 +104,7 @@ fn in_one_line(text: &str) -> String {
 
 /// Returns the flags of `--help`.
 fn flags_of_the_help() -> Vec<Flag> {
-    let help = Config::help();
+    let help = Config::help(&protocols::endpoints(protocols::ALL));
     let mut flags: Vec<Flag> = Vec::new();
     for line in help.lines() {
         let text = line.trim_start();
@@ -166,7 +167,11 @@ fn named_flags_exist() {
         flags.iter().flat_map(|flag| flag.names.split([' ', ',', '=', '['])).collect();
     for document in DOCUMENTS {
         let text = prose(document);
-        for code in text.split('`').skip(1).step_by(2).filter(|code| code.starts_with("--")) {
+        // Not `-- --nocapture` or `--NAME`.
+        let is_flag = |code: &&str| {
+            code.strip_prefix("--").is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase()))
+        };
+        for code in text.split('`').skip(1).step_by(2).filter(is_flag) {
             let flag = code.split([' ', '=', '[']).next().unwrap();
             let is_of_token = ["--room", "--room-prefix"].contains(&flag);
             assert!(names.contains(flag) || is_of_token, "{document}: {code}");

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::files::Folder;
 use common::program::find;
 use common::readme::deploy_file;
-use noroshi::token::Secrets;
+use noroshi::http::token::Secrets;
 
 const SECRET: &str = "nobody shall guess this one, long as it is";
 

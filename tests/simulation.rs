@@ -8,15 +8,16 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use common::input::Input;
 use common::memory::{Recorded, Recorder, dispatcher, remaining_state, target};
 use common::rng::Rng;
 use noroshi::config::{BASE_BYTES, Config, OFFER_HOLDERS_MAX};
+use noroshi::http::query::Query;
+use noroshi::http::token::{Claims, Secrets};
 use noroshi::memory_budget::Budget;
-use noroshi::protocol::{Conn, Input, ProtocolId, Target};
-use noroshi::protocols::Dispatcher;
+use noroshi::protocol::{Conn, Target, Times};
 use noroshi::protocols::noroshi::message::Code;
-use noroshi::query::Query;
-use noroshi::token::{Claims, Secrets};
+use noroshi::protocols::{Dispatcher, ayame, matchbox};
 use serde_json::Value;
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "nobody"];
@@ -43,9 +44,17 @@ struct World {
     closings: BTreeSet<String>,
 }
 
+/// The protocol of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    Noroshi,
+    Ayame,
+    Matchbox,
+}
+
 /// A connected peer.
 struct Peer {
-    dialect: ProtocolId,
+    dialect: Dialect,
     /// The id in most of its messages.
     id: &'static str,
     is_registered: bool,
@@ -60,8 +69,10 @@ impl World {
             mesh_peers_max: 3,
             rate_max: *rng.choose(&[0, 0, 1, 2, 100]),
             memory_bytes_max: memory_bytes.map(|bytes| BASE_BYTES + bytes),
-            ayame: Some("/signaling".to_owned()),
-            matchbox: Some(String::new()),
+            mounts: vec![
+                (&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned()),
+                (&matchbox::DESCRIPTOR.endpoint, String::new()),
+            ],
             token_secrets: (rng.below(2) == 0).then_some(secrets),
             ..Config::default()
         };
@@ -90,7 +101,8 @@ impl World {
     }
 
     fn handle(&mut self, input: Input) {
-        self.dispatcher.handle(self.now, self.now, input, &mut self.out);
+        let times = Times { now: self.now, wall: self.now };
+        input.deliver(&mut self.dispatcher, times, &mut self.out);
         self.dispatcher.check();
         self.apply_effects();
     }
@@ -135,7 +147,7 @@ impl World {
         let peer =
             self.peers.get(&to).unwrap_or_else(|| panic!("{text} is sent to a peer that has disconnected"));
         let message: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{text} is no JSON"));
-        if peer.dialect == ProtocolId::Matchbox {
+        if peer.dialect == Dialect::Matchbox {
             self.names.extend(message["IdAssigned"].as_str().map(str::to_owned));
         } else {
             assert!(message["type"].is_string(), "{text}");
@@ -178,9 +190,9 @@ impl World {
     fn message(&mut self, conn: Conn) -> String {
         let Peer { dialect, id, is_registered } = self.peers[&conn];
         match dialect {
-            ProtocolId::Noroshi => self.noroshi_message(id),
-            ProtocolId::Ayame => self.ayame_message(id, is_registered),
-            ProtocolId::Matchbox => self.matchbox_message(),
+            Dialect::Noroshi => self.noroshi_message(id),
+            Dialect::Ayame => self.ayame_message(id, is_registered),
+            Dialect::Matchbox => self.matchbox_message(),
         }
     }
 
@@ -253,19 +265,21 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let dialects = [ProtocolId::Noroshi, ProtocolId::Noroshi, ProtocolId::Ayame, ProtocolId::Matchbox];
+        let dialects = [Dialect::Noroshi, Dialect::Noroshi, Dialect::Ayame, Dialect::Matchbox];
         let dialect = *self.rng.choose(&dialects);
         let room = *self.rng.choose(&ROOMS);
         let query = *self.rng.choose(&["", "next=2", "next=3"]);
         let id = *self.rng.choose(&IDS[..5]);
         let target = match dialect {
-            ProtocolId::Noroshi => target(room),
-            ProtocolId::Ayame => Target { protocol: dialect, room: String::new(), query: Query::default() },
-            ProtocolId::Matchbox => {
-                Target { protocol: dialect, room: room.to_owned(), query: Query::new(query) }
+            Dialect::Noroshi => target(room),
+            Dialect::Ayame => {
+                Target { protocol: &ayame::DESCRIPTOR, room: String::new(), query: Query::default() }
+            }
+            Dialect::Matchbox => {
+                Target { protocol: &matchbox::DESCRIPTOR, room: room.to_owned(), query: Query::new(query) }
             }
         };
-        if !self.dispatcher.has_place(&target) {
+        if !self.dispatcher.has_capacity(&target) {
             return;
         }
         let token_id = (self.rng.below(3) == 0).then(|| id.into());
@@ -308,16 +322,17 @@ impl World {
                 self.input(Input::Time);
             }
             (7, _) => {
-                if let Some(due) = self.dispatcher.wake_at() {
+                if let Some(due) = self.dispatcher.next_timer() {
                     self.now = self.now.max(due);
                     self.input(Input::Time);
-                    assert!(self.dispatcher.wake_at().is_none_or(|at| at > self.now));
+                    assert!(self.dispatcher.next_timer().is_none_or(|at| at > self.now));
                 }
             }
             (8, Some(conn)) if !self.paused.contains_key(&conn) => {
                 for _ in 0..20 {
                     if self.peers.contains_key(&conn) {
-                        self.dispatcher.charge_frame(self.now, self.now, conn, &mut self.out);
+                        let times = Times { now: self.now, wall: self.now };
+                        self.dispatcher.charge_frame(times, conn, &mut self.out);
                         self.apply_effects();
                     }
                 }
@@ -404,7 +419,7 @@ impl CrowdedRoom {
     }
 
     fn input(&mut self, input: Input) {
-        self.dispatcher.handle(Duration::ZERO, Duration::ZERO, input, &mut self.out);
+        input.deliver(&mut self.dispatcher, Times::default(), &mut self.out);
         let effects = self.out.effects.drain(..).filter(|effect| !matches!(effect, Recorded::Left(_)));
         self.effects += effects.count();
     }

@@ -8,10 +8,11 @@ mod common;
 use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use common::input::Input;
 use common::memory::{Memory, Recorded, remaining_state, target};
 use common::transcript::{Received, Transport};
 use noroshi::config::{Config, PROBE_TIME_MAX};
-use noroshi::protocol::{Conn, Input};
+use noroshi::protocol::Conn;
 use noroshi::protocols::noroshi::message::Kind;
 use serde_json::{Value, json};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};

@@ -13,6 +13,7 @@ use common::program::{Program, free_port, is_installed};
 use common::readme::deploy_file;
 use nix::sys::signal::Signal;
 use noroshi::config::{Command as Parsed, Config};
+use noroshi::protocols;
 
 const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
 const ANALYZE: &str = "/usr/bin/systemd-analyze";
@@ -189,7 +190,8 @@ fn flags_of_units_are_valid() {
     for unit in ["noroshi.service", "noroshi-turn-tokens.conf"] {
         let text = deploy_file(unit).replace("\\\n", " ");
         let command = text.lines().find_map(|line| line.strip_prefix("ExecStart=noroshi ")).unwrap();
-        let parsed = Config::parse(command.split_whitespace().map(Into::into));
+        let parsed =
+            Config::parse(&protocols::endpoints(protocols::ALL), command.split_whitespace().map(Into::into));
         assert!(matches!(parsed, Ok(Parsed::Run(_))), "{unit}: {parsed:?}");
     }
 }

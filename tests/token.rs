@@ -5,7 +5,7 @@ use std::time::Duration;
 use data_encoding::{BASE64URL, BASE64URL_NOPAD};
 use hmac::{Hmac, KeyInit, Mac};
 use noroshi::config::TOKEN_BYTES_MAX;
-use noroshi::token::{Claims, Secrets, TokenError};
+use noroshi::http::token::{Claims, Secrets, TokenError};
 use serde_json::json;
 use sha2::{Sha256, Sha384, Sha512};
 

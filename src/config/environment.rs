@@ -2,13 +2,15 @@
 
 use std::ffi::{OsStr, OsString};
 
+use super::Endpoint;
+
 /// Flags that may be repeated. Their variables hold lists.
 const LIST_FLAGS: [&str; 5] = ["listen", "allow-origin", "trust-proxy", "ice-server", "metrics-host"];
-/// Flags without a value, or with an optional one. Their variables may also be yes or no.
-const SWITCH_FLAGS: [&str; 3] = ["no-page", "ayame", "matchbox"];
+/// Flags without a value. Their variables are yes or no.
+const SWITCH_FLAGS: [&str; 1] = ["no-page"];
 /// Flags whose values are paths of files, of any bytes.
 const FILE_FLAGS: [&str; 2] = ["turn-secret-file", "token-secret-file"];
-/// All other flags. They have one value.
+/// All other flags but those of protocols. They have one value.
 const VALUE_FLAGS: [&str; 11] = [
     "client-ip-header",
     "max-connections",
@@ -32,6 +34,7 @@ const VALUE_FLAGS: [&str; 11] = [
 /// # Errors
 /// One line that names the variable.
 pub(super) fn flags(
+    endpoints: &[&Endpoint],
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     args: &[OsString],
 ) -> Result<Vec<OsString>, String> {
@@ -56,11 +59,17 @@ pub(super) fn flags(
         } else if VALUE_FLAGS.contains(&flag.as_str()) || is_port {
             flags.push(flag_with_value(&flag, text()?.as_ref()));
         } else if SWITCH_FLAGS.contains(&flag.as_str()) {
-            match text()?.to_ascii_lowercase().as_str() {
-                "1" | "yes" | "true" | "on" => flags.push(format!("--{flag}").into()),
-                "0" | "no" | "false" | "off" => {}
-                _ if flag == "no-page" => return Err(format!("{name}: expected yes or no, got {value:?}")),
-                _ => flags.push(flag_with_value(&flag, &value)),
+            match parse_switch(text()?) {
+                Some(true) => flags.push(format!("--{flag}").into()),
+                Some(false) => {}
+                None => return Err(format!("{name}: expected yes or no, got {value:?}")),
+            }
+        } else if endpoints.iter().any(|endpoint| endpoint.name == flag && !endpoint.is_always_on) {
+            // Yes or no, or a path.
+            match parse_switch(text()?) {
+                Some(true) => flags.push(format!("--{flag}").into()),
+                Some(false) => {}
+                None => flags.push(flag_with_value(&flag, &value)),
             }
         } else {
             return Err(format!(
@@ -69,6 +78,14 @@ pub(super) fn flags(
         }
     }
     Ok(flags)
+}
+
+fn parse_switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "yes" | "true" | "on" => Some(true),
+        "0" | "no" | "false" | "off" => Some(false),
+        _ => None,
+    }
 }
 
 /// Returns the part of a variable's name behind `NOROSHI_`, or `PORT`.
@@ -142,18 +159,28 @@ fn is_in_args(flag: &str, args: &[OsString]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Command, Config, ListenAddress};
+    use super::super::{Command, Config, Endpoint, ListenAddress};
+
+    static AYAME: Endpoint = Endpoint {
+        name: "ayame",
+        title: "Ayame",
+        default_path: "/signaling",
+        is_always_on: false,
+        has_rooms_below: false,
+        health_path: Some("/.ok"),
+    };
+    const ENDPOINTS: &[&Endpoint] = &[&AYAME];
 
     fn all_flags() -> Vec<&'static str> {
         let kinds = [&super::LIST_FLAGS[..], &super::SWITCH_FLAGS, &super::FILE_FLAGS, &super::VALUE_FLAGS];
-        kinds.concat()
+        [kinds.concat(), vec!["ayame"]].concat()
     }
 
     /// Parses variables, separated by `;`, and a command line.
     fn parse(variables: &str, args: &str) -> Result<Config, String> {
         let variables = variables.split(';').filter_map(|variable| variable.split_once('='));
         let variables = variables.map(|(name, value)| (name.into(), value.into()));
-        match Config::parse_with_environment(variables, args.split_whitespace().map(Into::into)) {
+        match Config::parse_with_environment(ENDPOINTS, variables, args.split_whitespace().map(Into::into)) {
             Ok(Command::Run(config)) => Ok(config),
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error),
@@ -162,7 +189,7 @@ mod tests {
 
     #[test]
     fn every_flag_of_the_help_has_a_variable() {
-        let help = Config::help();
+        let help = Config::help(ENDPOINTS);
         let mut flags = Vec::new();
         for line in help.lines() {
             let line = line.trim_start();
@@ -195,9 +222,9 @@ mod tests {
             ("TRUE", false, Some("/signaling")),
         ] {
             let config = parse(&format!("NOROSHI_NO_PAGE={value};NOROSHI_AYAME={value}"), "").unwrap();
-            assert_eq!((config.page, config.ayame.as_deref()), (page, ayame), "{value}");
+            assert_eq!((config.page, config.path_of(&AYAME)), (page, ayame), "{value}");
         }
-        assert_eq!(parse("NOROSHI_MATCHBOX=/games", "").unwrap().matchbox.as_deref(), Some("/games"));
+        assert_eq!(parse("NOROSHI_AYAME=/games", "").unwrap().path_of(&AYAME), Some("/games"));
         let config = parse("PORT=9000", "").unwrap();
         assert_eq!((config.port, config.listen.len()), (9000, 0));
     }
@@ -257,7 +284,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let parse = |name: &[u8], value: &[u8]| {
             let variable = (OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec()));
-            Config::parse_with_environment([variable], [])
+            Config::parse_with_environment(ENDPOINTS, [variable], [])
         };
         for (name, error) in [
             ("NOROSHI_MAX_RATE", r#"NOROSHI_MAX_RATE: expected UTF-8, got "\xFF""#),
@@ -282,7 +309,7 @@ mod tests {
         let health = |variables: &str| {
             let variables = variables.split(';').filter_map(|variable| variable.split_once('='));
             let variables = variables.map(|(name, value)| (name.into(), value.into()));
-            match Config::parse_with_environment(variables, ["health".into()]) {
+            match Config::parse_with_environment(ENDPOINTS, variables, ["health".into()]) {
                 Ok(Command::Health(check)) => Ok(check.to_string()),
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => Err(error),
@@ -318,7 +345,7 @@ mod tests {
         }
         let url = ["health".into(), "http://a.example:1".into()];
         assert!(
-            Config::parse_with_environment([("PORT".into(), "x".into())], url).is_ok(),
+            Config::parse_with_environment(ENDPOINTS, [("PORT".into(), "x".into())], url).is_ok(),
             "a URL needs no environment"
         );
     }

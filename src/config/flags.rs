@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use super::values::{
     client_ip_header, duration, health_check, host_name, ice_server, listen_address, log_level, network,
-    number_within, peer_id, protocol_path, room_path_prefix, size_within, socket_address, unix_health_check,
+    number_within, peer_id, size_within, socket_address, unix_health_check,
 };
-use super::{Config, GIB, ICE_SERVERS_MAX, KIB, ListenAddress, MIB, environment};
-use crate::origin::AllowedOrigin;
-use crate::paths;
+use super::{Config, Endpoint, GIB, ICE_SERVERS_MAX, KIB, ListenAddress, MIB, environment};
+use crate::http::origin::AllowedOrigin;
+use crate::http::paths;
 
 /// The command that the command line selects.
 #[derive(Debug)]
@@ -66,37 +66,47 @@ impl Display for HealthCheck {
 }
 
 impl Config {
-    /// Parses a command line, without the name of the program.
+    /// Parses a command line, without the name of the program. `endpoints` are those of all protocols.
     ///
     /// # Errors
     /// One line that names the flag and what was expected.
-    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-        Self::parse_with_environment([], args)
+    pub fn parse(
+        endpoints: &[&'static Endpoint],
+        args: impl IntoIterator<Item = OsString>,
+    ) -> Result<Command, String> {
+        Self::parse_with_environment(endpoints, [], args)
     }
 
-    /// Parses environment variables and a command line, see `environment`.
+    /// Parses environment variables and a command line, see `environment`. `endpoints` are those of all protocols.
     ///
     /// # Errors
     /// One line that names the flag or the variable, and what was expected.
     pub fn parse_with_environment(
+        endpoints: &[&'static Endpoint],
         variables: impl IntoIterator<Item = (OsString, OsString)>,
         args: impl IntoIterator<Item = OsString>,
     ) -> Result<Command, String> {
         let args: Vec<OsString> = args.into_iter().collect();
         if args.as_slice() == ["health"] {
-            return parse_health_check_of_environment(variables);
+            return parse_health_check_of_environment(endpoints, variables);
         }
         // The environment holds flags of the server. `token` and `health` have their own.
         let is_server = args.first().is_none_or(|first| first.as_encoded_bytes().starts_with(b"-"));
-        let mut flags = if is_server { environment::flags(variables, &args)? } else { Vec::new() };
+        let mut flags = if is_server { environment::flags(endpoints, variables, &args)? } else { Vec::new() };
         flags.extend(args);
-        parse_flags(flags).map_err(one_line)
+        parse_flags(endpoints, flags).map_err(one_line)
     }
 
     /// Checks that flags which depend on each other are consistent.
     fn check_combinations(&self) -> Result<(), String> {
-        if self.ayame.is_some() && self.ayame == self.matchbox {
-            return Err("--ayame and --matchbox: expected different paths, got the same for both".to_owned());
+        for (index, (endpoint, path)) in self.mounts.iter().enumerate() {
+            let earlier = &self.mounts[..index];
+            if let Some((other, _)) = earlier.iter().find(|(_, other_path)| other_path == path) {
+                let (other, name) = (other.name, endpoint.name);
+                return Err(format!(
+                    "--{other} and --{name}: expected different paths, got the same for both"
+                ));
+            }
         }
         if self.metrics.is_none() && !self.metrics_hosts.is_empty() {
             return Err("--metrics-host: expected --metrics too, got none".to_owned());
@@ -114,8 +124,10 @@ impl Config {
     }
 
     /// Returns the text of `--help`. It shows the defaults of [`Config`].
-    pub fn help() -> String {
+    pub fn help(endpoints: &[&'static Endpoint]) -> String {
         let defaults = Config::default();
+        let mountable = endpoints.iter().filter(|endpoint| !endpoint.is_always_on);
+        let protocols: String = mountable.map(|endpoint| endpoint.help()).collect();
         format!(
             "\
 noroshi {version}: a WebRTC signaling server
@@ -151,9 +163,7 @@ usage: noroshi [flags]
                              [default: none]
       --token-secret-file FILE
                              require tokens that are signed with a secret in this file [default: none]
-      --ayame[=PATH]         also serve Ayame's protocol, at PATH or at /signaling [default: off]
-      --matchbox[=PREFIX]    also serve matchbox's protocol, at PREFIX/ROOM or at /ROOM [default: off]
-      --drain SECONDS        on SIGTERM, keep serving existing rooms for this long [default: 0]
+{protocols}      --drain SECONDS        on SIGTERM, keep serving existing rooms for this long [default: 0]
       --no-page              do not serve /, /check and /noroshi.js [default: serve them]
       --metrics ADDR         address and port that serve GET /metrics, for Prometheus, and GET /rooms [default: off]
       --metrics-host NAME    also accept this name with dots as Host at the metrics listener; repeatable
@@ -178,7 +188,10 @@ precedence over variables.
     }
 }
 
-fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
+fn parse_flags(
+    endpoints: &[&'static Endpoint],
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<Command, lexopt::Error> {
     use lexopt::prelude::*;
 
     let mut config = Config::default();
@@ -253,14 +266,6 @@ fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexo
                 let file = parser.value()?;
                 config.token_secret_file = Some(file.into());
             }
-            Long("ayame") => {
-                let path = parser.optional_value().unwrap_or_else(|| "/signaling".into()).string()?;
-                config.ayame = Some(parse_text("--ayame", &path, protocol_path)?);
-            }
-            Long("matchbox") => {
-                let prefix = parser.optional_value().unwrap_or_else(|| "/".into()).string()?;
-                config.matchbox = Some(parse_text("--matchbox", &prefix, room_path_prefix)?);
-            }
             // `environment` makes this flag of the variable PORT. It is not in the help.
             Long("port") => {
                 let parse = |text: &str| number_within(text, 1, 65_535);
@@ -283,6 +288,19 @@ fn parse_flags(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexo
             Long("log") => config.log = parse_value(&mut parser, "--log", log_level)?,
             Short('h') | Long("help") => return Ok(Command::Help),
             Short('V') | Long("version") => return Ok(Command::Version),
+            Long(name) => {
+                let mut mountable = endpoints.iter().filter(|endpoint| !endpoint.is_always_on);
+                let Some(endpoint) = mountable.find(|endpoint| endpoint.name == name) else {
+                    return Err(arg.unexpected());
+                };
+                let path = match parser.optional_value() {
+                    Some(path) => path.string()?,
+                    None => endpoint.default_path.to_owned(),
+                };
+                let flag = format!("--{}", endpoint.name);
+                let path = parse_text(&flag, &path, |path| endpoint.parse_path(path, endpoints))?;
+                config.mount(endpoint, path);
+            }
             _ => return Err(arg.unexpected()),
         }
     }
@@ -341,12 +359,13 @@ fn parse_health_check(parser: &mut lexopt::Parser) -> Result<Command, lexopt::Er
 ///
 /// Only the variables of the addresses are read, so that an error in another one does not change the result.
 fn parse_health_check_of_environment(
+    endpoints: &[&'static Endpoint],
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Command, String> {
     let is_address = |name: &OsString| name == "PORT" || name == "NOROSHI_LISTEN";
     let variables = variables.into_iter().filter(|(name, _)| is_address(name));
-    let flags = environment::flags(variables, &[])?;
-    match parse_flags(flags).map_err(one_line)? {
+    let flags = environment::flags(endpoints, variables, &[])?;
+    match parse_flags(endpoints, flags).map_err(one_line)? {
         Command::Run(config) => Ok(Command::Health(health_check_of(&config)?)),
         other => Ok(other),
     }

@@ -14,9 +14,9 @@ use super::{
     GIB, HEADER_NAME_BYTES_MAX, HOST_NAME_BYTES_MAX, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, ListenAddress,
     MIB, Size,
 };
-use crate::address::Network;
+use crate::http::address::Network;
+use crate::http::paths;
 use crate::id;
-use crate::paths;
 
 /// Parses the URL of a health check, or `unix:PATH`.
 pub(super) fn health_check(url: &str) -> Result<HealthCheck, &'static str> {
@@ -67,26 +67,6 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
         };
     }
     Err(EXPECTED)
-}
-
-/// Parses the path at which another protocol is served.
-pub(super) fn protocol_path(path: &str) -> Result<String, String> {
-    let is_path_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~-".contains(&byte);
-    if let Some(used) = paths::find_conflict(path) {
-        return Err(format!(
-            "a path such as /signaling that the server does not use itself (it uses {used})"
-        ));
-    }
-    if path.starts_with('/') && !path.ends_with('/') && path.bytes().all(is_path_byte) {
-        Ok(path.to_owned())
-    } else {
-        Err("a path such as /signaling, of A-Z a-z 0-9 . _ ~ - and /, without a slash at its end".to_owned())
-    }
-}
-
-/// Parses the path above the rooms of another protocol. `/` becomes the empty prefix.
-pub(super) fn room_path_prefix(prefix: &str) -> Result<String, String> {
-    if prefix == "/" { Ok(String::new()) } else { protocol_path(prefix) }
 }
 
 /// Parses the address of a listener: an address and a port, or `unix:PATH`.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::Request;
-use crate::config::{Config, ORIGIN_LOGGED_MAX};
+use crate::limits::ORIGIN_LOGGED_MAX;
 
 /// The header to which each proxy appends the address of its client.
 const FORWARDED_FOR: &str = "X-Forwarded-For";
@@ -11,24 +11,28 @@ const FORWARDED_FOR: &str = "X-Forwarded-For";
 const REAL_IP: &str = "X-Real-IP";
 
 /// A header of a trusted proxy in which the client's address is not readable.
-pub(super) struct UnreadableAddress {
+pub struct UnreadableAddress {
     /// The name of the header.
-    pub(super) header: String,
+    pub header: String,
     /// The value, shortened. Not escaped.
-    pub(super) value: String,
+    pub value: String,
 }
 
 impl Request<'_> {
     /// Returns the client address that a trusted proxy reports.
     ///
-    /// With `--client-ip-header` only that header is read, else `X-Forwarded-For` and, without it, `X-Real-IP`.
+    /// With `only_header` that header is read, else `X-Forwarded-For` and, without it, `X-Real-IP`.
     /// `None`: the request has no such header.
     ///
     /// # Errors
     /// The header is there, but the client's address in it is not readable. The caller must reject the request:
     /// otherwise a client could evade the limit of its address by sending a malformed header.
-    pub(super) fn client_address(&self, config: &Config) -> Result<Option<IpAddr>, UnreadableAddress> {
-        let name = match &config.client_ip_header {
+    pub fn client_address(
+        &self,
+        only_header: Option<&str>,
+        is_trusted: impl Fn(IpAddr) -> bool,
+    ) -> Result<Option<IpAddr>, UnreadableAddress> {
+        let name = match only_header {
             Some(name) => name,
             None if self.has(FORWARDED_FOR) => FORWARDED_FOR,
             None => REAL_IP,
@@ -38,7 +42,7 @@ impl Request<'_> {
         }
         let address = if name.eq_ignore_ascii_case(FORWARDED_FOR) {
             let hops = self.values(name).flat_map(|value| value.split(|byte| *byte == b','));
-            last_untrusted_hop(hops, config)
+            last_untrusted_hop(hops, is_trusted)
         } else {
             self.only_value(name).and_then(parse_hop)
         };
@@ -57,13 +61,16 @@ impl Request<'_> {
 /// Each proxy appends a hop, and the client chooses the hops before those. Therefore the hops are read from the right,
 /// one by one: a malformed hop of the client cannot hide the hops behind it. If all hops are trusted, the result is the
 /// first one. `None`: the hop that counts is not an address.
-fn last_untrusted_hop<'a>(hops: impl Iterator<Item = &'a [u8]>, config: &Config) -> Option<IpAddr> {
+fn last_untrusted_hop<'a>(
+    hops: impl Iterator<Item = &'a [u8]>,
+    is_trusted: impl Fn(IpAddr) -> bool,
+) -> Option<IpAddr> {
     let hops: Vec<&[u8]> = hops.collect();
     let mut last = None;
     for hop in hops.into_iter().rev() {
         let address = parse_hop(hop)?;
         last = Some(address);
-        if !config.is_trusted_proxy(address.into()) {
+        if !is_trusted(address) {
             break;
         }
     }

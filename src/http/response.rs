@@ -1,71 +1,16 @@
 //! HTTP responses.
 
-use crate::protocol::Target;
-use crate::token::{Claims, TokenError};
+use super::token::TokenError;
 
-/// The response to a request, and what follows it.
+/// A complete response, after which the connection closes.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Response {
-    /// Send this response; then the connection is a WebSocket.
-    Upgrade {
-        /// The bytes of the 101.
-        bytes: Vec<u8>,
-        /// The protocol and room that the client requested.
-        target: Target,
-        /// The claims of its token, if the server requires one. Boxed to keep the enum small.
-        claims: Option<Box<Claims>>,
-    },
-    /// Send this response and close the connection.
-    Plain {
-        /// The reason, if the request was for a WebSocket.
-        reject_reason: Option<RejectReason>,
-        /// The status code in `bytes`.
-        status: u16,
-        /// The bytes of the response.
-        bytes: Vec<u8>,
-    },
-    /// Generate the text that the operator requests, send [`render_admin_response`] of it, and close the connection.
-    Admin(AdminRequest),
-}
-
-impl Response {
-    /// Removes the reason for the log.
-    pub(super) fn remove_reject_reason(&mut self) {
-        if let Response::Plain { reject_reason, .. } = self {
-            *reject_reason = None;
-        }
-    }
-
-    /// Returns the reason for the log, if the response has one.
-    pub(super) fn reject_reason_mut(&mut self) -> Option<&mut RejectReason> {
-        match self {
-            Response::Plain { reject_reason, .. } => reject_reason.as_mut(),
-            Response::Upgrade { .. } | Response::Admin(_) => None,
-        }
-    }
-}
-
-/// A request at the `--metrics` listener whose response depends on the server's state.
-#[derive(Debug, PartialEq, Eq)]
-pub struct AdminRequest {
-    /// The resource that is requested.
-    pub topic: AdminTopic,
-    /// Whether the response has no body (`HEAD`).
-    pub(super) head_only: bool,
-}
-
-/// A resource of the `--metrics` listener.
-#[derive(Debug, PartialEq, Eq)]
-pub enum AdminTopic {
-    /// `/metrics`.
-    Metrics,
-    /// `/rooms`: one page of the list of rooms and their members.
-    Rooms {
-        /// The only room to list. `None`: all rooms.
-        room: Option<String>,
-        /// The cursor that the page before returned as `next`. `None`: the first page.
-        after: Option<(u64, u64)>,
-    },
+pub struct Response {
+    /// The status code in `bytes`.
+    pub status: u16,
+    /// The bytes of the response.
+    pub bytes: Vec<u8>,
+    /// The reason, if the request was for a WebSocket.
+    pub reject_reason: Option<RejectReason>,
 }
 
 /// The reason why a request for a WebSocket is rejected.
@@ -77,31 +22,15 @@ pub struct RejectReason {
     pub token_error: Option<TokenError>,
 }
 
-/// Renders the response to an operator's request, with this text as its body.
-pub fn render_admin_response(request: &AdminRequest, text: &str) -> Response {
-    let media_type = match request.topic {
-        AdminTopic::Metrics => "text/plain; version=0.0.4; charset=utf-8",
-        AdminTopic::Rooms { .. } => "application/json",
-    };
-    render(200, text.as_bytes(), &[("Content-Type", media_type)], request.head_only)
-}
-
 /// The header of a response whose body is plain text.
-pub(super) const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
+pub const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
 
 /// Renders a response with one sentence as its body, which is the reject reason too.
-pub(super) fn render_sentence(
-    status: u16,
-    sentence: &str,
-    headers: &[(&str, &str)],
-    head_only: bool,
-) -> Response {
+pub fn render_sentence(status: u16, sentence: &str, headers: &[(&str, &str)], head_only: bool) -> Response {
     let headers = [&[TEXT], headers].concat();
     let body = format!("{sentence}\n");
     let mut response = render(status, body.as_bytes(), &headers, head_only);
-    if let Response::Plain { reject_reason, .. } = &mut response {
-        *reject_reason = Some(RejectReason { message: sentence.to_owned(), token_error: None });
-    }
+    response.reject_reason = Some(RejectReason { message: sentence.to_owned(), token_error: None });
     response
 }
 
@@ -109,7 +38,7 @@ pub(super) fn render_sentence(
 ///
 /// # Panics
 /// If this server never sends `status`.
-pub(super) fn render(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool) -> Response {
+pub fn render(status: u16, body: &[u8], headers: &[(&str, &str)], head_only: bool) -> Response {
     let reason = match status {
         200 => "OK",
         204 => "No Content",
@@ -142,5 +71,5 @@ pub(super) fn render(status: u16, body: &[u8], headers: &[(&str, &str)], head_on
     if !head_only && status != 304 {
         bytes.extend_from_slice(body);
     }
-    Response::Plain { status, bytes, reject_reason: None }
+    Response { status, bytes, reject_reason: None }
 }

@@ -11,17 +11,17 @@ use std::hash::RandomState;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX, Config, ROOM_TEXT_BYTES_MAX};
+use crate::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX, Config, Endpoint, ROOM_TEXT_BYTES_MAX};
+use crate::http::token::{Claims, Secrets};
 use crate::json;
+use crate::message::Message;
 use crate::metrics::Counts;
-use crate::protocol::{Close, Conn, Input, Member};
+use crate::protocol::{Close, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::ice::IceServers;
 use crate::protocols::list::{List, ListNodes};
 use crate::protocols::uuid::UuidCodec;
-use crate::protocols::{Context, Protocol};
 use crate::timestamp::Timestamp;
-use crate::token::Secrets;
 
 /// All rooms and clients.
 pub struct Ayame {
@@ -76,32 +76,64 @@ const FIELDS: [&str; 6] = ["type", "roomId", "clientId", "key", "signalingKey", 
 /// Reason of a rejection, also counted as an error of this name.
 const FULL: &str = "full";
 
+/// Registers the protocol.
+pub static DESCRIPTOR: Descriptor = Descriptor {
+    endpoint: Endpoint {
+        name: "ayame",
+        title: "Ayame",
+        default_path: "/signaling",
+        is_always_on: false,
+        has_rooms_below: false,
+        health_path: Some("/.ok"),
+    },
+    // Clients send it in their first message, with the room.
+    token_place: TokenPlace::Message,
+    route: |below, _| match below {
+        None => Route::Room(String::new()),
+        Some(_) => Route::Unknown,
+    },
+    new: |config, key| Box::new(Ayame::new(config, key)),
+};
+
 impl Protocol for Ayame {
-    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
-        match input {
-            Input::Connected(conn, ..) => return self.on_connect(conn, context),
-            Input::Time => return self.on_ping_timer(context),
-            _ => {}
-        }
-        let Some(slot) = input.conn().and_then(|conn| self.clients.find(conn)) else {
-            return;
-        };
-        match input {
-            Input::Text(_, text) => self.on_text(slot, text, context),
-            Input::Binary(_, bytes) => {
-                // Bytes that are not UTF-8 become an empty text, which is rejected as malformed.
-                let text = str::from_utf8(bytes).unwrap_or_default();
-                self.on_text(slot, text, context);
-            }
-            Input::Dropped { .. } => self.counts.count_error("rate_limited"),
-            Input::Alive(_) => self.on_alive(slot, context),
-            Input::Silent(_) => self.on_silent(slot, context),
-            Input::Disconnected(_) => self.on_disconnect(slot, context),
-            Input::Connected(..) | Input::Time => {}
+    fn on_connect(&mut self, conn: Conn, _: &Target, _: Option<&Claims>, context: &mut Context) {
+        self.add_client(conn, context);
+    }
+
+    fn on_message(&mut self, conn: Conn, message: Message<'_>, context: &mut Context) {
+        if let Some(slot) = self.clients.find(conn) {
+            // An empty text is rejected as malformed.
+            self.on_text(slot, message.text().unwrap_or_default(), context);
         }
     }
 
-    fn wake_at(&self) -> Option<Duration> {
+    fn on_message_dropped(&mut self, _: Conn, _: bool, _: &mut Context) {
+        self.counts.count_error("rate_limited");
+    }
+
+    fn on_alive(&mut self, conn: Conn, context: &mut Context) {
+        if let Some(slot) = self.clients.find(conn) {
+            self.on_probe_answered(slot, context);
+        }
+    }
+
+    fn on_silent(&mut self, conn: Conn, context: &mut Context) {
+        if let Some(slot) = self.clients.find(conn) {
+            self.on_probe_failed(slot, context);
+        }
+    }
+
+    fn on_disconnect(&mut self, conn: Conn, context: &mut Context) {
+        if let Some(slot) = self.clients.find(conn) {
+            self.remove_client(slot, context);
+        }
+    }
+
+    fn on_timer(&mut self, context: &mut Context) {
+        self.ping_first_client(context);
+    }
+
+    fn next_timer(&self) -> Option<Duration> {
         let first = self.ping_queue.first()?;
         Some(self.clients[first].ping_at.get())
     }
@@ -172,7 +204,7 @@ impl Ayame {
 
     // ---- Connections ----
 
-    fn on_connect(&mut self, conn: Conn, context: &mut Context) {
+    fn add_client(&mut self, conn: Conn, context: &mut Context) {
         let client = Client {
             membership: Membership::Unregistered,
             is_standalone: false,
@@ -190,11 +222,11 @@ impl Ayame {
         if let Some(member) = self.member(conn) {
             context.close(conn, reason, &member);
         }
-        self.on_disconnect(slot, context);
+        self.remove_client(slot, context);
     }
 
     /// Removes a connection, and its room if it has a seat.
-    fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
+    fn remove_client(&mut self, slot: Slot, context: &mut Context) {
         let (_, client) = self.clients.remove(slot);
         if !client.is_standalone {
             self.list_nodes.remove(&mut self.ping_queue, slot);
@@ -352,7 +384,7 @@ impl Ayame {
     // ---- Probes and pings ----
 
     /// Handles a liveness signal of a probed member. If both members are alive, the room is full.
-    fn on_alive(&mut self, slot: Slot, context: &mut Context) {
+    fn on_probe_answered(&mut self, slot: Slot, context: &mut Context) {
         self.clients[slot].is_probed = false;
         let Membership::Seated(name) = &self.clients[slot].membership else {
             return;
@@ -370,7 +402,7 @@ impl Ayame {
     /// Handles a failed probe of a member.
     ///
     /// The member is closed if a client waits for its seat.
-    fn on_silent(&mut self, slot: Slot, context: &mut Context) {
+    fn on_probe_failed(&mut self, slot: Slot, context: &mut Context) {
         let has_waiting_client = match &self.clients[slot].membership {
             Membership::Seated(name) => self.rooms.get(name).is_some_and(|room| !room.waiting.is_empty()),
             Membership::Unregistered | Membership::Waiting(_) => false,
@@ -383,7 +415,7 @@ impl Ayame {
     }
 
     /// Pings the first client of the ping queue if it is due.
-    fn on_ping_timer(&mut self, context: &mut Context) {
+    fn ping_first_client(&mut self, context: &mut Context) {
         let Some(first) = self.ping_queue.first() else {
             return;
         };

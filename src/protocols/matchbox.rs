@@ -10,16 +10,19 @@ use std::collections::HashMap;
 use std::hash::RandomState;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use slab::Slab;
 
-use crate::config::Config;
+use crate::config::{Config, Endpoint, ROOM_TEXT_BYTES_MAX};
+use crate::http::query::Query;
+use crate::http::token::Claims;
 use crate::json;
+use crate::message::Message;
 use crate::metrics::Counts;
-use crate::protocol::{Conn, Input, Member, Target};
+use crate::protocol::{Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::list::{List, ListNodes};
 use crate::protocols::uuid::UuidCodec;
-use crate::protocols::{Context, Protocol};
 use crate::rate_limit::credits_for_deliveries;
 
 /// All groups and peers.
@@ -51,31 +54,52 @@ enum Request<'a> {
     KeepAlive,
 }
 
+/// Registers the protocol.
+pub static DESCRIPTOR: Descriptor = Descriptor {
+    endpoint: Endpoint {
+        name: "matchbox",
+        title: "matchbox",
+        default_path: "/",
+        is_always_on: false,
+        has_rooms_below: true,
+        health_path: Some("/health"),
+    },
+    token_place: TokenPlace::Request,
+    route,
+    new: |config, key| Box::new(Matchbox::new(config, key)),
+};
+
 impl Protocol for Matchbox {
-    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
-        if let Input::Connected(conn, target, _) = input {
-            return self.on_connect(conn, target, context);
-        }
-        let Some(slot) = input.conn().and_then(|conn| self.peers.find(conn)) else {
-            return;
-        };
-        match input {
-            Input::Text(_, text) => self.on_text(slot, text, context),
-            Input::Binary(..) => self.counts.count_error("not_understood"),
-            Input::Dropped { .. } => self.counts.count_error("rate_limited"),
-            Input::Disconnected(_) => self.on_disconnect(slot, context),
-            Input::Connected(..) | Input::Alive(_) | Input::Silent(_) | Input::Time => {}
+    fn on_connect(&mut self, conn: Conn, target: &Target, _: Option<&Claims>, context: &mut Context) {
+        self.add_peer(conn, target, context);
+    }
+
+    fn on_message(&mut self, conn: Conn, message: Message<'_>, context: &mut Context) {
+        let Some(slot) = self.peers.find(conn) else { return };
+        match message {
+            Message::Text(text) => self.on_text(slot, text, context),
+            Message::Binary(_) => self.counts.count_error("not_understood"),
         }
     }
 
-    fn has_place(&self, target: &Target) -> bool {
+    fn on_message_dropped(&mut self, _: Conn, _: bool, _: &mut Context) {
+        self.counts.count_error("rate_limited");
+    }
+
+    fn on_disconnect(&mut self, conn: Conn, context: &mut Context) {
+        if let Some(slot) = self.peers.find(conn) {
+            self.remove_peer(slot, context);
+        }
+    }
+
+    fn has_capacity(&self, target: &Target) -> bool {
         match self.open_groups.get(&group_key(target)) {
             Some(group) => self.groups[*group].members.len() < self.mesh_peers_max,
             None => true,
         }
     }
 
-    fn knows_room(&self, target: &Target) -> bool {
+    fn room_exists(&self, target: &Target) -> bool {
         self.open_groups.contains_key(&group_key(target))
     }
 
@@ -125,7 +149,7 @@ impl Matchbox {
     }
 
     /// Adds a new peer to a group and announces it.
-    fn on_connect(&mut self, conn: Conn, target: &Target, context: &mut Context) {
+    fn add_peer(&mut self, conn: Conn, target: &Target, context: &mut Context) {
         let key = group_key(target);
         let index = self.find_or_create_group(&key);
         let (room, size) = &key;
@@ -158,7 +182,7 @@ impl Matchbox {
     /// Removes a peer and announces that to its group.
     ///
     /// The group is removed with its last member.
-    fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
+    fn remove_peer(&mut self, slot: Slot, context: &mut Context) {
         let conn = self.peers.conn(slot);
         let (_, index) = self.peers.remove(slot);
         self.list_nodes.remove(&mut self.groups[index].members, slot);
@@ -205,6 +229,25 @@ impl Matchbox {
         let receiver = self.peers.find(conn)?;
         (self.peers[receiver] == self.peers[sender]).then_some(receiver)
     }
+}
+
+/// Returns the room that a path names.
+///
+/// The name is one segment of the path, percent-encoded, of any text. An empty name is a room too.
+fn route(below: Option<&str>, query: &Query) -> Route {
+    const EXPECTED: &str = "expected a room of one path segment with at most 256 bytes of UTF-8";
+    let segment = below.unwrap_or_default();
+    if segment.contains('/') {
+        return Route::Invalid(EXPECTED);
+    }
+    let room = match percent_decode_str(segment).decode_utf8() {
+        Ok(room) if room.len() <= ROOM_TEXT_BYTES_MAX => room.into_owned(),
+        _ => return Route::Invalid(EXPECTED),
+    };
+    if query.values("next").any(|next| next.is_err()) {
+        return Route::Invalid("query field next: expected UTF-8");
+    }
+    Route::Room(room)
 }
 
 /// Returns the group that a target asks for. The last `next` counts; an invalid number counts as 0.

@@ -31,16 +31,17 @@ use std::time::Duration;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use crate::config::Config;
+use crate::config::{Config, Endpoint, ROOM_BYTES_MAX};
+use crate::http::query::Query;
+use crate::http::token::Claims;
+use crate::message::Message;
 use crate::metrics::Counts;
-use crate::protocol::{Close, Conn, Input, Member, Target};
+use crate::protocol::{Close, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
-use crate::protocols::{Context, Protocol};
 use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
-use crate::token::Claims;
 use message::{Body, Code, ErrorReply, Kind, Request};
 
 mod check;
@@ -91,40 +92,90 @@ fn error<T>(code: Code, message: &'static str) -> Result<T, ErrorReply> {
     Err(ErrorReply { code, message })
 }
 
+/// Registers the protocol.
+pub static DESCRIPTOR: Descriptor = Descriptor {
+    endpoint: Endpoint {
+        name: "noroshi",
+        title: "noroshi",
+        default_path: "/ws",
+        is_always_on: true,
+        has_rooms_below: true,
+        health_path: None,
+    },
+    token_place: TokenPlace::Request,
+    route,
+    new: |config, key| Box::new(Noroshi::new(config, key)),
+};
+
+/// Returns the room that a path names. No name is the default room, and a slash at the end is ignored.
+fn route(below: Option<&str>, _: &Query) -> Route {
+    let below = below.unwrap_or_default();
+    if below.is_empty() {
+        return Route::Room(String::new());
+    }
+    let room = below.strip_suffix('/').unwrap_or(below);
+    if is_room_name(room) {
+        Route::Room(room.to_owned())
+    } else {
+        Route::Invalid("expected a room of 1 to 64 characters of A-Z a-z 0-9 . _ ~ -")
+    }
+}
+
+/// Returns whether a room may have this name: unreserved characters of URLs (RFC 3986 section 2.3), except for the two
+/// names that mean a folder.
+fn is_room_name(name: &str) -> bool {
+    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let has_valid_length = (1..=ROOM_BYTES_MAX).contains(&name.len());
+    has_valid_length && name.bytes().all(is_unreserved) && name != "." && name != ".."
+}
+
 impl Protocol for Noroshi {
     /// # Panics
     /// If a connection connects in a slot that another connection still uses.
-    fn handle(&mut self, input: Input<'_>, context: &mut Context) {
-        match input {
-            Input::Connected(conn, target, claims) => return self.on_connect(conn, &target.room, claims),
-            Input::Time => return self.on_room_timeout(context),
-            _ => {}
-        }
-        let Some(slot) = input.conn().and_then(|conn| self.peers.find(conn)) else {
-            return;
-        };
-        match input {
-            Input::Text(_, text) => self.on_text(slot, text, context),
-            Input::Binary(_, bytes) => {
-                // Bytes that are not UTF-8 become an empty text, which is rejected as `bad_json`.
-                let text = str::from_utf8(bytes).unwrap_or_default();
-                self.on_text(slot, text, context);
-            }
-            Input::Dropped { tell, .. } => {
-                self.on_rate_exceeded(slot, Verdict::Drop { notify: tell }, context)
-            }
-            Input::Alive(_) => self.on_alive(slot, context),
-            Input::Silent(_) => self.on_silent(slot, context),
-            Input::Disconnected(_) => self.on_disconnect(slot, context),
-            Input::Connected(..) | Input::Time => {}
+    fn on_connect(&mut self, conn: Conn, target: &Target, claims: Option<&Claims>, _: &mut Context) {
+        self.add_peer(conn, &target.room, claims);
+    }
+
+    fn on_message(&mut self, conn: Conn, message: Message<'_>, context: &mut Context) {
+        if let Some(slot) = self.peers.find(conn) {
+            // An empty text is rejected as `bad_json`.
+            self.on_text(slot, message.text().unwrap_or_default(), context);
         }
     }
 
-    fn wake_at(&self) -> Option<Duration> {
+    fn on_message_dropped(&mut self, conn: Conn, notify: bool, context: &mut Context) {
+        if let Some(slot) = self.peers.find(conn) {
+            self.on_rate_exceeded(slot, Verdict::Drop { notify }, context);
+        }
+    }
+
+    fn on_alive(&mut self, conn: Conn, context: &mut Context) {
+        if let Some(slot) = self.peers.find(conn) {
+            self.on_probe_answered(slot, context);
+        }
+    }
+
+    fn on_silent(&mut self, conn: Conn, context: &mut Context) {
+        if let Some(slot) = self.peers.find(conn) {
+            self.on_probe_failed(slot, context);
+        }
+    }
+
+    fn on_disconnect(&mut self, conn: Conn, context: &mut Context) {
+        if let Some(slot) = self.peers.find(conn) {
+            self.remove_peer(slot, context);
+        }
+    }
+
+    fn on_timer(&mut self, context: &mut Context) {
+        self.on_room_timeout(context);
+    }
+
+    fn next_timer(&self) -> Option<Duration> {
         self.timers.first().map(|(deadline, _)| deadline.get())
     }
 
-    fn knows_room(&self, target: &Target) -> bool {
+    fn room_exists(&self, target: &Target) -> bool {
         self.find_room(&target.room).is_some()
     }
 
@@ -154,8 +205,8 @@ impl Protocol for Noroshi {
 }
 
 impl Noroshi {
-    /// Creates the protocol without rooms.
-    pub fn new(config: &Config) -> Noroshi {
+    /// Creates the protocol without rooms. `key` makes hashes of ids and of names of rooms unpredictable.
+    pub fn new(config: &Config, key: RandomState) -> Noroshi {
         Noroshi {
             mesh_peers_max: config.mesh_peers_max,
             ice: IceServers::new(config),
@@ -164,7 +215,7 @@ impl Noroshi {
             rooms: Slab::new(),
             peers_by_id: HashTable::new(),
             rooms_by_name: HashTable::new(),
-            hasher: RandomState::new(),
+            hasher: key,
             timers: BTreeSet::new(),
             message_counts: Default::default(),
             error_counts: Default::default(),
@@ -175,7 +226,7 @@ impl Noroshi {
     // ---- Connections ----
 
     /// Adds a connection to its room, and creates the room if necessary.
-    fn on_connect(&mut self, conn: Conn, room_name: &str, token_claims: Option<&Claims>) {
+    fn add_peer(&mut self, conn: Conn, room_name: &str, token_claims: Option<&Claims>) {
         let room = match self.find_room(room_name) {
             Some(room) => room,
             None => self.create_room(room_name),
@@ -188,7 +239,7 @@ impl Noroshi {
     /// Removes a connection and everything that refers to it.
     ///
     /// The room is removed with its last connection.
-    fn on_disconnect(&mut self, slot: Slot, context: &mut Context) {
+    fn remove_peer(&mut self, slot: Slot, context: &mut Context) {
         self.leave_flow(slot, context);
         let room = self.peer(slot).room;
         self.release_id(slot, context);
@@ -204,7 +255,7 @@ impl Noroshi {
         if let Some(member) = self.member(conn) {
             context.close(conn, reason, &member);
         }
-        self.on_disconnect(slot, context);
+        self.remove_peer(slot, context);
     }
 
     /// Makes a peer idle and notifies the peers that its flow concerns.

@@ -1,99 +1,551 @@
-//! Decides on every request: one place for origins, tokens, limits, memory, rooms and a drain.
+//! Decides on every request: one place for routes, origins, tokens, limits, rooms and a drain.
 //!
-//! A session yields the head of a request as bytes. The server parses it, finds the client's address, counts it, finds
-//! where the request leads, checks what the limits allow, and accepts the connection as a WebSocket or responds. Pages,
-//! health checks, `/metrics` and `/rooms` take the same way.
+//! This module is pure. A request and the state of the server go in, a [`Decision`] comes out, and `requests` carries it out.
+//! Upgrades, pages, health checks, `/metrics`, `/rooms` and the resources of protocols take the same way.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use super::Server;
-use crate::http::{self, Admission, ListenerKind, NO_HEADERS, Request, Response, Route};
-use crate::limits::ALWAYS_HELD_BYTES;
-use crate::protocol::{Input, Target};
+use crate::config::Config;
+use crate::http::query::Query;
+use crate::http::token::{Claims, Secrets, TokenError};
+use crate::http::{
+    ALLOW, ListenerKind, Request, Response, TEXT, UnreadableAddress, origin, paths, render,
+    switching_protocols,
+};
+use crate::limits::ORIGIN_LOGGED_MAX;
+use crate::protocol::{Descriptor, Resource, Target, TokenPlace};
+use crate::protocols::{Destination, Dispatcher};
+use crate::web::{self, File};
 
-impl Server {
-    /// Answers the request with this head.
-    pub(super) fn admit(&mut self, slot: usize, head: &[u8]) {
-        let answer = self.decide(slot, head);
-        let answer = self.within_memory(slot, head, answer);
-        match answer {
-            Response::Upgrade { bytes, target, claims } => {
-                self.connections.with_session(slot, |session, shared| session.accept(bytes, shared));
-                self.connections.upgrade(slot);
-                let conn = self.connections.entries[slot].conn;
-                self.dispatch(Input::Connected(conn, &target, claims.as_deref()));
-            }
-            Response::Plain { status, reject_reason, bytes } => {
-                self.connections.with_session(slot, |session, shared| session.respond(bytes, shared));
-                if let Some(reason) = reject_reason {
-                    self.connections.refuse(slot, status, &reason);
-                }
-            }
-            // What an operator asks is answered by `decide`.
-            Response::Admin(_) => {}
-        }
-    }
+/// What follows from a request.
+#[derive(Debug)]
+pub enum Decision {
+    /// Send these bytes; then the connection is a WebSocket.
+    Upgrade {
+        /// The bytes of the 101.
+        bytes: Vec<u8>,
+        /// The protocol and room that the client requested.
+        target: Target,
+        /// The claims of its token, if the server requires one in the request. Boxed to keep the enum small.
+        claims: Option<Box<Claims>>,
+    },
+    /// Send this response and close the connection.
+    Respond(Response),
+    /// Generate the text that the operator requests, send [`AdminRequest::render`] of it, and close the connection.
+    Admin(AdminRequest),
+    /// Have a protocol respond, send [`ResourceDecision::render`] of that, and close the connection.
+    Resource(ResourceDecision),
+}
 
-    fn decide(&mut self, slot: usize, head: &[u8]) -> Response {
-        let entry = &self.connections.entries[slot];
-        let (listener, peer) = (entry.listener, entry.address);
-        let mut headers = NO_HEADERS;
-        let request = match Request::parse(head, &mut headers, listener) {
-            Ok(request) => request,
-            Err(response) => return response,
+/// Whether the limits of the server allow another WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// They allow it.
+    Allowed,
+    /// The server has as many connections as it may have.
+    ServerFull,
+    /// The client's address has as many connections as it may have.
+    AddressFull,
+    /// The room has as many peers as it may have.
+    RoomFull,
+    /// The server is draining, and the room would be new.
+    Draining,
+}
+
+/// A request at the `--metrics` listener whose response depends on the server's state.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AdminRequest {
+    /// The resource that is requested.
+    pub topic: AdminTopic,
+    /// Whether the response has no body (`HEAD`).
+    head_only: bool,
+}
+
+/// A resource of the `--metrics` listener.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AdminTopic {
+    /// `/metrics`.
+    Metrics,
+    /// `/rooms`: one page of the list of rooms and their members.
+    Rooms {
+        /// The only room to list. `None`: all rooms.
+        room: Option<String>,
+        /// The cursor that the page before returned as `next`. `None`: the first page.
+        after: Option<(u64, u64)>,
+    },
+}
+
+impl AdminRequest {
+    /// Renders the response, with this text as its body.
+    pub fn render(&self, text: &str) -> Response {
+        let media_type = match self.topic {
+            AdminTopic::Metrics => "text/plain; version=0.0.4; charset=utf-8",
+            AdminTopic::Rooms { .. } => "application/json",
         };
-        let config = &self.connections.shared.config;
-        if listener == ListenerKind::Main && config.is_trusted_proxy(peer) {
-            match request.reported_address(config) {
-                Ok(Some(address)) => self.count(slot, address),
-                Ok(None) => {}
-                Err(response) => return response,
-            }
-        }
-        let config = &self.connections.shared.config;
-        let route = request.route(config);
-        let admission = self.admission(slot, &route);
-        match request.respond(route, admission, config, self.connections.wall) {
-            Response::Admin(question) => self.answer_operator(&question),
-            answer => answer,
-        }
-    }
-
-    /// Counts a connection for the client address that a trusted proxy reports.
-    fn count(&mut self, slot: usize, address: IpAddr) {
-        let entry = &mut self.connections.entries[slot];
-        entry.address = address.into();
-        entry.is_counted = true;
-        self.connections.per_ip.add(address.into());
-    }
-
-    /// Returns whether the limits allow another WebSocket for this route.
-    fn admission(&self, slot: usize, route: &Route) -> Admission {
-        let is_known = |target: &Target| self.dispatcher.knows_room(target);
-        let has_room = |target: &Target| self.dispatcher.has_place(target);
-        let address = self.connections.entries[slot].address;
-        let target = route.target();
-        if self.connections.is_draining && !target.is_some_and(is_known) {
-            Admission::Draining
-        } else if self.connections.are_full() {
-            Admission::ServerFull
-        } else if self.connections.per_ip.excess(address) > 0 {
-            Admission::AddressFull
-        } else if !target.is_none_or(has_room) {
-            Admission::RoomFull
-        } else {
-            Admission::Allowed
-        }
-    }
-
-    /// Replaces a response that the memory limit does not allow. The metrics listener may use some memory always.
-    fn within_memory(&self, slot: usize, head: &[u8], answer: Response) -> Response {
-        let Response::Plain { bytes, .. } = &answer else { return answer };
-        let bytes = bytes.len();
-        let is_main = self.connections.entries[slot].listener == ListenerKind::Main;
-        if is_main && bytes > ALWAYS_HELD_BYTES && !self.connections.shared.budget.allows(bytes) {
-            return http::no_memory(head);
-        }
-        answer
+        render(200, text.as_bytes(), &[("Content-Type", media_type)], self.head_only)
     }
 }
+
+/// A request for a resource of a protocol.
+#[derive(Debug)]
+pub struct ResourceDecision {
+    /// The protocol.
+    pub protocol: &'static Descriptor,
+    /// The path of the request.
+    pub path: String,
+    /// The query of the request.
+    pub query: Query,
+    /// Whether the response has no body (`HEAD`).
+    head_only: bool,
+    /// The origin of a page that may read the response.
+    cors_origin: Option<String>,
+}
+
+impl ResourceDecision {
+    /// Renders the response of the protocol.
+    pub fn render(&self, resource: Option<&Resource>) -> Response {
+        let Some(resource) = resource else {
+            let mut response = render(404, b"not found\n", &[TEXT], self.head_only);
+            response.reject_reason = None;
+            return response;
+        };
+        let mut headers = vec![
+            ("Content-Type", resource.content_type),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Vary", "Origin"),
+        ];
+        if let Some(origin) = &self.cors_origin {
+            headers.push(("Access-Control-Allow-Origin", origin));
+        }
+        render(200, resource.body.as_bytes(), &headers, self.head_only)
+    }
+}
+
+/// The state of the server on which decisions depend, besides the limits.
+pub struct Policy<'a> {
+    /// The listener that accepted the connection.
+    pub listener: ListenerKind,
+    /// The configuration.
+    pub config: &'a Config,
+    /// The protocols that are served.
+    pub dispatcher: &'a Dispatcher,
+    /// The time since 1970, for the expiry of tokens.
+    pub unix_time: Duration,
+}
+
+impl Policy<'_> {
+    /// Returns the client address that a trusted proxy reports, if it reports one.
+    ///
+    /// # Errors
+    /// The response to a request in which that address is not readable.
+    pub fn reported_address(&self, request: &Request) -> Result<Option<IpAddr>, Response> {
+        let only_header = self.config.client_ip_header.as_deref();
+        let is_trusted = |ip: IpAddr| self.config.is_trusted_proxy(ip.into());
+        request.client_address(only_header, is_trusted).map_err(|unreadable| {
+            let response = unreadable_address(request, &unreadable);
+            self.with_reason_if_upgrade(request, response)
+        })
+    }
+
+    /// Decides on a request. `limits` is asked once; it gets the target of a valid WebSocket path.
+    pub fn decide(&self, request: &Request, limits: impl FnOnce(Option<&Target>) -> Admission) -> Decision {
+        let (path, query) = request.path_and_query();
+        let destination = self.destination(request, &path, &query);
+        let admission = match &destination {
+            Some(Destination::WebSocket(target)) => limits(Some(target)),
+            _ => limits(None),
+        };
+        match self.choose(request, &path, &query, destination, admission) {
+            Ok(decision) => decision,
+            Err(response) => Decision::Respond(self.with_reason_if_upgrade(request, response)),
+        }
+    }
+
+    /// Returns what a path leads to, if it belongs to a protocol.
+    ///
+    /// If the rooms of a protocol are at the top level, a plain request for a page is still answered with the page, and the
+    /// paths of health checks are never rooms.
+    fn destination(&self, request: &Request, path: &str, query: &Query) -> Option<Destination> {
+        if self.listener != ListenerKind::Main || self.is_health(path) {
+            return None;
+        }
+        let is_page = self.config.page && web::find(path).is_some();
+        if is_page && !request.is_attempted_upgrade() {
+            return None;
+        }
+        self.dispatcher.destination(path, query)
+    }
+
+    fn choose(
+        &self,
+        request: &Request,
+        path: &str,
+        query: &Query,
+        destination: Option<Destination>,
+        admission: Admission,
+    ) -> Result<Decision, Response> {
+        if request.method == "OPTIONS" {
+            // HAProxy's health checks use this method.
+            return Err(render(204, b"", &[ALLOW], true));
+        }
+        if self.listener == ListenerKind::Metrics {
+            return self.admin(request, path, query, admission);
+        }
+        match destination {
+            Some(Destination::WebSocket(target)) => self.upgrade(request, target, admission),
+            Some(Destination::Invalid(sentence)) => {
+                check_upgrade_method(request)?;
+                Err(request.sentence(400, sentence, &[]))
+            }
+            // Before the check for an upgrade: a health check succeeds whatever headers a load balancer adds to it.
+            None if self.is_health(path) => Err(health(request, admission)),
+            None | Some(Destination::Resource(_)) if request.is_attempted_upgrade() => {
+                Err(no_websocket_path(request, path))
+            }
+            Some(Destination::Resource(protocol)) => self.resource(request, protocol, path, query),
+            None => Err(self.static_file(request, path)),
+        }
+    }
+
+    /// Removes the reject reason from a response, unless the request is for a WebSocket at the main listener.
+    fn with_reason_if_upgrade(&self, request: &Request, mut response: Response) -> Response {
+        if self.listener == ListenerKind::Metrics {
+            response.reject_reason = None;
+        }
+        request.with_reason_if_upgrade(response)
+    }
+
+    // ---- Resources of the main listener ----
+
+    /// Returns whether a path is that of a health check, of this server or of the original of a protocol that is served.
+    fn is_health(&self, path: &str) -> bool {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        path == paths::HEALTH
+            || self.dispatcher.endpoints().any(|(endpoint, _)| endpoint.health_path == Some(path))
+    }
+
+    fn static_file(&self, request: &Request, path: &str) -> Response {
+        match web::find(path) {
+            Some(file) if self.config.page => self.file(request, file),
+            _ => request.sentence(404, "not found; WebSockets connect to /ws or /ws/ROOM", &[]),
+        }
+    }
+
+    /// Responds with a file. A browser may cache it, but must revalidate it on each use.
+    fn file(&self, request: &Request, file: &File) -> Response {
+        let etag = file.etag();
+        let mut headers = vec![
+            ("Content-Type", file.content_type),
+            ("Cache-Control", "no-cache"),
+            ("ETag", &etag),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+        ];
+        headers.extend(file.csp.map(|policy| ("Content-Security-Policy", policy)));
+        if file.is_cross_origin {
+            headers.push(("Vary", "Origin"));
+            if self.has_allowed_origin(request) {
+                headers.extend(cors_header(request));
+            }
+        }
+        // RFC 9110 section 13.1.2: the comparison is weak.
+        let weak_etag = format!("W/{etag}");
+        let matching_tags = [&etag, &weak_etag, "*"];
+        let is_cached = matching_tags.iter().any(|tag| request.lists("if-none-match", tag));
+        let status = if is_cached { 304 } else { 200 };
+        respond(request, status, file.body, &headers)
+    }
+
+    fn resource(
+        &self,
+        request: &Request,
+        protocol: &'static Descriptor,
+        path: &str,
+        query: &Query,
+    ) -> Result<Decision, Response> {
+        let head_only = check_get_or_head(request)?;
+        let cors_origin = match cors_header(request) {
+            Some((_, origin)) if self.has_allowed_origin(request) => Some(origin.to_owned()),
+            _ => None,
+        };
+        let (path, query) = (path.to_owned(), query.clone());
+        Ok(Decision::Resource(ResourceDecision { protocol, path, query, head_only, cors_origin }))
+    }
+
+    // ---- Resources of the metrics listener ----
+
+    fn admin(
+        &self,
+        request: &Request,
+        path: &str,
+        query: &Query,
+        admission: Admission,
+    ) -> Result<Decision, Response> {
+        // Before the check of the Host: the health contains nothing that a page of another origin could use.
+        if path.strip_suffix('/').unwrap_or(path) == paths::HEALTH {
+            return Err(health(request, admission));
+        }
+        if !self.has_metrics_host(request) {
+            return Err(unexpected_host(request));
+        }
+        let topic = match path {
+            "/metrics" => AdminTopic::Metrics,
+            "/rooms" => match rooms_topic(query) {
+                Some(topic) => topic,
+                None => {
+                    let sentence = "/rooms: expected no query fields but room=ROOM and after=NEXT";
+                    return Err(request.sentence(400, sentence, &[]));
+                }
+            },
+            _ => return Err(request.sentence(404, "not found; see /metrics, /rooms and /healthz", &[])),
+        };
+        let head_only = check_get_or_head(request)?;
+        Ok(Decision::Admin(AdminRequest { topic, head_only }))
+    }
+
+    /// Returns whether the metrics listener serves a request with this `Host`.
+    ///
+    /// A page whose name was rebound to the address of this machine (DNS rebinding) sends its name as `Host`. That name
+    /// is registered, so it is neither an IP address nor a name of one label. A request without `Host` (HTTP/1.0) comes
+    /// from no browser.
+    fn has_metrics_host(&self, request: &Request) -> bool {
+        let Some(host) = request.only_value("host") else { return true };
+        std::str::from_utf8(host).is_ok_and(|host| origin::is_local_host(host, &self.config.metrics_hosts))
+    }
+
+    // ---- Upgrades ----
+
+    fn upgrade(&self, request: &Request, target: Target, admission: Admission) -> Result<Decision, Response> {
+        check_upgrade_method(request)?;
+        let claims_of_request = match target.protocol.token_place {
+            TokenPlace::Request => self.config.token_secrets.as_ref(),
+            TokenPlace::Message => None,
+        };
+        if claims_of_request.is_some() && target.query.values("token").any(|token| token.is_err()) {
+            return Err(request.sentence(400, "query field token: expected UTF-8", &[]));
+        }
+        if !self.has_allowed_origin(request) {
+            return Err(origin_not_allowed(request));
+        }
+        // Before the headers of the upgrade: a browser hides the response to a rejected upgrade from the page, but shows
+        // the response to a plain request of the same URL.
+        let claims = match claims_of_request {
+            Some(secrets) => {
+                let verified = verified_claims(request, &target, secrets, self.unix_time);
+                let claims = verified.map_err(|error| unauthorized(request, error))?;
+                Some(Box::new(claims))
+            }
+            None => None,
+        };
+        let key = request.upgrade_key()?;
+        match admission {
+            Admission::Allowed => {}
+            Admission::ServerFull => return Err(request.sentence(503, "the server is full", &[])),
+            Admission::AddressFull => {
+                return Err(request.sentence(429, "too many connections from your address", &[]));
+            }
+            Admission::RoomFull => return Err(request.sentence(503, "the room is full", &[])),
+            Admission::Draining => {
+                let sentence = "the server is shutting down; reconnect later";
+                return Err(request.sentence(503, sentence, &[]));
+            }
+        }
+        Ok(Decision::Upgrade { bytes: switching_protocols(key), target, claims })
+    }
+
+    /// Returns whether the page that sends this request may connect.
+    ///
+    /// A browser sends the origin of the page, so that no page can misuse the visitor's position in the network. Other
+    /// clients send no `Origin`, and could send any.
+    fn has_allowed_origin(&self, request: &Request) -> bool {
+        if !request.has("origin") {
+            return true;
+        }
+        let Some(origin) = request.value("origin") else { return false };
+        if self.config.allow_origins.iter().any(|allowed| allowed.matches(origin)) {
+            return true;
+        }
+        request.value("host").is_some_and(|host| origin::is_same_origin(origin, host))
+    }
+}
+
+/// Returns the header that lets the requesting page read the response.
+fn cors_header<'a>(request: &Request<'a>) -> Option<(&'static str, &'a str)> {
+    request.value("origin").map(|origin| ("Access-Control-Allow-Origin", origin))
+}
+
+// ---- Responses ----
+
+/// Responds with the server's health. A full server is healthy, a draining one is not.
+fn health(request: &Request, admission: Admission) -> Response {
+    match admission {
+        Admission::Draining => respond(request, 503, "draining", &[TEXT]),
+        _ => respond(request, 200, "ok", &[TEXT]),
+    }
+}
+
+/// Responds with this content, or with 405 unless the method is GET or HEAD.
+fn respond(request: &Request, status: u16, body: &str, headers: &[(&str, &str)]) -> Response {
+    match check_get_or_head(request) {
+        Ok(head_only) => render(status, body.as_bytes(), headers, head_only),
+        Err(response) => response,
+    }
+}
+
+/// Returns whether the method is HEAD.
+///
+/// # Errors
+/// The response to another method than GET and HEAD.
+fn check_get_or_head(request: &Request) -> Result<bool, Response> {
+    match request.method {
+        "GET" => Ok(false),
+        "HEAD" => Ok(true),
+        _ => Err(request.sentence(405, "expected GET, HEAD or OPTIONS", &[ALLOW])),
+    }
+}
+
+/// # Errors
+/// The response to another method than GET and HEAD. HEAD is no upgrade either, but is answered like one without a body.
+fn check_upgrade_method(request: &Request) -> Result<(), Response> {
+    match request.method {
+        "GET" | "HEAD" => Ok(()),
+        _ => Err(request.sentence(405, "expected GET to open a WebSocket", &[ALLOW])),
+    }
+}
+
+/// Rejects an upgrade at a path that is not for WebSockets.
+fn no_websocket_path(request: &Request, path: &str) -> Response {
+    let sentence = if path.starts_with("//") {
+        "not a WebSocket path, because it begins with two slashes; use /ws or /ws/ROOM"
+    } else {
+        "not a WebSocket path; use /ws or /ws/ROOM"
+    };
+    request.sentence(404, sentence, &[])
+}
+
+/// Rejects a request in which a trusted proxy reports no readable client address.
+///
+/// The log gets the value of the header, the client does not.
+fn unreadable_address(request: &Request, unreadable: &UnreadableAddress) -> Response {
+    let UnreadableAddress { header, value } = unreadable;
+    let sentence = format!("{header}: expected the client's IP address");
+    let mut response = request.sentence(400, &sentence, &[]);
+    if let Some(reason) = &mut response.reject_reason {
+        reason.message = format!("{sentence}, got {value:?}");
+    }
+    response
+}
+
+/// Rejects a page of another origin.
+///
+/// The usual cause is a proxy that does not forward `Host` as the browser sent it. So the response and the log show
+/// both headers, and the other faults of that proxy.
+fn origin_not_allowed(request: &Request) -> Response {
+    let origin = request.value_for_log("origin", ORIGIN_LOGGED_MAX);
+    let host = request.value_for_log("host", ORIGIN_LOGGED_MAX);
+    let mut sentence = format!("Origin {origin:?} does not match Host {host:?}; see --allow-origin");
+    if request.is_attempted_upgrade() {
+        for fault in request.upgrade_faults() {
+            sentence.push_str("; ");
+            sentence.push_str(fault);
+        }
+    }
+    request.sentence(403, &sentence, &[])
+}
+
+/// Rejects a request at the metrics listener because of its `Host`.
+fn unexpected_host(request: &Request) -> Response {
+    let host = request.value_for_log("host", ORIGIN_LOGGED_MAX);
+    let sentence = format!(
+        "Host: expected an IP address, a name without dots or a name of --metrics-host, got {host:?}"
+    );
+    request.sentence(403, &sentence, &[])
+}
+
+// ---- Tokens ----
+
+/// Verifies the token of a request and returns its claims.
+///
+/// The token is in the `Authorization` header or else in the query, because browsers cannot set headers of a WebSocket.
+///
+/// # Errors
+/// There is no token, more than one, or it is not valid for the target's room.
+fn verified_claims(
+    request: &Request,
+    target: &Target,
+    secrets: &Secrets,
+    unix_time: Duration,
+) -> Result<Claims, TokenError> {
+    let bearer_tokens = request.values("authorization").filter_map(bearer_token);
+    let mut tokens = bearer_tokens.collect::<Result<Vec<String>, TokenError>>()?;
+    if tokens.is_empty() {
+        let query_tokens = target.query.values("token");
+        tokens = query_tokens.collect::<Result<_, _>>().map_err(|_| TokenError::Malformed)?;
+    }
+    match tokens.as_slice() {
+        [] => Err(TokenError::Missing),
+        [token] => secrets.admit(token, &target.room, None, unix_time),
+        _ => Err(TokenError::Malformed),
+    }
+}
+
+/// Returns the token in the value of an `Authorization` header (RFC 6750 section 2.1).
+///
+/// `None`: the header has another scheme. It is for a proxy that asks for a password, for example.
+fn bearer_token(value: &[u8]) -> Option<Result<String, TokenError>> {
+    let value = value.trim_ascii();
+    let scheme_end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
+    let (scheme, token) = value.split_at(scheme_end);
+    if !scheme.eq_ignore_ascii_case(b"bearer") {
+        return None;
+    }
+    let token = token.trim_ascii().to_vec();
+    Some(String::from_utf8(token).map_err(|_| TokenError::Malformed))
+}
+
+/// Renders the response to a request without a valid token (RFC 6750 section 3).
+fn unauthorized(request: &Request, error: TokenError) -> Response {
+    let (status, challenge) = match error {
+        TokenError::Room | TokenError::Id => (403, "Bearer error=\"insufficient_scope\""),
+        _ => (401, "Bearer error=\"invalid_token\""),
+    };
+    let mut headers = vec![("WWW-Authenticate", challenge)];
+    headers.extend(cors_header(request));
+    let mut response = request.sentence(status, error.message(), &headers);
+    if let Some(reason) = &mut response.reject_reason {
+        reason.token_error = Some(error);
+    }
+    response
+}
+
+// ---- The query of /rooms ----
+
+/// Parses the query of `/rooms`: the name of one room, and the cursor of the next page.
+///
+/// If a field is repeated, its last value counts. `None`: the query has an unknown field, or a malformed one.
+fn rooms_topic(query: &Query) -> Option<AdminTopic> {
+    let mut room = None;
+    let mut after = None;
+    for field in query.fields() {
+        let (name, value) = field.ok()?;
+        match name.as_str() {
+            "room" => room = Some(value),
+            "after" => after = Some(parse_cursor(&value)?),
+            _ => return None,
+        }
+    }
+    Some(AdminTopic::Rooms { room, after })
+}
+
+/// Parses two hexadecimal numbers with a dot between them.
+fn parse_cursor(text: &str) -> Option<(u64, u64)> {
+    let (room, conn) = text.split_once('.')?;
+    let room = u64::from_str_radix(room, 16).ok()?;
+    let conn = u64::from_str_radix(conn, 16).ok()?;
+    Some((room, conn))
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::time::Duration;
 
 use log::{debug, info};
@@ -11,8 +11,9 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
-use crate::address::{Address, PerIpCounts};
 use crate::config::Config;
+use crate::http::address::{Address, PerIpCounts};
+use crate::http::token::TokenError;
 use crate::http::{self, ListenerKind, RejectReason};
 use crate::limits::{
     ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN,
@@ -20,10 +21,9 @@ use crate::limits::{
     SWEEP_PER_ITERATION,
 };
 use crate::memory_budget::Reservation;
-use crate::protocol::{Close, Conn, Member, Outbox, ProtocolId};
+use crate::protocol::{Close, Conn, Descriptor, Member, Outbox};
 use crate::session::{self, CloseReason, Event, Scratch, Session, SharedState};
 use crate::timestamp::Timestamp;
-use crate::token::TokenError;
 
 /// All connections, by slot.
 pub(super) struct Connections {
@@ -322,6 +322,14 @@ impl Connections {
         }
     }
 
+    /// Counts a connection for the client address that a trusted proxy reports.
+    pub(super) fn count_address(&mut self, slot: usize, address: IpAddr) {
+        let entry = &mut self.entries[slot];
+        entry.address = address.into();
+        entry.is_counted = true;
+        self.per_ip.add(address.into());
+    }
+
     /// Counts a connection as a WebSocket.
     pub(super) fn upgrade(&mut self, slot: usize) {
         let entry = &mut self.entries[slot];
@@ -358,15 +366,15 @@ impl Connections {
     }
 
     /// Logs and counts the end of a WebSocket, which was this member.
-    fn log_disconnect(&mut self, slot: usize, protocol: ProtocolId, member: &Member) {
+    fn log_disconnect(&mut self, slot: usize, protocol: &'static Descriptor, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.stage = Stage::Left;
         let end =
             entry.session.close_reason().expect("a session that is not open has ended for a reason").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
         let room = member.room;
-        let prefix =
-            if protocol == ProtocolId::Noroshi { String::new() } else { format!("{} ", protocol.name()) };
+        let endpoint = &protocol.endpoint;
+        let prefix = if endpoint.is_always_on { String::new() } else { format!("{} ", endpoint.name) };
         info!(
             "connection {} from {} ended after {:.1} s: {end}; {prefix}room {room:?}, {}",
             entry.conn.number(),
@@ -450,7 +458,7 @@ impl Outbox for Connections {
         debug!("connection {} from {} registered: room {room:?}, id {id:?}", conn.number(), entry.address);
     }
 
-    fn disconnected(&mut self, conn: Conn, protocol: ProtocolId, member: &Member<'_>) {
+    fn disconnected(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>) {
         self.log_disconnect(conn.slot(), protocol, member);
     }
 }

@@ -58,6 +58,8 @@ pub(super) fn is_drained(entry: &Entry, dispatcher: &Dispatcher, share: f64) -> 
     if share <= 0.0 || entry.stage != Stage::WebSocket {
         return false;
     }
-    let room = dispatcher.member(entry.conn).map_or(0, |(protocol, member)| room_hash(protocol, &member));
+    let (protocol, members) = dispatcher.members(entry.conn);
+    // A connection with several rooms is closed with the last of them.
+    let room = members.iter().map(|member| room_hash(protocol, member)).max().unwrap_or(0);
     (room as f64 / u64::MAX as f64) < share
 }

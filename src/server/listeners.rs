@@ -20,9 +20,9 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::connections::Connections;
-use crate::address::Address;
 use crate::config::{Config, ListenAddress};
 use crate::http::ListenerKind;
+use crate::http::address::Address;
 use crate::limits::{
     ACCEPTS_PER_ITERATION, BACKLOG, PER_IP_REFUSED_AT_ONCE, SEND_BUFFER_BYTES, SOCKET_LOCK_RETRY_EVERY,
     SOCKET_LOCK_TIME_MAX, SWEEP_EVERY,
@@ -93,9 +93,9 @@ impl Listeners {
     }
 
     /// Returns where the listeners of this kind listen, with the real ports.
-    pub fn places(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
+    pub fn listen_addresses(&self, kind: ListenerKind) -> impl Iterator<Item = ListenAddress> {
         let matching = self.listeners.iter().filter(move |listener| listener.kind == kind);
-        matching.map(|listener| listener.socket.place())
+        matching.map(|listener| listener.socket.address())
     }
 
     /// Closes all listeners, and removes the files of sockets.
@@ -186,7 +186,7 @@ impl Socket {
         }
     }
 
-    fn place(&self) -> ListenAddress {
+    fn address(&self) -> ListenAddress {
         match self {
             Socket::Tcp(listener) => {
                 ListenAddress::Tcp(listener.local_addr().expect("a listener has an address"))

@@ -3,11 +3,12 @@
 use std::collections::BinaryHeap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::admission::{AdminRequest, AdminTopic};
 use super::{Server, clock};
-use crate::http::{self, AdminRequest, AdminTopic, Response};
+use crate::http::Response;
 use crate::json;
 use crate::limits::{MEMBERS_LISTED_MAX, ROOMS_BYTES_MAX};
-use crate::protocol::{Conn, Member, ProtocolId};
+use crate::protocol::{Conn, Member};
 
 impl Server {
     /// Answers a request of an operator.
@@ -16,7 +17,7 @@ impl Server {
             AdminTopic::Metrics => self.metrics(),
             AdminTopic::Rooms { room, after } => self.rooms(room.as_deref(), *after),
         };
-        http::render_admin_response(question, &text)
+        question.render(&text)
     }
 
     /// Renders the metrics, with the counters of protocols, sessions and the process.
@@ -26,7 +27,7 @@ impl Server {
         metrics.started = self.clock.epoch();
         metrics.descriptors = clock::descriptors();
         let now = self.clock.now();
-        let counts = self.dispatcher.each().map(|(id, protocol)| (id.name(), protocol.counts(now)));
+        let counts = self.dispatcher.each().map(|(name, protocol)| (name, protocol.counts(now)));
         metrics.protocols = counts.collect();
         metrics.render()
     }
@@ -39,14 +40,16 @@ impl Server {
         let mut first = BinaryHeap::new();
         let mut has_more = false;
         for (_, entry) in &self.connections.entries {
-            let Some((protocol, member)) = self.dispatcher.member(entry.conn) else { continue };
-            let cursor = (room_hash(protocol, &member), entry.conn.bits());
-            if after.is_none_or(|after| after < cursor) && name.is_none_or(|name| name == member.room) {
-                first.push(cursor);
-            }
-            if first.len() > MEMBERS_LISTED_MAX {
-                first.pop();
-                has_more = true;
+            let (protocol, members) = self.dispatcher.members(entry.conn);
+            for member in members {
+                let cursor = (room_hash(protocol, &member), entry.conn.bits());
+                if after.is_none_or(|after| after < cursor) && name.is_none_or(|name| name == member.room) {
+                    first.push(cursor);
+                }
+                if first.len() > MEMBERS_LISTED_MAX {
+                    first.pop();
+                    has_more = true;
+                }
             }
         }
         // The beginning of the JSON of each room, and of its members.
@@ -59,10 +62,10 @@ impl Server {
                 break;
             }
             let entry = &self.connections.entries[Conn::from_bits(cursor.1).slot()];
-            let Some((protocol, Member { room, id, state })) = self.dispatcher.member(entry.conn) else {
-                continue;
-            };
-            let begin = format!(r#"{{"protocol":"{}","room":{},"members":["#, protocol.name(), quoted(room));
+            let (protocol, members) = self.dispatcher.members(entry.conn);
+            let of_cursor = members.into_iter().find(|member| room_hash(protocol, member) == cursor.0);
+            let Some(Member { room, id, state }) = of_cursor else { continue };
+            let begin = format!(r#"{{"protocol":"{protocol}","room":{},"members":["#, quoted(room));
             if rooms.last().is_none_or(|last| last.0 != begin) {
                 bytes += begin.len();
                 rooms.push((begin, Vec::new()));
@@ -93,8 +96,8 @@ fn quoted(text: &str) -> String {
 }
 
 /// Returns a hash that all members of a room share.
-pub(super) fn room_hash(protocol: ProtocolId, member: &Member) -> u64 {
+pub(super) fn room_hash(protocol: &str, member: &Member) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (protocol as u8, member.room).hash(&mut hasher);
+    (protocol, member.room).hash(&mut hasher);
     hasher.finish()
 }

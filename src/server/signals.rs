@@ -30,7 +30,7 @@ impl Server {
     pub fn run(&mut self) -> io::Result<()> {
         self.service_manager.ready();
         while !self.is_stopped() {
-            self.turn(None)?;
+            self.poll_once(None)?;
             if !mem::take(&mut self.is_signal_pending) {
                 continue;
             }

@@ -27,7 +27,7 @@ impl<S: Stream> Session<S> {
         buffers.inbound.request_head.extend_from_slice(read);
         buffers.update_budget(&mut shared.budget);
         let head = &mut buffers.inbound.request_head;
-        let answer = match http::head_end(head, received_before) {
+        let response = match http::head_end(head, received_before) {
             _ if http::is_not_http(head) => http::malformed(head),
             Some(end) if end <= HEAD_BYTES_MAX => {
                 let taken = end - received_before;
@@ -39,7 +39,7 @@ impl<S: Stream> Session<S> {
             None if !fits_memory => http::no_memory(head),
             _ => http::head_too_large(head),
         };
-        self.reject(answer, shared)
+        self.reject(response, shared)
     }
 
     /// Sends a 408 response because the head did not arrive in time.
@@ -48,15 +48,13 @@ impl<S: Stream> Session<S> {
             Some(buffers) => &buffers.inbound.request_head[..],
             None => &[],
         };
-        let answer = http::timeout(head);
-        self.reject(answer, shared);
+        let response = http::timeout(head);
+        self.reject(response, shared);
     }
 
     /// Sends the response to an invalid request.
-    fn reject(&mut self, answer: Response, shared: &mut SharedState) -> Option<Event<'static>> {
-        let Response::Plain { status, reject_reason, bytes } = answer else {
-            return None;
-        };
+    fn reject(&mut self, response: Response, shared: &mut SharedState) -> Option<Event<'static>> {
+        let Response { status, bytes, reject_reason } = response;
         self.respond(bytes, shared);
         let reason = reject_reason?;
         Some(Event::Rejected(status, reason))

@@ -1,11 +1,14 @@
 //! Answers requests as the server does, with limits that the test decides on.
 
+use std::hash::RandomState;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use noroshi::config::Config;
-use noroshi::http::{Admission, ListenerKind, NO_HEADERS, Request, Response};
+use noroshi::http::{ListenerKind, NO_HEADERS, Request};
 use noroshi::protocol::Target;
+use noroshi::protocols::{self, Dispatcher};
+use noroshi::server::admission::{Admission, Decision, Policy};
 
 /// Returns the answer to a complete head. `admission` gets the client address that a trusted proxy reports, and what the
 /// request is for.
@@ -16,18 +19,23 @@ pub fn answer(
     is_trusted: bool,
     wall: Duration,
     admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
-) -> Response {
+) -> Decision {
     let mut headers = NO_HEADERS;
-    let request = match Request::parse(head, &mut headers, listener) {
+    let request = match Request::parse(head, &mut headers) {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(mut response) => {
+            if listener == ListenerKind::Metrics {
+                response.reject_reason = None;
+            }
+            return Decision::Respond(response);
+        }
     };
-    let address = match is_trusted.then(|| request.reported_address(config)) {
+    let dispatcher = Dispatcher::new(protocols::ALL, config, &RandomState::new());
+    let policy = Policy { listener, config, dispatcher: &dispatcher, unix_time: wall };
+    let address = match is_trusted.then(|| policy.reported_address(&request)) {
         Some(Ok(address)) => address,
-        Some(Err(response)) => return response,
+        Some(Err(response)) => return Decision::Respond(response),
         None => None,
     };
-    let route = request.route(config);
-    let admission = admission(address, route.target());
-    request.respond(route, admission, config, wall)
+    policy.decide(&request, |target| admission(address, target))
 }

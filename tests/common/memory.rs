@@ -5,41 +5,30 @@ use std::hash::RandomState;
 use std::time::Duration;
 
 use noroshi::config::Config;
+use noroshi::http::query::Query;
+use noroshi::http::token::Claims;
 use noroshi::memory_budget::{Budget, Reservation};
-use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
-use noroshi::protocols::Dispatcher;
-use noroshi::protocols::ayame::Ayame;
-use noroshi::protocols::matchbox::Matchbox;
-use noroshi::protocols::noroshi::Noroshi;
-use noroshi::query::Query;
-use noroshi::token::Claims;
+use noroshi::protocol::{Close, Conn, Descriptor, Member, Outbox, Target, Times};
+use noroshi::protocols::{self, Destination, Dispatcher};
 
-use percent_encoding::percent_decode_str;
-
+use super::input::Input;
 use super::transcript::{Received, Transport};
 
 /// Returns a dispatcher with all protocols of a configuration.
 pub fn dispatcher(config: &Config) -> Dispatcher {
-    let mut dispatcher = Dispatcher::new(config).to(ProtocolId::Noroshi, Noroshi::new(config));
-    if config.ayame.is_some() {
-        dispatcher = dispatcher.to(ProtocolId::Ayame, Ayame::new(config, RandomState::new()));
-    }
-    if config.matchbox.is_some() {
-        dispatcher = dispatcher.to(ProtocolId::Matchbox, Matchbox::new(config, RandomState::new()));
-    }
-    dispatcher
+    Dispatcher::new(protocols::ALL, config, &RandomState::new())
 }
 
 /// Returns a target in noroshi's own protocol.
 pub fn target(room: &str) -> Target {
-    Target { protocol: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { protocol: &protocols::noroshi::DESCRIPTOR, room: room.to_owned(), query: Query::default() }
 }
 
 /// Returns the numbers of peers and rooms, and when the next timer is due.
 pub fn remaining_state(dispatcher: &Dispatcher) -> (usize, usize, Option<Duration>) {
     let sum = dispatcher.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
     let (peers, rooms) = sum.fold((0, 0), |(peers, rooms), it| (peers + it.peers, rooms + it.rooms));
-    (peers, rooms, dispatcher.wake_at())
+    (peers, rooms, dispatcher.next_timer())
 }
 
 /// Named peers connected to a dispatcher in memory. They answer pings immediately unless they are stalled. Events have
@@ -144,7 +133,7 @@ impl Outbox for Recorder {
         self.effects.push_back(Recorded::Registered(conn));
     }
 
-    fn disconnected(&mut self, conn: Conn, _: ProtocolId, _: &Member<'_>) {
+    fn disconnected(&mut self, conn: Conn, _: &'static Descriptor, _: &Member<'_>) {
         self.effects.push_back(Recorded::Left(conn));
     }
 }
@@ -182,7 +171,8 @@ impl Memory {
 
     /// Passes an input to the dispatcher.
     pub fn handle(&mut self, input: Input) {
-        self.dispatcher.handle(self.now, self.epoch + self.now, input, &mut self.outbox);
+        let times = Times { now: self.now, wall: self.epoch + self.now };
+        input.deliver(&mut self.dispatcher, times, &mut self.outbox);
     }
 
     /// Passes an input to the dispatcher and delivers all resulting output.
@@ -260,15 +250,10 @@ impl Transport for Memory {
     }
 
     fn open_at(&mut self, peer: &str, path: &str) {
-        let (room, query) = path.split_once('?').unwrap_or((path, ""));
-        let room = percent_decode_str(room.trim_start_matches('/')).decode_utf8().unwrap().into_owned();
-        let (dialect, room) = if room == "signaling" {
-            (ProtocolId::Ayame, String::new())
-        } else {
-            (ProtocolId::Matchbox, room)
-        };
-        let target = Target { protocol: dialect, room, query: Query::new(query) };
-        assert!(self.dispatcher.has_place(&target));
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let destination = self.dispatcher.destination(path, &Query::new(query));
+        let Some(Destination::WebSocket(target)) = destination else { panic!("{path}: {destination:?}") };
+        assert!(self.dispatcher.has_capacity(&target));
         self.connect(peer, &target, None);
     }
 
@@ -300,7 +285,7 @@ impl Transport for Memory {
 
     fn advance(&mut self, seconds: u64) {
         let until = self.now + Duration::from_secs(seconds);
-        while let Some(due) = self.dispatcher.wake_at().filter(|due| *due <= until) {
+        while let Some(due) = self.dispatcher.next_timer().filter(|due| *due <= until) {
             self.now = self.now.max(due);
             self.input(Input::Time);
         }

@@ -11,6 +11,7 @@ pub mod client;
 pub mod fault_proxy;
 pub mod files;
 pub mod firefox;
+pub mod input;
 pub mod loaded_server;
 pub mod memory;
 

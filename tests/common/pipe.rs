@@ -8,9 +8,11 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use noroshi::address::Address;
 use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
-use noroshi::http::{self, Admission, ListenerKind, Response};
+use noroshi::http::address::Address;
+use noroshi::http::{self, ListenerKind, Response};
+use noroshi::message::Message;
+use noroshi::server::admission::{Admission, Decision};
 use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
 
 /// A WebSocket upgrade request for the room `tea`.
@@ -132,29 +134,24 @@ impl TestSession {
         if let Some(address) = client_address {
             self.address = address.into();
         }
-        let answer = match answer {
-            Response::Admin(question) => http::render_admin_response(&question, ADMIN_RESPONSE),
-            answer => answer,
-        };
-        let fits = |bytes: usize| bytes <= ALWAYS_HELD_BYTES || self.shared.budget.allows(bytes);
-        let answer = match answer {
-            Response::Plain { bytes, .. } if self.listener == ListenerKind::Main && !fits(bytes.len()) => {
-                http::no_memory(head)
-            }
-            answer => answer,
-        };
-        match answer {
-            Response::Upgrade { bytes, target, .. } => {
+        let response = match answer {
+            Decision::Upgrade { bytes, target, .. } => {
                 self.session.accept(bytes, &mut self.shared);
                 self.events.push(format!("+{}", target.room));
+                return;
             }
-            Response::Plain { status, reject_reason, bytes } => {
-                self.session.respond(bytes, &mut self.shared);
-                if let Some(reason) = reject_reason {
-                    self.rejected = Some((status, reason.message));
-                }
-            }
-            Response::Admin(_) => unreachable!("it was answered"),
+            Decision::Respond(response) => response,
+            Decision::Admin(request) => request.render(ADMIN_RESPONSE),
+            Decision::Resource(request) => request.render(None),
+        };
+        let bytes = response.bytes.len();
+        let fits = bytes <= ALWAYS_HELD_BYTES || self.shared.budget.allows(bytes);
+        let is_refused = self.listener == ListenerKind::Main && !fits;
+        let response = if is_refused { http::no_memory(head) } else { response };
+        let Response { status, bytes, reject_reason } = response;
+        self.session.respond(bytes, &mut self.shared);
+        if let Some(reason) = reject_reason {
+            self.rejected = Some((status, reason.message));
         }
     }
 
@@ -181,8 +178,10 @@ impl TestSession {
                 match event {
                     Event::Request(head) => self.answer(&head),
                     Event::Rejected(status, refusal) => self.rejected = Some((status, refusal.message)),
-                    Event::Text(text) => self.events.push(text.to_owned()),
-                    Event::Binary(bytes) => self.events.push(String::from_utf8_lossy(bytes).into_owned()),
+                    Event::Message(Message::Text(text)) => self.events.push(text.to_owned()),
+                    Event::Message(Message::Binary(bytes)) => {
+                        self.events.push(String::from_utf8_lossy(bytes).into_owned())
+                    }
                     Event::Ping(payload) => self.session.pong(payload, &mut self.shared),
                     Event::Overhead => {}
                 }

@@ -26,7 +26,7 @@ pub fn server(config: &Config) -> (Server, SocketAddr) {
 
 /// Runs one iteration of the server's loop without waiting for events.
 pub fn run_iteration(server: &mut Server) {
-    server.turn(Some(Duration::ZERO)).unwrap();
+    server.poll_once(Some(Duration::ZERO)).unwrap();
 }
 
 /// Returns an upgrade request for a path.

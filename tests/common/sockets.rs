@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use noroshi::config::{Config, ListenAddress};
 use noroshi::http::ListenerKind;
+use noroshi::http::token::{Claims, Secrets};
+use noroshi::protocol::Descriptor;
+use noroshi::protocols;
 use noroshi::server::Server;
-use noroshi::token::{Claims, Secrets};
 use socket2::{Domain, SockRef, Socket, Type};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::ClientHandshake;
@@ -37,8 +39,13 @@ struct Client {
 impl Net {
     /// Starts a server on a free loopback port.
     pub fn new(config: &Config) -> Net {
+        Net::with_protocols(protocols::ALL, config)
+    }
+
+    /// Starts a server with these protocols.
+    pub fn with_protocols(descriptors: &[&'static Descriptor], config: &Config) -> Net {
         let listen = vec![ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())];
-        let server = Server::bind(Config { listen, ..config.clone() }).unwrap();
+        let server = Server::with_protocols(descriptors, Config { listen, ..config.clone() }).unwrap();
         let address = server.addresses(ListenerKind::Main).next().unwrap();
         Net { server, address, clients: BTreeMap::new() }
     }
@@ -50,7 +57,7 @@ impl Net {
             if let Some(it) = condition(self) {
                 return it;
             }
-            self.server.turn(Some(Duration::from_millis(1))).unwrap();
+            self.server.poll_once(Some(Duration::from_millis(1))).unwrap();
             assert!(began.elapsed() < WAIT_TIMEOUT, "timed out");
         }
     }
@@ -134,7 +141,7 @@ impl Net {
         let mut idle_turns = 0;
         let began = Instant::now();
         while idle_turns < 2 {
-            self.server.turn(Some(Duration::ZERO)).unwrap();
+            self.server.poll_once(Some(Duration::ZERO)).unwrap();
             idle_turns = if self.server.was_idle() { idle_turns + 1 } else { 0 };
             self.receive_all();
             assert!(began.elapsed() < WAIT_TIMEOUT, "the server does not become idle");

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use noroshi::config::{Command, Config};
-use noroshi::protocol::ProtocolId;
-use noroshi::token::{Claims, Secrets};
+use noroshi::http::token::{Claims, Secrets};
+use noroshi::protocol::Descriptor;
+use noroshi::protocols;
 use serde_json::Value;
 
 /// The secret that signs the tokens of a transcript.
@@ -48,7 +49,7 @@ pub struct Transcript {
     /// Whether it was recorded from the article's program, which sends fewer fields and escapes more characters.
     is_article: bool,
     /// Another protocol, in which `$name` stands for a name that the server chooses.
-    protocol: Option<ProtocolId>,
+    protocol: Option<&'static Descriptor>,
     /// Whether Ayame's pings are listed in the transcript instead of being answered by the player.
     pings_by_hand: bool,
     lines: Vec<String>,
@@ -72,16 +73,18 @@ impl Transcript {
     pub fn parse(name: String, text: &str) -> Transcript {
         let flags = text.lines().filter_map(|line| line.strip_prefix("# flags:"));
         let flags = flags.flat_map(str::split_whitespace).map(OsString::from);
-        let Ok(Command::Run(mut config)) = Config::parse(flags) else { panic!("{name}: flags") };
+        let Ok(Command::Run(mut config)) = Config::parse(&protocols::endpoints(protocols::ALL), flags) else {
+            panic!("{name}: flags")
+        };
         if text.lines().any(|line| line == "# tokens") {
             config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
         }
-        let protocol = [("ayame", ProtocolId::Ayame), ("matchbox", ProtocolId::Matchbox)];
-        let protocol = protocol.into_iter().find(|(folder, _)| name.starts_with(folder)).map(|(_, it)| it);
-        match protocol {
-            Some(ProtocolId::Ayame) => config.ayame = Some("/signaling".to_owned()),
-            Some(ProtocolId::Matchbox) => config.matchbox = Some(String::new()),
-            _ => {}
+        // The folder names the protocol.
+        let mut mountable = protocols::ALL.iter().filter(|it| !it.endpoint.is_always_on);
+        let protocol = mountable.find(|it| name.starts_with(&format!("{}/", it.endpoint.name))).copied();
+        if let Some(protocol) = protocol {
+            let path = protocol.endpoint.default_path.trim_end_matches('/');
+            config.mount(&protocol.endpoint, path.to_owned());
         }
         let pings_by_hand = text.lines().any(|line| line == "# pings: by hand");
         let is_event = |line: &&str| !line.is_empty() && !line.starts_with('#');
@@ -113,8 +116,12 @@ impl Transcript {
                 _ => _ = peers.insert(peer),
             }
             match (verb, self.protocol) {
-                ("+", Some(ProtocolId::Ayame)) => transport.open_at(peer, &format!("/signaling{rest}")),
-                ("+", Some(ProtocolId::Matchbox)) => transport.open_at(peer, &format!("/{rest}")),
+                ("+", Some(protocol)) => {
+                    let endpoint = &protocol.endpoint;
+                    let path = endpoint.default_path.trim_end_matches('/');
+                    let slash = if endpoint.has_rooms_below { "/" } else { "" };
+                    transport.open_at(peer, &format!("{path}{slash}{rest}"));
+                }
                 ("+", _) => match rest.split_once("as ") {
                     Some((room, id)) if self.config.token_secrets.is_some() => {
                         let id = Some(id).filter(|id| *id != "*").map(Box::from);
@@ -149,7 +156,12 @@ impl Transcript {
                 }
                 ("<", _) => match self.receive_or_wait(&mut *transport, peer, rest) {
                     Some(Received::Text(received)) if self.protocol.is_some() => {
-                        names.compare(&at, rest, &received, self.protocol == Some(ProtocolId::Matchbox));
+                        names.compare(
+                            &at,
+                            rest,
+                            &received,
+                            self.protocol.is_some_and(|protocol| protocol.endpoint.name == "matchbox"),
+                        );
                     }
                     Some(Received::Text(received)) => self.compare(&at, rest, &received),
                     other => panic!("{at}\nbut received {other:?}"),

@@ -5,18 +5,20 @@
 mod ayame_model;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod context;
+#[path = "../common/input.rs"]
+mod input;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod world;
 
-use std::hash::RandomState;
 use std::time::Duration;
 
 use ayame_model::Model;
+use input::Input;
 use noroshi::config::Config;
-use noroshi::protocol::{Input, ProtocolId, Target};
-use noroshi::protocols::ayame::Ayame;
-use noroshi::query::Query;
-use noroshi::token::{Claims, Secrets};
+use noroshi::http::query::Query;
+use noroshi::http::token::{Claims, Secrets};
+use noroshi::protocol::Target;
+use noroshi::protocols::ayame::DESCRIPTOR;
 use world::{Bytes, STEPS_MAX, World};
 
 #[cfg(not(test))]
@@ -38,8 +40,7 @@ pub fn check(data: &[u8]) {
     let keys = if token_secrets.is_some() { keys() } else { vec![String::new()] };
     let config = Config { token_secrets, ..world::config(rate, None) };
     let model = Model::new(rate, config.token_secrets.clone());
-    let ayame = Ayame::new(&config, RandomState::new());
-    let mut world = World::new(&config, ProtocolId::Ayame, ayame, model, PEERS_MAX);
+    let mut world = World::new(&config, &DESCRIPTOR, model, PEERS_MAX);
     for _ in 0..STEPS_MAX {
         if step(&mut world, &keys, &mut bytes).is_none() {
             break;
@@ -90,7 +91,7 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
 }
 
 fn target() -> Target {
-    Target { protocol: ProtocolId::Ayame, room: String::new(), query: Query::default() }
+    Target { protocol: &DESCRIPTOR, room: String::new(), query: Query::default() }
 }
 
 /// Returns valid and invalid tokens, and other texts.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use noroshi::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX};
+use noroshi::http::token::{Claims, Secrets, TokenError};
 use noroshi::json;
 use noroshi::protocol::{Close, Conn, Target};
-use noroshi::token::{Claims, Secrets, TokenError};
 
 use super::context::{Context, Output, RoomMember, Rules};
 

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use noroshi::config::{Command, Config};
+use noroshi::protocols;
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -69,7 +70,7 @@ pub fn check(data: &[u8]) {
             _ => args.push(OsString::from_vec(value.to_vec())),
         }
     }
-    match Config::parse_with_environment(variables, args) {
+    match Config::parse_with_environment(&protocols::endpoints(protocols::ALL), variables, args) {
         Err(error) => assert!(!error.is_empty() && !error.contains(char::is_control), "{error:?}"),
         Ok(Command::Run(config)) => check_config(&config),
         Ok(Command::Token(mint)) => {
@@ -102,9 +103,12 @@ fn check_config(config: &Config) {
         let own = ["/", "/ws", "/healthz", "/.ok", "/health", "/check", "/noroshi.js"];
         path.starts_with('/') && !path.ends_with('/') && !own.contains(&path) && !path.starts_with("/ws/")
     };
-    assert!(config.ayame.as_deref().is_none_or(is_path));
-    assert!(config.matchbox.as_deref().is_none_or(|prefix| prefix.is_empty() || is_path(prefix)));
-    assert!(config.ayame.is_none() || config.ayame != config.matchbox);
+    let mut paths: Vec<&str> = Vec::new();
+    for (endpoint, path) in &config.mounts {
+        assert!(is_path(path) || (path.is_empty() && endpoint.has_rooms_below), "{path}");
+        assert!(!paths.contains(&path.as_str()), "{path} has two protocols");
+        paths.push(path);
+    }
     for name in config.client_ip_header.iter().chain(&config.metrics_hosts) {
         assert!(!name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'));
     }

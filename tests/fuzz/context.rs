@@ -6,9 +6,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use noroshi::protocol::{Close, Conn, Input, Target};
+use noroshi::http::token::Claims;
+use noroshi::protocol::{Close, Conn, Target};
 use noroshi::rate_limit::Verdict;
-use noroshi::token::Claims;
+
+use super::input::Input;
 
 /// An effect, reduced to what is compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,18 +36,18 @@ pub trait Rules {
     fn text(&mut self, conn: Conn, text: &str);
     fn binary(&mut self, conn: Conn, bytes: &[u8]);
     /// Handles a message that was dropped by the rate limit.
-    fn dropped(&mut self, conn: Conn, tell: bool);
+    fn dropped(&mut self, conn: Conn, notify: bool);
     fn alive(&mut self, conn: Conn);
     fn silent(&mut self, conn: Conn);
     fn disconnected(&mut self, conn: Conn);
     /// Handles one expired timer of the protocol.
     fn timer(&mut self);
     fn timer_due(&self) -> Option<Duration>;
-    fn has_place(&self, _target: &Target) -> bool {
+    fn has_capacity(&self, _target: &Target) -> bool {
         true
     }
     /// Returns whether a new peer of this target may find other peers, if the protocol can tell.
-    fn knows_room(&self, _target: &Target) -> bool {
+    fn room_exists(&self, _target: &Target) -> bool {
         true
     }
     fn member(&self, conn: Conn) -> Option<RoomMember>;
@@ -255,7 +257,6 @@ pub fn handle(rules: &mut impl Rules, input: Input) {
                 rules.silent(conn);
             }
         }
-        Input::Dropped { .. } | Input::Silent(_) => unreachable!("these come from the dispatcher"),
     }
 }
 
@@ -272,7 +273,7 @@ pub fn due_next(rules: &mut impl Rules) -> Option<Duration> {
 fn charge(rules: &mut impl Rules, conn: Conn, credits: usize) -> bool {
     match rules.context().pay(conn, credits, 0) {
         Verdict::Pass => return true,
-        Verdict::Drop { notify: tell } => rules.dropped(conn, tell),
+        Verdict::Drop { notify } => rules.dropped(conn, notify),
         Verdict::Close => {
             rules.context().close(conn, Close::RateLimited);
             rules.disconnected(conn);

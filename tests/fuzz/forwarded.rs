@@ -10,9 +10,10 @@ mod client_address;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use noroshi::address::Network;
 use noroshi::config::Config;
-use noroshi::http::{Admission, ListenerKind, Response};
+use noroshi::http::ListenerKind;
+use noroshi::http::address::Network;
+use noroshi::server::admission::{Admission, Decision};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -57,7 +58,8 @@ pub fn check(data: &[u8]) {
         counted_address = Some(address);
         Admission::Allowed
     });
-    let Response::Plain { status, .. } = answer else { panic!("{answer:?}") };
+    let Decision::Respond(response) = answer else { panic!("{answer:?}") };
+    let status = response.status;
     let is_trusted = |ip| trusted_proxies.iter().any(|network| network.contains(ip));
     match client_address::expected(&headers, only, is_trusted) {
         Ok(address) => assert_eq!((status, counted_address), (200, Some(address))),

@@ -4,6 +4,8 @@
 
 mod context;
 mod hub_model;
+#[path = "../common/input.rs"]
+mod input;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod world;
 
@@ -11,11 +13,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hub_model::Model;
+use input::Input;
 use noroshi::config::{CLAIMANTS_MAX, Config};
-use noroshi::protocol::{Conn, Input, ProtocolId, Target};
-use noroshi::protocols::noroshi::Noroshi;
-use noroshi::query::Query;
-use noroshi::token::Claims;
+use noroshi::http::query::Query;
+use noroshi::http::token::Claims;
+use noroshi::protocol::{Conn, Target};
+use noroshi::protocols::noroshi::DESCRIPTOR;
 use serde_json::Value;
 use world::{Bytes, STEPS_MAX, Step, World};
 
@@ -64,8 +67,7 @@ impl HubWorld {
         let config = Config { mesh_peers_max, ..world::config(rate, memory) };
         let model = Model::new(rate, mesh_peers_max);
         let slots = if has_extra_peers { PEERS_MAX + EXTRA_PEERS_MAX } else { PEERS_MAX };
-        let world = World::new(&config, ProtocolId::Noroshi, Noroshi::new(&config), model, slots)
-            .normalize(normalize);
+        let world = World::new(&config, &DESCRIPTOR, model, slots).normalize(normalize);
         HubWorld { world, has_tokens, extra_steps, rate, own_ids: BTreeMap::new() }
     }
 
@@ -166,7 +168,7 @@ impl HubWorld {
 }
 
 fn target(room: &str) -> Target {
-    Target { protocol: ProtocolId::Noroshi, room: room.to_owned(), query: Query::default() }
+    Target { protocol: &DESCRIPTOR, room: room.to_owned(), query: Query::default() }
 }
 
 /// Rewrites a message of the server like the model's: without texts for people, and with sorted fields.

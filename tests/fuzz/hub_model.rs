@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use noroshi::config::CLAIMANTS_MAX;
+use noroshi::http::token::Claims;
 use noroshi::protocol::{Close, Conn, Target};
 use noroshi::protocols::noroshi::message::{self, Body, Code};
 use noroshi::rate_limit::Verdict;
-use noroshi::token::Claims;
 use serde_json::{Value, json};
 
 use super::context::{Context, Output, RoomMember, Rules, credits_for};
@@ -356,7 +356,7 @@ impl Rules for Model {
         self.rooms.values().filter_map(|room| room.deadline).min()
     }
 
-    fn knows_room(&self, target: &Target) -> bool {
+    fn room_exists(&self, target: &Target) -> bool {
         self.rooms.contains_key(&target.room)
     }
 

@@ -4,18 +4,20 @@
 
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod context;
+#[path = "../common/input.rs"]
+mod input;
 mod matchbox_model;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod world;
 
-use std::hash::RandomState;
 use std::time::Duration;
 
+use input::Input;
 use matchbox_model::Model;
 use noroshi::config::Config;
-use noroshi::protocol::{Conn, Input, ProtocolId, Target};
-use noroshi::protocols::matchbox::Matchbox;
-use noroshi::query::Query;
+use noroshi::http::query::Query;
+use noroshi::protocol::{Conn, Target};
+use noroshi::protocols::matchbox::DESCRIPTOR;
 use world::{Bytes, STEPS_MAX, Step, World};
 
 #[cfg(not(test))]
@@ -50,8 +52,7 @@ pub fn check(data: &[u8]) {
     let mesh_peers_max = if has_extra_peers { 70 } else { 2 + usize::from(limits / 4 % 4) };
     let config = Config { mesh_peers_max, ..world::config(rate, None) };
     let model = Model::new(rate, mesh_peers_max);
-    let matchbox = Matchbox::new(&config, RandomState::new());
-    let mut world = World::new(&config, ProtocolId::Matchbox, matchbox, model, PEERS_MAX + EXTRA_PEERS_MAX);
+    let mut world = World::new(&config, &DESCRIPTOR, model, PEERS_MAX + EXTRA_PEERS_MAX);
     // Ids of current and former peers, so that messages also go to disconnected peers.
     let mut names = Vec::new();
     for _ in 0..STEPS_MAX {
@@ -126,7 +127,7 @@ fn connect(world: &mut World<Model>, slot: usize, target: &Target, names: &mut V
 fn target(room: usize, query: usize) -> Target {
     let room = ROOMS[room % ROOMS.len()].to_owned();
     let (query, _) = QUERIES[query % QUERIES.len()];
-    Target { protocol: ProtocolId::Matchbox, room, query: Query::new(query) }
+    Target { protocol: &DESCRIPTOR, room, query: Query::new(query) }
 }
 
 fn message(names: &[String], bytes: &mut Bytes) -> Option<String> {

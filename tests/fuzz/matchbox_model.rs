@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use noroshi::http::query::Query;
+use noroshi::http::token::Claims;
 use noroshi::json;
 use noroshi::protocol::{Conn, Target};
-use noroshi::query::Query;
-use noroshi::token::Claims;
 
 use super::QUERIES;
 use super::context::{Context, Output, RoomMember, Rules, credits_for_deliveries};
@@ -148,11 +148,11 @@ impl Rules for Model {
         None
     }
 
-    fn has_place(&self, target: &Target) -> bool {
+    fn has_capacity(&self, target: &Target) -> bool {
         self.open_group(target).is_none_or(|group| self.groups[&group].members.len() < self.peers_max)
     }
 
-    fn knows_room(&self, target: &Target) -> bool {
+    fn room_exists(&self, target: &Target) -> bool {
         self.open_group(target).is_some()
     }
 

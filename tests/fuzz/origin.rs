@@ -4,7 +4,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use noroshi::origin::{self, AllowedOrigin};
+use noroshi::http::origin::{self, AllowedOrigin};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));

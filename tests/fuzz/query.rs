@@ -2,7 +2,7 @@
 
 #![cfg_attr(not(test), no_main)]
 
-use noroshi::query::{NotUtf8, Query};
+use noroshi::http::query::{NotUtf8, Query};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));

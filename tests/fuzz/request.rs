@@ -10,10 +10,11 @@ mod client_address;
 
 use std::net::IpAddr;
 
-use noroshi::address::Network;
 use noroshi::config::{Config, HEAD_BYTES_MAX};
-use noroshi::http::{self, Admission, ListenerKind, Response};
-use noroshi::origin::AllowedOrigin;
+use noroshi::http::address::Network;
+use noroshi::http::origin::AllowedOrigin;
+use noroshi::http::{self, ListenerKind};
+use noroshi::server::admission::{Admission, Decision};
 use pipe::answer::answer;
 use pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
 
@@ -38,7 +39,7 @@ pub fn check(data: &[u8]) {
     }
     let ends = bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4);
     let answer = match ends {
-        _ if http::is_not_http(bytes) => http::malformed(bytes),
+        _ if http::is_not_http(bytes) => Decision::Respond(http::malformed(bytes)),
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
             let place = if full { Admission::ServerFull } else { Admission::Allowed };
@@ -57,25 +58,26 @@ pub fn check(data: &[u8]) {
         None if bytes.len() <= HEAD_BYTES_MAX => {
             assert!(session.take_output().is_empty() && !session.session.is_closed());
             session.advance(5);
-            http::timeout(bytes)
+            Decision::Respond(http::timeout(bytes))
         }
-        _ => http::head_too_large(bytes),
+        _ => Decision::Respond(http::head_too_large(bytes)),
     };
     let sent = session.take_output();
     let answer = match answer {
-        Response::Admin(question) => http::render_admin_response(&question, ADMIN_RESPONSE),
+        Decision::Admin(request) => Decision::Respond(request.render(ADMIN_RESPONSE)),
         answer => answer,
     };
     match answer {
-        Response::Admin(_) => unreachable!("it was told"),
-        Response::Upgrade { bytes: response, target, .. } => {
+        Decision::Admin(_) => unreachable!("it was rendered"),
+        Decision::Resource(_) => unreachable!("no protocol with resources is mounted"),
+        Decision::Upgrade { bytes: response, target, .. } => {
             assert!(sent.starts_with(&response));
             assert_eq!(session.events.first(), Some(&format!("+{}", target.room)));
             assert_eq!(parse(&response), (101, b"".to_vec(), None));
             assert!(listener == ListenerKind::Main && !full);
             check_upgrade(&bytes[..ends.unwrap()], &target.room);
         }
-        Response::Plain { status, bytes: response, .. } => {
+        Decision::Respond(http::Response { status, bytes: response, .. }) => {
             assert!(session.events.is_empty());
             let (sent_status, sent_body, _) = parse(&sent);
             let (status_inside, body, length) = parse(&response);
@@ -104,7 +106,7 @@ fn check_client_address(
     config: &Config,
     is_trusted: bool,
     counted_address: Option<Option<IpAddr>>,
-    answer: &Response,
+    answer: &Decision,
 ) {
     let mut headers = [httparse::EMPTY_HEADER; 100];
     let mut parsed = httparse::Request::new(&mut headers);
@@ -118,7 +120,10 @@ fn check_client_address(
     let expected = if is_trusted { client_address::expected(&headers, None, trusts) } else { Ok(None) };
     match (counted_address, expected) {
         (Some(counted_address), expected) => assert_eq!(Ok(counted_address), expected),
-        (None, _) => assert!(matches!(answer, Response::Plain { status: 400 | 431, .. }), "{answer:?}"),
+        (None, _) => assert!(
+            matches!(answer, Decision::Respond(response) if [400, 431].contains(&response.status)),
+            "{answer:?}"
+        ),
     }
 }
 

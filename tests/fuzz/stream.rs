@@ -14,7 +14,9 @@ use noroshi::config::{
     BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, HEAD_TIME_MAX, LINGER_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::http::{Admission, ListenerKind, Response};
+use noroshi::http::ListenerKind;
+use noroshi::message::Message;
+use noroshi::server::admission::{Admission, Decision};
 use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
 use pipe::answer::answer;
 use pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
@@ -318,7 +320,7 @@ impl Peer {
                             let answer = answer(&head, ListenerKind::Main, config, false, wall, |_, _| {
                                 Admission::Allowed
                             });
-                            let Response::Upgrade { bytes, target, .. } = answer else {
+                            let Decision::Upgrade { bytes, target, .. } = answer else {
                                 panic!("{answer:?}")
                             };
                             assert_eq!(target.room, "tea");
@@ -332,8 +334,12 @@ impl Peer {
                             continue;
                         }
                         Event::Overhead => continue,
-                        Event::Text(text) => assert_eq!((TEXT, text.as_bytes()), messages[received].parts()),
-                        Event::Binary(bytes) => assert_eq!((BINARY, bytes), messages[received].parts()),
+                        Event::Message(Message::Text(text)) => {
+                            assert_eq!((TEXT, text.as_bytes()), messages[received].parts())
+                        }
+                        Event::Message(Message::Binary(bytes)) => {
+                            assert_eq!((BINARY, bytes), messages[received].parts())
+                        }
                     }
                     received += 1;
                     events += 1;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, KeyInit, Mac};
-use noroshi::token::{Secrets, TokenError};
+use noroshi::http::token::{Secrets, TokenError};
 use serde_json::Value;
 use sha2::Sha256;
 

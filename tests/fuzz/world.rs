@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
+use std::hash::RandomState;
 use std::time::Duration;
 
 use noroshi::config::{BASE_BYTES, Config};
+use noroshi::http::token::Claims;
 use noroshi::memory_budget::{Budget, Reservation};
-use noroshi::protocol::{Close, Conn, Input, Member, Outbox, ProtocolId, Target};
-use noroshi::protocols::{Dispatcher, Protocol};
-use noroshi::token::Claims;
+use noroshi::protocol::{Close, Conn, Descriptor, Member, Outbox, Target, Times};
+use noroshi::protocols::Dispatcher;
 
 use super::context::{self, Output, Rules};
+use super::input::Input;
 
 /// Input that is read byte by byte.
 pub struct Bytes<'a>(pub &'a [u8]);
@@ -127,7 +129,7 @@ impl Outbox for RecordingOutbox {
         self.effects.push((conn, Output::Registered(room.to_owned())));
     }
 
-    fn disconnected(&mut self, conn: Conn, _: ProtocolId, member: &Member<'_>) {
+    fn disconnected(&mut self, conn: Conn, _: &'static Descriptor, member: &Member<'_>) {
         let id = member.id.as_deref().map(str::to_owned);
         self.effects.push((conn, Output::Left(member.room.to_owned(), id)));
     }
@@ -140,16 +142,15 @@ pub fn config(rate_max: u32, memory_bytes: Option<usize>) -> Config {
 }
 
 impl<R: Rules> World<R> {
-    pub fn new(
-        config: &Config,
-        protocol_id: ProtocolId,
-        protocol: impl Protocol + 'static,
-        rules: R,
-        slots: usize,
-    ) -> World<R> {
+    pub fn new(config: &Config, protocol: &'static Descriptor, rules: R, slots: usize) -> World<R> {
+        let mut config = config.clone();
+        if !protocol.endpoint.is_always_on {
+            config.mount(&protocol.endpoint, String::new());
+        }
+        let config = &config;
         World {
             rules,
-            dispatcher: Dispatcher::new(config).to(protocol_id, protocol),
+            dispatcher: Dispatcher::new(&[protocol], config, &RandomState::new()),
             outbox: RecordingOutbox {
                 effects: Vec::new(),
                 room_in_queue: BTreeMap::new(),
@@ -198,9 +199,9 @@ impl<R: Rules> World<R> {
                 self.input(Input::Time);
             }
             (4, _) => {
-                self.now = self.now.max(self.dispatcher.wake_at().unwrap_or_default());
+                self.now = self.now.max(self.dispatcher.next_timer().unwrap_or_default());
                 self.input(Input::Time);
-                assert!(self.dispatcher.wake_at().is_none_or(|at| at > self.now));
+                assert!(self.dispatcher.next_timer().is_none_or(|at| at > self.now));
             }
             (5, Some(conn)) => {
                 let length = usize::from(bytes.next()?);
@@ -230,10 +231,10 @@ impl<R: Rules> World<R> {
     /// Connects a peer in a free slot, if the protocol accepts it.
     pub fn connect(&mut self, slot: usize, target: &Target, claims: Option<&Claims>) -> Option<Conn> {
         assert_eq!(self.peers[slot], None);
-        let has_place = self.rules.has_place(target);
-        assert_eq!(self.dispatcher.has_place(target), has_place, "{target:?}");
-        assert_eq!(self.dispatcher.knows_room(target), self.rules.knows_room(target), "{target:?}");
-        if !has_place {
+        let has_capacity = self.rules.has_capacity(target);
+        assert_eq!(self.dispatcher.has_capacity(target), has_capacity, "{target:?}");
+        assert_eq!(self.dispatcher.room_exists(target), self.rules.room_exists(target), "{target:?}");
+        if !has_capacity {
             return None;
         }
         self.connections += 1;
@@ -279,12 +280,14 @@ impl<R: Rules> World<R> {
 
     pub fn input(&mut self, input: Input) {
         self.prepare_model();
-        self.dispatcher.handle(self.now, self.now, input, &mut self.outbox);
+        let times = Times { now: self.now, wall: self.now };
+        input.deliver(&mut self.dispatcher, times, &mut self.outbox);
         self.learn_from_server();
         context::handle(&mut self.rules, input);
         self.compare(&input);
         if let Some(conn) = input.conn().filter(|conn| self.peers[conn.slot()] == Some(*conn)) {
-            let (_, member) = self.dispatcher.member(conn).expect("the connection is known");
+            let (_, members) = self.dispatcher.members(conn);
+            let member = members.into_iter().next().expect("the connection is known");
             let member = (member.room.to_owned(), member.id.map(String::from), member.state);
             assert_eq!(Some(member), self.rules.member(conn));
         }
@@ -296,7 +299,8 @@ impl<R: Rules> World<R> {
             return;
         }
         self.prepare_model();
-        let passes = self.dispatcher.charge_frame(self.now, self.now, conn, &mut self.outbox);
+        let times = Times { now: self.now, wall: self.now };
+        let passes = self.dispatcher.charge_frame(times, conn, &mut self.outbox);
         self.learn_from_server();
         assert_eq!(context::handle_frame(&mut self.rules, conn), passes);
         self.compare(&"a frame");
@@ -344,7 +348,7 @@ impl<R: Rules> World<R> {
         outputs.sort_by_key(|(conn, _)| *conn);
         assert_eq!(outputs, expected, "server and model, after {input:?}");
         assert_eq!(self.outbox.room_in_queue, context.room_in_queue);
-        assert_eq!(self.dispatcher.wake_at(), context::due_next(&mut self.rules), "after {input:?}");
+        assert_eq!(self.dispatcher.next_timer(), context::due_next(&mut self.rules), "after {input:?}");
         let (_, protocol) = self.dispatcher.each().next().expect("there is one protocol");
         let counts = protocol.counts(self.now);
         assert_eq!((counts.peers, counts.rooms), self.rules.counts());
@@ -375,7 +379,7 @@ impl<R: Rules> World<R> {
             }
         }
         // A leftover timer would keep the server awake.
-        assert_eq!((self.rules.counts(), self.dispatcher.wake_at()), ((0, 0), None));
+        assert_eq!((self.rules.counts(), self.dispatcher.next_timer()), ((0, 0), None));
         assert_eq!(self.outbox.budget.reserved(), 0);
     }
 }

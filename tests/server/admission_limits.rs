@@ -3,12 +3,12 @@
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
-use noroshi::address::Network;
 use noroshi::config::{
     BASE_BYTES, CONNECTION_BYTES, EVICTION_TIME_MIN, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE,
     PER_IP_REFUSED_AT_ONCE, REFUSED_AT_ONCE,
 };
 use noroshi::http::ListenerKind;
+use noroshi::http::address::Network;
 use tungstenite::Message;
 
 use super::{receive_json, with};
@@ -27,7 +27,7 @@ fn connections_over_the_limit_of_an_address_are_rejected() {
     net.wait_until(|_| (other.read(&mut [0; 1000]).ok()? > 100).then_some(()));
     // Further connections are closed without a response.
     let mut silent: Vec<_> = (0..20).map(|_| net.connect(ListenerKind::Main)).collect();
-    net.server.turn(Some(Duration::ZERO)).unwrap();
+    net.server.poll_once(Some(Duration::ZERO)).unwrap();
     assert_eq!(net.server.sessions(), 3 + PER_IP_REFUSED_AT_ONCE);
     for stream in &mut silent[PER_IP_REFUSED_AT_ONCE..] {
         assert!(net.read_to_end(stream).is_empty());
@@ -135,7 +135,7 @@ fn full_server_answers_503_and_keeps_serving() {
     // Connections that send no request are closed after the head timeout.
     let mut idle: Vec<_> = (0..40).map(|_| net.connect(ListenerKind::Main)).collect();
     net.close("A");
-    net.server.turn(Some(Duration::ZERO)).unwrap();
+    net.server.poll_once(Some(Duration::ZERO)).unwrap();
     assert_eq!(net.server.sessions(), 2 + REFUSED_AT_ONCE);
     net.server.advance(HEAD_TIME_MAX);
     for stream in &mut idle[..17] {
@@ -185,8 +185,8 @@ fn request_timeout_is_one_second_on_a_full_server() {
         let mut idle = net.connect(ListenerKind::Main);
         net.wait_until(|net| (net.server.sessions() == 2).then_some(()));
         net.server.advance(time - Duration::from_millis(500));
-        net.server.turn(Some(Duration::ZERO)).unwrap();
-        net.server.turn(Some(Duration::ZERO)).unwrap();
+        net.server.poll_once(Some(Duration::ZERO)).unwrap();
+        net.server.poll_once(Some(Duration::ZERO)).unwrap();
         assert!(idle.read(&mut [0]).is_err(), "the timeout has not passed");
         net.server.advance(Duration::from_secs(1));
         assert!(net.read_to_end(&mut idle).starts_with(b"HTTP/1.1 408 "));

@@ -5,6 +5,7 @@ mod admission_limits;
 mod common;
 mod drain;
 mod metrics;
+mod registration;
 mod rooms;
 
 use std::io::{ErrorKind, Read, Write};
@@ -59,7 +60,7 @@ fn plain_http_requests_are_answered() {
     let answer = net.request(ListenerKind::Main, &format!("GET / HTTP/1.1\r\nX: {body}\r\n\r\n"));
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
     let mut silent = net.connect(ListenerKind::Main);
-    net.server.turn(Some(Duration::ZERO)).unwrap();
+    net.server.poll_once(Some(Duration::ZERO)).unwrap();
     net.server.advance(Duration::from_secs(5));
     assert!(net.read_to_end(&mut silent).starts_with(b"HTTP/1.1 408 "));
     drop(silent);
@@ -93,7 +94,7 @@ fn frames_may_arrive_with_the_request_or_byte_by_byte() {
         let mut stream = net.connect(ListenerKind::Main);
         for bytes in bytes.chunks(chunk) {
             stream.write_all(bytes).unwrap();
-            net.server.turn(Some(Duration::ZERO)).unwrap();
+            net.server.poll_once(Some(Duration::ZERO)).unwrap();
         }
         let all = net.read_to_end(&mut stream);
         let end = all.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
@@ -170,7 +171,7 @@ fn continuous_sender_delays_no_other_peer() {
         }
         // B's ping is answered in the iteration that reads it, regardless of what A has sent.
         net.socket("B").send(Message::Ping(Default::default())).unwrap();
-        net.server.turn(Some(Duration::ZERO)).unwrap();
+        net.server.poll_once(Some(Duration::ZERO)).unwrap();
         assert_eq!(net.socket("B").read().unwrap(), Message::Pong(Default::default()));
     }
     assert!(sent > 50 * READ_BYTES_MAX, "A always had unread bytes");
@@ -214,10 +215,10 @@ fn pending_input_is_processed_before_timeouts_after_a_suspension() {
     }
     // All peers are pinged and another one claims the first peer's id. They answer while the server is suspended.
     net.server.advance(Duration::from_secs(30));
-    net.server.turn(Some(Duration::ZERO)).unwrap();
+    net.server.poll_once(Some(Duration::ZERO)).unwrap();
     net.open("claimant", "");
     net.socket("claimant").send(Message::text(r#"{"type":"connect","id":"0"}"#)).unwrap();
-    net.wait_until(|net| (net.server.dispatcher().wake_at().is_some()).then_some(()));
+    net.wait_until(|net| (net.server.dispatcher().next_timer().is_some()).then_some(()));
     for peer in &names {
         net.socket(peer).send(Message::Pong(Default::default())).unwrap();
     }
@@ -272,7 +273,7 @@ fn ipv6_wildcard_address_accepts_ipv4_and_ipv6() {
         let mut answer = Vec::new();
         while let Err(error) = stream.read_to_end(&mut answer) {
             assert_eq!(error.kind(), ErrorKind::WouldBlock);
-            server.turn(Some(Duration::from_millis(10))).unwrap();
+            server.poll_once(Some(Duration::from_millis(10))).unwrap();
         }
         assert!(answer.ends_with(b"ok"), "{host}");
     }

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use noroshi::config::ROOMS_BYTES_MAX;
+use noroshi::protocols::{ayame, matchbox};
 use serde_json::{Value, json};
 
 use super::*;
 
-fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
+pub fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
     let answer =
         net.request(ListenerKind::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -35,8 +36,8 @@ fn rooms(net: &mut Net, query: &str) -> Vec<Value> {
 #[test]
 fn rooms_lists_all_members_and_their_states() {
     let mut net = with(|config| {
-        config.ayame = Some("/signaling".into());
-        config.matchbox = Some(String::new());
+        config.mount(&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned());
+        config.mount(&matchbox::DESCRIPTOR.endpoint, String::new());
     });
     assert_eq!(rooms(&mut net, ""), Vec::<Value>::new());
     for (peer, path) in [

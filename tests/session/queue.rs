@@ -3,6 +3,7 @@
 use super::open_session;
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
 use noroshi::config::{Config, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
+use noroshi::message::Message;
 use noroshi::protocols::noroshi::message::Reply;
 use noroshi::session::{CloseReason, Event, ReadOutcome};
 
@@ -121,7 +122,7 @@ fn held_input_is_handled_later_and_counted() {
     test.pipe().input.extend([frame(TEXT, b"1"), frame(TEXT, b"2"), frame(PING, b"3")].concat());
     assert_eq!(test.session.read(&mut test.scratch, &mut test.shared), ReadOutcome::Short);
     let first = test.session.next_event(&mut test.scratch, &mut test.shared);
-    assert!(matches!(first, Some(Event::Text("1"))));
+    assert!(matches!(first, Some(Event::Message(Message::Text("1")))));
     assert!(test.session.defer_input(&mut test.scratch, &mut test.shared));
     assert!(test.session.next_event(&mut test.scratch, &mut test.shared).is_none());
     test.session.flush(&mut test.shared);

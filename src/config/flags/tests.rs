@@ -4,10 +4,40 @@ use log::LevelFilter;
 
 use super::super::{ListenAddress, Secret, Size};
 use super::*;
-use crate::address::Network;
+use crate::http::address::Network;
+
+/// Protocols as `protocols` describes them.
+const ENDPOINTS: &[&Endpoint] = &[&NOROSHI, &AYAME, &MATCHBOX];
+
+static NOROSHI: Endpoint = Endpoint {
+    name: "noroshi",
+    title: "noroshi",
+    default_path: "/ws",
+    is_always_on: true,
+    has_rooms_below: true,
+    health_path: None,
+};
+
+static AYAME: Endpoint = Endpoint {
+    name: "ayame",
+    title: "Ayame",
+    default_path: "/signaling",
+    is_always_on: false,
+    has_rooms_below: false,
+    health_path: Some("/.ok"),
+};
+
+static MATCHBOX: Endpoint = Endpoint {
+    name: "matchbox",
+    title: "matchbox",
+    default_path: "/",
+    is_always_on: false,
+    has_rooms_below: true,
+    health_path: Some("/health"),
+};
 
 fn parse(line: &str) -> Result<Command, String> {
-    Config::parse(line.split_whitespace().map(OsString::from))
+    Config::parse(ENDPOINTS, line.split_whitespace().map(OsString::from))
 }
 
 #[test]
@@ -32,7 +62,7 @@ fn every_flag_is_parsed() {
     assert_eq!(config.ping_interval, Duration::from_secs(7));
     assert_eq!(config.ice_servers, ["stun:a.example", "turn:b.example"]);
     assert_eq!(config.turn_secret_file, Some("/etc/secret".into()));
-    assert_eq!((config.ayame.as_deref(), config.matchbox.as_deref()), (Some("/signaling"), Some("/games")));
+    assert_eq!((config.path_of(&AYAME), config.path_of(&MATCHBOX)), (Some("/signaling"), Some("/games")));
     assert!(!config.page);
     assert_eq!(config.metrics, Some("127.0.0.1:8".parse().unwrap()));
     assert_eq!(config.log, LevelFilter::Debug);
@@ -165,13 +195,13 @@ fn error_names_flag_and_value_in_one_line() {
         parse("--max-rate x").unwrap_err(),
         "--max-rate: expected a whole number from 0 to 1000000, got \"x\""
     );
-    assert!(!Config::parse([OsString::from("--x\ny")]).unwrap_err().contains('\n'));
+    assert!(!Config::parse(ENDPOINTS, [OsString::from("--x\ny")]).unwrap_err().contains('\n'));
 }
 
 #[test]
 fn other_protocols_are_served_at_their_own_paths() {
     let Ok(Command::Run(config)) = parse("--matchbox --ayame=/a/b.c") else { panic!("the paths are valid") };
-    assert_eq!((config.ayame.as_deref(), config.matchbox.as_deref()), (Some("/a/b.c"), Some("")));
+    assert_eq!((config.path_of(&AYAME), config.path_of(&MATCHBOX)), (Some("/a/b.c"), Some("")));
     for line in [
         "--ayame=/ws",
         "--ayame=/ws/tea",
@@ -191,7 +221,8 @@ fn other_protocols_are_served_at_their_own_paths() {
 
 #[test]
 fn protocol_path_that_the_server_uses_is_rejected() {
-    let used_paths = ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::paths::PAGES);
+    let used_paths =
+        ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::http::paths::PAGES);
     for (flag, path) in used_paths.flat_map(|path| [("--ayame", path), ("--matchbox", path)]) {
         if (flag, path) == ("--matchbox", "/") {
             // The rooms may be at the top level: pages and health checks take precedence.

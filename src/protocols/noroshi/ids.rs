@@ -11,8 +11,7 @@ use std::mem;
 use super::peer::{Claimant, Registration};
 use super::{NO_MEMORY, Noroshi, Slot};
 use crate::config::{CLAIMANTS_MAX, ID_BYTES_MAX};
-use crate::protocol::Close;
-use crate::protocols::Context;
+use crate::protocol::{Close, Context};
 use crate::protocols::noroshi::message::{self, Body, Code, ErrorReply};
 
 pub(super) const ID_MISMATCH: ErrorReply =
@@ -116,7 +115,7 @@ impl Noroshi {
     }
 
     /// Handles a failed probe: closes the holder if claimants are left.
-    pub(super) fn on_silent(&mut self, holder: Slot, context: &mut Context) {
+    pub(super) fn on_probe_failed(&mut self, holder: Slot, context: &mut Context) {
         let all_claimants_left =
             self.peer(holder).claimants.as_ref().is_some_and(|claimants| claimants.is_empty());
         if all_claimants_left {
@@ -163,7 +162,7 @@ impl Noroshi {
     }
 
     /// Handles a liveness signal of a probed holder: rejects all claimants.
-    pub(super) fn on_alive(&mut self, slot: Slot, context: &mut Context) {
+    pub(super) fn on_probe_answered(&mut self, slot: Slot, context: &mut Context) {
         let claimants = self.take_claimants(slot, context);
         if let Some(id) = self.peer(slot).id().map(str::to_owned) {
             self.reject_claimants(&id, claimants, context);

@@ -2,7 +2,7 @@
 
 use super::peer::Flow;
 use super::{Noroshi, Slot, error};
-use crate::protocols::Context;
+use crate::protocol::Context;
 use crate::protocols::noroshi::message::{Code, ErrorReply, Reply};
 
 impl Noroshi {

@@ -16,7 +16,7 @@ use super::handshakes::Outcome;
 use super::peer::{DeliveredOffer, Flow, Offer};
 use super::{NO_MEMORY, Noroshi, Room, Slot, error};
 use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, ROOM_TIMEOUT, STORED_BYTES_MAX};
-use crate::protocols::Context;
+use crate::protocol::Context;
 use crate::protocols::list::{List, ListNodes};
 use crate::protocols::noroshi::message::{Candidates, Code, ErrorReply, Reply};
 

@@ -1,9 +1,9 @@
 //! The state of one peer: its registration (which id it has) and its flow (what it is doing).
 
 use super::Slot;
+use crate::http::token::Claims;
 use crate::memory_budget::Reservation;
 use crate::protocols::list::List;
-use crate::token::Claims;
 
 pub struct Peer {
     /// Index of its room.

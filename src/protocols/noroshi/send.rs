@@ -1,7 +1,7 @@
 //! Sending: replies of the server, errors, and messages forwarded from peer to peer.
 
 use super::{Noroshi, Slot, error};
-use crate::protocols::Context;
+use crate::protocol::Context;
 use crate::protocols::noroshi::message::{Code, ErrorReply, Reply};
 
 impl Noroshi {

@@ -1,8 +1,12 @@
 //! Request heads and the responses to them.
 
+use std::hash::RandomState;
+
 use super::*;
-use crate::address::Network;
-use crate::origin::AllowedOrigin;
+use crate::http::address::Network;
+use crate::http::origin::AllowedOrigin;
+use crate::http::{NO_HEADERS, head_end};
+use crate::protocols;
 use crate::web::{LIBRARY, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -18,22 +22,29 @@ fn respond(
     config: &Config,
     is_trusted: bool,
     admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
-) -> Response {
+) -> Decision {
     let mut headers = NO_HEADERS;
-    let request = match Request::parse(head, &mut headers, listener) {
+    let request = match Request::parse(head, &mut headers) {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(response) => return Decision::Respond(response),
     };
+    let dispatcher = Dispatcher::new(protocols::ALL, config, &RandomState::new());
+    let policy = Policy { listener, config, dispatcher: &dispatcher, unix_time: Duration::ZERO };
     let mut address = None;
     if is_trusted {
-        match request.reported_address(config) {
+        match policy.reported_address(&request) {
             Ok(reported) => address = reported,
-            Err(response) => return response,
+            Err(response) => return Decision::Respond(response),
         }
     }
-    let route = request.route(config);
-    let admission = admission(address, route.target());
-    request.respond(route, admission, config, Duration::ZERO)
+    policy.decide(&request, |target| admission(address, target))
+}
+
+/// Returns a configuration that serves a protocol at its default path.
+fn with_protocol(protocol: &'static Descriptor) -> Config {
+    let mut config = Config::default();
+    config.mount(&protocol.endpoint, protocol.endpoint.default_path.trim_end_matches('/').to_owned());
+    config
 }
 
 /// Returns the status and the head of the response, or 101 and the room. `head` lacks its last empty line.
@@ -41,13 +52,14 @@ fn exchange(listener: ListenerKind, config: &Config, is_full: bool, head: &str) 
     let head = format!("{head}\r\n");
     assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
     let admission = if is_full { Admission::ServerFull } else { Admission::Allowed };
-    let mut response = respond(head.as_bytes(), listener, config, false, |_, _| admission);
-    if let Response::Admin(request) = &response {
-        response = render_admin_response(request, "body");
+    let mut decision = respond(head.as_bytes(), listener, config, false, |_, _| admission);
+    if let Decision::Admin(request) = &decision {
+        decision = Decision::Respond(request.render("body"));
     }
-    match response {
-        Response::Admin(_) => unreachable!("it was rendered"),
-        Response::Upgrade { bytes, target, .. } => {
+    match decision {
+        Decision::Admin(_) => unreachable!("it was rendered"),
+        Decision::Resource(_) => unreachable!("no protocol with resources is mounted"),
+        Decision::Upgrade { bytes, target, .. } => {
             let response = String::from_utf8(bytes).unwrap();
             assert!(response.starts_with("HTTP/1.1 101 "));
             // The example of RFC 6455 section 1.3.
@@ -55,7 +67,7 @@ fn exchange(listener: ListenerKind, config: &Config, is_full: bool, head: &str) 
             assert!(response.ends_with("\r\n\r\n"));
             (101, target.room)
         }
-        Response::Plain { status, bytes, .. } => {
+        Decision::Respond(Response { status, bytes, .. }) => {
             let response = String::from_utf8(bytes).unwrap();
             let (response_head, body) = response.split_once("\r\n\r\n").expect("a head");
             assert!(response_head.starts_with(&format!("HTTP/1.1 {status} ")));
@@ -105,7 +117,7 @@ fn upgrades_are_accepted() {
 fn no_subprotocol_is_selected() {
     let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Protocol: a, b\r\n{KEY}{UPGRADE}\r\n");
     let response = respond(head.as_bytes(), ListenerKind::Main, &Config::default(), false, ALLOWED);
-    let Response::Upgrade { bytes, .. } = response else { panic!("{response:?}") };
+    let Decision::Upgrade { bytes, .. } = response else { panic!("{response:?}") };
     assert!(!String::from_utf8(bytes).unwrap().contains("Sec-WebSocket-Protocol"));
 }
 
@@ -158,7 +170,7 @@ fn paths_are_normalized() {
     ] {
         assert_eq!(upgrade(target, ""), (101, room.into()), "{target}");
     }
-    let config = Config { ayame: Some("/signaling".into()), ..Config::default() };
+    let config = with_protocol(&protocols::ayame::DESCRIPTOR);
     for (path, status) in [("/signaling", 101), ("/%73ignaling", 101), ("/signaling/", 404)] {
         let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\n{KEY}{UPGRADE}");
         assert_eq!(exchange(ListenerKind::Main, &config, false, &head).0, status, "{path}");
@@ -170,7 +182,9 @@ fn paths_are_normalized() {
 fn rejection(config: &Config, head: &str) -> Option<(u16, String)> {
     let head = format!("{head}Host: h\r\n\r\n");
     let response = respond(head.as_bytes(), ListenerKind::Main, config, false, ALLOWED);
-    let Response::Plain { status, reject_reason, bytes } = response else { panic!("{response:?}") };
+    let Decision::Respond(Response { status, reject_reason, bytes }) = response else {
+        panic!("{response:?}")
+    };
     let text = String::from_utf8(bytes).unwrap();
     let body = text.split_once("\r\n\r\n").unwrap().1.trim_end();
     let message = reject_reason?.message;
@@ -180,7 +194,7 @@ fn rejection(config: &Config, head: &str) -> Option<(u16, String)> {
 
 #[test]
 fn rejected_upgrade_names_the_likely_fault_of_a_proxy() {
-    let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
+    let matchbox = with_protocol(&protocols::matchbox::DESCRIPTOR);
     let version = "Sec-WebSocket-Version: 13\r\n";
     let whole = format!("{UPGRADE}{KEY}");
     let only_key = format!("{KEY}{version}Connection: close\r\n");
@@ -253,15 +267,20 @@ fn rejected_upgrade_names_the_likely_fault_of_a_proxy() {
 fn plain_request_without_host_has_no_reject_reason() {
     let head = b"GET / HTTP/1.1\r\n\r\n";
     let response = respond(head, ListenerKind::Main, &Config::default(), false, ALLOWED);
-    assert!(matches!(response, Response::Plain { status: 400, reject_reason: None, .. }), "{response:?}");
+    assert!(
+        matches!(response, Decision::Respond(Response { status: 400, reject_reason: None, .. })),
+        "{response:?}"
+    );
 }
 
 #[test]
 fn only_fields_of_the_query_that_are_read_must_be_utf8() {
     let secret = b"only the tests sign with this secret";
-    let with_tokens =
-        Config { token_secrets: Some(crate::token::Secrets::parse(secret).unwrap()), ..Config::default() };
-    let matchbox = Config { matchbox: Some(String::new()), ..Config::default() };
+    let with_tokens = Config {
+        token_secrets: Some(crate::http::token::Secrets::parse(secret).unwrap()),
+        ..Config::default()
+    };
+    let matchbox = with_protocol(&protocols::matchbox::DESCRIPTOR);
     for (config, target, expected) in [
         (&Config::default(), "/ws?token=%ff&next=%ff", 101),
         (&with_tokens, "/ws?token=%ff", 400),
@@ -282,13 +301,15 @@ fn metrics_listener_rejects_rebound_names() {
         let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let response = respond(head.as_bytes(), ListenerKind::Metrics, config, false, ALLOWED);
         match response {
-            Response::Admin(_) => (200, String::new()),
-            Response::Plain { status, bytes, reject_reason } => {
+            Decision::Admin(_) => (200, String::new()),
+            Decision::Respond(Response { status, bytes, reject_reason }) => {
                 assert_eq!(reject_reason, None);
                 let text = String::from_utf8(bytes).unwrap();
                 (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
             }
-            Response::Upgrade { .. } => unreachable!("the metrics listener has no WebSockets"),
+            Decision::Upgrade { .. } | Decision::Resource(_) => {
+                unreachable!("the metrics listener has no WebSockets")
+            }
         }
     };
     let expected = "Host: expected an IP address, a name without dots or a name of --metrics-host, \
@@ -370,15 +391,15 @@ fn client_address(header: Option<&str>, headers: &[u8]) -> Result<Option<String>
         Admission::Allowed
     });
     match response {
-        Response::Upgrade { .. } => Ok(address.map(|ip| ip.to_string())),
-        Response::Plain { status, reject_reason, bytes } => {
+        Decision::Upgrade { .. } => Ok(address.map(|ip| ip.to_string())),
+        Decision::Respond(Response { status, reject_reason, bytes }) => {
             assert_eq!(address, None, "a rejected request counts for no address");
             let message = reject_reason.expect("the log has the reason").message;
             let sentence = message.split(", got").next().unwrap();
             assert!(String::from_utf8(bytes).unwrap().contains(sentence));
             Err((status, message))
         }
-        Response::Admin(_) => unreachable!("this is the main listener"),
+        Decision::Admin(_) | Decision::Resource(_) => unreachable!("this is a path of the main listener"),
     }
 }
 
@@ -522,7 +543,7 @@ fn paths_lead_to_resources() {
             room: room.map(String::from),
             after,
         });
-        assert_eq!(route::rooms_topic(&Query::new(query)), expected, "{query}");
+        assert_eq!(rooms_topic(&Query::new(query)), expected, "{query}");
         let status = metrics(&format!("GET /rooms?{query} HTTP/1.1\r\nHost: h\r\n"));
         assert_eq!(status, if expected.is_some() { 200 } else { 400 });
     }

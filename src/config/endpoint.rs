@@ -1,0 +1,73 @@
+//! Where a protocol is served, and by which flag.
+
+use crate::http::paths;
+
+/// Where a protocol is served, and by which flag.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The flag `--NAME[=PATH]`, the variable `NOROSHI_NAME`, and the label in metrics, `/rooms` and the log. Lowercase
+    /// letters, digits and hyphens.
+    pub name: &'static str,
+    /// The name in sentences.
+    pub title: &'static str,
+    /// The path without `=PATH`.
+    pub default_path: &'static str,
+    /// Whether it is served at the default path without a flag. Then it has no flag.
+    pub is_always_on: bool,
+    /// Whether clients connect to `PATH/ROOM`. Then `PATH` may be `/`.
+    pub has_rooms_below: bool,
+    /// The path at which clients of the original server check its health. It is served while the protocol is.
+    pub health_path: Option<&'static str>,
+}
+
+impl Endpoint {
+    /// Parses the path at which a flag mounts the protocol. `/` becomes the empty path.
+    ///
+    /// # Errors
+    /// What was expected.
+    pub(super) fn parse_path(&self, path: &str, endpoints: &[&Endpoint]) -> Result<String, String> {
+        const EXPECTED: &str = "a path such as /signaling";
+        if path == "/" && self.has_rooms_below {
+            return Ok(String::new());
+        }
+        if let Some(reserved) = reserved_path(path, endpoints) {
+            return Err(format!("{EXPECTED} that the server does not use itself (it uses {reserved})"));
+        }
+        let is_path_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"/._~-".contains(&byte);
+        if path.starts_with('/') && !path.ends_with('/') && path.bytes().all(is_path_byte) {
+            Ok(path.to_owned())
+        } else {
+            Err(format!("{EXPECTED}, of A-Z a-z 0-9 . _ ~ - and /, without a slash at its end"))
+        }
+    }
+
+    /// Returns the help of the flag, in columns: the flag, and what it does.
+    pub(super) fn help(&self) -> String {
+        let flag = format!("--{}[=PATH]", self.name);
+        let (room, default) = match self.has_rooms_below {
+            true => ("/ROOM", self.default_path.trim_end_matches('/')),
+            false => ("", self.default_path),
+        };
+        let title = self.title;
+        let effect =
+            format!("also serve {title}'s protocol, at PATH{room} or at {default}{room} [default: off]");
+        if flag.len() > 21 {
+            format!("      {flag}\n{:29}{effect}\n", "")
+        } else {
+            format!("      {flag:<22} {effect}\n")
+        }
+    }
+}
+
+/// Returns the path of the server that a protocol at this path would hide.
+fn reserved_path<'a>(path: &str, endpoints: &[&'a Endpoint]) -> Option<&'a str> {
+    let own = [paths::HEALTH].into_iter().chain(paths::PAGES);
+    let health = endpoints.iter().filter_map(|endpoint| endpoint.health_path);
+    if let Some(reserved) = own.chain(health).find(|reserved| *reserved == path) {
+        return Some(reserved);
+    }
+    let always_on = endpoints.iter().filter(|endpoint| endpoint.is_always_on);
+    always_on.map(|endpoint| endpoint.default_path).find(|reserved| {
+        path.strip_prefix(reserved).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+    })
+}

@@ -1,0 +1,10 @@
+//! The paths of the main listener that belong to no protocol.
+//!
+//! Flags that mount protocols are checked against them, so that no flag can hide a path of the server.
+
+/// The health check endpoint.
+pub const HEALTH: &str = "/healthz";
+/// The demonstration page, the page that tests a deployment, and the client library.
+///
+/// `web::find` returns their contents; it depends on this order.
+pub const PAGES: [&str; 3] = ["/", "/check", "/noroshi.js"];

@@ -1,0 +1,131 @@
+//! What a protocol may do while it handles an event, and the state of connections that all protocols share.
+
+use std::time::Duration;
+
+use super::probes::Probes;
+use super::{Close, Conn, Descriptor, Member, Outbox};
+use crate::memory_budget::Reservation;
+use crate::rate_limit::{Bucket, Rate, Verdict, credits_for_bytes};
+
+/// When an event happens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// The monotonic time, since the start of the server.
+    pub now: Duration,
+    /// The time since 1970, for credentials that expire. It may be set at any time.
+    pub wall: Duration,
+}
+
+/// What the dispatcher keeps for each connection, whatever its protocol: rate limit and probe.
+pub(crate) struct PerConnection {
+    pub(crate) rate: Option<Rate>,
+    /// The token bucket of each connection, by slot.
+    pub(crate) buckets: Vec<Bucket>,
+    pub(crate) probes: Probes,
+}
+
+impl PerConnection {
+    pub(crate) fn new(rate_max: u32) -> PerConnection {
+        PerConnection { rate: Rate::per_second(rate_max), buckets: Vec::new(), probes: Probes::default() }
+    }
+
+    /// Charges a message that costs `credits` in all, of which `paid` were charged before.
+    #[inline]
+    pub(crate) fn charge(&mut self, conn: Conn, credits: usize, paid: usize, now: Duration) -> Verdict {
+        self.buckets[conn.slot()].charge(self.rate, credits, paid, now)
+    }
+}
+
+/// What a protocol sees and may do while it handles one event.
+pub struct Context<'a> {
+    /// The monotonic time, since the start of the server.
+    pub now: Duration,
+    /// The time since 1970, for credentials that expire. It may be set at any time.
+    pub wall: Duration,
+    protocol: &'static Descriptor,
+    per_connection: &'a mut PerConnection,
+    out: &'a mut dyn Outbox,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(
+        times: Times,
+        protocol: &'static Descriptor,
+        per_connection: &'a mut PerConnection,
+        out: &'a mut dyn Outbox,
+    ) -> Context<'a> {
+        Context { now: times.now, wall: times.wall, protocol, per_connection, out }
+    }
+
+    /// Sends a text message of the server itself. A peer whose queue cannot take it is disconnected.
+    pub fn send(&mut self, to: Conn, text: String) {
+        self.out.send(to, text);
+    }
+
+    /// Sends a binary message of the server itself. See [`Context::send`].
+    pub fn send_binary(&mut self, to: Conn, bytes: &[u8]) {
+        self.out.send_binary(to, bytes);
+    }
+
+    /// Forwards messages of another peer. Returns whether the queue had room: all of them are queued, or none.
+    pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
+        let has_room = self.out.has_room(to, texts.as_ref());
+        if has_room {
+            texts.into_iter().for_each(|text| self.out.forward(to, text));
+        }
+        has_room
+    }
+
+    /// Returns whether more than half of the queue of this peer is used.
+    pub fn is_congested(&self, to: Conn) -> bool {
+        self.out.is_congested(to)
+    }
+
+    /// Pings a peer. [`Protocol::on_alive`](super::Protocol::on_alive) follows or, after [`PROBE_TIME_MAX`](crate::limits::PROBE_TIME_MAX), [`Protocol::on_silent`](super::Protocol::on_silent).
+    pub fn probe(&mut self, conn: Conn) {
+        self.per_connection.probes.begin(conn, self.now);
+        self.out.ping(conn);
+    }
+
+    /// Closes a connection, and reports the departure of this member. The protocol forgets the connection now and gets no
+    /// further event of it.
+    pub fn close(&mut self, conn: Conn, why: Close, member: &Member<'_>) {
+        self.per_connection.probes.end(conn);
+        self.out.close(conn, why);
+        self.out.disconnected(conn, self.protocol, member);
+    }
+
+    /// Ends a probe, if one is running. Neither [`Protocol::on_alive`](super::Protocol::on_alive) nor [`Protocol::on_silent`](super::Protocol::on_silent) follows.
+    pub fn cancel_probe(&mut self, conn: Conn) {
+        self.per_connection.probes.end(conn);
+    }
+
+    /// Stops reading from a connection until [`Context::resume_reading`]. Input that was read already waits until then, too.
+    pub fn pause_reading(&mut self, conn: Conn) {
+        self.out.pause_reading(conn);
+    }
+
+    /// Reads from a connection again.
+    pub fn resume_reading(&mut self, conn: Conn) {
+        self.out.resume_reading(conn);
+    }
+
+    /// Reserves memory for something that the protocol stores. `None`: `--max-memory` does not allow it.
+    pub fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
+        self.out.reserve(bytes)
+    }
+
+    /// Charges a message that costs `credits` in all. Those for its size, `bytes`, were charged when it came in.
+    pub fn charge(&mut self, conn: Conn, credits: usize, bytes: usize) -> Verdict {
+        let charged = credits_for_bytes(bytes);
+        if credits <= charged {
+            return Verdict::Pass;
+        }
+        self.per_connection.charge(conn, credits, charged, self.now)
+    }
+
+    /// Reports that a connection has registered, so that its deadline for that no longer runs.
+    pub fn registered(&mut self, conn: Conn, room: &str, id: &str) {
+        self.out.registered(conn, room, id);
+    }
+}

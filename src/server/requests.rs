@@ -1,0 +1,100 @@
+//! Handles requests: asks `admission` for the decision, and carries it out.
+//!
+//! A session yields the head of a request as bytes. The server parses it, finds the client's address, counts it, and
+//! accepts the connection as a WebSocket or responds.
+
+use super::Server;
+use super::admission::{Admission, Decision, Policy};
+use super::connections::Connections;
+use crate::http::{self, ListenerKind, NO_HEADERS, Request, Response};
+use crate::limits::ALWAYS_HELD_BYTES;
+use crate::protocol::Target;
+
+impl Server {
+    /// Handles the request with this head.
+    pub(super) fn handle_request(&mut self, slot: usize, head: &[u8]) {
+        let response = match self.decide(slot, head) {
+            Decision::Upgrade { bytes, target, claims } => {
+                self.connections.with_session(slot, |session, shared| session.accept(bytes, shared));
+                self.connections.upgrade(slot);
+                let conn = self.connections.entries[slot].conn;
+                let times = self.times();
+                return self.dispatcher.connect(
+                    times,
+                    conn,
+                    &target,
+                    claims.as_deref(),
+                    &mut self.connections,
+                );
+            }
+            Decision::Respond(response) => response,
+            Decision::Admin(request) => self.answer_operator(&request),
+            Decision::Resource(request) => {
+                let resource = self.dispatcher.respond(request.protocol, &request.path, &request.query);
+                request.render(resource.as_ref())
+            }
+        };
+        let response = self.within_memory(slot, head, response);
+        let Response { status, bytes, reject_reason } = response;
+        self.connections.with_session(slot, |session, shared| session.respond(bytes, shared));
+        if let Some(reason) = reject_reason {
+            self.connections.refuse(slot, status, &reason);
+        }
+    }
+
+    fn decide(&mut self, slot: usize, head: &[u8]) -> Decision {
+        let entry = &self.connections.entries[slot];
+        let (listener, peer) = (entry.listener, entry.address);
+        let mut headers = NO_HEADERS;
+        let request = match Request::parse(head, &mut headers) {
+            Ok(request) => request,
+            Err(mut response) => {
+                if listener == ListenerKind::Metrics {
+                    response.reject_reason = None;
+                }
+                return Decision::Respond(response);
+            }
+        };
+        if listener == ListenerKind::Main && self.connections.shared.config.is_trusted_proxy(peer) {
+            match self.policy(listener).reported_address(&request) {
+                Ok(Some(address)) => self.connections.count_address(slot, address),
+                Ok(None) => {}
+                Err(response) => return Decision::Respond(response),
+            }
+        }
+        self.policy(listener).decide(&request, |target| self.admission(slot, target))
+    }
+
+    fn policy(&self, listener: ListenerKind) -> Policy<'_> {
+        let Connections { shared, wall, .. } = &self.connections;
+        Policy { listener, config: &shared.config, dispatcher: &self.dispatcher, unix_time: *wall }
+    }
+
+    /// Returns whether the limits allow another WebSocket for this target.
+    fn admission(&self, slot: usize, target: Option<&Target>) -> Admission {
+        let is_known = |target: &Target| self.dispatcher.room_exists(target);
+        let has_room = |target: &Target| self.dispatcher.has_capacity(target);
+        let address = self.connections.entries[slot].address;
+        if self.connections.is_draining && !target.is_some_and(is_known) {
+            Admission::Draining
+        } else if self.connections.are_full() {
+            Admission::ServerFull
+        } else if self.connections.per_ip.excess(address) > 0 {
+            Admission::AddressFull
+        } else if !target.is_none_or(has_room) {
+            Admission::RoomFull
+        } else {
+            Admission::Allowed
+        }
+    }
+
+    /// Replaces a response that the memory limit does not allow. The metrics listener may use some memory always.
+    fn within_memory(&self, slot: usize, head: &[u8], response: Response) -> Response {
+        let bytes = response.bytes.len();
+        let is_main = self.connections.entries[slot].listener == ListenerKind::Main;
+        if is_main && bytes > ALWAYS_HELD_BYTES && !self.connections.shared.budget.allows(bytes) {
+            return http::no_memory(head);
+        }
+        response
+    }
+}
