@@ -3,10 +3,6 @@
 //!
 //! cargo run --release --example bench [-- --messages N]
 
-#[allow(dead_code, reason = "the tests use the rest")]
-#[path = "../tests/common/pipe.rs"]
-mod pipe;
-
 use std::hash::RandomState;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,8 +15,8 @@ use noroshi::protocols::{self, Dispatcher};
 use noroshi::server::admission::{Admission, Decision};
 
 use noroshi::session::{Event, Scratch, Session, SharedState};
-use pipe::answer::answer;
-use pipe::{Pipe, REQUEST, TEXT, frame};
+use noroshi_test_support::answer::answer;
+use noroshi_test_support::pipe::{Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]

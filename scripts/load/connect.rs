@@ -3,13 +3,18 @@
 use std::io;
 use std::time::Instant;
 
-use crate::modes::{Mode, Results, register};
+use crate::dialects::Dialect;
+use crate::modes::{Mode, Results};
 use crate::net::{CLOSE_NORMAL, Event, Net, OPCODE_CLOSE};
 
 /// Connections that are closed after the handshake, or in `churn` after registering.
 pub struct Connect {
+    pub dialect: Dialect,
     pub path: String,
     pub registers: bool,
+    /// The room of each connection.
+    pub rooms: Vec<String>,
+    pub rooms_count: u64,
     pub concurrency: usize,
     pub is_running: bool,
     pub open_connections: usize,
@@ -22,7 +27,9 @@ impl Connect {
     pub fn start(&mut self, net: &mut Net, index: usize) -> io::Result<()> {
         self.open_connections += 1;
         self.started_at[index] = Instant::now();
-        net.open(index, &self.path).map(|_| ())
+        self.rooms_count += 1;
+        self.rooms[index] = format!("churn-{}", self.rooms_count);
+        net.open(index, &self.dialect.shared_path(&self.path, &self.rooms[index])).map(|_| ())
     }
 
     pub fn complete(&mut self, net: &mut Net, slot: usize, index: usize) {
@@ -52,9 +59,14 @@ impl Mode for Connect {
 
     fn on_event(&mut self, net: &mut Net, slot: usize, index: usize, event: Event) -> io::Result<()> {
         match event {
-            Event::Opened if self.registers => register(net, slot, &format!("churn-{index}")),
-            Event::Opened | Event::Text(_) => self.complete(net, slot, index),
-            Event::Pong => {}
+            Event::Opened if self.registers => {
+                self.dialect.register(net, slot, &self.rooms[index], &format!("churn-{index}"));
+            }
+            Event::Opened => self.complete(net, slot, index),
+            Event::Text(text) if self.registers && self.dialect.is_registered(text) => {
+                self.complete(net, slot, index);
+            }
+            Event::Text(_) | Event::Pong => {}
             Event::Closed => {
                 self.open_connections -= 1;
                 if self.is_running {

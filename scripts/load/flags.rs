@@ -1,11 +1,16 @@
 //! Parses the command line.
 
+use std::path::PathBuf;
+
+use crate::dialects::Dialect;
+
 pub const USAGE: &str = "\
 load: measures a signaling server
 
 usage: load [flags]
 
   --url ws://HOST:PORT/ws   the server [default: starts noroshi on a free port, without a rate limit]
+  --dialect NAME            noroshi (the article's protocol), ayame or matchbox [default: noroshi]
   --mode MODE               relay, call, connect, idle or churn [default: relay]
   --pairs N                 pairs that relay, or calls or connections at a time [default: 100]
   --idle N                  idle connections, in mode idle or in addition to another mode [default: 0; 10000 in mode idle]
@@ -18,11 +23,13 @@ usage: load [flags]
   --pid PID                 the server's process on this machine, for its CPU time and memory
   --versus URL2             alternate with another server, and print ratios
   --pid2 PID2               the process of the other server
+  --plot FILE               write charts of the latency and of the rate over time, as SVG
   --json                    print one JSON object
 ";
 
 pub struct Flags {
     pub url: Option<String>,
+    pub dialect: Dialect,
     pub mode: ModeKind,
     pub pairs: usize,
     pub idle: usize,
@@ -35,6 +42,7 @@ pub struct Flags {
     pub pid: Option<u32>,
     pub versus: Option<String>,
     pub pid2: Option<u32>,
+    pub plot: Option<PathBuf>,
     pub json: bool,
 }
 
@@ -78,6 +86,7 @@ impl Flags {
         use lexopt::prelude::*;
         let mut flags = Flags {
             url: None,
+            dialect: Dialect::Noroshi,
             mode: ModeKind::Relay,
             pairs: 100,
             idle: 0,
@@ -90,6 +99,7 @@ impl Flags {
             pid: None,
             versus: None,
             pid2: None,
+            plot: None,
             json: false,
         };
         let positive = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or("expected a positive number");
@@ -97,6 +107,12 @@ impl Flags {
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("url") => flags.url = Some(parser.value()?.string()?),
+                Long("dialect") => {
+                    flags.dialect = parser.value()?.parse_with(|text| {
+                        let found = Dialect::ALL.into_iter().find(|(name, _)| *name == text);
+                        found.map(|(_, dialect)| dialect).ok_or("expected noroshi, ayame or matchbox")
+                    })?;
+                }
                 Long("mode") => {
                     flags.mode = parser.value()?.parse_with(|text| {
                         let found = ModeKind::ALL.into_iter().find(|(name, _, _)| *name == text);
@@ -125,6 +141,7 @@ impl Flags {
                 Long("pid") => flags.pid = Some(parser.value()?.parse()?),
                 Long("versus") => flags.versus = Some(parser.value()?.string()?),
                 Long("pid2") => flags.pid2 = Some(parser.value()?.parse()?),
+                Long("plot") => flags.plot = Some(parser.value()?.into()),
                 Long("json") => flags.json = true,
                 Short('h') | Long("help") => return Ok(None),
                 _ => return Err(arg.unexpected()),
@@ -132,6 +149,15 @@ impl Flags {
         }
         if flags.mode == ModeKind::Idle && flags.idle == 0 {
             flags.idle = 10_000;
+        }
+        if flags.dialect != Dialect::Noroshi && (flags.joined || flags.one_room) {
+            return Err("--joined and --one-room require --dialect noroshi".into());
+        }
+        if flags.dialect == Dialect::Ayame && !(1..=2).contains(&flags.room_size) {
+            return Err("--room-size: expected 1 or 2 with --dialect ayame".into());
+        }
+        if flags.plot.is_some() && flags.mode == ModeKind::Idle {
+            return Err("--plot: mode idle has no latencies".into());
         }
         if flags.pid2.is_some() && flags.versus.is_none() {
             return Err("--pid2 requires --versus".into());

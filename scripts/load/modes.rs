@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use crate::dialects::Dialect;
 use crate::net::{Event, Net, server_closed};
 
 /// A kind of work that is repeated over connections.
@@ -44,6 +45,11 @@ impl Results {
         Results { latencies, lost: 0, duplicates: 0, reordered: 0, errors: 0, rate_limited: 0 }
     }
 
+    /// Returns how many messages were answered with errors, arrived twice or arrived out of order.
+    pub fn failures(&self) -> u64 {
+        self.errors + self.rate_limited + self.duplicates + self.reordered
+    }
+
     pub fn record_latency(&mut self, latency: Duration) {
         self.latencies.saturating_record(latency.as_nanos() as u64);
     }
@@ -66,15 +72,9 @@ pub fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// Registers a connection under an id, with a candidate for itself.
-///
-/// Every server answers it, with the candidate or an error, and stores nothing.
-pub fn register(net: &mut Net, slot: usize, id: &str) {
-    net.text(slot, &format!(r#"{{"type":"candidateAdd","id":"{id}","target_id":"{id}","candidate":0}}"#));
-}
-
 /// Mode `idle`: connections that register and then are idle.
 pub struct Idle {
+    pub dialect: Dialect,
     pub path: String,
     /// Connections in one room; 0: all of them.
     pub room_size: usize,
@@ -85,15 +85,23 @@ pub struct Idle {
     pub results: Results,
 }
 
+impl Idle {
+    /// Returns the name of a connection's room.
+    fn room(&self, index: usize) -> String {
+        format!("idle-{}", index.checked_div(self.room_size).unwrap_or(0))
+    }
+}
+
 impl Mode for Idle {
     fn resume(&mut self, net: &mut Net) -> io::Result<()> {
         // At most 50 handshakes at a time, so that the listen backlog does not overflow.
         while net.clients.len() < self.total && net.clients.len() < self.registered + 50 {
             let index = net.clients.len();
-            match index.checked_div(self.room_size) {
-                Some(room) => net.open(index, &format!("{}/idle-{room}", self.path))?,
-                None => net.open(index, &self.path)?,
+            let path = match self.room_size {
+                0 => self.dialect.shared_path(&self.path, "idle"),
+                _ => self.dialect.room_path(&self.path, &self.room(index)),
             };
+            net.open(index, &path)?;
         }
         Ok(())
     }
@@ -113,14 +121,13 @@ impl Mode for Idle {
             Event::Opened if self.joins => {
                 net.text(slot, &format!(r#"{{"type":"join","id":"idle-{index:08}"}}"#));
             }
-            Event::Opened => register(net, slot, &format!("idle-{index:08}")),
-            // Joins of other connections; the reply to this connection's own join has another type.
-            Event::Text(text) if text.starts_with(br#"{"type":"peerJoined""#) => {}
-            Event::Text(_) => {
+            Event::Opened => self.dialect.register(net, slot, &self.room(index), &format!("idle-{index:08}")),
+            Event::Text(text) if self.dialect.answer_ping(net, slot, text) => {}
+            Event::Text(text) if self.dialect.is_registered(text) => {
                 self.registered += 1;
                 self.resume(net)?;
             }
-            Event::Pong => {}
+            Event::Text(_) | Event::Pong => {}
             Event::Closed => return Err(server_closed()),
         }
         Ok(())

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -82,6 +84,8 @@ impl Net {
             && ip.is_loopback()
         {
             let source = 1 + (self.opened / CONNECTIONS_PER_SOURCE % 250) as u8;
+            // Otherwise no other socket can have the port, not even to another server, also in TIME_WAIT.
+            setsockopt(&socket, IpBindAddressNoPort, &true)?;
             socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, source), 0)).into())?;
         }
         self.opened += 1;

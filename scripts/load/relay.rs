@@ -4,12 +4,15 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::Instant;
 
+use crate::dialects::Dialect;
 use crate::flags::Flags;
-use crate::modes::{Mode, Results, register};
+use crate::modes::{Mode, Results};
 use crate::net::{Event, Net, OPCODE_TEXT, server_closed};
 
 /// Pairs of peers: in each, a sender sends numbered candidates to a receiver.
 pub struct Relay {
+    pub dialect: Dialect,
+    pub payload: usize,
     pub pairs: Vec<Pair>,
     pub in_flight: usize,
     pub is_running: bool,
@@ -38,23 +41,35 @@ pub struct Pair {
 
 impl Relay {
     pub fn new(flags: &Flags) -> Relay {
-        let pairs = (0..flags.pairs).map(|i| {
-            let prefix = format!(
-                r#"{{"type":"candidateAdd","id":"relay-{i}-a","target_id":"relay-{i}-b","candidate":{{"n":"#
-            );
-            // The number has up to eight digits.
-            let rest = flags.payload.saturating_sub(r#"{"n":00000000,"candidate":""}"#.len());
-            let suffix = format!(r#","candidate":"{}"}}}}"#, payload(rest));
-            Pair { prefix: prefix.into_bytes(), suffix: suffix.into_bytes(), ..Pair::default() }
-        });
         Relay {
-            pairs: pairs.collect(),
+            dialect: flags.dialect,
+            payload: flags.payload,
+            pairs: (0..flags.pairs).map(|_| Pair::default()).collect(),
             in_flight: flags.in_flight,
             is_running: false,
             registered: 0,
             received: 0,
             results: Results::new(),
         }
+    }
+
+    /// Makes this connection the sender of a pair.
+    fn set_sender(&mut self, index: usize, slot: usize, partner: &str) {
+        // The number has up to eight digits.
+        const NUMBER: &str = "00000000";
+        let rest = self.payload.saturating_sub(r#"{"n":00000000,"candidate":""}"#.len());
+        let candidate = format!(r#"{{"n":{NUMBER},"candidate":"{}"}}"#, payload(rest));
+        let message = match self.dialect {
+            Dialect::Noroshi => format!(
+                r#"{{"type":"candidateAdd","id":"relay-{index}-a","target_id":"relay-{index}-b","candidate":{candidate}}}"#
+            ),
+            dialect => dialect.candidate(partner, &candidate),
+        };
+        let (prefix, suffix) = message.split_once(NUMBER).expect("it has the number");
+        let pair = &mut self.pairs[index];
+        pair.sender = slot;
+        pair.prefix = prefix.into();
+        pair.suffix = suffix.into();
     }
 
     pub fn send(&mut self, net: &mut Net, pair: usize) {
@@ -124,12 +139,22 @@ impl Mode for Relay {
         let is_sender = index.is_multiple_of(2);
         match event {
             Event::Opened => {
-                if is_sender {
-                    self.pairs[pair].sender = slot;
+                if is_sender && self.dialect == Dialect::Noroshi {
+                    self.set_sender(pair, slot, "");
                 }
-                register(net, slot, &format!("relay-{pair}-{}", if is_sender { 'a' } else { 'b' }));
+                let id = format!("relay-{pair}-{}", if is_sender { 'a' } else { 'b' });
+                self.dialect.register(net, slot, &format!("relay-{pair}"), &id);
             }
-            Event::Text(_) if self.registered < 2 * self.pairs.len() => self.registered += 1,
+            Event::Text(text) if self.dialect.answer_ping(net, slot, text) => {}
+            Event::Text(text) if self.registered < 2 * self.pairs.len() => {
+                if self.dialect == Dialect::Noroshi {
+                    self.registered += 1;
+                } else if let Some(partner) = self.dialect.new_partner(text) {
+                    // Both peers are in the room. The one that learns of the other one is the sender.
+                    self.set_sender(pair, slot, &partner);
+                    self.registered += 2;
+                }
+            }
             Event::Text(text) => match parse_number(text) {
                 Some(number) => self.on_received(net, pair, number),
                 None => self.results.count_error(text),

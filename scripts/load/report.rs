@@ -12,12 +12,13 @@ pub struct Report {
     /// Resident memory of the server before and after, in bytes.
     pub rss: Option<(u64, u64)>,
     pub results: Results,
+    /// Seconds of load, and how many units were complete by then.
+    pub samples: Vec<(f64, u64)>,
 }
 
 impl Report {
     pub fn is_ok(&self) -> bool {
-        let Results { lost, duplicates, reordered, errors, rate_limited, .. } = &self.results;
-        lost + duplicates + reordered + errors + rate_limited == 0 && self.units > 0
+        self.results.lost + self.results.failures() == 0 && self.units > 0
     }
 
     pub fn per_second(&self) -> f64 {
@@ -109,6 +110,7 @@ pub fn json(reports: &[Report], flags: &Flags) -> serde_json::Value {
         })
     };
     serde_json::json!({
+        "dialect": flags.dialect.name(),
         "mode": flags.mode.name(),
         "servers": reports.iter().map(report).collect::<Vec<_>>(),
         "ratio_per_second": ratios(reports).map(|(rate, _)| rate),

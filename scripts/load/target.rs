@@ -8,6 +8,8 @@ use std::time::Duration;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::dialects::Dialect;
+
 /// The address of the server under test, and its process if it is on this machine.
 pub struct Target {
     pub address: SocketAddr,
@@ -27,10 +29,10 @@ impl Drop for Target {
 }
 
 impl Target {
-    pub fn new(url: Option<&str>, pid: Option<u32>) -> io::Result<Target> {
+    pub fn new(url: Option<&str>, pid: Option<u32>, dialect: Dialect) -> io::Result<Target> {
         match url {
             Some(url) => Target::from_url(url, pid),
-            None => Target::spawn(),
+            None => Target::spawn(dialect),
         }
     }
 
@@ -47,7 +49,7 @@ impl Target {
     }
 
     /// Starts the noroshi binary that was built with this program, on another core if there is one.
-    pub fn spawn() -> io::Result<Target> {
+    pub fn spawn(dialect: Dialect) -> io::Result<Target> {
         let binary = std::env::current_exe()?
             .parent()
             .and_then(|dir| dir.parent())
@@ -58,6 +60,7 @@ impl Target {
             let release = if cfg!(debug_assertions) { &[][..] } else { &["--release"] };
             Command::new(cargo).args(["build", "--quiet", "--bin", "noroshi"]).args(release).status()?;
         }
+        let (flags, path) = dialect.of_noroshi();
         let cores = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
         let mut available = (0..CpuSet::count()).filter(|core| cores.is_set(*core).unwrap_or(false));
         let load_core = available.next();
@@ -75,6 +78,7 @@ impl Target {
                 "--log",
                 "error",
             ])
+            .args(flags)
             .stderr(Stdio::piped())
             .spawn();
         if server_core.is_some() {
@@ -89,6 +93,7 @@ impl Target {
             io::Error::other("expected `listening on URL` on stderr of the server, got none")
         })?;
         let mut target = Target::from_url(&url, Some(child.id()))?;
+        target.path = path.to_owned();
         target.child = Some(child);
         Ok(target)
     }

@@ -1,8 +1,19 @@
 //! Intrusive doubly linked lists over connection slots: O(1) removal, no allocation per element.
 //!
 //! The queues and member sets of all protocols are lists of this type. The links of all lists are in one vector, indexed by
-//! slot ([`ListNodes`]), at 8 bytes a connection; a list itself ([`List`]) takes 12 bytes. A `BTreeSet` would take about 25
-//! bytes an element and O(log n) for each operation. An idle peer in a room of two takes 298 bytes in total.
+//! slot ([`ListNodes`]), at 8 bytes a connection; a list itself ([`List`]) takes 12 bytes.
+//!
+//! Compared with other containers, in instructions to remove an element and append it again, measured with valgrind's
+//! callgrind, and in bytes an element, of 10,000 elements:
+//!
+//! | container | one list of 10,000 | | 5,000 lists of 2 | |
+//! |---|---|---|---|---|
+//! | here | 33 instructions | 8 bytes | 38 instructions | 14 bytes |
+//! | `VecDeque` | 23,600 | 7 | 102 | 24 |
+//! | `BTreeMap`, by a sequence number in the element | 873 | 34 | 226 | 92 |
+//! | `LinkedHashSet` of hashlink 0.11 | 168 | 39 | 169 | 90 |
+//! | `IndexSet` of indexmap 2.14, in order | 300,000 | 38 | | |
+//!
 //!
 //! Invariant: a slot is in at most one list that uses the same `ListNodes`. The state of its connection says in which.
 

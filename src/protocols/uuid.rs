@@ -1,19 +1,27 @@
 //! Unguessable, reversible connection ids, for protocols in which the server assigns ids.
 //!
 //! An id is a UUID: the number of the connection, encrypted with a random key. It is decoded instead of looked up, so no
-//! table has to be kept beside the connections. A random UUID with a table would take 16 bytes for the key and 8 for the
-//! connection in each entry of a hash table.
+//! table has to be kept beside the connections.
+//!
+//! A random UUID in each record and a `HashMap` of them would take 57 bytes a peer at 10,000 peers. To format an id takes
+//! 1,000 instructions here and 530 with a stored UUID, to look one up 580 and 330 (valgrind's callgrind). The format itself
+//! is left to the uuid crate: formatting and parsing with the standard library took 3,840 and 3,510.
 
 use std::hash::{BuildHasher, RandomState};
+
+use uuid::Uuid;
 
 use crate::protocol::Conn;
 
 /// Encrypts connections to UUIDs and decrypts them.
 ///
-/// The cipher is a permutation of 128 bits: a Feistel network of four rounds, with keyed SipHash as the round function.
+/// The construction is that of SIV (RFC 5297), with keyed SipHash as the pseudorandom function: the lower half of a UUID
+/// is an authentication tag of the connection, and the upper half is the connection, masked by a hash of the tag.
 pub struct UuidCodec(RandomState);
 
-const ROUNDS: u8 = 4;
+/// Separate the two uses of the hash.
+const TAG: u8 = 0;
+const MASK: u8 = 1;
 
 impl UuidCodec {
     /// Creates a codec with a key, which must be random: see [`RandomState::new`].
@@ -25,41 +33,23 @@ impl UuidCodec {
     ///
     /// It is in lower case, with hyphens (RFC 9562 section 4). Its version bits have no meaning.
     pub fn encode(&self, conn: Conn) -> String {
-        let mut left = conn.bits();
-        let mut right = 0;
-        for round in 0..ROUNDS {
-            let next_right = left ^ self.0.hash_one((round, right));
-            left = right;
-            right = next_right;
-        }
-        format!(
-            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-            left >> 32,
-            left >> 16 & 0xffff,
-            left & 0xffff,
-            right >> 48,
-            right & 0xffff_ffff_ffff
-        )
+        let tag = self.hash(TAG, conn.bits());
+        let masked = conn.bits() ^ self.hash(MASK, tag);
+        Uuid::from_u64_pair(masked, tag).to_string()
     }
 
     /// Returns the connection whose UUID this is, even if it has ended.
     ///
+    /// All spellings that [`Uuid::try_parse`] accepts are the same id.
     /// Returns `None` for a UUID that this codec does not create.
     pub fn decode(&self, uuid: &str) -> Option<Conn> {
-        let digits: String = uuid.split('-').collect();
-        let is_hexadecimal = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if uuid.len() != 36 || digits.len() != 32 || !is_hexadecimal {
-            return None;
-        }
-        let (left_digits, right_digits) = digits.split_at(16);
-        let mut left = u64::from_str_radix(left_digits, 16).ok()?;
-        let mut right = u64::from_str_radix(right_digits, 16).ok()?;
-        for round in (0..ROUNDS).rev() {
-            let previous_left = right ^ self.0.hash_one((round, left));
-            right = left;
-            left = previous_left;
-        }
-        (right == 0).then(|| Conn::from_bits(left))
+        let (masked, tag) = Uuid::try_parse(uuid).ok()?.as_u64_pair();
+        let bits = masked ^ self.hash(MASK, tag);
+        (self.hash(TAG, bits) == tag).then(|| Conn::from_bits(bits))
+    }
+
+    fn hash(&self, usage: u8, input: u64) -> u64 {
+        self.0.hash_one((usage, input))
     }
 }
 
@@ -68,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_encoded_codec_are_decoded() {
+    fn only_encoded_connections_are_decoded() {
         let codec = UuidCodec::new(RandomState::new());
         let conns: Vec<Conn> = (0..1000).map(|i| Conn::new(i * 7, i as usize)).collect();
         for conn in conns {

@@ -1,6 +1,10 @@
 //! Notifications for the service manager (sd_notify(3)): ready, status, watchdog, stopping.
 //!
 //! Without `NOTIFY_SOCKET` in the environment nothing is sent.
+//!
+//! sd-notify 0.5 formats the messages and reads the environment. Its function `notify` is not used, because it blocks: with
+//! a service manager that does not read, the 12th call had not returned after 10 seconds (Linux, `max_dgram_qlen` of 10).
+//! [`ServiceManager::send`] blocks for at most [`NOTIFY_TIME_MAX`], and in the loop not at all.
 
 use std::env;
 use std::ffi::OsString;

@@ -3,7 +3,18 @@
 //! Complete messages and control frames are decoded here; all other frames are checked here and then decoded by
 //! tungstenite. A header is rejected at its first invalid byte, so that a session never waits for a payload that it would
 //! reject, and a length must be in its shortest form, which tungstenite does not require. Because the end of each frame is
-//! known, a message can be used in place, without a codec, a copy or an allocation; `inbound.rs` has the figures.
+//! known, a message can be used in place, without a codec, a copy or an allocation.
+//!
+//! Compared with the codec of tungstenite 0.30 and a read buffer of 1 KiB, in instructions for one message, measured with
+//! valgrind's callgrind:
+//!
+//! | payload | decode: here | codec kept per connection | codec per message | encode: here | codec |
+//! |---|---|---|---|---|---|
+//! | 200 bytes | 390 | 1,070 | 1,490 and 2 allocations | 70 | 490 and 1 allocation |
+//! | 5,000 bytes | 4,080 | 6,390 | 7,200 and 3 allocations | 540 | 1,560 and 1 allocation |
+//!
+//! A codec that is kept takes 1,300 bytes of each idle connection after a message of 200 bytes, and 6,300 bytes after one of
+//! 5,000.
 
 /// The opcode of a frame that continues a fragmented message.
 const CONTINUATION: u8 = 0x0;

@@ -5,9 +5,10 @@
 //! that arrive in several reads, passes through the codec of tungstenite. The codec has no state between messages and is
 //! dropped then, so that an idle session owns none.
 //!
-//! Decoding complete messages here instead of in the codec saves three of four allocations and 1,800 of 8,400
-//! instructions per forwarded candidate of 200 bytes (`cargo run --release --example bench`, first with and then without
-//! the call of [`Scratch::take_message`]).
+//! Decoding complete messages here instead of in the codec of tungstenite 0.30 saves three of four allocations per
+//! message, and 1,800 of 8,400 instructions per forwarded candidate of 200 bytes or 3,200 of 75,900 per SDP of 5,000 bytes
+//! (`cargo run --release --example bench`, first with and then without the call of [`Scratch::take_message`]). Dropping the
+//! codec after a message saves at least 1,300 bytes of each idle connection.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;

@@ -1,11 +1,48 @@
 //! Operations that tests use in every browser.
 
+use std::cell::Cell;
 use std::thread::sleep;
 use std::time::Instant;
 
 use serde_json::Value;
 
-use super::program::WAIT_TIMEOUT;
+use super::program::{WAIT_TIMEOUT, is_installed};
+use super::shared_resource::{Reserved, SharedResource};
+
+/// Browsers that run at the same time. More would overload two cores, and waiting would time out.
+const BROWSERS_MAX: usize = 4;
+
+static BROWSERS: SharedResource = SharedResource::new();
+
+thread_local! {
+    /// Whether the test on this thread has a reservation.
+    static HAS_RESERVATION: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Permits a test to start some browsers, until it is dropped.
+pub struct BrowserReservation(#[expect(dead_code, reason = "dropping it releases the browsers")] Reserved);
+
+/// Waits until a test may start this many browsers. `None` if a program is missing.
+pub fn reserve_browsers(count: usize, programs: &[&str]) -> Option<BrowserReservation> {
+    assert!(count <= BROWSERS_MAX && !HAS_RESERVATION.get(), "a test reserves all its browsers at once");
+    if !programs.iter().all(|program| is_installed(program)) {
+        return None;
+    }
+    let reserved = BROWSERS.reserve(count, BROWSERS_MAX);
+    HAS_RESERVATION.set(true);
+    Some(BrowserReservation(reserved))
+}
+
+/// Asserts that the test has reserved its browsers.
+pub fn assert_reservation() {
+    assert!(HAS_RESERVATION.get(), "call reserve_browsers() before a browser starts");
+}
+
+impl Drop for BrowserReservation {
+    fn drop(&mut self) {
+        HAS_RESERVATION.set(false);
+    }
+}
 
 /// Controls a browser with one tab and its own profile. The process is killed when the value is dropped.
 pub trait Browser {

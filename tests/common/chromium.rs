@@ -6,7 +6,7 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
-use super::browser::Browser;
+use super::browser::{Browser, assert_reservation};
 use super::process::RetryOnInterrupt;
 use super::program::{Program, WAIT_TIMEOUT};
 
@@ -22,7 +22,7 @@ const FLAGS: &str = "--headless --no-sandbox --no-first-run --user-data-dir=. --
 
 /// A Chromium process with one tab and its own profile.
 pub struct Chromium {
-    program: Program,
+    _program: Program,
     socket: WebSocket<RetryOnInterrupt>,
     /// The DevTools session of the tab.
     session: Value,
@@ -44,6 +44,7 @@ impl Chromium {
     }
 
     fn attach(program: Program) -> Chromium {
+        assert_reservation();
         let socket = program.wait_until("the address of the DevTools", || {
             let text = std::fs::read_to_string(program.home.join("DevToolsActivePort")).ok()?;
             let (port, path) = text.split_once('\n')?;
@@ -55,7 +56,8 @@ impl Chromium {
                     .0,
             )
         });
-        let mut browser = Chromium { program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
+        let mut browser =
+            Chromium { _program: program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
         let targets = browser.command("Target.getTargets", json!({}));
         let tab = targets["targetInfos"].as_array().unwrap().iter().find(|it| it["type"] == "page").unwrap();
         let attach = json!({"targetId": tab["targetId"], "flatten": true});

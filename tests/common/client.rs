@@ -1,9 +1,11 @@
 //! A minimal WebSocket client on a blocking socket. It is cheap and can violate the protocol.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use serde_json::{Value, json};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -11,8 +13,21 @@ use super::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, frame, plain_frame};
 use super::process::RetryOnInterrupt;
 use super::transcript::Received;
 
+/// Connections from one source address. It has 28,000 ports, and other programs use some of them.
+const CONNECTIONS_PER_SOURCE: usize = 4_000;
+
+/// Connects the client with this number of many clients, which have several source addresses.
+pub fn connect_numbered(address: SocketAddr, number: usize) -> TcpStream {
+    let source = Ipv4Addr::new(127, 0, 0, 1 + (number / CONNECTIONS_PER_SOURCE) as u8);
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    setsockopt(&socket, IpBindAddressNoPort, &true).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&address.into()).unwrap();
+    socket.into()
+}
+
 /// Time without a byte after which a read fails the test.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub struct Client {
     stream: RetryOnInterrupt,

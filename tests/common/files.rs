@@ -2,9 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+/// Returns the directory of the project.
+pub fn project_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
+}
+
 /// Lists the Rust files below a directory, except in `target`, relative to the project root.
 pub fn rust_files(folder: &str) -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = project_root();
     let mut folders = vec![root.join(folder)];
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -12,7 +17,7 @@ pub fn rust_files(folder: &str) -> Vec<PathBuf> {
             if path.is_dir() && !path.ends_with("target") {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                files.push(path.strip_prefix(root).unwrap().to_owned());
+                files.push(path.strip_prefix(&root).unwrap().to_owned());
             }
         }
     }

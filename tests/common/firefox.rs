@@ -6,7 +6,7 @@ use data_encoding::BASE64;
 use serde_json::{Map, Value, json};
 use tungstenite::{Message, WebSocket};
 
-use super::browser::Browser;
+use super::browser::{Browser, assert_reservation};
 use super::process::RetryOnInterrupt;
 use super::program::{Program, WAIT_TIMEOUT};
 
@@ -85,6 +85,7 @@ user_pref("browser.display.document_color_use", {document_color_use});
     }
 
     fn attach(program: Program) -> Firefox {
+        assert_reservation();
         let socket = program.wait_until("the address of WebDriver BiDi", || {
             let log = std::fs::read_to_string(program.home.join("log")).ok()?;
             let url =

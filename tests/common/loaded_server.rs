@@ -2,7 +2,6 @@
 
 use std::io::{BufReader, Read};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -12,7 +11,8 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::client::Client;
-use super::process::{NOROSHI, Running, eventually, run};
+use super::process::{Running, eventually, example, run};
+use super::shared_resource::{Reserved, SharedResource};
 
 pub const KIB: usize = 1024;
 pub const MIB: usize = 1024 * KIB;
@@ -21,8 +21,16 @@ pub const MIB: usize = 1024 * KIB;
 /// retains.
 pub const BASELINE_BYTES: usize = 8 * MIB;
 
-/// Time after which waiting for a condition fails the test.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time after which waiting for a condition fails the test. A hundred thousand peers take minutes on a busy machine.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Descriptors that a test uses, unless it says that it needs more.
+const DESCRIPTORS: usize = 3_000;
+
+/// Descriptors of the test program that no test reserves.
+const DESCRIPTORS_RESERVE: usize = 1_000;
+
+static DESCRIPTORS_OF_THE_PROGRAM: SharedResource = SharedResource::new();
 
 /// The ids of the well-behaved pair.
 pub const PAIR: [&str; 2] = ["P", "Q"];
@@ -37,24 +45,43 @@ pub struct LoadedServer {
     descriptors_empty: usize,
     /// Open descriptors with only the pair.
     pub descriptors_at_rest: usize,
+    /// The attacking clients are in this process and need descriptors.
+    _descriptors: Reserved,
 }
 
 impl LoadedServer {
     /// Starts a server with these flags. Its ping interval is long enough for a slow machine.
     pub fn start(flags: &str) -> LoadedServer {
-        LoadedServer::start_script(&format!(r#"exec "$0" --log warn --ping-interval 600 {flags}"#))
+        LoadedServer::start_script(&script(flags))
+    }
+
+    /// Starts a server with these flags for more clients than other tests have. Waits until there are descriptors for them.
+    pub fn start_for_clients(count: usize, flags: &str) -> LoadedServer {
+        LoadedServer::start_with_descriptors(count, &script(flags))
     }
 
     /// Starts a server with a shell script that ends in `exec "$0"`.
     pub fn start_script(script: &str) -> LoadedServer {
-        // The attacking clients are in this process and need descriptors.
+        LoadedServer::start_with_descriptors(DESCRIPTORS, script)
+    }
+
+    fn start_with_descriptors(count: usize, script: &str) -> LoadedServer {
         let (_, files_max) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, files_max, files_max).unwrap();
+        let descriptors = DESCRIPTORS_OF_THE_PROGRAM.reserve(count, files_max as usize - DESCRIPTORS_RESERVE);
         let (server, stderr) = run(script);
         let empty = server.descriptors();
         let pair = PAIR.map(|id| Client::open(server.address, "pair").register(id));
         let descriptors_at_rest = server.descriptors();
-        LoadedServer { server, stderr, pair, messages_sent: 0, descriptors_empty: empty, descriptors_at_rest }
+        LoadedServer {
+            server,
+            stderr,
+            pair,
+            messages_sent: 0,
+            descriptors_empty: empty,
+            descriptors_at_rest,
+            _descriptors: descriptors,
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -135,11 +162,14 @@ impl LoadedServer {
     }
 }
 
+fn script(flags: &str) -> String {
+    format!(r#"exec "$0" --log warn --ping-interval 600 {flags}"#)
+}
+
 /// Starts the load test against this server.
 pub fn start_load_generator(loaded: &LoadedServer, flags: &str) -> Child {
-    let program = Path::new(NOROSHI).with_file_name("examples/load");
     let url = format!("ws://{}/ws/load", loaded.address());
-    let mut command = Command::new(program);
+    let mut command = Command::new(example("load"));
     command.args(["--url", &url]).args(flags.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("`cargo test` builds the examples, `cargo test --test …` does not")
+    command.spawn().unwrap()
 }

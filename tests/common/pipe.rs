@@ -1,8 +1,5 @@
 //! An in-memory stream, a session on it, and WebSocket frames.
 
-#[path = "answer.rs"]
-pub mod answer;
-
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,6 +11,8 @@ use noroshi::http::{self, ListenerKind, Response};
 use noroshi::message::Message;
 use noroshi::server::admission::{Admission, Decision};
 use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
+
+use super::answer::answer;
 
 /// A WebSocket upgrade request for the room `tea`.
 pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -127,7 +126,7 @@ impl TestSession {
         let is_trusted = self.listener == ListenerKind::Main && config.is_trusted_proxy(self.address);
         let admission = if self.is_full { Admission::ServerFull } else { Admission::Allowed };
         let mut client_address = None;
-        let answer = answer::answer(head, self.listener, config, is_trusted, self.wall, |address, _| {
+        let answer = answer(head, self.listener, config, is_trusted, self.wall, |address, _| {
             client_address = address;
             admission
         });

@@ -1,8 +1,11 @@
 //! The server as a process, observed through /proc and its metrics.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -10,9 +13,34 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tungstenite::WebSocket;
 
+use super::files::project_root;
 use super::program::WAIT_TIMEOUT;
 
-pub const NOROSHI: &str = env!("CARGO_BIN_EXE_noroshi");
+/// The path of the server. Cargo builds it beside the directory of the test programs.
+pub static NOROSHI: LazyLock<&str> = LazyLock::new(|| {
+    let tests = std::env::current_exe().unwrap();
+    let server = tests.parent().and_then(Path::parent).unwrap().join("noroshi");
+    server.into_os_string().into_string().unwrap().leak()
+});
+
+/// Builds an example and returns its path. `cargo test` builds all examples first, `cargo test --test GROUP` does not.
+pub fn example(name: &str) -> PathBuf {
+    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let profile = Path::new(*NOROSHI).parent().unwrap();
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    // The variable is set by `cargo test`. A test program that is started by itself uses what is there.
+    if let Some(cargo) = std::env::var_os("CARGO").filter(|_| built.insert(name.to_owned())) {
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--example", name]).current_dir(project_root());
+        build.arg("--target-dir").arg(profile.parent().unwrap());
+        match profile.file_name().unwrap().to_str().unwrap() {
+            "debug" => {}
+            other => _ = build.args(["--profile", other]),
+        }
+        assert!(build.status().unwrap().success(), "{name} cannot be built");
+    }
+    profile.join("examples").join(name)
+}
 
 /// A server process, killed when the value is dropped.
 pub struct Running {
@@ -32,7 +60,7 @@ impl Drop for Running {
 pub fn run(script: &str) -> (Running, BufReader<ChildStderr>) {
     let script = format!("{script} -l 127.0.0.1:0 --metrics 127.0.0.1:0");
     let mut command = Command::new("sh");
-    let mut child = command.args(["-c", &script, NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.args(["-c", &script, *NOROSHI]).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut read_address = |prefix: &str, suffix: &str| loop {
         let mut line = String::new();
@@ -53,7 +81,7 @@ impl Running {
 
     pub fn request(&self, address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -100,7 +128,7 @@ impl Running {
 
     pub fn websocket(&self, path: &str) -> WebSocket<RetryOnInterrupt> {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         tungstenite::client(format!("ws://{}{path}", self.address), RetryOnInterrupt(stream)).unwrap().0
     }
 

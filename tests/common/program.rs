@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-/// Time after which waiting fails the test. It is long because two cores may run four browsers.
-pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time after which waiting fails the test. It is long because two cores may run four browsers and other programs.
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns whether a program is installed. Tests that need it are skipped otherwise, except in CI, where they fail.
 pub fn is_installed(program: &str) -> bool {
@@ -52,12 +52,10 @@ pub fn free_port() -> u16 {
 /// Installs an npm package into a new directory, which the caller removes. `None` without npm.
 pub fn npm(package: &str) -> Option<PathBuf> {
     let npm = find("npm")?;
-    let home = std::env::temp_dir().join(format!(
-        "noroshi-npm-{}-{}",
-        package.replace('/', "-"),
-        std::process::id()
-    ));
-    std::fs::create_dir_all(&home).unwrap();
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let home = std::env::temp_dir().join(format!("noroshi-npm-{}-{count}", std::process::id()));
+    std::fs::create_dir(&home).unwrap();
     let install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", package];
     assert!(Command::new(npm).args(install).current_dir(&home).status().unwrap().success());
     Some(home)

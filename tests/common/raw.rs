@@ -6,6 +6,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use noroshi::config::{Config, ListenAddress};
 use noroshi::http::ListenerKind;
 use noroshi::server::Server;
@@ -66,6 +68,8 @@ impl Raw {
         if let Some(bytes) = receive_buffer {
             socket.set_recv_buffer_size(bytes).unwrap();
         }
+        // Otherwise the socket has its port, one of 28,000, for itself.
+        setsockopt(&socket, IpBindAddressNoPort, &true).unwrap();
         socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
         socket.connect(&to.into()).unwrap();
         socket.set_nonblocking(true).unwrap();

@@ -1,11 +1,11 @@
 //! The documents and the configuration files of the project.
 
-use std::path::Path;
+use super::files::project_root;
 
 /// Reads a file of the project, by its path from the root.
 #[track_caller]
 pub fn read(path: &str) -> String {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let file = project_root().join(path);
     std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 

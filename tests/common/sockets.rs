@@ -21,7 +21,7 @@ use super::memory::remaining_state;
 use super::transcript::{Received, SECRET, Transport};
 
 /// Real time after which waiting fails the test.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Net {
     pub server: Server,

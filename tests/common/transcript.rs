@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::Path;
 use std::time::Duration;
 
 use noroshi::config::{Command, Config};
@@ -10,6 +9,8 @@ use noroshi::http::token::{Claims, Secrets};
 use noroshi::protocol::Descriptor;
 use noroshi::protocols;
 use serde_json::Value;
+
+use super::files::project_root;
 
 /// The secret that signs the tokens of a transcript.
 pub const SECRET: &[u8] = b"nobody signs with this but the tests";
@@ -58,7 +59,7 @@ pub struct Transcript {
 /// Returns all transcripts, ordered by name.
 pub fn all() -> Vec<Transcript> {
     let mut found = Vec::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
+    let root = project_root().join("tests/transcripts");
     for folder in root.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
         for file in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
             let name = file.strip_prefix(&root).unwrap().display().to_string();

@@ -5,20 +5,18 @@
 mod ayame_model;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod context;
-#[path = "../common/input.rs"]
-mod input;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod world;
 
 use std::time::Duration;
 
 use ayame_model::Model;
-use input::Input;
 use noroshi::config::Config;
 use noroshi::http::query::Query;
 use noroshi::http::token::{Claims, Secrets};
 use noroshi::protocol::Target;
 use noroshi::protocols::ayame::DESCRIPTOR;
+use noroshi_test_support::input::Input;
 use world::{Bytes, STEPS_MAX, World};
 
 #[cfg(not(test))]

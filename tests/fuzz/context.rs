@@ -9,8 +9,7 @@ use std::time::Duration;
 use noroshi::http::token::Claims;
 use noroshi::protocol::{Close, Conn, Target};
 use noroshi::rate_limit::Verdict;
-
-use super::input::Input;
+use noroshi_test_support::input::Input;
 
 /// An effect, reduced to what is compared.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,8 +3,6 @@
 
 #![cfg_attr(not(test), no_main)]
 
-#[path = "../common/answer.rs"]
-mod answer;
 mod client_address;
 
 use std::net::IpAddr;
@@ -14,6 +12,7 @@ use noroshi::config::Config;
 use noroshi::http::ListenerKind;
 use noroshi::http::address::Network;
 use noroshi::server::admission::{Admission, Decision};
+use noroshi_test_support::answer::answer;
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -54,7 +53,7 @@ pub fn check(data: &[u8]) {
     head.extend_from_slice(b"\r\n");
 
     let mut counted_address: Option<Option<IpAddr>> = None;
-    let answer = answer::answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
+    let answer = answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
         counted_address = Some(address);
         Admission::Allowed
     });

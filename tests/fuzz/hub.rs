@@ -4,8 +4,6 @@
 
 mod context;
 mod hub_model;
-#[path = "../common/input.rs"]
-mod input;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod world;
 
@@ -13,12 +11,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hub_model::Model;
-use input::Input;
 use noroshi::config::{CLAIMANTS_MAX, Config};
 use noroshi::http::query::Query;
 use noroshi::http::token::Claims;
 use noroshi::protocol::{Conn, Target};
 use noroshi::protocols::noroshi::DESCRIPTOR;
+use noroshi_test_support::input::Input;
 use serde_json::Value;
 use world::{Bytes, STEPS_MAX, Step, World};
 

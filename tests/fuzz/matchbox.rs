@@ -4,20 +4,18 @@
 
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod context;
-#[path = "../common/input.rs"]
-mod input;
 mod matchbox_model;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod world;
 
 use std::time::Duration;
 
-use input::Input;
 use matchbox_model::Model;
 use noroshi::config::Config;
 use noroshi::http::query::Query;
 use noroshi::protocol::{Conn, Target};
 use noroshi::protocols::matchbox::DESCRIPTOR;
+use noroshi_test_support::input::Input;
 use world::{Bytes, STEPS_MAX, Step, World};
 
 #[cfg(not(test))]

@@ -2,7 +2,7 @@
 
 use noroshi::session::CloseReason;
 
-use super::pipe::{REQUEST, TEXT};
+use noroshi_test_support::pipe::{REQUEST, TEXT};
 
 pub const MESSAGE_BYTES_MAX: usize = 2048;
 pub const BINARY: u8 = 0x82;

@@ -2,10 +2,6 @@
 
 #![cfg_attr(not(test), no_main)]
 
-#[allow(dead_code, reason = "the tests use the rest")]
-#[path = "../common/pipe.rs"]
-mod pipe;
-
 mod client_address;
 
 use std::net::IpAddr;
@@ -15,8 +11,8 @@ use noroshi::http::address::Network;
 use noroshi::http::origin::AllowedOrigin;
 use noroshi::http::{self, ListenerKind};
 use noroshi::server::admission::{Admission, Decision};
-use pipe::answer::answer;
-use pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
+use noroshi_test_support::answer::answer;
+use noroshi_test_support::pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));

@@ -3,9 +3,6 @@
 
 #![cfg_attr(not(test), no_main)]
 
-#[allow(dead_code, reason = "the tests use the rest")]
-#[path = "../common/pipe.rs"]
-mod pipe;
 mod reading;
 
 use std::time::Duration;
@@ -18,8 +15,8 @@ use noroshi::http::ListenerKind;
 use noroshi::message::Message;
 use noroshi::server::admission::{Admission, Decision};
 use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
-use pipe::answer::answer;
-use pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
+use noroshi_test_support::answer::answer;
+use noroshi_test_support::pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
 use reading::{BINARY, MESSAGE_BYTES_MAX, Reading};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 

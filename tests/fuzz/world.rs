@@ -10,9 +10,9 @@ use noroshi::http::token::Claims;
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{Close, Conn, Descriptor, Member, Outbox, Target, Times};
 use noroshi::protocols::Dispatcher;
+use noroshi_test_support::input::Input;
 
 use super::context::{self, Output, Rules};
-use super::input::Input;
 
 /// Input that is read byte by byte.
 pub struct Bytes<'a>(pub &'a [u8]);

@@ -11,7 +11,7 @@ use noroshi::http::ListenerKind;
 use noroshi::http::address::Network;
 use tungstenite::Message;
 
-use super::{receive_json, with};
+use super::sockets::{receive_json, with};
 use crate::common::pipe::REQUEST;
 use crate::common::transcript::Transport;
 

@@ -1,6 +1,12 @@
 //! Graceful shutdown: existing rooms are served for a while and then closed one after another.
 
-use super::*;
+use std::time::Duration;
+
+use noroshi::http::ListenerKind;
+use tungstenite::Message;
+
+use super::sockets::with;
+use crate::common::transcript::{Received, Transport};
 
 const DRAIN: Duration = Duration::from_secs(60);
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use noroshi::http::ListenerKind;
 use tungstenite::Message;
 
-use super::net;
+use super::sockets::net;
 use crate::common::pipe::REQUEST;
 use crate::common::sockets::Net;
 use crate::common::transcript::Transport;
@@ -105,14 +105,14 @@ fn idle_server_does_not_wake_up() {
     let mut net = net();
     net.open("A", "");
     net.send("A", Message::text(r#"{"type":"leave","id":"A"}"#));
-    let iterations = |net: &mut Net| metrics(net)["noroshi_loop_turn_seconds_count"];
-    let before = iterations(&mut net);
     let began = std::time::Instant::now();
+    let mut iterations = 0;
     while began.elapsed() < Duration::from_secs(2) {
         net.server.poll_once(Some(Duration::from_secs(2).saturating_sub(began.elapsed()))).unwrap();
+        iterations += 1;
     }
-    // Two sweeps, the end of the wait, and the requests for the metrics.
-    assert!(iterations(&mut net) - before < 15.0);
+    // Two sweeps and the end of the wait. The timer of the kernel may be a little early.
+    assert!(iterations < 10, "{iterations} iterations");
     net.finish();
 }
 

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::time::Duration;
 
-use noroshi::config::{Command, Endpoint};
+use noroshi::config::{Command, Config, Endpoint};
+use noroshi::http::ListenerKind;
 use noroshi::http::origin::AllowedOrigin;
 use noroshi::http::query::Query;
 use noroshi::http::token::{Claims, Secrets};
@@ -15,9 +17,12 @@ use noroshi::protocol::{
 };
 use noroshi::protocols::{self, noroshi as own_protocol};
 use serde_json::json;
+use tungstenite::Message;
 
-use super::*;
-use crate::common::transcript::SECRET;
+use super::metrics::metrics;
+use super::rooms;
+use crate::common::sockets::Net;
+use crate::common::transcript::{Received, SECRET, Transport};
 
 /// Rooms that a connection enters by messages: it is in several at a time.
 static TOY: Descriptor = Descriptor {

@@ -1,12 +1,18 @@
 //! The listing of rooms at `/rooms`.
 
 use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use noroshi::config::ROOMS_BYTES_MAX;
+use noroshi::http::ListenerKind;
 use noroshi::protocols::{ayame, matchbox};
 use serde_json::{Value, json};
+use tungstenite::Message;
 
-use super::*;
+use super::metrics::metrics;
+use super::sockets::{net, receive_json, with};
+use crate::common::sockets::Net;
+use crate::common::transcript::Transport;
 
 pub fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
     let answer =

@@ -1,11 +1,14 @@
 //! Request heads and the responses to them.
 
-use std::hash::RandomState;
+#[path = "../../../tests/common/answer.rs"]
+mod answer;
+
+use answer::answer;
 
 use super::*;
 use crate::http::address::Network;
+use crate::http::head_end;
 use crate::http::origin::AllowedOrigin;
-use crate::http::{NO_HEADERS, head_end};
 use crate::protocols;
 use crate::web::{LIBRARY, PAGE};
 
@@ -23,21 +26,7 @@ fn respond(
     is_trusted: bool,
     admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
 ) -> Decision {
-    let mut headers = NO_HEADERS;
-    let request = match Request::parse(head, &mut headers) {
-        Ok(request) => request,
-        Err(response) => return Decision::Respond(response),
-    };
-    let dispatcher = Dispatcher::new(protocols::ALL, config, &RandomState::new());
-    let policy = Policy { listener, config, dispatcher: &dispatcher, unix_time: Duration::ZERO };
-    let mut address = None;
-    if is_trusted {
-        match policy.reported_address(&request) {
-            Ok(reported) => address = reported,
-            Err(response) => return Decision::Respond(response),
-        }
-    }
-    policy.decide(&request, |target| admission(address, target))
+    answer(head, listener, config, is_trusted, Duration::ZERO, admission)
 }
 
 /// Returns a configuration that serves a protocol at its default path.

@@ -1,0 +1,12 @@
+//! Protocols, sessions and tokens in memory, the fuzz corpus, and the architecture. Nothing has to be installed.
+
+mod architecture;
+mod fuzz_corpus;
+mod noroshi;
+mod other_protocols;
+mod session;
+mod simulation;
+mod tokens;
+mod transcripts;
+
+use noroshi_test_support as common;
