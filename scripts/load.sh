@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the standard load tests against this server and prints the table of the README.
+# Runs the standard load tests against this server and prints the table of scripts/README.md.
 # It needs two cores: one for the server, one for the load generator.
 set -euo pipefail
 cd "$(dirname "$0")/.."

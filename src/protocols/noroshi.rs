@@ -21,7 +21,7 @@
 //! - In a room of n peers, an input costs O(log n), not counting the messages that it sends.
 //! - Hash tables are never iterated, so that equal inputs have equal effects.
 //!
-//! The README specifies the protocol; modules refer to its sections.
+//! `PROTOCOL.md` specifies the protocol; modules refer to its sections.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::program::npm;
-use crate::common::readme::README;
+use crate::common::readme::read;
 
 /// Returns tsc's output for a module beside the library.
 fn assert_accessible(home: &Path, file: &str, text: &str) -> String {
@@ -17,17 +17,20 @@ fn assert_accessible(home: &Path, file: &str, text: &str) -> String {
 }
 
 #[test]
-fn examples_of_the_readme_pass_the_type_check_and_wrong_calls_fail() {
+fn examples_of_the_documentation_pass_the_type_check_and_wrong_calls_fail() {
     let Some(home) = npm("typescript") else { return };
     std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/web/noroshi.js"), home.join("noroshi.js"))
         .unwrap();
-    let examples: Vec<String> = README
+    let text = read("README.md") + &read("src/web/README.md");
+    // The example of the README is a script in a page.
+    let text = text.replace("```html\n<script type=\"module\">\n", "```js\n").replace("</script>\n", "");
+    let examples: Vec<String> = text
         .split("```js\n")
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap().replace("http://localhost:8080/", "./"))
         .filter(|example| example.contains("./noroshi.js"))
         .collect();
-    assert_eq!(examples.len(), 2);
+    assert_eq!(examples.len(), 3);
     for example in &examples {
         for file in ["example.mjs", "example.mts"] {
             assert_eq!(assert_accessible(&home, file, example), "", "{example}");

@@ -6,7 +6,7 @@ use std::thread::spawn;
 use std::time::Duration;
 
 use super::program::{Program, free_port};
-use super::readme::block;
+use super::readme::configuration;
 use super::tls;
 
 pub const TURNSERVER: &str = "/usr/bin/turnserver";
@@ -57,7 +57,7 @@ pub fn stun() -> SocketAddr {
     address
 }
 
-/// Starts coturn with the README's configuration and this secret. Returns its port.
+/// Starts coturn with `scripts/deploy/turnserver.conf` and this secret. Returns its port.
 pub fn coturn(secret: &str) -> (Program, u16) {
     coturn_with(secret, "--no-tls", "(none)")
 }
@@ -79,7 +79,7 @@ pub fn coturn_with(secret: &str, flags: &str, omitted_prefix: &str) -> (Program,
         if flags.contains("--cert") {
             tls::certificate(home);
         }
-        let lines = block("use-auth-secret").replace("SECRET", secret);
+        let lines = configuration("turnserver.conf").replace("SECRET", secret);
         let lines: String =
             lines.split_inclusive('\n').filter(|line| !line.starts_with(omitted_prefix)).collect();
         std::fs::write(home.join("turnserver.conf"), lines).unwrap();

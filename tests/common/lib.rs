@@ -1,5 +1,5 @@
 //! Shared test support: transcripts, protocols and sessions in memory, servers on sockets or as a process, browsers,
-//! TLS, the README and the project's files.
+//! TLS, and the project's documents, configuration files and sources.
 
 pub mod answer;
 pub mod auxiliary_servers;

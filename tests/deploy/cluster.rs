@@ -1,4 +1,4 @@
-//! Three nodes behind HAProxy with the README's configuration. Peers of a room reach the same node, also when nodes
+//! Three nodes behind HAProxy with `scripts/deploy/haproxy-cluster.cfg`. Peers of a room reach the same node, also when nodes
 //! stop and return.
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::process::{Running, eventually, run};
 use crate::common::program::{Program, free_port, is_installed};
-use crate::common::readme::block;
+use crate::common::readme::configuration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tungstenite::{Error, Message, WebSocket};
@@ -40,7 +40,7 @@ impl Cluster {
         let peers = free_port();
         let nodes = ports.map(|port| Some(node(port)));
         let balancer = Program::start_after(HAPROXY, "-W -f haproxy.cfg", |home| {
-            let mut text = block("balance uri path-only");
+            let mut text = configuration("haproxy-cluster.cfg");
             for (from, to) in [
                 (":8080\n", format!("127.0.0.1:{port}\n")),
                 ("127.0.0.1:10000", format!("127.0.0.1:{peers}")),

@@ -12,11 +12,8 @@ use std::time::Instant;
 use crate::common::files::Folder;
 use crate::common::process::{eventually, run};
 use crate::common::program::{find, free_port};
-use crate::common::readme::block;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use noroshi::config::Config;
-use noroshi::protocols;
 
 const X86_64: &str = "x86_64-unknown-linux-musl";
 const AARCH64: &str = "aarch64-unknown-linux-musl";
@@ -71,7 +68,7 @@ fn is_root() -> bool {
 #[test]
 fn static_binary_needs_no_other_file() {
     let Some(dist) = dist() else { return };
-    let image = include_str!("../../scripts/Dockerfile");
+    let image = include_str!("../../scripts/deploy/Dockerfile");
     let user = image.lines().find_map(|line| line.strip_prefix("USER ")).unwrap();
     assert!(
         image.contains("\nENTRYPOINT [\"/noroshi\"]") && image.contains("CMD [\"/noroshi\", \"health\"]")
@@ -118,23 +115,10 @@ fn image_is_built_and_serves() {
         assert!(output.status.success(), "{arguments:?}: {}", failure(&output));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    let binary = Path::new(&package(dist, X86_64)).file_name().unwrap().to_str().unwrap().to_owned();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let file = root.join("scripts/Dockerfile").display().to_string();
-    let argument = format!("BINARY={binary}");
+    let file = root.join("scripts/deploy/Dockerfile").display().to_string();
     let context = dist.display().to_string();
-    done(&[
-        "bud",
-        "--format=docker",
-        "--isolation=chroot",
-        "-f",
-        &file,
-        "--build-arg",
-        &argument,
-        "-t",
-        "it",
-        &context,
-    ]);
+    done(&["bud", "--format=docker", "--isolation=chroot", "-f", &file, "-t", "it", &context]);
     let config = "--format={{.Docker.Config.User}} {{.Docker.Config.Healthcheck.Test}}";
     assert_eq!(done(&["inspect", "--type=image", config, "it"]), "65534 [CMD /noroshi health]");
     let container = done(&["from", "it"]);
@@ -209,22 +193,7 @@ fn debian_package_is_installed_and_removed() {
     let version = Command::new(&program).arg("--version").output().unwrap();
     assert_eq!(version.stdout, format!("noroshi {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
     let unit = std::fs::read_to_string(root.join("usr/lib/systemd/system/noroshi.service")).unwrap();
-    assert_eq!(unit, include_str!("../../scripts/noroshi.service"));
+    assert_eq!(unit, include_str!("../../scripts/deploy/noroshi.service"));
     dpkg(&["-P", "noroshi"]);
     assert!(!program.exists() && !root.join("usr/lib/systemd/system/noroshi.service").exists());
-}
-
-#[test]
-fn packaged_unit_is_that_of_the_readme() {
-    assert_eq!(block("[Service]").trim_end(), include_str!("../../scripts/noroshi.service").trim_end());
-}
-
-#[test]
-fn manual_page_has_the_flags_of_the_help() {
-    let help = Config::help(&protocols::endpoints(protocols::ALL));
-    let flags = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
-    let flags = flags.map(|line| line.split("  ").next().unwrap().replace('-', "\\-"));
-    let manual = include_str!("../../scripts/noroshi.8").lines();
-    let documented = manual.filter_map(|line| line.strip_prefix(".B ")).filter(|it| it.starts_with("\\-"));
-    assert_eq!(documented.collect::<Vec<_>>(), flags.collect::<Vec<_>>());
 }

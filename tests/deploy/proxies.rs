@@ -1,4 +1,4 @@
-//! The README's proxy configurations, over TLS.
+//! The proxy configurations of `scripts/deploy`, over TLS.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -6,35 +6,34 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
 
+use crate::common::auxiliary_servers::{TURNSERVER, coturn};
 use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::client::Client;
 use crate::common::files::Folder;
-use crate::common::process::{Running, eventually, run};
+use crate::common::process::{NOROSHI, Running, eventually, run};
 use crate::common::program::{Program, free_port, is_installed};
-use crate::common::readme::{README, block};
+use crate::common::readme::{configuration, deploy_file};
 use crate::common::tls::{self, HOST, OPENSSL};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// Replaces the README's `60s`, together with the ping interval: `--ping-interval 2` pings after 3 s at the latest.
+/// Replaces `60s` in the configurations, together with the ping interval: `--ping-interval 2` pings after 3 s at the latest.
 const TIMEOUT: Duration = Duration::from_secs(6);
 
-/// A proxy and the additions that its README block needs in a test.
+/// A proxy and the additions that its configuration needs in a test.
 struct Kind {
     program: &'static str,
-    /// A line that identifies the README block.
-    line: &'static str,
     /// Replacements for tests, in which the proxy listens on `PORT` and has its files in `HOME`.
     changes: &'static [(&'static str, &'static str)],
-    /// Text before and after the block.
+    /// Text before and after the configuration.
     around: [&'static str; 2],
-    /// The name of the configuration file.
+    /// The name of the configuration file, in `scripts/deploy` and in a test.
     file: &'static str,
     arguments: &'static str,
-    /// The README's replacement for a host that serves other pages, too.
+    /// The replacement for a host that serves other pages, too, from a comment of the file.
     own_pages: (&'static str, &'static [&'static str]),
-    /// The README's address for a server on a Unix socket.
+    /// The address of a server on a Unix socket, from a comment of the file.
     local: &'static str,
     /// Makes the running proxy reload its configuration.
     reload: fn(&Program),
@@ -46,7 +45,6 @@ struct Kind {
 
 const NGINX: Kind = Kind {
     program: "/usr/sbin/nginx",
-    line: "proxy_http_version 1.1;",
     changes: &[
         ("listen 443 ssl;", "listen 127.0.0.1:PORT ssl;"),
         ("    listen [::]:443 ssl;\n", ""),
@@ -69,7 +67,6 @@ const NGINX: Kind = Kind {
 
 const CADDY: Kind = Kind {
     program: "/usr/bin/caddy",
-    line: "reverse_proxy 127.0.0.1:8080",
     changes: &[(
         "example.com {\n",
         "example.com:PORT {\n    bind 127.0.0.1\n    tls HOME/fullchain.pem HOME/privkey.pem\n",
@@ -95,7 +92,6 @@ const CADDY: Kind = Kind {
 
 const HAPROXY: Kind = Kind {
     program: "/usr/sbin/haproxy",
-    line: "timeout tunnel 60s",
     changes: &[(":::443 v4v6", "127.0.0.1:PORT"), ("/etc/haproxy", "HOME")],
     around: ["", ""],
     file: "haproxy.cfg",
@@ -128,7 +124,7 @@ impl Proxy {
         let port = free_port();
         let program = Program::start_after(kind.program, kind.arguments, |home| {
             tls::certificate(home);
-            let mut text = kind.around.join(&block(kind.line));
+            let mut text = kind.around.join(&configuration(kind.file));
             let mut change = |from: &str, to: &str| {
                 assert!(text.contains(from), "{from}");
                 text = text.replace(from, to);
@@ -228,7 +224,7 @@ fn can_run(kind: &Kind) -> bool {
     [OPENSSL, kind.program].iter().all(|program| is_installed(program))
 }
 
-/// Tests the page, the library and WebSockets through the proxy with the README's configuration.
+/// Tests the page, the library and WebSockets through the proxy.
 fn test_forwarding(kind: &'static Kind) {
     if !can_run(kind) {
         return;
@@ -277,7 +273,10 @@ fn test_forwarding_beside_pages(kind: &'static Kind) {
         return;
     }
     let (from, to) = kind.own_pages;
-    assert!(to.iter().all(|line| README.contains(&format!("`{line}`"))));
+    let file = deploy_file(kind.file);
+    let documented: Vec<&str> =
+        file.lines().filter_map(|line| line.strip_prefix('#')).map(str::trim).collect();
+    assert!(to.iter().all(|line| documented.contains(line)), "{to:?}");
     let mut changes = vec![(from, to.join("\n"))];
     if kind.cuts {
         changes.push(("60s", format!("{}s", TIMEOUT.as_secs())));
@@ -338,7 +337,7 @@ fn proxies_connect_to_a_unix_socket() {
         if !can_run(kind) {
             continue;
         }
-        assert!(README.contains(&format!("`{}`", kind.local)), "{}", kind.local);
+        assert!(deploy_file(kind.file).contains(kind.local), "{}", kind.local);
         let folder = Folder::new("proxied");
         let socket = folder.0.join("socket").display().to_string();
         // nginx's workers run as another user.
@@ -392,7 +391,43 @@ fn browsers_connect_behind_each_proxy() {
     two.into_iter().for_each(Chromium::kill);
 }
 
-/// Without these lines of the README nginx sends its own `Host`, HTTP/1.0 (before 1.29.7), and no `Upgrade`.
+/// One host with nginx, coturn, and the flags of the drop-in for systemd: the check page finds no fault.
+#[test]
+fn deployment_with_nginx_turn_and_tokens_passes_the_check() {
+    let Some(_browsers) = reserve_browsers(1, &[CHROMIUM, TURNSERVER, NGINX.program, OPENSSL]) else {
+        return;
+    };
+    let folder = Folder::new("credentials");
+    fs::write(folder.0.join("turn"), "open-sesame\n").unwrap();
+    fs::write(folder.0.join("token"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let (_coturn, port) = coturn("open-sesame");
+    let drop_in = deploy_file("noroshi-turn-tokens.conf").replace("\\\n", " ");
+    let flags = drop_in.lines().find_map(|line| line.strip_prefix("ExecStart=noroshi ")).unwrap();
+    let flags = flags
+        .replace("--listen 127.0.0.1:8080", "")
+        .replace("--metrics 127.0.0.1:8081", "")
+        .replace("${CREDENTIALS_DIRECTORY}", folder.0.to_str().unwrap())
+        .replace(":example.com", &format!(":127.0.0.1:{port}"));
+    let (server, _log) = run(&format!(r#"exec "$0" {flags}"#));
+    let proxy = Proxy::start(&NGINX, server.address, &[]);
+
+    let mut token = std::process::Command::new(*NOROSHI);
+    let token = token.args(["token", "--ttl", "1h", "--secret-file"]).arg(folder.0.join("token")).output();
+    let token = String::from_utf8(token.unwrap().stdout).unwrap();
+    let [mut browser] = Chromium::start();
+    browser.ignore_certificate_errors();
+    browser.open(&format!("https://{}/check?idle=1#token={}", proxy.host(), token.trim()));
+    browser.wait_until("!['', 'waiting'].includes(document.querySelector('#status')?.dataset.state ?? '')");
+    for line in ["websocket", "rooms", "relay"] {
+        let state = browser.eval(&format!("document.getElementById('{line}').dataset.state"));
+        assert_eq!(state, "ok", "{line}: {}", browser.eval("document.querySelector('#report').value"));
+    }
+    let failed = browser.eval("document.querySelectorAll('#lines > li[data-state=failed]').length");
+    assert_eq!(failed, 0, "{}", browser.eval("document.querySelector('#report').value"));
+    browser.kill();
+}
+
+/// Without these lines of the configuration nginx sends its own `Host`, HTTP/1.0 (before 1.29.7), and no `Upgrade`.
 #[test]
 fn log_explains_upgrades_through_an_unconfigured_nginx() {
     if !can_run(&NGINX) {

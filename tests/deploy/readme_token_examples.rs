@@ -1,20 +1,21 @@
-//! Runs the README's examples that create tokens, and verifies the tokens.
+//! Runs the programs of `scripts/deploy` that create tokens, and verifies the tokens.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::common::files::Folder;
 use crate::common::program::find;
+use crate::common::readme::deploy_file;
 use noroshi::http::token::Secrets;
 
-const README: &str = include_str!("../../README.md");
 const SECRET: &str = "nobody shall guess this one, long as it is";
 
-/// Returns the README's example in this language.
-fn example(language: &str) -> &'static str {
-    let mut blocks = README.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
-    let (_, example) = blocks.find(|(info, code)| *info == language && code.contains("alice")).unwrap();
-    example
+/// Copies a program into a directory with its packages. Returns the path of the copy.
+fn copy(name: &str, home: &Folder) -> PathBuf {
+    let path = home.0.join(name);
+    std::fs::write(&path, deploy_file(name)).unwrap();
+    path
 }
 
 #[track_caller]
@@ -38,34 +39,32 @@ fn is_believed(token: &str) {
 }
 
 #[test]
-fn node_example_creates_a_valid_token() {
+fn node_program_creates_a_valid_token() {
     let Some((node, npm)) = find("node").zip(find("npm")) else { return };
     let home = Folder::new("node");
-    let script = format!("{}\nconsole.log(token)", example("js"));
     output(
         Command::new(npm)
             .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", "jsonwebtoken"])
             .current_dir(&home.0),
     );
-    is_believed(&output(Command::new(node).args(["-e", &script]).current_dir(&home.0)));
+    is_believed(&output(Command::new(node).arg(copy("create_token.mjs", &home))));
 }
 
 #[test]
-fn python_example_creates_a_valid_token() {
+fn python_program_creates_a_valid_token() {
     let Some(python) = find("python3") else { return };
     let home = Folder::new("python");
-    let script = format!("{}\nprint(token)", example("python"));
     let pip =
         ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", "packages", "PyJWT"];
     output(Command::new(&python).args(pip).current_dir(&home.0));
     is_believed(&output(
-        Command::new(&python).args(["-c", &script]).env("PYTHONPATH", home.0.join("packages")),
+        Command::new(&python).arg(copy("create_token.py", &home)).env("PYTHONPATH", home.0.join("packages")),
     ));
 }
 
 #[test]
-fn php_example_creates_a_valid_token() {
+fn php_program_creates_a_valid_token() {
     let Some(php) = find("php") else { return };
-    let script = format!("{}\necho $token;", example("php"));
-    is_believed(&output(Command::new(php).args(["-r", &script])));
+    let home = Folder::new("php");
+    is_believed(&output(Command::new(php).arg(copy("create_token.php", &home))));
 }

@@ -1,4 +1,4 @@
-//! Notifications to systemd, socket activation, and the README's units.
+//! Notifications to systemd, socket activation, and the units of `scripts/deploy`.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -8,8 +8,10 @@ use crate::common::client::Client;
 use crate::common::files::Folder;
 use crate::common::process::{NOROSHI, run};
 use crate::common::program::{Program, free_port, is_installed};
-use crate::common::readme::block;
+use crate::common::readme::deploy_file;
 use nix::sys::signal::Signal;
+use noroshi::config::{Command as Parsed, Config};
+use noroshi::protocols;
 
 const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
 const ANALYZE: &str = "/usr/bin/systemd-analyze";
@@ -143,7 +145,7 @@ fn socket_unit_with_accept_yes_is_rejected_at_start() {
 }
 
 #[test]
-fn units_of_the_readme_are_valid_and_hardened() {
+fn units_are_valid_and_hardened() {
     if !is_installed(ANALYZE) {
         return;
     }
@@ -151,10 +153,18 @@ fn units_of_the_readme_are_valid_and_hardened() {
     let service = home.join("noroshi.service");
     std::fs::write(
         &service,
-        block("[Service]").replace("ExecStart=noroshi", &format!("ExecStart={}", *NOROSHI)),
+        deploy_file("noroshi.service").replace("ExecStart=noroshi", &format!("ExecStart={}", *NOROSHI)),
     )
     .unwrap();
-    std::fs::write(home.join("noroshi.socket"), block("[Socket]")).unwrap();
+    std::fs::write(home.join("noroshi.socket"), deploy_file("noroshi.socket")).unwrap();
+    let drop_ins = home.join("noroshi.service.d");
+    std::fs::create_dir(&drop_ins).unwrap();
+    let drop_in = deploy_file("noroshi-turn-tokens.conf");
+    std::fs::write(
+        drop_ins.join("turn-tokens.conf"),
+        drop_in.replace("ExecStart=noroshi", &format!("ExecStart={}", *NOROSHI)),
+    )
+    .unwrap();
     let analyze = |arguments: &[&str], files: &[&str]| {
         let mut command = Command::new(ANALYZE);
         command.args(arguments).args(files.iter().map(|file| home.join(file)));
@@ -164,10 +174,22 @@ fn units_of_the_readme_are_valid_and_hardened() {
     };
     let (is_successful, output) = analyze(&["verify"], &["noroshi.service", "noroshi.socket"]);
     assert!(is_successful && output.is_empty(), "{output}");
-    assert!(block("[Service]").lines().any(|line| line.starts_with("TimeoutStopSec=")));
+    let unit = deploy_file("noroshi.service");
+    assert!(unit.lines().any(|line| line.starts_with("TimeoutStopSec=")));
     // Every exit code except 0 restarts the service, including that of a panic.
-    assert!(block("[Service]").lines().any(|line| line == "Restart=on-failure"));
+    assert!(unit.lines().any(|line| line == "Restart=on-failure"));
     let (is_successful, output) =
         analyze(&["security", "--offline=true", "--threshold=15"], &["noroshi.service"]);
     assert!(is_successful, "{output}");
+}
+
+#[test]
+fn flags_of_units_are_valid() {
+    for unit in ["noroshi.service", "noroshi-turn-tokens.conf"] {
+        let text = deploy_file(unit).replace("\\\n", " ");
+        let command = text.lines().find_map(|line| line.strip_prefix("ExecStart=noroshi ")).unwrap();
+        let parsed =
+            Config::parse(&protocols::endpoints(protocols::ALL), command.split_whitespace().map(Into::into));
+        assert!(matches!(parsed, Ok(Parsed::Run(_))), "{unit}: {parsed:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! A naive model of Ayame's protocol, written from the README.
+//! A naive model of Ayame's protocol, written from `src/protocols/README.md`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -87,7 +87,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Asserts the ranges of the README's table.
+/// Asserts the ranges of the table of flags in `scripts/deploy/README.md`.
 fn check_config(config: &Config) {
     assert!((1..=1_000_000).contains(&config.connections_max));
     assert!(config.connections_per_ip_max <= 1_000_000);

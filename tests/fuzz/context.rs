@@ -1,6 +1,7 @@
 //! The common part of the models: rate limit, probes, queues and output.
 //!
-//! It is written from the README, for clarity rather than speed: lists instead of tables, credits counted one by one.
+//! It is written from `scripts/deploy/README.md`, for clarity rather than speed: lists instead of tables, credits counted
+//! one by one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A naive model of noroshi's protocol, written from the README: lists instead of tables and counters.
+//! A naive model of noroshi's protocol, written from `PROTOCOL.md`: lists instead of tables and counters.
 
 mod costs;
 mod rooms;

@@ -1,8 +1,8 @@
 //! Rate limit costs: the credits that a message costs beyond its size.
 //!
 //! The dispatcher charges each message by its size. Some messages make the server send notices to many peers,
-//! or a long reply; their sender is charged for these too, before any state changes. Section "Limits" of the
-//! README has the rates.
+//! or a long reply; their sender is charged for these too, before any state changes.
+//! Section "Rate limit" of `scripts/deploy/README.md` has the rates.
 
 use super::ids::IdCheck;
 use super::peer::Flow;

@@ -1,8 +1,7 @@
 //! The messages of the protocol: what clients send ([`Request`]) and what the server sends ([`Reply`]).
 //!
 //! A request borrows from the received text. `sdp` and `candidate` keep the JSON text that the sender wrote;
-//! they are checked for syntax and never interpreted. Section "The protocol" of the README is the
-//! specification.
+//! they are checked for syntax and never interpreted. `PROTOCOL.md` is the specification.
 
 use std::borrow::Cow;
 

@@ -8,8 +8,7 @@
 //! Several peers can hold the same offer. An offer that a peer holds is outdated once it was answered or
 //! replaced.
 //!
-//! This is the flow of the article; section "For those who know the article" of the README lists the
-//! differences.
+//! This is the flow of the original program; the last section of `PROTOCOL.md` lists the differences.
 
 use std::mem;
 
