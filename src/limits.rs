@@ -57,8 +57,8 @@ pub const READ_BYTES_MAX: usize = 16 * KIB;
 pub const CODEC_BYTES: usize = KIB;
 
 /// Buffers in the pool for sessions: about as many as a busy server uses in one iteration.
-pub const SPARE_BUFFERS_MAX: usize = 64;
-/// Capacity above which a buffer is not returned to the pool: an SDP with video fits.
+pub const SPARE_BUFFERS_MAX: usize = 128;
+/// Capacity above which the buffers of a session are not returned to the pool: an SDP with video fits.
 pub const SPARE_BYTES_MAX: usize = 8 * KIB;
 
 /// Bytes of the name in `--client-ip-header`, which is logged: three times the longest name that proxies use.

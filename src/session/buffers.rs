@@ -78,7 +78,7 @@ impl Buffers {
         self.inbound.drop_codec();
         shared.budget.change(self.charged_bytes, 0);
         self.charged_bytes = 0;
-        let capacity = self.inbound.capacity().max(self.queue.capacity());
+        let capacity = self.inbound.capacity() + self.queue.capacity();
         if capacity <= SPARE_BYTES_MAX && shared.pool.len() < SPARE_BUFFERS_MAX {
             shared.pool.push(self);
         }

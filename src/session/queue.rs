@@ -304,7 +304,9 @@ impl Queue {
     pub fn write(&mut self, stream: &mut impl Write, queue_max: usize, now: Duration) -> io::Result<Written> {
         let mut written = Written::default();
         loop {
-            self.push_pong(queue_max, now);
+            if self.unanswered_ping.is_some() {
+                self.push_pong(queue_max, now);
+            }
             if self.is_empty() {
                 self.is_blocked = false;
                 return Ok(written);

@@ -52,8 +52,8 @@ impl Noroshi {
     pub(super) fn check_id(&self, slot: Slot, id: &str, body: &Body) -> IdCheck {
         let peer = self.peer(slot);
         let rejected_id = match &peer.registration {
-            Registration::Registered(own_id) if **own_id == *id => return IdCheck::Own,
-            Registration::Registered(_) | Registration::Claimant(_) => return IdCheck::Mismatch,
+            Registration::Registered { id: own_id, .. } if **own_id == *id => return IdCheck::Own,
+            Registration::Registered { .. } | Registration::Claimant(_) => return IdCheck::Mismatch,
             Registration::Unregistered => None,
             Registration::IdRejected(rejected_id) => Some(&**rejected_id),
         };
@@ -79,7 +79,7 @@ impl Noroshi {
     /// Gives a free id to a connection that has none.
     pub(super) fn register(&mut self, slot: Slot, id: &str, context: &mut Context) {
         let peer = self.peer_mut(slot);
-        peer.registration = Registration::Registered(id.into());
+        peer.registration = Registration::Registered { id: id.into(), is_offer_rejected: false };
         let room = peer.room;
         context.registered(self.peers.conn(slot), &self.rooms[room as usize].name, id);
         let Noroshi { peers_by_id, peers, hasher, .. } = self;
@@ -104,7 +104,7 @@ impl Noroshi {
                     list_nodes.remove(claimants, slot);
                 }
             }
-            Registration::Registered(id) => {
+            Registration::Registered { id, .. } => {
                 let hash = self.hasher.hash_one((room, &*id));
                 let entry = self.peers_by_id.find_entry(hash, |entry| *entry == slot);
                 entry.expect("a registered peer is in the table").remove();

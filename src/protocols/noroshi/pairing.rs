@@ -269,7 +269,7 @@ impl Noroshi {
         let room = self.peer(slot).room;
         if self.rooms[room as usize].offerer.is_some_and(|offerer| offerer != slot) {
             let peer = self.peer_mut(slot);
-            peer.is_offer_rejected = true;
+            peer.set_offer_rejected(true);
             peer.discard_candidates();
             return error(
                 Code::NotOfferer,
@@ -279,7 +279,7 @@ impl Noroshi {
         let text = Reply::Offer { sdp, target: self.id(slot), id: None }.to_json();
         let Some(memory) = context.reserve(text.capacity()) else {
             let peer = self.peer_mut(slot);
-            peer.is_offer_rejected = true;
+            peer.set_offer_rejected(true);
             if peer.current_offer().is_none() {
                 peer.discard_candidates();
             }
@@ -288,7 +288,7 @@ impl Noroshi {
         self.release_offer(slot);
         let peer = self.peer_mut(slot);
         peer.flow = Flow::Offerer;
-        peer.is_offer_rejected = false;
+        peer.set_offer_rejected(false);
         let state = peer.offer_state.get_or_insert_default();
         state.last_number = state.last_number.wrapping_add(1);
         let number = state.last_number;
@@ -410,7 +410,7 @@ impl Noroshi {
             (Ok(None), Flow::HoldingOffer(offer)) if self.is_current(offer) => offer.offerer,
             (Ok(None), Flow::HoldingOffer(_)) => return Ok(()),
             (Ok(None), Flow::Joined) => return Err(TARGET_REQUIRED),
-            (Ok(None), _) if peer.is_offer_rejected => return Ok(()),
+            (Ok(None), _) if peer.is_offer_rejected() => return Ok(()),
             (Ok(None), _) => return self.store_candidates(slot, candidates, context),
         };
         let id = self.id(slot);

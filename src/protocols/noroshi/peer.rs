@@ -3,14 +3,15 @@
 use super::Slot;
 use crate::http::token::Claims;
 use crate::memory_budget::Reservation;
+use crate::protocol::Conn;
 use crate::protocols::list::List;
+
+/// Each connection has one: a larger peer has to be a decision.
+const _: () = assert!(size_of::<Option<(Conn, Peer)>>() <= 72);
 
 pub struct Peer {
     /// Index of its room.
     pub room: u32,
-    /// Whether its last offer was rejected. Candidates without a target belong to that offer and are
-    /// discarded.
-    pub is_offer_rejected: bool,
     pub registration: Registration,
     pub flow: Flow,
     /// Boxed, because most peers have no offer most of the time.
@@ -30,8 +31,14 @@ pub enum Registration {
     IdRejected(Box<str>),
     /// It claims an id that another peer holds, and is not read until the probe of that peer ends.
     Claimant(Box<Claimant>),
-    /// It has this id.
-    Registered(Box<str>),
+    /// It has an id.
+    Registered {
+        id: Box<str>,
+        /// Whether its last offer was rejected. Candidates without a target belong to that offer and are
+        /// discarded. This flag is here because it fits beside the discriminant, and would take 8 bytes in
+        /// [`Peer`].
+        is_offer_rejected: bool,
+    },
 }
 
 /// The activity of a peer. A connection without an id is always [`Flow::Idle`].
@@ -109,7 +116,6 @@ impl Peer {
     pub fn new(room: u32, token_claims: Option<&Claims>) -> Peer {
         Peer {
             room,
-            is_offer_rejected: false,
             registration: Registration::Unregistered,
             flow: Flow::Idle,
             offer_state: None,
@@ -121,8 +127,20 @@ impl Peer {
     /// Returns the id of a registered peer.
     pub fn id(&self) -> Option<&str> {
         match &self.registration {
-            Registration::Registered(id) => Some(id),
+            Registration::Registered { id, .. } => Some(id),
             _ => None,
+        }
+    }
+
+    /// Returns whether its last offer was rejected.
+    pub fn is_offer_rejected(&self) -> bool {
+        matches!(self.registration, Registration::Registered { is_offer_rejected: true, .. })
+    }
+
+    /// Records whether the last offer of a registered peer was rejected.
+    pub fn set_offer_rejected(&mut self, is_rejected: bool) {
+        if let Registration::Registered { is_offer_rejected, .. } = &mut self.registration {
+            *is_offer_rejected = is_rejected;
         }
     }
 
