@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use noroshi::config::{Config, HEAD_TIME_MAX};
 use noroshi::http::ListenerKind;
 use noroshi::memory_budget::Reservation;
-use noroshi::protocol::{Close, Conn, Descriptor, Member, Outbox, Times};
+use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Times};
 use noroshi::protocols::{self, Dispatcher};
-use noroshi::server::admission::{Admission, Decision};
+use noroshi::server::admission::{Decision, LimitCheck};
 
 use noroshi::session::{Event, Scratch, Session, SharedState};
 use noroshi_test_support::answer::answer;
@@ -85,8 +85,8 @@ struct Sessions {
 }
 
 impl Outbox for Sessions {
-    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
-        self.sessions[to.slot()].has_room(texts, &self.shared)
+    fn can_queue(&mut self, to: Conn, texts: &[String]) -> bool {
+        self.sessions[to.slot()].can_queue(texts, &self.shared)
     }
 
     fn forward(&mut self, to: Conn, text: String) {
@@ -113,7 +113,7 @@ impl Outbox for Sessions {
     fn ping(&mut self, _: Conn) {}
     fn pause_reading(&mut self, _: Conn) {}
     fn resume_reading(&mut self, _: Conn) {}
-    fn close(&mut self, _: Conn, _: Close) {}
+    fn close(&mut self, _: Conn, _: CloseCause) {}
     fn registered(&mut self, _: Conn, _: &str, _: &str) {}
     fn disconnected(&mut self, _: Conn, _: &'static Descriptor, _: &Member<'_>) {}
 }
@@ -173,7 +173,7 @@ impl Line {
                     let wall = Duration::ZERO;
                     let config = &self.sessions.shared.config;
                     let answer =
-                        answer(&head, ListenerKind::Main, config, false, wall, |_, _| Admission::Allowed);
+                        answer(&head, ListenerKind::Main, config, false, wall, |_, _| LimitCheck::Allowed);
                     let Decision::Upgrade { bytes, target, claims } = answer else { panic!("{answer:?}") };
                     let Sessions { sessions, shared } = &mut self.sessions;
                     sessions[who].accept(bytes, shared);

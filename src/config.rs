@@ -210,7 +210,7 @@ impl Config {
     /// In bytes. The sum for each connection has a full outbound queue, an incomplete message, input that waits for the
     /// next iteration, an offer and stored candidates. A buffer that grows can have twice the capacity that it needs.
     pub fn worst_case_bytes(&self) -> u64 {
-        let queue = self.queue_bytes_max() + QUEUE_BYTES_RESERVE + self.queue_bytes_owed_max();
+        let queue = self.queue_bytes_max() + QUEUE_BYTES_RESERVE + self.queue_bytes_burst_max();
         let outgoing = 2 * queue + CONTROL_BYTES_MAX;
         let incoming = 2 * self.message_bytes_max + READ_BYTES_MAX;
         let stored = 2 * self.message_bytes_max + 2 * STORED_BYTES_MAX;
@@ -221,9 +221,9 @@ impl Config {
 
     /// Returns the queue space beyond the reserve for messages of the server itself, in bytes. Peers that take bytes may use
     /// it, so that a burst of notices which one sender causes does not disconnect them.
-    pub fn queue_bytes_owed_max(&self) -> usize {
+    pub fn queue_bytes_burst_max(&self) -> usize {
         let burst = self.rate_max as usize * RATE_BURST_SECONDS as usize;
-        (burst * OWED_BYTES_PER_CREDIT).clamp(QUEUE_BYTES_OWED_MIN, QUEUE_BYTES_OWED_MAX)
+        (burst * BURST_BYTES_PER_CREDIT).clamp(QUEUE_BYTES_BURST_MIN, QUEUE_BYTES_BURST_MAX)
     }
 
     /// Returns the capacity of one outbound queue in bytes.

@@ -5,7 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use crate::config::{HEALTH_TIME_MAX, HTTP_ANSWER_BYTES_MAX, HealthCheck};
+use crate::config::{HEALTH_TIME_MAX, HTTP_RESPONSE_BYTES_MAX, HealthCheck};
 
 /// Characters of an unexpected status line that the error message shows.
 const STATUS_LINE_SHOWN_MAX: usize = 80;
@@ -25,7 +25,7 @@ pub fn check(probe: &HealthCheck) -> io::Result<()> {
     let mut response = Vec::new();
     // Reads to the end, because closing with unread data resets the connection. If the end does not come, the status
     // line is sufficient.
-    let end = stream.take(HTTP_ANSWER_BYTES_MAX).read_to_end(&mut response);
+    let end = stream.take(HTTP_RESPONSE_BYTES_MAX).read_to_end(&mut response);
     let response = String::from_utf8_lossy(&response);
     match (response.lines().next(), end) {
         (Some(status_line), _) if is_ok(status_line) => Ok(()),

@@ -17,7 +17,7 @@ mod upgrade;
 
 pub use forwarded::UnreadableAddress;
 use query::Query;
-pub use response::{RejectReason, Response, TEXT, render, render_sentence};
+pub use response::{RejectReason, Response, TEXT, render, render_text_response};
 pub use upgrade::switching_protocols;
 
 /// The listener that accepted a connection.
@@ -89,7 +89,7 @@ pub fn malformed(head: &[u8]) -> Response {
 fn respond_early(status: u16, sentence: &str, head: &[u8]) -> Response {
     const WEBSOCKET: &[u8] = b"websocket";
     let head_only = head.starts_with(b"HEAD ");
-    let mut response = render_sentence(status, sentence, &[], head_only);
+    let mut response = render_text_response(status, sentence, &[], head_only);
     let is_upgrade = head.windows(WEBSOCKET.len()).any(|window| window.eq_ignore_ascii_case(WEBSOCKET));
     if !is_upgrade {
         response.reject_reason = None;
@@ -142,7 +142,7 @@ impl<'a> Request<'a> {
         if hosts > 1 || (hosts == 0 && version == 1) {
             // RFC 9112 section 3.2.
             let response = request.sentence(400, "expected one Host header", &[]);
-            return Err(request.with_reason_if_upgrade(response));
+            return Err(request.drop_reason_unless_upgrade(response));
         }
         Ok(request)
     }
@@ -162,13 +162,13 @@ impl<'a> Request<'a> {
 
     /// Renders a response to this request with one sentence as its body, which is the reject reason too.
     pub fn sentence(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Response {
-        render_sentence(status, sentence, headers, self.is_head_only())
+        render_text_response(status, sentence, headers, self.is_head_only())
     }
 
     /// Removes the reject reason from a response, unless the request is for a WebSocket.
     ///
     /// The log and the metrics count rejected upgrades only.
-    pub fn with_reason_if_upgrade(&self, mut response: Response) -> Response {
+    pub fn drop_reason_unless_upgrade(&self, mut response: Response) -> Response {
         if !self.is_attempted_upgrade() {
             response.reject_reason = None;
         }

@@ -26,7 +26,7 @@ pub const HEAD_TIME_FULL_MAX: Duration = Duration::from_secs(1);
 // ---- A connection after the upgrade ----
 
 /// Time from the upgrade to the first well-formed message; then the connection is closed with 1008.
-pub const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
+pub const REGISTRATION_TIME_MAX: Duration = Duration::from_secs(30);
 /// Time for the peer's close frame after the server's, and again for the end of the TCP connection.
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bytes that are read and discarded after the last byte was sent, so that no reset overtakes it (RFC 9112 section 9.6).
@@ -38,13 +38,13 @@ pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
 /// peer can fill the queue of another and block messages from the server.
 pub const QUEUE_BYTES_RESERVE: usize = 64 * KIB;
 /// Queue space beyond [`QUEUE_BYTES_RESERVE`] for messages from the server itself, if the peer takes bytes: as much as a full
-/// burst of one sender at the default `--max-rate` can cause. See [`crate::config::Config::queue_bytes_owed_max`].
-pub const QUEUE_BYTES_OWED_MIN: usize = 256 * KIB;
+/// burst of one sender at the default `--max-rate` can cause. See [`crate::config::Config::queue_bytes_burst_max`].
+pub const QUEUE_BYTES_BURST_MIN: usize = 256 * KIB;
 /// Bytes of messages from the server to one peer that a sender can cause for one credit: a `leave` and a `join` cost five
 /// credits, and their notices have at most 570 bytes, with an id of 128 characters that are escaped.
-pub const OWED_BYTES_PER_CREDIT: usize = 120;
-/// Limit of [`QUEUE_BYTES_OWED_MIN`] when it grows with `--max-rate`.
-pub const QUEUE_BYTES_OWED_MAX: usize = 16 * MIB;
+pub const BURST_BYTES_PER_CREDIT: usize = 120;
+/// Limit of [`QUEUE_BYTES_BURST_MIN`] when it grows with `--max-rate`.
+pub const QUEUE_BYTES_BURST_MAX: usize = 16 * MIB;
 /// Bytes of queued control frames, which are sent before the queue: eight pongs of maximum length. When they are full,
 /// only the latest ping is answered (RFC 6455 section 5.5.3).
 pub const CONTROL_BYTES_MAX: usize = KIB;
@@ -181,7 +181,7 @@ pub const REFUSED_AT_ONCE: usize = 16;
 /// sufficient for a request that follows the connect at once. [`REFUSED_AT_ONCE`] connections then serve 320 a second.
 pub const EVICTION_TIME_MIN: Duration = Duration::from_millis(50);
 /// [`EVICTION_TIME_MIN`] for a connection whose response is not yet sent.
-pub const ANSWER_TIME_MIN: Duration = Duration::from_millis(500);
+pub const RESPONSE_TIME_MIN: Duration = Duration::from_millis(500);
 /// Connections examined to find one to evict, the oldest first.
 pub const EVICTION_CANDIDATES_MAX: usize = 2 * REFUSED_AT_ONCE;
 /// Connections over `--max-connections-per-ip` of one host that get a 429 response. Further ones are closed without a
@@ -230,4 +230,4 @@ pub const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 /// Time for each step of a health check. A server that takes longer is unhealthy.
 pub const HEALTH_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bytes read of a health response. The server's own has under 200.
-pub const HTTP_ANSWER_BYTES_MAX: u64 = 4096;
+pub const HTTP_RESPONSE_BYTES_MAX: u64 = 4096;

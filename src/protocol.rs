@@ -18,7 +18,7 @@ use crate::metrics::Counts;
 mod context;
 mod probes;
 
-pub(crate) use context::PerConnection;
+pub(crate) use context::ConnectionStates;
 pub use context::{Context, Times};
 
 /// Identifies a connection: a number that is never reused, and a slot that is.
@@ -224,7 +224,7 @@ pub trait Protocol {
 
 /// Why a protocol closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Close {
+pub enum CloseCause {
     /// It showed no life while another connection claimed its id or seat.
     Replaced,
     /// It stayed over the rate for too long.
@@ -236,8 +236,8 @@ pub enum Close {
 /// Carries out the effects of a protocol, in order.
 pub trait Outbox {
     /// Returns whether the queue of this peer has room to forward all of these.
-    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool;
-    /// Queues a message for which [`Outbox::has_room`] was asked.
+    fn can_queue(&mut self, to: Conn, texts: &[String]) -> bool;
+    /// Queues a message for which [`Outbox::can_queue`] was asked.
     fn forward(&mut self, to: Conn, text: String);
     /// Returns whether more than half of the queue of this peer is used. Large messages of the server itself, which another
     /// peer has caused, wait then.
@@ -257,7 +257,7 @@ pub trait Outbox {
     /// Reads from a connection again.
     fn resume_reading(&mut self, conn: Conn);
     /// Closes a connection. Its protocol has forgotten it.
-    fn close(&mut self, conn: Conn, why: Close);
+    fn close(&mut self, conn: Conn, why: CloseCause);
     /// Records that a connection has registered an id in a room: its time for that no longer runs. For the log, too.
     fn registered(&mut self, conn: Conn, room: &str, id: &str);
     /// Records that a protocol has forgotten a connection, which was this member. Called once for each. For the log.

@@ -20,8 +20,8 @@ use crate::http::query::Query;
 use crate::http::token::Claims;
 use crate::message::Message;
 use crate::protocol::{
-    Close, Conn, Context, Descriptor, Member, Outbox, PerConnection, Protocol, Resource, ResourceRequest,
-    Route, Target, Times,
+    CloseCause, Conn, ConnectionStates, Context, Descriptor, Member, Outbox, Protocol, Resource,
+    ResourceRequest, Route, Target, Times,
 };
 use crate::rate_limit::{Verdict, credits_for_bytes};
 
@@ -42,7 +42,7 @@ pub struct Dispatcher {
     mounts: Vec<Mount>,
     /// The index in `mounts` of the protocol of each connection, by slot.
     mount_indices: Vec<u8>,
-    per_connection: PerConnection,
+    connection_states: ConnectionStates,
 }
 
 /// A protocol that is served.
@@ -78,8 +78,8 @@ impl Dispatcher {
             }
         }
         assert!(mounts.len() <= usize::from(u8::MAX), "the index of a protocol fits one byte");
-        let per_connection = PerConnection::new(config.rate_max);
-        Dispatcher { mounts, mount_indices: Vec::new(), per_connection }
+        let connection_states = ConnectionStates::new(config.rate_max);
+        Dispatcher { mounts, mount_indices: Vec::new(), connection_states }
     }
 
     // ---- Routes ----
@@ -141,10 +141,10 @@ impl Dispatcher {
         let slot = conn.slot();
         if self.mount_indices.len() <= slot {
             self.mount_indices.resize(slot + 1, 0);
-            self.per_connection.buckets.resize_with(slot + 1, Default::default);
+            self.connection_states.buckets.resize_with(slot + 1, Default::default);
         }
         self.mount_indices[slot] = index as u8;
-        self.per_connection.buckets[slot] = Default::default();
+        self.connection_states.buckets[slot] = Default::default();
         let (protocol, mut context) = self.protocol_and_context(times, conn, out);
         protocol.on_connect(conn, target, claims, &mut context);
     }
@@ -152,7 +152,7 @@ impl Dispatcher {
     /// Charges the rate limit for a message, and delivers it to the protocol of its sender.
     pub fn message(&mut self, times: Times, conn: Conn, message: Message<'_>, out: &mut dyn Outbox) {
         let credits = credits_for_bytes(message.bytes_len());
-        let verdict = self.per_connection.charge(conn, credits, 0, times.now);
+        let verdict = self.connection_states.charge(conn, credits, 0, times.now);
         let (protocol, mut context) = self.protocol_and_context(times, conn, out);
         match verdict {
             Verdict::Pass => protocol.on_message(conn, message, &mut context),
@@ -163,7 +163,7 @@ impl Dispatcher {
     /// Charges a frame that is no message: a ping, a pong or a small fragment. Returns whether the sender had credits for it.
     /// If not, it is treated as after a message over the rate: the protocol tells it so, or it is disconnected.
     pub fn charge_frame(&mut self, times: Times, conn: Conn, out: &mut dyn Outbox) -> bool {
-        let verdict = self.per_connection.charge(conn, 1, 0, times.now);
+        let verdict = self.connection_states.charge(conn, 1, 0, times.now);
         if verdict == Verdict::Pass {
             return true;
         }
@@ -174,7 +174,7 @@ impl Dispatcher {
 
     /// Reports that a connection has shown life. Its protocol hears of it if it is being probed.
     pub fn alive(&mut self, times: Times, conn: Conn, out: &mut dyn Outbox) {
-        if self.per_connection.probes.end(conn) {
+        if self.connection_states.probes.end(conn) {
             let (protocol, mut context) = self.protocol_and_context(times, conn, out);
             protocol.on_alive(conn, &mut context);
         }
@@ -182,11 +182,11 @@ impl Dispatcher {
 
     /// Reports the end of a connection, unless its protocol has closed and reported it before.
     pub fn disconnect(&mut self, times: Times, conn: Conn, out: &mut dyn Outbox) {
-        self.per_connection.probes.end(conn);
+        self.connection_states.probes.end(conn);
         let mount = &mut self.mounts[usize::from(self.mount_indices[conn.slot()])];
         let Some(member) = mount.protocol.member(conn) else { return };
         out.disconnected(conn, mount.descriptor, &member);
-        let mut context = Context::new(times, mount.descriptor, &mut self.per_connection, out);
+        let mut context = Context::new(times, mount.descriptor, &mut self.connection_states, out);
         mount.protocol.on_disconnect(conn, &mut context);
     }
 
@@ -196,12 +196,12 @@ impl Dispatcher {
             let Some(due) = self.next_timer().filter(|due| *due <= times.now) else { return };
             let due_mount = self.mounts.iter_mut().find(|mount| mount.protocol.next_timer() == Some(due));
             if let Some(mount) = due_mount {
-                let mut context = Context::new(times, mount.descriptor, &mut self.per_connection, out);
+                let mut context = Context::new(times, mount.descriptor, &mut self.connection_states, out);
                 mount.protocol.on_timer(&mut context);
-            } else if let Some(conn) = self.per_connection.probes.pop() {
+            } else if let Some(conn) = self.connection_states.probes.pop() {
                 if out.has_unread_input(conn) {
                     // What the peer has sent may be a liveness signal. It is read soon.
-                    self.per_connection.probes.postpone(conn, times.now);
+                    self.connection_states.probes.postpone(conn, times.now);
                 } else {
                     let (protocol, mut context) = self.protocol_and_context(times, conn, out);
                     protocol.on_silent(conn, &mut context);
@@ -213,7 +213,7 @@ impl Dispatcher {
     /// Returns when [`Dispatcher::fire_timers`] is due next.
     pub fn next_timer(&self) -> Option<Duration> {
         let timers = self.mounts.iter().filter_map(|mount| mount.protocol.next_timer());
-        timers.chain(self.per_connection.probes.next_deadline()).min()
+        timers.chain(self.connection_states.probes.next_deadline()).min()
     }
 
     // ---- Questions ----
@@ -280,7 +280,7 @@ impl Dispatcher {
         out: &'a mut dyn Outbox,
     ) -> (&'a mut dyn Protocol, Context<'a>) {
         let mount = &mut self.mounts[usize::from(self.mount_indices[conn.slot()])];
-        let context = Context::new(times, mount.descriptor, &mut self.per_connection, out);
+        let context = Context::new(times, mount.descriptor, &mut self.connection_states, out);
         (&mut *mount.protocol, context)
     }
 }
@@ -292,7 +292,7 @@ fn enforce_rate_limit(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict,
         Verdict::Drop { notify } => protocol.on_message_dropped(conn, notify, context),
         Verdict::Close => {
             if let Some(member) = protocol.member(conn) {
-                context.close(conn, Close::RateLimited, &member);
+                context.close(conn, CloseCause::RateLimited, &member);
             }
             protocol.on_disconnect(conn, context);
         }

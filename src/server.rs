@@ -41,7 +41,7 @@ use crate::protocol::{Descriptor, Times};
 use crate::protocols::{self, Dispatcher};
 use crate::session::{Event, ReadOutcome, Scratch, SharedState};
 use clock::Clock;
-use connections::{Connections, Pending, Stage};
+use connections::{Connections, InputState, Stage};
 use listeners::Listeners;
 use systemd::ServiceManager;
 
@@ -67,11 +67,11 @@ pub struct Server {
     /// The slot at which the current sweep continues.
     sweep: Option<usize>,
     /// When the current drain ends.
-    drained_at: Option<Duration>,
+    drain_deadline: Option<Duration>,
     /// When the current stop ends at the latest.
-    stop_at: Option<Duration>,
+    stop_deadline: Option<Duration>,
     /// The slot at which the current stop continues to close sessions.
-    stop_from: Option<usize>,
+    close_cursor: Option<usize>,
     /// The share of the rooms that a drain has closed so far, from 0 to 1.
     drained_share: f64,
     service_manager: ServiceManager,
@@ -114,9 +114,9 @@ impl Server {
             dispatcher,
             sweep_at: Duration::ZERO,
             sweep: None,
-            drained_at: None,
-            stop_at: None,
-            stop_from: None,
+            drain_deadline: None,
+            stop_deadline: None,
+            close_cursor: None,
             drained_share: 0.0,
             service_manager: ServiceManager::new(),
             signals: None,
@@ -207,13 +207,13 @@ impl Server {
         while handled < ready_count && self.connections.work < WORK_PER_ITERATION {
             let slot = self.connections.ready[handled];
             handled += 1;
-            if self.connections.set_input(slot, Pending::Read) {
+            if self.connections.set_input(slot, InputState::Drained) {
                 self.read_session(slot);
             }
         }
         for index in handled..ready_count {
             let slot = self.connections.ready[index];
-            self.connections.set_input(slot, Pending::Unread);
+            self.connections.set_input(slot, InputState::Postponed);
         }
         self.connections.ready.drain(..handled);
         self.events = events;
@@ -235,7 +235,7 @@ impl Server {
     /// Returns how long the next poll may wait.
     fn timeout(&self) -> Option<Duration> {
         let Connections { ready, dirty, .. } = &self.connections;
-        if !ready.is_empty() || !dirty.is_empty() || self.stop_from.is_some() {
+        if !ready.is_empty() || !dirty.is_empty() || self.close_cursor.is_some() {
             return Some(Duration::ZERO);
         }
         if self.sweep.is_some() {
@@ -244,10 +244,11 @@ impl Server {
         let busy = !self.connections.entries.is_empty()
             || self.connections.has_refusals_to_report()
             || self.listeners.have_failed()
-            || self.drained_at.is_some();
+            || self.drain_deadline.is_some();
         let sweep = busy.then_some(self.sweep_at);
         let accept = self.listeners.accept_at(&self.connections);
-        let times = [self.dispatcher.next_timer(), sweep, accept, self.stop_at, self.service_manager.due()];
+        let times =
+            [self.dispatcher.next_timer(), sweep, accept, self.stop_deadline, self.service_manager.due()];
         let next = times.into_iter().flatten().min()?;
         Some(next.saturating_sub(self.clock.now()))
     }
@@ -339,7 +340,7 @@ impl Server {
             self.sweep_at = now + SWEEP_EVERY;
             self.listeners.retry();
             self.connections.report_refusals();
-            if let Some(until) = self.drained_at {
+            if let Some(until) = self.drain_deadline {
                 self.advance_drain(until);
             }
         }
@@ -347,8 +348,8 @@ impl Server {
             let Server { connections, dispatcher, drained_share, .. } = self;
             self.sweep = connections.tick(from, |entry| drain::is_drained(entry, dispatcher, *drained_share));
         }
-        if let Some(from) = self.stop_from {
-            self.stop_from = self.connections.close_all(from);
+        if let Some(from) = self.close_cursor {
+            self.close_cursor = self.connections.close_all(from);
         }
     }
 

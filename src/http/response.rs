@@ -26,7 +26,12 @@ pub struct RejectReason {
 pub const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
 
 /// Renders a response with one sentence as its body, which is the reject reason too.
-pub fn render_sentence(status: u16, sentence: &str, headers: &[(&str, &str)], head_only: bool) -> Response {
+pub fn render_text_response(
+    status: u16,
+    sentence: &str,
+    headers: &[(&str, &str)],
+    head_only: bool,
+) -> Response {
     let headers = [&[TEXT], headers].concat();
     let body = format!("{sentence}\n");
     let mut response = render(status, body.as_bytes(), &headers, head_only);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::probes::Probes;
-use super::{Close, Conn, Descriptor, Member, Outbox};
+use super::{CloseCause, Conn, Descriptor, Member, Outbox};
 use crate::memory_budget::Reservation;
 use crate::rate_limit::{Bucket, Rate, Verdict, credits_for_bytes};
 
@@ -17,16 +17,16 @@ pub struct Times {
 }
 
 /// What the dispatcher keeps for each connection, whatever its protocol: rate limit and probe.
-pub(crate) struct PerConnection {
+pub(crate) struct ConnectionStates {
     pub(crate) rate: Option<Rate>,
     /// The token bucket of each connection, by slot.
     pub(crate) buckets: Vec<Bucket>,
     pub(crate) probes: Probes,
 }
 
-impl PerConnection {
-    pub(crate) fn new(rate_max: u32) -> PerConnection {
-        PerConnection { rate: Rate::per_second(rate_max), buckets: Vec::new(), probes: Probes::default() }
+impl ConnectionStates {
+    pub(crate) fn new(rate_max: u32) -> ConnectionStates {
+        ConnectionStates { rate: Rate::per_second(rate_max), buckets: Vec::new(), probes: Probes::default() }
     }
 
     /// Charges a message that costs `credits` in all, of which `paid` were charged before.
@@ -43,7 +43,7 @@ pub struct Context<'a> {
     /// The time since 1970, for credentials that expire. It may be set at any time.
     pub wall: Duration,
     protocol: &'static Descriptor,
-    per_connection: &'a mut PerConnection,
+    connection_states: &'a mut ConnectionStates,
     out: &'a mut dyn Outbox,
 }
 
@@ -51,10 +51,10 @@ impl<'a> Context<'a> {
     pub(crate) fn new(
         times: Times,
         protocol: &'static Descriptor,
-        per_connection: &'a mut PerConnection,
+        connection_states: &'a mut ConnectionStates,
         out: &'a mut dyn Outbox,
     ) -> Context<'a> {
-        Context { now: times.now, wall: times.wall, protocol, per_connection, out }
+        Context { now: times.now, wall: times.wall, protocol, connection_states, out }
     }
 
     /// Sends a text message of the server itself. A peer whose queue cannot take it is disconnected.
@@ -69,7 +69,7 @@ impl<'a> Context<'a> {
 
     /// Forwards messages of another peer. Returns whether the queue had room: all of them are queued, or none.
     pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
-        let has_room = self.out.has_room(to, texts.as_ref());
+        let has_room = self.out.can_queue(to, texts.as_ref());
         if has_room {
             texts.into_iter().for_each(|text| self.out.forward(to, text));
         }
@@ -83,21 +83,21 @@ impl<'a> Context<'a> {
 
     /// Pings a peer. [`Protocol::on_alive`](super::Protocol::on_alive) follows or, after [`PROBE_TIME_MAX`](crate::limits::PROBE_TIME_MAX), [`Protocol::on_silent`](super::Protocol::on_silent).
     pub fn probe(&mut self, conn: Conn) {
-        self.per_connection.probes.begin(conn, self.now);
+        self.connection_states.probes.begin(conn, self.now);
         self.out.ping(conn);
     }
 
     /// Closes a connection, and reports the departure of this member. The protocol forgets the connection now and gets no
     /// further event of it.
-    pub fn close(&mut self, conn: Conn, why: Close, member: &Member<'_>) {
-        self.per_connection.probes.end(conn);
+    pub fn close(&mut self, conn: Conn, why: CloseCause, member: &Member<'_>) {
+        self.connection_states.probes.end(conn);
         self.out.close(conn, why);
         self.out.disconnected(conn, self.protocol, member);
     }
 
     /// Ends a probe, if one is running. Neither [`Protocol::on_alive`](super::Protocol::on_alive) nor [`Protocol::on_silent`](super::Protocol::on_silent) follows.
     pub fn cancel_probe(&mut self, conn: Conn) {
-        self.per_connection.probes.end(conn);
+        self.connection_states.probes.end(conn);
     }
 
     /// Stops reading from a connection until [`Context::resume_reading`]. Input that was read already waits until then, too.
@@ -121,7 +121,7 @@ impl<'a> Context<'a> {
         if credits <= charged {
             return Verdict::Pass;
         }
-        self.per_connection.charge(conn, credits, charged, self.now)
+        self.connection_states.charge(conn, credits, charged, self.now)
     }
 
     /// Reports that a connection has registered, so that its deadline for that no longer runs.

@@ -16,7 +16,7 @@ use crate::http::token::{Claims, Secrets};
 use crate::json;
 use crate::message::Message;
 use crate::metrics::Counts;
-use crate::protocol::{Close, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
+use crate::protocol::{CloseCause, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::ice::IceServers;
 use crate::protocols::list::{List, ListNodes};
@@ -217,7 +217,7 @@ impl Ayame {
         self.list_nodes.push_back(&mut self.ping_queue, slot);
     }
 
-    fn close(&mut self, slot: Slot, reason: Close, context: &mut Context) {
+    fn close(&mut self, slot: Slot, reason: CloseCause, context: &mut Context) {
         let conn = self.clients.conn(slot);
         if let Some(member) = self.member(conn) {
             context.close(conn, reason, &member);
@@ -255,7 +255,7 @@ impl Ayame {
             if !self.clients[other].is_standalone {
                 context.send(self.clients.conn(other), r#"{"type":"bye"}"#.to_owned());
             }
-            self.close(other, Close::Finished, context);
+            self.close(other, CloseCause::Finished, context);
         }
         for slot in room.waiting {
             self.take_seat(slot, name.clone(), context);
@@ -277,7 +277,7 @@ impl Ayame {
             Some("offer" | "answer" | "candidate") if is_seated => self.relay(slot, text, context),
             Some("connected") if is_seated => {
                 if client.is_standalone {
-                    self.close(slot, Close::Finished, context);
+                    self.close(slot, CloseCause::Finished, context);
                 }
             }
             _ => self.close_malformed(slot, context),
@@ -287,7 +287,7 @@ impl Ayame {
     /// Closes a client after a message that is not understood. The protocol has no error message.
     fn close_malformed(&mut self, slot: Slot, context: &mut Context) {
         self.counts.count_error("not_understood");
-        self.close(slot, Close::Finished, context);
+        self.close(slot, CloseCause::Finished, context);
     }
 
     /// Forwards a message unchanged to the other member, if there is one.
@@ -378,7 +378,7 @@ impl Ayame {
         self.counts.count_error(error_name);
         let text = format!(r#"{{"type":"reject","reason":"{reason}"}}"#);
         context.send(self.clients.conn(slot), text);
-        self.close(slot, Close::Finished, context);
+        self.close(slot, CloseCause::Finished, context);
     }
 
     // ---- Probes and pings ----
@@ -408,7 +408,7 @@ impl Ayame {
             Membership::Unregistered | Membership::Waiting(_) => false,
         };
         if has_waiting_client {
-            self.close(slot, Close::Replaced, context);
+            self.close(slot, CloseCause::Replaced, context);
         } else {
             self.clients[slot].is_probed = false;
         }

@@ -36,7 +36,7 @@ use crate::http::query::Query;
 use crate::http::token::Claims;
 use crate::message::Message;
 use crate::metrics::Counts;
-use crate::protocol::{Close, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
+use crate::protocol::{CloseCause, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
@@ -250,7 +250,7 @@ impl Noroshi {
         }
     }
 
-    fn close(&mut self, slot: Slot, reason: Close, context: &mut Context) {
+    fn close(&mut self, slot: Slot, reason: CloseCause, context: &mut Context) {
         let conn = self.peers.conn(slot);
         if let Some(member) = self.member(conn) {
             context.close(conn, reason, &member);
@@ -368,7 +368,7 @@ impl Noroshi {
             Verdict::Pass => {}
             Verdict::Drop { notify: true } => self.send_error(slot, RATE_LIMITED, None, context),
             Verdict::Drop { notify: false } => self.error_counts[RATE_LIMITED.code as usize] += 1,
-            Verdict::Close => self.close(slot, Close::RateLimited, context),
+            Verdict::Close => self.close(slot, CloseCause::RateLimited, context),
         }
     }
 

@@ -32,15 +32,15 @@ pub enum Decision {
     },
     /// Send this response and close the connection.
     Respond(Response),
-    /// Generate the text that the operator requests, send [`AdminRequest::render`] of it, and close the connection.
-    Admin(AdminRequest),
-    /// Have a protocol respond, send [`ResourceDecision::render`] of that, and close the connection.
-    Resource(ResourceDecision),
+    /// Generate the text that the operator requests, send [`OperatorRequest::render`] of it, and close the connection.
+    Operator(OperatorRequest),
+    /// Have a protocol respond, send [`PendingResource::render`] of that, and close the connection.
+    Resource(PendingResource),
 }
 
 /// Whether the limits of the server allow another WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
+pub enum LimitCheck {
     /// They allow it.
     Allowed,
     /// The server has as many connections as it may have.
@@ -55,16 +55,16 @@ pub enum Admission {
 
 /// A request at the `--metrics` listener whose response depends on the server's state.
 #[derive(Debug, PartialEq, Eq)]
-pub struct AdminRequest {
+pub struct OperatorRequest {
     /// The resource that is requested.
-    pub topic: AdminTopic,
+    pub topic: OperatorResource,
     /// Whether the response has no body (`HEAD`).
     head_only: bool,
 }
 
 /// A resource of the `--metrics` listener.
 #[derive(Debug, PartialEq, Eq)]
-pub enum AdminTopic {
+pub enum OperatorResource {
     /// `/metrics`.
     Metrics,
     /// `/rooms`: one page of the list of rooms and their members.
@@ -76,12 +76,12 @@ pub enum AdminTopic {
     },
 }
 
-impl AdminRequest {
+impl OperatorRequest {
     /// Renders the response, with this text as its body.
     pub fn render(&self, text: &str) -> Response {
         let media_type = match self.topic {
-            AdminTopic::Metrics => "text/plain; version=0.0.4; charset=utf-8",
-            AdminTopic::Rooms { .. } => "application/json",
+            OperatorResource::Metrics => "text/plain; version=0.0.4; charset=utf-8",
+            OperatorResource::Rooms { .. } => "application/json",
         };
         render(200, text.as_bytes(), &[("Content-Type", media_type)], self.head_only)
     }
@@ -89,7 +89,7 @@ impl AdminRequest {
 
 /// A request for a resource of a protocol.
 #[derive(Debug)]
-pub struct ResourceDecision {
+pub struct PendingResource {
     /// The protocol.
     pub protocol: &'static Descriptor,
     /// The path of the request.
@@ -102,7 +102,7 @@ pub struct ResourceDecision {
     cors_origin: Option<String>,
 }
 
-impl ResourceDecision {
+impl PendingResource {
     /// Renders the response of the protocol.
     pub fn render(&self, resource: Option<&Resource>) -> Response {
         let Some(resource) = resource else {
@@ -145,12 +145,12 @@ impl Policy<'_> {
         let is_trusted = |ip: IpAddr| self.config.is_trusted_proxy(ip.into());
         request.client_address(only_header, is_trusted).map_err(|unreadable| {
             let response = unreadable_address(request, &unreadable);
-            self.with_reason_if_upgrade(request, response)
+            self.drop_reason_unless_upgrade(request, response)
         })
     }
 
     /// Decides on a request. `limits` is asked once; it gets the target of a valid WebSocket path.
-    pub fn decide(&self, request: &Request, limits: impl FnOnce(Option<&Target>) -> Admission) -> Decision {
+    pub fn decide(&self, request: &Request, limits: impl FnOnce(Option<&Target>) -> LimitCheck) -> Decision {
         let (path, query) = request.path_and_query();
         let destination = self.destination(request, &path, &query);
         let admission = match &destination {
@@ -159,7 +159,7 @@ impl Policy<'_> {
         };
         match self.choose(request, &path, &query, destination, admission) {
             Ok(decision) => decision,
-            Err(response) => Decision::Respond(self.with_reason_if_upgrade(request, response)),
+            Err(response) => Decision::Respond(self.drop_reason_unless_upgrade(request, response)),
         }
     }
 
@@ -184,7 +184,7 @@ impl Policy<'_> {
         path: &str,
         query: &Query,
         destination: Option<Destination>,
-        admission: Admission,
+        admission: LimitCheck,
     ) -> Result<Decision, Response> {
         if request.method == "OPTIONS" {
             // HAProxy's health checks use this method.
@@ -210,11 +210,11 @@ impl Policy<'_> {
     }
 
     /// Removes the reject reason from a response, unless the request is for a WebSocket at the main listener.
-    fn with_reason_if_upgrade(&self, request: &Request, mut response: Response) -> Response {
+    fn drop_reason_unless_upgrade(&self, request: &Request, mut response: Response) -> Response {
         if self.listener == ListenerKind::Metrics {
             response.reject_reason = None;
         }
-        request.with_reason_if_upgrade(response)
+        request.drop_reason_unless_upgrade(response)
     }
 
     // ---- Resources of the main listener ----
@@ -271,7 +271,7 @@ impl Policy<'_> {
             _ => None,
         };
         let (path, query) = (path.to_owned(), query.clone());
-        Ok(Decision::Resource(ResourceDecision { protocol, path, query, head_only, cors_origin }))
+        Ok(Decision::Resource(PendingResource { protocol, path, query, head_only, cors_origin }))
     }
 
     // ---- Resources of the metrics listener ----
@@ -281,7 +281,7 @@ impl Policy<'_> {
         request: &Request,
         path: &str,
         query: &Query,
-        admission: Admission,
+        admission: LimitCheck,
     ) -> Result<Decision, Response> {
         // Before the check of the Host: the health contains nothing that a page of another origin could use.
         if path.strip_suffix('/').unwrap_or(path) == paths::HEALTH {
@@ -291,7 +291,7 @@ impl Policy<'_> {
             return Err(unexpected_host(request));
         }
         let topic = match path {
-            "/metrics" => AdminTopic::Metrics,
+            "/metrics" => OperatorResource::Metrics,
             "/rooms" => match rooms_topic(query) {
                 Some(topic) => topic,
                 None => {
@@ -302,7 +302,7 @@ impl Policy<'_> {
             _ => return Err(request.sentence(404, "not found; see /metrics, /rooms and /healthz", &[])),
         };
         let head_only = check_get_or_head(request)?;
-        Ok(Decision::Admin(AdminRequest { topic, head_only }))
+        Ok(Decision::Operator(OperatorRequest { topic, head_only }))
     }
 
     /// Returns whether the metrics listener serves a request with this `Host`.
@@ -317,7 +317,12 @@ impl Policy<'_> {
 
     // ---- Upgrades ----
 
-    fn upgrade(&self, request: &Request, target: Target, admission: Admission) -> Result<Decision, Response> {
+    fn upgrade(
+        &self,
+        request: &Request,
+        target: Target,
+        admission: LimitCheck,
+    ) -> Result<Decision, Response> {
         check_upgrade_method(request)?;
         let claims_of_request = match target.protocol.token_place {
             TokenPlace::Request => self.config.token_secrets.as_ref(),
@@ -341,13 +346,13 @@ impl Policy<'_> {
         };
         let key = request.upgrade_key()?;
         match admission {
-            Admission::Allowed => {}
-            Admission::ServerFull => return Err(request.sentence(503, "the server is full", &[])),
-            Admission::AddressFull => {
+            LimitCheck::Allowed => {}
+            LimitCheck::ServerFull => return Err(request.sentence(503, "the server is full", &[])),
+            LimitCheck::AddressFull => {
                 return Err(request.sentence(429, "too many connections from your address", &[]));
             }
-            Admission::RoomFull => return Err(request.sentence(503, "the room is full", &[])),
-            Admission::Draining => {
+            LimitCheck::RoomFull => return Err(request.sentence(503, "the room is full", &[])),
+            LimitCheck::Draining => {
                 let sentence = "the server is shutting down; reconnect later";
                 return Err(request.sentence(503, sentence, &[]));
             }
@@ -379,9 +384,9 @@ fn cors_header<'a>(request: &Request<'a>) -> Option<(&'static str, &'a str)> {
 // ---- Responses ----
 
 /// Responds with the server's health. A full server is healthy, a draining one is not.
-fn health(request: &Request, admission: Admission) -> Response {
+fn health(request: &Request, admission: LimitCheck) -> Response {
     match admission {
-        Admission::Draining => respond(request, 503, "draining", &[TEXT]),
+        LimitCheck::Draining => respond(request, 503, "draining", &[TEXT]),
         _ => respond(request, 200, "ok", &[TEXT]),
     }
 }
@@ -525,7 +530,7 @@ fn unauthorized(request: &Request, error: TokenError) -> Response {
 /// Parses the query of `/rooms`: the name of one room, and the cursor of the next page.
 ///
 /// If a field is repeated, its last value counts. `None`: the query has an unknown field, or a malformed one.
-fn rooms_topic(query: &Query) -> Option<AdminTopic> {
+fn rooms_topic(query: &Query) -> Option<OperatorResource> {
     let mut room = None;
     let mut after = None;
     for field in query.fields() {
@@ -536,7 +541,7 @@ fn rooms_topic(query: &Query) -> Option<AdminTopic> {
             _ => return None,
         }
     }
-    Some(AdminTopic::Rooms { room, after })
+    Some(OperatorResource::Rooms { room, after })
 }
 
 /// Parses two hexadecimal numbers with a dot between them.

@@ -16,12 +16,12 @@ use crate::http::address::{Address, PerIpCounts};
 use crate::http::token::TokenError;
 use crate::http::{self, ListenerKind, RejectReason};
 use crate::limits::{
-    ANSWER_TIME_MIN, CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN,
-    HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE,
+    CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN, HEAD_TIME_FULL_MAX,
+    HEAD_TIME_MAX, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, RESPONSE_TIME_MIN,
     SWEEP_PER_ITERATION,
 };
 use crate::memory_budget::Reservation;
-use crate::protocol::{Close, Conn, Descriptor, Member, Outbox};
+use crate::protocol::{CloseCause, Conn, Descriptor, Member, Outbox};
 use crate::session::{self, CloseReason, Event, Scratch, Session, SharedState};
 use crate::timestamp::Timestamp;
 
@@ -68,7 +68,7 @@ pub(super) struct Entry {
     pub stage: Stage,
     /// Whether it is in `dirty`.
     pub dirty: bool,
-    pub input: Pending,
+    pub input: InputState,
     /// Whether an event said that the peer has closed its side. A short read does not prove that the kernel has no more then.
     pub half_closed: bool,
 }
@@ -86,13 +86,13 @@ pub(super) enum Stage {
 
 /// Whether a connection has input to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pending {
+pub(super) enum InputState {
     /// Everything was read, as far as is known.
-    Read,
+    Drained,
     /// It is in `ready`.
     Ready,
     /// It is in `ready`, and the last iteration had no time to read it.
-    Unread,
+    Postponed,
 }
 
 /// Each connection has one: a larger entry has to be a decision. In a debug build mio's streams are larger.
@@ -143,16 +143,16 @@ impl Connections {
     /// Has a session read in the next iteration.
     pub(super) fn mark_ready(&mut self, slot: usize) {
         let input = &mut self.entries[slot].input;
-        if *input == Pending::Read {
-            *input = Pending::Ready;
+        if *input == InputState::Drained {
+            *input = InputState::Ready;
             self.ready.push(slot);
         }
     }
 
     /// Changes the state of a session in the ready queue. Returns whether it is in that queue: the slot may have been freed,
     /// and may hold another connection now.
-    pub(super) fn set_input(&mut self, slot: usize, input: Pending) -> bool {
-        let queued = self.entries.get_mut(slot).filter(|entry| entry.input != Pending::Read);
+    pub(super) fn set_input(&mut self, slot: usize, input: InputState) -> bool {
+        let queued = self.entries.get_mut(slot).filter(|entry| entry.input != InputState::Drained);
         let Some(entry) = queued else { return false };
         entry.input = input;
         true
@@ -193,7 +193,7 @@ impl Connections {
         let candidates = oldest.map(|&slot| {
             let entry = &self.entries[slot];
             let evictable_at = match entry.session.flushing_since() {
-                Some(since) => since + ANSWER_TIME_MIN,
+                Some(since) => since + RESPONSE_TIME_MIN,
                 None => entry.since.get() + EVICTION_TIME_MIN,
             };
             (evictable_at, slot)
@@ -243,7 +243,7 @@ impl Connections {
             since: self.shared.now.into(),
             stage: Stage::Http,
             dirty: false,
-            input: Pending::Read,
+            input: InputState::Drained,
             half_closed: false,
         });
         Ok(())
@@ -264,7 +264,7 @@ impl Connections {
             }
             // Timeouts are not evaluated before pending input is read and queued output is flushed.
             let entry = &mut self.entries[slot];
-            if entry.input == Pending::Unread || entry.dirty {
+            if entry.input == InputState::Postponed || entry.dirty {
                 continue;
             }
             if entry.session.tick(&mut self.shared) {
@@ -310,7 +310,9 @@ impl Connections {
         assert_eq!(count(|entry| entry.listener == ListenerKind::Metrics), self.metrics_count);
         let ready: BTreeSet<usize> = self.ready.iter().copied().collect();
         assert!(
-            self.entries.iter().all(|(slot, entry)| entry.input == Pending::Read || ready.contains(&slot))
+            self.entries
+                .iter()
+                .all(|(slot, entry)| entry.input == InputState::Drained || ready.contains(&slot))
         );
         let dirty: BTreeSet<usize> = self.dirty.iter().copied().collect();
         assert!(self.entries.iter().all(|(slot, entry)| !entry.dirty || dirty.contains(&slot)));
@@ -366,7 +368,7 @@ impl Connections {
     }
 
     /// Logs and counts the end of a WebSocket, which was this member.
-    fn log_disconnect(&mut self, slot: usize, protocol: &'static Descriptor, member: &Member) {
+    fn record_departure(&mut self, slot: usize, protocol: &'static Descriptor, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.stage = Stage::Left;
         let end =
@@ -399,8 +401,8 @@ impl Connections {
 }
 
 impl Outbox for Connections {
-    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
-        self.entries[to.slot()].session.has_room(texts, &self.shared)
+    fn can_queue(&mut self, to: Conn, texts: &[String]) -> bool {
+        self.entries[to.slot()].session.can_queue(texts, &self.shared)
     }
 
     fn forward(&mut self, to: Conn, text: String) {
@@ -413,7 +415,7 @@ impl Outbox for Connections {
     }
 
     fn has_unread_input(&self, conn: Conn) -> bool {
-        self.entries[conn.slot()].input == Pending::Unread
+        self.entries[conn.slot()].input == InputState::Postponed
     }
 
     fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
@@ -443,11 +445,11 @@ impl Outbox for Connections {
         self.mark_ready(conn.slot());
     }
 
-    fn close(&mut self, conn: Conn, why: Close) {
+    fn close(&mut self, conn: Conn, why: CloseCause) {
         let end = match why {
-            Close::Replaced => CloseReason::Replaced,
-            Close::RateLimited => CloseReason::RateLimited,
-            Close::Finished => CloseReason::Finished,
+            CloseCause::Replaced => CloseReason::Replaced,
+            CloseCause::RateLimited => CloseReason::RateLimited,
+            CloseCause::Finished => CloseReason::Finished,
         };
         self.with_session(conn.slot(), |session, shared| session.close(end, shared));
     }
@@ -459,7 +461,7 @@ impl Outbox for Connections {
     }
 
     fn disconnected(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>) {
-        self.log_disconnect(conn.slot(), protocol, member);
+        self.record_departure(conn.slot(), protocol, member);
     }
 }
 

@@ -17,11 +17,11 @@ impl Server {
         info!("stopping");
         self.service_manager.stopping();
         self.listeners.close();
-        self.drained_at = None;
+        self.drain_deadline = None;
         let now = self.clock.now();
         self.connections.shared.now = now;
-        self.stop_at = Some(now + STOP_TIME_MAX);
-        self.stop_from = self.connections.close_all(0);
+        self.stop_deadline = Some(now + STOP_TIME_MAX);
+        self.close_cursor = self.connections.close_all(0);
         self.flush_dirty_sessions();
     }
 
@@ -32,7 +32,7 @@ impl Server {
         info!("draining for {} s", time.as_secs());
         self.service_manager.stopping();
         self.connections.is_draining = true;
-        self.drained_at = Some(self.clock.now() + time);
+        self.drain_deadline = Some(self.clock.now() + time);
     }
 
     /// Decides which share of the rooms is closed by now. The next sweep closes them.
@@ -48,7 +48,7 @@ impl Server {
 
     /// Returns whether a stop has completed.
     pub fn is_stopped(&self) -> bool {
-        self.stop_at.is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
+        self.stop_deadline.is_some_and(|at| self.connections.entries.is_empty() || at <= self.clock.now())
     }
 }
 

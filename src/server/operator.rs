@@ -3,7 +3,7 @@
 use std::collections::BinaryHeap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::admission::{AdminRequest, AdminTopic};
+use super::admission::{OperatorRequest, OperatorResource};
 use super::{Server, clock};
 use crate::http::Response;
 use crate::json;
@@ -12,10 +12,10 @@ use crate::protocol::{Conn, Member};
 
 impl Server {
     /// Answers a request of an operator.
-    pub(super) fn answer_operator(&mut self, question: &AdminRequest) -> Response {
+    pub(super) fn respond_to_operator(&mut self, question: &OperatorRequest) -> Response {
         let text = match &question.topic {
-            AdminTopic::Metrics => self.metrics(),
-            AdminTopic::Rooms { room, after } => self.rooms(room.as_deref(), *after),
+            OperatorResource::Metrics => self.metrics(),
+            OperatorResource::Rooms { room, after } => self.rooms(room.as_deref(), *after),
         };
         question.render(&text)
     }

@@ -4,7 +4,7 @@
 //! accepts the connection as a WebSocket or responds.
 
 use super::Server;
-use super::admission::{Admission, Decision, Policy};
+use super::admission::{Decision, LimitCheck, Policy};
 use super::connections::Connections;
 use crate::http::{self, ListenerKind, NO_HEADERS, Request, Response};
 use crate::limits::ALWAYS_HELD_BYTES;
@@ -28,7 +28,7 @@ impl Server {
                 );
             }
             Decision::Respond(response) => response,
-            Decision::Admin(request) => self.answer_operator(&request),
+            Decision::Operator(request) => self.respond_to_operator(&request),
             Decision::Resource(request) => {
                 let resource = self.dispatcher.respond(request.protocol, &request.path, &request.query);
                 request.render(resource.as_ref())
@@ -71,20 +71,20 @@ impl Server {
     }
 
     /// Returns whether the limits allow another WebSocket for this target.
-    fn admission(&self, slot: usize, target: Option<&Target>) -> Admission {
+    fn admission(&self, slot: usize, target: Option<&Target>) -> LimitCheck {
         let is_known = |target: &Target| self.dispatcher.room_exists(target);
         let has_room = |target: &Target| self.dispatcher.has_capacity(target);
         let address = self.connections.entries[slot].address;
         if self.connections.is_draining && !target.is_some_and(is_known) {
-            Admission::Draining
+            LimitCheck::Draining
         } else if self.connections.are_full() {
-            Admission::ServerFull
+            LimitCheck::ServerFull
         } else if self.connections.per_ip.excess(address) > 0 {
-            Admission::AddressFull
+            LimitCheck::AddressFull
         } else if !target.is_none_or(has_room) {
-            Admission::RoomFull
+            LimitCheck::RoomFull
         } else {
-            Admission::Allowed
+            LimitCheck::Allowed
         }
     }
 

@@ -39,8 +39,8 @@ impl Server {
                 match signal {
                     SIGHUP => self.reload(),
                     SIGUSR1 | SIGUSR2 => {}
-                    _ if self.stop_at.is_some() => return Ok(()),
-                    _ if self.drained_at.is_none() && !self.connections.shared.config.drain.is_zero() => {
+                    _ if self.stop_deadline.is_some() => return Ok(()),
+                    _ if self.drain_deadline.is_none() && !self.connections.shared.config.drain.is_zero() => {
                         self.drain()
                     }
                     _ => self.stop(),

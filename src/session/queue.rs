@@ -16,21 +16,21 @@ impl<S: Stream> Session<S> {
     /// Returns whether the queue has room to forward all of these messages.
     ///
     /// A session that is no longer open accepts messages and discards them.
-    pub fn has_room(&mut self, texts: &[String], shared: &SharedState) -> bool {
+    pub fn can_queue(&mut self, texts: &[String], shared: &SharedState) -> bool {
         if !self.is_open() {
             return true;
         }
         let bytes: usize = texts.iter().map(|text| frame::encoded_len(text.len())).sum();
         let queued = self.queued_bytes();
         let fits_queue = queued + bytes <= shared.config.queue_bytes_max();
-        let has_room = fits_queue && self.fits_memory(bytes, shared);
-        if !has_room {
+        let can_queue = fits_queue && self.fits_memory(bytes, shared);
+        if !can_queue {
             self.record_refusal();
         }
-        has_room
+        can_queue
     }
 
-    /// Queues a message for which [`Session::has_room`] was asked.
+    /// Queues a message for which [`Session::can_queue`] was asked.
     pub fn forward(&mut self, text: String, shared: &mut SharedState) {
         if self.is_open() {
             self.update_queue(shared, |queue, now| queue.push(frame::TEXT, text.as_bytes(), now));
@@ -50,7 +50,7 @@ impl<S: Stream> Session<S> {
     /// Queues a binary message of the server itself.
     ///
     /// The message may use the reserve of the queue and, if the peer has recently taken bytes, as much again as
-    /// [`Config::queue_bytes_owed_max`](crate::config::Config::queue_bytes_owed_max) and one message. A peer that would miss
+    /// [`Config::queue_bytes_burst_max`](crate::config::Config::queue_bytes_burst_max) and one message. A peer that would miss
     /// a message is disconnected.
     pub fn send_binary(&mut self, bytes: &[u8], shared: &mut SharedState) {
         self.send_frame(frame::BINARY, bytes, shared);
@@ -69,7 +69,7 @@ impl<S: Stream> Session<S> {
         }
         let max = shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE;
         let fits_queue = queued + bytes <= max;
-        let owed_max = max + shared.config.queue_bytes_owed_max();
+        let owed_max = max + shared.config.queue_bytes_burst_max();
         let may_exceed_reserve = queued <= owed_max && self.is_making_progress(shared.now);
         if !fits_queue && !may_exceed_reserve {
             self.record_refusal();
@@ -264,14 +264,14 @@ impl Queue {
             return;
         };
         let bytes = frame::encoded_len(payload.len());
-        let has_room = if self.is_blocked {
+        let can_queue = if self.is_blocked {
             // It would overtake a pong that was queued between messages before the stream blocked.
             let is_pong_unsent = self.sent < self.pong_end;
             !is_pong_unsent && self.control.len() + bytes <= CONTROL_BYTES_MAX
         } else {
             self.message_bytes() + bytes <= queue_max + CONTROL_BYTES_MAX
         };
-        if !has_room {
+        if !can_queue {
             return;
         }
         let Some(payload) = self.unanswered_ping.take() else {

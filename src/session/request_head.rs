@@ -6,7 +6,7 @@ use super::buffers::{Buffers, SharedState};
 use super::inbound::Scratch;
 use super::{CloseReason, Event, Phase, Session, Stream};
 use crate::http::{self, Response};
-use crate::limits::{ALWAYS_HELD_BYTES, FIRST_MESSAGE_TIME_MAX, HEAD_BYTES_MAX};
+use crate::limits::{ALWAYS_HELD_BYTES, HEAD_BYTES_MAX, REGISTRATION_TIME_MAX};
 
 impl<S: Stream> Session<S> {
     /// Takes bytes of the request head and yields it when it is complete.
@@ -69,7 +69,7 @@ impl<S: Stream> Session<S> {
     /// Sends the response to an upgrade and switches to the WebSocket protocol.
     pub fn accept(&mut self, response: Vec<u8>, shared: &mut SharedState) {
         self.phase = Phase::Open;
-        self.deadline = Some((shared.now + FIRST_MESSAGE_TIME_MAX).into());
+        self.deadline = Some((shared.now + REGISTRATION_TIME_MAX).into());
         self.queue_response(response, shared);
     }
 

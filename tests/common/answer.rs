@@ -8,7 +8,7 @@ use noroshi::config::Config;
 use noroshi::http::{ListenerKind, NO_HEADERS, Request};
 use noroshi::protocol::Target;
 use noroshi::protocols::{self, Dispatcher};
-use noroshi::server::admission::{Admission, Decision, Policy};
+use noroshi::server::admission::{Decision, LimitCheck, Policy};
 
 /// Returns the answer to a complete head. `admission` gets the client address that a trusted proxy reports, and what the
 /// request is for.
@@ -18,7 +18,7 @@ pub fn answer(
     config: &Config,
     is_trusted: bool,
     wall: Duration,
-    admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
+    admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> LimitCheck,
 ) -> Decision {
     let mut headers = NO_HEADERS;
     let request = match Request::parse(head, &mut headers) {

@@ -8,7 +8,7 @@ use noroshi::config::Config;
 use noroshi::http::query::Query;
 use noroshi::http::token::Claims;
 use noroshi::memory_budget::{Budget, Reservation};
-use noroshi::protocol::{Close, Conn, Descriptor, Member, Outbox, Target, Times};
+use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
 use noroshi::protocols::{self, Destination, Dispatcher};
 
 use super::input::Input;
@@ -79,13 +79,13 @@ pub enum Recorded {
     Ping(Conn),
     PauseReading(Conn),
     ResumeReading(Conn),
-    Close(Conn, Close),
+    Close(Conn, CloseCause),
     Registered(Conn),
     Left(Conn),
 }
 
 impl Outbox for Recorder {
-    fn has_room(&mut self, to: Conn, _: &[String]) -> bool {
+    fn can_queue(&mut self, to: Conn, _: &[String]) -> bool {
         !self.full.contains(&to)
     }
 
@@ -125,7 +125,7 @@ impl Outbox for Recorder {
         self.effects.push_back(Recorded::ResumeReading(conn));
     }
 
-    fn close(&mut self, conn: Conn, why: Close) {
+    fn close(&mut self, conn: Conn, why: CloseCause) {
         self.effects.push_back(Recorded::Close(conn, why));
     }
 
@@ -195,9 +195,9 @@ impl Memory {
                 }
                 Recorded::Close(to, why) => {
                     let code = match why {
-                        Close::Replaced => 4000,
-                        Close::RateLimited => 1008,
-                        Close::Finished => 1000,
+                        CloseCause::Replaced => 4000,
+                        CloseCause::RateLimited => 1008,
+                        CloseCause::Finished => 1000,
                     };
                     self.deliver_output(to, Received::Closed(code));
                     self.input(Input::Disconnected(to));

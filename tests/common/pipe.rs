@@ -9,7 +9,7 @@ use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
 use noroshi::http::address::Address;
 use noroshi::http::{self, ListenerKind, Response};
 use noroshi::message::Message;
-use noroshi::server::admission::{Admission, Decision};
+use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
 
 use super::answer::answer;
@@ -19,7 +19,7 @@ pub const REQUEST: &str = "GET /ws/tea HTTP/1.1\r\nHost: h\r\nUpgrade: websocket
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// The body of every response to an administrative request.
-pub const ADMIN_RESPONSE: &str = "asked";
+pub const OPERATOR_RESPONSE: &str = "asked";
 
 /// The client's address.
 pub const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -124,7 +124,7 @@ impl TestSession {
     fn answer(&mut self, head: &[u8]) {
         let config = &self.shared.config;
         let is_trusted = self.listener == ListenerKind::Main && config.is_trusted_proxy(self.address);
-        let admission = if self.is_full { Admission::ServerFull } else { Admission::Allowed };
+        let admission = if self.is_full { LimitCheck::ServerFull } else { LimitCheck::Allowed };
         let mut client_address = None;
         let answer = answer(head, self.listener, config, is_trusted, self.wall, |address, _| {
             client_address = address;
@@ -140,7 +140,7 @@ impl TestSession {
                 return;
             }
             Decision::Respond(response) => response,
-            Decision::Admin(request) => request.render(ADMIN_RESPONSE),
+            Decision::Operator(request) => request.render(OPERATOR_RESPONSE),
             Decision::Resource(request) => request.render(None),
         };
         let bytes = response.bytes.len();

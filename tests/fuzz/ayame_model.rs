@@ -6,7 +6,7 @@ use std::time::Duration;
 use noroshi::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX};
 use noroshi::http::token::{Claims, Secrets, TokenError};
 use noroshi::json;
-use noroshi::protocol::{Close, Conn, Target};
+use noroshi::protocol::{CloseCause, Conn, Target};
 
 use super::context::{Context, Output, RoomMember, Rules};
 
@@ -46,7 +46,7 @@ impl Model {
         self.context.emit(to, Output::Text(text));
     }
 
-    fn close(&mut self, conn: Conn, why: Close) {
+    fn close(&mut self, conn: Conn, why: CloseCause) {
         self.context.close(conn, why);
         self.remove_peer(conn);
     }
@@ -74,7 +74,7 @@ impl Model {
                     if self.clients[&other].ping_at.is_some() {
                         self.send(other, r#"{"type":"bye"}"#.to_owned());
                     }
-                    self.close(other, Close::Finished);
+                    self.close(other, CloseCause::Finished);
                 }
                 for waiting in room.waiting {
                     self.take_seat(waiting, &name);
@@ -85,13 +85,13 @@ impl Model {
 
     fn reject_message(&mut self, conn: Conn) {
         self.context.count_error("not_understood");
-        self.close(conn, Close::Finished);
+        self.close(conn, CloseCause::Finished);
     }
 
     fn reject(&mut self, conn: Conn, error: &'static str, reason: &str) {
         self.context.count_error(error);
         self.send(conn, format!(r#"{{"type":"reject","reason":"{reason}"}}"#));
-        self.close(conn, Close::Finished);
+        self.close(conn, CloseCause::Finished);
     }
 
     fn register(&mut self, conn: Conn, fields: [Option<&str>; 5]) {
@@ -192,7 +192,7 @@ impl Rules for Model {
             (Some("register"), None) => self.register(conn, fields),
             (Some("connected"), Some(_)) => {
                 if self.clients[&conn].ping_at.is_none() {
-                    self.close(conn, Close::Finished);
+                    self.close(conn, CloseCause::Finished);
                 }
             }
             (Some("offer" | "answer" | "candidate"), Some(room)) => {
@@ -238,7 +238,7 @@ impl Rules for Model {
         if self.rooms[name].waiting.is_empty() {
             client.is_probed = false;
         } else {
-            self.close(conn, Close::Replaced);
+            self.close(conn, CloseCause::Replaced);
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use noroshi::http::token::Claims;
-use noroshi::protocol::{Close, Conn, Target};
+use noroshi::protocol::{CloseCause, Conn, Target};
 use noroshi::rate_limit::Verdict;
 use noroshi_test_support::input::Input;
 
@@ -18,7 +18,7 @@ pub enum Output {
     Ping,
     Pause,
     Resume,
-    Close(Close),
+    Close(CloseCause),
     /// The room.
     Registered(String),
     /// The room and the connection's id in it.
@@ -172,7 +172,7 @@ impl Context {
         self.probes.len() < before
     }
 
-    pub fn close(&mut self, conn: Conn, why: Close) {
+    pub fn close(&mut self, conn: Conn, why: CloseCause) {
         self.end_probe(conn);
         self.emit(conn, Output::Close(why));
     }
@@ -274,7 +274,7 @@ fn charge(rules: &mut impl Rules, conn: Conn, credits: usize) -> bool {
         Verdict::Pass => return true,
         Verdict::Drop { notify } => rules.dropped(conn, notify),
         Verdict::Close => {
-            rules.context().close(conn, Close::RateLimited);
+            rules.context().close(conn, CloseCause::RateLimited);
             rules.disconnected(conn);
         }
     }

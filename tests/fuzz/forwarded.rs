@@ -11,7 +11,7 @@ use std::time::Duration;
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
 use noroshi::http::address::Network;
-use noroshi::server::admission::{Admission, Decision};
+use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi_test_support::answer::answer;
 
 #[cfg(not(test))]
@@ -55,7 +55,7 @@ pub fn check(data: &[u8]) {
     let mut counted_address: Option<Option<IpAddr>> = None;
     let answer = answer(&head, ListenerKind::Main, &config, true, Duration::ZERO, |address, _| {
         counted_address = Some(address);
-        Admission::Allowed
+        LimitCheck::Allowed
     });
     let Decision::Respond(response) = answer else { panic!("{answer:?}") };
     let status = response.status;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use noroshi::config::CLAIMANTS_MAX;
 use noroshi::http::token::Claims;
-use noroshi::protocol::{Close, Conn, Target};
+use noroshi::protocol::{CloseCause, Conn, Target};
 use noroshi::protocols::noroshi::message::{self, Body, Code};
 use noroshi::rate_limit::Verdict;
 use serde_json::{Value, json};
@@ -127,7 +127,7 @@ impl Model {
             Verdict::Pass => unreachable!("it passed"),
             Verdict::Drop { notify: true } => self.error(conn, Code::RateLimited, None),
             Verdict::Drop { notify: false } => self.context.count_error(Code::RateLimited.name()),
-            Verdict::Close => self.close(conn, Close::RateLimited),
+            Verdict::Close => self.close(conn, CloseCause::RateLimited),
         }
     }
 
@@ -204,7 +204,7 @@ impl Model {
         self.refuse_id(conn, id, request.target.as_deref());
     }
 
-    fn close(&mut self, conn: Conn, why: Close) {
+    fn close(&mut self, conn: Conn, why: CloseCause) {
         self.context.close(conn, why);
         self.leave_flow(conn);
         self.remove_peer(conn);
@@ -300,7 +300,7 @@ impl Rules for Model {
                 for (claimant, first) in self.end_claim(holder) {
                     self.reject(claimant, id, &first);
                 }
-                self.close(holder, Close::Replaced);
+                self.close(holder, CloseCause::Replaced);
                 self.register(conn, id);
             }
             Next::Claim(holder) => return self.claim(conn, holder, id, text, target),
@@ -335,7 +335,7 @@ impl Rules for Model {
         if self.claims[&key].is_empty() {
             self.claims.remove(&key);
         } else {
-            self.close(conn, Close::Replaced);
+            self.close(conn, CloseCause::Replaced);
         }
     }
 

@@ -10,9 +10,9 @@ use noroshi::config::{Config, HEAD_BYTES_MAX};
 use noroshi::http::address::Network;
 use noroshi::http::origin::AllowedOrigin;
 use noroshi::http::{self, ListenerKind};
-use noroshi::server::admission::{Admission, Decision};
+use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi_test_support::answer::answer;
-use noroshi_test_support::pipe::{ADDRESS, ADMIN_RESPONSE, TestSession};
+use noroshi_test_support::pipe::{ADDRESS, OPERATOR_RESPONSE, TestSession};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -38,7 +38,7 @@ pub fn check(data: &[u8]) {
         _ if http::is_not_http(bytes) => Decision::Respond(http::malformed(bytes)),
         Some(end) if end <= HEAD_BYTES_MAX => {
             assert_eq!(http::head_end(bytes, end - 1), ends);
-            let place = if full { Admission::ServerFull } else { Admission::Allowed };
+            let place = if full { LimitCheck::ServerFull } else { LimitCheck::Allowed };
             let is_trusted = listener == ListenerKind::Main && !config.trusted_proxies.is_empty();
             let mut client_address = None;
             let wall = std::time::Duration::ZERO;
@@ -60,11 +60,11 @@ pub fn check(data: &[u8]) {
     };
     let sent = session.take_output();
     let answer = match answer {
-        Decision::Admin(request) => Decision::Respond(request.render(ADMIN_RESPONSE)),
+        Decision::Operator(request) => Decision::Respond(request.render(OPERATOR_RESPONSE)),
         answer => answer,
     };
     match answer {
-        Decision::Admin(_) => unreachable!("it was rendered"),
+        Decision::Operator(_) => unreachable!("it was rendered"),
         Decision::Resource(_) => unreachable!("no protocol with resources is mounted"),
         Decision::Upgrade { bytes: response, target, .. } => {
             assert!(sent.starts_with(&response));

@@ -13,7 +13,7 @@ use noroshi::config::{
 };
 use noroshi::http::ListenerKind;
 use noroshi::message::Message;
-use noroshi::server::admission::{Admission, Decision};
+use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
 use noroshi_test_support::answer::answer;
 use noroshi_test_support::pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
@@ -175,7 +175,7 @@ impl World {
         } else {
             // One message may exceed the limit for messages of the server. Its length has 16 bits.
             let config = &self.context.shared.config;
-            let limit = config.queue_bytes_max() + QUEUE_BYTES_RESERVE + config.queue_bytes_owed_max();
+            let limit = config.queue_bytes_max() + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
             let queue = limit + (1 << 16);
             let control = 4 * CONTROL_BYTES_MAX;
             let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
@@ -259,7 +259,7 @@ impl Peer {
             let text = text(number, length);
             let shared = &mut context.shared;
             let was_open = session.is_open();
-            let is_refused = is_forwarded && !session.has_room(std::slice::from_ref(&text), shared);
+            let is_refused = is_forwarded && !session.can_queue(std::slice::from_ref(&text), shared);
             if !is_refused {
                 session.send(text, shared);
             }
@@ -315,7 +315,7 @@ impl Peer {
                             let config = &context.shared.config;
                             let wall = Duration::ZERO;
                             let answer = answer(&head, ListenerKind::Main, config, false, wall, |_, _| {
-                                Admission::Allowed
+                                LimitCheck::Allowed
                             });
                             let Decision::Upgrade { bytes, target, .. } = answer else {
                                 panic!("{answer:?}")

@@ -8,7 +8,7 @@ use std::time::Duration;
 use noroshi::config::{BASE_BYTES, Config};
 use noroshi::http::token::Claims;
 use noroshi::memory_budget::{Budget, Reservation};
-use noroshi::protocol::{Close, Conn, Descriptor, Member, Outbox, Target, Times};
+use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
 use noroshi::protocols::Dispatcher;
 use noroshi_test_support::input::Input;
 
@@ -71,7 +71,7 @@ struct RecordingOutbox {
 }
 
 impl Outbox for RecordingOutbox {
-    fn has_room(&mut self, to: Conn, texts: &[String]) -> bool {
+    fn can_queue(&mut self, to: Conn, texts: &[String]) -> bool {
         assert!(!texts.is_empty());
         let Some(room) = self.room_in_queue.get_mut(&to) else { return true };
         let fits = texts.len() <= *room;
@@ -119,7 +119,7 @@ impl Outbox for RecordingOutbox {
         self.effects.push((conn, Output::Resume));
     }
 
-    fn close(&mut self, conn: Conn, why: Close) {
+    fn close(&mut self, conn: Conn, why: CloseCause) {
         self.effects.push((conn, Output::Close(why)));
     }
 

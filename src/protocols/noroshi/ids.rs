@@ -11,7 +11,7 @@ use std::mem;
 use super::peer::{Claimant, Registration};
 use super::{NO_MEMORY, Noroshi, Slot};
 use crate::config::{CLAIMANTS_MAX, ID_BYTES_MAX};
-use crate::protocol::{Close, Context};
+use crate::protocol::{CloseCause, Context};
 use crate::protocols::noroshi::message::{self, Body, Code, ErrorReply};
 
 pub(super) const ID_MISMATCH: ErrorReply =
@@ -122,7 +122,7 @@ impl Noroshi {
             self.peer_mut(holder).claimants = None;
             return;
         }
-        self.close(holder, Close::Replaced, context);
+        self.close(holder, CloseCause::Replaced, context);
     }
 
     /// Adds a claimant of an id, and probes its holder.
@@ -157,7 +157,7 @@ impl Noroshi {
     pub(super) fn take_over_id(&mut self, slot: Slot, holder: Slot, id: &str, context: &mut Context) {
         let claimants = self.take_claimants(holder, context);
         self.reject_claimants(id, claimants, context);
-        self.close(holder, Close::Replaced, context);
+        self.close(holder, CloseCause::Replaced, context);
         self.register(slot, id, context);
     }
 

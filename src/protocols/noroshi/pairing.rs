@@ -38,7 +38,7 @@ impl Noroshi {
             Flow::Idle => {}
         }
         let room = self.peer(slot).room;
-        self.enqueue(room, &[slot], ListNodes::push_back, context);
+        self.deliver_or_enqueue(room, &[slot], ListNodes::push_back, context);
         self.advance(room, context);
     }
 
@@ -46,7 +46,7 @@ impl Noroshi {
     ///
     /// Each one is sent the current offer, or is inserted into the queue with `push`. A peer that is behind with reading is
     /// queued, so that other peers cannot fill its queue with offers.
-    fn enqueue(
+    fn deliver_or_enqueue(
         &mut self,
         room: u32,
         slots: &[Slot],
@@ -223,10 +223,10 @@ impl Noroshi {
         }
         let room = self.peer(slot).room;
         if self.rooms[room as usize].queue.is_empty() {
-            self.enqueue(room, &recipients, ListNodes::push_back, context);
+            self.deliver_or_enqueue(room, &recipients, ListNodes::push_back, context);
         } else {
             recipients.reverse();
-            self.enqueue(room, &recipients, ListNodes::push_front, context);
+            self.deliver_or_enqueue(room, &recipients, ListNodes::push_front, context);
         }
     }
 

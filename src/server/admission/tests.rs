@@ -16,7 +16,7 @@ const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
 
 /// Allows every upgrade, and ignores the client address.
-const ALLOWED: fn(Option<IpAddr>, Option<&Target>) -> Admission = |_, _| Admission::Allowed;
+const ALLOWED: fn(Option<IpAddr>, Option<&Target>) -> LimitCheck = |_, _| LimitCheck::Allowed;
 
 /// Returns the response to a complete head. The test decides on the admission.
 fn respond(
@@ -24,7 +24,7 @@ fn respond(
     listener: ListenerKind,
     config: &Config,
     is_trusted: bool,
-    admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> Admission,
+    admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> LimitCheck,
 ) -> Decision {
     answer(head, listener, config, is_trusted, Duration::ZERO, admission)
 }
@@ -40,13 +40,13 @@ fn with_protocol(protocol: &'static Descriptor) -> Config {
 fn exchange(listener: ListenerKind, config: &Config, is_full: bool, head: &str) -> (u16, String) {
     let head = format!("{head}\r\n");
     assert_eq!(head_end(head.as_bytes(), 0), Some(head.len()));
-    let admission = if is_full { Admission::ServerFull } else { Admission::Allowed };
+    let admission = if is_full { LimitCheck::ServerFull } else { LimitCheck::Allowed };
     let mut decision = respond(head.as_bytes(), listener, config, false, |_, _| admission);
-    if let Decision::Admin(request) = &decision {
+    if let Decision::Operator(request) = &decision {
         decision = Decision::Respond(request.render("body"));
     }
     match decision {
-        Decision::Admin(_) => unreachable!("it was rendered"),
+        Decision::Operator(_) => unreachable!("it was rendered"),
         Decision::Resource(_) => unreachable!("no protocol with resources is mounted"),
         Decision::Upgrade { bytes, target, .. } => {
             let response = String::from_utf8(bytes).unwrap();
@@ -290,7 +290,7 @@ fn metrics_listener_rejects_rebound_names() {
         let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let response = respond(head.as_bytes(), ListenerKind::Metrics, config, false, ALLOWED);
         match response {
-            Decision::Admin(_) => (200, String::new()),
+            Decision::Operator(_) => (200, String::new()),
             Decision::Respond(Response { status, bytes, reject_reason }) => {
                 assert_eq!(reject_reason, None);
                 let text = String::from_utf8(bytes).unwrap();
@@ -377,7 +377,7 @@ fn client_address(header: Option<&str>, headers: &[u8]) -> Result<Option<String>
     let mut address = None;
     let response = respond(&head, ListenerKind::Main, &config, true, |reported, _| {
         address = reported;
-        Admission::Allowed
+        LimitCheck::Allowed
     });
     match response {
         Decision::Upgrade { .. } => Ok(address.map(|ip| ip.to_string())),
@@ -388,7 +388,7 @@ fn client_address(header: Option<&str>, headers: &[u8]) -> Result<Option<String>
             assert!(String::from_utf8(bytes).unwrap().contains(sentence));
             Err((status, message))
         }
-        Decision::Admin(_) | Decision::Resource(_) => unreachable!("this is a path of the main listener"),
+        Decision::Operator(_) | Decision::Resource(_) => unreachable!("this is a path of the main listener"),
     }
 }
 
@@ -528,7 +528,7 @@ fn paths_lead_to_resources() {
         ("room=tea&other=%ff", None),
         ("rooms=tea", None),
     ] {
-        let expected = expected.map(|(room, after): (Option<&str>, _)| AdminTopic::Rooms {
+        let expected = expected.map(|(room, after): (Option<&str>, _)| OperatorResource::Rooms {
             room: room.map(String::from),
             after,
         });

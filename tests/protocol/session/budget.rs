@@ -19,7 +19,7 @@ fn queue_stays_within_the_memory_budget() {
     test.pipe().writable_bytes = 0;
     let texts = ["x".repeat(10_000)];
     let mut queued = 0;
-    while test.session.has_room(&texts, &test.shared) {
+    while test.session.can_queue(&texts, &test.shared) {
         test.session.send(texts[0].clone(), &mut test.shared);
         queued += 1;
         assert!(test.shared.budget.allows(0));
@@ -113,7 +113,7 @@ fn messages_that_may_be_forwarded_do_not_close_the_receiver() {
         // A queue without spare capacity.
         test.session.send("x".repeat(10_000), &mut test.shared);
         let texts = vec!["y".repeat(300); 8];
-        if test.session.is_open() && test.session.has_room(&texts, &test.shared) {
+        if test.session.is_open() && test.session.can_queue(&texts, &test.shared) {
             for text in texts {
                 test.session.forward(text, &mut test.shared);
             }

@@ -13,7 +13,7 @@ fn fill_queue(test: &mut TestSession) -> usize {
     test.pipe().writable_bytes = 0;
     let texts = ["x".repeat(1000)];
     let mut queued = 0;
-    while test.session.has_room(&texts, &test.shared) {
+    while test.session.can_queue(&texts, &test.shared) {
         test.session.send(texts[0].clone(), &mut test.shared);
         queued += 1;
     }
@@ -29,7 +29,7 @@ fn forwarded_messages_leave_a_reserve_for_the_server() {
     // A slow reader is not closed: each byte that it reads buys ten seconds.
     for _ in 0..10 {
         test.advance(9);
-        assert!(!test.session.has_room(&["x".repeat(1000)], &test.shared));
+        assert!(!test.session.can_queue(&["x".repeat(1000)], &test.shared));
         test.feed(&frame(PONG, b""));
         test.pipe().writable_bytes = 1;
         test.process();
@@ -38,7 +38,7 @@ fn forwarded_messages_leave_a_reserve_for_the_server() {
     // The reserve is for the server's own messages. A peer that reads bytes may be sent as much again as a burst of one
     // sender can cause, and one message more.
     let config = &test.shared.config;
-    let max = QUEUE_BYTES_MAX + QUEUE_BYTES_RESERVE + config.queue_bytes_owed_max();
+    let max = QUEUE_BYTES_MAX + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
     while test.session.is_open() {
         test.session.send("y".repeat(1000), &mut test.shared);
         queued += usize::from(test.session.is_open());
@@ -80,7 +80,7 @@ fn reading_from_a_full_queue_is_a_liveness_signal() {
         assert!(test.session.is_open());
     }
     // It is closed once it stops reading.
-    assert!(!test.session.has_room(&["x".repeat(1000)], &test.shared));
+    assert!(!test.session.can_queue(&["x".repeat(1000)], &test.shared));
     test.advance(11);
     assert_eq!(test.session.close_reason(), Some(CloseReason::Slow));
 }
@@ -155,7 +155,7 @@ fn stalled_reader_is_closed_after_ten_seconds() {
     test.session.send("x".repeat(200 * 1024), &mut test.shared);
     test.advance(15);
     assert!(test.session.is_open(), "the queue is not full");
-    assert!(!test.session.has_room(&["x".repeat(100 * 1024)], &test.shared));
+    assert!(!test.session.can_queue(&["x".repeat(100 * 1024)], &test.shared));
     test.advance(1);
     assert_eq!(test.session.close_reason(), Some(CloseReason::Slow));
     test.advance(2);
@@ -218,7 +218,7 @@ fn dropped_pongs_use_no_memory() {
         test.feed(&frame(PING, &[7; 125]));
     }
     assert!(test.shared.budget.used() - before < 8 * 1024);
-    assert!(test.session.has_room(&["x".repeat(QUEUE_BYTES_MAX - 200)], &test.shared));
+    assert!(test.session.can_queue(&["x".repeat(QUEUE_BYTES_MAX - 200)], &test.shared));
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn reader_with_an_empty_queue_is_not_slow() {
     let mut test = open_session();
     test.session.on_registered();
     test.advance(12);
-    assert!(!test.session.has_room(&["x".repeat(300 * 1024)], &test.shared));
+    assert!(!test.session.can_queue(&["x".repeat(300 * 1024)], &test.shared));
     test.advance(12);
     assert!(test.session.is_open());
 }
@@ -238,9 +238,9 @@ fn largest_message_fits_an_empty_queue() {
         let id = "\u{1}".repeat(128);
         let candidate = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 128 - 8));
         let reply = Reply::Candidate { candidate: &candidate, id: &id }.to_json();
-        assert!(test.session.has_room(&vec![reply; 64], &test.shared));
+        assert!(test.session.can_queue(&vec![reply; 64], &test.shared));
         let offer = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 2));
         let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.to_json();
-        assert!(test.session.has_room(&[reply], &test.shared));
+        assert!(test.session.can_queue(&[reply], &test.shared));
     }
 }
