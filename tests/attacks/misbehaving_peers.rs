@@ -24,11 +24,13 @@ fn unfinished_request_heads_time_out() {
     let unfinished_head = format!("GET /ws HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(HEAD_BYTES_MAX - 100));
     let mut silent = loaded.connect_many(500, |address, _| Client::connect(address));
     let mut slow = loaded.connect_many(500, |address, _| Client::connect(address));
-    slow.iter_mut().for_each(|client| client.send(unfinished_head.as_bytes()));
+    // On a busy machine, the server may already have answered and closed some connections.
+    slow.iter_mut().for_each(|client| _ = client.try_send(unfinished_head.as_bytes()));
     for _ in 0..4 {
         loaded.run_for(Duration::from_secs(1));
-        // On a busy machine the time for the head may be over already.
-        slow.iter_mut().for_each(|client| _ = client.try_send(b"x"));
+        for client in slow.iter_mut().filter(|client| !client.has_response("408")) {
+            let _ = client.try_send(b"x");
+        }
     }
     for client in slow.iter_mut().chain(&mut silent) {
         assert!(client.read_head().starts_with("HTTP/1.1 408 "));
@@ -161,7 +163,7 @@ fn delivery_takes_one_iteration_regardless_of_other_senders() {
             }
         }
         net.socket("P").send(Message::text(&*candidate)).unwrap();
-        net.server.poll_once(Some(Duration::ZERO)).unwrap();
+        net.server.turn(Some(Duration::ZERO)).unwrap();
         assert!(net.socket("Q").read().unwrap().is_text());
     }
     let was_ahead = |sent: usize| sent > DELIVERIES * READ_BYTES_MAX;
