@@ -14,6 +14,11 @@ use log::LevelFilter;
 use crate::http::address::{Address, Network};
 use crate::http::origin::AllowedOrigin;
 use crate::http::token::{self, Secrets};
+use crate::limits::{
+    BASE_BYTES, BURST_BYTES_PER_CREDIT, CANDIDATES_MAX, CONNECTION_BYTES, CONTROL_BYTES_MAX, GIB, KIB, MIB,
+    QUEUE_BYTES_BURST_MAX, QUEUE_BYTES_BURST_MIN, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE, RATE_BURST_SECONDS,
+    READ_BYTES_MAX, STORED_BYTES_MAX,
+};
 
 mod endpoint;
 mod environment;
@@ -23,8 +28,6 @@ mod values;
 
 pub use endpoint::Endpoint;
 pub use flags::{Command, HealthCheck, TokenRequest};
-
-pub use crate::limits::*;
 
 /// The configuration of a server.
 #[derive(Clone, Debug)]

@@ -8,7 +8,8 @@ use std::cell::Cell;
 use std::mem;
 use std::rc::Rc;
 
-use crate::config::{BASE_BYTES, Config};
+use crate::config::Config;
+use crate::limits::BASE_BYTES;
 
 /// The memory limit and the bytes in use.
 #[derive(Debug)]

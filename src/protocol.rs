@@ -238,7 +238,7 @@ pub trait Outbox {
     /// Returns whether the queue of this peer has room to forward all of these.
     fn can_queue(&mut self, to: Conn, texts: &[String]) -> bool;
     /// Queues a message for which [`Outbox::can_queue`] was asked.
-    fn forward(&mut self, to: Conn, text: String);
+    fn push_forwarded(&mut self, to: Conn, text: String);
     /// Returns whether more than half of the queue of this peer is used. Large messages of the server itself, which another
     /// peer has caused, wait then.
     fn is_congested(&self, to: Conn) -> bool;

@@ -15,9 +15,10 @@ pub mod uuid;
 use std::hash::RandomState;
 use std::time::Duration;
 
-use crate::config::{Config, Endpoint, TIMERS_PER_ITERATION};
+use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
 use crate::http::token::Claims;
+use crate::limits::TIMERS_PER_ITERATION;
 use crate::message::Message;
 use crate::protocol::{
     CloseCause, Conn, ConnectionStates, Context, Descriptor, Member, Outbox, Protocol, Resource,

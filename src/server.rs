@@ -63,9 +63,9 @@ pub struct Server {
     scratch: Scratch,
     dispatcher: Dispatcher,
     /// When the next sweep over the deadlines of all sessions begins.
-    sweep_at: Duration,
+    next_sweep_at: Duration,
     /// The slot at which the current sweep continues.
-    sweep: Option<usize>,
+    sweep_cursor: Option<usize>,
     /// When the current drain ends.
     drain_deadline: Option<Duration>,
     /// When the current stop ends at the latest.
@@ -112,8 +112,8 @@ impl Server {
             connections: Connections::new(config),
             scratch: Scratch::default(),
             dispatcher,
-            sweep_at: Duration::ZERO,
-            sweep: None,
+            next_sweep_at: Duration::ZERO,
+            sweep_cursor: None,
             drain_deadline: None,
             stop_deadline: None,
             close_cursor: None,
@@ -238,14 +238,14 @@ impl Server {
         if !ready.is_empty() || !dirty.is_empty() || self.close_cursor.is_some() {
             return Some(Duration::ZERO);
         }
-        if self.sweep.is_some() {
+        if self.sweep_cursor.is_some() {
             return Some(Duration::ZERO);
         }
         let busy = !self.connections.entries.is_empty()
-            || self.connections.has_refusals_to_report()
+            || self.connections.has_rejections_to_report()
             || self.listeners.have_failed()
             || self.drain_deadline.is_some();
-        let sweep = busy.then_some(self.sweep_at);
+        let sweep = busy.then_some(self.next_sweep_at);
         let accept = self.listeners.accept_at(&self.connections);
         let times =
             [self.dispatcher.next_timer(), sweep, accept, self.stop_deadline, self.service_manager.due()];
@@ -293,7 +293,7 @@ impl Server {
             let Server { connections, dispatcher, .. } = self;
             match event {
                 Event::Request(head) => self.handle_request(slot, &head),
-                Event::Rejected(status, refusal) => connections.refuse(slot, status, &refusal),
+                Event::Rejected(status, reason) => connections.record_rejection(slot, status, &reason),
                 Event::Message(message) => dispatcher.message(times, conn, message, connections),
                 Event::Ping(payload) => {
                     if dispatcher.charge_frame(times, conn, connections) {
@@ -335,18 +335,19 @@ impl Server {
         if self.dispatcher.next_timer().is_some_and(|at| at <= now) {
             self.dispatcher.fire_timers(self.times(), &mut self.connections);
         }
-        if self.sweep.is_none() && self.sweep_at <= now {
-            self.sweep = Some(0);
-            self.sweep_at = now + SWEEP_EVERY;
+        if self.sweep_cursor.is_none() && self.next_sweep_at <= now {
+            self.sweep_cursor = Some(0);
+            self.next_sweep_at = now + SWEEP_EVERY;
             self.listeners.retry();
-            self.connections.report_refusals();
+            self.connections.report_rejections();
             if let Some(until) = self.drain_deadline {
                 self.advance_drain(until);
             }
         }
-        if let Some(from) = self.sweep {
+        if let Some(from) = self.sweep_cursor {
             let Server { connections, dispatcher, drained_share, .. } = self;
-            self.sweep = connections.tick(from, |entry| drain::is_drained(entry, dispatcher, *drained_share));
+            self.sweep_cursor =
+                connections.tick(from, |entry| drain::is_drained(entry, dispatcher, *drained_share));
         }
         if let Some(from) = self.close_cursor {
             self.close_cursor = self.connections.close_all(from);

@@ -71,7 +71,7 @@ impl<'a> Context<'a> {
     pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
         let has_room = self.out.can_queue(to, texts.as_ref());
         if has_room {
-            texts.into_iter().for_each(|text| self.out.forward(to, text));
+            texts.into_iter().for_each(|text| self.out.push_forwarded(to, text));
         }
         has_room
     }

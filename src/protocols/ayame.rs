@@ -11,9 +11,10 @@ use std::hash::RandomState;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX, Config, Endpoint, ROOM_TEXT_BYTES_MAX};
+use crate::config::{Config, Endpoint};
 use crate::http::token::{Claims, Secrets};
 use crate::json;
+use crate::limits::{AYAME_PING_EVERY, AYAME_WAITING_MAX, ROOM_TEXT_BYTES_MAX};
 use crate::message::Message;
 use crate::metrics::Counts;
 use crate::protocol::{CloseCause, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
@@ -280,12 +281,12 @@ impl Ayame {
                     self.close(slot, CloseCause::Finished, context);
                 }
             }
-            _ => self.close_malformed(slot, context),
+            _ => self.close_not_understood(slot, context),
         }
     }
 
     /// Closes a client after a message that is not understood. The protocol has no error message.
-    fn close_malformed(&mut self, slot: Slot, context: &mut Context) {
+    fn close_not_understood(&mut self, slot: Slot, context: &mut Context) {
         self.counts.count_error("not_understood");
         self.close(slot, CloseCause::Finished, context);
     }
@@ -320,7 +321,7 @@ impl Ayame {
         let (Some(room), Some(client_id), Some(token), Some(is_standalone)) =
             (room, client_id, token, is_standalone)
         else {
-            return self.close_malformed(slot, context);
+            return self.close_not_understood(slot, context);
         };
         if let Some(secrets) = &self.token_secrets {
             match secrets.admit(&token, &room, Some(&client_id), context.wall) {

@@ -13,10 +13,11 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use slab::Slab;
 
-use crate::config::{Config, Endpoint, ROOM_TEXT_BYTES_MAX};
+use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
 use crate::http::token::Claims;
 use crate::json;
+use crate::limits::ROOM_TEXT_BYTES_MAX;
 use crate::message::Message;
 use crate::metrics::Counts;
 use crate::protocol::{Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};

@@ -31,9 +31,10 @@ use std::time::Duration;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use crate::config::{Config, Endpoint, ROOM_BYTES_MAX};
+use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
 use crate::http::token::Claims;
+use crate::limits::ROOM_BYTES_MAX;
 use crate::message::Message;
 use crate::metrics::Counts;
 use crate::protocol::{CloseCause, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
@@ -42,7 +43,7 @@ use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
 use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
-use message::{Body, Code, ErrorReply, Kind, Request};
+use message::{Body, ClientMessage, Code, ErrorReply, Kind};
 
 mod check;
 mod cost;
@@ -308,11 +309,11 @@ impl Noroshi {
             debug_assert!(false, "reading from a claimant is paused");
             return;
         }
-        let request = match message::parse(text) {
-            Ok(request) => request,
+        let message = match message::parse(text) {
+            Ok(message) => message,
             Err((error, target)) => return self.send_error(slot, error, target.as_deref(), context),
         };
-        let Request { id, target, body } = &request;
+        let ClientMessage { id, target, body } = &message;
         let target = target.as_deref();
         let id_check = self.check_id(slot, id, body);
         let credits = self.message_cost(slot, id_check, target, body, text.len());
@@ -347,17 +348,17 @@ impl Noroshi {
     fn process_claiming_message(
         &mut self,
         slot: Slot,
-        request: &Request,
+        message: &ClientMessage,
         bytes: usize,
         context: &mut Context,
     ) {
-        let target = request.target.as_deref();
-        let credits = credits_for_bytes(bytes) + self.output_cost(slot, target, &request.body);
+        let target = message.target.as_deref();
+        let credits = credits_for_bytes(bytes) + self.output_cost(slot, target, &message.body);
         let verdict = context.charge(self.peers.conn(slot), credits, bytes);
         if verdict != Verdict::Pass {
             return self.on_rate_exceeded(slot, verdict, context);
         }
-        self.process(slot, target, &request.body, context);
+        self.process(slot, target, &message.body, context);
     }
 
     /// Handles a message over the rate limit.

@@ -12,12 +12,12 @@ use crate::protocol::{Conn, Member};
 
 impl Server {
     /// Answers a request of an operator.
-    pub(super) fn respond_to_operator(&mut self, question: &OperatorRequest) -> Response {
-        let text = match &question.topic {
+    pub(super) fn respond_to_operator(&mut self, request: &OperatorRequest) -> Response {
+        let text = match &request.resource {
             OperatorResource::Metrics => self.metrics(),
             OperatorResource::Rooms { room, after } => self.rooms(room.as_deref(), *after),
         };
-        question.render(&text)
+        request.render(&text)
     }
 
     /// Renders the metrics, with the counters of protocols, sessions and the process.

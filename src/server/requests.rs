@@ -13,7 +13,7 @@ use crate::protocol::Target;
 impl Server {
     /// Handles the request with this head.
     pub(super) fn handle_request(&mut self, slot: usize, head: &[u8]) {
-        let response = match self.decide(slot, head) {
+        let response = match self.parse_and_decide(slot, head) {
             Decision::Upgrade { bytes, target, claims } => {
                 self.connections.with_session(slot, |session, shared| session.accept(bytes, shared));
                 self.connections.upgrade(slot);
@@ -38,18 +38,18 @@ impl Server {
         let Response { status, bytes, reject_reason } = response;
         self.connections.with_session(slot, |session, shared| session.respond(bytes, shared));
         if let Some(reason) = reject_reason {
-            self.connections.refuse(slot, status, &reason);
+            self.connections.record_rejection(slot, status, &reason);
         }
     }
 
-    fn decide(&mut self, slot: usize, head: &[u8]) -> Decision {
+    fn parse_and_decide(&mut self, slot: usize, head: &[u8]) -> Decision {
         let entry = &self.connections.entries[slot];
         let (listener, peer) = (entry.listener, entry.address);
         let mut headers = NO_HEADERS;
         let request = match Request::parse(head, &mut headers) {
             Ok(request) => request,
             Err(mut response) => {
-                if listener == ListenerKind::Metrics {
+                if listener == ListenerKind::Operator {
                     response.reject_reason = None;
                 }
                 return Decision::Respond(response);

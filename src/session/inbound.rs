@@ -98,13 +98,13 @@ impl<S: Stream> Session<S> {
         match result? {
             Taken::Control { opcode: frame::CLOSE, payload } => {
                 self.on_close_frame(&payload, shared)?;
-                Ok(Taken::Incomplete)
+                Ok(Taken::Nothing)
             }
             Taken::Control { opcode: frame::PING, payload } => Ok(Taken::Ping(payload)),
             // The answer to a ping of the server costs the peer nothing.
             Taken::Control { .. } if self.awaited_pongs > 0 => {
                 self.awaited_pongs -= 1;
-                Ok(Taken::Incomplete)
+                Ok(Taken::Nothing)
             }
             Taken::Control { .. } => Ok(Taken::Overhead),
             taken => Ok(taken),
@@ -170,7 +170,7 @@ pub(super) enum Taken {
     /// A pong or a small fragment: it has no effect but costs CPU time.
     Overhead,
     /// A part of a frame or of a message. More input is needed.
-    Incomplete,
+    Nothing,
 }
 
 /// Holds input that is not yet complete.
@@ -227,7 +227,7 @@ impl Inbound {
         let mut is_small_fragment = false;
         if self.payload_missing == 0 {
             let Some(header) = self.take_header(scratch, message_max)? else {
-                return Ok(Taken::Incomplete);
+                return Ok(Taken::Nothing);
             };
             let mut frame = mem::take(&mut self.partial_frame);
             if header.is_control() {
@@ -258,7 +258,7 @@ impl Inbound {
                 if is_small_fragment {
                     Ok(Taken::Overhead)
                 } else {
-                    Ok(Taken::Incomplete)
+                    Ok(Taken::Nothing)
                 }
             }
             Err(error) => Err(error.into()),

@@ -25,13 +25,13 @@ impl<S: Stream> Session<S> {
         let fits_queue = queued + bytes <= shared.config.queue_bytes_max();
         let can_queue = fits_queue && self.fits_memory(bytes, shared);
         if !can_queue {
-            self.record_refusal();
+            self.record_rejection();
         }
         can_queue
     }
 
     /// Queues a message for which [`Session::can_queue`] was asked.
-    pub fn forward(&mut self, text: String, shared: &mut SharedState) {
+    pub fn push_forwarded(&mut self, text: String, shared: &mut SharedState) {
         if self.is_open() {
             self.update_queue(shared, |queue, now| queue.push(frame::TEXT, text.as_bytes(), now));
         }
@@ -63,7 +63,7 @@ impl<S: Stream> Session<S> {
         let bytes = frame::encoded_len(payload.len());
         let queued = self.queued_bytes();
         if !self.fits_memory(bytes, shared) {
-            self.record_refusal();
+            self.record_rejection();
             self.close(CloseReason::NoMemory, shared);
             return;
         }
@@ -72,7 +72,7 @@ impl<S: Stream> Session<S> {
         let owed_max = max + shared.config.queue_bytes_burst_max();
         let may_exceed_reserve = queued <= owed_max && self.is_making_progress(shared.now);
         if !fits_queue && !may_exceed_reserve {
-            self.record_refusal();
+            self.record_rejection();
             self.close(CloseReason::Slow, shared);
             return;
         }
@@ -109,11 +109,11 @@ impl<S: Stream> Session<S> {
     /// Records that the queue had no room for a message.
     ///
     /// A peer whose queue is empty is not slow: the message is too large, or the memory limit is reached.
-    fn record_refusal(&mut self) {
+    fn record_rejection(&mut self) {
         if let Some(buffers) = &mut self.buffers
             && buffers.queue.message_bytes() > 0
         {
-            buffers.queue.has_refused = true;
+            buffers.queue.has_rejected = true;
         }
     }
 
@@ -178,7 +178,7 @@ pub(super) struct Queue {
     /// Whether the last write returned `WouldBlock`.
     is_blocked: bool,
     /// Whether a message was refused since the stream last accepted a byte.
-    has_refused: bool,
+    has_rejected: bool,
 }
 
 impl Queue {
@@ -296,7 +296,7 @@ impl Queue {
 
     /// Returns whether the queue is full and the peer has stopped reading.
     pub fn is_stalled(&self, queue_max: usize, now: Duration) -> bool {
-        let is_full = self.has_refused || self.message_bytes() > queue_max;
+        let is_full = self.has_rejected || self.message_bytes() > queue_max;
         is_full && now - self.last_progress >= STALL_TIME_MAX
     }
 
@@ -319,7 +319,7 @@ impl Queue {
                     written.bytes += n;
                     self.is_blocked = false;
                     self.last_progress = now;
-                    self.has_refused = false;
+                    self.has_rejected = false;
                     self.advance(is_control, n);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -5,9 +5,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
+use noroshi::config::Config;
 use noroshi::http::address::Address;
 use noroshi::http::{self, ListenerKind, Response};
+use noroshi::limits::{ALWAYS_HELD_BYTES, HEAD_TIME_MAX};
 use noroshi::message::Message;
 use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};

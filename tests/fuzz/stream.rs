@@ -7,11 +7,12 @@ mod reading;
 
 use std::time::Duration;
 
-use noroshi::config::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, HEAD_TIME_MAX, LINGER_BYTES_MAX,
+use noroshi::config::Config;
+use noroshi::http::ListenerKind;
+use noroshi::limits::{
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, HEAD_TIME_MAX, LINGER_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::http::ListenerKind;
 use noroshi::message::Message;
 use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};

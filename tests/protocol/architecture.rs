@@ -125,8 +125,8 @@ fn imports_point_downward() {
                         "named_enum",
                     ]
                     .contains(&imported),
-                    "rate_limit" => ["timestamp", "config"].contains(&imported),
-                    "memory_budget" | "health" => imported == "config",
+                    "rate_limit" => ["timestamp", "limits"].contains(&imported),
+                    "memory_budget" | "health" => ["config", "limits"].contains(&imported),
                     "config" => ["http", "id", "limits"].contains(&imported),
                     // HTTP without configuration, protocols or decisions.
                     "http" => ["json", "id", "limits", "named_enum"].contains(&imported),

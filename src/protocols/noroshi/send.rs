@@ -2,11 +2,11 @@
 
 use super::{Noroshi, Slot, error};
 use crate::protocol::Context;
-use crate::protocols::noroshi::message::{Code, ErrorReply, Reply};
+use crate::protocols::noroshi::message::{Code, ErrorReply, ServerMessage};
 
 impl Noroshi {
-    pub(super) fn send_reply(&self, to: Slot, reply: &Reply, context: &mut Context) {
-        context.send(self.peers.conn(to), reply.to_json());
+    pub(super) fn send_message(&self, to: Slot, message: &ServerMessage, context: &mut Context) {
+        context.send(self.peers.conn(to), message.to_json());
     }
 
     /// Sends a reply with the STUN and TURN servers added.
@@ -21,7 +21,7 @@ impl Noroshi {
     }
 
     pub(super) fn send_peer_left(&self, leaver: Slot, to: Slot, context: &mut Context) {
-        self.send_reply(to, &Reply::PeerLeft { id: self.id(leaver) }, context);
+        self.send_message(to, &ServerMessage::PeerLeft { id: self.id(leaver) }, context);
     }
 
     /// Sends an error reply and counts it.
@@ -33,7 +33,7 @@ impl Noroshi {
         context: &mut Context,
     ) {
         self.error_counts[error.code as usize] += 1;
-        self.send_reply(to, &Reply::Error { error, target }, context);
+        self.send_message(to, &ServerMessage::Error { error, target }, context);
     }
 
     /// Forwards messages of a peer, all of them or none.

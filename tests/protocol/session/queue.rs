@@ -2,9 +2,10 @@
 
 use super::open_session;
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
-use noroshi::config::{Config, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
+use noroshi::config::Config;
+use noroshi::limits::{QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
 use noroshi::message::Message;
-use noroshi::protocols::noroshi::message::Reply;
+use noroshi::protocols::noroshi::message::ServerMessage;
 use noroshi::session::{CloseReason, Event, ReadOutcome};
 
 /// Fills the queue with forwarded messages of 1,004 bytes. Returns their number.
@@ -237,10 +238,10 @@ fn largest_message_fits_an_empty_queue() {
         let mut test = TestSession::open(Config { message_bytes_max, ..Config::default() });
         let id = "\u{1}".repeat(128);
         let candidate = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 128 - 8));
-        let reply = Reply::Candidate { candidate: &candidate, id: &id }.to_json();
+        let reply = ServerMessage::Candidate { candidate: &candidate, id: &id }.to_json();
         assert!(test.session.can_queue(&vec![reply; 64], &test.shared));
         let offer = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 2));
-        let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.to_json();
+        let reply = ServerMessage::Offer { sdp: &offer, target: &id, id: Some(&id) }.to_json();
         assert!(test.session.can_queue(&[reply], &test.shared));
     }
 }
