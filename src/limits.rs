@@ -25,9 +25,10 @@ pub const HEAD_TIME_FULL_MAX: Duration = Duration::from_secs(1);
 
 // ---- A connection after the upgrade ----
 
-/// Time from the upgrade to the first well-formed message; then the connection is closed with 1008.
+/// Time from the upgrade to the registration of an id; then the connection is closed with 1008.
 pub const REGISTRATION_TIME_MAX: Duration = Duration::from_secs(30);
-/// Time for the peer's close frame after the server's, and again for the end of the TCP connection.
+/// Time for each of the three closing phases: for the Close frame of the peer after that of the server, for sending the
+/// queued output, and for the end of the TCP connection.
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bytes that are read and discarded after the last byte was sent, so that no reset overtakes it (RFC 9112 section 9.6).
 pub const LINGER_BYTES_MAX: usize = 256 * KIB;
@@ -45,8 +46,8 @@ pub const QUEUE_BYTES_BURST_MIN: usize = 256 * KIB;
 pub const BURST_BYTES_PER_CREDIT: usize = 120;
 /// Limit of [`QUEUE_BYTES_BURST_MIN`] when it grows with `--max-rate`.
 pub const QUEUE_BYTES_BURST_MAX: usize = 16 * MIB;
-/// Bytes of queued control frames, which are sent before the queue: eight pongs of maximum length. When they are full,
-/// only the latest ping is answered (RFC 6455 section 5.5.3).
+/// Bytes of pings and pongs that are queued separately, ahead of the messages: eight pongs of maximum length. When they are
+/// full, only the latest ping gets a pong (RFC 6455 section 5.5.3).
 pub const CONTROL_BYTES_MAX: usize = KIB;
 /// Time after which a peer with a full queue is closed if it has read nothing.
 pub const STALL_TIME_MAX: Duration = Duration::from_secs(10);
@@ -187,7 +188,7 @@ pub const EVICTION_CANDIDATES_MAX: usize = 2 * REJECTED_AT_ONCE;
 /// Connections over `--max-connections-per-ip` of one host that get a 429 response. Further ones are closed without a
 /// response.
 pub const PER_IP_REJECTED_AT_ONCE: usize = 4;
-/// Connections of the `--metrics` listener, which are accepted even when the server is full. The oldest is evicted.
+/// Connections of the operator listener (`--metrics`), which are accepted even when the server is full. The oldest is evicted.
 pub const OPERATOR_CONNECTIONS_MAX: usize = 4;
 /// Members on one page of `GET /rooms`. Each page scans all members and collects at most this many.
 pub const MEMBERS_LISTED_MAX: usize = 1000;

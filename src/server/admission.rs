@@ -1,7 +1,12 @@
-//! Decides on every request: one place for routes, origins, tokens, limits, rooms and a drain.
+//! Decides on every well-formed request: one place for routes, origins, tokens, limits, rooms and a drain.
 //!
 //! This module is pure. A request and the state of the server go in, a [`Decision`] comes out, and `requests` carries it out.
-//! Upgrades, pages, health checks, `/metrics`, `/rooms` and the resources of protocols take the same way.
+//! Upgrades, pages, health checks, `/metrics`, `/rooms` and the resources of protocols pass through [`Policy::decide`]. It asks
+//! [`Dispatcher::destination`] for the route of a protocol, and its caller for the [`LimitCheck`].
+//!
+//! Not decided here: a request head that is malformed (400), too large (431), incomplete after its deadline (408) or without
+//! memory (503) gets its response from `http` and `session`; `requests` replaces a response for which there is no memory (503);
+//! `listeners` closes connections of one address beyond `PER_IP_REJECTED_AT_ONCE` without a response.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -34,7 +39,7 @@ pub enum Decision {
     Respond(Response),
     /// Generate the text that the operator requests, send [`OperatorRequest::render`] of it, and close the connection.
     Operator(OperatorRequest),
-    /// Have a protocol respond, send [`PendingResource::render`] of that, and close the connection.
+    /// Let a protocol respond, send [`PendingResource::render`] of that, and close the connection.
     Resource(PendingResource),
 }
 
@@ -53,7 +58,7 @@ pub enum LimitCheck {
     Draining,
 }
 
-/// A request at the `--metrics` listener whose response depends on the server's state.
+/// A request at the operator listener (`--metrics`) whose response depends on the server's state.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OperatorRequest {
     /// The resource that is requested.
@@ -62,7 +67,7 @@ pub struct OperatorRequest {
     head_only: bool,
 }
 
-/// A resource of the `--metrics` listener.
+/// A resource of the operator listener (`--metrics`).
 #[derive(Debug, PartialEq, Eq)]
 pub enum OperatorResource {
     /// `/metrics`.
@@ -158,14 +163,16 @@ impl Policy<'_> {
             _ => limits(None),
         };
         match self.choose(request, &path, &query, destination, admission) {
-            Ok(decision) => decision,
-            Err(response) => Decision::Respond(self.drop_reason_unless_main_upgrade(request, response)),
+            Decision::Respond(response) => {
+                Decision::Respond(self.drop_reason_unless_main_upgrade(request, response))
+            }
+            decision => decision,
         }
     }
 
     /// Returns what a path leads to, if it belongs to a protocol.
     ///
-    /// If the rooms of a protocol are at the top level, a plain request for a page is still answered with the page, and the
+    /// If the rooms of a protocol are at the top level, a plain request for a page still gets the page, and the
     /// paths of health checks are never rooms.
     fn destination(&self, request: &Request, path: &str, query: &Query) -> Option<Destination> {
         if self.listener != ListenerKind::Main || self.is_health(path) {
@@ -185,27 +192,32 @@ impl Policy<'_> {
         query: &Query,
         destination: Option<Destination>,
         admission: LimitCheck,
-    ) -> Result<Decision, Response> {
+    ) -> Decision {
         if request.method == "OPTIONS" {
             // HAProxy's health checks use this method.
-            return Err(render(204, b"", &[ALLOW], true));
+            return Decision::Respond(render(204, b"", &[ALLOW], true));
         }
         if self.listener == ListenerKind::Operator {
-            return self.operator_resource(request, path, query, admission);
+            let decision = self.operator_resource(request, path, query, admission);
+            return decision.unwrap_or_else(Decision::Respond);
         }
         match destination {
-            Some(Destination::WebSocket(target)) => self.upgrade(request, target, admission),
-            Some(Destination::Invalid(sentence)) => {
-                check_upgrade_method(request)?;
-                Err(request.text_response(400, sentence, &[]))
+            Some(Destination::WebSocket(target)) => {
+                self.upgrade(request, target, admission).unwrap_or_else(Decision::Respond)
             }
+            Some(Destination::Invalid(sentence)) => Decision::Respond(match check_upgrade_method(request) {
+                Ok(()) => request.text_response(400, sentence, &[]),
+                Err(response) => response,
+            }),
             // Before the check for an upgrade: a health check succeeds whatever headers a load balancer adds to it.
-            None if self.is_health(path) => Err(health(request, admission)),
+            None if self.is_health(path) => Decision::Respond(health(request, admission)),
             None | Some(Destination::Resource(_)) if request.is_attempted_upgrade() => {
-                Err(no_websocket_path(request, path))
+                Decision::Respond(no_websocket_path(request, path))
             }
-            Some(Destination::Resource(protocol)) => self.resource(request, protocol, path, query),
-            None => Err(self.static_file(request, path)),
+            Some(Destination::Resource(protocol)) => {
+                self.resource(request, protocol, path, query).unwrap_or_else(Decision::Respond)
+            }
+            None => Decision::Respond(self.static_file(request, path)),
         }
     }
 
@@ -229,6 +241,7 @@ impl Policy<'_> {
     fn static_file(&self, request: &Request, path: &str) -> Response {
         match web::find(path) {
             Some(file) if self.config.page => self.file(request, file),
+            // The own protocol is always on, at these paths.
             _ => request.text_response(404, "not found; WebSockets connect to /ws or /ws/ROOM", &[]),
         }
     }
@@ -274,7 +287,7 @@ impl Policy<'_> {
         Ok(Decision::Resource(PendingResource { protocol, path, query, head_only, cors_origin }))
     }
 
-    // ---- Resources of the metrics listener ----
+    // ---- Resources of the operator listener ----
 
     fn operator_resource(
         &self,
@@ -285,7 +298,7 @@ impl Policy<'_> {
     ) -> Result<Decision, Response> {
         // Before the check of the Host: the health contains nothing that a page of another origin could use.
         if path.strip_suffix('/').unwrap_or(path) == paths::HEALTH {
-            return Err(health(request, admission));
+            return Ok(Decision::Respond(health(request, admission)));
         }
         if !self.has_operator_host(request) {
             return Err(unexpected_host(request));
@@ -305,7 +318,7 @@ impl Policy<'_> {
         Ok(Decision::Operator(OperatorRequest { resource, head_only }))
     }
 
-    /// Returns whether the metrics listener serves a request with this `Host`.
+    /// Returns whether the operator listener serves a request with this `Host`.
     ///
     /// A page whose name was rebound to the address of this machine (DNS rebinding) sends its name as `Host`. That name
     /// is registered, so it is neither an IP address nor a name of one label. A request without `Host` (HTTP/1.0) comes
@@ -412,7 +425,7 @@ fn check_get_or_head(request: &Request) -> Result<bool, Response> {
 }
 
 /// # Errors
-/// The response to another method than GET and HEAD. HEAD is no upgrade either, but is answered like one without a body.
+/// The response to another method than GET and HEAD. HEAD is no upgrade either, but gets the response of an upgrade, without a body.
 fn check_upgrade_method(request: &Request) -> Result<(), Response> {
     match request.method {
         "GET" | "HEAD" => Ok(()),
@@ -460,7 +473,7 @@ fn origin_not_allowed(request: &Request) -> Response {
     request.text_response(403, &sentence, &[])
 }
 
-/// Rejects a request at the metrics listener because of its `Host`.
+/// Rejects a request at the operator listener because of its `Host`.
 fn unexpected_host(request: &Request) -> Response {
     let host = request.value_for_log("host", ORIGIN_LOGGED_MAX);
     let sentence = format!(

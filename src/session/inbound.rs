@@ -101,7 +101,7 @@ impl<S: Stream> Session<S> {
                 Ok(Taken::Nothing)
             }
             Taken::Control { opcode: frame::PING, payload } => Ok(Taken::Ping(payload)),
-            // The answer to a ping of the server costs the peer nothing.
+            // The pong for a ping of the server costs the peer nothing.
             Taken::Control { .. } if self.awaited_pongs > 0 => {
                 self.awaited_pongs -= 1;
                 Ok(Taken::Nothing)
@@ -113,7 +113,7 @@ impl<S: Stream> Session<S> {
 
     /// Handles a Close frame.
     ///
-    /// If the peer has started the close handshake, the answer repeats its status code (RFC 6455 section 5.5.1).
+    /// If the peer has started the close handshake, the reply repeats its status code (RFC 6455 section 5.5.1).
     fn on_close_frame(&mut self, payload: &[u8], shared: &mut SharedState) -> Result<(), CloseReason> {
         frame::check_close(payload)?;
         if self.is_open() {
@@ -169,7 +169,8 @@ pub(super) enum Taken {
     Ping(Vec<u8>),
     /// A pong or a small fragment: it has no effect but costs CPU time.
     Overhead,
-    /// A part of a frame or of a message. More input is needed.
+    /// Nothing that the caller has to handle: a part of a frame or of a message, a Close frame, or the pong for a ping of the
+    /// server.
     Nothing,
 }
 
@@ -329,7 +330,7 @@ impl Read for FrameReader<'_> {
     }
 }
 
-/// Rejects writes. The codec gets no control frames, so that it has nothing to answer.
+/// Rejects writes. The codec gets no control frames, so that it has nothing to reply to.
 impl Write for FrameReader<'_> {
     fn write(&mut self, _: &[u8]) -> io::Result<usize> {
         Err(ErrorKind::WouldBlock.into())

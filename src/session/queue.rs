@@ -1,9 +1,10 @@
 //! Queues the output of one connection and writes it.
 //!
 //! Messages are sent in the order in which they were queued. Forwarded messages may fill the queue up to its limit; the
-//! server's own messages have a reserve beyond it. While the send buffer of the kernel is full, control frames (RFC 6455
+//! server's own messages have a reserve beyond it. While the send buffer of the kernel is full, pings and pongs (RFC 6455
 //! section 5.5) are queued separately and are sent at the next frame boundary, ahead of the messages: a ping behind a full
-//! queue would prove nothing about the peer.
+//! queue would prove nothing about the peer. At other times they are appended to the messages. A Close frame is always
+//! appended.
 
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
@@ -30,7 +31,7 @@ impl<S: Stream> Session<S> {
         can_queue
     }
 
-    /// Queues a message for which [`Session::can_queue`] was asked.
+    /// Queues a forwarded message without checking limits: the caller has called [`Session::can_queue`].
     pub fn push_forwarded(&mut self, text: String, shared: &mut SharedState) {
         if self.is_open() {
             self.update_queue(shared, |queue, now| queue.push(frame::TEXT, text.as_bytes(), now));
@@ -101,7 +102,7 @@ impl<S: Stream> Session<S> {
     /// Returns whether the peer has recently taken bytes, or the queue is empty.
     fn is_making_progress(&self, now: Duration) -> bool {
         match &self.buffers {
-            Some(buffers) => now - buffers.queue.last_progress < STALL_TIME_MAX,
+            Some(buffers) => buffers.queue.is_empty() || now - buffers.queue.last_progress < STALL_TIME_MAX,
             None => true,
         }
     }
@@ -117,7 +118,9 @@ impl<S: Stream> Session<S> {
         }
     }
 
-    /// Queues a ping ahead of the messages. The pong that answers it costs the peer nothing.
+    /// Queues a ping: ahead of the messages while the stream is blocked, else behind them.
+    ///
+    /// The pong that answers it costs the peer nothing.
     pub fn ping(&mut self, shared: &mut SharedState) {
         if self.is_open() {
             let mut is_queued = false;
@@ -126,7 +129,7 @@ impl<S: Stream> Session<S> {
         }
     }
 
-    /// Queues the answer to a ping ahead of the messages.
+    /// Queues the pong for a ping: ahead of the messages while the stream is blocked, else behind them.
     pub fn pong(&mut self, payload: Vec<u8>, shared: &mut SharedState) {
         if self.is_open() {
             let queue_max = shared.config.queue_bytes_max();
@@ -177,7 +180,7 @@ pub(super) struct Queue {
     last_progress: Duration,
     /// Whether the last write returned `WouldBlock`.
     is_blocked: bool,
-    /// Whether a message was refused since the stream last accepted a byte.
+    /// Whether a message was rejected since the stream last accepted a byte.
     has_rejected: bool,
 }
 

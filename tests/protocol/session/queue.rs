@@ -232,6 +232,23 @@ fn reader_with_an_empty_queue_is_not_slow() {
     assert!(test.session.is_open());
 }
 
+/// A message of the server that is larger than the queue and its reserve is sent if nothing is queued before it, however
+/// long ago the peer last took bytes.
+#[test]
+fn message_larger_than_the_queue_is_sent_through_an_empty_queue() {
+    for partial_input in [&b""[..], &frame(TEXT, b"partial")[..3]] {
+        let mut test = open_session();
+        test.session.on_registered();
+        test.feed(partial_input);
+        test.advance(11);
+        let bytes = QUEUE_BYTES_MAX + QUEUE_BYTES_RESERVE + 1;
+        test.session.send("x".repeat(bytes), &mut test.shared);
+        assert!(test.session.is_open(), "{partial_input:?}");
+        test.process();
+        assert_eq!(test.take_frames()[0].1.len(), bytes);
+    }
+}
+
 #[test]
 fn largest_message_fits_an_empty_queue() {
     for message_bytes_max in [64 << 10, 128 << 10, 16 << 20] {
