@@ -19,9 +19,9 @@
 //! While one peer is asked for its offer, further peers wait in a queue. All of them receive the offer, and also those
 //! that connect later, until one answers it. The others that answer it are connected again.
 //!
-//! One thread serves all connections with non-blocking sockets, in the loop in `Server::run`. Nothing that a peer sends
-//! stops the server, makes it wait, or takes memory without limit. `src/README.md` says what each part grows into in
-//! `src/`, and why.
+//! One thread serves all connections with non-blocking sockets, in the loop in `Server::run`. No single message stops the
+//! server or makes it wait, and each queue is limited. Connections and messages per second are not. `src/README.md` says
+//! what each part grows into in `src/`, and why.
 //!
 //! ```text
 //! cargo run --release --example minimal -- 127.0.0.1:8080
@@ -105,7 +105,7 @@ struct Server {
     dirty: BTreeSet<Key>,
     /// All registered peers.
     ids: HashMap<String, Key>,
-    /// The offerer, which was asked for an offer, and behind it the peers that wait for that offer.
+    /// The offerer, which was asked for an offer, then the peers that wait for that offer.
     queue: VecDeque<Key>,
     /// The offer of the offerer, as other peers receive it.
     offer: Option<Value>,
@@ -442,7 +442,7 @@ impl Server {
         self.queue.front().copied()
     }
 
-    /// Sends an offer to the peers that wait, and keeps it for those that connect later.
+    /// Sends an offer to the peers behind the offerer in the queue, and keeps it for those that connect later.
     fn publish_offer(&mut self, sender: Key, offer: Value) -> Result<(), ErrorCode> {
         // A second offer is rejected, so that one peer cannot fill the queues of all others.
         if self.offerer() != Some(sender) || self.offer.is_some() {

@@ -160,7 +160,7 @@ impl<'a> Request<'a> {
         self.method == "HEAD"
     }
 
-    /// Renders a response to this request with one sentence as its body, which is the reject reason too.
+    /// Renders a response to this request with this sentence as its body and as its reject reason.
     pub fn text_response(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Response {
         render_text_response(status, sentence, headers, self.is_head_only())
     }

@@ -167,7 +167,7 @@ pub const WORK_PER_ITERATION: usize = 4096;
 pub const WORK_PER_SESSION: usize = 512;
 /// Protocol timers fired in one iteration.
 pub const TIMERS_PER_ITERATION: usize = 256;
-/// Ended connections reported to their protocols in one iteration. Each may cause a message to every peer of a room.
+/// Departures reported to protocols in one iteration. Each may cause a message to every peer of a room.
 pub const DEPARTURES_PER_ITERATION: usize = 256;
 /// Sessions closed in one iteration when the server stops or drains.
 pub const CLOSES_PER_ITERATION: usize = 1024;

@@ -5,12 +5,12 @@
 //! 1. Wait for readiness events. They are edge-triggered, and registered once for each socket.
 //! 2. Read from each ready session once, and handle what came. A session that may have more is ready again in the next
 //!    iteration, which then does not wait.
-//! 3. Flush all dirty sessions, once each, report those that have ended to their protocols, and remove those that are over.
+//! 3. Flush all dirty sessions, once each, report those that are no longer open to their protocols, and remove closed ones.
 //! 4. Run the timers of protocols and evaluate a slice of the sessions' deadlines. Flush again.
 //! 5. Accept connections. This comes last, so that no event of an iteration reaches a new connection in a reused slot.
 //!
-//! The work of each step is bounded, see `WORK_PER_ITERATION` in [`crate::limits`] and its neighbours. What is left over is
-//! continued in the next iteration.
+//! The work of each step is limited, see `WORK_PER_ITERATION` in [`crate::limits`] and its neighbours. The rest is done in
+//! the next iteration. The last input before the limit may exceed it.
 
 pub mod admission;
 mod clock;
@@ -201,7 +201,7 @@ impl Server {
             self.on_readiness(event);
         }
         // Sessions that were ready before come first: sessions with events in every iteration cannot starve them.
-        // Reading appends sessions with further input: they are handled in the next iteration.
+        // Reading appends sessions with further input behind `ready_count`: they are handled in the next iteration.
         let ready_count = self.connections.ready.len();
         let mut handled = 0;
         while handled < ready_count && self.connections.work < WORK_PER_ITERATION {
@@ -272,12 +272,12 @@ impl Server {
         }
     }
 
-    /// Reads from a session once and handles what came, up to the work of one session in one iteration.
+    /// Reads from a session once and handles what came, up to [`WORK_PER_SESSION`] if there is memory for the rest.
     fn read_session(&mut self, slot: usize) {
         let entry = &self.connections.entries[slot];
         let (conn, is_half_closed) = (entry.conn, entry.half_closed);
         if entry.session.is_paused() {
-            // It will not send anything further: there is nothing to wait for.
+            // The peer has closed its side: nothing further will arrive.
             if is_half_closed {
                 self.connections.with_session(slot, |session, _| session.on_disconnected());
             }
@@ -306,6 +306,7 @@ impl Server {
             if connections.entries[slot].session.is_paused() {
                 connections.hold_or_close(slot, scratch);
             } else if connections.work - work_before >= WORK_PER_SESSION {
+                // Without memory for the rest it is handled now: at most 16 KiB.
                 is_deferred =
                     connections.with_session(slot, |session, shared| session.defer_input(scratch, shared));
             }
@@ -354,9 +355,9 @@ impl Server {
         }
     }
 
-    /// Flushes all dirty sessions, reports those that have ended to their protocols, and frees those that are over. A
-    /// report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_ITERATION`] are left for the next
-    /// iteration.
+    /// Flushes all dirty sessions, reports those that are no longer open to their protocols, and removes closed ones.
+    ///
+    /// A report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_ITERATION`] are left for the next iteration.
     fn flush_dirty_sessions(&mut self) {
         let times = self.times();
         let mut next = 0;

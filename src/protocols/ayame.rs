@@ -1,6 +1,6 @@
 //! Ayame: the signaling protocol of OpenAyame, for its web SDK and for momo.
 //!
-//! A room has two seats, and every message of one member is relayed to the other. When one of the two leaves,
+//! A room has two seats. Offers, answers and candidates of one member are relayed to the other. When one of the two leaves,
 //! the server closes the other and the room ends. When a third client registers, the server probes both
 //! members; the third client is rejected as `full` only if both show life.
 //!
@@ -103,7 +103,7 @@ impl Protocol for Ayame {
 
     fn on_message(&mut self, conn: Conn, message: Message<'_>, context: &mut Context) {
         if let Some(slot) = self.clients.find(conn) {
-            // An empty text is rejected as malformed.
+            // An empty text is not understood.
             self.on_text(slot, message.text().unwrap_or_default(), context);
         }
     }
@@ -285,7 +285,9 @@ impl Ayame {
         }
     }
 
-    /// Closes a client after a message that is not understood. The protocol has no error message.
+    /// Closes a client after a message that is malformed, or well-formed in the wrong state.
+    ///
+    /// The protocol has no error message.
     fn close_not_understood(&mut self, slot: Slot, context: &mut Context) {
         self.counts.count_error("not_understood");
         self.close(slot, CloseCause::Finished, context);

@@ -9,11 +9,14 @@
 //! - **Mesh** (`join`, module `mesh`) connects any number of peers. The server announces who joins and who
 //!   leaves. The peers address offers, answers and candidates to each other by `target_id`.
 //!
-//! `leave` or a disconnect ends both. A message with a `target_id` is forwarded to that peer in any state.
+//! `leave` or a disconnect ends both. An offer, answer or candidate with a `target_id` is forwarded to that peer in any state,
+//! except for an answer to an outdated offer, which is rejected with `offer_taken`, and early candidates of the offerer for a
+//! peer that is not in the room yet, which are stored.
 //!
 //! Each message takes the same path: parse it (`message`), check its id, compute its cost (`cost`) and charge
-//! it, then change the state and send replies (`send`). An invalid message is answered with an error reply;
-//! the connection stays open.
+//! it, then change the state and send messages (`send`). The output of a message that claims an id is charged later, when the
+//! claim has succeeded. The sender of an invalid message is sent an error, and the connection stays open. After a rejected
+//! claim, further messages with that id, except `connect` and `join`, are only counted.
 //!
 //! Invariants, see `check`:
 //!
@@ -21,7 +24,7 @@
 //! - In a room of n peers, an input costs O(log n), not counting the messages that it sends.
 //! - Hash tables are never iterated, so that equal inputs have equal effects.
 //!
-//! `PROTOCOL.md` specifies the protocol; modules refer to its sections.
+//! `PROTOCOL.md` in the folder of this module specifies the protocol.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -303,7 +306,9 @@ impl Noroshi {
 
     // ---- Messages ----
 
-    /// Handles a message. Checks and charges everything before any state changes.
+    /// Handles a message. Checks and charges it before any state changes.
+    ///
+    /// The output of a message that claims an id is an exception, see [`Noroshi::process_claiming_message`].
     fn on_text(&mut self, slot: Slot, text: &str, context: &mut Context) {
         if let Registration::Claimant(_) = self.peer(slot).registration {
             debug_assert!(false, "reading from a claimant is paused");

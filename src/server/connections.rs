@@ -37,7 +37,8 @@ pub(super) struct Connections {
     pub(super) per_ip: PerIpCounts,
     /// Slots of sessions to flush in this iteration.
     pub(super) dirty: Vec<usize>,
-    /// Slots of sessions to read in the next iteration, also without an event.
+    /// Slots of sessions to read: those with a readiness event in this iteration, and those that may have more input, which
+    /// are read in the next iteration without an event.
     pub(super) ready: Vec<usize>,
     /// Units of work in this iteration: messages that were handled or queued. See
     /// [`WORK_PER_ITERATION`](crate::limits::WORK_PER_ITERATION).
@@ -46,12 +47,12 @@ pub(super) struct Connections {
     numbers: u64,
     /// WebSockets, including those that are closing.
     pub(super) websockets: usize,
-    /// Connections of the metrics listener.
+    /// Connections of the operator listener.
     operator_count: usize,
     /// Slots of connections that are not WebSockets, by connection number (the oldest is the first), for each
     /// [`ListenerKind`].
     plain: [BTreeMap<u64, usize>; 2],
-    /// Upgrades that were refused since the last sweep began.
+    /// Upgrades that were rejected since the last sweep began.
     rejections: usize,
 }
 
@@ -78,9 +79,9 @@ pub(super) struct Entry {
 pub(super) enum Stage {
     /// It has sent no request, or one that was no accepted upgrade.
     Http,
-    /// It is counted as a WebSocket, and the protocol must be notified when it ends.
+    /// It is counted as a WebSocket, and its protocol must be notified of the departure.
     WebSocket,
-    /// It is counted as a WebSocket, and its protocol has forgotten it.
+    /// It is counted as a WebSocket, and its departure is recorded: its protocol has forgotten it.
     Left,
 }
 
@@ -95,7 +96,7 @@ pub(super) enum InputState {
     Postponed,
 }
 
-/// Each connection has one: a larger entry has to be a decision. In a debug build mio's streams are larger.
+/// Each connection has one. This fails to compile if [`Entry`] grows. In a debug build mio's streams are larger.
 #[cfg(not(debug_assertions))]
 const _: () = assert!(size_of::<Option<Entry>>() <= 80);
 
@@ -133,14 +134,14 @@ impl Connections {
         work(&mut self.entries[slot].session, &mut self.shared)
     }
 
-    /// Has a session flushed in this iteration, and removed if it is over.
+    /// Schedules a flush of a session in this iteration, and its removal if it is closed.
     pub(super) fn mark_dirty(&mut self, slot: usize) {
         if !mem::replace(&mut self.entries[slot].dirty, true) {
             self.dirty.push(slot);
         }
     }
 
-    /// Has a session read in the next iteration.
+    /// Schedules a read of a session: in this iteration after a readiness event, else in the next one.
     pub(super) fn mark_ready(&mut self, slot: usize) {
         let input = &mut self.entries[slot].input;
         if *input == InputState::Drained {
@@ -173,7 +174,7 @@ impl Connections {
 
     /// Evicts the oldest connection that is not a WebSocket, if there is no capacity for another one.
     ///
-    /// So a full server still answers `/healthz`, however many connections send nothing. This is called last in an
+    /// So a full server still responds to `/healthz`, however many connections send nothing. This is called last in an
     /// iteration, when nothing refers to the slot.
     pub(super) fn make_capacity(&mut self, kind: ListenerKind) {
         if self.has_capacity(kind) {
@@ -206,7 +207,7 @@ impl Connections {
         let main = self.entries.len() - self.operator_count;
         let SharedState { config, budget, .. } = &self.shared;
         match kind {
-            // Without memory, some are still accepted and answered 503.
+            // Without memory, some are still accepted and get a 503 response.
             ListenerKind::Main if !budget.allows(CONNECTION_BYTES) => {
                 main < self.websockets + REJECTED_AT_ONCE
             }
@@ -341,7 +342,7 @@ impl Connections {
         self.shared.metrics.connections_total += 1;
     }
 
-    /// Logs and counts a refused upgrade.
+    /// Logs and counts a rejected upgrade. The response is sent by the session.
     pub(super) fn record_rejection(&mut self, slot: usize, status: u16, reason: &RejectReason) {
         let metrics = &mut self.shared.metrics;
         *metrics.refused_upgrades.entry(status).or_default() += 1;
@@ -354,12 +355,12 @@ impl Connections {
         }
     }
 
-    /// Returns whether upgrades were refused since the last sweep, so that another sweep is due.
+    /// Returns whether upgrades were rejected since the last sweep, so that another sweep is due.
     pub(super) fn has_rejections_to_report(&self) -> bool {
         self.rejections > 0
     }
 
-    /// Logs how many refused upgrades had no line of their own since the last sweep.
+    /// Logs how many rejected upgrades had no line of their own since the last sweep.
     pub(super) fn report_rejections(&mut self) {
         let rejections = mem::take(&mut self.rejections);
         if let Some(more @ 1..) = rejections.checked_sub(REJECTIONS_LOGGED_MAX) {
@@ -367,7 +368,7 @@ impl Connections {
         }
     }
 
-    /// Logs and counts the end of a WebSocket, which was this member.
+    /// Logs and counts the departure of a WebSocket, which was this member.
     fn record_departure(&mut self, slot: usize, protocol: &'static Descriptor, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.stage = Stage::Left;
@@ -386,7 +387,7 @@ impl Connections {
         );
     }
 
-    /// Removes a connection that is over.
+    /// Removes a closed connection.
     pub(super) fn remove(&mut self, slot: usize) {
         let entry = self.entries.remove(slot);
         self.plain[entry.listener as usize].remove(&entry.conn.number());

@@ -224,7 +224,7 @@ fn inherited(passed: &mut ListenFd, index: usize) -> io::Result<Socket> {
     Ok(Socket::Tcp(TcpListener::from_std(listener)))
 }
 
-/// Refuses a connection, which a socket unit passes to a service of its own per connection. Accepting there would fail for
+/// Rejects a connected socket, which a socket unit passes to a service of its own per connection. Accepting there would fail for
 /// ever.
 fn check_is_listening(socket: &socket2::Socket) -> io::Result<()> {
     // A listening socket has no peer. (SO_ACCEPTCONN says the same, but not on macOS.)

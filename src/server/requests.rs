@@ -1,4 +1,4 @@
-//! Handles requests: asks `admission` for the decision, and carries it out.
+//! Handles requests: gets the decision from `admission`, and carries it out.
 //!
 //! A session yields the head of a request as bytes. The server parses it, finds the client's address, counts it, and
 //! accepts the connection as a WebSocket or responds.
@@ -42,6 +42,7 @@ impl Server {
         }
     }
 
+    /// Parses a request head, counts the client address that a trusted proxy reports, and decides on the request.
     fn parse_and_decide(&mut self, slot: usize, head: &[u8]) -> Decision {
         let entry = &self.connections.entries[slot];
         let (listener, peer) = (entry.listener, entry.address);
@@ -88,7 +89,7 @@ impl Server {
         }
     }
 
-    /// Replaces a response that the memory limit does not allow. The metrics listener may use some memory always.
+    /// Replaces a response that the memory limit does not allow. The operator listener may always use some memory.
     fn within_memory(&self, slot: usize, head: &[u8], response: Response) -> Response {
         let bytes = response.bytes.len();
         let is_main = self.connections.entries[slot].listener == ListenerKind::Main;

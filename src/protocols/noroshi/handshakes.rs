@@ -1,6 +1,7 @@
 //! Offer/answer metrics: success rate and latency.
 //!
-//! An offer is followed from its delivery to a peer until an answer, an error, a departure or
+//! A *handshake* is an offer and its answer in this module and in the metrics, not the opening handshake of WebSocket or of
+//! TLS. An offer is tracked from its delivery to a peer until an answer, an error, a departure or
 //! [`OFFER_TRACKED_TIME_MAX`]. Between two peers one offer is pending at a time: a newer one replaces it, in
 //! either direction.
 
@@ -73,9 +74,9 @@ impl Handshakes {
         self.outcome_counts[outcome as usize] += number as u64;
     }
 
-    /// Starts to follow an offer that was delivered.
+    /// Starts to track an offer that was delivered.
     ///
-    /// It is not followed if [`OFFERS_TRACKED_MAX`] others are pending.
+    /// It is not tracked if [`OFFERS_TRACKED_MAX`] others are pending.
     pub fn on_offer(&mut self, from: Slot, to: Slot, now: Duration) {
         self.remove_expired(now);
         self.pending.retain(|offer| !offer.is_between(from, to));

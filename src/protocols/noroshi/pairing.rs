@@ -3,12 +3,13 @@
 //! The first peer that connects becomes the offerer of the room and is asked for an offer. Its offer is the
 //! current offer of the room until an answer to it arrives, it is replaced, or the offerer leaves. Each peer
 //! that connects later is sent the current offer, or waits in the queue. The peer whose answer arrives first
-//! is paired with the offerer; then the first peer in the queue becomes the next offerer.
+//! is paired with the offerer; then the first peer in the queue, or the next one that connects, becomes the offerer.
 //!
 //! Several peers can hold the same offer. An offer that a peer holds is outdated once it was answered or
 //! replaced.
 //!
-//! This is the flow of the original program; the last section of `PROTOCOL.md` lists the differences.
+//! This is the flow of the original program; section "Differences from the original program" of
+//! `src/protocols/noroshi/PROTOCOL.md` lists the differences.
 
 use std::mem;
 
@@ -211,7 +212,7 @@ impl Noroshi {
         offerer.free_unused_offer_state();
     }
 
-    /// Removes the offers of a leaving peer. Holders connect again, ahead of the queue.
+    /// Removes the offers of a leaving peer. All holders of them connect again, ahead of the queue.
     pub(super) fn retract_offer(&mut self, slot: Slot, context: &mut Context) {
         let Some(state) = self.peer_mut(slot).offer_state.take() else {
             return;

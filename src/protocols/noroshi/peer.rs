@@ -6,7 +6,7 @@ use crate::memory_budget::Reservation;
 use crate::protocol::Conn;
 use crate::protocols::list::List;
 
-/// Each connection has one: a larger peer has to be a decision.
+/// Each connection has one. This fails to compile if [`Peer`] grows.
 const _: () = assert!(size_of::<Option<(Conn, Peer)>>() <= 72);
 
 pub struct Peer {
@@ -75,7 +75,7 @@ pub struct OfferState {
     /// The number of the latest offer. It starts again from 0 with a new [`OfferState`], which has no
     /// holders.
     pub last_number: u32,
-    /// Peers that hold an offer of this peer, current or outdated.
+    /// Peers that hold an offer of this peer, current or outdated, and have not answered it.
     pub all_holders: List,
     /// Candidates for the current offer or the next one, joined by `|`.
     pub candidates: String,
@@ -90,7 +90,7 @@ pub struct Offer {
     pub number: u32,
     /// The complete message to deliver.
     pub text: String,
-    /// Number of holders of this offer that have not answered.
+    /// Number of peers that hold this offer and have not answered it.
     pub current_holders: usize,
     /// Whether it was ever delivered to a peer.
     pub is_delivered: bool,

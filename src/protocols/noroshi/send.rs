@@ -1,4 +1,4 @@
-//! Sending: replies of the server, errors, and messages forwarded from peer to peer.
+//! Sending: messages of the server, errors, and messages forwarded from peer to peer.
 
 use super::{Noroshi, Slot, error};
 use crate::protocol::Context;
@@ -9,9 +9,9 @@ impl Noroshi {
         context.send(self.peers.conn(to), message.to_json());
     }
 
-    /// Sends a reply with the STUN and TURN servers added.
+    /// Sends a message with the STUN and TURN servers added.
     ///
-    /// Replies after which the client creates an `RTCPeerConnection` carry them. The token of the peer limits
+    /// Messages after which the client creates an `RTCPeerConnection` carry them. The token of the peer limits
     /// how long its TURN credentials are valid.
     pub(super) fn send_with_ice_servers(&self, to: Slot, text: String, context: &mut Context) {
         let peer = self.peer(to);

@@ -297,7 +297,7 @@ fn metrics_listener_rejects_rebound_names() {
                 (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
             }
             Decision::Upgrade { .. } | Decision::Resource(_) => {
-                unreachable!("the metrics listener has no WebSockets")
+                unreachable!("the operator listener has no WebSockets")
             }
         }
     };

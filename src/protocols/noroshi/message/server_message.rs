@@ -3,7 +3,7 @@
 use super::ErrorReply;
 use crate::json;
 
-/// A message of the server.
+/// A message of the server: a reply, a notice, or a message that it forwards from another peer.
 ///
 /// An SDP or candidate is a JSON text; it is sent as a string that contains this text.
 #[derive(Debug)]
