@@ -241,7 +241,7 @@ impl Policy<'_> {
     fn static_file(&self, request: &Request, path: &str) -> Response {
         match web::find(path) {
             Some(file) if self.config.page => self.file(request, file),
-            // The own protocol is always on, at these paths.
+            // The noroshi protocol is always on, at these paths.
             _ => request.text_response(404, "not found; WebSockets connect to /ws or /ws/ROOM", &[]),
         }
     }
@@ -425,7 +425,8 @@ fn check_get_or_head(request: &Request) -> Result<bool, Response> {
 }
 
 /// # Errors
-/// The response to another method than GET and HEAD. HEAD is no upgrade either, but gets the response of an upgrade, without a body.
+/// The response to another method than GET and HEAD. HEAD is no upgrade either, but gets the response of an upgrade, without a
+/// body.
 fn check_upgrade_method(request: &Request) -> Result<(), Response> {
     match request.method {
         "GET" | "HEAD" => Ok(()),
