@@ -7,8 +7,9 @@ use std::hash::RandomState;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use noroshi::config::{Config, HEAD_TIME_MAX};
+use noroshi::config::Config;
 use noroshi::http::ListenerKind;
+use noroshi::limits::HEAD_TIME_MAX;
 use noroshi::memory_budget::Reservation;
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Times};
 use noroshi::protocols::{self, Dispatcher};
@@ -89,8 +90,8 @@ impl Outbox for Sessions {
         self.sessions[to.slot()].can_queue(texts, &self.shared)
     }
 
-    fn forward(&mut self, to: Conn, text: String) {
-        self.sessions[to.slot()].forward(text, &mut self.shared);
+    fn push_forwarded(&mut self, to: Conn, text: String) {
+        self.sessions[to.slot()].push_forwarded(text, &mut self.shared);
     }
 
     fn is_congested(&self, to: Conn) -> bool {
@@ -179,7 +180,7 @@ impl Line {
                     sessions[who].accept(bytes, shared);
                     self.dispatcher.connect(times, conn, &target, claims.as_deref(), &mut self.sessions);
                 }
-                Event::Rejected(status, refusal) => panic!("{status}, {}", refusal.message),
+                Event::Rejected(status, reason) => panic!("{status}, {}", reason.message),
                 Event::Message(message) => {
                     self.dispatcher.message(times, conn, message, &mut self.sessions);
                 }

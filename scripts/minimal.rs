@@ -17,11 +17,11 @@
 //! ```
 //!
 //! While one peer is asked for its offer, further peers wait in a queue. All of them receive the offer, and also those
-//! that connect later, until one answers it. The others that answer it go back to the queue.
+//! that connect later, until one answers it. The others that answer it are connected again.
 //!
-//! One thread serves all connections with non-blocking sockets, in the loop in `Server::run`. Nothing that a peer sends
-//! stops the server, makes it wait, or takes memory without limit. `src/README.md` says what each part grows into in
-//! `src/`, and why.
+//! One thread serves all connections with non-blocking sockets, in the loop in `Server::run`. No single message stops the
+//! server or makes it wait, and each queue is limited. Connections and messages per second are not. `src/README.md` says
+//! what each part grows into in `src/`, and why.
 //!
 //! ```text
 //! cargo run --release --example minimal -- 127.0.0.1:8080
@@ -105,8 +105,8 @@ struct Server {
     dirty: BTreeSet<Key>,
     /// All registered peers.
     ids: HashMap<String, Key>,
-    /// The offerer, which was asked for an offer, and behind it the peers that wait for that offer.
-    waiting: VecDeque<Key>,
+    /// The offerer, which was asked for an offer, then the peers that wait for that offer.
+    queue: VecDeque<Key>,
     /// The offer of the offerer, as other peers receive it.
     offer: Option<Value>,
     /// Candidates of the offerer, for the peer that answers: JSON texts, joined by `|`.
@@ -130,7 +130,7 @@ impl Server {
             readable: BTreeSet::new(),
             dirty: BTreeSet::new(),
             ids: HashMap::new(),
-            waiting: VecDeque::new(),
+            queue: VecDeque::new(),
             offer: None,
             candidates: String::new(),
         })
@@ -350,7 +350,7 @@ impl Write for Stream {
 
 /// A message from a client. SDP and candidates stay JSON texts, exactly as the client wrote them.
 #[derive(Deserialize)]
-struct Request<'a> {
+struct ClientMessage<'a> {
     #[serde(rename = "type")]
     kind: String,
     id: String,
@@ -361,36 +361,36 @@ struct Request<'a> {
     candidate: Option<&'a RawValue>,
 }
 
-/// Why a message is refused: the code of the reply.
-type Refusal = &'static str;
+/// The code of an error reply.
+type ErrorCode = &'static str;
 
 impl Server {
     fn handle_message(&mut self, sender: Key, text: &str) {
-        let Ok(request) = serde_json::from_str::<Request>(text) else {
+        let Ok(message) = serde_json::from_str::<ClientMessage>(text) else {
             return self.send(sender, &json!({"type": "error", "code": "bad_message"}));
         };
-        if let Err(code) = self.handle_request(sender, &request) {
-            self.send(sender, &json!({"type": "error", "code": code, "target_id": request.target_id}));
+        if let Err(code) = self.process_message(sender, &message) {
+            self.send(sender, &json!({"type": "error", "code": code, "target_id": message.target_id}));
         }
     }
 
-    fn handle_request(&mut self, sender: Key, request: &Request) -> Result<(), Refusal> {
-        self.register(sender, &request.id)?;
-        let id = &request.id;
-        let sdp = request.sdp.map_or("null", RawValue::get);
-        let candidate = request.candidate.map_or("null", RawValue::get);
-        match request.kind.as_str() {
+    fn process_message(&mut self, sender: Key, message: &ClientMessage) -> Result<(), ErrorCode> {
+        self.register(sender, &message.id)?;
+        let id = &message.id;
+        let sdp = message.sdp.map_or("null", RawValue::get);
+        let candidate = message.candidate.map_or("null", RawValue::get);
+        match message.kind.as_str() {
             "connect" => self.connect(sender),
             "leave" => self.leave(sender),
-            "offer" => match self.recipient(sender, request)? {
+            "offer" => match self.recipient(sender, message)? {
                 Some(to) => self.send(to, &json!({"type": "offer", "sdp": sdp, "target_id": id, "id": id})),
                 None => self.publish_offer(sender, json!({"type": "offer", "sdp": sdp, "target_id": id}))?,
             },
             "answer" => {
-                let to = self.recipient(sender, request)?.ok_or("bad_message")?;
+                let to = self.recipient(sender, message)?.ok_or("bad_message")?;
                 self.handle_answer(sender, to, &json!({"type": "answer", "sdp": sdp, "id": id}))?;
             }
-            "candidateAdd" => match self.recipient(sender, request)? {
+            "candidateAdd" => match self.recipient(sender, message)? {
                 Some(to) => self.send(to, &json!({"type": "candidate", "candidate": candidate, "id": id})),
                 None => self.store_candidate(sender, candidate)?,
             },
@@ -400,7 +400,7 @@ impl Server {
     }
 
     /// Binds the id to the connection until the connection is closed.
-    fn register(&mut self, key: Key, id: &str) -> Result<(), Refusal> {
+    fn register(&mut self, key: Key, id: &str) -> Result<(), ErrorCode> {
         match &self.sessions[key].id {
             Some(own) if own == id => return Ok(()),
             Some(_) => return Err("id_mismatch"),
@@ -414,8 +414,8 @@ impl Server {
     }
 
     /// Returns the peer that the message names, or else the partner.
-    fn recipient(&self, sender: Key, request: &Request) -> Result<Option<Key>, Refusal> {
-        let Some(target_id) = request.target_id.as_deref().filter(|id| !id.is_empty()) else {
+    fn recipient(&self, sender: Key, message: &ClientMessage) -> Result<Option<Key>, ErrorCode> {
+        let Some(target_id) = message.target_id.as_deref().filter(|id| !id.is_empty()) else {
             return Ok(self.sessions[sender].partner);
         };
         match self.ids.get(target_id) {
@@ -425,30 +425,30 @@ impl Server {
     }
 
     fn connect(&mut self, peer: Key) {
-        if self.sessions[peer].partner.is_some() || self.waiting.contains(&peer) {
+        if self.sessions[peer].partner.is_some() || self.queue.contains(&peer) {
             return;
         }
         if let Some(offer) = self.offer.clone() {
             self.send(peer, &offer);
             return;
         }
-        self.waiting.push_back(peer);
-        if self.waiting.len() == 1 {
+        self.queue.push_back(peer);
+        if self.queue.len() == 1 {
             self.send(peer, &json!({"type": "offer"}));
         }
     }
 
     fn offerer(&self) -> Option<Key> {
-        self.waiting.front().copied()
+        self.queue.front().copied()
     }
 
-    /// Sends an offer to the peers that wait, and keeps it for those that connect later.
-    fn publish_offer(&mut self, sender: Key, offer: Value) -> Result<(), Refusal> {
-        // A second offer is refused, so that one peer cannot fill the queues of all others.
+    /// Sends an offer to the peers behind the offerer in the queue, and keeps it for those that connect later.
+    fn publish_offer(&mut self, sender: Key, offer: Value) -> Result<(), ErrorCode> {
+        // A second offer is rejected, so that one peer cannot fill the queues of all others.
         if self.offerer() != Some(sender) || self.offer.is_some() {
             return Err("not_offerer");
         }
-        for peer in self.waiting.split_off(1) {
+        for peer in self.queue.split_off(1) {
             self.send(peer, &offer);
         }
         self.offer = Some(offer);
@@ -456,7 +456,7 @@ impl Server {
     }
 
     /// Stores a candidate of the offerer, until a peer answers its offer.
-    fn store_candidate(&mut self, sender: Key, candidate: &str) -> Result<(), Refusal> {
+    fn store_candidate(&mut self, sender: Key, candidate: &str) -> Result<(), ErrorCode> {
         if self.offerer() != Some(sender) {
             // There is no offer that the candidate could belong to.
             return Ok(());
@@ -472,7 +472,7 @@ impl Server {
     }
 
     /// Relays an answer. The first answer to a published offer makes a pair.
-    fn handle_answer(&mut self, sender: Key, to: Key, answer: &Value) -> Result<(), Refusal> {
+    fn handle_answer(&mut self, sender: Key, to: Key, answer: &Value) -> Result<(), ErrorCode> {
         let is_offerer = self.offerer() == Some(to);
         let has_other_partner = self.sessions[to].partner.is_some_and(|partner| partner != sender);
         if has_other_partner || (is_offerer && self.offer.is_none()) {
@@ -495,13 +495,13 @@ impl Server {
             let candidates = json!({"type": "candidate", "candidate": self.candidates, "id": id});
             self.send(answerer, &candidates);
         }
-        self.stop_waiting(offerer);
+        self.leave_queue(offerer);
     }
 
     /// Removes a peer from the queue. If it was the offerer, its offer ends, and the next peer is asked.
-    fn stop_waiting(&mut self, peer: Key) {
+    fn leave_queue(&mut self, peer: Key) {
         let was_offerer = self.offerer() == Some(peer);
-        self.waiting.retain(|waiting| *waiting != peer);
+        self.queue.retain(|queued| *queued != peer);
         if was_offerer {
             self.offer = None;
             self.candidates.clear();
@@ -513,7 +513,7 @@ impl Server {
 
     /// Makes a peer idle and notifies its partner.
     fn leave(&mut self, peer: Key) {
-        self.stop_waiting(peer);
+        self.leave_queue(peer);
         if let Some(partner) = self.sessions[peer].partner.take() {
             self.sessions[partner].partner = None;
             let message = json!({"type": "peerLeft", "id": self.sessions[peer].id});

@@ -1,7 +1,6 @@
-//! Configuration: what the flags set, and every limit of the program.
+//! Configuration: the values that flags and environment variables set.
 //!
-//! A value with a flag is in [`Config`], all others are in [`crate::limits`]. Each name ends with its unit, and each
-//! comment gives the reason for the value. `flags` parses the command line.
+//! Limits without a flag are in [`crate::limits`]. `flags` parses the command line, `environment` the variables.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -14,6 +13,11 @@ use log::LevelFilter;
 use crate::http::address::{Address, Network};
 use crate::http::origin::AllowedOrigin;
 use crate::http::token::{self, Secrets};
+use crate::limits::{
+    BASE_BYTES, BURST_BYTES_PER_CREDIT, CANDIDATES_MAX, CONNECTION_BYTES, CONTROL_BYTES_MAX, GIB, KIB, MIB,
+    QUEUE_BYTES_BURST_MAX, QUEUE_BYTES_BURST_MIN, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE, RATE_BURST_SECONDS,
+    READ_BYTES_MAX, STORED_BYTES_MAX,
+};
 
 mod endpoint;
 mod environment;
@@ -23,8 +27,6 @@ mod values;
 
 pub use endpoint::Endpoint;
 pub use flags::{Command, HealthCheck, TokenRequest};
-
-pub use crate::limits::*;
 
 /// The configuration of a server.
 #[derive(Clone, Debug)]
@@ -49,7 +51,7 @@ pub struct Config {
     pub mesh_peers_max: usize,
     /// Bytes of one incoming message. An offer with video has 5 to 10 KB.
     pub message_bytes_max: usize,
-    /// Messages a second from one connection. 0: no limit.
+    /// Credits a second of one connection: one for a message up to 4 KiB, see [`crate::rate_limit`]. 0: no limit.
     ///
     /// A browser that joins a full mesh sends 63 offers of two credits each, and 15 candidates for each offer: 1,071
     /// credits. The burst of ten seconds allows about twice as much.
@@ -75,9 +77,9 @@ pub struct Config {
     pub drain: Duration,
     /// Whether the pages and the client library are served.
     pub page: bool,
-    /// The address of the metrics listener. `None`: it is off.
+    /// The address of the operator listener, for `/metrics` and `/rooms`. `None`: it is off.
     pub metrics: Option<SocketAddr>,
-    /// Names with dots that the metrics listener accepts as `Host`.
+    /// Names with dots that the operator listener accepts as `Host`.
     pub metrics_hosts: Vec<String>,
     /// The log level.
     pub log: LevelFilter,

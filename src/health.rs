@@ -5,7 +5,8 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use crate::config::{HEALTH_TIME_MAX, HTTP_RESPONSE_BYTES_MAX, HealthCheck};
+use crate::config::HealthCheck;
+use crate::limits::{HEALTH_TIME_MAX, HTTP_RESPONSE_BYTES_MAX};
 
 /// Characters of an unexpected status line that the error message shows.
 const STATUS_LINE_SHOWN_MAX: usize = 80;

@@ -26,7 +26,7 @@ pub enum ListenerKind {
     /// Serves WebSockets, the pages, the client library and `/healthz`.
     Main,
     /// Serves `/metrics`, `/rooms` and `/healthz`.
-    Metrics,
+    Operator,
 }
 
 /// The status codes of rejected upgrades.
@@ -141,7 +141,7 @@ impl<'a> Request<'a> {
         let hosts = request.values("host").count();
         if hosts > 1 || (hosts == 0 && version == 1) {
             // RFC 9112 section 3.2.
-            let response = request.sentence(400, "expected one Host header", &[]);
+            let response = request.text_response(400, "expected one Host header", &[]);
             return Err(request.drop_reason_unless_upgrade(response));
         }
         Ok(request)
@@ -160,8 +160,8 @@ impl<'a> Request<'a> {
         self.method == "HEAD"
     }
 
-    /// Renders a response to this request with one sentence as its body, which is the reject reason too.
-    pub fn sentence(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Response {
+    /// Renders a response to this request with this sentence as its body and as its reject reason.
+    pub fn text_response(&self, status: u16, sentence: &str, headers: &[(&str, &str)]) -> Response {
         render_text_response(status, sentence, headers, self.is_head_only())
     }
 

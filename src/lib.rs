@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-// In the order of imports, which the blank lines keep.
+// In the order of imports. The blank lines stop rustfmt from sorting.
 pub mod server;
 
 pub mod health;

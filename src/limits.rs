@@ -20,14 +20,15 @@ pub const METHOD_BYTES_MAX: usize = 32;
 pub const HEADERS_MAX: usize = 100;
 /// Time from accept to the end of the request head. A client that sends one byte a second does not extend it.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
-/// [`HEAD_TIME_MAX`] while the server is full and has only [`REFUSED_AT_ONCE`] connections for requests.
+/// [`HEAD_TIME_MAX`] while the server is full and has only [`REJECTED_AT_ONCE`] connections for requests.
 pub const HEAD_TIME_FULL_MAX: Duration = Duration::from_secs(1);
 
 // ---- A connection after the upgrade ----
 
-/// Time from the upgrade to the first well-formed message; then the connection is closed with 1008.
+/// Time from the upgrade to the registration of an id; then the connection is closed with 1008.
 pub const REGISTRATION_TIME_MAX: Duration = Duration::from_secs(30);
-/// Time for the peer's close frame after the server's, and again for the end of the TCP connection.
+/// Time for each of the three closing phases: for the Close frame of the peer after that of the server, for sending the
+/// queued output, and for the end of the TCP connection.
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bytes that are read and discarded after the last byte was sent, so that no reset overtakes it (RFC 9112 section 9.6).
 pub const LINGER_BYTES_MAX: usize = 256 * KIB;
@@ -45,8 +46,8 @@ pub const QUEUE_BYTES_BURST_MIN: usize = 256 * KIB;
 pub const BURST_BYTES_PER_CREDIT: usize = 120;
 /// Limit of [`QUEUE_BYTES_BURST_MIN`] when it grows with `--max-rate`.
 pub const QUEUE_BYTES_BURST_MAX: usize = 16 * MIB;
-/// Bytes of queued control frames, which are sent before the queue: eight pongs of maximum length. When they are full,
-/// only the latest ping is answered (RFC 6455 section 5.5.3).
+/// Bytes of pings and pongs that are queued separately, ahead of the messages: eight pongs of maximum length. When they are
+/// full, only the latest ping gets a pong (RFC 6455 section 5.5.3).
 pub const CONTROL_BYTES_MAX: usize = KIB;
 /// Time after which a peer with a full queue is closed if it has read nothing.
 pub const STALL_TIME_MAX: Duration = Duration::from_secs(10);
@@ -143,10 +144,10 @@ pub const RATE_VIOLATION_TIME_MAX: Duration = Duration::from_secs(5);
 // ---- The process ----
 
 /// Time after which the metrics count an offer as unanswered. It includes the time that a user takes to permit the camera.
-pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(30);
+pub const OFFER_TRACKED_TIME_MAX: Duration = Duration::from_secs(30);
 /// Unanswered offers that the metrics track. Few servers have 1,000 offers within the time of an answer, and each new offer
 /// scans all of them.
-pub const HANDSHAKES_MAX: usize = 1000;
+pub const OFFERS_TRACKED_MAX: usize = 1000;
 /// Listen backlog. With mio's default of 128, a burst of 1,000 connects waits 1 s for TCP retransmissions. The kernel limits
 /// it to net.core.somaxconn.
 pub const BACKLOG: i32 = 4096;
@@ -166,7 +167,7 @@ pub const WORK_PER_ITERATION: usize = 4096;
 pub const WORK_PER_SESSION: usize = 512;
 /// Protocol timers fired in one iteration.
 pub const TIMERS_PER_ITERATION: usize = 256;
-/// Ended connections reported to their protocols in one iteration. Each may cause a message to every peer of a room.
+/// Departures reported to protocols in one iteration. Each may cause a message to every peer of a room.
 pub const DEPARTURES_PER_ITERATION: usize = 256;
 /// Sessions closed in one iteration when the server stops or drains.
 pub const CLOSES_PER_ITERATION: usize = 1024;
@@ -176,26 +177,26 @@ pub const SWEEP_PER_ITERATION: usize = 256;
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Connections beyond `--max-connections`, for plain requests and for upgrades that are rejected with 503. Further ones wait
 /// in the backlog until the oldest of these is evicted.
-pub const REFUSED_AT_ONCE: usize = 16;
+pub const REJECTED_AT_ONCE: usize = 16;
 /// Age from which a connection that waits for its request, or has its response, may be evicted for one in the backlog. It is
-/// sufficient for a request that follows the connect at once. [`REFUSED_AT_ONCE`] connections then serve 320 a second.
+/// sufficient for a request that follows the connect at once. [`REJECTED_AT_ONCE`] connections then serve 320 a second.
 pub const EVICTION_TIME_MIN: Duration = Duration::from_millis(50);
 /// [`EVICTION_TIME_MIN`] for a connection whose response is not yet sent.
 pub const RESPONSE_TIME_MIN: Duration = Duration::from_millis(500);
 /// Connections examined to find one to evict, the oldest first.
-pub const EVICTION_CANDIDATES_MAX: usize = 2 * REFUSED_AT_ONCE;
+pub const EVICTION_CANDIDATES_MAX: usize = 2 * REJECTED_AT_ONCE;
 /// Connections over `--max-connections-per-ip` of one host that get a 429 response. Further ones are closed without a
 /// response.
-pub const PER_IP_REFUSED_AT_ONCE: usize = 4;
-/// Connections of the `--metrics` listener, which are accepted even when the server is full. The oldest is evicted.
-pub const METRICS_AT_ONCE: usize = 4;
+pub const PER_IP_REJECTED_AT_ONCE: usize = 4;
+/// Connections of the operator listener (`--metrics`), which are accepted even when the server is full. The oldest is evicted.
+pub const OPERATOR_CONNECTIONS_MAX: usize = 4;
 /// Members on one page of `GET /rooms`. Each page scans all members and collects at most this many.
 pub const MEMBERS_LISTED_MAX: usize = 1000;
-/// Bytes after which a page of `GET /rooms` ends. [`METRICS_AT_ONCE`] pages are small compared to [`BASE_BYTES`].
+/// Bytes after which a page of `GET /rooms` ends. [`OPERATOR_CONNECTIONS_MAX`] pages are small compared to [`BASE_BYTES`].
 pub const ROOMS_BYTES_MAX: usize = 64 * KIB;
 /// File descriptors in addition to the connections: standard streams, epoll, signals, listeners, and those that a library
 /// may open.
-pub const DESCRIPTORS_SPARE: usize = REFUSED_AT_ONCE + METRICS_AT_ONCE + 12;
+pub const DESCRIPTORS_SPARE: usize = REJECTED_AT_ONCE + OPERATOR_CONNECTIONS_MAX + 12;
 /// Bytes that `--max-memory` counts for the program itself, its tables and its buffer pool.
 pub const BASE_BYTES: usize = 4 * MIB;
 /// Bytes that `--max-memory` counts for a connection: its peer with names of maximum length, a room, and
@@ -205,7 +206,7 @@ pub const CONNECTION_BYTES: usize = 2 * KIB;
 /// only connections that use much memory.
 pub const ALWAYS_HELD_BYTES: usize = KIB;
 /// Rejected upgrades logged one by one in one second. The others are summarized in one line.
-pub const REFUSALS_LOGGED_MAX: usize = 10;
+pub const REJECTIONS_LOGGED_MAX: usize = 10;
 /// Bytes of one line on stderr, with its line feed. A longer line is truncated. A line with an id of 128 escaped characters
 /// fits.
 pub const LOG_LINE_BYTES_MAX: usize = KIB;

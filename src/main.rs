@@ -9,12 +9,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{info, warn};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use noroshi::config::{
-    Command, Config, DESCRIPTORS_SPARE, HealthCheck, ListenAddress, Size, TokenRequest, read_token_secrets,
-};
+use noroshi::config::{Command, Config, HealthCheck, ListenAddress, Size, TokenRequest, read_token_secrets};
 use noroshi::health;
 use noroshi::http::ListenerKind;
 use noroshi::http::token::Claims;
+use noroshi::limits::DESCRIPTORS_SPARE;
 use noroshi::logger::{self, print_line};
 use noroshi::protocols;
 use noroshi::server::Server;
@@ -79,7 +78,7 @@ fn serve(config: Config) -> io::Result<()> {
         let host = if is_local { format!("localhost:{}", address.port()) } else { address.to_string() };
         print_line(format_args!("try it at http://{host}/"));
     }
-    for address in server.addresses(ListenerKind::Metrics) {
+    for address in server.addresses(ListenerKind::Operator) {
         print_line(format_args!("metrics on http://{address}/metrics"));
     }
     match memory_max {

@@ -1,14 +1,20 @@
 //! Accounts for the memory that peers make the server use (`--max-memory`).
 //!
-//! Memory is counted before it is allocated, and an allocation that would exceed the limit is refused. Sessions report
-//! each change of the size of their buffers ([`Budget::change`]). Protocols hold a [`Reservation`] for everything that they
-//! store. A reservation releases its bytes when it is dropped, so that the accounting cannot drift.
+//! The limit is checked before a message is queued or stored; what would exceed it is rejected. It is not a limit of the
+//! allocator:
+//!
+//! - Sessions report the capacity of their buffers after each change ([`Budget::change`]). Control frames, one read of a
+//!   request head, and queues of less than [`ALWAYS_HELD_BYTES`](crate::limits::ALWAYS_HELD_BYTES) may exceed the limit.
+//! - Protocols hold a [`Reservation`] for offers, candidates and pending claims. It releases its bytes when it is dropped.
+//! - [`CONNECTION_BYTES`](crate::limits::CONNECTION_BYTES) of each connection cover its session, its peer with its id, and its
+//!   room.
 
 use std::cell::Cell;
 use std::mem;
 use std::rc::Rc;
 
-use crate::config::{BASE_BYTES, Config};
+use crate::config::Config;
+use crate::limits::BASE_BYTES;
 
 /// The memory limit and the bytes in use.
 #[derive(Debug)]

@@ -135,7 +135,10 @@ pub struct Resource {
     pub body: String,
 }
 
-/// The membership of a connection in a room, for the log and for `GET /rooms`.
+/// The membership of a connection in a room.
+///
+/// The log and `GET /rooms` show it. It also has effects: [`Protocol::on_disconnect`] is called only for a connection that has
+/// a membership, and a drain closes the members of a room together.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Member<'a> {
     /// The room.
@@ -151,15 +154,18 @@ pub struct Member<'a> {
 /// A protocol is pure: it has no socket, no clock, no log and no randomness. Each event is one call, and everything that
 /// follows from it is done through the [`Context`] before the call returns.
 ///
-/// The dispatcher calls [`Protocol::on_connect`] once for each connection. It calls [`Protocol::on_disconnect`] once,
-/// unless the protocol has closed the connection by [`Context::close`] and has forgotten it then. A protocol ignores
-/// events of connections that it has forgotten.
+/// The dispatcher calls [`Protocol::on_connect`] once for each connection, and [`Protocol::on_disconnect`] when the connection
+/// ends and [`Protocol::member`] still knows it. A protocol that closes a connection by [`Context::close`] forgets it, so that
+/// no call follows. There is one exception: when the dispatcher closes a connection that stayed over the rate limit, it calls
+/// [`Context::close`] itself and then [`Protocol::on_disconnect`], whether or not the protocol knows the connection. A protocol
+/// ignores events of connections that it has forgotten.
 pub trait Protocol {
     /// A connection is open. `target` is what it asked for. `claims` are those of its token, if tokens are required and
     /// [`Descriptor::token_place`] is the request.
     fn on_connect(&mut self, conn: Conn, target: &Target, claims: Option<&Claims>, context: &mut Context<'_>);
 
-    /// A message has come, and the rate limit is charged for it. This alone does not end a probe.
+    /// A message has come, and the rate limit is charged for it. It does not end a probe: [`Protocol::on_alive`] follows after
+    /// the read.
     fn on_message(&mut self, conn: Conn, message: Message<'_>, context: &mut Context<'_>);
 
     /// A message was dropped because its sender is over the rate limit. `notify`: the sender should hear of it. That is at
@@ -225,7 +231,7 @@ pub trait Protocol {
 /// Why a protocol closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCause {
-    /// It showed no life while another connection claimed its id or seat.
+    /// Another connection got its id or seat: a probe failed, or the token of the other is for the id.
     Replaced,
     /// It stayed over the rate for too long.
     RateLimited,
@@ -234,11 +240,13 @@ pub enum CloseCause {
 }
 
 /// Carries out the effects of a protocol, in order.
+///
+/// It also returns the state of connections on which protocols depend, and reserves memory.
 pub trait Outbox {
     /// Returns whether the queue of this peer has room to forward all of these.
     fn can_queue(&mut self, to: Conn, texts: &[String]) -> bool;
-    /// Queues a message for which [`Outbox::can_queue`] was asked.
-    fn forward(&mut self, to: Conn, text: String);
+    /// Queues a forwarded message without checking limits: the caller has called [`Outbox::can_queue`] for it.
+    fn push_forwarded(&mut self, to: Conn, text: String);
     /// Returns whether more than half of the queue of this peer is used. Large messages of the server itself, which another
     /// peer has caused, wait then.
     fn is_congested(&self, to: Conn) -> bool;
@@ -260,6 +268,7 @@ pub trait Outbox {
     fn close(&mut self, conn: Conn, why: CloseCause);
     /// Records that a connection has registered an id in a room: its time for that no longer runs. For the log, too.
     fn registered(&mut self, conn: Conn, room: &str, id: &str);
-    /// Records that a protocol has forgotten a connection, which was this member. Called once for each. For the log.
+    /// Records that a protocol has forgotten a connection, which was this member: marks the connection as left, so that no
+    /// departure is reported again, and logs and counts the departure. Called once for each.
     fn disconnected(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>);
 }

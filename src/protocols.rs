@@ -15,9 +15,10 @@ pub mod uuid;
 use std::hash::RandomState;
 use std::time::Duration;
 
-use crate::config::{Config, Endpoint, TIMERS_PER_ITERATION};
+use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
 use crate::http::token::Claims;
+use crate::limits::TIMERS_PER_ITERATION;
 use crate::message::Message;
 use crate::protocol::{
     CloseCause, Conn, ConnectionStates, Context, Descriptor, Member, Outbox, Protocol, Resource,
@@ -25,7 +26,7 @@ use crate::protocol::{
 };
 use crate::rate_limit::{Verdict, credits_for_bytes};
 
-/// All protocols. A further protocol is a module above and a line here.
+/// All protocols. A further protocol is a `pub mod` above and a line here.
 pub const ALL: &[&Descriptor] = &[
     &noroshi::DESCRIPTOR, //
     &ayame::DESCRIPTOR,
@@ -110,7 +111,7 @@ impl Dispatcher {
         None
     }
 
-    /// Has a protocol respond to a request for one of its resources.
+    /// Lets a protocol respond to a request for one of its resources.
     pub fn respond(&mut self, protocol: &'static Descriptor, path: &str, query: &Query) -> Option<Resource> {
         let index = self.mount_index(protocol)?;
         let mount = &mut self.mounts[index];
@@ -180,7 +181,7 @@ impl Dispatcher {
         }
     }
 
-    /// Reports the end of a connection, unless its protocol has closed and reported it before.
+    /// Reports the end of a connection, unless its protocol no longer knows it, because it has closed and reported it before.
     pub fn disconnect(&mut self, times: Times, conn: Conn, out: &mut dyn Outbox) {
         self.connection_states.probes.end(conn);
         let mount = &mut self.mounts[usize::from(self.mount_indices[conn.slot()])];
@@ -285,7 +286,9 @@ impl Dispatcher {
     }
 }
 
-/// Tells a protocol that a message was dropped because its sender is over the rate, or closes the connection.
+/// Notifies a protocol that a message was dropped because its sender is over the rate, or closes the connection.
+///
+/// [`Protocol::on_disconnect`] follows the close at once: the protocol has not closed the connection itself.
 fn enforce_rate_limit(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict, context: &mut Context<'_>) {
     match verdict {
         Verdict::Pass => {}

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::config::{
+use crate::limits::{
     RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_DELIVERIES_PER_CREDIT, RATE_NOTICE_INTERVAL, RATE_PAUSE,
     RATE_VIOLATION_TIME_MAX,
 };

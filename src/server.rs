@@ -5,12 +5,12 @@
 //! 1. Wait for readiness events. They are edge-triggered, and registered once for each socket.
 //! 2. Read from each ready session once, and handle what came. A session that may have more is ready again in the next
 //!    iteration, which then does not wait.
-//! 3. Flush all dirty sessions, once each, report those that have ended to their protocols, and remove those that are over.
+//! 3. Flush all dirty sessions, once each, report those that are no longer open to their protocols, and remove closed ones.
 //! 4. Run the timers of protocols and evaluate a slice of the sessions' deadlines. Flush again.
 //! 5. Accept connections. This comes last, so that no event of an iteration reaches a new connection in a reused slot.
 //!
-//! The work of each step is bounded, see `WORK_PER_ITERATION` in [`crate::limits`] and its neighbours. What is left over is
-//! continued in the next iteration.
+//! The work of each step is limited, see `WORK_PER_ITERATION` in [`crate::limits`] and its neighbours. The rest is done in
+//! the next iteration. The last input before the limit may exceed it.
 
 pub mod admission;
 mod clock;
@@ -63,9 +63,9 @@ pub struct Server {
     scratch: Scratch,
     dispatcher: Dispatcher,
     /// When the next sweep over the deadlines of all sessions begins.
-    sweep_at: Duration,
+    next_sweep_at: Duration,
     /// The slot at which the current sweep continues.
-    sweep: Option<usize>,
+    sweep_cursor: Option<usize>,
     /// When the current drain ends.
     drain_deadline: Option<Duration>,
     /// When the current stop ends at the latest.
@@ -112,8 +112,8 @@ impl Server {
             connections: Connections::new(config),
             scratch: Scratch::default(),
             dispatcher,
-            sweep_at: Duration::ZERO,
-            sweep: None,
+            next_sweep_at: Duration::ZERO,
+            sweep_cursor: None,
             drain_deadline: None,
             stop_deadline: None,
             close_cursor: None,
@@ -201,7 +201,7 @@ impl Server {
             self.on_readiness(event);
         }
         // Sessions that were ready before come first: sessions with events in every iteration cannot starve them.
-        // Reading appends sessions with further input: they are handled in the next iteration.
+        // Reading appends sessions with further input behind `ready_count`: they are handled in the next iteration.
         let ready_count = self.connections.ready.len();
         let mut handled = 0;
         while handled < ready_count && self.connections.work < WORK_PER_ITERATION {
@@ -238,14 +238,14 @@ impl Server {
         if !ready.is_empty() || !dirty.is_empty() || self.close_cursor.is_some() {
             return Some(Duration::ZERO);
         }
-        if self.sweep.is_some() {
+        if self.sweep_cursor.is_some() {
             return Some(Duration::ZERO);
         }
         let busy = !self.connections.entries.is_empty()
-            || self.connections.has_refusals_to_report()
+            || self.connections.has_rejections_to_report()
             || self.listeners.have_failed()
             || self.drain_deadline.is_some();
-        let sweep = busy.then_some(self.sweep_at);
+        let sweep = busy.then_some(self.next_sweep_at);
         let accept = self.listeners.accept_at(&self.connections);
         let times =
             [self.dispatcher.next_timer(), sweep, accept, self.stop_deadline, self.service_manager.due()];
@@ -272,12 +272,12 @@ impl Server {
         }
     }
 
-    /// Reads from a session once and handles what came, up to the work of one session in one iteration.
+    /// Reads from a session once and handles what came, up to [`WORK_PER_SESSION`] if there is memory for the rest.
     fn read_session(&mut self, slot: usize) {
         let entry = &self.connections.entries[slot];
         let (conn, is_half_closed) = (entry.conn, entry.half_closed);
         if entry.session.is_paused() {
-            // It will not send anything further: there is nothing to wait for.
+            // The peer has closed its side: nothing further will arrive.
             if is_half_closed {
                 self.connections.with_session(slot, |session, _| session.on_disconnected());
             }
@@ -293,7 +293,7 @@ impl Server {
             let Server { connections, dispatcher, .. } = self;
             match event {
                 Event::Request(head) => self.handle_request(slot, &head),
-                Event::Rejected(status, refusal) => connections.refuse(slot, status, &refusal),
+                Event::Rejected(status, reason) => connections.record_rejection(slot, status, &reason),
                 Event::Message(message) => dispatcher.message(times, conn, message, connections),
                 Event::Ping(payload) => {
                     if dispatcher.charge_frame(times, conn, connections) {
@@ -306,6 +306,7 @@ impl Server {
             if connections.entries[slot].session.is_paused() {
                 connections.hold_or_close(slot, scratch);
             } else if connections.work - work_before >= WORK_PER_SESSION {
+                // Without memory for the rest it is handled now: at most 16 KiB.
                 is_deferred =
                     connections.with_session(slot, |session, shared| session.defer_input(scratch, shared));
             }
@@ -335,27 +336,28 @@ impl Server {
         if self.dispatcher.next_timer().is_some_and(|at| at <= now) {
             self.dispatcher.fire_timers(self.times(), &mut self.connections);
         }
-        if self.sweep.is_none() && self.sweep_at <= now {
-            self.sweep = Some(0);
-            self.sweep_at = now + SWEEP_EVERY;
+        if self.sweep_cursor.is_none() && self.next_sweep_at <= now {
+            self.sweep_cursor = Some(0);
+            self.next_sweep_at = now + SWEEP_EVERY;
             self.listeners.retry();
-            self.connections.report_refusals();
+            self.connections.report_rejections();
             if let Some(until) = self.drain_deadline {
                 self.advance_drain(until);
             }
         }
-        if let Some(from) = self.sweep {
+        if let Some(from) = self.sweep_cursor {
             let Server { connections, dispatcher, drained_share, .. } = self;
-            self.sweep = connections.tick(from, |entry| drain::is_drained(entry, dispatcher, *drained_share));
+            self.sweep_cursor =
+                connections.tick(from, |entry| drain::is_drained(entry, dispatcher, *drained_share));
         }
         if let Some(from) = self.close_cursor {
             self.close_cursor = self.connections.close_all(from);
         }
     }
 
-    /// Flushes all dirty sessions, reports those that have ended to their protocols, and frees those that are over. A
-    /// report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_ITERATION`] are left for the next
-    /// iteration.
+    /// Flushes all dirty sessions, reports those that are no longer open to their protocols, and removes closed ones.
+    ///
+    /// A report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_ITERATION`] are left for the next iteration.
     fn flush_dirty_sessions(&mut self) {
         let times = self.times();
         let mut next = 0;

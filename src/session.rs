@@ -2,15 +2,16 @@
 //!
 //! | phase         | input                               | output                             | next phase                   |
 //! |---------------|-------------------------------------|------------------------------------|------------------------------|
-//! | `RequestHead` | the request head                    | none                               | `Open`, `Flushing`           |
+//! | `RequestHead` | the request head                    | none                               | `Open`, `Flushing`, `Closed` |
 //! | `Open`        | messages, pings, pongs              | the outbound queue                 | `Closing`, `Flushing`        |
-//! | `Closing`     | discarded, except for a Close frame | the outbound queue, then our Close | `Flushing`                   |
+//! | `Closing`     | discarded, except for a Close frame | the outbound queue, then our Close | `Flushing`, `Closed`         |
 //! | `Flushing`    | discarded                           | the outbound queue                 | `Lingering`, `Closed`        |
 //! | `Lingering`   | discarded                           | none: the write side is shut down  | `Closed`                     |
 //! | `Closed`      | none                                | none                               | none: the session is dropped |
 //!
-//! A TCP error leads to `Closed` from every phase. Every phase has a deadline, see [`Session::tick`]; that of `Open` is
-//! removed when the peer registers an id.
+//! A TCP error leads to `Closed` from every phase. Every phase has a deadline, see [`Session::tick`]: it leads from
+//! `RequestHead` to `Flushing` with a 408 response, from `Open` to `Closing`, and from the later phases to `Closed`. The
+//! deadline of `Open` is removed when the peer registers an id. [`Session::close`] leads from `RequestHead` to `Closed`.
 //!
 //! A session owns its stream; tests use a pair of buffers as a stream. It reads only in [`Session::read`] and writes only
 //! in [`Session::flush`]. Everything else happens in memory, so that a burst of messages goes out in one write. All
@@ -49,13 +50,13 @@ pub trait Stream: Read + Write {
 /// Represents input that the server has to handle.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A complete request head. The server answers it with [`Session::accept`] or [`Session::respond`].
+    /// A complete request head. The server responds with [`Session::accept`] or [`Session::respond`].
     Request(Vec<u8>),
-    /// An invalid request for a WebSocket, which the session has answered with this status for this reason.
+    /// An invalid request for a WebSocket. The session has sent a response with this status for this reason.
     Rejected(u16, RejectReason),
     /// A complete message.
     Message(Message<'a>),
-    /// A ping with its payload. The server answers it with [`Session::pong`].
+    /// A ping with its payload. The server replies with [`Session::pong`].
     Ping(Vec<u8>),
     /// A pong or a small fragment. The server only charges the rate limit for it.
     Overhead,
@@ -99,7 +100,7 @@ pub struct Session<S> {
     ping_interval_start: Timestamp,
     /// Whether a ping was sent since the last activity of the peer.
     is_ping_outstanding: bool,
-    /// Pings that were queued and are not yet answered.
+    /// Pings that were queued and whose pongs have not arrived.
     awaited_pongs: u8,
     /// Whether the caller has paused reading.
     is_read_paused: bool,
@@ -384,7 +385,7 @@ impl<S: Stream> Session<S> {
 
     // ---- Close and timeouts ----
 
-    /// Removes the deadline for the first message because the peer has registered an id.
+    /// Removes the deadline of the phase `Open` because the peer has registered an id.
     pub fn on_registered(&mut self) {
         if self.is_open() {
             self.deadline = None;
@@ -408,7 +409,7 @@ impl<S: Stream> Session<S> {
 
     /// Closes a connection that is not a WebSocket, to free its slot for a new connection.
     ///
-    /// A request whose head is incomplete is answered 408, as far as the stream takes the answer without blocking.
+    /// A request whose head is incomplete gets a 408 response, as far as the stream takes it without blocking.
     pub fn evict(&mut self, shared: &mut SharedState) {
         if self.phase == Phase::RequestHead {
             self.respond_timeout(shared);

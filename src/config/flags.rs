@@ -10,9 +10,10 @@ use super::values::{
     client_ip_header, duration, health_check, host_name, ice_server, listen_address, log_level, network,
     number_within, peer_id, size_within, socket_address, unix_health_check,
 };
-use super::{Config, Endpoint, GIB, ICE_SERVERS_MAX, KIB, ListenAddress, MIB, environment};
+use super::{Config, Endpoint, ListenAddress, environment};
 use crate::http::origin::AllowedOrigin;
 use crate::http::paths;
+use crate::limits::{GIB, ICE_SERVERS_MAX, KIB, MIB};
 
 /// The command that the command line selects.
 #[derive(Debug)]

@@ -10,13 +10,13 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::flags::HealthCheck;
-use super::{
-    GIB, HEADER_NAME_BYTES_MAX, HOST_NAME_BYTES_MAX, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, ListenAddress,
-    MIB, Size,
-};
+use super::{ListenAddress, Size};
 use crate::http::address::Network;
 use crate::http::paths;
 use crate::id;
+use crate::limits::{
+    GIB, HEADER_NAME_BYTES_MAX, HOST_NAME_BYTES_MAX, ICE_SERVER_BYTES_MAX, ID_BYTES_MAX, KIB, MIB,
+};
 
 /// Parses the URL of a health check, or `unix:PATH`.
 pub(super) fn health_check(url: &str) -> Result<HealthCheck, &'static str> {

@@ -1,4 +1,4 @@
-//! Compares web origins (RFC 6454) and decides which of them may connect.
+//! Parses and compares web origins (RFC 6454).
 //!
 //! Comparison ignores case and the default port of the scheme. The server does not know whether a proxy terminates TLS,
 //! so a `Host` without a port is compared as if it had the default port of the scheme of the `Origin`.

@@ -42,7 +42,7 @@ impl<'a> Request<'a> {
         }
         match self.value("sec-websocket-key").filter(|key| is_websocket_key(key)) {
             Some(key) => Ok(key),
-            None => Err(self.sentence(400, "Sec-WebSocket-Key is missing or malformed", &[])),
+            None => Err(self.text_response(400, "Sec-WebSocket-Key is missing or malformed", &[])),
         }
     }
 
@@ -50,9 +50,9 @@ impl<'a> Request<'a> {
     fn upgrade_required(&self, faults: &[&str]) -> Response {
         let headers = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")];
         if self.is_attempted_upgrade() && !faults.is_empty() {
-            self.sentence(426, &faults.join("; "), &headers)
+            self.text_response(426, &faults.join("; "), &headers)
         } else {
-            self.sentence(426, "expected a WebSocket upgrade, version 13", &headers)
+            self.text_response(426, "expected a WebSocket upgrade, version 13", &headers)
         }
     }
 }

@@ -29,7 +29,7 @@ impl ConnectionStates {
         ConnectionStates { rate: Rate::per_second(rate_max), buckets: Vec::new(), probes: Probes::default() }
     }
 
-    /// Charges a message that costs `credits` in all, of which `paid` were charged before.
+    /// Charges the rest of the price of a message: `credits` in all, without the `paid` that were charged before.
     #[inline]
     pub(crate) fn charge(&mut self, conn: Conn, credits: usize, paid: usize, now: Duration) -> Verdict {
         self.buckets[conn.slot()].charge(self.rate, credits, paid, now)
@@ -71,7 +71,7 @@ impl<'a> Context<'a> {
     pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
         let has_room = self.out.can_queue(to, texts.as_ref());
         if has_room {
-            texts.into_iter().for_each(|text| self.out.forward(to, text));
+            texts.into_iter().for_each(|text| self.out.push_forwarded(to, text));
         }
         has_room
     }
@@ -81,7 +81,10 @@ impl<'a> Context<'a> {
         self.out.is_congested(to)
     }
 
-    /// Pings a peer. [`Protocol::on_alive`](super::Protocol::on_alive) follows or, after [`PROBE_TIME_MAX`](crate::limits::PROBE_TIME_MAX), [`Protocol::on_silent`](super::Protocol::on_silent).
+    /// Pings a peer.
+    ///
+    /// [`Protocol::on_alive`](super::Protocol::on_alive) follows or, after
+    /// [`PROBE_TIME_MAX`](crate::limits::PROBE_TIME_MAX), [`Protocol::on_silent`](super::Protocol::on_silent).
     pub fn probe(&mut self, conn: Conn) {
         self.connection_states.probes.begin(conn, self.now);
         self.out.ping(conn);
@@ -115,7 +118,11 @@ impl<'a> Context<'a> {
         self.out.reserve(bytes)
     }
 
-    /// Charges a message that costs `credits` in all. Those for its size, `bytes`, were charged when it came in.
+    /// Charges the rest of the price of a message.
+    ///
+    /// `credits` is the price in all. The dispatcher has charged the credits for the size of the message, `bytes`, before it
+    /// delivered the message; this charges the difference, if there is one. With `bytes` 0 that is `credits` - 1, because every
+    /// message costs at least one credit.
     pub fn charge(&mut self, conn: Conn, credits: usize, bytes: usize) -> Verdict {
         let charged = credits_for_bytes(bytes);
         if credits <= charged {

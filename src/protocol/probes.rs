@@ -24,7 +24,7 @@ impl Probes {
         self.order.insert((until, conn));
     }
 
-    /// Begins the rest of a probe whose time is over.
+    /// Extends an expired probe by [`PROBE_POSTPONED`].
     pub(crate) fn postpone(&mut self, conn: Conn, now: Duration) {
         let until = (now + PROBE_POSTPONED).into();
         self.until.insert(conn, until);

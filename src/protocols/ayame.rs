@@ -1,6 +1,6 @@
 //! Ayame: the signaling protocol of OpenAyame, for its web SDK and for momo.
 //!
-//! A room has two seats, and every message of one member is relayed to the other. When one of the two leaves,
+//! A room has two seats. Offers, answers and candidates of one member are relayed to the other. When one of the two leaves,
 //! the server closes the other and the room ends. When a third client registers, the server probes both
 //! members; the third client is rejected as `full` only if both show life.
 //!
@@ -11,9 +11,10 @@ use std::hash::RandomState;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX, Config, Endpoint, ROOM_TEXT_BYTES_MAX};
+use crate::config::{Config, Endpoint};
 use crate::http::token::{Claims, Secrets};
 use crate::json;
+use crate::limits::{AYAME_PING_EVERY, AYAME_WAITING_MAX, ROOM_TEXT_BYTES_MAX};
 use crate::message::Message;
 use crate::metrics::Counts;
 use crate::protocol::{CloseCause, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
@@ -102,7 +103,7 @@ impl Protocol for Ayame {
 
     fn on_message(&mut self, conn: Conn, message: Message<'_>, context: &mut Context) {
         if let Some(slot) = self.clients.find(conn) {
-            // An empty text is rejected as malformed.
+            // An empty text is not understood.
             self.on_text(slot, message.text().unwrap_or_default(), context);
         }
     }
@@ -280,12 +281,14 @@ impl Ayame {
                     self.close(slot, CloseCause::Finished, context);
                 }
             }
-            _ => self.close_malformed(slot, context),
+            _ => self.close_not_understood(slot, context),
         }
     }
 
-    /// Closes a client after a message that is not understood. The protocol has no error message.
-    fn close_malformed(&mut self, slot: Slot, context: &mut Context) {
+    /// Closes a client after a message that is malformed, or well-formed in the wrong state.
+    ///
+    /// The protocol has no error message.
+    fn close_not_understood(&mut self, slot: Slot, context: &mut Context) {
         self.counts.count_error("not_understood");
         self.close(slot, CloseCause::Finished, context);
     }
@@ -320,7 +323,7 @@ impl Ayame {
         let (Some(room), Some(client_id), Some(token), Some(is_standalone)) =
             (room, client_id, token, is_standalone)
         else {
-            return self.close_malformed(slot, context);
+            return self.close_not_understood(slot, context);
         };
         if let Some(secrets) = &self.token_secrets {
             match secrets.admit(&token, &room, Some(&client_id), context.wall) {

@@ -12,8 +12,9 @@ use data_encoding::{BASE64, HEXLOWER};
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::{Digest, Sha1};
 
-use crate::config::{CALL_TIME_MAX, Config, TURN_CREDENTIALS_TTL};
+use crate::config::Config;
 use crate::json;
+use crate::limits::{CALL_TIME_MAX, TURN_CREDENTIALS_TTL};
 
 /// The STUN and TURN servers, and the secret for TURN credentials.
 pub struct IceServers {

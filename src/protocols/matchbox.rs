@@ -13,10 +13,11 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use slab::Slab;
 
-use crate::config::{Config, Endpoint, ROOM_TEXT_BYTES_MAX};
+use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
 use crate::http::token::Claims;
 use crate::json;
+use crate::limits::ROOM_TEXT_BYTES_MAX;
 use crate::message::Message;
 use crate::metrics::Counts;
 use crate::protocol::{Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
@@ -157,7 +158,8 @@ impl Matchbox {
         context.registered(conn, room, &id);
         context.send(conn, format!(r#"{{"IdAssigned":"{id}"}}"#));
         let notice = format!(r#"{{"NewPeer":"{id}"}}"#);
-        // A new connection has all its credits, so that the charge succeeds.
+        // `credits` are deducted: no message was charged before, and 0 bytes count as one credit. The verdict is ignored: a new
+        // connection has all its credits, and a price above them is reduced to them, so that it is `Pass`.
         let credits = credits_for_deliveries(self.groups[index].members.len(), notice.len());
         context.charge(conn, 1 + credits, 0);
         self.broadcast(index, &notice, context);

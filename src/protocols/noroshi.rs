@@ -9,11 +9,14 @@
 //! - **Mesh** (`join`, module `mesh`) connects any number of peers. The server announces who joins and who
 //!   leaves. The peers address offers, answers and candidates to each other by `target_id`.
 //!
-//! `leave` or a disconnect ends both. A message with a `target_id` is forwarded to that peer in any state.
+//! `leave` or a disconnect ends both. An offer, answer or candidate with a `target_id` is forwarded to that peer in any state,
+//! except for an answer to an outdated offer, which is rejected with `offer_taken`, and early candidates of the offerer for a
+//! peer that is not in the room yet, which are stored.
 //!
 //! Each message takes the same path: parse it (`message`), check its id, compute its cost (`cost`) and charge
-//! it, then change the state and send replies (`send`). An invalid message is answered with an error reply;
-//! the connection stays open.
+//! it, then change the state and send messages (`send`). The output of a message that claims an id is charged later, when the
+//! claim has succeeded. The sender of an invalid message is sent an error, and the connection stays open. After a rejected
+//! claim, further messages with that id, except `connect` and `join`, are only counted.
 //!
 //! Invariants, see `check`:
 //!
@@ -21,7 +24,7 @@
 //! - In a room of n peers, an input costs O(log n), not counting the messages that it sends.
 //! - Hash tables are never iterated, so that equal inputs have equal effects.
 //!
-//! `PROTOCOL.md` specifies the protocol; modules refer to its sections.
+//! `PROTOCOL.md` in the folder of this module specifies the protocol.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -31,9 +34,10 @@ use std::time::Duration;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use crate::config::{Config, Endpoint, ROOM_BYTES_MAX};
+use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
 use crate::http::token::Claims;
+use crate::limits::ROOM_BYTES_MAX;
 use crate::message::Message;
 use crate::metrics::Counts;
 use crate::protocol::{CloseCause, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
@@ -42,7 +46,7 @@ use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
 use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
-use message::{Body, Code, ErrorReply, Kind, Request};
+use message::{Body, ClientMessage, Code, ErrorReply, Kind};
 
 mod check;
 mod cost;
@@ -302,17 +306,19 @@ impl Noroshi {
 
     // ---- Messages ----
 
-    /// Handles a message. Checks and charges everything before any state changes.
+    /// Handles a message. Checks and charges it before any state changes.
+    ///
+    /// The output of a message that claims an id is an exception, see [`Noroshi::process_claiming_message`].
     fn on_text(&mut self, slot: Slot, text: &str, context: &mut Context) {
         if let Registration::Claimant(_) = self.peer(slot).registration {
             debug_assert!(false, "reading from a claimant is paused");
             return;
         }
-        let request = match message::parse(text) {
-            Ok(request) => request,
+        let message = match message::parse(text) {
+            Ok(message) => message,
             Err((error, target)) => return self.send_error(slot, error, target.as_deref(), context),
         };
-        let Request { id, target, body } = &request;
+        let ClientMessage { id, target, body } = &message;
         let target = target.as_deref();
         let id_check = self.check_id(slot, id, body);
         let credits = self.message_cost(slot, id_check, target, body, text.len());
@@ -347,17 +353,17 @@ impl Noroshi {
     fn process_claiming_message(
         &mut self,
         slot: Slot,
-        request: &Request,
+        message: &ClientMessage,
         bytes: usize,
         context: &mut Context,
     ) {
-        let target = request.target.as_deref();
-        let credits = credits_for_bytes(bytes) + self.output_cost(slot, target, &request.body);
+        let target = message.target.as_deref();
+        let credits = credits_for_bytes(bytes) + self.output_cost(slot, target, &message.body);
         let verdict = context.charge(self.peers.conn(slot), credits, bytes);
         if verdict != Verdict::Pass {
             return self.on_rate_exceeded(slot, verdict, context);
         }
-        self.process(slot, target, &request.body, context);
+        self.process(slot, target, &message.body, context);
     }
 
     /// Handles a message over the rate limit.

@@ -1,7 +1,12 @@
-//! Decides on every request: one place for routes, origins, tokens, limits, rooms and a drain.
+//! Decides on every well-formed request: one place for routes, origins, tokens, limits, rooms and a drain.
 //!
 //! This module is pure. A request and the state of the server go in, a [`Decision`] comes out, and `requests` carries it out.
-//! Upgrades, pages, health checks, `/metrics`, `/rooms` and the resources of protocols take the same way.
+//! Upgrades, pages, health checks, `/metrics`, `/rooms` and the resources of protocols pass through [`Policy::decide`]. It asks
+//! [`Dispatcher::destination`] for the route of a protocol, and its caller for the [`LimitCheck`].
+//!
+//! Not decided here: a request head that is malformed (400), too large (431), incomplete after its deadline (408) or without
+//! memory (503) gets its response from `http` and `session`; `requests` replaces a response for which there is no memory (503);
+//! `listeners` closes connections of one address beyond `PER_IP_REJECTED_AT_ONCE` without a response.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -34,7 +39,7 @@ pub enum Decision {
     Respond(Response),
     /// Generate the text that the operator requests, send [`OperatorRequest::render`] of it, and close the connection.
     Operator(OperatorRequest),
-    /// Have a protocol respond, send [`PendingResource::render`] of that, and close the connection.
+    /// Let a protocol respond, send [`PendingResource::render`] of that, and close the connection.
     Resource(PendingResource),
 }
 
@@ -53,16 +58,16 @@ pub enum LimitCheck {
     Draining,
 }
 
-/// A request at the `--metrics` listener whose response depends on the server's state.
+/// A request at the operator listener (`--metrics`) whose response depends on the server's state.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OperatorRequest {
     /// The resource that is requested.
-    pub topic: OperatorResource,
+    pub resource: OperatorResource,
     /// Whether the response has no body (`HEAD`).
     head_only: bool,
 }
 
-/// A resource of the `--metrics` listener.
+/// A resource of the operator listener (`--metrics`).
 #[derive(Debug, PartialEq, Eq)]
 pub enum OperatorResource {
     /// `/metrics`.
@@ -79,7 +84,7 @@ pub enum OperatorResource {
 impl OperatorRequest {
     /// Renders the response, with this text as its body.
     pub fn render(&self, text: &str) -> Response {
-        let media_type = match self.topic {
+        let media_type = match self.resource {
             OperatorResource::Metrics => "text/plain; version=0.0.4; charset=utf-8",
             OperatorResource::Rooms { .. } => "application/json",
         };
@@ -145,7 +150,7 @@ impl Policy<'_> {
         let is_trusted = |ip: IpAddr| self.config.is_trusted_proxy(ip.into());
         request.client_address(only_header, is_trusted).map_err(|unreadable| {
             let response = unreadable_address(request, &unreadable);
-            self.drop_reason_unless_upgrade(request, response)
+            self.drop_reason_unless_main_upgrade(request, response)
         })
     }
 
@@ -158,14 +163,16 @@ impl Policy<'_> {
             _ => limits(None),
         };
         match self.choose(request, &path, &query, destination, admission) {
-            Ok(decision) => decision,
-            Err(response) => Decision::Respond(self.drop_reason_unless_upgrade(request, response)),
+            Decision::Respond(response) => {
+                Decision::Respond(self.drop_reason_unless_main_upgrade(request, response))
+            }
+            decision => decision,
         }
     }
 
     /// Returns what a path leads to, if it belongs to a protocol.
     ///
-    /// If the rooms of a protocol are at the top level, a plain request for a page is still answered with the page, and the
+    /// If the rooms of a protocol are at the top level, a plain request for a page still gets the page, and the
     /// paths of health checks are never rooms.
     fn destination(&self, request: &Request, path: &str, query: &Query) -> Option<Destination> {
         if self.listener != ListenerKind::Main || self.is_health(path) {
@@ -185,33 +192,38 @@ impl Policy<'_> {
         query: &Query,
         destination: Option<Destination>,
         admission: LimitCheck,
-    ) -> Result<Decision, Response> {
+    ) -> Decision {
         if request.method == "OPTIONS" {
             // HAProxy's health checks use this method.
-            return Err(render(204, b"", &[ALLOW], true));
+            return Decision::Respond(render(204, b"", &[ALLOW], true));
         }
-        if self.listener == ListenerKind::Metrics {
-            return self.admin(request, path, query, admission);
+        if self.listener == ListenerKind::Operator {
+            let decision = self.operator_resource(request, path, query, admission);
+            return decision.unwrap_or_else(Decision::Respond);
         }
         match destination {
-            Some(Destination::WebSocket(target)) => self.upgrade(request, target, admission),
-            Some(Destination::Invalid(sentence)) => {
-                check_upgrade_method(request)?;
-                Err(request.sentence(400, sentence, &[]))
+            Some(Destination::WebSocket(target)) => {
+                self.upgrade(request, target, admission).unwrap_or_else(Decision::Respond)
             }
+            Some(Destination::Invalid(sentence)) => Decision::Respond(match check_upgrade_method(request) {
+                Ok(()) => request.text_response(400, sentence, &[]),
+                Err(response) => response,
+            }),
             // Before the check for an upgrade: a health check succeeds whatever headers a load balancer adds to it.
-            None if self.is_health(path) => Err(health(request, admission)),
+            None if self.is_health(path) => Decision::Respond(health(request, admission)),
             None | Some(Destination::Resource(_)) if request.is_attempted_upgrade() => {
-                Err(no_websocket_path(request, path))
+                Decision::Respond(no_websocket_path(request, path))
             }
-            Some(Destination::Resource(protocol)) => self.resource(request, protocol, path, query),
-            None => Err(self.static_file(request, path)),
+            Some(Destination::Resource(protocol)) => {
+                self.resource(request, protocol, path, query).unwrap_or_else(Decision::Respond)
+            }
+            None => Decision::Respond(self.static_file(request, path)),
         }
     }
 
     /// Removes the reject reason from a response, unless the request is for a WebSocket at the main listener.
-    fn drop_reason_unless_upgrade(&self, request: &Request, mut response: Response) -> Response {
-        if self.listener == ListenerKind::Metrics {
+    fn drop_reason_unless_main_upgrade(&self, request: &Request, mut response: Response) -> Response {
+        if self.listener == ListenerKind::Operator {
             response.reject_reason = None;
         }
         request.drop_reason_unless_upgrade(response)
@@ -229,7 +241,8 @@ impl Policy<'_> {
     fn static_file(&self, request: &Request, path: &str) -> Response {
         match web::find(path) {
             Some(file) if self.config.page => self.file(request, file),
-            _ => request.sentence(404, "not found; WebSockets connect to /ws or /ws/ROOM", &[]),
+            // The noroshi protocol is always on, at these paths.
+            _ => request.text_response(404, "not found; WebSockets connect to /ws or /ws/ROOM", &[]),
         }
     }
 
@@ -274,9 +287,9 @@ impl Policy<'_> {
         Ok(Decision::Resource(PendingResource { protocol, path, query, head_only, cors_origin }))
     }
 
-    // ---- Resources of the metrics listener ----
+    // ---- Resources of the operator listener ----
 
-    fn admin(
+    fn operator_resource(
         &self,
         request: &Request,
         path: &str,
@@ -285,32 +298,32 @@ impl Policy<'_> {
     ) -> Result<Decision, Response> {
         // Before the check of the Host: the health contains nothing that a page of another origin could use.
         if path.strip_suffix('/').unwrap_or(path) == paths::HEALTH {
-            return Err(health(request, admission));
+            return Ok(Decision::Respond(health(request, admission)));
         }
-        if !self.has_metrics_host(request) {
+        if !self.has_operator_host(request) {
             return Err(unexpected_host(request));
         }
-        let topic = match path {
+        let resource = match path {
             "/metrics" => OperatorResource::Metrics,
-            "/rooms" => match rooms_topic(query) {
-                Some(topic) => topic,
+            "/rooms" => match rooms_resource(query) {
+                Some(resource) => resource,
                 None => {
                     let sentence = "/rooms: expected no query fields but room=ROOM and after=NEXT";
-                    return Err(request.sentence(400, sentence, &[]));
+                    return Err(request.text_response(400, sentence, &[]));
                 }
             },
-            _ => return Err(request.sentence(404, "not found; see /metrics, /rooms and /healthz", &[])),
+            _ => return Err(request.text_response(404, "not found; see /metrics, /rooms and /healthz", &[])),
         };
         let head_only = check_get_or_head(request)?;
-        Ok(Decision::Operator(OperatorRequest { topic, head_only }))
+        Ok(Decision::Operator(OperatorRequest { resource, head_only }))
     }
 
-    /// Returns whether the metrics listener serves a request with this `Host`.
+    /// Returns whether the operator listener serves a request with this `Host`.
     ///
     /// A page whose name was rebound to the address of this machine (DNS rebinding) sends its name as `Host`. That name
     /// is registered, so it is neither an IP address nor a name of one label. A request without `Host` (HTTP/1.0) comes
     /// from no browser.
-    fn has_metrics_host(&self, request: &Request) -> bool {
+    fn has_operator_host(&self, request: &Request) -> bool {
         let Some(host) = request.only_value("host") else { return true };
         std::str::from_utf8(host).is_ok_and(|host| origin::is_local_host(host, &self.config.metrics_hosts))
     }
@@ -324,19 +337,19 @@ impl Policy<'_> {
         admission: LimitCheck,
     ) -> Result<Decision, Response> {
         check_upgrade_method(request)?;
-        let claims_of_request = match target.protocol.token_place {
+        let request_token_secrets = match target.protocol.token_place {
             TokenPlace::Request => self.config.token_secrets.as_ref(),
             TokenPlace::Message => None,
         };
-        if claims_of_request.is_some() && target.query.values("token").any(|token| token.is_err()) {
-            return Err(request.sentence(400, "query field token: expected UTF-8", &[]));
+        if request_token_secrets.is_some() && target.query.values("token").any(|token| token.is_err()) {
+            return Err(request.text_response(400, "query field token: expected UTF-8", &[]));
         }
         if !self.has_allowed_origin(request) {
             return Err(origin_not_allowed(request));
         }
         // Before the headers of the upgrade: a browser hides the response to a rejected upgrade from the page, but shows
         // the response to a plain request of the same URL.
-        let claims = match claims_of_request {
+        let claims = match request_token_secrets {
             Some(secrets) => {
                 let verified = verified_claims(request, &target, secrets, self.unix_time);
                 let claims = verified.map_err(|error| unauthorized(request, error))?;
@@ -347,14 +360,14 @@ impl Policy<'_> {
         let key = request.upgrade_key()?;
         match admission {
             LimitCheck::Allowed => {}
-            LimitCheck::ServerFull => return Err(request.sentence(503, "the server is full", &[])),
+            LimitCheck::ServerFull => return Err(request.text_response(503, "the server is full", &[])),
             LimitCheck::AddressFull => {
-                return Err(request.sentence(429, "too many connections from your address", &[]));
+                return Err(request.text_response(429, "too many connections from your address", &[]));
             }
-            LimitCheck::RoomFull => return Err(request.sentence(503, "the room is full", &[])),
+            LimitCheck::RoomFull => return Err(request.text_response(503, "the room is full", &[])),
             LimitCheck::Draining => {
                 let sentence = "the server is shutting down; reconnect later";
-                return Err(request.sentence(503, sentence, &[]));
+                return Err(request.text_response(503, sentence, &[]));
             }
         }
         Ok(Decision::Upgrade { bytes: switching_protocols(key), target, claims })
@@ -407,16 +420,17 @@ fn check_get_or_head(request: &Request) -> Result<bool, Response> {
     match request.method {
         "GET" => Ok(false),
         "HEAD" => Ok(true),
-        _ => Err(request.sentence(405, "expected GET, HEAD or OPTIONS", &[ALLOW])),
+        _ => Err(request.text_response(405, "expected GET, HEAD or OPTIONS", &[ALLOW])),
     }
 }
 
 /// # Errors
-/// The response to another method than GET and HEAD. HEAD is no upgrade either, but is answered like one without a body.
+/// The response to another method than GET and HEAD. HEAD is no upgrade either, but gets the response of an upgrade, without a
+/// body.
 fn check_upgrade_method(request: &Request) -> Result<(), Response> {
     match request.method {
         "GET" | "HEAD" => Ok(()),
-        _ => Err(request.sentence(405, "expected GET to open a WebSocket", &[ALLOW])),
+        _ => Err(request.text_response(405, "expected GET to open a WebSocket", &[ALLOW])),
     }
 }
 
@@ -427,7 +441,7 @@ fn no_websocket_path(request: &Request, path: &str) -> Response {
     } else {
         "not a WebSocket path; use /ws or /ws/ROOM"
     };
-    request.sentence(404, sentence, &[])
+    request.text_response(404, sentence, &[])
 }
 
 /// Rejects a request in which a trusted proxy reports no readable client address.
@@ -436,7 +450,7 @@ fn no_websocket_path(request: &Request, path: &str) -> Response {
 fn unreadable_address(request: &Request, unreadable: &UnreadableAddress) -> Response {
     let UnreadableAddress { header, value } = unreadable;
     let sentence = format!("{header}: expected the client's IP address");
-    let mut response = request.sentence(400, &sentence, &[]);
+    let mut response = request.text_response(400, &sentence, &[]);
     if let Some(reason) = &mut response.reject_reason {
         reason.message = format!("{sentence}, got {value:?}");
     }
@@ -457,16 +471,16 @@ fn origin_not_allowed(request: &Request) -> Response {
             sentence.push_str(fault);
         }
     }
-    request.sentence(403, &sentence, &[])
+    request.text_response(403, &sentence, &[])
 }
 
-/// Rejects a request at the metrics listener because of its `Host`.
+/// Rejects a request at the operator listener because of its `Host`.
 fn unexpected_host(request: &Request) -> Response {
     let host = request.value_for_log("host", ORIGIN_LOGGED_MAX);
     let sentence = format!(
         "Host: expected an IP address, a name without dots or a name of --metrics-host, got {host:?}"
     );
-    request.sentence(403, &sentence, &[])
+    request.text_response(403, &sentence, &[])
 }
 
 // ---- Tokens ----
@@ -518,7 +532,7 @@ fn unauthorized(request: &Request, error: TokenError) -> Response {
     };
     let mut headers = vec![("WWW-Authenticate", challenge)];
     headers.extend(cors_header(request));
-    let mut response = request.sentence(status, error.message(), &headers);
+    let mut response = request.text_response(status, error.message(), &headers);
     if let Some(reason) = &mut response.reject_reason {
         reason.token_error = Some(error);
     }
@@ -530,7 +544,7 @@ fn unauthorized(request: &Request, error: TokenError) -> Response {
 /// Parses the query of `/rooms`: the name of one room, and the cursor of the next page.
 ///
 /// If a field is repeated, its last value counts. `None`: the query has an unknown field, or a malformed one.
-fn rooms_topic(query: &Query) -> Option<OperatorResource> {
+fn rooms_resource(query: &Query) -> Option<OperatorResource> {
     let mut room = None;
     let mut after = None;
     for field in query.fields() {

@@ -17,7 +17,7 @@ use crate::http::token::TokenError;
 use crate::http::{self, ListenerKind, RejectReason};
 use crate::limits::{
     CLOSES_PER_ITERATION, CONNECTION_BYTES, EVICTION_CANDIDATES_MAX, EVICTION_TIME_MIN, HEAD_TIME_FULL_MAX,
-    HEAD_TIME_MAX, METRICS_AT_ONCE, REFUSALS_LOGGED_MAX, REFUSED_AT_ONCE, RESPONSE_TIME_MIN,
+    HEAD_TIME_MAX, OPERATOR_CONNECTIONS_MAX, REJECTED_AT_ONCE, REJECTIONS_LOGGED_MAX, RESPONSE_TIME_MIN,
     SWEEP_PER_ITERATION,
 };
 use crate::memory_budget::Reservation;
@@ -37,7 +37,8 @@ pub(super) struct Connections {
     pub(super) per_ip: PerIpCounts,
     /// Slots of sessions to flush in this iteration.
     pub(super) dirty: Vec<usize>,
-    /// Slots of sessions to read in the next iteration, also without an event.
+    /// Slots of sessions to read: those with a readiness event in this iteration, and those that may have more input, which
+    /// are read in the next iteration without an event.
     pub(super) ready: Vec<usize>,
     /// Units of work in this iteration: messages that were handled or queued. See
     /// [`WORK_PER_ITERATION`](crate::limits::WORK_PER_ITERATION).
@@ -46,13 +47,13 @@ pub(super) struct Connections {
     numbers: u64,
     /// WebSockets, including those that are closing.
     pub(super) websockets: usize,
-    /// Connections of the metrics listener.
-    metrics_count: usize,
+    /// Connections of the operator listener.
+    operator_count: usize,
     /// Slots of connections that are not WebSockets, by connection number (the oldest is the first), for each
     /// [`ListenerKind`].
     plain: [BTreeMap<u64, usize>; 2],
-    /// Upgrades that were refused since the last sweep began.
-    refusals: usize,
+    /// Upgrades that were rejected since the last sweep began.
+    rejections: usize,
 }
 
 pub(super) struct Entry {
@@ -78,9 +79,9 @@ pub(super) struct Entry {
 pub(super) enum Stage {
     /// It has sent no request, or one that was no accepted upgrade.
     Http,
-    /// It is counted as a WebSocket, and the protocol must be notified when it ends.
+    /// It is counted as a WebSocket, and its protocol must be notified of the departure.
     WebSocket,
-    /// It is counted as a WebSocket, and its protocol has forgotten it.
+    /// It is counted as a WebSocket, and its departure is recorded: its protocol has forgotten it.
     Left,
 }
 
@@ -95,7 +96,7 @@ pub(super) enum InputState {
     Postponed,
 }
 
-/// Each connection has one: a larger entry has to be a decision. In a debug build mio's streams are larger.
+/// Each connection has one. This fails to compile if [`Entry`] grows. In a debug build mio's streams are larger.
 #[cfg(not(debug_assertions))]
 const _: () = assert!(size_of::<Option<Entry>>() <= 80);
 
@@ -117,9 +118,9 @@ impl Connections {
             work: 0,
             numbers: 0,
             websockets: 0,
-            metrics_count: 0,
+            operator_count: 0,
             plain: [BTreeMap::new(), BTreeMap::new()],
-            refusals: 0,
+            rejections: 0,
         }
     }
 
@@ -133,14 +134,14 @@ impl Connections {
         work(&mut self.entries[slot].session, &mut self.shared)
     }
 
-    /// Has a session flushed in this iteration, and removed if it is over.
+    /// Schedules a flush of a session in this iteration, and its removal if it is closed.
     pub(super) fn mark_dirty(&mut self, slot: usize) {
         if !mem::replace(&mut self.entries[slot].dirty, true) {
             self.dirty.push(slot);
         }
     }
 
-    /// Has a session read in the next iteration.
+    /// Schedules a read of a session: in this iteration after a readiness event, else in the next one.
     pub(super) fn mark_ready(&mut self, slot: usize) {
         let input = &mut self.entries[slot].input;
         if *input == InputState::Drained {
@@ -173,7 +174,7 @@ impl Connections {
 
     /// Evicts the oldest connection that is not a WebSocket, if there is no capacity for another one.
     ///
-    /// So a full server still answers `/healthz`, however many connections send nothing. This is called last in an
+    /// So a full server still responds to `/healthz`, however many connections send nothing. This is called last in an
     /// iteration, when nothing refers to the slot.
     pub(super) fn make_capacity(&mut self, kind: ListenerKind) {
         if self.has_capacity(kind) {
@@ -203,15 +204,15 @@ impl Connections {
 
     /// Returns whether a listener may accept another connection without evicting one.
     fn has_capacity(&self, kind: ListenerKind) -> bool {
-        let main = self.entries.len() - self.metrics_count;
+        let main = self.entries.len() - self.operator_count;
         let SharedState { config, budget, .. } = &self.shared;
         match kind {
-            // Without memory, some are still accepted and answered 503.
+            // Without memory, some are still accepted and get a 503 response.
             ListenerKind::Main if !budget.allows(CONNECTION_BYTES) => {
-                main < self.websockets + REFUSED_AT_ONCE
+                main < self.websockets + REJECTED_AT_ONCE
             }
-            ListenerKind::Main => main < config.connections_max + REFUSED_AT_ONCE,
-            ListenerKind::Metrics => self.metrics_count < METRICS_AT_ONCE,
+            ListenerKind::Main => main < config.connections_max + REJECTED_AT_ONCE,
+            ListenerKind::Operator => self.operator_count < OPERATOR_CONNECTIONS_MAX,
         }
     }
 
@@ -233,7 +234,7 @@ impl Connections {
         }
         let is_short_of_places = kind == ListenerKind::Main && self.are_full();
         let head_time = if is_short_of_places { HEAD_TIME_FULL_MAX } else { HEAD_TIME_MAX };
-        self.metrics_count += usize::from(kind == ListenerKind::Metrics);
+        self.operator_count += usize::from(kind == ListenerKind::Operator);
         self.entries.insert(Entry {
             session: Session::new(stream, head_time, &mut self.shared),
             conn: Conn::new(self.numbers, slot),
@@ -307,7 +308,7 @@ impl Connections {
             self.entries.iter().filter(|(_, entry)| is_counted(entry)).count()
         };
         assert_eq!(count(|entry| entry.stage != Stage::Http), self.websockets);
-        assert_eq!(count(|entry| entry.listener == ListenerKind::Metrics), self.metrics_count);
+        assert_eq!(count(|entry| entry.listener == ListenerKind::Operator), self.operator_count);
         let ready: BTreeSet<usize> = self.ready.iter().copied().collect();
         assert!(
             self.entries
@@ -341,33 +342,33 @@ impl Connections {
         self.shared.metrics.connections_total += 1;
     }
 
-    /// Logs and counts a refused upgrade.
-    pub(super) fn refuse(&mut self, slot: usize, status: u16, reason: &RejectReason) {
+    /// Logs and counts a rejected upgrade. The response is sent by the session.
+    pub(super) fn record_rejection(&mut self, slot: usize, status: u16, reason: &RejectReason) {
         let metrics = &mut self.shared.metrics;
         *metrics.refused_upgrades.entry(status).or_default() += 1;
         if let Some(fault) = reason.token_error {
             *metrics.refused_tokens.entry(fault.name()).or_default() += 1;
         }
-        self.refusals += 1;
-        if self.refusals <= REFUSALS_LOGGED_MAX {
+        self.rejections += 1;
+        if self.rejections <= REJECTIONS_LOGGED_MAX {
             info!("an upgrade from {} was refused: {status}, {}", self.entries[slot].address, reason.message);
         }
     }
 
-    /// Returns whether upgrades were refused since the last sweep, so that another sweep is due.
-    pub(super) fn has_refusals_to_report(&self) -> bool {
-        self.refusals > 0
+    /// Returns whether upgrades were rejected since the last sweep, so that another sweep is due.
+    pub(super) fn has_rejections_to_report(&self) -> bool {
+        self.rejections > 0
     }
 
-    /// Logs how many refused upgrades had no line of their own since the last sweep.
-    pub(super) fn report_refusals(&mut self) {
-        let refusals = mem::take(&mut self.refusals);
-        if let Some(more @ 1..) = refusals.checked_sub(REFUSALS_LOGGED_MAX) {
+    /// Logs how many rejected upgrades had no line of their own since the last sweep.
+    pub(super) fn report_rejections(&mut self) {
+        let rejections = mem::take(&mut self.rejections);
+        if let Some(more @ 1..) = rejections.checked_sub(REJECTIONS_LOGGED_MAX) {
             info!("and {more} more upgrades were refused");
         }
     }
 
-    /// Logs and counts the end of a WebSocket, which was this member.
+    /// Logs and counts the departure of a WebSocket, which was this member.
     fn record_departure(&mut self, slot: usize, protocol: &'static Descriptor, member: &Member) {
         let entry = &mut self.entries[slot];
         entry.stage = Stage::Left;
@@ -386,12 +387,12 @@ impl Connections {
         );
     }
 
-    /// Removes a connection that is over.
+    /// Removes a closed connection.
     pub(super) fn remove(&mut self, slot: usize) {
         let entry = self.entries.remove(slot);
         self.plain[entry.listener as usize].remove(&entry.conn.number());
         self.websockets -= usize::from(entry.stage != Stage::Http);
-        self.metrics_count -= usize::from(entry.listener == ListenerKind::Metrics);
+        self.operator_count -= usize::from(entry.listener == ListenerKind::Operator);
         debug!("connection {} from {} is closed", entry.conn.number(), entry.address);
         if entry.is_counted {
             self.per_ip.remove(entry.address);
@@ -405,9 +406,9 @@ impl Outbox for Connections {
         self.entries[to.slot()].session.can_queue(texts, &self.shared)
     }
 
-    fn forward(&mut self, to: Conn, text: String) {
+    fn push_forwarded(&mut self, to: Conn, text: String) {
         self.work += 1;
-        self.with_session(to.slot(), |session, shared| session.forward(text, shared));
+        self.with_session(to.slot(), |session, shared| session.push_forwarded(text, shared));
     }
 
     fn is_congested(&self, to: Conn) -> bool {

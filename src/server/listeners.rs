@@ -24,7 +24,7 @@ use crate::config::{Config, ListenAddress};
 use crate::http::ListenerKind;
 use crate::http::address::Address;
 use crate::limits::{
-    ACCEPTS_PER_ITERATION, BACKLOG, PER_IP_REFUSED_AT_ONCE, SEND_BUFFER_BYTES, SOCKET_LOCK_RETRY_EVERY,
+    ACCEPTS_PER_ITERATION, BACKLOG, PER_IP_REJECTED_AT_ONCE, SEND_BUFFER_BYTES, SOCKET_LOCK_RETRY_EVERY,
     SOCKET_LOCK_TIME_MAX, SWEEP_EVERY,
 };
 
@@ -87,7 +87,7 @@ impl Listeners {
             add(listen_by_default(config.port)?, ListenerKind::Main, None)?;
         }
         if let Some(address) = config.metrics {
-            add(listen(address)?, ListenerKind::Metrics, None)?;
+            add(listen(address)?, ListenerKind::Operator, None)?;
         }
         Ok(Listeners { listeners, warned_at: None })
     }
@@ -163,7 +163,7 @@ impl Listener {
         let shared = &connections.shared;
         // A trusted proxy is not limited: its connections are those of many clients.
         let is_peer = self.kind == ListenerKind::Main && !shared.config.is_trusted_proxy(address);
-        if is_peer && connections.per_ip.excess(address) >= PER_IP_REFUSED_AT_ONCE {
+        if is_peer && connections.per_ip.excess(address) >= PER_IP_REJECTED_AT_ONCE {
             debug!("{address} has too many connections");
             return Ok(());
         }
@@ -224,7 +224,7 @@ fn inherited(passed: &mut ListenFd, index: usize) -> io::Result<Socket> {
     Ok(Socket::Tcp(TcpListener::from_std(listener)))
 }
 
-/// Refuses a connection, which a socket unit passes to a service of its own per connection. Accepting there would fail for
+/// Rejects a connected socket, which a socket unit passes to a service of its own per connection. Accepting there would fail for
 /// ever.
 fn check_is_listening(socket: &socket2::Socket) -> io::Result<()> {
     // A listening socket has no peer. (SO_ACCEPTCONN says the same, but not on macOS.)

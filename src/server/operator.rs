@@ -1,4 +1,4 @@
-//! Answers of the metrics listener: `/metrics` and `/rooms`.
+//! The responses of the operator listener (`--metrics`): `/metrics` and `/rooms`.
 
 use std::collections::BinaryHeap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,13 +11,13 @@ use crate::limits::{MEMBERS_LISTED_MAX, ROOMS_BYTES_MAX};
 use crate::protocol::{Conn, Member};
 
 impl Server {
-    /// Answers a request of an operator.
-    pub(super) fn respond_to_operator(&mut self, question: &OperatorRequest) -> Response {
-        let text = match &question.topic {
+    /// Responds to a request of an operator.
+    pub(super) fn respond_to_operator(&mut self, request: &OperatorRequest) -> Response {
+        let text = match &request.resource {
             OperatorResource::Metrics => self.metrics(),
             OperatorResource::Rooms { room, after } => self.rooms(room.as_deref(), *after),
         };
-        question.render(&text)
+        request.render(&text)
     }
 
     /// Renders the metrics, with the counters of protocols, sessions and the process.

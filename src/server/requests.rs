@@ -1,4 +1,4 @@
-//! Handles requests: asks `admission` for the decision, and carries it out.
+//! Handles requests: gets the decision from `admission`, and carries it out.
 //!
 //! A session yields the head of a request as bytes. The server parses it, finds the client's address, counts it, and
 //! accepts the connection as a WebSocket or responds.
@@ -13,7 +13,7 @@ use crate::protocol::Target;
 impl Server {
     /// Handles the request with this head.
     pub(super) fn handle_request(&mut self, slot: usize, head: &[u8]) {
-        let response = match self.decide(slot, head) {
+        let response = match self.parse_and_decide(slot, head) {
             Decision::Upgrade { bytes, target, claims } => {
                 self.connections.with_session(slot, |session, shared| session.accept(bytes, shared));
                 self.connections.upgrade(slot);
@@ -38,18 +38,19 @@ impl Server {
         let Response { status, bytes, reject_reason } = response;
         self.connections.with_session(slot, |session, shared| session.respond(bytes, shared));
         if let Some(reason) = reject_reason {
-            self.connections.refuse(slot, status, &reason);
+            self.connections.record_rejection(slot, status, &reason);
         }
     }
 
-    fn decide(&mut self, slot: usize, head: &[u8]) -> Decision {
+    /// Parses a request head, counts the client address that a trusted proxy reports, and decides on the request.
+    fn parse_and_decide(&mut self, slot: usize, head: &[u8]) -> Decision {
         let entry = &self.connections.entries[slot];
         let (listener, peer) = (entry.listener, entry.address);
         let mut headers = NO_HEADERS;
         let request = match Request::parse(head, &mut headers) {
             Ok(request) => request,
             Err(mut response) => {
-                if listener == ListenerKind::Metrics {
+                if listener == ListenerKind::Operator {
                     response.reject_reason = None;
                 }
                 return Decision::Respond(response);
@@ -88,7 +89,7 @@ impl Server {
         }
     }
 
-    /// Replaces a response that the memory limit does not allow. The metrics listener may use some memory always.
+    /// Replaces a response that the memory limit does not allow. The operator listener may always use some memory.
     fn within_memory(&self, slot: usize, head: &[u8], response: Response) -> Response {
         let bytes = response.bytes.len();
         let is_main = self.connections.entries[slot].listener == ListenerKind::Main;

@@ -30,9 +30,9 @@ named_enum! {
         Slow = "slow",
         /// A message from or to the peer exceeds `--max-memory`.
         NoMemory = "no_memory",
-        /// The peer did not answer a probe while another connection claimed its id.
+        /// Another connection got the id or seat of the peer: a probe failed, or the token of the other is for the id.
         Replaced = "replaced",
-        /// The protocol of the peer has ended regularly.
+        /// The protocol has finished with the peer: its exchange is complete, or it was rejected or not understood.
         Finished = "finished",
         /// The peer sent nothing for two ping intervals.
         Silent = "silent",

@@ -98,13 +98,13 @@ impl<S: Stream> Session<S> {
         match result? {
             Taken::Control { opcode: frame::CLOSE, payload } => {
                 self.on_close_frame(&payload, shared)?;
-                Ok(Taken::Incomplete)
+                Ok(Taken::Nothing)
             }
             Taken::Control { opcode: frame::PING, payload } => Ok(Taken::Ping(payload)),
-            // The answer to a ping of the server costs the peer nothing.
+            // The pong for a ping of the server costs the peer nothing.
             Taken::Control { .. } if self.awaited_pongs > 0 => {
                 self.awaited_pongs -= 1;
-                Ok(Taken::Incomplete)
+                Ok(Taken::Nothing)
             }
             Taken::Control { .. } => Ok(Taken::Overhead),
             taken => Ok(taken),
@@ -113,7 +113,7 @@ impl<S: Stream> Session<S> {
 
     /// Handles a Close frame.
     ///
-    /// If the peer has started the close handshake, the answer repeats its status code (RFC 6455 section 5.5.1).
+    /// If the peer has started the close handshake, the reply repeats its status code (RFC 6455 section 5.5.1).
     fn on_close_frame(&mut self, payload: &[u8], shared: &mut SharedState) -> Result<(), CloseReason> {
         frame::check_close(payload)?;
         if self.is_open() {
@@ -169,8 +169,9 @@ pub(super) enum Taken {
     Ping(Vec<u8>),
     /// A pong or a small fragment: it has no effect but costs CPU time.
     Overhead,
-    /// A part of a frame or of a message. More input is needed.
-    Incomplete,
+    /// Nothing that the caller has to handle: a part of a frame or of a message, a Close frame, or the pong for a ping of the
+    /// server.
+    Nothing,
 }
 
 /// Holds input that is not yet complete.
@@ -227,7 +228,7 @@ impl Inbound {
         let mut is_small_fragment = false;
         if self.payload_missing == 0 {
             let Some(header) = self.take_header(scratch, message_max)? else {
-                return Ok(Taken::Incomplete);
+                return Ok(Taken::Nothing);
             };
             let mut frame = mem::take(&mut self.partial_frame);
             if header.is_control() {
@@ -258,7 +259,7 @@ impl Inbound {
                 if is_small_fragment {
                     Ok(Taken::Overhead)
                 } else {
-                    Ok(Taken::Incomplete)
+                    Ok(Taken::Nothing)
                 }
             }
             Err(error) => Err(error.into()),
@@ -329,7 +330,7 @@ impl Read for FrameReader<'_> {
     }
 }
 
-/// Rejects writes. The codec gets no control frames, so that it has nothing to answer.
+/// Rejects writes. The codec gets no control frames, so that it has nothing to reply to.
 impl Write for FrameReader<'_> {
     fn write(&mut self, _: &[u8]) -> io::Result<usize> {
         Err(ErrorKind::WouldBlock.into())

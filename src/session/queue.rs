@@ -1,9 +1,10 @@
 //! Queues the output of one connection and writes it.
 //!
 //! Messages are sent in the order in which they were queued. Forwarded messages may fill the queue up to its limit; the
-//! server's own messages have a reserve beyond it. While the send buffer of the kernel is full, control frames (RFC 6455
+//! server's own messages have a reserve beyond it. While the send buffer of the kernel is full, pings and pongs (RFC 6455
 //! section 5.5) are queued separately and are sent at the next frame boundary, ahead of the messages: a ping behind a full
-//! queue would prove nothing about the peer.
+//! queue would prove nothing about the peer. At other times they are appended to the messages. A Close frame is always
+//! appended.
 
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
@@ -25,13 +26,13 @@ impl<S: Stream> Session<S> {
         let fits_queue = queued + bytes <= shared.config.queue_bytes_max();
         let can_queue = fits_queue && self.fits_memory(bytes, shared);
         if !can_queue {
-            self.record_refusal();
+            self.record_rejection();
         }
         can_queue
     }
 
-    /// Queues a message for which [`Session::can_queue`] was asked.
-    pub fn forward(&mut self, text: String, shared: &mut SharedState) {
+    /// Queues a forwarded message without checking limits: the caller has called [`Session::can_queue`].
+    pub fn push_forwarded(&mut self, text: String, shared: &mut SharedState) {
         if self.is_open() {
             self.update_queue(shared, |queue, now| queue.push(frame::TEXT, text.as_bytes(), now));
         }
@@ -63,7 +64,7 @@ impl<S: Stream> Session<S> {
         let bytes = frame::encoded_len(payload.len());
         let queued = self.queued_bytes();
         if !self.fits_memory(bytes, shared) {
-            self.record_refusal();
+            self.record_rejection();
             self.close(CloseReason::NoMemory, shared);
             return;
         }
@@ -72,7 +73,7 @@ impl<S: Stream> Session<S> {
         let owed_max = max + shared.config.queue_bytes_burst_max();
         let may_exceed_reserve = queued <= owed_max && self.is_making_progress(shared.now);
         if !fits_queue && !may_exceed_reserve {
-            self.record_refusal();
+            self.record_rejection();
             self.close(CloseReason::Slow, shared);
             return;
         }
@@ -101,7 +102,7 @@ impl<S: Stream> Session<S> {
     /// Returns whether the peer has recently taken bytes, or the queue is empty.
     fn is_making_progress(&self, now: Duration) -> bool {
         match &self.buffers {
-            Some(buffers) => now - buffers.queue.last_progress < STALL_TIME_MAX,
+            Some(buffers) => buffers.queue.is_empty() || now - buffers.queue.last_progress < STALL_TIME_MAX,
             None => true,
         }
     }
@@ -109,15 +110,17 @@ impl<S: Stream> Session<S> {
     /// Records that the queue had no room for a message.
     ///
     /// A peer whose queue is empty is not slow: the message is too large, or the memory limit is reached.
-    fn record_refusal(&mut self) {
+    fn record_rejection(&mut self) {
         if let Some(buffers) = &mut self.buffers
             && buffers.queue.message_bytes() > 0
         {
-            buffers.queue.has_refused = true;
+            buffers.queue.has_rejected = true;
         }
     }
 
-    /// Queues a ping ahead of the messages. The pong that answers it costs the peer nothing.
+    /// Queues a ping: ahead of the messages while the stream is blocked, else behind them.
+    ///
+    /// The pong that answers it costs the peer nothing.
     pub fn ping(&mut self, shared: &mut SharedState) {
         if self.is_open() {
             let mut is_queued = false;
@@ -126,7 +129,7 @@ impl<S: Stream> Session<S> {
         }
     }
 
-    /// Queues the answer to a ping ahead of the messages.
+    /// Queues the pong for a ping: ahead of the messages while the stream is blocked, else behind them.
     pub fn pong(&mut self, payload: Vec<u8>, shared: &mut SharedState) {
         if self.is_open() {
             let queue_max = shared.config.queue_bytes_max();
@@ -177,8 +180,8 @@ pub(super) struct Queue {
     last_progress: Duration,
     /// Whether the last write returned `WouldBlock`.
     is_blocked: bool,
-    /// Whether a message was refused since the stream last accepted a byte.
-    has_refused: bool,
+    /// Whether a message was rejected since the stream last accepted a byte.
+    has_rejected: bool,
 }
 
 impl Queue {
@@ -296,7 +299,7 @@ impl Queue {
 
     /// Returns whether the queue is full and the peer has stopped reading.
     pub fn is_stalled(&self, queue_max: usize, now: Duration) -> bool {
-        let is_full = self.has_refused || self.message_bytes() > queue_max;
+        let is_full = self.has_rejected || self.message_bytes() > queue_max;
         is_full && now - self.last_progress >= STALL_TIME_MAX
     }
 
@@ -319,7 +322,7 @@ impl Queue {
                     written.bytes += n;
                     self.is_blocked = false;
                     self.last_progress = now;
-                    self.has_refused = false;
+                    self.has_rejected = false;
                     self.advance(is_control, n);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

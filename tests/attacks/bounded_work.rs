@@ -10,8 +10,9 @@ use crate::common::memory::remaining_state;
 use crate::common::pipe::{PING, PONG, TEXT, frame};
 use crate::common::raw::{LOOPBACK, Raw, run_iteration, server, text, upgrade};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use noroshi::config::{
-    ALWAYS_HELD_BYTES, AYAME_PING_EVERY, BASE_BYTES, CLAIMANTS_MAX, CONNECTION_BYTES, Config,
+use noroshi::config::Config;
+use noroshi::limits::{
+    ALWAYS_HELD_BYTES, AYAME_PING_EVERY, BASE_BYTES, CLAIMANTS_MAX, CONNECTION_BYTES,
     DEPARTURES_PER_ITERATION, PROBE_TIME_MAX, RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_VIOLATION_TIME_MAX,
     READ_BYTES_MAX, WORK_PER_ITERATION, WORK_PER_SESSION,
 };

@@ -9,7 +9,8 @@ use crate::common::client::{Client, connect_numbered};
 use crate::common::loaded_server::{BASELINE_BYTES, KIB, LoadedServer, MIB, PAIR, start_load_generator};
 use crate::common::pipe::REQUEST;
 use crate::common::process::{Running, eventually};
-use noroshi::config::{Config, REFUSED_AT_ONCE};
+use noroshi::config::Config;
+use noroshi::limits::REJECTED_AT_ONCE;
 use serde_json::json;
 
 // ---- Descriptors ----
@@ -38,8 +39,9 @@ fn five_hundred_clients_with_sixty_four_descriptors_are_served() {
     clients.iter_mut().for_each(|client| client.send(REQUEST.as_bytes()));
     // 31 connections fit, including the pair. Others are rejected and closed, so that none is left waiting.
     loaded.wait_for_metric("connections_total", 31);
-    loaded
-        .wait_until("some connections are rejected", |_| count_responses(&clients, "503") >= REFUSED_AT_ONCE);
+    loaded.wait_until("some connections are rejected", |_| {
+        count_responses(&clients, "503") >= REJECTED_AT_ONCE
+    });
     let inside = loaded.descriptors_at_rest + 31 - PAIR.len();
     loaded.wait_until("the other connections are closed", |server| server.descriptors() == inside);
     wait_until_it_rests(&loaded.server);

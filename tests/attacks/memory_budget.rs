@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use crate::common::client::{Client, connect_numbered};
 use crate::common::loaded_server::{KIB, LoadedServer, MIB};
 use crate::common::pipe::{REQUEST, TEXT, frame};
-use noroshi::config::{CANDIDATES_MAX, HEAD_BYTES_MAX, STORED_BYTES_MAX};
+use noroshi::limits::{CANDIDATES_MAX, HEAD_BYTES_MAX, STORED_BYTES_MAX};
 use serde_json::json;
 
 /// Connections that hold memory and ignore responses.

@@ -10,9 +10,8 @@ use crate::common::pipe::{PING, TEXT, frame};
 use crate::common::sockets::Net;
 use crate::common::transcript::Transport;
 use nix::sys::signal::Signal;
-use noroshi::config::{
-    CANDIDATES_MAX, Config, HEAD_BYTES_MAX, QUEUE_BYTES_MAX, READ_BYTES_MAX, STORED_BYTES_MAX,
-};
+use noroshi::config::Config;
+use noroshi::limits::{CANDIDATES_MAX, HEAD_BYTES_MAX, QUEUE_BYTES_MAX, READ_BYTES_MAX, STORED_BYTES_MAX};
 use serde_json::{Value, json};
 use tungstenite::Message;
 

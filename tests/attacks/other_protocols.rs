@@ -7,7 +7,7 @@ use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, KIB, LoadedServer, MIB};
 use crate::common::pipe::{TEXT, frame};
 use crate::common::transcript::Received;
-use noroshi::config::QUEUE_BYTES_MAX;
+use noroshi::limits::QUEUE_BYTES_MAX;
 use serde_json::{Value, json};
 
 const BOTH: &str = "--ayame --matchbox";

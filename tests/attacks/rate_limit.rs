@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, LoadedServer};
 use crate::common::pipe::{PING, PONG, TEXT, frame};
-use noroshi::config::{QUEUE_BYTES_MAX, RATE_VIOLATION_TIME_MAX};
+use noroshi::limits::{QUEUE_BYTES_MAX, RATE_VIOLATION_TIME_MAX};
 
 /// Returns continuous input: a name, the first bytes and the repeated bytes.
 fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {

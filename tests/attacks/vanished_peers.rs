@@ -12,7 +12,7 @@ use crate::common::pipe::{CLOSE, REQUEST, TEXT, close, frame};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use noroshi::config::QUEUE_BYTES_MAX;
+use noroshi::limits::QUEUE_BYTES_MAX;
 use serde_json::json;
 
 #[test]

@@ -24,7 +24,7 @@ pub fn answer(
     let request = match Request::parse(head, &mut headers) {
         Ok(request) => request,
         Err(mut response) => {
-            if listener == ListenerKind::Metrics {
+            if listener == ListenerKind::Operator {
                 response.reject_reason = None;
             }
             return Decision::Respond(response);

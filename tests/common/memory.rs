@@ -89,7 +89,7 @@ impl Outbox for Recorder {
         !self.full.contains(&to)
     }
 
-    fn forward(&mut self, to: Conn, text: String) {
+    fn push_forwarded(&mut self, to: Conn, text: String) {
         self.effects.push_back(Recorded::Send(to, text));
     }
 

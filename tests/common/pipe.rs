@@ -5,9 +5,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use noroshi::config::{ALWAYS_HELD_BYTES, Config, HEAD_TIME_MAX};
+use noroshi::config::Config;
 use noroshi::http::address::Address;
 use noroshi::http::{self, ListenerKind, Response};
+use noroshi::limits::{ALWAYS_HELD_BYTES, HEAD_TIME_MAX};
 use noroshi::message::Message;
 use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi::session::{Event, ReadOutcome, Scratch, Session, SharedState, Stream};
@@ -145,8 +146,8 @@ impl TestSession {
         };
         let bytes = response.bytes.len();
         let fits = bytes <= ALWAYS_HELD_BYTES || self.shared.budget.allows(bytes);
-        let is_refused = self.listener == ListenerKind::Main && !fits;
-        let response = if is_refused { http::no_memory(head) } else { response };
+        let is_rejected = self.listener == ListenerKind::Main && !fits;
+        let response = if is_rejected { http::no_memory(head) } else { response };
         let Response { status, bytes, reject_reason } = response;
         self.session.respond(bytes, &mut self.shared);
         if let Some(reason) = reject_reason {
@@ -176,7 +177,7 @@ impl TestSession {
             while let Some(event) = self.session.next_event(&mut self.scratch, &mut self.shared) {
                 match event {
                     Event::Request(head) => self.answer(&head),
-                    Event::Rejected(status, refusal) => self.rejected = Some((status, refusal.message)),
+                    Event::Rejected(status, reason) => self.rejected = Some((status, reason.message)),
                     Event::Message(Message::Text(text)) => self.events.push(text.to_owned()),
                     Event::Message(Message::Binary(bytes)) => {
                         self.events.push(String::from_utf8_lossy(bytes).into_owned())

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use noroshi::config::{AYAME_PING_EVERY, AYAME_WAITING_MAX};
 use noroshi::http::token::{Claims, Secrets, TokenError};
 use noroshi::json;
+use noroshi::limits::{AYAME_PING_EVERY, AYAME_WAITING_MAX};
 use noroshi::protocol::{CloseCause, Conn, Target};
 
 use super::context::{Context, Output, RoomMember, Rules};

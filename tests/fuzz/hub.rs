@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hub_model::Model;
-use noroshi::config::{CLAIMANTS_MAX, Config};
+use noroshi::config::Config;
 use noroshi::http::query::Query;
 use noroshi::http::token::Claims;
+use noroshi::limits::CLAIMANTS_MAX;
 use noroshi::protocol::{Conn, Target};
 use noroshi::protocols::noroshi::DESCRIPTOR;
 use noroshi_test_support::input::Input;

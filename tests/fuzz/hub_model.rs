@@ -6,8 +6,8 @@ mod rooms;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use noroshi::config::CLAIMANTS_MAX;
 use noroshi::http::token::Claims;
+use noroshi::limits::CLAIMANTS_MAX;
 use noroshi::protocol::{CloseCause, Conn, Target};
 use noroshi::protocols::noroshi::message::{self, Body, Code};
 use noroshi::rate_limit::Verdict;

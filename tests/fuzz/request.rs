@@ -6,10 +6,11 @@ mod client_address;
 
 use std::net::IpAddr;
 
-use noroshi::config::{Config, HEAD_BYTES_MAX};
+use noroshi::config::Config;
 use noroshi::http::address::Network;
 use noroshi::http::origin::AllowedOrigin;
 use noroshi::http::{self, ListenerKind};
+use noroshi::limits::HEAD_BYTES_MAX;
 use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi_test_support::answer::answer;
 use noroshi_test_support::pipe::{ADDRESS, OPERATOR_RESPONSE, TestSession};
@@ -20,7 +21,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
 /// The first byte selects the configuration, the others are the peer's bytes.
 pub fn check(data: &[u8]) {
     let Some((how, bytes)) = data.split_first() else { return };
-    let listener = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Metrics };
+    let listener = if how & 1 == 0 { ListenerKind::Main } else { ListenerKind::Operator };
     let full = how & 2 != 0;
     let allow_origins =
         if how & 4 == 0 { vec![] } else { vec![AllowedOrigin::parse("https://a.example").unwrap()] };

@@ -7,11 +7,12 @@ mod reading;
 
 use std::time::Duration;
 
-use noroshi::config::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config, HEAD_TIME_MAX, LINGER_BYTES_MAX,
+use noroshi::config::Config;
+use noroshi::http::ListenerKind;
+use noroshi::limits::{
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, HEAD_TIME_MAX, LINGER_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
-use noroshi::http::ListenerKind;
 use noroshi::message::Message;
 use noroshi::server::admission::{Decision, LimitCheck};
 use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
@@ -255,18 +256,18 @@ impl Peer {
     fn send(&mut self, length: usize, context: &mut ServerContext) {
         let number = self.sent.len();
         let is_forwarded = length.is_multiple_of(2);
-        let (was_open, is_refused) = self.with_allocation_count(context, |session, context| {
+        let (was_open, is_rejected) = self.with_allocation_count(context, |session, context| {
             let text = text(number, length);
             let shared = &mut context.shared;
             let was_open = session.is_open();
-            let is_refused = is_forwarded && !session.can_queue(std::slice::from_ref(&text), shared);
-            if !is_refused {
+            let is_rejected = is_forwarded && !session.can_queue(std::slice::from_ref(&text), shared);
+            if !is_rejected {
                 session.send(text, shared);
             }
-            (was_open, is_refused)
+            (was_open, is_rejected)
         });
         match (was_open, self.session.is_open()) {
-            (true, true) if is_refused => {}
+            (true, true) if is_rejected => {}
             (true, true) => self.sent.push(length),
             (true, false) => {
                 assert!(!is_forwarded, "a message that fits is queued");
@@ -325,7 +326,7 @@ impl Peer {
                             upgraded = true;
                             continue;
                         }
-                        Event::Rejected(status, refusal) => panic!("{status} {}", refusal.message),
+                        Event::Rejected(status, reason) => panic!("{status} {}", reason.message),
                         Event::Ping(payload) => {
                             session.pong(payload, &mut context.shared);
                             continue;

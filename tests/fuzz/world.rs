@@ -5,8 +5,9 @@ use std::fmt::Debug;
 use std::hash::RandomState;
 use std::time::Duration;
 
-use noroshi::config::{BASE_BYTES, Config};
+use noroshi::config::Config;
 use noroshi::http::token::Claims;
+use noroshi::limits::BASE_BYTES;
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
 use noroshi::protocols::Dispatcher;
@@ -81,7 +82,7 @@ impl Outbox for RecordingOutbox {
         fits
     }
 
-    fn forward(&mut self, to: Conn, text: String) {
+    fn push_forwarded(&mut self, to: Conn, text: String) {
         self.effects.push((to, Output::Text(text)));
     }
 

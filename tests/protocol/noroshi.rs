@@ -5,8 +5,9 @@ use std::time::Duration;
 use crate::common::input::Input;
 use crate::common::memory::{Memory, Recorded, remaining_state, target};
 use crate::common::transcript::{Received, Transport};
-use noroshi::config::{CLAIMANTS_MAX, Config, OFFER_HOLDERS_MAX, Secret};
+use noroshi::config::{Config, Secret};
 use noroshi::http::token::Claims;
+use noroshi::limits::{CLAIMANTS_MAX, OFFER_HOLDERS_MAX};
 use serde_json::{Value, json};
 
 fn memory(change: impl FnOnce(&mut Config)) -> Memory {

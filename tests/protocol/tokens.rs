@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use data_encoding::{BASE64URL, BASE64URL_NOPAD};
 use hmac::{Hmac, KeyInit, Mac};
-use noroshi::config::TOKEN_BYTES_MAX;
 use noroshi::http::token::{Claims, Secrets, TokenError};
+use noroshi::limits::TOKEN_BYTES_MAX;
 use serde_json::json;
 use sha2::{Sha256, Sha384, Sha512};
 

@@ -3,12 +3,12 @@
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
-use noroshi::config::{
-    BASE_BYTES, CONNECTION_BYTES, EVICTION_TIME_MIN, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX, METRICS_AT_ONCE,
-    PER_IP_REFUSED_AT_ONCE, REFUSED_AT_ONCE,
-};
 use noroshi::http::ListenerKind;
 use noroshi::http::address::Network;
+use noroshi::limits::{
+    BASE_BYTES, CONNECTION_BYTES, EVICTION_TIME_MIN, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX,
+    OPERATOR_CONNECTIONS_MAX, PER_IP_REJECTED_AT_ONCE, REJECTED_AT_ONCE,
+};
 use tungstenite::Message;
 
 use super::sockets::{receive_json, with};
@@ -28,12 +28,12 @@ fn connections_over_the_limit_of_an_address_are_rejected() {
     // Further connections are closed without a response.
     let mut silent: Vec<_> = (0..20).map(|_| net.connect(ListenerKind::Main)).collect();
     net.server.poll_once(Some(Duration::ZERO)).unwrap();
-    assert_eq!(net.server.sessions(), 3 + PER_IP_REFUSED_AT_ONCE);
-    for stream in &mut silent[PER_IP_REFUSED_AT_ONCE..] {
+    assert_eq!(net.server.sessions(), 3 + PER_IP_REJECTED_AT_ONCE);
+    for stream in &mut silent[PER_IP_REJECTED_AT_ONCE..] {
         assert!(net.read_to_end(stream).is_empty());
     }
     assert!(
-        net.request(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+        net.request(ListenerKind::Operator, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
             .starts_with("HTTP/1.1 200 ")
     );
     drop((silent, other));
@@ -129,14 +129,14 @@ fn full_server_answers_503_and_keeps_serving() {
             .starts_with("HTTP/1.1 200 ")
     );
     assert!(
-        net.request(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+        net.request(ListenerKind::Operator, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
             .starts_with("HTTP/1.1 200 ")
     );
     // Connections that send no request are closed after the head timeout.
     let mut idle: Vec<_> = (0..40).map(|_| net.connect(ListenerKind::Main)).collect();
     net.close("A");
     net.server.poll_once(Some(Duration::ZERO)).unwrap();
-    assert_eq!(net.server.sessions(), 2 + REFUSED_AT_ONCE);
+    assert_eq!(net.server.sessions(), 2 + REJECTED_AT_ONCE);
     net.server.advance(HEAD_TIME_MAX);
     for stream in &mut idle[..17] {
         assert!(net.read_to_end(stream).starts_with(b"HTTP/1.1 408 "));
@@ -151,7 +151,7 @@ fn full_server_answers_503_and_keeps_serving() {
 fn oldest_unanswered_request_is_evicted_on_a_full_server() {
     let health = "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
     for (listener, places) in
-        [(ListenerKind::Main, REFUSED_AT_ONCE), (ListenerKind::Metrics, METRICS_AT_ONCE)]
+        [(ListenerKind::Main, REJECTED_AT_ONCE), (ListenerKind::Operator, OPERATOR_CONNECTIONS_MAX)]
     {
         let mut net = with(|config| config.connections_max = 1);
         net.open("A", "");

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::common::files::Folder;
 use crate::common::process::{NOROSHI, RetryOnInterrupt, Running, eventually, run};
 use nix::sys::signal::Signal;
-use noroshi::config::{Config, LOG_LINE_BYTES_MAX};
+use noroshi::config::Config;
+use noroshi::limits::LOG_LINE_BYTES_MAX;
 use noroshi::protocols;
 use tungstenite::{Error, Message, WebSocket};
 

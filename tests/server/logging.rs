@@ -14,7 +14,7 @@ use crate::common::pipe::REQUEST;
 use crate::common::process::{NOROSHI, Running, eventually, run};
 use crate::common::program::is_installed;
 use nix::sys::signal::Signal;
-use noroshi::config::{LOG_LINE_BYTES_MAX, REFUSALS_LOGGED_MAX, SECRET_FILE_BYTES_MAX};
+use noroshi::limits::{LOG_LINE_BYTES_MAX, REJECTIONS_LOGGED_MAX, SECRET_FILE_BYTES_MAX};
 use serde_json::Value;
 use tungstenite::Message;
 
@@ -71,7 +71,7 @@ fn rejected_upgrades_are_logged_at_a_limited_rate() {
 #[test]
 fn rejected_upgrades_are_counted_in_the_log_after_the_last_disconnect() {
     let (server, mut stderr) = run(r#"exec "$0""#);
-    for _ in 0..REFUSALS_LOGGED_MAX + 20 {
+    for _ in 0..REJECTIONS_LOGGED_MAX + 20 {
         assert_eq!(status(&server, &REQUEST.replace("/ws/tea", "/tea")), "404");
     }
     let (sender, lines) = channel();
@@ -84,7 +84,7 @@ fn rejected_upgrades_are_counted_in_the_log_after_the_last_disconnect() {
     // A sweep between the requests may count some of them earlier.
     let mut logged = 0;
     let mut counted = 0;
-    while logged + counted < REFUSALS_LOGGED_MAX + 20 {
+    while logged + counted < REJECTIONS_LOGGED_MAX + 20 {
         let line = lines.recv_timeout(Duration::from_secs(5)).expect("the rest is counted within seconds");
         if line.contains("refused: 404, ") {
             logged += 1;

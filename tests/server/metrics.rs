@@ -13,7 +13,7 @@ use crate::common::transcript::Transport;
 
 /// Returns all samples by name and labels. Panics at any violation of the text format.
 pub fn metrics(net: &mut Net) -> BTreeMap<String, f64> {
-    let answer = net.request(ListenerKind::Metrics, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
+    let answer = net.request(ListenerKind::Operator, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
@@ -91,7 +91,7 @@ fn metrics_count_events() {
     {
         assert!(after[&format!("noroshi_{name}")] > 0.0, "{name}");
     }
-    assert!(net.request(ListenerKind::Metrics, REQUEST).starts_with("HTTP/1.1 404 "));
+    assert!(net.request(ListenerKind::Operator, REQUEST).starts_with("HTTP/1.1 404 "));
     assert!(
         net.request(ListenerKind::Main, "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
             .starts_with("HTTP/1.1 404 ")

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use crate::common::pipe::{REQUEST, TEXT, frame};
 use crate::common::process::eventually;
-use noroshi::config::{Config, Endpoint, LOG_LINE_BYTES_MAX, ListenAddress};
+use noroshi::config::{Config, Endpoint, ListenAddress};
 use noroshi::http::ListenerKind;
 use noroshi::http::token::Claims;
+use noroshi::limits::LOG_LINE_BYTES_MAX;
 use noroshi::logger::{PANIC_EXIT_CODE, exit_on_panic, print_line};
 use noroshi::message::Message;
 use noroshi::metrics::Counts;

@@ -19,9 +19,10 @@ use crate::common::raw::{LOOPBACK, Raw, run_iteration, server, text, upgrade};
 use crate::common::rng::Rng;
 use crate::common::transcript::SECRET;
 use log::{LevelFilter, Log, Metadata, Record};
-use noroshi::config::{BASE_BYTES, CONNECTION_BYTES, Config, KIB, Secret};
+use noroshi::config::{Config, Secret};
 use noroshi::http::ListenerKind;
 use noroshi::http::token::{Claims, Secrets};
+use noroshi::limits::{BASE_BYTES, CONNECTION_BYTES, KIB};
 use noroshi::protocols::{ayame, matchbox};
 use noroshi::server::Server;
 use serde_json::{Value, json};
@@ -293,7 +294,7 @@ impl World {
         let buffer = *rng.choose(&[None, None, None, Some(1)]);
         let is_plain = rng.below(10) == 0;
         let is_for_metrics = is_plain && rng.below(2) == 0;
-        let metrics = self.server.addresses(ListenerKind::Metrics).next().unwrap();
+        let metrics = self.server.addresses(ListenerKind::Operator).next().unwrap();
         let to = if is_for_metrics { metrics } else { self.address };
         let path = if is_plain { *rng.choose(&REQUESTS) } else { *rng.choose(&PATHS) };
         let dialect = match path {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use noroshi::config::ROOMS_BYTES_MAX;
 use noroshi::http::ListenerKind;
+use noroshi::limits::ROOMS_BYTES_MAX;
 use noroshi::protocols::{ayame, matchbox};
 use serde_json::{Value, json};
 use tungstenite::Message;
@@ -16,7 +16,7 @@ use crate::common::transcript::Transport;
 
 pub fn ask_rooms(net: &mut Net, query: &str) -> (Value, usize) {
     let answer =
-        net.request(ListenerKind::Metrics, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        net.request(ListenerKind::Operator, &format!("GET /rooms{query} HTTP/1.1\r\nHost: h\r\n\r\n"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("Content-Type: application/json"), "{head}");
     (serde_json::from_str(body).unwrap(), body.len())
@@ -90,7 +90,7 @@ fn rooms_lists_all_members_and_their_states() {
     assert_eq!(rooms(&mut net, "?room=%22tea"), all[2..3]);
     assert_eq!(rooms(&mut net, "?room=nowhere"), Vec::<Value>::new());
     for request in ["POST /rooms", "GET /rooms?after=x", "GET /rooms/tea"] {
-        let answer = net.request(ListenerKind::Metrics, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        let answer = net.request(ListenerKind::Operator, &format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
     while ["A", "B", "C", "E", "F", "G"].iter().any(|peer| net.next_received(peer).is_some()) {}

@@ -8,8 +8,9 @@ use super::metrics::metrics;
 use crate::common::pipe::{CLOSE, REQUEST, TEXT, close, frame, frames};
 use crate::common::sockets::Net;
 use crate::common::transcript::{Received, Transport};
-use noroshi::config::{Config, ListenAddress, READ_BYTES_MAX, Secret, TURN_CREDENTIALS_TTL};
+use noroshi::config::{Config, ListenAddress, Secret};
 use noroshi::http::ListenerKind;
+use noroshi::limits::{READ_BYTES_MAX, TURN_CREDENTIALS_TTL};
 use noroshi::server::Server;
 use tungstenite::Message;
 

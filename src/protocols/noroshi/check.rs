@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::peer::{Flow, Peer, Registration};
 use super::{Noroshi, Slot};
-use crate::config::{CANDIDATES_MAX, CLAIMANTS_MAX, STORED_BYTES_MAX};
+use crate::limits::{CANDIDATES_MAX, CLAIMANTS_MAX, STORED_BYTES_MAX};
 
 /// The linked list that a peer is in.
 #[derive(Debug, PartialEq)]
@@ -13,8 +13,8 @@ enum ListOf {
     Queue(u32),
     /// The mesh of this room.
     Mesh(u32),
-    /// The recipients of the offers of this peer.
-    Recipients(Slot),
+    /// The holders of the offers of this peer.
+    Holders(Slot),
     /// The claimants of the id of this peer.
     Claimants(Slot),
 }
@@ -61,15 +61,15 @@ impl Noroshi {
             return;
         };
         if let Some(offer) = &state.current {
-            let recipients = self.recipients(peer).into_iter();
-            let held_numbers = recipients.filter_map(|recipient| match self.peer(recipient).flow {
+            let holders = self.all_holders(peer).into_iter();
+            let held_numbers = holders.filter_map(|holder| match self.peer(holder).flow {
                 Flow::HoldingOffer(held) => Some(held.number),
                 _ => None,
             });
-            let pending_answers = held_numbers.filter(|number| *number == offer.number).count();
-            assert_eq!(offer.pending_answers, pending_answers);
+            let current_holders = held_numbers.filter(|number| *number == offer.number).count();
+            assert_eq!(offer.current_holders, current_holders);
             assert!(peer.flow == Flow::Offerer, "only the offerer has a current offer");
-            assert!(offer.is_delivered || offer.pending_answers == 0);
+            assert!(offer.is_delivered || offer.current_holders == 0);
         }
         assert_eq!(state.candidates_memory.is_some(), !state.candidates.is_empty());
         assert!(state.candidate_count <= CANDIDATES_MAX);
@@ -98,7 +98,7 @@ impl Noroshi {
                 assert!(offerer.is_some(), "a room with a queue has an offerer");
                 let offer = offerer.and_then(Peer::current_offer);
                 assert!(
-                    offer.is_none_or(|offer| offer.pending_answers > 0),
+                    offer.is_none_or(|offer| offer.current_holders > 0),
                     "a peer holds the current offer while peers are queued"
                 );
             }
@@ -113,8 +113,8 @@ impl Noroshi {
     fn check_lists(&self) {
         let mut lists = BTreeMap::new();
         for (slot, peer) in self.peers.iter() {
-            for recipient in self.recipients(peer) {
-                lists.insert(recipient, ListOf::Recipients(slot));
+            for holder in self.all_holders(peer) {
+                lists.insert(holder, ListOf::Holders(slot));
             }
             for claimant in peer.claimants.iter().flat_map(|claimants| self.list_nodes.iter(claimants)) {
                 lists.insert(claimant, ListOf::Claimants(slot));
@@ -134,7 +134,7 @@ impl Noroshi {
                 (Registration::Claimant(claimant), _) => Some(ListOf::Claimants(claimant.holder)),
                 (_, Flow::Queued) => Some(ListOf::Queue(peer.room)),
                 (_, Flow::Joined) => Some(ListOf::Mesh(peer.room)),
-                (_, Flow::HoldingOffer(offer)) => Some(ListOf::Recipients(offer.offerer)),
+                (_, Flow::HoldingOffer(offer)) => Some(ListOf::Holders(offer.offerer)),
                 _ => None,
             };
             if let Some(list) = list {
@@ -144,9 +144,9 @@ impl Noroshi {
         assert_eq!(lists, expected);
     }
 
-    fn recipients(&self, peer: &Peer) -> Vec<Slot> {
+    fn all_holders(&self, peer: &Peer) -> Vec<Slot> {
         match &peer.offer_state {
-            Some(state) => self.list_nodes.iter(&state.recipients).collect(),
+            Some(state) => self.list_nodes.iter(&state.all_holders).collect(),
             None => Vec::new(),
         }
     }

@@ -7,7 +7,7 @@
 use super::ids::IdCheck;
 use super::peer::Flow;
 use super::{Noroshi, Slot};
-use crate::config::ID_BYTES_MAX;
+use crate::limits::ID_BYTES_MAX;
 use crate::protocols::noroshi::message::Body;
 use crate::rate_limit::{credits_for_bytes, credits_for_deliveries};
 
@@ -119,7 +119,7 @@ impl Noroshi {
         if candidate_bytes == 0 { 0 } else { credits_for_bytes(candidate_bytes) }
     }
 
-    /// Returns the cost of the departure of a peer: the `peerLeft` notices, and the offer of another peer that recipients of
+    /// Returns the cost of the departure of a peer: the `peerLeft` notices, and the offer of another peer that holders of
     /// its own offers are sent next.
     fn departure_cost(&self, slot: Slot) -> usize {
         let peer = self.peer(slot);
@@ -128,11 +128,11 @@ impl Noroshi {
             Flow::Joined => self.rooms[peer.room as usize].mesh.len() - 1,
             Flow::Idle | Flow::Offerer | Flow::Queued | Flow::HoldingOffer(_) => 0,
         };
-        let recipients = peer.offer_state.as_ref().map_or(0, |state| state.recipients.len());
-        let notices_cost = credits_for_deliveries(others + recipients, NOTICE_BYTES + ID_BYTES_MAX);
+        let holders = peer.offer_state.as_ref().map_or(0, |state| state.all_holders.len());
+        let notices_cost = credits_for_deliveries(others + holders, NOTICE_BYTES + ID_BYTES_MAX);
         let is_offerer = self.rooms[peer.room as usize].offerer == Some(slot);
         let next_offer = self.deliverable_offer(peer.room).filter(|_| !is_offerer);
-        let offers_cost = next_offer.map_or(0, |offer| credits_for_deliveries(recipients, offer.text.len()));
+        let offers_cost = next_offer.map_or(0, |offer| credits_for_deliveries(holders, offer.text.len()));
         notices_cost + offers_cost
     }
 }

@@ -1,14 +1,15 @@
 //! Offer/answer metrics: success rate and latency.
 //!
-//! An offer is followed from its delivery to a peer until an answer, an error, a departure or
-//! [`HANDSHAKE_TIME_MAX`]. Between two peers one offer is pending at a time: a newer one replaces it, in
+//! A *handshake* is an offer and its answer in this module and in the metrics, not the opening handshake of WebSocket or of
+//! TLS. An offer is tracked from its delivery to a peer until an answer, an error, a departure or
+//! [`OFFER_TRACKED_TIME_MAX`]. Between two peers one offer is pending at a time: a newer one replaces it, in
 //! either direction.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Slot;
-use crate::config::{HANDSHAKE_TIME_MAX, HANDSHAKES_MAX};
+use crate::limits::{OFFER_TRACKED_TIME_MAX, OFFERS_TRACKED_MAX};
 use crate::metrics::Histogram;
 use crate::named_enum::named_enum;
 use crate::timestamp::Timestamp;
@@ -40,13 +41,13 @@ impl PendingOffer {
     }
 
     fn is_expired(&self, now: Duration) -> bool {
-        self.delivered_at.get() + HANDSHAKE_TIME_MAX <= now
+        self.delivered_at.get() + OFFER_TRACKED_TIME_MAX <= now
     }
 }
 
 #[derive(Default)]
 pub struct Handshakes {
-    /// Oldest first, at most [`HANDSHAKES_MAX`]. Searched linearly.
+    /// Oldest first, at most [`OFFERS_TRACKED_MAX`]. Searched linearly.
     pending: VecDeque<PendingOffer>,
     /// Finished offers, by [`Outcome`].
     outcome_counts: [u64; Outcome::ALL.len()],
@@ -73,13 +74,13 @@ impl Handshakes {
         self.outcome_counts[outcome as usize] += number as u64;
     }
 
-    /// Starts to follow an offer that was delivered.
+    /// Starts to track an offer that was delivered.
     ///
-    /// It is not followed if [`HANDSHAKES_MAX`] others are pending.
+    /// It is not tracked if [`OFFERS_TRACKED_MAX`] others are pending.
     pub fn on_offer(&mut self, from: Slot, to: Slot, now: Duration) {
         self.remove_expired(now);
         self.pending.retain(|offer| !offer.is_between(from, to));
-        if self.pending.len() < HANDSHAKES_MAX {
+        if self.pending.len() < OFFERS_TRACKED_MAX {
             self.pending.push_back(PendingOffer { from, to, delivered_at: now.into() });
         }
     }

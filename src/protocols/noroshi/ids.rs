@@ -10,7 +10,7 @@ use std::mem;
 
 use super::peer::{Claimant, Registration};
 use super::{NO_MEMORY, Noroshi, Slot};
-use crate::config::{CLAIMANTS_MAX, ID_BYTES_MAX};
+use crate::limits::{CLAIMANTS_MAX, ID_BYTES_MAX};
 use crate::protocol::{CloseCause, Context};
 use crate::protocols::noroshi::message::{self, Body, Code, ErrorReply};
 
@@ -199,8 +199,8 @@ impl Noroshi {
         };
         self.register(first, id, context);
         self.reject_claimants(id, claimants.collect(), context);
-        if let Ok(request) = message::parse(&claimant.message) {
-            self.process_claiming_message(first, &request, claimant.message.len(), context);
+        if let Ok(message) = message::parse(&claimant.message) {
+            self.process_claiming_message(first, &message, claimant.message.len(), context);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::peer::Flow;
 use super::{Noroshi, Slot, error};
 use crate::protocol::Context;
-use crate::protocols::noroshi::message::{Code, ErrorReply, Reply};
+use crate::protocols::noroshi::message::{Code, ErrorReply, ServerMessage};
 
 impl Noroshi {
     /// Handles `join`: adds the peer to the mesh and announces it.
@@ -23,7 +23,7 @@ impl Noroshi {
             }
             self.leave_flow(slot, context);
             for other in self.list_nodes.iter(&self.rooms[room].mesh) {
-                self.send_reply(other, &Reply::PeerJoined { id: self.id(slot) }, context);
+                self.send_message(other, &ServerMessage::PeerJoined { id: self.id(slot) }, context);
             }
             self.list_nodes.push_back(&mut self.rooms[room].mesh, slot);
             self.peer_mut(slot).flow = Flow::Joined;
@@ -34,7 +34,7 @@ impl Noroshi {
                 peers.push(self.id(other));
             }
         }
-        let text = Reply::Joined { id: self.id(slot), peers }.to_json();
+        let text = ServerMessage::Joined { id: self.id(slot), peers }.to_json();
         self.send_with_ice_servers(slot, text, context);
         Ok(())
     }

@@ -1,22 +1,22 @@
-//! The messages of the protocol: what clients send ([`Request`]) and what the server sends ([`Reply`]).
+//! The messages of the protocol: what clients send ([`ClientMessage`]) and what the server sends ([`ServerMessage`]).
 //!
-//! A request borrows from the received text. `sdp` and `candidate` keep the JSON text that the sender wrote;
+//! A message borrows from the received text. `sdp` and `candidate` keep the JSON text that the sender wrote;
 //! they are checked for syntax and never interpreted. `PROTOCOL.md` is the specification.
 
 use std::borrow::Cow;
 
-use crate::config::CANDIDATES_MAX;
 use crate::id;
 use crate::json;
+use crate::limits::CANDIDATES_MAX;
 use crate::named_enum::named_enum;
 
-mod reply;
+mod server_message;
 
-pub use reply::Reply;
+pub use server_message::ServerMessage;
 
 /// A well-formed message of a client.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct ClientMessage<'a> {
     /// The id of the sender.
     pub id: Cow<'a, str>,
     /// The `target_id`, if there is one.
@@ -25,7 +25,7 @@ pub struct Request<'a> {
     pub body: Body<'a>,
 }
 
-/// The type of a request and its fields. An SDP is a JSON text.
+/// The type of a message and its fields. An SDP is a JSON text.
 #[derive(Debug)]
 pub enum Body<'a> {
     /// Enter the pairing flow.
@@ -74,7 +74,7 @@ impl<'a> Candidates<'a> {
 }
 
 named_enum! {
-    /// The type of a request.
+    /// The type of a message.
     pub enum Kind {
         /// [`Body::Connect`]
         Connect = "connect",
@@ -148,7 +148,7 @@ pub struct ErrorReply {
 ///
 /// # Errors
 /// The error reply, and the `target_id` of the message if that is valid.
-pub fn parse(text: &str) -> Result<Request<'_>, (ErrorReply, Option<Cow<'_, str>>)> {
+pub fn parse(text: &str) -> Result<ClientMessage<'_>, (ErrorReply, Option<Cow<'_, str>>)> {
     let field_index = |key: &str| match key {
         "type" => Some(0),
         "id" => Some(1),
@@ -165,10 +165,10 @@ pub fn parse(text: &str) -> Result<Request<'_>, (ErrorReply, Option<Cow<'_, str>
     let fields = Fields { kind, id, target_id, sdp, candidate, candidates };
     let target = fields.target_id();
     match (fields.id_and_body(), target) {
-        (Ok((id, body)), Ok(target)) => Ok(Request { id, target, body }),
+        (Ok((id, body)), Ok(target)) => Ok(ClientMessage { id, target, body }),
         // These types ignore an invalid `target_id`.
         (Ok((id, body @ (Body::Connect | Body::Join | Body::Leave))), Err(_)) => {
-            Ok(Request { id, target: None, body })
+            Ok(ClientMessage { id, target: None, body })
         }
         (Ok(_), Err(error)) => Err((error, None)),
         (Err(error), target) => Err((error, target.ok().flatten())),

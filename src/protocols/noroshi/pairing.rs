@@ -3,22 +3,23 @@
 //! The first peer that connects becomes the offerer of the room and is asked for an offer. Its offer is the
 //! current offer of the room until an answer to it arrives, it is replaced, or the offerer leaves. Each peer
 //! that connects later is sent the current offer, or waits in the queue. The peer whose answer arrives first
-//! is paired with the offerer; then the first peer in the queue becomes the next offerer.
+//! is paired with the offerer; then the first peer in the queue, or the next one that connects, becomes the offerer.
 //!
 //! Several peers can hold the same offer. An offer that a peer holds is outdated once it was answered or
 //! replaced.
 //!
-//! This is the flow of the original program; the last section of `PROTOCOL.md` lists the differences.
+//! This is the flow of the original program; section "Differences from the original program" of
+//! `src/protocols/noroshi/PROTOCOL.md` lists the differences.
 
 use std::mem;
 
 use super::handshakes::Outcome;
 use super::peer::{DeliveredOffer, Flow, Offer};
 use super::{NO_MEMORY, Noroshi, Room, Slot, error};
-use crate::config::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, ROOM_TIMEOUT, STORED_BYTES_MAX};
+use crate::limits::{CANDIDATES_MAX, OFFER_HOLDERS_MAX, ROOM_TIMEOUT, STORED_BYTES_MAX};
 use crate::protocol::Context;
 use crate::protocols::list::{List, ListNodes};
-use crate::protocols::noroshi::message::{Candidates, Code, ErrorReply, Reply};
+use crate::protocols::noroshi::message::{Candidates, Code, ErrorReply, ServerMessage};
 
 const TARGET_REQUIRED: ErrorReply = ErrorReply {
     code: Code::BadMessage,
@@ -72,14 +73,14 @@ impl Noroshi {
         if !self.rooms[room as usize].queue.is_empty() {
             return None;
         }
-        self.current_offer(room).filter(|offer| offer.pending_answers < OFFER_HOLDERS_MAX)
+        self.current_offer(room).filter(|offer| offer.current_holders < OFFER_HOLDERS_MAX)
     }
 
     pub(super) fn leave_queue(&mut self, slot: Slot) {
         let index = self.peer(slot).room as usize;
         let room = &mut self.rooms[index];
         self.list_nodes.remove(&mut room.queue, slot);
-        // The deadline starts again, even if recipients of the leaver's offer fill the empty queue before
+        // The deadline starts again, even if holders of the leaver's offer fill the empty queue before
         // `advance`.
         room.has_progressed |= room.queue.is_empty();
     }
@@ -92,7 +93,7 @@ impl Noroshi {
     pub(super) fn advance(&mut self, room: u32, context: &mut Context) {
         loop {
             let offerer = self.rooms[room as usize].offerer;
-            let is_offer_available = self.current_offer(room).is_some_and(|offer| offer.pending_answers == 0);
+            let is_offer_available = self.current_offer(room).is_some_and(|offer| offer.current_holders == 0);
             if offerer.is_some() && !is_offer_available {
                 break;
             }
@@ -105,7 +106,7 @@ impl Noroshi {
                 self.rooms[room as usize].offerer = Some(first);
                 self.rooms[room as usize].has_progressed = true;
                 self.peer_mut(first).flow = Flow::Offerer;
-                self.send_with_ice_servers(first, Reply::RequestOffer.to_json(), context);
+                self.send_with_ice_servers(first, ServerMessage::RequestOffer.to_json(), context);
             }
         }
         self.update_deadline(room, context);
@@ -179,11 +180,11 @@ impl Noroshi {
         let offerer = room.offerer.expect("a room with a current offer has an offerer");
         let state = peers[offerer].offer_state.as_mut().expect("a current offer is in an offer state");
         let offer = state.current.as_mut().expect("the room has a current offer");
-        offer.pending_answers += 1;
+        offer.current_holders += 1;
         offer.is_delivered = true;
         let delivered = DeliveredOffer { offerer, number: offer.number };
         let text = offer.text.clone();
-        list_nodes.push_back(&mut state.recipients, to);
+        list_nodes.push_back(&mut state.all_holders, to);
         self.handshakes.on_offer(offerer, to, context.now);
         self.send_with_ice_servers(to, text, context);
         self.peer_mut(to).flow = Flow::HoldingOffer(delivered);
@@ -202,31 +203,31 @@ impl Noroshi {
         let Some(state) = &mut offerer.offer_state else {
             return;
         };
-        list_nodes.remove(&mut state.recipients, slot);
+        list_nodes.remove(&mut state.all_holders, slot);
         if let Some(offer) = &mut state.current
             && offer.number == delivered.number
         {
-            offer.pending_answers -= 1;
+            offer.current_holders -= 1;
         }
         offerer.free_unused_offer_state();
     }
 
-    /// Removes the offers of a leaving peer. Recipients connect again, ahead of the queue.
+    /// Removes the offers of a leaving peer. All holders of them connect again, ahead of the queue.
     pub(super) fn retract_offer(&mut self, slot: Slot, context: &mut Context) {
         let Some(state) = self.peer_mut(slot).offer_state.take() else {
             return;
         };
-        let mut recipients: Vec<Slot> = self.list_nodes.iter(&state.recipients).collect();
-        for &recipient in &recipients {
-            self.peer_mut(recipient).flow = Flow::Idle;
-            self.send_peer_left(slot, recipient, context);
+        let mut holders: Vec<Slot> = self.list_nodes.iter(&state.all_holders).collect();
+        for &holder in &holders {
+            self.peer_mut(holder).flow = Flow::Idle;
+            self.send_peer_left(slot, holder, context);
         }
         let room = self.peer(slot).room;
         if self.rooms[room as usize].queue.is_empty() {
-            self.deliver_or_enqueue(room, &recipients, ListNodes::push_back, context);
+            self.deliver_or_enqueue(room, &holders, ListNodes::push_back, context);
         } else {
-            recipients.reverse();
-            self.deliver_or_enqueue(room, &recipients, ListNodes::push_front, context);
+            holders.reverse();
+            self.deliver_or_enqueue(room, &holders, ListNodes::push_front, context);
         }
     }
 
@@ -248,7 +249,7 @@ impl Noroshi {
             (None, _) => return self.publish_offer(slot, sdp, context),
         };
         let id = self.id(slot);
-        let text = Reply::Offer { sdp, target: id, id: Some(id) }.to_json();
+        let text = ServerMessage::Offer { sdp, target: id, id: Some(id) }.to_json();
         self.forward(to, [text], context)?;
         self.handshakes.on_offer(slot, to, context.now);
         // The forwarded offer replaces the one that the target holds from the same sender.
@@ -276,7 +277,7 @@ impl Noroshi {
                 "another peer is the offerer; send connect and wait for its offer",
             );
         }
-        let text = Reply::Offer { sdp, target: self.id(slot), id: None }.to_json();
+        let text = ServerMessage::Offer { sdp, target: self.id(slot), id: None }.to_json();
         let Some(memory) = context.reserve(text.capacity()) else {
             let peer = self.peer_mut(slot);
             peer.set_offer_rejected(true);
@@ -292,7 +293,7 @@ impl Noroshi {
         let state = peer.offer_state.get_or_insert_default();
         state.last_number = state.last_number.wrapping_add(1);
         let number = state.last_number;
-        let offer = Offer { number, text, pending_answers: 0, is_delivered: false, memory };
+        let offer = Offer { number, text, current_holders: 0, is_delivered: false, memory };
         let replaced = state.current.replace(offer);
         if replaced.is_some() {
             peer.discard_candidates();
@@ -339,7 +340,7 @@ impl Noroshi {
             Flow::Idle | Flow::HoldingOffer(_) => self.peer(to).current_offer().is_some(),
             _ => false,
         };
-        let text = Reply::Answer { sdp, id: self.id(slot) }.to_json();
+        let text = ServerMessage::Answer { sdp, id: self.id(slot) }.to_json();
         let forwarded = self.forward(to, [text], context);
         let outcome = if forwarded.is_ok() { Outcome::Answered } else { Outcome::Rejected };
         self.handshakes.on_outcome(to, slot, outcome, context.now);
@@ -373,8 +374,8 @@ impl Noroshi {
         let candidates = mem::take(&mut state.candidates);
         state.candidates_memory = None;
         if !candidates.is_empty() {
-            let reply = Reply::Candidate { candidate: &candidates, id: self.id(offerer) };
-            self.send_reply(answerer, &reply, context);
+            let message = ServerMessage::Candidate { candidate: &candidates, id: self.id(offerer) };
+            self.send_message(answerer, &message, context);
         }
         for (slot, partner) in [(offerer, answerer), (answerer, offerer)] {
             let peer = self.peer_mut(slot);
@@ -414,7 +415,7 @@ impl Noroshi {
             (Ok(None), _) => return self.store_candidates(slot, candidates, context),
         };
         let id = self.id(slot);
-        let to_json = |candidate| Reply::Candidate { candidate, id }.to_json();
+        let to_json = |candidate| ServerMessage::Candidate { candidate, id }.to_json();
         match candidates {
             Candidates::One(candidate) => self.forward(to, [to_json(candidate)], context),
             Candidates::Many(_) => {

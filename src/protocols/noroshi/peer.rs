@@ -6,7 +6,7 @@ use crate::memory_budget::Reservation;
 use crate::protocol::Conn;
 use crate::protocols::list::List;
 
-/// Each connection has one: a larger peer has to be a decision.
+/// Each connection has one. This fails to compile if [`Peer`] grows.
 const _: () = assert!(size_of::<Option<(Conn, Peer)>>() <= 72);
 
 pub struct Peer {
@@ -67,16 +67,16 @@ pub struct DeliveredOffer {
     pub number: u32,
 }
 
-/// The offer of a peer, its recipients, and stored candidates.
+/// The offer of a peer, its holders, and stored candidates.
 #[derive(Default)]
 pub struct OfferState {
     /// The offer that the room delivers to the next peers.
     pub current: Option<Offer>,
     /// The number of the latest offer. It starts again from 0 with a new [`OfferState`], which has no
-    /// recipients.
+    /// holders.
     pub last_number: u32,
-    /// Peers that hold an offer of this peer, current or outdated.
-    pub recipients: List,
+    /// Peers that hold an offer of this peer, current or outdated, and have not answered it.
+    pub all_holders: List,
     /// Candidates for the current offer or the next one, joined by `|`.
     pub candidates: String,
     pub candidate_count: usize,
@@ -90,8 +90,8 @@ pub struct Offer {
     pub number: u32,
     /// The complete message to deliver.
     pub text: String,
-    /// Number of recipients of this offer that have not answered.
-    pub pending_answers: usize,
+    /// Number of peers that hold this offer and have not answered it.
+    pub current_holders: usize,
     /// Whether it was ever delivered to a peer.
     pub is_delivered: bool,
     /// Memory reserved for `text`.
@@ -199,7 +199,7 @@ impl Peer {
     /// Idle peers, which are most, use no memory for it then.
     pub fn free_unused_offer_state(&mut self) {
         let is_unused = self.offer_state.as_ref().is_some_and(|state| {
-            state.current.is_none() && state.recipients.is_empty() && state.candidates.is_empty()
+            state.current.is_none() && state.all_holders.is_empty() && state.candidates.is_empty()
         });
         if is_unused {
             self.offer_state = None;

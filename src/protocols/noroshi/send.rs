@@ -1,17 +1,17 @@
-//! Sending: replies of the server, errors, and messages forwarded from peer to peer.
+//! Sending: messages of the server, errors, and messages forwarded from peer to peer.
 
 use super::{Noroshi, Slot, error};
 use crate::protocol::Context;
-use crate::protocols::noroshi::message::{Code, ErrorReply, Reply};
+use crate::protocols::noroshi::message::{Code, ErrorReply, ServerMessage};
 
 impl Noroshi {
-    pub(super) fn send_reply(&self, to: Slot, reply: &Reply, context: &mut Context) {
-        context.send(self.peers.conn(to), reply.to_json());
+    pub(super) fn send_message(&self, to: Slot, message: &ServerMessage, context: &mut Context) {
+        context.send(self.peers.conn(to), message.to_json());
     }
 
-    /// Sends a reply with the STUN and TURN servers added.
+    /// Sends a message with the STUN and TURN servers added.
     ///
-    /// Replies after which the client creates an `RTCPeerConnection` carry them. The token of the peer limits
+    /// Messages after which the client creates an `RTCPeerConnection` carry them. The token of the peer limits
     /// how long its TURN credentials are valid.
     pub(super) fn send_with_ice_servers(&self, to: Slot, text: String, context: &mut Context) {
         let peer = self.peer(to);
@@ -21,7 +21,7 @@ impl Noroshi {
     }
 
     pub(super) fn send_peer_left(&self, leaver: Slot, to: Slot, context: &mut Context) {
-        self.send_reply(to, &Reply::PeerLeft { id: self.id(leaver) }, context);
+        self.send_message(to, &ServerMessage::PeerLeft { id: self.id(leaver) }, context);
     }
 
     /// Sends an error reply and counts it.
@@ -33,7 +33,7 @@ impl Noroshi {
         context: &mut Context,
     ) {
         self.error_counts[error.code as usize] += 1;
-        self.send_reply(to, &Reply::Error { error, target }, context);
+        self.send_message(to, &ServerMessage::Error { error, target }, context);
     }
 
     /// Forwards messages of a peer, all of them or none.

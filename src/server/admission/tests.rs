@@ -288,7 +288,7 @@ fn metrics_listener_rejects_rebound_names() {
     let named = Config { metrics: Some("127.0.0.1:1".parse().unwrap()), metrics_hosts, ..Config::default() };
     let status = |config: &Config, path: &str, host: &str| {
         let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        let response = respond(head.as_bytes(), ListenerKind::Metrics, config, false, ALLOWED);
+        let response = respond(head.as_bytes(), ListenerKind::Operator, config, false, ALLOWED);
         match response {
             Decision::Operator(_) => (200, String::new()),
             Decision::Respond(Response { status, bytes, reject_reason }) => {
@@ -297,7 +297,7 @@ fn metrics_listener_rejects_rebound_names() {
                 (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
             }
             Decision::Upgrade { .. } | Decision::Resource(_) => {
-                unreachable!("the metrics listener has no WebSockets")
+                unreachable!("the operator listener has no WebSockets")
             }
         }
     };
@@ -314,7 +314,7 @@ fn metrics_listener_rejects_rebound_names() {
         assert_eq!(status(&Config::default(), path, "metrics.example.com:8081").0, 403);
     }
     assert_eq!(
-        exchange(ListenerKind::Metrics, &Config::default(), false, "GET /metrics HTTP/1.0\r\n").0,
+        exchange(ListenerKind::Operator, &Config::default(), false, "GET /metrics HTTP/1.0\r\n").0,
         200
     );
     assert_eq!(
@@ -506,7 +506,7 @@ fn paths_lead_to_resources() {
     for target in ["/metrics", "/wsx", "/healthz//", "//healthz", "*", "http://h:1", "http://h?z=/ws"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
-    let metrics = |head: &str| exchange(ListenerKind::Metrics, &Config::default(), false, head).0;
+    let metrics = |head: &str| exchange(ListenerKind::Operator, &Config::default(), false, head).0;
     assert_eq!(metrics("GET /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
     assert_eq!(metrics("HEAD /metrics HTTP/1.1\r\nHost: h\r\n"), 200);
     assert_eq!(metrics("PUT /metrics HTTP/1.1\r\nHost: h\r\n"), 405);
@@ -532,7 +532,7 @@ fn paths_lead_to_resources() {
             room: room.map(String::from),
             after,
         });
-        assert_eq!(rooms_topic(&Query::new(query)), expected, "{query}");
+        assert_eq!(rooms_resource(&Query::new(query)), expected, "{query}");
         let status = metrics(&format!("GET /rooms?{query} HTTP/1.1\r\nHost: h\r\n"));
         assert_eq!(status, if expected.is_some() { 200 } else { 400 });
     }
@@ -567,7 +567,7 @@ fn files_are_served() {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
     assert_eq!(
-        exchange(ListenerKind::Metrics, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0,
+        exchange(ListenerKind::Operator, &Config::default(), false, "GET / HTTP/1.1\r\nHost: h\r\n").0,
         404
     );
     let config = Config { page: false, ..Config::default() };

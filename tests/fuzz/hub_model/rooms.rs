@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use noroshi::config::OFFER_HOLDERS_MAX;
+use noroshi::limits::OFFER_HOLDERS_MAX;
 use noroshi::protocol::Conn;
 use noroshi::protocols::noroshi::message::Code;
 use serde_json::{Value, json};

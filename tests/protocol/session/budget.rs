@@ -2,8 +2,9 @@
 
 use super::{check_budget, status};
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
-use noroshi::config::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, Config};
+use noroshi::config::Config;
 use noroshi::http::ListenerKind;
+use noroshi::limits::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX};
 use noroshi::session::CloseReason;
 
 fn with_memory(bytes: usize) -> TestSession {
@@ -115,7 +116,7 @@ fn messages_that_may_be_forwarded_do_not_close_the_receiver() {
         let texts = vec!["y".repeat(300); 8];
         if test.session.is_open() && test.session.can_queue(&texts, &test.shared) {
             for text in texts {
-                test.session.forward(text, &mut test.shared);
+                test.session.push_forwarded(text, &mut test.shared);
             }
             assert!(test.session.is_open(), "with {bytes} bytes of memory");
             forwarded += 1;

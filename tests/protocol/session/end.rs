@@ -2,8 +2,9 @@
 
 use super::{conversation, open_session};
 use crate::common::pipe::{CLOSE, PING, REQUEST, TEXT, TestSession, close, frame};
-use noroshi::config::{Config, LINGER_BYTES_MAX, READ_BYTES_MAX};
+use noroshi::config::Config;
 use noroshi::http::ListenerKind;
+use noroshi::limits::{LINGER_BYTES_MAX, READ_BYTES_MAX};
 use noroshi::session::CloseReason;
 
 /// Asserts that these bytes close the session with this code and that further input is discarded until the peer closes.

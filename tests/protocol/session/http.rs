@@ -2,8 +2,9 @@
 
 use super::status;
 use crate::common::pipe::{REQUEST, TestSession};
-use noroshi::config::{Config, HEAD_BYTES_MAX};
+use noroshi::config::Config;
 use noroshi::http::ListenerKind;
+use noroshi::limits::HEAD_BYTES_MAX;
 
 #[test]
 fn plain_requests_have_their_status() {

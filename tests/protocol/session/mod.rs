@@ -7,8 +7,9 @@ mod queue;
 mod time;
 
 use crate::common::pipe::{CLOSE, PING, PONG, REQUEST, TEXT, TestSession, close, frame, frames};
-use noroshi::config::{BASE_BYTES, Config, READ_BYTES_MAX};
+use noroshi::config::Config;
 use noroshi::http::ListenerKind;
+use noroshi::limits::{BASE_BYTES, READ_BYTES_MAX};
 use noroshi::session::CloseReason;
 
 fn open_session() -> TestSession {

@@ -2,9 +2,10 @@
 
 use super::open_session;
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
-use noroshi::config::{Config, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
+use noroshi::config::Config;
+use noroshi::limits::{QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
 use noroshi::message::Message;
-use noroshi::protocols::noroshi::message::Reply;
+use noroshi::protocols::noroshi::message::ServerMessage;
 use noroshi::session::{CloseReason, Event, ReadOutcome};
 
 /// Fills the queue with forwarded messages of 1,004 bytes. Returns their number.
@@ -231,16 +232,33 @@ fn reader_with_an_empty_queue_is_not_slow() {
     assert!(test.session.is_open());
 }
 
+/// A message of the server that is larger than the queue and its reserve is sent if nothing is queued before it, however
+/// long ago the peer last took bytes.
+#[test]
+fn message_larger_than_the_queue_is_sent_through_an_empty_queue() {
+    for partial_input in [&b""[..], &frame(TEXT, b"partial")[..3]] {
+        let mut test = open_session();
+        test.session.on_registered();
+        test.feed(partial_input);
+        test.advance(11);
+        let bytes = QUEUE_BYTES_MAX + QUEUE_BYTES_RESERVE + 1;
+        test.session.send("x".repeat(bytes), &mut test.shared);
+        assert!(test.session.is_open(), "{partial_input:?}");
+        test.process();
+        assert_eq!(test.take_frames()[0].1.len(), bytes);
+    }
+}
+
 #[test]
 fn largest_message_fits_an_empty_queue() {
     for message_bytes_max in [64 << 10, 128 << 10, 16 << 20] {
         let mut test = TestSession::open(Config { message_bytes_max, ..Config::default() });
         let id = "\u{1}".repeat(128);
         let candidate = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 128 - 8));
-        let reply = Reply::Candidate { candidate: &candidate, id: &id }.to_json();
+        let reply = ServerMessage::Candidate { candidate: &candidate, id: &id }.to_json();
         assert!(test.session.can_queue(&vec![reply; 64], &test.shared));
         let offer = format!("\"{}\"", "\\\"".repeat(message_bytes_max / 2));
-        let reply = Reply::Offer { sdp: &offer, target: &id, id: Some(&id) }.to_json();
+        let reply = ServerMessage::Offer { sdp: &offer, target: &id, id: Some(&id) }.to_json();
         assert!(test.session.can_queue(&[reply], &test.shared));
     }
 }

@@ -1,4 +1,4 @@
-//! Parsing of valid and invalid requests, and the JSON of replies.
+//! Parsing of valid and invalid messages, and the JSON of the messages of the server.
 
 use super::*;
 
@@ -87,7 +87,7 @@ fn sdp_is_kept_as_written_by_the_sender() {
     ] {
         let text = format!(r#"{{"type":"offer","id":"A","sdp": {sdp} }}"#);
         assert_eq!(parse_offer(&text), sdp);
-        let sent = Reply::Answer { sdp, id: "A" }.to_json();
+        let sent = ServerMessage::Answer { sdp, id: "A" }.to_json();
         let received: serde_json::Value = serde_json::from_str(&sent).unwrap();
         assert_eq!(received["sdp"], sdp);
     }
@@ -128,32 +128,32 @@ fn candidates_has_precedence_over_candidate() {
 fn replies_have_the_specified_json() {
     let error = ErrorReply { code: Code::UnknownPeer, message: "nobody" };
     for (reply, text) in [
-        (Reply::RequestOffer, r#"{"type":"offer"}"#),
+        (ServerMessage::RequestOffer, r#"{"type":"offer"}"#),
         (
-            Reply::Offer { sdp: "\"o\"", target: "A", id: None },
+            ServerMessage::Offer { sdp: "\"o\"", target: "A", id: None },
             r#"{"type":"offer","sdp":"\"o\"","target_id":"A"}"#,
         ),
         (
-            Reply::Offer { sdp: "1", target: "A", id: Some("A") },
+            ServerMessage::Offer { sdp: "1", target: "A", id: Some("A") },
             r#"{"type":"offer","sdp":"1","target_id":"A","id":"A"}"#,
         ),
-        (Reply::Answer { sdp: "null", id: "\n" }, r#"{"type":"answer","sdp":"null","id":"\n"}"#),
+        (ServerMessage::Answer { sdp: "null", id: "\n" }, r#"{"type":"answer","sdp":"null","id":"\n"}"#),
         (
-            Reply::Candidate { candidate: "1|2", id: "A" },
+            ServerMessage::Candidate { candidate: "1|2", id: "A" },
             r#"{"type":"candidate","candidate":"1|2","id":"A"}"#,
         ),
         (
-            Reply::Joined { id: "A", peers: vec!["B", "\""] },
+            ServerMessage::Joined { id: "A", peers: vec!["B", "\""] },
             r#"{"type":"joined","id":"A","peers":["B","\""]}"#,
         ),
-        (Reply::PeerJoined { id: "A" }, r#"{"type":"peerJoined","id":"A"}"#),
-        (Reply::PeerLeft { id: "A" }, r#"{"type":"peerLeft","id":"A"}"#),
+        (ServerMessage::PeerJoined { id: "A" }, r#"{"type":"peerJoined","id":"A"}"#),
+        (ServerMessage::PeerLeft { id: "A" }, r#"{"type":"peerLeft","id":"A"}"#),
         (
-            Reply::Error { error, target: Some("Z") },
+            ServerMessage::Error { error, target: Some("Z") },
             r#"{"type":"error","code":"unknown_peer","message":"nobody","target_id":"Z"}"#,
         ),
         (
-            Reply::Error { error, target: None },
+            ServerMessage::Error { error, target: None },
             r#"{"type":"error","code":"unknown_peer","message":"nobody"}"#,
         ),
     ] {

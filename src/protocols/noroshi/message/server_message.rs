@@ -3,12 +3,12 @@
 use super::ErrorReply;
 use crate::json;
 
-/// A message of the server.
+/// A message of the server: a reply, a notice, or a message that it forwards from another peer.
 ///
 /// An SDP or candidate is a JSON text; it is sent as a string that contains this text.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are those of the JSON object")]
-pub enum Reply<'a> {
+pub enum ServerMessage<'a> {
     /// Asks the offerer for an offer.
     RequestOffer,
     /// An offer. `target` is the peer to answer; `id` is the sender if a peer addressed the offer by
@@ -28,28 +28,28 @@ pub enum Reply<'a> {
     Error { error: ErrorReply, target: Option<&'a str> },
 }
 
-impl Reply<'_> {
+impl ServerMessage<'_> {
     /// Returns the JSON text to send.
     pub fn to_json(&self) -> String {
         match *self {
-            Reply::RequestOffer => Object::new(r#"{"type":"offer""#, 0),
-            Reply::Offer { sdp, target, id } => {
+            ServerMessage::RequestOffer => Object::new(r#"{"type":"offer""#, 0),
+            ServerMessage::Offer { sdp, target, id } => {
                 let object = Object::new(r#"{"type":"offer""#, sdp.len());
                 object.string("sdp", sdp).string("target_id", target).string_if_some("id", id)
             }
-            Reply::Answer { sdp, id } => {
+            ServerMessage::Answer { sdp, id } => {
                 Object::new(r#"{"type":"answer""#, sdp.len()).string("sdp", sdp).string("id", id)
             }
-            Reply::Candidate { candidate, id } => {
+            ServerMessage::Candidate { candidate, id } => {
                 let object = Object::new(r#"{"type":"candidate""#, candidate.len());
                 object.string("candidate", candidate).string("id", id)
             }
-            Reply::Joined { id, ref peers } => {
+            ServerMessage::Joined { id, ref peers } => {
                 Object::new(r#"{"type":"joined""#, 0).string("id", id).strings("peers", peers)
             }
-            Reply::PeerJoined { id } => Object::new(r#"{"type":"peerJoined""#, 0).string("id", id),
-            Reply::PeerLeft { id } => Object::new(r#"{"type":"peerLeft""#, 0).string("id", id),
-            Reply::Error { error, target } => {
+            ServerMessage::PeerJoined { id } => Object::new(r#"{"type":"peerJoined""#, 0).string("id", id),
+            ServerMessage::PeerLeft { id } => Object::new(r#"{"type":"peerLeft""#, 0).string("id", id),
+            ServerMessage::Error { error, target } => {
                 let object = Object::new(r#"{"type":"error""#, error.message.len());
                 let object = object.string("code", error.code.name()).string("message", error.message);
                 object.string_if_some("target_id", target)
