@@ -115,8 +115,8 @@ impl Outbox for Sessions {
     fn pause_reading(&mut self, _: Conn) {}
     fn resume_reading(&mut self, _: Conn) {}
     fn close(&mut self, _: Conn, _: CloseCause) {}
-    fn registered(&mut self, _: Conn, _: &str, _: &str) {}
-    fn disconnected(&mut self, _: Conn, _: &'static Descriptor, _: &Member<'_>) {}
+    fn record_registration(&mut self, _: Conn, _: &str, _: &str) {}
+    fn record_departure(&mut self, _: Conn, _: &'static Descriptor, _: &Member<'_>) {}
 }
 
 impl Line {

@@ -52,7 +52,7 @@ use tungstenite::{Message, WebSocket};
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Maximum size of the outbound queue of a session, in bytes. JSON that is relayed as a string at most doubles: the
 /// largest offer and the largest stored candidates fit, one after the other.
-const QUEUE_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
+const QUEUE_BYTES_MAX_FLOOR: usize = 4 * MESSAGE_BYTES_MAX;
 /// Maximum time from accept to the end of the opening handshake.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Bytes read from a session in one iteration of the loop, so that a fast sender does not delay others. Also the maximum
@@ -196,7 +196,7 @@ impl Server {
         let config = WebSocketConfig::default()
             .read_buffer_size(4 * 1024)
             .write_buffer_size(16 * 1024)
-            .max_write_buffer_size(QUEUE_BYTES_MAX)
+            .max_write_buffer_size(QUEUE_BYTES_MAX_FLOOR)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let stream = Stream { stream, read_budget: READ_BYTES_MAX };
@@ -476,7 +476,8 @@ impl Server {
         let is_offerer = self.offerer() == Some(to);
         let has_other_partner = self.sessions[to].partner.is_some_and(|partner| partner != sender);
         if has_other_partner || (is_offerer && self.offer.is_none()) {
-            // The offer that the sender answers was taken or withdrawn. The sender gets the next one.
+            // The offer that the sender answers was taken or withdrawn. The sender is connected again, which may send it the next
+            // offer before the error.
             self.connect(sender);
             return Err("offer_taken");
         }
@@ -498,7 +499,8 @@ impl Server {
         self.leave_queue(offerer);
     }
 
-    /// Removes a peer from the queue. If it was the offerer, its offer ends, and the next peer is asked.
+    /// Removes a peer from the queue. If it was the offerer, its offer ends, and the next peer in the queue is asked. The peers
+    /// that received a published offer are no longer in the queue: they must send `connect` again. (`src/` does that for them.)
     fn leave_queue(&mut self, peer: Key) {
         let was_offerer = self.offerer() == Some(peer);
         self.queue.retain(|queued| *queued != peer);

@@ -14,9 +14,9 @@ use crate::http::address::{Address, Network};
 use crate::http::origin::AllowedOrigin;
 use crate::http::token::{self, Secrets};
 use crate::limits::{
-    BASE_BYTES, BURST_BYTES_PER_CREDIT, CANDIDATES_MAX, CONNECTION_BYTES, CONTROL_BYTES_MAX, GIB, KIB, MIB,
-    QUEUE_BYTES_BURST_MAX, QUEUE_BYTES_BURST_MIN, QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE, RATE_BURST_SECONDS,
-    READ_BYTES_MAX, STORED_BYTES_MAX,
+    BASE_BYTES, BURST_BYTES_PER_CREDIT, CANDIDATES_MAX, CONNECTION_BYTES, CONTROL_QUEUE_BYTES_MAX, GIB, KIB,
+    MIB, QUEUE_BURST_BYTES_CEILING, QUEUE_BURST_BYTES_FLOOR, QUEUE_BYTES_MAX_FLOOR, QUEUE_BYTES_RESERVE,
+    RATE_BURST_SECONDS, READ_BYTES_MAX, STORED_BYTES_MAX,
 };
 
 mod endpoint;
@@ -213,7 +213,7 @@ impl Config {
     /// next iteration, an offer and stored candidates. A buffer that grows can have twice the capacity that it needs.
     pub fn worst_case_bytes(&self) -> u64 {
         let queue = self.queue_bytes_max() + QUEUE_BYTES_RESERVE + self.queue_bytes_burst_max();
-        let outgoing = 2 * queue + CONTROL_BYTES_MAX;
+        let outgoing = 2 * queue + CONTROL_QUEUE_BYTES_MAX;
         let incoming = 2 * self.message_bytes_max + READ_BYTES_MAX;
         let stored = 2 * self.message_bytes_max + 2 * STORED_BYTES_MAX;
         let each = CONNECTION_BYTES + outgoing + incoming + stored;
@@ -225,7 +225,7 @@ impl Config {
     /// it, so that a burst of notices which one sender causes does not disconnect them.
     pub fn queue_bytes_burst_max(&self) -> usize {
         let burst = self.rate_max as usize * RATE_BURST_SECONDS as usize;
-        (burst * BURST_BYTES_PER_CREDIT).clamp(QUEUE_BYTES_BURST_MIN, QUEUE_BYTES_BURST_MAX)
+        (burst * BURST_BYTES_PER_CREDIT).clamp(QUEUE_BURST_BYTES_FLOOR, QUEUE_BURST_BYTES_CEILING)
     }
 
     /// Returns the capacity of one outbound queue in bytes.
@@ -236,7 +236,7 @@ impl Config {
     pub fn queue_bytes_max(&self) -> usize {
         let forwarded_message = 2 * self.message_bytes_max + CANDIDATES_MAX * KIB;
         let joined_message = self.mesh_peers_max * KIB;
-        QUEUE_BYTES_MAX.max(forwarded_message).max(joined_message)
+        QUEUE_BYTES_MAX_FLOOR.max(forwarded_message).max(joined_message)
     }
 }
 

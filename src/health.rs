@@ -16,11 +16,11 @@ const STATUS_LINE_SHOWN_MAX: usize = 80;
 /// # Errors
 /// The server cannot be reached, does not answer within [`HEALTH_TIME_MAX`], or answers with another status than 200. The
 /// error then shows the status line.
-pub fn check(probe: &HealthCheck) -> io::Result<()> {
-    let mut stream = connect(probe)?;
+pub fn check(target: &HealthCheck) -> io::Result<()> {
+    let mut stream = connect(target)?;
     stream.set_read_timeout(Some(HEALTH_TIME_MAX))?;
     stream.set_write_timeout(Some(HEALTH_TIME_MAX))?;
-    let HealthCheck { authority, path, .. } = probe;
+    let HealthCheck { authority, path, .. } = target;
     let head = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes())?;
     let mut response = Vec::new();
@@ -45,14 +45,14 @@ fn is_ok(status_line: &str) -> bool {
 }
 
 /// Connects to the server, at the first address of its name that accepts: `localhost` has two.
-fn connect(probe: &HealthCheck) -> io::Result<TcpStream> {
-    if let Some(path) = &probe.socket {
+fn connect(target: &HealthCheck) -> io::Result<TcpStream> {
+    if let Some(path) = &target.socket {
         // Reading and writing are the same system calls for sockets of both families, so that one type is sufficient.
         let stream = UnixStream::connect(path)?;
         return Ok(OwnedFd::from(stream).into());
     }
     let mut last_error = io::Error::other("expected a host name with an address, got one without");
-    for address in probe.authority.to_socket_addrs()? {
+    for address in target.authority.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, HEALTH_TIME_MAX) {
             Ok(stream) => return Ok(stream),
             Err(error) => last_error = error,

@@ -32,23 +32,25 @@ pub const REGISTRATION_TIME_MAX: Duration = Duration::from_secs(30);
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bytes that are read and discarded after the last byte was sent, so that no reset overtakes it (RFC 9112 section 9.6).
 pub const LINGER_BYTES_MAX: usize = 256 * KIB;
-/// Bytes of the outbound queue of a peer; larger with a larger `--max-message`, see
-/// [`crate::config::Config::queue_bytes_max`].
-pub const QUEUE_BYTES_MAX: usize = 256 * KIB;
-/// Queue space beyond [`QUEUE_BYTES_MAX`] for messages from the server itself. Forwarded messages never use it, so that no
+/// Least capacity of the outbound queue of a peer, in bytes. It is larger with a larger `--max-message` or
+/// `--max-mesh-peers`: [`crate::config::Config::queue_bytes_max`] is the capacity in use.
+pub const QUEUE_BYTES_MAX_FLOOR: usize = 256 * KIB;
+/// Queue space beyond [`crate::config::Config::queue_bytes_max`] for messages that the server sends. Forwarded messages never use it, so that no
 /// peer can fill the queue of another and block messages from the server.
 pub const QUEUE_BYTES_RESERVE: usize = 64 * KIB;
-/// Queue space beyond [`QUEUE_BYTES_RESERVE`] for messages from the server itself, if the peer takes bytes: as much as a full
-/// burst of one sender at the default `--max-rate` can cause. See [`crate::config::Config::queue_bytes_burst_max`].
-pub const QUEUE_BYTES_BURST_MIN: usize = 256 * KIB;
+/// Least queue space beyond [`QUEUE_BYTES_RESERVE`] for messages that the server sends while the peer takes bytes: as much as a
+/// full burst of one sender at the default `--max-rate` can cause. [`crate::config::Config::queue_bytes_burst_max`] is the space
+/// in use.
+pub const QUEUE_BURST_BYTES_FLOOR: usize = 256 * KIB;
 /// Bytes of messages from the server to one peer that a sender can cause for one credit: a `leave` and a `join` cost five
 /// credits, and their notices have at most 570 bytes, with an id of 128 characters that are escaped.
 pub const BURST_BYTES_PER_CREDIT: usize = 120;
-/// Limit of [`QUEUE_BYTES_BURST_MIN`] when it grows with `--max-rate`.
-pub const QUEUE_BYTES_BURST_MAX: usize = 16 * MIB;
+/// Largest value of [`crate::config::Config::queue_bytes_burst_max`], which grows with `--max-rate`.
+pub const QUEUE_BURST_BYTES_CEILING: usize = 16 * MIB;
 /// Bytes of pings and pongs that are queued separately, ahead of the messages: eight pongs of maximum length. When they are
-/// full, only the latest ping gets a pong (RFC 6455 section 5.5.3).
-pub const CONTROL_BYTES_MAX: usize = KIB;
+/// full, only the latest ping gets a pong (RFC 6455 section 5.5.3). While the stream is not blocked, control frames may exceed
+/// the message queue by as much.
+pub const CONTROL_QUEUE_BYTES_MAX: usize = KIB;
 /// Time after which a peer with a full queue is closed if it has read nothing.
 pub const STALL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Bytes that a session reads in one iteration of the poll loop. They hold three SDPs of a browser, or 2,000 frames of

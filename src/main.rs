@@ -26,8 +26,8 @@ fn main() -> ExitCode {
     let mut config = match command {
         Ok(Command::Run(config)) => config,
         Ok(Command::Help) => return print(&Config::help(&endpoints)),
-        Ok(Command::Token(mint)) => return print_token(mint),
-        Ok(Command::Health(probe)) => return check_health(&probe),
+        Ok(Command::Token(request)) => return print_token(request),
+        Ok(Command::Health(check)) => return check_health(&check),
         Ok(Command::Version) => return print(concat!("noroshi ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
             print_line(format_args!("noroshi: {error}; see --help"));
@@ -113,30 +113,30 @@ fn raise_descriptor_limit(connections: usize, listeners: usize) -> usize {
 }
 
 /// Prints a new token to stdout.
-fn print_token(mint: TokenRequest) -> ExitCode {
-    let secrets = match read_token_secrets(&mint.secret_file) {
+fn print_token(request: TokenRequest) -> ExitCode {
+    let secrets = match read_token_secrets(&request.secret_file) {
         Ok(secrets) => secrets,
         Err(error) => {
-            print_line(format_args!("noroshi: --secret-file {:?}: {error}", mint.secret_file));
+            print_line(format_args!("noroshi: --secret-file {:?}: {error}", request.secret_file));
             return ExitCode::from(2);
         }
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let claims = Claims {
-        expires_at: now + mint.ttl,
-        room: mint.room.map(Box::from),
-        room_prefix: mint.room_prefix.map(Box::from),
-        id: mint.id.map(Box::from),
+        expires_at: now + request.ttl,
+        room: request.room.map(Box::from),
+        room_prefix: request.room_prefix.map(Box::from),
+        id: request.id.map(Box::from),
     };
     print(&format!("{}\n", secrets.sign(&claims)))
 }
 
 /// Checks the health endpoint of a server.
-fn check_health(probe: &HealthCheck) -> ExitCode {
-    match health::check(probe) {
+fn check_health(check: &HealthCheck) -> ExitCode {
+    match health::check(check) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_line(format_args!("noroshi: {probe}: {error}"));
+            print_line(format_args!("noroshi: {check}: {error}"));
             ExitCode::from(1)
         }
     }

@@ -243,7 +243,8 @@ pub enum CloseCause {
 ///
 /// It also returns the state of connections on which protocols depend, and reserves memory.
 pub trait Outbox {
-    /// Returns whether the queue of this peer has room to forward all of these.
+    /// Returns whether the queue of this peer has space to forward all of these. If not, records that: a peer whose queue rejects
+    /// messages is closed when it makes no progress for a time.
     fn can_queue(&mut self, to: Conn, texts: &[String]) -> bool;
     /// Queues a forwarded message without checking limits: the caller has called [`Outbox::can_queue`] for it.
     fn push_forwarded(&mut self, to: Conn, text: String);
@@ -265,10 +266,10 @@ pub trait Outbox {
     /// Reads from a connection again.
     fn resume_reading(&mut self, conn: Conn);
     /// Closes a connection. Its protocol has forgotten it.
-    fn close(&mut self, conn: Conn, why: CloseCause);
+    fn close(&mut self, conn: Conn, cause: CloseCause);
     /// Records that a connection has registered an id in a room: its time for that no longer runs. For the log, too.
-    fn registered(&mut self, conn: Conn, room: &str, id: &str);
-    /// Records that a protocol has forgotten a connection, which was this member: marks the connection as left, so that no
-    /// departure is reported again, and logs and counts the departure. Called once for each.
-    fn disconnected(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>);
+    fn record_registration(&mut self, conn: Conn, room: &str, id: &str);
+    /// Records the departure of a connection that its protocol has forgotten, and that was this member. Marks the connection as
+    /// left, so that no departure is reported again, and logs and counts it. Called once for each connection.
+    fn record_departure(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>);
 }

@@ -181,12 +181,12 @@ impl Dispatcher {
         }
     }
 
-    /// Reports the end of a connection, unless its protocol no longer knows it, because it has closed and reported it before.
+    /// Reports the end of a connection. Does nothing if its protocol has closed it, because [`Context::close`] has reported it.
     pub fn disconnect(&mut self, times: Times, conn: Conn, out: &mut dyn Outbox) {
         self.connection_states.probes.end(conn);
         let mount = &mut self.mounts[usize::from(self.mount_indices[conn.slot()])];
         let Some(member) = mount.protocol.member(conn) else { return };
-        out.disconnected(conn, mount.descriptor, &member);
+        out.record_departure(conn, mount.descriptor, &member);
         let mut context = Context::new(times, mount.descriptor, &mut self.connection_states, out);
         mount.protocol.on_disconnect(conn, &mut context);
     }

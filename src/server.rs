@@ -5,7 +5,7 @@
 //! 1. Wait for readiness events. They are edge-triggered, and registered once for each socket.
 //! 2. Read from each ready session once, and handle what came. A session that may have more is ready again in the next
 //!    iteration, which then does not wait.
-//! 3. Flush all dirty sessions, once each, report those that are no longer open to their protocols, and remove closed ones.
+//! 3. Flush all dirty sessions, once each, tell the protocols which of their sessions are no longer open, and remove closed ones.
 //! 4. Run the timers of protocols and evaluate a slice of the sessions' deadlines. Flush again.
 //! 5. Accept connections. This comes last, so that no event of an iteration reaches a new connection in a reused slot.
 //!
@@ -207,7 +207,7 @@ impl Server {
         while handled < ready_count && self.connections.work < WORK_PER_ITERATION {
             let slot = self.connections.ready[handled];
             handled += 1;
-            if self.connections.set_input(slot, InputState::Drained) {
+            if self.connections.set_input(slot, InputState::NotQueued) {
                 self.read_session(slot);
             }
         }
@@ -355,7 +355,7 @@ impl Server {
         }
     }
 
-    /// Flushes all dirty sessions, reports those that are no longer open to their protocols, and removes closed ones.
+    /// Flushes all dirty sessions, tells the protocols which of their sessions are no longer open, and removes closed ones.
     ///
     /// A report may make further sessions dirty. Reports beyond [`DEPARTURES_PER_ITERATION`] are left for the next iteration.
     fn flush_dirty_sessions(&mut self) {

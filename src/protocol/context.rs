@@ -67,13 +67,13 @@ impl<'a> Context<'a> {
         self.out.send_binary(to, bytes);
     }
 
-    /// Forwards messages of another peer. Returns whether the queue had room: all of them are queued, or none.
+    /// Forwards messages of another peer. Returns whether the queue had space: all of them are queued, or none.
     pub fn forward(&mut self, to: Conn, texts: impl AsRef<[String]> + IntoIterator<Item = String>) -> bool {
-        let has_room = self.out.can_queue(to, texts.as_ref());
-        if has_room {
+        let has_space = self.out.can_queue(to, texts.as_ref());
+        if has_space {
             texts.into_iter().for_each(|text| self.out.push_forwarded(to, text));
         }
-        has_room
+        has_space
     }
 
     /// Returns whether more than half of the queue of this peer is used.
@@ -95,7 +95,7 @@ impl<'a> Context<'a> {
     pub fn close(&mut self, conn: Conn, why: CloseCause, member: &Member<'_>) {
         self.connection_states.probes.end(conn);
         self.out.close(conn, why);
-        self.out.disconnected(conn, self.protocol, member);
+        self.out.record_departure(conn, self.protocol, member);
     }
 
     /// Ends a probe, if one is running. Neither [`Protocol::on_alive`](super::Protocol::on_alive) nor [`Protocol::on_silent`](super::Protocol::on_silent) follows.
@@ -121,8 +121,7 @@ impl<'a> Context<'a> {
     /// Charges the rest of the price of a message.
     ///
     /// `credits` is the price in all. The dispatcher has charged the credits for the size of the message, `bytes`, before it
-    /// delivered the message; this charges the difference, if there is one. With `bytes` 0 that is `credits` - 1, because every
-    /// message costs at least one credit.
+    /// delivered the message; this charges the difference, if there is one.
     pub fn charge(&mut self, conn: Conn, credits: usize, bytes: usize) -> Verdict {
         let charged = credits_for_bytes(bytes);
         if credits <= charged {
@@ -131,8 +130,13 @@ impl<'a> Context<'a> {
         self.connection_states.charge(conn, credits, charged, self.now)
     }
 
+    /// Charges for something that a connection causes without a message.
+    pub fn charge_without_message(&mut self, conn: Conn, credits: usize) -> Verdict {
+        self.connection_states.charge(conn, credits, 0, self.now)
+    }
+
     /// Reports that a connection has registered, so that its deadline for that no longer runs.
     pub fn registered(&mut self, conn: Conn, room: &str, id: &str) {
-        self.out.registered(conn, room, id);
+        self.out.record_registration(conn, room, id);
     }
 }

@@ -1,6 +1,6 @@
 //! Intrusive doubly linked lists over connection slots: O(1) removal, no allocation per element.
 //!
-//! The queues and member sets of all protocols are lists of this type. The links of all lists are in one vector, indexed by
+//! The queues and member sets that may be long are lists of this type. The links of all lists are in one vector, indexed by
 //! slot ([`ListNodes`]), at 8 bytes a connection; a list itself ([`List`]) takes 12 bytes.
 //!
 //! Compared with other containers, in instructions to remove an element and append it again, measured with valgrind's

@@ -158,10 +158,10 @@ impl Matchbox {
         context.registered(conn, room, &id);
         context.send(conn, format!(r#"{{"IdAssigned":"{id}"}}"#));
         let notice = format!(r#"{{"NewPeer":"{id}"}}"#);
-        // `credits` are deducted: no message was charged before, and 0 bytes count as one credit. The verdict is ignored: a new
-        // connection has all its credits, and a price above them is reduced to them, so that it is `Pass`.
+        // The verdict is ignored: a new connection has all its credits, and a price above them is reduced to them, so that it is
+        // `Pass`.
         let credits = credits_for_deliveries(self.groups[index].members.len(), notice.len());
-        context.charge(conn, 1 + credits, 0);
+        context.charge_without_message(conn, credits);
         self.broadcast(index, &notice, context);
         let slot = self.peers.insert(conn, index);
         self.list_nodes.ensure_slot(slot);

@@ -48,7 +48,7 @@ pub enum Decision {
 pub enum LimitCheck {
     /// They allow it.
     Allowed,
-    /// The server has as many connections as it may have.
+    /// The server has as many connections as it may have, or `--max-memory` is used up.
     ServerFull,
     /// The client's address has as many connections as it may have.
     AddressFull,
@@ -158,11 +158,11 @@ impl Policy<'_> {
     pub fn decide(&self, request: &Request, limits: impl FnOnce(Option<&Target>) -> LimitCheck) -> Decision {
         let (path, query) = request.path_and_query();
         let destination = self.destination(request, &path, &query);
-        let admission = match &destination {
+        let limit_check = match &destination {
             Some(Destination::WebSocket(target)) => limits(Some(target)),
             _ => limits(None),
         };
-        match self.choose(request, &path, &query, destination, admission) {
+        match self.choose(request, &path, &query, destination, limit_check) {
             Decision::Respond(response) => {
                 Decision::Respond(self.drop_reason_unless_main_upgrade(request, response))
             }
@@ -191,26 +191,26 @@ impl Policy<'_> {
         path: &str,
         query: &Query,
         destination: Option<Destination>,
-        admission: LimitCheck,
+        limit_check: LimitCheck,
     ) -> Decision {
         if request.method == "OPTIONS" {
             // HAProxy's health checks use this method.
             return Decision::Respond(render(204, b"", &[ALLOW], true));
         }
         if self.listener == ListenerKind::Operator {
-            let decision = self.operator_resource(request, path, query, admission);
+            let decision = self.operator_resource(request, path, query, limit_check);
             return decision.unwrap_or_else(Decision::Respond);
         }
         match destination {
             Some(Destination::WebSocket(target)) => {
-                self.upgrade(request, target, admission).unwrap_or_else(Decision::Respond)
+                self.upgrade(request, target, limit_check).unwrap_or_else(Decision::Respond)
             }
             Some(Destination::Invalid(sentence)) => Decision::Respond(match check_upgrade_method(request) {
                 Ok(()) => request.text_response(400, sentence, &[]),
                 Err(response) => response,
             }),
             // Before the check for an upgrade: a health check succeeds whatever headers a load balancer adds to it.
-            None if self.is_health(path) => Decision::Respond(health(request, admission)),
+            None if self.is_health(path) => Decision::Respond(health(request, limit_check)),
             None | Some(Destination::Resource(_)) if request.is_attempted_upgrade() => {
                 Decision::Respond(no_websocket_path(request, path))
             }
@@ -294,11 +294,11 @@ impl Policy<'_> {
         request: &Request,
         path: &str,
         query: &Query,
-        admission: LimitCheck,
+        limit_check: LimitCheck,
     ) -> Result<Decision, Response> {
         // Before the check of the Host: the health contains nothing that a page of another origin could use.
         if path.strip_suffix('/').unwrap_or(path) == paths::HEALTH {
-            return Ok(Decision::Respond(health(request, admission)));
+            return Ok(Decision::Respond(health(request, limit_check)));
         }
         if !self.has_operator_host(request) {
             return Err(unexpected_host(request));
@@ -334,7 +334,7 @@ impl Policy<'_> {
         &self,
         request: &Request,
         target: Target,
-        admission: LimitCheck,
+        limit_check: LimitCheck,
     ) -> Result<Decision, Response> {
         check_upgrade_method(request)?;
         let request_token_secrets = match target.protocol.token_place {
@@ -358,7 +358,7 @@ impl Policy<'_> {
             None => None,
         };
         let key = request.upgrade_key()?;
-        match admission {
+        match limit_check {
             LimitCheck::Allowed => {}
             LimitCheck::ServerFull => return Err(request.text_response(503, "the server is full", &[])),
             LimitCheck::AddressFull => {
@@ -397,8 +397,8 @@ fn cors_header<'a>(request: &Request<'a>) -> Option<(&'static str, &'a str)> {
 // ---- Responses ----
 
 /// Responds with the server's health. A full server is healthy, a draining one is not.
-fn health(request: &Request, admission: LimitCheck) -> Response {
-    match admission {
+fn health(request: &Request, limit_check: LimitCheck) -> Response {
+    match limit_check {
         LimitCheck::Draining => respond(request, 503, "draining", &[TEXT]),
         _ => respond(request, 200, "ok", &[TEXT]),
     }

@@ -43,8 +43,8 @@ pub(super) struct Connections {
     /// Units of work in this iteration: messages that were handled or queued. See
     /// [`WORK_PER_ITERATION`](crate::limits::WORK_PER_ITERATION).
     pub(super) work: usize,
-    /// Connections so far. The number of the latest one.
-    numbers: u64,
+    /// The number of the latest connection: the count of connections so far.
+    last_number: u64,
     /// WebSockets, including those that are closing.
     pub(super) websockets: usize,
     /// Connections of the operator listener.
@@ -88,8 +88,8 @@ pub(super) enum Stage {
 /// Whether a connection has input to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InputState {
-    /// Everything was read, as far as is known.
-    Drained,
+    /// It is not in `ready`, or is being read now.
+    NotQueued,
     /// It is in `ready`.
     Ready,
     /// It is in `ready`, and the last iteration had no time to read it.
@@ -116,7 +116,7 @@ impl Connections {
             dirty: Vec::new(),
             ready: Vec::new(),
             work: 0,
-            numbers: 0,
+            last_number: 0,
             websockets: 0,
             operator_count: 0,
             plain: [BTreeMap::new(), BTreeMap::new()],
@@ -144,7 +144,7 @@ impl Connections {
     /// Schedules a read of a session: in this iteration after a readiness event, else in the next one.
     pub(super) fn mark_ready(&mut self, slot: usize) {
         let input = &mut self.entries[slot].input;
-        if *input == InputState::Drained {
+        if *input == InputState::NotQueued {
             *input = InputState::Ready;
             self.ready.push(slot);
         }
@@ -153,7 +153,7 @@ impl Connections {
     /// Changes the state of a session in the ready queue. Returns whether it is in that queue: the slot may have been freed,
     /// and may hold another connection now.
     pub(super) fn set_input(&mut self, slot: usize, input: InputState) -> bool {
-        let queued = self.entries.get_mut(slot).filter(|entry| entry.input != InputState::Drained);
+        let queued = self.entries.get_mut(slot).filter(|entry| entry.input != InputState::NotQueued);
         let Some(entry) = queued else { return false };
         entry.input = input;
         true
@@ -226,8 +226,8 @@ impl Connections {
     ) -> io::Result<()> {
         let slot = self.entries.vacant_key();
         registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
-        self.numbers += 1;
-        self.plain[kind as usize].insert(self.numbers, slot);
+        self.last_number += 1;
+        self.plain[kind as usize].insert(self.last_number, slot);
         let is_counted = kind == ListenerKind::Main && !self.shared.config.is_trusted_proxy(address);
         if is_counted {
             self.per_ip.add(address);
@@ -237,14 +237,14 @@ impl Connections {
         self.operator_count += usize::from(kind == ListenerKind::Operator);
         self.entries.insert(Entry {
             session: Session::new(stream, head_time, &mut self.shared),
-            conn: Conn::new(self.numbers, slot),
+            conn: Conn::new(self.last_number, slot),
             listener: kind,
             address,
             is_counted,
             since: self.shared.now.into(),
             stage: Stage::Http,
             dirty: false,
-            input: InputState::Drained,
+            input: InputState::NotQueued,
             half_closed: false,
         });
         Ok(())
@@ -313,7 +313,7 @@ impl Connections {
         assert!(
             self.entries
                 .iter()
-                .all(|(slot, entry)| entry.input == InputState::Drained || ready.contains(&slot))
+                .all(|(slot, entry)| entry.input == InputState::NotQueued || ready.contains(&slot))
         );
         let dirty: BTreeSet<usize> = self.dirty.iter().copied().collect();
         assert!(self.entries.iter().all(|(slot, entry)| !entry.dirty || dirty.contains(&slot)));
@@ -455,13 +455,13 @@ impl Outbox for Connections {
         self.with_session(conn.slot(), |session, shared| session.close(end, shared));
     }
 
-    fn registered(&mut self, conn: Conn, room: &str, id: &str) {
+    fn record_registration(&mut self, conn: Conn, room: &str, id: &str) {
         let entry = &mut self.entries[conn.slot()];
         entry.session.on_registered();
         debug!("connection {} from {} registered: room {room:?}, id {id:?}", conn.number(), entry.address);
     }
 
-    fn disconnected(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>) {
+    fn record_departure(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>) {
         self.record_departure(conn.slot(), protocol, member);
     }
 }

@@ -63,7 +63,7 @@ impl Server {
                 Err(response) => return Decision::Respond(response),
             }
         }
-        self.policy(listener).decide(&request, |target| self.admission(slot, target))
+        self.policy(listener).decide(&request, |target| self.check_limits(slot, target))
     }
 
     fn policy(&self, listener: ListenerKind) -> Policy<'_> {
@@ -72,9 +72,9 @@ impl Server {
     }
 
     /// Returns whether the limits allow another WebSocket for this target.
-    fn admission(&self, slot: usize, target: Option<&Target>) -> LimitCheck {
+    fn check_limits(&self, slot: usize, target: Option<&Target>) -> LimitCheck {
         let is_known = |target: &Target| self.dispatcher.room_exists(target);
-        let has_room = |target: &Target| self.dispatcher.has_capacity(target);
+        let has_capacity = |target: &Target| self.dispatcher.has_capacity(target);
         let address = self.connections.entries[slot].address;
         if self.connections.is_draining && !target.is_some_and(is_known) {
             LimitCheck::Draining
@@ -82,7 +82,7 @@ impl Server {
             LimitCheck::ServerFull
         } else if self.connections.per_ip.excess(address) > 0 {
             LimitCheck::AddressFull
-        } else if !target.is_none_or(has_room) {
+        } else if !target.is_none_or(has_capacity) {
             LimitCheck::RoomFull
         } else {
             LimitCheck::Allowed

@@ -41,9 +41,9 @@ const CONTROL_BIT: u8 = 0x8;
 const MASK_BIT: u8 = 0x80;
 
 /// The largest payload of a control frame in bytes (RFC 6455 section 5.5).
-const CONTROL_BYTES_MAX: usize = 125;
+const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 /// The longest control frame of a client in bytes: two bytes, the mask and the payload. No header is longer.
-pub const CONTROL_FRAME_BYTES_MAX: usize = 6 + CONTROL_BYTES_MAX;
+pub const CONTROL_FRAME_BYTES_MAX: usize = 6 + CONTROL_PAYLOAD_BYTES_MAX;
 
 /// Represents the header of a client frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,8 @@ impl Header {
         let is_control = opcode & CONTROL_BIT != 0;
         let is_masked = second & MASK_BIT != 0;
         let short_len = usize::from(second & !MASK_BIT);
-        if !is_valid_first_byte(first) || !is_masked || (is_control && short_len > CONTROL_BYTES_MAX) {
+        if !is_valid_first_byte(first) || !is_masked || (is_control && short_len > CONTROL_PAYLOAD_BYTES_MAX)
+        {
             return Err(FrameError::Protocol);
         }
         // The extended length must not be used for a payload that fits a shorter form.

@@ -157,7 +157,8 @@ impl<S: Stream> Session<S> {
     }
 }
 
-/// Represents input that was taken from the scratch.
+/// Represents input that was taken from the scratch. [`Inbound::take`] yields `Control`; [`Session::take_frame`] handles Close
+/// frames and pongs, and yields `Ping` instead.
 pub(super) enum Taken {
     /// A complete, unmasked message; `payload` is its range in the bytes of the scratch.
     MessageInPlace { payload: Range<usize>, is_text: bool },

@@ -1,7 +1,7 @@
 //! Queues the output of one connection and writes it.
 //!
-//! Messages are sent in the order in which they were queued. Forwarded messages may fill the queue up to its limit; the
-//! server's own messages have a reserve beyond it. While the send buffer of the kernel is full, pings and pongs (RFC 6455
+//! Messages are sent in the order in which they were queued. Forwarded messages may fill the queue up to its limit;
+//! messages that the server sends (replies, notices, and offers and candidates that a room delivers) have a reserve beyond it. While the send buffer of the kernel is full, pings and pongs (RFC 6455
 //! section 5.5) are queued separately and are sent at the next frame boundary, ahead of the messages: a ping behind a full
 //! queue would prove nothing about the peer. At other times they are appended to the messages. A Close frame is always
 //! appended.
@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use super::buffers::{Buffers, SharedState};
 use super::{CloseReason, Session, Stream, frame};
-use crate::limits::{ALWAYS_HELD_BYTES, CONTROL_BYTES_MAX, QUEUE_BYTES_RESERVE, STALL_TIME_MAX};
+use crate::limits::{ALWAYS_HELD_BYTES, CONTROL_QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE, STALL_TIME_MAX};
 
 impl<S: Stream> Session<S> {
-    /// Returns whether the queue has room to forward all of these messages.
+    /// Returns whether the queue has space to forward all of these messages.
     ///
-    /// A session that is no longer open accepts messages and discards them.
+    /// If not, the rejection is recorded: a peer whose queue rejects messages is closed when it makes no progress for
+    /// [`STALL_TIME_MAX`]. A session that is no longer open accepts messages and discards them.
     pub fn can_queue(&mut self, texts: &[String], shared: &SharedState) -> bool {
         if !self.is_open() {
             return true;
@@ -50,9 +51,9 @@ impl<S: Stream> Session<S> {
 
     /// Queues a binary message of the server itself.
     ///
-    /// The message may use the reserve of the queue and, if the peer has recently taken bytes, as much again as
-    /// [`Config::queue_bytes_burst_max`](crate::config::Config::queue_bytes_burst_max) and one message. A peer that would miss
-    /// a message is disconnected.
+    /// The message may use the reserve of the queue. While the peer takes bytes, a message is also accepted if at most
+    /// [`Config::queue_bytes_burst_max`](crate::config::Config::queue_bytes_burst_max) beyond the reserve is queued before it.
+    /// A peer that would miss a message is disconnected.
     pub fn send_binary(&mut self, bytes: &[u8], shared: &mut SharedState) {
         self.send_frame(frame::BINARY, bytes, shared);
     }
@@ -70,8 +71,8 @@ impl<S: Stream> Session<S> {
         }
         let max = shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE;
         let fits_queue = queued + bytes <= max;
-        let owed_max = max + shared.config.queue_bytes_burst_max();
-        let may_exceed_reserve = queued <= owed_max && self.is_making_progress(shared.now);
+        let burst_max = max + shared.config.queue_bytes_burst_max();
+        let may_exceed_reserve = queued <= burst_max && self.is_making_progress(shared.now);
         if !fits_queue && !may_exceed_reserve {
             self.record_rejection();
             self.close(CloseReason::Slow, shared);
@@ -228,12 +229,12 @@ impl Queue {
 
     /// Appends a control frame, which is always allowed.
     ///
-    /// It may exceed the memory limit, so that a large vector must not double for it.
+    /// It may exceed the memory limit, so a large vector grows by a fixed step instead of doubling.
     fn push_control(&mut self, opcode: u8, payload: &[u8], now: Duration) {
         let bytes = frame::encoded_len(payload.len());
-        if self.bytes.capacity() >= CONTROL_BYTES_MAX && self.spare_bytes() < bytes {
+        if self.bytes.capacity() >= CONTROL_QUEUE_BYTES_MAX && self.spare_bytes() < bytes {
             // More than one frame needs, so that many of them do not move the vector each time.
-            self.bytes.reserve_exact(CONTROL_BYTES_MAX);
+            self.bytes.reserve_exact(CONTROL_QUEUE_BYTES_MAX);
         }
         self.push(opcode, payload, now);
     }
@@ -270,9 +271,9 @@ impl Queue {
         let can_queue = if self.is_blocked {
             // It would overtake a pong that was queued between messages before the stream blocked.
             let is_pong_unsent = self.sent < self.pong_end;
-            !is_pong_unsent && self.control.len() + bytes <= CONTROL_BYTES_MAX
+            !is_pong_unsent && self.control.len() + bytes <= CONTROL_QUEUE_BYTES_MAX
         } else {
-            self.message_bytes() + bytes <= queue_max + CONTROL_BYTES_MAX
+            self.message_bytes() + bytes <= queue_max + CONTROL_QUEUE_BYTES_MAX
         };
         if !can_queue {
             return;
@@ -431,7 +432,7 @@ mod tests {
             queue.answer_ping(vec![b'p'; 125], usize::MAX / 2, NOW);
         }
         queue.push_close(&[3, 232], NOW);
-        assert!(queue.capacity() <= queue.message_bytes() + CONTROL_BYTES_MAX);
+        assert!(queue.capacity() <= queue.message_bytes() + CONTROL_QUEUE_BYTES_MAX);
     }
 
     #[test]
@@ -518,7 +519,7 @@ mod tests {
         for i in 0..10_000_u32 {
             queue.answer_ping(i.to_be_bytes().to_vec(), 1000, NOW);
         }
-        assert!(queue.control.len() <= CONTROL_BYTES_MAX);
+        assert!(queue.control.len() <= CONTROL_QUEUE_BYTES_MAX);
         stream.room = usize::MAX;
         queue.write(&mut stream, 1000, NOW).unwrap();
         assert!(stream.accepted.ends_with(&frames(&[(frame::PONG, &9999_u32.to_be_bytes())])));

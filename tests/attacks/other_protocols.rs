@@ -7,7 +7,7 @@ use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, KIB, LoadedServer, MIB};
 use crate::common::pipe::{TEXT, frame};
 use crate::common::transcript::Received;
-use noroshi::limits::QUEUE_BYTES_MAX;
+use noroshi::limits::QUEUE_BYTES_MAX_FLOOR;
 use serde_json::{Value, json};
 
 const BOTH: &str = "--ayame --matchbox";
@@ -60,7 +60,7 @@ fn stalled_reader_blocks_no_other_client() {
     }
     assert_eq!(talker.receive_json(), json!({"PeerLeft": stalled_id}));
     drop((rooms, stalled, talker));
-    loaded.finish(BASELINE_BYTES + 110 * 2 * (QUEUE_BYTES_MAX + 64 * KIB));
+    loaded.finish(BASELINE_BYTES + 110 * 2 * (QUEUE_BYTES_MAX_FLOOR + 64 * KIB));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::common::client::Client;
 use crate::common::loaded_server::{BASELINE_BYTES, LoadedServer};
 use crate::common::pipe::{PING, PONG, TEXT, frame};
-use noroshi::limits::{QUEUE_BYTES_MAX, RATE_VIOLATION_TIME_MAX};
+use noroshi::limits::{QUEUE_BYTES_MAX_FLOOR, RATE_VIOLATION_TIME_MAX};
 
 /// Returns continuous input: a name, the first bytes and the repeated bytes.
 fn floods() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
@@ -55,5 +55,5 @@ fn continuous_senders_are_closed_after_five_seconds() {
         "what is too much is counted"
     );
     loaded.wait_for_metric("connections", 2);
-    loaded.finish(BASELINE_BYTES + 6 * QUEUE_BYTES_MAX);
+    loaded.finish(BASELINE_BYTES + 6 * QUEUE_BYTES_MAX_FLOOR);
 }

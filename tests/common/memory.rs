@@ -129,11 +129,11 @@ impl Outbox for Recorder {
         self.effects.push_back(Recorded::Close(conn, why));
     }
 
-    fn registered(&mut self, conn: Conn, _: &str, _: &str) {
+    fn record_registration(&mut self, conn: Conn, _: &str, _: &str) {
         self.effects.push_back(Recorded::Registered(conn));
     }
 
-    fn disconnected(&mut self, conn: Conn, _: &'static Descriptor, _: &Member<'_>) {
+    fn record_departure(&mut self, conn: Conn, _: &'static Descriptor, _: &Member<'_>) {
         self.effects.push_back(Recorded::Left(conn));
     }
 }

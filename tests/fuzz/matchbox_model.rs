@@ -80,7 +80,7 @@ impl Rules for Model {
         self.context.emit(conn, Output::Text(format!(r#"{{"IdAssigned":"{id}"}}"#)));
         // Connecting costs one credit, and the notices to the others.
         let others = self.groups[&number].members.len();
-        let _ = self.context.pay(conn, 1 + credits_for_deliveries(others, 100), 1);
+        let _ = self.context.pay(conn, credits_for_deliveries(others, 100), 0);
         self.notify_group(number, &format!(r#"{{"NewPeer":"{id}"}}"#));
         let group = self.groups.get_mut(&number).expect("the group exists");
         group.members.push(conn);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
 use noroshi::limits::{
-    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX, HEAD_TIME_MAX, LINGER_BYTES_MAX,
+    BASE_BYTES, CODEC_BYTES, CONNECTION_BYTES, CONTROL_QUEUE_BYTES_MAX, HEAD_TIME_MAX, LINGER_BYTES_MAX,
     QUEUE_BYTES_RESERVE, READ_BYTES_MAX, SPARE_BYTES_MAX,
 };
 use noroshi::message::Message;
@@ -178,7 +178,7 @@ impl World {
             let config = &self.context.shared.config;
             let limit = config.queue_bytes_max() + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
             let queue = limit + (1 << 16);
-            let control = 4 * CONTROL_BYTES_MAX;
+            let control = 4 * CONTROL_QUEUE_BYTES_MAX;
             let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
             let bound = 2 * (CONNECTION_BYTES + 2 * queue + control + incoming);
             assert!(charged <= bound, "{charged} bytes are charged");

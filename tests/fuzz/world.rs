@@ -124,13 +124,13 @@ impl Outbox for RecordingOutbox {
         self.effects.push((conn, Output::Close(why)));
     }
 
-    fn registered(&mut self, conn: Conn, room: &str, id: &str) {
+    fn record_registration(&mut self, conn: Conn, room: &str, id: &str) {
         let before = self.names.insert(conn, id.to_owned());
         assert_eq!(before, None, "a connection is registered once");
         self.effects.push((conn, Output::Registered(room.to_owned())));
     }
 
-    fn disconnected(&mut self, conn: Conn, _: &'static Descriptor, member: &Member<'_>) {
+    fn record_departure(&mut self, conn: Conn, _: &'static Descriptor, member: &Member<'_>) {
         let id = member.id.as_deref().map(str::to_owned);
         self.effects.push((conn, Output::Left(member.room.to_owned(), id)));
     }

@@ -45,8 +45,9 @@ impl Noroshi {
 
     /// Connects idle peers in this order.
     ///
-    /// Each one is sent the current offer, or is inserted into the queue with `push`. A peer that is behind with reading is
-    /// queued, so that other peers cannot fill its queue with offers.
+    /// Each one is sent the current offer, or is inserted into the queue of the room with `push`. A peer whose outbound queue is
+    /// congested waits in the queue of the room, so that it does not receive every new offer; [`Noroshi::advance`] sends it an
+    /// offer that no other peer holds.
     fn deliver_or_enqueue(
         &mut self,
         room: u32,
@@ -80,8 +81,8 @@ impl Noroshi {
         let index = self.peer(slot).room as usize;
         let room = &mut self.rooms[index];
         self.list_nodes.remove(&mut room.queue, slot);
-        // The deadline starts again, even if holders of the leaver's offer fill the empty queue before
-        // `advance`.
+        // The leaver may still have holders of an older offer. `retract_offer` puts them into this queue, so that
+        // `update_deadline` would not see that it was empty.
         room.has_progressed |= room.queue.is_empty();
     }
 
@@ -390,7 +391,7 @@ impl Noroshi {
     /// Handles `candidateAdd`: forwards, stores or discards the candidates.
     ///
     /// # Errors
-    /// The target is unknown, the receiver's queue is full, or the candidates exceed what is stored.
+    /// The target is unknown, the receiver's queue is full, the candidates exceed what may be stored, or a target is required.
     pub(super) fn handle_candidates(
         &mut self,
         slot: Slot,

@@ -4,7 +4,7 @@ use super::{check_budget, status};
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
-use noroshi::limits::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, CONTROL_BYTES_MAX};
+use noroshi::limits::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, CONTROL_QUEUE_BYTES_MAX};
 use noroshi::session::CloseReason;
 
 fn with_memory(bytes: usize) -> TestSession {
@@ -75,7 +75,7 @@ fn queue_growth_for_a_close_frame_is_charged() {
     let used = test.shared.budget.used();
     // The full queue does not double its capacity for the Close frame.
     test.session.close(CloseReason::GoingAway, &mut test.shared);
-    assert_eq!(test.shared.budget.used(), used + CONTROL_BYTES_MAX);
+    assert_eq!(test.shared.budget.used(), used + CONTROL_QUEUE_BYTES_MAX);
     check_budget(test, "");
 }
 

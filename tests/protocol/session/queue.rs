@@ -3,7 +3,7 @@
 use super::open_session;
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
 use noroshi::config::Config;
-use noroshi::limits::{QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE};
+use noroshi::limits::{QUEUE_BYTES_MAX_FLOOR, QUEUE_BYTES_RESERVE};
 use noroshi::message::Message;
 use noroshi::protocols::noroshi::message::ServerMessage;
 use noroshi::session::{CloseReason, Event, ReadOutcome};
@@ -25,7 +25,7 @@ fn fill_queue(test: &mut TestSession) -> usize {
 fn forwarded_messages_leave_a_reserve_for_the_server() {
     let mut test = open_session();
     let mut queued = fill_queue(&mut test);
-    assert_eq!(queued, QUEUE_BYTES_MAX / 1004);
+    assert_eq!(queued, QUEUE_BYTES_MAX_FLOOR / 1004);
     assert!(test.session.is_open());
     // A slow reader is not closed: each byte that it reads buys ten seconds.
     for _ in 0..10 {
@@ -39,7 +39,7 @@ fn forwarded_messages_leave_a_reserve_for_the_server() {
     // The reserve is for the server's own messages. A peer that reads bytes may be sent as much again as a burst of one
     // sender can cause, and one message more.
     let config = &test.shared.config;
-    let max = QUEUE_BYTES_MAX + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
+    let max = QUEUE_BYTES_MAX_FLOOR + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
     while test.session.is_open() {
         test.session.send("y".repeat(1000), &mut test.shared);
         queued += usize::from(test.session.is_open());
@@ -219,7 +219,7 @@ fn dropped_pongs_use_no_memory() {
         test.feed(&frame(PING, &[7; 125]));
     }
     assert!(test.shared.budget.used() - before < 8 * 1024);
-    assert!(test.session.can_queue(&["x".repeat(QUEUE_BYTES_MAX - 200)], &test.shared));
+    assert!(test.session.can_queue(&["x".repeat(QUEUE_BYTES_MAX_FLOOR - 200)], &test.shared));
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn message_larger_than_the_queue_is_sent_through_an_empty_queue() {
         test.session.on_registered();
         test.feed(partial_input);
         test.advance(11);
-        let bytes = QUEUE_BYTES_MAX + QUEUE_BYTES_RESERVE + 1;
+        let bytes = QUEUE_BYTES_MAX_FLOOR + QUEUE_BYTES_RESERVE + 1;
         test.session.send("x".repeat(bytes), &mut test.shared);
         assert!(test.session.is_open(), "{partial_input:?}");
         test.process();
