@@ -40,7 +40,7 @@ const PAGE_POLICY: &str = "default-src 'none'; \
 
 /// The Content-Security-Policy of the page that tests a deployment, which does not use the library.
 const CHECK_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-JHsJEzgSf6KQ9OahEhmixJ5xhLg3qvUDSTH6z9/yBzE='; \
+    script-src 'sha256-Im206rnfJTqz9vfEAritO5oYcAHxKchFBfrr9L1KNBM='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

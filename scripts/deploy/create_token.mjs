@@ -1,5 +1,6 @@
-// Prints a token, in Node: npm install jsonwebtoken
-// SECRET is a line of the file that --token-secret-file names.
+// Prints a token, in Node. Install the library in the directory of this file: npm install jsonwebtoken
+// SECRET is a line of the file that --token-secret-file names. If the file has one line:
+//     SECRET=$(sudo cat /etc/noroshi/token) node create_token.mjs
 import jwt from "jsonwebtoken";
 
 const claims = { room: "tea", sub: "alice" };

@@ -1,5 +1,7 @@
-# Prints a token, in Python: pip install PyJWT
-# SECRET is a line of the file that --token-secret-file names.
+# Prints a token, in Python. Install the library in the environment of this Python: pip install PyJWT
+# (Debian: apt install python3-jwt).
+# SECRET is a line of the file that --token-secret-file names. If the file has one line:
+#     SECRET=$(sudo cat /etc/noroshi/token) python3 create_token.py
 import os
 import time
 

@@ -58,7 +58,7 @@ const NGINX: Kind = Kind {
     ],
     file: "nginx.conf",
     arguments: "-p . -e stderr -c nginx.conf",
-    own_pages: ("location /", &[r"location ~ ^/(ws|ws/.*|noroshi\.js)$"]),
+    own_pages: ("location /", &[r"location ~ ^/(ws|ws/.*|noroshi\.js|check)$"]),
     local: "unix:/run/noroshi.sock",
     reload: |proxy| proxy.signal(Signal::SIGHUP),
     reload_ends: None,
@@ -76,7 +76,7 @@ const CADDY: Kind = Kind {
     arguments: "run --config Caddyfile",
     own_pages: (
         "reverse_proxy 127.0.0.1:8080",
-        &["@noroshi path /ws /ws/* /noroshi.js", "reverse_proxy @noroshi 127.0.0.1:8080"],
+        &["@noroshi path /ws /ws/* /noroshi.js /check", "reverse_proxy @noroshi 127.0.0.1:8080"],
     ),
     local: "unix//run/noroshi.sock",
     reload: |proxy| {
@@ -98,7 +98,7 @@ const HAPROXY: Kind = Kind {
     arguments: "-W -f haproxy.cfg",
     own_pages: (
         "default_backend noroshi",
-        &[r"use_backend noroshi if { path_reg ^/(ws|ws/.*|noroshi\.js)$ }"],
+        &[r"use_backend noroshi if { path_reg ^/(ws|ws/.*|noroshi\.js|check)$ }"],
     ),
     local: "unix@/run/noroshi.sock",
     reload: |proxy| proxy.signal(Signal::SIGUSR2),
@@ -285,6 +285,7 @@ fn test_forwarding_beside_pages(kind: &'static Kind) {
     let proxy = Proxy::start(kind, pings.address, &changes);
     assert!(!proxy.get("/").contains("noroshi"));
     assert!(proxy.get("/noroshi.js").ends_with(include_str!("../../src/web/noroshi.js")));
+    assert!(proxy.get("/check").ends_with(include_str!("../../src/web/check.html")));
     assert!(proxy.get("/ws").starts_with("HTTP/1.1 426 "));
 
     let mut client = proxy.peer("A", [127, 0, 0, 1], "");
@@ -412,7 +413,7 @@ fn deployment_with_nginx_turn_and_tokens_passes_the_check() {
     let proxy = Proxy::start(&NGINX, server.address, &[]);
 
     let mut token = std::process::Command::new(*NOROSHI);
-    let token = token.args(["token", "--ttl", "1h", "--secret-file"]).arg(folder.0.join("token")).output();
+    let token = token.args(["token", "--ttl", "12h", "--secret-file"]).arg(folder.0.join("token")).output();
     let token = String::from_utf8(token.unwrap().stdout).unwrap();
     let [mut browser] = Chromium::start();
     browser.ignore_certificate_errors();

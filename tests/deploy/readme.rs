@@ -169,7 +169,7 @@ fn named_flags_exist() {
         };
         for code in text.split('`').skip(1).step_by(2).filter(is_flag) {
             let flag = code.split([' ', '=', '[']).next().unwrap();
-            let is_of_token = ["--room", "--room-prefix"].contains(&flag);
+            let is_of_token = ["--room", "--room-prefix", "--id", "--ttl"].contains(&flag);
             assert!(names.contains(flag) || is_of_token, "{document}: {code}");
         }
     }

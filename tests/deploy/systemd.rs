@@ -161,7 +161,7 @@ fn units_are_valid_and_hardened() {
     std::fs::create_dir(&drop_ins).unwrap();
     let drop_in = deploy_file("noroshi-turn-tokens.conf");
     std::fs::write(
-        drop_ins.join("turn-tokens.conf"),
+        drop_ins.join("noroshi-turn-tokens.conf"),
         drop_in.replace("ExecStart=noroshi", &format!("ExecStart={}", *NOROSHI)),
     )
     .unwrap();
