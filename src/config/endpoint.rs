@@ -71,3 +71,40 @@ fn reserved_path<'a>(path: &str, endpoints: &[&'a Endpoint]) -> Option<&'a str> 
         path.strip_prefix(reserved).is_some_and(|below| below.is_empty() || below.starts_with('/'))
     })
 }
+
+#[cfg(test)]
+pub(super) mod examples {
+    //! Endpoints for the tests of flags and variables.
+
+    use super::Endpoint;
+
+    /// Protocols as `protocols` describes them.
+    pub const ENDPOINTS: &[&Endpoint] = &[&NOROSHI, &AYAME, &MATCHBOX];
+
+    pub static NOROSHI: Endpoint = Endpoint {
+        name: "noroshi",
+        title: "noroshi",
+        default_path: "/ws",
+        is_always_on: true,
+        has_rooms_below: true,
+        health_path: None,
+    };
+
+    pub static AYAME: Endpoint = Endpoint {
+        name: "ayame",
+        title: "Ayame",
+        default_path: "/signaling",
+        is_always_on: false,
+        has_rooms_below: false,
+        health_path: Some("/.ok"),
+    };
+
+    pub static MATCHBOX: Endpoint = Endpoint {
+        name: "matchbox",
+        title: "matchbox",
+        default_path: "/",
+        is_always_on: false,
+        has_rooms_below: true,
+        health_path: Some("/health"),
+    };
+}

@@ -159,21 +159,12 @@ fn is_in_args(flag: &str, args: &[OsString]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Command, Config, Endpoint, ListenAddress};
-
-    static AYAME: Endpoint = Endpoint {
-        name: "ayame",
-        title: "Ayame",
-        default_path: "/signaling",
-        is_always_on: false,
-        has_rooms_below: false,
-        health_path: Some("/.ok"),
-    };
-    const ENDPOINTS: &[&Endpoint] = &[&AYAME];
+    use super::super::endpoint::examples::{AYAME, ENDPOINTS};
+    use super::super::{Command, Config, ListenAddress};
 
     fn all_flags() -> Vec<&'static str> {
         let kinds = [&super::LIST_FLAGS[..], &super::SWITCH_FLAGS, &super::FILE_FLAGS, &super::VALUE_FLAGS];
-        [kinds.concat(), vec!["ayame"]].concat()
+        [kinds.concat(), vec!["ayame", "matchbox"]].concat()
     }
 
     /// Parses variables, separated by `;`, and a command line.

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::http::query::Query;
 use crate::http::token::{Claims, Secrets, TokenError};
 use crate::http::{
-    ALLOW, ListenerKind, Request, Response, TEXT, UnreadableAddress, origin, paths, render,
+    ALLOW, Headers, ListenerKind, Request, Response, TEXT, UnreadableAddress, origin, paths, render,
     switching_protocols,
 };
 use crate::limits::ORIGIN_LOGGED_MAX;
@@ -126,6 +126,24 @@ impl PendingResource {
         }
         render(200, resource.body.as_bytes(), &headers, self.head_only)
     }
+}
+
+/// Parses a complete request head that this listener received.
+///
+/// # Errors
+/// The response to a malformed head.
+pub fn parse_head<'a, 'h: 'a>(
+    head: &'h [u8],
+    headers: &'a mut Headers<'h>,
+    listener: ListenerKind,
+) -> Result<Request<'a>, Response> {
+    Request::parse(head, headers).map_err(|mut response| {
+        // The log and the metrics count rejected upgrades of the main listener only.
+        if listener != ListenerKind::Main {
+            response.reject_reason = None;
+        }
+        response
+    })
 }
 
 /// The state of the server on which decisions depend, besides the limits.

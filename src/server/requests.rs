@@ -4,9 +4,9 @@
 //! accepts the connection as a WebSocket or responds.
 
 use super::Server;
-use super::admission::{Decision, LimitCheck, Policy};
+use super::admission::{self, Decision, LimitCheck, Policy};
 use super::connections::Connections;
-use crate::http::{self, ListenerKind, NO_HEADERS, Request, Response};
+use crate::http::{self, ListenerKind, NO_HEADERS, Response};
 use crate::limits::ALWAYS_HELD_BYTES;
 use crate::protocol::Target;
 
@@ -47,14 +47,9 @@ impl Server {
         let entry = &self.connections.entries[slot];
         let (listener, peer) = (entry.listener, entry.address);
         let mut headers = NO_HEADERS;
-        let request = match Request::parse(head, &mut headers) {
+        let request = match admission::parse_head(head, &mut headers, listener) {
             Ok(request) => request,
-            Err(mut response) => {
-                if listener == ListenerKind::Operator {
-                    response.reject_reason = None;
-                }
-                return Decision::Respond(response);
-            }
+            Err(response) => return Decision::Respond(response),
         };
         if listener == ListenerKind::Main && self.connections.shared.config.is_trusted_proxy(peer) {
             match self.policy(listener).reported_address(&request) {

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use noroshi::config::Config;
-use noroshi::http::{ListenerKind, NO_HEADERS, Request};
+use noroshi::http::{ListenerKind, NO_HEADERS};
 use noroshi::protocol::Target;
 use noroshi::protocols::{self, Dispatcher};
-use noroshi::server::admission::{Decision, LimitCheck, Policy};
+use noroshi::server::admission::{self, Decision, LimitCheck, Policy};
 
 /// Returns the answer to a complete head. `admission` gets the client address that a trusted proxy reports, and what the
 /// request is for.
@@ -21,14 +21,9 @@ pub fn answer(
     admission: impl FnOnce(Option<IpAddr>, Option<&Target>) -> LimitCheck,
 ) -> Decision {
     let mut headers = NO_HEADERS;
-    let request = match Request::parse(head, &mut headers) {
+    let request = match admission::parse_head(head, &mut headers, listener) {
         Ok(request) => request,
-        Err(mut response) => {
-            if listener == ListenerKind::Operator {
-                response.reject_reason = None;
-            }
-            return Decision::Respond(response);
-        }
+        Err(response) => return Decision::Respond(response),
     };
     let dispatcher = Dispatcher::new(protocols::ALL, config, &RandomState::new());
     let policy = Policy { listener, config, dispatcher: &dispatcher, unix_time: wall };

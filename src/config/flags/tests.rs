@@ -4,37 +4,8 @@ use log::LevelFilter;
 
 use super::super::{ListenAddress, Secret, Size};
 use super::*;
+use crate::config::endpoint::examples::{AYAME, ENDPOINTS, MATCHBOX};
 use crate::http::address::Network;
-
-/// Protocols as `protocols` describes them.
-const ENDPOINTS: &[&Endpoint] = &[&NOROSHI, &AYAME, &MATCHBOX];
-
-static NOROSHI: Endpoint = Endpoint {
-    name: "noroshi",
-    title: "noroshi",
-    default_path: "/ws",
-    is_always_on: true,
-    has_rooms_below: true,
-    health_path: None,
-};
-
-static AYAME: Endpoint = Endpoint {
-    name: "ayame",
-    title: "Ayame",
-    default_path: "/signaling",
-    is_always_on: false,
-    has_rooms_below: false,
-    health_path: Some("/.ok"),
-};
-
-static MATCHBOX: Endpoint = Endpoint {
-    name: "matchbox",
-    title: "matchbox",
-    default_path: "/",
-    is_always_on: false,
-    has_rooms_below: true,
-    health_path: Some("/health"),
-};
 
 fn parse(line: &str) -> Result<Command, String> {
     Config::parse(ENDPOINTS, line.split_whitespace().map(OsString::from))
