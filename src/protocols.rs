@@ -12,6 +12,7 @@ pub mod matchbox;
 pub mod noroshi;
 pub mod uuid;
 
+use std::cmp::Reverse;
 use std::hash::RandomState;
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub fn endpoints(descriptors: &[&'static Descriptor]) -> Vec<&'static Endpoint> 
 /// Delivers events to protocols.
 pub struct Dispatcher {
     mounts: Vec<Mount>,
+    /// The indices of `mounts`, those with the longest paths first: the order in which paths are matched.
+    by_path_length: Vec<usize>,
     /// The index in `mounts` of the protocol of each connection, by slot.
     mount_indices: Vec<u8>,
     connection_states: ConnectionStates,
@@ -79,8 +82,10 @@ impl Dispatcher {
             }
         }
         assert!(mounts.len() <= usize::from(u8::MAX), "the index of a protocol fits one byte");
+        let mut by_path_length: Vec<usize> = (0..mounts.len()).collect();
+        by_path_length.sort_by_key(|index| Reverse(mounts[*index].path.len()));
         let connection_states = ConnectionStates::new(config.rate_max);
-        Dispatcher { mounts, mount_indices: Vec::new(), connection_states }
+        Dispatcher { mounts, by_path_length, mount_indices: Vec::new(), connection_states }
     }
 
     // ---- Routes ----
@@ -90,14 +95,9 @@ impl Dispatcher {
     /// If the paths of several protocols match, the longest one comes first, so that rooms at the top level hide no other
     /// protocol.
     pub fn destination(&self, path: &str, query: &Query) -> Option<Destination> {
-        let mut matches: Vec<(&Mount, Option<&str>)> = Vec::new();
-        for mount in &self.mounts {
-            if let Some(below) = path_below(&mount.path, path) {
-                matches.push((mount, below));
-            }
-        }
-        matches.sort_by_key(|(mount, _)| std::cmp::Reverse(mount.path.len()));
-        for (mount, below) in matches {
+        for index in &self.by_path_length {
+            let mount = &self.mounts[*index];
+            let Some(below) = path_below(&mount.path, path) else { continue };
             let protocol = mount.descriptor;
             match (protocol.route)(below, query) {
                 Route::Room(room) => {
