@@ -1,10 +1,10 @@
 //! Queues the output of one connection and writes it.
 //!
 //! Messages are sent in the order in which they were queued. Forwarded messages may fill the queue up to its limit;
-//! messages that the server sends (replies, notices, and offers and candidates that a room delivers) have a reserve beyond it. While the send buffer of the kernel is full, pings and pongs (RFC 6455
-//! section 5.5) are queued separately and are sent at the next frame boundary, ahead of the messages: a ping behind a full
-//! queue would prove nothing about the peer. At other times they are appended to the messages. A Close frame is always
-//! appended.
+//! messages that the server sends (replies, notices, and offers and candidates that a room delivers) have a reserve beyond
+//! it. While the send buffer of the kernel is full, pings and pongs (RFC 6455 section 5.5) are queued separately and are
+//! sent at the next frame boundary, ahead of the messages: a ping behind a full queue would prove nothing about the peer.
+//! At other times they are appended to the messages. A Close frame is always appended.
 
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
@@ -224,7 +224,40 @@ impl Queue {
         if self.is_empty() {
             self.last_progress = now;
         }
+        self.reserve(frame::encoded_len(payload.len()));
         frame::encode(&mut self.bytes, opcode, payload);
+    }
+
+    /// Makes room for further bytes.
+    ///
+    /// The capacity is never more than twice the unsent bytes of the fullest moment, or the bytes of one frame: limits and
+    /// estimates of memory count on it.
+    #[inline]
+    fn reserve(&mut self, bytes: usize) {
+        if self.spare_bytes() < bytes {
+            self.grow(bytes);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, bytes: usize) {
+        // Moving the rest pays off only if it frees enough, so that the total cost of all moves is linear.
+        let is_much_sent = self.sent >= self.bytes.len() / 4;
+        self.discard_sent();
+        if is_much_sent && self.spare_bytes() >= bytes {
+            return;
+        }
+        let needed = self.bytes.len() + bytes;
+        let capacity = (2 * self.bytes.capacity()).clamp(needed, 2 * needed);
+        self.bytes.reserve_exact(capacity - self.bytes.len());
+    }
+
+    /// Moves the unsent bytes to the front.
+    fn discard_sent(&mut self) {
+        self.bytes.drain(..self.sent);
+        self.frame_end -= self.sent;
+        self.pong_end = self.pong_end.saturating_sub(self.sent);
+        self.sent = 0;
     }
 
     /// Appends a control frame, which is always allowed.
@@ -377,10 +410,7 @@ impl Queue {
         }
         // The rest is moved only when it is the smaller half, so that the total cost of all moves is linear.
         if self.sent > self.bytes.len() / 2 {
-            self.bytes.drain(..self.sent);
-            self.frame_end -= self.sent;
-            self.pong_end = self.pong_end.saturating_sub(self.sent);
-            self.sent = 0;
+            self.discard_sent();
         }
     }
 }
@@ -433,6 +463,27 @@ mod tests {
         }
         queue.push_close(&[3, 232], NOW);
         assert!(queue.capacity() <= queue.message_bytes() + CONTROL_QUEUE_BYTES_MAX);
+    }
+
+    #[test]
+    fn capacity_is_at_most_twice_the_largest_number_of_unsent_bytes() {
+        for written in [1, 10, 100, 1000, 2000, 3000] {
+            let mut queue = Queue::default();
+            let mut stream = LimitedStream::default();
+            let mut unsent_max = 0;
+            let mut growths = 0;
+            for step in 0..5000 {
+                let before = queue.capacity();
+                queue.push(frame::TEXT, &vec![b'x'; 900 + step % 300], NOW);
+                growths += usize::from(queue.capacity() > before);
+                unsent_max = unsent_max.max(queue.message_bytes());
+                assert!(queue.capacity() <= 2 * unsent_max, "{} bytes for {unsent_max}", queue.capacity());
+                stream.room = written;
+                queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+                stream.accepted.clear();
+            }
+            assert!(growths < 40, "{growths} growths");
+        }
     }
 
     #[test]
