@@ -1,0 +1,167 @@
+/**
+ * Media that a room shares with its peers.
+ *
+ * A shared track has one transceiver in each connection. A transceiver whose track is no longer shared is used again for
+ * the next track of its kind, because a session description keeps every transceiver for ever.
+ */
+
+/**
+ * A track that is shared, and the streams that it belongs to. The track may be replaced.
+ *
+ * @typedef {{ track: MediaStreamTrack, streams: MediaStream[] }} SharedTrack
+ */
+
+/**
+ * What `room.share` returns.
+ */
+export class Share {
+  /** @type {SharedTrack[]} */
+  #sharedTracks;
+  #onReplaced;
+  #onStopped;
+
+  /**
+   * @param {SharedTrack[]} sharedTracks
+   * @param {(sharedTrack: SharedTrack) => void} onReplaced
+   * @param {() => void} onStopped
+   * @internal
+   */
+  constructor(sharedTracks, onReplaced, onStopped) {
+    this.#sharedTracks = sharedTracks;
+    this.#onReplaced = onReplaced;
+    this.#onStopped = onStopped;
+  }
+
+  /** The tracks that are shared now. @type {MediaStreamTrack[]} */
+  get tracks() {
+    return this.#sharedTracks.map(({ track }) => track);
+  }
+
+  /**
+   * Replaces the shared track of the same kind, without a negotiation: for example another camera.
+   *
+   * @param {MediaStreamTrack} track
+   */
+  replace(track) {
+    const sharedTrack = this.#sharedTracks.find((shared) => shared.track.kind === track.kind);
+    if (!sharedTrack) {
+      throw new TypeError(`no track of the kind ${track.kind} is shared here`);
+    }
+    sharedTrack.track = track;
+    this.#onReplaced(sharedTrack);
+  }
+
+  /** Ends the sharing. The tracks themselves, and so the camera, go on until `track.stop()`. */
+  stop() {
+    this.#onStopped();
+  }
+}
+
+/**
+ * All shares of a room.
+ */
+export class Shares {
+  /** The shared tracks of each share, and the peers that they are for: everybody if undefined.
+   *  @type {Map<Share, { sharedTracks: SharedTrack[], receivers: Set<object> | undefined }>} */
+  #entries = new Map();
+
+  /**
+   * @param {MediaStream | MediaStreamTrack} source
+   * @param {Set<object> | undefined} receivers
+   * @param {{ onChanged: () => void, onReplaced: (sharedTrack: SharedTrack) => void }} events
+   */
+  add(source, receivers, { onChanged, onReplaced }) {
+    const isStream = "getTracks" in source;
+    const tracks = isStream ? source.getTracks() : [source];
+    const streams = isStream ? [source] : [new MediaStream([source])];
+    const sharedTracks = tracks.map((track) => ({ track, streams }));
+    const share = new Share(sharedTracks, onReplaced, () => {
+      if (this.#entries.delete(share)) {
+        onChanged();
+      }
+    });
+    this.#entries.set(share, { sharedTracks, receivers });
+    onChanged();
+    return share;
+  }
+
+  clear() {
+    this.#entries.clear();
+  }
+
+  /** Returns the tracks for a peer. @param {object} peer @returns {SharedTrack[]} */
+  tracksFor(peer) {
+    const entries = [...this.#entries.values()];
+    const ofPeer = entries.filter(({ receivers }) => !receivers || receivers.has(peer));
+    return ofPeer.flatMap(({ sharedTracks }) => sharedTracks);
+  }
+}
+
+/**
+ * The transceivers of the shared tracks in one connection.
+ */
+export class Senders {
+  #pc;
+  /** @type {Map<SharedTrack, RTCRtpTransceiver>} */
+  #transceivers = new Map();
+
+  /** @param {RTCPeerConnection} pc */
+  constructor(pc) {
+    this.#pc = pc;
+  }
+
+  /**
+   * Sends these tracks and no others. The browser reports whether that needs a negotiation.
+   *
+   * @param {SharedTrack[]} sharedTracks
+   */
+  async update(sharedTracks) {
+    for (const [sharedTrack, transceiver] of this.#transceivers) {
+      if (!sharedTracks.includes(sharedTrack)) {
+        this.#transceivers.delete(sharedTrack);
+        await this.#release(transceiver);
+      }
+    }
+    for (const sharedTrack of sharedTracks) {
+      if (!this.#transceivers.has(sharedTrack)) {
+        const transceiver = await this.#acquire(sharedTrack);
+        this.#transceivers.set(sharedTrack, transceiver);
+      }
+    }
+  }
+
+  /** @param {SharedTrack} sharedTrack its track was replaced */
+  async replace(sharedTrack) {
+    await this.#transceivers.get(sharedTrack)?.sender.replaceTrack(sharedTrack.track);
+  }
+
+  /** @param {RTCRtpTransceiver} transceiver */
+  async #release(transceiver) {
+    await transceiver.sender.replaceTrack(null);
+    setSending(transceiver, false);
+  }
+
+  /** @param {SharedTrack} sharedTrack */
+  async #acquire({ track, streams }) {
+    const free = this.#pc.getTransceivers().find((transceiver) => this.#isFree(transceiver, track.kind));
+    if (!free) {
+      return this.#pc.addTransceiver(track, { direction: "sendrecv", streams });
+    }
+    await free.sender.replaceTrack(track);
+    free.sender.setStreams?.(...streams);
+    setSending(free, true);
+    return free;
+  }
+
+  /** @param {RTCRtpTransceiver} transceiver @param {string} kind */
+  #isFree(transceiver, kind) {
+    const isOfKind = transceiver.receiver.track.kind === kind;
+    const isUnused = transceiver.sender.track === null && transceiver.direction !== "stopped";
+    return isOfKind && isUnused && ![...this.#transceivers.values()].includes(transceiver);
+  }
+}
+
+/** @param {RTCRtpTransceiver} transceiver @param {boolean} isSending */
+function setSending(transceiver, isSending) {
+  transceiver.direction = isSending ? "sendrecv" : "recvonly";
+}

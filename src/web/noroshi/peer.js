@@ -1,0 +1,157 @@
+/**
+ * Another peer of the room, as the application sees it. It lives as long as the person: its connection may be begun anew.
+ */
+
+/**
+ * @typedef {import("./transfer.js").Json} Json
+ * @typedef {import("./transfer.js").Data} Data
+ * @typedef {import("./transfer.js").WriteOptions} WriteOptions
+ * @typedef {import("./peer_session.js").PeerState} PeerState
+ * @typedef {import("./peer_session.js").PeerSession} PeerSession
+ *
+ * How the connection to a peer works at the moment.
+ *
+ * @typedef {object} PeerStats
+ * @property {"direct" | "relay" | undefined} route through a TURN server or not; undefined while not connected
+ * @property {string | undefined} local the type of our candidate: `host`, `srflx`, `prflx` or `relay`
+ * @property {string | undefined} remote the type of the peer's candidate
+ * @property {number | undefined} rtt the round-trip time in milliseconds
+ * @property {number} sent bytes
+ * @property {number} received bytes
+ */
+
+export class Peer {
+  /** @type {PeerSession} */
+  #session;
+
+  /**
+   * @param {PeerSession} session
+   * @internal
+   */
+  constructor(session) {
+    this.#session = session;
+  }
+
+  get id() {
+    return this.#session.id;
+  }
+
+  /** What the peer has given as `data`. It is there before `open`. @type {Json | undefined} */
+  get data() {
+    return this.#session.data;
+  }
+
+  /**
+   * - `connecting`: for the first time
+   * - `connected`
+   * - `interrupted`: it was connected, and is connected to again
+   * - `failed`: attempts to connect have failed; further ones follow
+   * - `closed`: the peer is gone
+   *
+   * @type {PeerState}
+   */
+  get state() {
+    return this.#session.state;
+  }
+
+  /** Whether messages can be sent to it. If the connection is interrupted, they arrive when it continues. */
+  get alive() {
+    return this.#session.isAlive;
+  }
+
+  /** Whether the server no longer sees the peer, and only the direct connection is left. */
+  get away() {
+    return this.#session.isAway;
+  }
+
+  /** The present connection. Another one replaces it when the peer is connected to anew. */
+  get pc() {
+    return this.#session.connection.pc;
+  }
+
+  /** Bytes that wait to be sent. At 16 MB, browsers close the channel: await `drained()` before. */
+  get bufferedAmount() {
+    return this.#session.connection.messages.bufferedAmount;
+  }
+
+  /** The largest message of `send` in bytes: 64 KiB or more, as both browsers support. */
+  get maxMessageSize() {
+    return this.#session.transfer.maxMessageSize;
+  }
+
+  /**
+   * Sends one message, in order and reliably.
+   *
+   * @param {Data} data a string, an ArrayBuffer, a view of one, or another JSON value
+   * @throws {import("./errors.js").NoroshiError} `not_open` before `open`, `too_big` above `maxMessageSize`
+   */
+  send(data) {
+    this.#session.transfer.send(data);
+  }
+
+  /**
+   * Sends one message that may be lost or overtaken by others: for positions in a game, for example.
+   *
+   * @param {string | ArrayBuffer | ArrayBufferView} data at most 16 KiB
+   * @returns {boolean} false if it was not sent, because the channel is not open or congested
+   */
+  sendUnreliable(data) {
+    return this.#session.transfer.sendUnreliable(data);
+  }
+
+  /**
+   * Sends a message of any size, in pieces, as fast as the connection takes them. Other messages may arrive before it.
+   *
+   * @param {Data | Blob} data also a Blob or a File, which arrives as one
+   * @param {WriteOptions} [options]
+   * @returns {Promise<void>} when the last piece is buffered
+   */
+  write(data, options) {
+    return this.#session.transfer.write(data, options);
+  }
+
+  /**
+   * Resolves when at most `bytes` bytes are not sent yet, or the channel is closed.
+   *
+   * @param {number} [bytes]
+   * @param {{ signal?: AbortSignal }} [options]
+   */
+  drained(bytes = 0, options) {
+    return this.#session.transfer.drained(bytes, options);
+  }
+
+  /** @returns {Promise<PeerStats>} */
+  async stats() {
+    return readStats(this.pc);
+  }
+}
+
+/**
+ * @param {RTCPeerConnection} pc
+ * @returns {Promise<PeerStats>}
+ */
+async function readStats(pc) {
+  /** @type {any[]} */
+  const entries = [];
+  // The connection may be closed.
+  const report = await pc.getStats().catch(() => undefined);
+  report?.forEach((/** @type {any} */ entry) => entries.push(entry));
+  const ofType = (/** @type {string} */ type) => entries.filter((entry) => entry.type === type);
+  const byId = (/** @type {string | undefined} */ id) => entries.find((entry) => entry.id === id);
+  const selected = byId(ofType("transport")[0]?.selectedCandidatePairId);
+  // Firefox has no transport statistics.
+  const pair = selected ?? ofType("candidate-pair").find((entry) => entry.nominated && entry.state === "succeeded");
+  const local = byId(pair?.localCandidateId)?.candidateType;
+  const remote = byId(pair?.remoteCandidateId)?.candidateType;
+  const isRelayed = local === "relay" || remote === "relay";
+  const rtt = pair?.currentRoundTripTime;
+  const isConnected = pc.connectionState === "connected" && pair !== undefined;
+  return {
+    route: isConnected ? (isRelayed ? "relay" : "direct") : undefined,
+    local,
+    remote,
+    rtt: rtt === undefined ? undefined : rtt * 1000,
+    sent: pair?.bytesSent ?? 0,
+    received: pair?.bytesReceived ?? 0,
+  };
+}

@@ -1,0 +1,648 @@
+/**
+ * One remote peer: its connections, one after the other, and the clock that begins the next one.
+ *
+ * The first description of a peer has no `to`. It is for a connection that waits for it, or begins a new one. In a glare
+ * of first offers, the impolite peer ignores the other's offer, and the polite one takes a new RTCPeerConnection and
+ * answers on that: nobody rolls back a first offer.
+ *
+ *                     begin(), or an offer                     channels open
+ *       (added) ──────────────────────────────► connecting ───────────────────► connected
+ *                                                  ▲    ▲                        │      ▲
+ *                             renew: after 10 s    │    │  the peer has begun    │      │ ICE finds a path again,
+ *                             without success,     │    │  a new connection,     │      │ or restarts
+ *                             a failure, or a      │    │  or closed this one    ▼      │
+ *                             closed channel       └────┴──────────────────── interrupted
+ *
+ * A peer that does not settle within 10 s, while both are online, is connected to anew: no state waits for ever.
+ */
+
+import { Connection } from "./connection.js";
+import { NoroshiError } from "./errors.js";
+import { parseConnectionId } from "./identity.js";
+import { Senders } from "./media.js";
+import { pauseBefore } from "./signaling.js";
+import { Transfer } from "./transfer.js";
+
+// All times are in milliseconds.
+
+/** The time in which a connection must be established, and a negotiation completed. It grows with each attempt. */
+const SETTLING_MAX = 10_000;
+const SETTLING_GROWTH = 1.5;
+const SETTLING_LONGEST = 60_000;
+/** After a failure of ICE, the polite peer lets the impolite one restart it first. */
+const POLITE_RESTART_DELAY = 2_000;
+/** The time for the first message of the control channel. It says who the peer is, and comes before `open`. */
+const HELLO_MAX = 2_000;
+/** Messages that arrived before `open`. */
+const EARLY_MESSAGES_MAX = 1000;
+/** The length of a peer's data in characters of JSON. */
+export const DATA_LENGTH_MAX = 16_384;
+
+/**
+ * @typedef {import("./connection.js").Description} Description
+ * @typedef {"connecting" | "connected" | "interrupted" | "failed" | "closed"} PeerState
+ *
+ * What a room provides to the sessions of its peers.
+ *
+ * @typedef {object} PeerHost
+ * @property {string} id our id
+ * @property {() => boolean} isOnline
+ * @property {() => string} nextConnectionId
+ * @property {() => RTCConfiguration} configuration
+ * @property {typeof RTCPeerConnection} RTCPeerConnection
+ * @property {number} receiveBytesMax
+ * @property {number | undefined} giveUpTime a peer that is not connected for so long is left (pairs)
+ * @property {() => object} hello the first message of the control channel
+ * @property {(peer: PeerSession) => import("./media.js").SharedTrack[]} sharedTracks
+ * @property {(peer: PeerSession, type: string, content: object) => void} signal sends through the server
+ * @property {(peer: PeerSession, type: string, fields?: object, bytes?: number) => void} emit
+ * @property {(peer: PeerSession, reason: LeftReason) => void} drop
+ * @property {(peer: PeerSession) => void} onPresence the peer says whether the server sees it
+ *
+ * @typedef {"left" | "lost" | "replaced"} LeftReason
+ */
+
+export class PeerSession {
+  /** Empty until a peer answers our offer (`connect`). @type {string} */
+  id;
+  /** @type {Connection} */
+  connection;
+  /** @type {Transfer} */
+  transfer = /** @type {any} */ (undefined);
+  /** What the peer says about itself. @type {any} */
+  data;
+  /** Whether the server no longer sees the peer. */
+  isAway = false;
+  /** Whether the peer says, over the control channel, that it is connected to a server. */
+  saysOnline = false;
+  /** Whether messages to the server about this peer are held back, because they will be sent again soon. */
+  isHeld = false;
+  isDropped = false;
+  /** The public object of the application. @type {any} */
+  publicPeer;
+  #host;
+  /** @type {Senders} */
+  #senders = /** @type {any} */ (undefined);
+  /** The instance that speaks for the peer: another one is another page. @type {string | undefined} */
+  #remoteInstance;
+  /** The greatest number of a connection of that instance. */
+  #remoteNumber = 0;
+  /** Connections that were begun anew since the last one was settled. */
+  #attempts = 0;
+  /** Failed operations of the present connection. */
+  #failures = 0;
+  #hasHello = false;
+  #isOpen = false;
+  #wasEverOpen = false;
+  #isReconnecting = false;
+  /** Whether the peer has ended the connection, and not the network. */
+  #wasEndedByPeer = false;
+  #hasReportedTooBig = false;
+  /** @type {{ data: any, isReliable: boolean, bytes: number }[]} */
+  #earlyMessages = [];
+  /** @type {any} */
+  #settlingTimer;
+  /** @type {any} */
+  #giveUpTimer;
+  /** @type {any} */
+  #restartTimer;
+  /** @type {any} */
+  #renewalTimer;
+  /** @type {any} */
+  #helloTimer;
+  /** What `state` was last emitted for. */
+  #reportedState = "";
+
+  /**
+   * @param {string} id
+   * @param {PeerHost} host
+   */
+  constructor(id, host) {
+    this.id = id;
+    this.#host = host;
+    this.connection = this.#createConnection();
+  }
+
+  // ---- Connections ----
+
+  #createConnection() {
+    const connection = new Connection({
+      id: this.#host.nextConnectionId(),
+      isPolite: () => this.#host.id < this.id,
+      configuration: this.#host.configuration(),
+      RTCPeerConnection: this.#host.RTCPeerConnection,
+      events: {
+        onSignal: (type, content) => this.#ifCurrent(connection, () => this.#host.signal(this, type, content)),
+        onControl: (message) => this.#ifCurrent(connection, () => this.#onControl(message)),
+        onState: () => this.#ifCurrent(connection, () => this.#onState()),
+        onOpen: () => this.#ifCurrent(connection, () => this.#onChannelOpen()),
+        onControlOpen: () => this.#ifCurrent(connection, () => connection.sendControl(this.#host.hello())),
+        onClosed: () => this.#ifCurrent(connection, () => this.#onChannelClosed()),
+        onTrack: (track, streams) =>
+          this.#ifCurrent(connection, () => this.#host.emit(this, "track", { track, streams })),
+        onMessage: (data, isReliable) => this.#ifCurrent(connection, () => this.#onChannelMessage(data, isReliable)),
+        onFailure: (error) => this.#ifCurrent(connection, () => this.#onFailure(error)),
+      },
+    });
+    this.transfer = new Transfer(connection, this.#host.receiveBytesMax, {
+      onMessage: (data, bytes) => this.#ifCurrent(connection, () => this.#onMessage(data, true, bytes)),
+      onProgress: (progress) => this.#ifCurrent(connection, () => this.#host.emit(this, "progress", progress)),
+    });
+    this.#senders = new Senders(connection.pc);
+    return connection;
+  }
+
+  /** @param {Connection} connection @param {() => void} action */
+  #ifCurrent(connection, action) {
+    if (connection === this.connection && !this.isDropped) {
+      action();
+    }
+  }
+
+  /** Makes the first offer. */
+  begin() {
+    this.connection.begin();
+    this.#onState();
+  }
+
+  /** Waits for the first offer, or begins if none comes. */
+  awaitOffer() {
+    this.#onState();
+  }
+
+  /** Replaces the connection by a new one, which waits for an offer. */
+  #replaceConnection() {
+    const wasOpen = this.#isOpen;
+    this.#clearTimers();
+    this.connection.close();
+    this.#failures = 0;
+    this.#hasHello = false;
+    this.#isOpen = false;
+    this.#earlyMessages = [];
+    this.#wasEndedByPeer = false;
+    this.connection = this.#createConnection();
+    if (wasOpen && !this.#isReconnecting) {
+      this.#isReconnecting = true;
+      this.#host.emit(this, "reconnecting");
+    }
+    this.#onState();
+  }
+
+  /** Connects anew: makes the first offer of a new connection. */
+  renew() {
+    this.#attempts += 1;
+    this.#replaceConnection();
+    this.begin();
+  }
+
+  /** Connects anew after a pause, unless something better happens until then. */
+  #scheduleRenewal() {
+    const { connection } = this;
+    clearTimeout(this.#renewalTimer);
+    this.#renewalTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        if (this.#host.isOnline() && !this.isAway) {
+          this.renew();
+        }
+      });
+    }, pauseBefore(this.#attempts));
+  }
+
+  /** Ends the session. */
+  close() {
+    this.isDropped = true;
+    this.#clearTimers();
+    clearTimeout(this.#giveUpTimer);
+    this.connection.sendControl({ type: "bye" });
+    this.connection.close();
+  }
+
+  #clearTimers() {
+    clearTimeout(this.#settlingTimer);
+    clearTimeout(this.#restartTimer);
+    clearTimeout(this.#renewalTimer);
+    clearTimeout(this.#helloTimer);
+    this.#settlingTimer = undefined;
+  }
+
+  // ---- State ----
+
+  get isAlive() {
+    return this.#isOpen && this.connection.isAlive;
+  }
+
+  /** @returns {PeerState} */
+  get state() {
+    if (this.isDropped) {
+      return "closed";
+    }
+    if (this.isAlive && this.connection.pc.connectionState === "connected") {
+      return "connected";
+    }
+    if (this.connection.pc.connectionState === "failed" || this.#attempts > 1) {
+      return "failed";
+    }
+    return this.#wasEverOpen ? "interrupted" : "connecting";
+  }
+
+  /** Something about the connection has changed. */
+  #onState() {
+    const { connection } = this;
+    if (connection.isConnected) {
+      clearTimeout(this.#giveUpTimer);
+      this.#giveUpTimer = undefined;
+    } else {
+      this.#startGiveUpTimer();
+    }
+    if (connection.isSettled) {
+      this.#attempts = 0;
+      clearTimeout(this.#settlingTimer);
+      this.#settlingTimer = undefined;
+    } else {
+      this.#startSettlingTimer();
+    }
+    if (connection.pc.connectionState === "failed") {
+      this.#onIceFailed();
+    }
+    this.#tryOpen();
+    this.reportState();
+  }
+
+  /** Emits `state`, if it has changed. */
+  reportState() {
+    const current = `${this.state} ${this.isAway} ${this.connection.pc.connectionState}`;
+    if (current !== this.#reportedState && !this.isDropped) {
+      this.#reportedState = current;
+      this.#host.emit(this, "state");
+    }
+  }
+
+  /** Begins anew what does not settle in time. */
+  #startSettlingTimer() {
+    if (this.#settlingTimer !== undefined || !this.id) {
+      return;
+    }
+    const time = Math.min(SETTLING_MAX * SETTLING_GROWTH ** this.#attempts, SETTLING_LONGEST);
+    const { connection } = this;
+    this.#settlingTimer = setTimeout(() => {
+      this.#settlingTimer = undefined;
+      this.#ifCurrent(connection, () => this.#onNotSettled());
+    }, time);
+  }
+
+  #onNotSettled() {
+    if (this.connection.isSettled) {
+      return;
+    }
+    if (!this.#host.isOnline() || this.isAway) {
+      // Nothing can be negotiated now. The time begins when it can: see `onOnline` and `setPresent`.
+      return;
+    }
+    if (this.connection.pc.connectionState === "disconnected") {
+      // ICE may still find a path by itself. A restart looks for others.
+      this.connection.restartIce();
+      this.#startSettlingTimer();
+      return;
+    }
+    this.renew();
+  }
+
+  /** In a pair, a partner that cannot be reached keeps us from others. */
+  #startGiveUpTimer() {
+    const { giveUpTime } = this.#host;
+    if (giveUpTime === undefined || this.#giveUpTimer !== undefined || !this.id) {
+      return;
+    }
+    this.#giveUpTimer = setTimeout(() => {
+      this.#giveUpTimer = undefined;
+      if (this.isDropped || this.connection.isConnected) {
+        return;
+      }
+      if (this.#host.isOnline()) {
+        this.#host.drop(this, "lost");
+      } else {
+        this.#startGiveUpTimer();
+      }
+    }, giveUpTime);
+  }
+
+  /** Why the peer is gone, if it is gone now. @returns {LeftReason} */
+  get departureReason() {
+    return this.#wasEndedByPeer || !this.#wasEverOpen ? "left" : "lost";
+  }
+
+  #onIceFailed() {
+    if (this.isAway) {
+      this.#host.drop(this, "lost");
+      return;
+    }
+    if (!this.#host.isOnline()) {
+      return;
+    }
+    const { connection } = this;
+    const delay = this.#host.id < this.id ? POLITE_RESTART_DELAY : 0;
+    clearTimeout(this.#restartTimer);
+    this.#restartTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        if (connection.pc.connectionState === "failed") {
+          connection.resend();
+          connection.restartIce();
+        }
+      });
+    }, delay);
+  }
+
+  /** The server is there again, and sees the peer, or its server does. */
+  onOnline() {
+    this.isHeld = false;
+    if (!this.connection.isConnected) {
+      this.connection.resend();
+      if (["failed", "disconnected"].includes(this.connection.pc.connectionState)) {
+        this.#onIceFailed();
+      }
+    }
+    if (!this.connection.isSettled) {
+      this.#startSettlingTimer();
+    }
+  }
+
+  /** Messages to the peer were refused or lost, and are sent again now. */
+  resend() {
+    this.isHeld = false;
+    if (!this.connection.isConnected) {
+      this.connection.resend();
+    }
+  }
+
+  // ---- Messages of the server ----
+
+  /** Returns whether a description comes from another page than the one that we know.
+   *  @param {Description} description */
+  isFromOtherInstance(description) {
+    const sender = parseConnectionId(description.from);
+    return this.#remoteInstance !== undefined && sender?.instance !== this.#remoteInstance;
+  }
+
+  /** @param {Description} description */
+  receiveDescription(description) {
+    const sender = parseConnectionId(description.from);
+    if (!sender) {
+      this.#receiveForeign(description);
+      return;
+    }
+    if (sender.number < this.#remoteNumber) {
+      // The peer has given up that connection.
+      return;
+    }
+    this.#remoteInstance = sender.instance;
+    this.#remoteNumber = sender.number;
+    if (description.type === "answer") {
+      this.#receiveAnswer(description);
+    } else {
+      this.#receiveOffer(description);
+    }
+  }
+
+  /** @param {Description} answer */
+  #receiveAnswer(answer) {
+    const { connection } = this;
+    if (answer.to !== connection.id) {
+      return;
+    }
+    const isOfOtherConnection = connection.remoteId !== undefined && connection.remoteId !== answer.from;
+    if (isOfOtherConnection) {
+      // A later connection of the peer has answered an offer that an earlier one had answered.
+      this.#scheduleRenewal();
+      return;
+    }
+    connection.receiveAnswer(answer);
+  }
+
+  /** @param {Description} offer */
+  #receiveOffer(offer) {
+    const { connection } = this;
+    if (offer.to === undefined) {
+      this.#receiveFirstOffer(offer);
+      return;
+    }
+    if (offer.to === connection.id && offer.from === connection.remoteId) {
+      connection.receiveOffer(offer);
+      return;
+    }
+    // It is for an earlier connection of ours, or the answer to our first offer was lost.
+    if (connection.hasBegun) {
+      connection.resend();
+    } else {
+      this.begin();
+    }
+  }
+
+  /** @param {Description} offer */
+  #receiveFirstOffer(offer) {
+    const { connection } = this;
+    const isKnown = connection.remoteId === offer.from && connection.remoteId !== undefined;
+    const isWaiting = !connection.hasBegun && connection.remoteId === undefined;
+    if (isKnown || isWaiting) {
+      connection.receiveOffer(offer);
+      return;
+    }
+    if (connection.isFirstOfferPending && connection.remoteId === undefined && !this.#isPolite) {
+      connection.resend();
+      return;
+    }
+    this.#replaceConnection();
+    this.connection.receiveOffer(offer);
+  }
+
+  get #isPolite() {
+    return this.#host.id < this.id;
+  }
+
+  /** A client that follows the protocol document alone. @param {Description} description */
+  #receiveForeign(description) {
+    const { connection } = this;
+    if (description.type === "answer") {
+      connection.receiveAnswer(description);
+      return;
+    }
+    const isReplacement = connection.hasRemoteDescription && connection.isForeignReplacement(description);
+    const isFirstGlare = connection.isFirstOfferPending;
+    if (isFirstGlare && !this.#isPolite) {
+      connection.resend();
+      return;
+    }
+    if (isReplacement || isFirstGlare) {
+      this.#replaceConnection();
+    }
+    this.connection.receiveOffer(description);
+  }
+
+  /** @param {any} candidate */
+  receiveCandidate(candidate) {
+    if (typeof candidate !== "object" || candidate === null) {
+      return;
+    }
+    const { from, to, ...init } = candidate;
+    const isForeign = from === undefined;
+    const isForUs = to === undefined || to === this.connection.id;
+    if (isForeign || (from === this.connection.remoteId && isForUs)) {
+      this.connection.receiveCandidate(init);
+    }
+  }
+
+  // ---- Channels ----
+
+  #onChannelOpen() {
+    const { connection } = this;
+    this.#helloTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        this.#hasHello = true;
+        this.#onState();
+      });
+    }, HELLO_MAX);
+    this.#onState();
+  }
+
+  /** Emits `open`, when messages can be sent and the peer has said who it is. */
+  #tryOpen() {
+    const isReady = this.connection.messages.readyState === "open" && (this.#hasHello || this.connection.isForeign);
+    if (this.#isOpen || !isReady || !this.id) {
+      return;
+    }
+    this.#isOpen = true;
+    this.#wasEverOpen = true;
+    this.#isReconnecting = false;
+    this.#hasReportedTooBig = false;
+    clearTimeout(this.#helloTimer);
+    this.reportState();
+    this.#host.emit(this, "open");
+    this.updateMedia();
+    const messages = this.#earlyMessages;
+    this.#earlyMessages = [];
+    for (const { data, isReliable, bytes } of messages) {
+      this.#emitMessage(data, isReliable, bytes);
+    }
+  }
+
+  #onChannelClosed() {
+    this.#isOpen = false;
+    // A lost network closes no channel.
+    this.#wasEndedByPeer = this.connection.pc.connectionState === "connected";
+    if (this.isAway) {
+      this.#host.drop(this, this.departureReason);
+    } else {
+      // The server sees the peer: it begins anew, or we do.
+      this.#scheduleRenewal();
+    }
+    this.reportState();
+  }
+
+  /** @param {string | ArrayBuffer} data @param {boolean} isReliable */
+  #onChannelMessage(data, isReliable) {
+    if (isReliable) {
+      this.transfer.receive(data);
+    } else {
+      this.#onMessage(data, false, 0);
+    }
+  }
+
+  /** @param {any} data @param {boolean} isReliable @param {number} bytes */
+  #onMessage(data, isReliable, bytes) {
+    if (this.#isOpen) {
+      this.#emitMessage(data, isReliable, bytes);
+    } else if (this.#earlyMessages.length < EARLY_MESSAGES_MAX) {
+      this.#earlyMessages.push({ data, isReliable, bytes });
+    }
+  }
+
+  /** @param {any} data @param {boolean} isReliable @param {number} bytes */
+  #emitMessage(data, isReliable, bytes) {
+    this.#host.emit(this, "message", { data, reliable: isReliable }, bytes);
+  }
+
+  /** @param {any} message of the control channel */
+  #onControl(message) {
+    switch (message.type) {
+      case "hello":
+        this.#hasHello = true;
+        this.#setData(message.data, true);
+        this.#setSaysOnline(message.online);
+        this.#onState();
+        break;
+      case "data":
+        this.#setData(message.data, false);
+        break;
+      case "presence":
+        this.#setSaysOnline(message.online);
+        break;
+      case "bye":
+        this.#host.drop(this, "left");
+        break;
+      default:
+      // A later version of the library knows it.
+    }
+  }
+
+  /** @param {any} data @param {boolean} isFirst whether it comes with the first message of a connection */
+  #setData(data, isFirst) {
+    const text = JSON.stringify(data);
+    const isUnchanged = text === JSON.stringify(this.data);
+    if (isUnchanged || (text?.length ?? 0) > DATA_LENGTH_MAX) {
+      return;
+    }
+    this.data = data;
+    if (!isFirst || this.#wasEverOpen) {
+      this.#host.emit(this, "data", { data });
+    }
+  }
+
+  /** @param {unknown} isOnline */
+  #setSaysOnline(isOnline) {
+    this.saysOnline = isOnline === true;
+    this.#host.onPresence(this);
+  }
+
+  /** Sends what the room shares now. */
+  updateMedia() {
+    if (this.#isOpen) {
+      const senders = this.#senders;
+      this.connection.run(() => senders.update(this.#host.sharedTracks(this)));
+    }
+  }
+
+  /** @param {import("./media.js").SharedTrack} sharedTrack */
+  replaceTrack(sharedTrack) {
+    const senders = this.#senders;
+    this.connection.run(() => senders.replace(sharedTrack));
+  }
+
+  // ---- Failures ----
+
+  /** An operation on the RTCPeerConnection has failed. @param {unknown} cause */
+  #onFailure(cause) {
+    const text = cause instanceof Error ? cause.message : String(cause);
+    const error = new NoroshiError("connection_failed", text, cause);
+    this.#host.emit(this, "error", { error });
+    this.#failures += 1;
+    const { connection } = this;
+    const canRetry = this.#failures === 1 && connection.isConnected && connection.pc.signalingState === "stable";
+    if (!canRetry) {
+      this.#scheduleRenewal();
+      return;
+    }
+    setTimeout(() => this.#ifCurrent(connection, () => connection.renegotiate()), pauseBefore(0));
+  }
+
+  /** A message about the peer is too large for the server. @param {number} size */
+  onTooBig(size) {
+    if (!this.#hasReportedTooBig) {
+      this.#hasReportedTooBig = true;
+      const error = new NoroshiError("too_big", `${size} bytes are too many for the server (--max-message)`);
+      this.#host.emit(this, "error", { error });
+    }
+    if (this.connection.hasRemoteDescription) {
+      // A first offer is small, because it has no media.
+      this.#scheduleRenewal();
+    }
+  }
+}
