@@ -55,7 +55,7 @@ export class Peer {
     return this.#session.id;
   }
 
-  /** What the peer has given as `data`. It is there before `open`. @type {Json | undefined} */
+  /** What the peer has given as `data`: a JSON value or undefined, unchecked. It is there before `open`. @type {any} */
   get data() {
     return this.#session.data;
   }

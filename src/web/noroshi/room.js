@@ -71,7 +71,7 @@ const SEARCH_DELAY = 5_000;
  *   message: { peer: Peer, data: any, reliable: boolean },
  *   progress: { peer: Peer, received: number, size: number, name?: string },
  *   track: { peer: Peer, track: MediaStreamTrack, streams: readonly MediaStream[] },
- *   data: { peer: Peer, data: Json },
+ *   data: { peer: Peer, data: any },
  *   state: { peer: Peer },
  *   reconnecting: { peer: Peer },
  *   left: { peer: Peer, reason: LeftReason },
