@@ -6,7 +6,7 @@ use crate::common::auxiliary_servers::serve;
 use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::firefox::{FIREFOX, Firefox};
-use crate::common::process::{Running, eventually, run};
+use crate::common::process::{Running, run};
 use crate::common::program::free_port;
 use crate::package::{Example, is_page, library_examples};
 
@@ -102,10 +102,12 @@ fn files(pair: &mut Pair) {
             })()",
         );
         // The peer may not be connected yet, and then does not get the file.
-        eventually("the file arrives", || {
-            pair[i].eval("document.querySelector('input').dispatchEvent(new Event('change')), 0");
-            pair[1 - i].eval("document.querySelector('a') !== null") == true
-        });
+        pair[i].eval("(document.querySelector('progress').value = 0)");
+        pair[i].wait_until(
+            "document.querySelector('progress').value > 0
+            || !document.querySelector('input').dispatchEvent(new Event('change'))",
+        );
+        pair[1 - i].wait_until("document.querySelector('a')");
         let other = &mut pair[1 - i];
         assert_eq!(other.eval("document.querySelector('a').textContent"), "photo.jpg, 3000000 bytes");
         let sum = "[...new Uint8Array(await (await fetch(document.querySelector('a').href)).arrayBuffer())]
