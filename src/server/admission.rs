@@ -375,6 +375,9 @@ impl Policy<'_> {
             Some(secrets) => {
                 let verified = verified_claims(request, &target, secrets, self.unix_time);
                 let claims = verified.map_err(|error| unauthorized(request, error))?;
+                if !claims.allows(&target.room) {
+                    return Err(token_for_other_room(request, &target.room, &claims));
+                }
                 Some(Box::new(claims))
             }
             None => None,
@@ -514,7 +517,7 @@ fn unexpected_host(request: &Request) -> Response {
 /// The token is in the `Authorization` header or else in the query, because browsers cannot set headers of a WebSocket.
 ///
 /// # Errors
-/// There is no token, more than one, or it is not valid for the target's room.
+/// There is no token, more than one, or it is not valid.
 fn verified_claims(
     request: &Request,
     target: &Target,
@@ -529,7 +532,8 @@ fn verified_claims(
     }
     match tokens.as_slice() {
         [] => Err(TokenError::Missing),
-        [token] => secrets.admit(token, &target.room, None, unix_time),
+        [token] if token.is_empty() => Err(TokenError::Missing),
+        [token] => secrets.verify(token, unix_time),
         _ => Err(TokenError::Malformed),
     }
 }
@@ -557,6 +561,24 @@ fn unauthorized(request: &Request, error: TokenError) -> Response {
     let mut response = request.text_response(status, error.message(), &[("WWW-Authenticate", challenge)]);
     if let Some(reason) = &mut response.reject_reason {
         reason.token_error = Some(error);
+    }
+    response
+}
+
+/// Rejects a request with a valid token that does not permit the room.
+///
+/// The log gets both rooms, the client does not. The claims come last, because they may be long and the line is truncated.
+fn token_for_other_room(request: &Request, room: &str, claims: &Claims) -> Response {
+    let mut response = unauthorized(request, TokenError::Room);
+    if let Some(reason) = &mut response.reject_reason {
+        let sentence = TokenError::Room.message();
+        let claims = [("room", &claims.room), ("room_prefix", &claims.room_prefix)];
+        let permitted: Vec<String> = claims
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name} {:?}", value.as_deref()?)))
+            .collect();
+        let permitted = permitted.join(" and ");
+        reason.message = format!("{sentence}: it was used for room {room:?}, but permits {permitted}");
     }
     response
 }
