@@ -212,13 +212,6 @@ export class Connection {
   }
 
   #onConnectionState() {
-    if (this.pc.connectionState !== "connected") {
-      // What was said about turns may be lost.
-      this.#isTurnRequested = false;
-      this.#hasTurn = false;
-      this.#isTurnAwaited = false;
-      this.#isTurnGranted = false;
-    }
     this.#events.onState();
     // A negotiation may have waited for this state.
     this.#enqueue(async () => {});
@@ -239,6 +232,9 @@ export class Connection {
       }
       await operation();
       await this.#continueNegotiation();
+      if (!this.isClosed) {
+        this.#events.onState();
+      }
     };
     this.#queue = this.#queue.then(run).catch((error) => {
       if (!this.isClosed && this.pc.signalingState !== "closed") {

@@ -33,8 +33,9 @@ const SETTLING_LONGEST = 60_000;
 const POLITE_RESTART_DELAY = 2_000;
 /** The time for the first message of the control channel. It says who the peer is, and comes before `open`. */
 const HELLO_MAX = 2_000;
-/** Messages that arrived before `open`. */
+/** Messages that arrive before the first message of the control channel wait for it. More than these do not wait. */
 const EARLY_MESSAGES_MAX = 1000;
+const EARLY_BYTES_MAX = 1 << 20;
 /** The length of a peer's data in characters of JSON. */
 export const DATA_LENGTH_MAX = 16_384;
 
@@ -165,6 +166,13 @@ export class PeerSession {
     this.#onState();
   }
 
+  /** Makes the first offer, if both sides may be waiting for the other's. */
+  beginIfWaiting() {
+    if (!this.connection.hasBegun && this.connection.remoteId === undefined && !this.connection.hasRemoteDescription) {
+      this.begin();
+    }
+  }
+
   /** Waits for the first offer, or begins if none comes. */
   awaitOffer() {
     this.#onState();
@@ -223,6 +231,7 @@ export class PeerSession {
     clearTimeout(this.#renewalTimer);
     clearTimeout(this.#helloTimer);
     this.#settlingTimer = undefined;
+    this.#restartTimer = undefined;
   }
 
   // ---- State ----
@@ -263,6 +272,9 @@ export class PeerSession {
     }
     if (connection.pc.connectionState === "failed") {
       this.#onIceFailed();
+    } else {
+      clearTimeout(this.#restartTimer);
+      this.#restartTimer = undefined;
     }
     this.#tryOpen();
     this.reportState();
@@ -300,6 +312,7 @@ export class PeerSession {
     }
     if (this.connection.pc.connectionState === "disconnected") {
       // ICE may still find a path by itself. A restart looks for others.
+      this.connection.resend();
       this.connection.restartIce();
       this.#startSettlingTimer();
       return;
@@ -336,12 +349,12 @@ export class PeerSession {
       this.#host.drop(this, "lost");
       return;
     }
-    if (!this.#host.isOnline()) {
+    // Once for each failure. If that does not help, the connection does not settle, and is begun anew.
+    if (!this.#host.isOnline() || this.#restartTimer !== undefined) {
       return;
     }
     const { connection } = this;
-    const delay = this.#host.id < this.id ? POLITE_RESTART_DELAY : 0;
-    clearTimeout(this.#restartTimer);
+    const delay = this.#isPolite ? POLITE_RESTART_DELAY : 0;
     this.#restartTimer = setTimeout(() => {
       this.#ifCurrent(connection, () => {
         if (connection.pc.connectionState === "failed") {
@@ -357,7 +370,9 @@ export class PeerSession {
     this.isHeld = false;
     if (!this.connection.isConnected) {
       this.connection.resend();
-      if (["failed", "disconnected"].includes(this.connection.pc.connectionState)) {
+      if (this.connection.pc.connectionState === "failed") {
+        clearTimeout(this.#restartTimer);
+        this.#restartTimer = undefined;
         this.#onIceFailed();
       }
     }
@@ -550,8 +565,13 @@ export class PeerSession {
   #onMessage(data, isReliable, bytes) {
     if (this.#isOpen) {
       this.#emitMessage(data, isReliable, bytes);
-    } else if (this.#earlyMessages.length < EARLY_MESSAGES_MAX) {
-      this.#earlyMessages.push({ data, isReliable, bytes });
+      return;
+    }
+    this.#earlyMessages.push({ data, isReliable, bytes });
+    const waiting = this.#earlyMessages.reduce((sum, message) => sum + message.bytes, 0);
+    if (waiting > EARLY_BYTES_MAX || this.#earlyMessages.length > EARLY_MESSAGES_MAX) {
+      this.#hasHello = true;
+      this.#onState();
     }
   }
 
@@ -640,8 +660,8 @@ export class PeerSession {
       const error = new NoroshiError("too_big", `${size} bytes are too many for the server (--max-message)`);
       this.#host.emit(this, "error", { error });
     }
-    if (this.connection.hasRemoteDescription) {
-      // A first offer is small, because it has no media.
+    if (this.connection.hasRemoteDescription && !this.connection.isForeign) {
+      // The next connection begins with a small offer, without media, and negotiates the rest over its control channel.
       this.#scheduleRenewal();
     }
   }

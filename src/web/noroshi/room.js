@@ -476,9 +476,9 @@ export class Room extends BufferedEventTarget {
     }
     this.#forEachSession((session) => this.#setPresent(session, ids.includes(session.id)));
     for (const id of ids) {
-      if (!this.#sessions.has(id)) {
-        this.#add(id).begin();
-      }
+      // The peer that joins offers.
+      const session = this.#sessions.get(id) ?? this.#add(id);
+      session.beginIfWaiting();
     }
     this.#connectIfAlone();
   }
@@ -782,7 +782,7 @@ export class Room extends BufferedEventTarget {
    * to another server than they are. Who misses most of its peers connects again, once.
    */
   #scheduleSearch() {
-    if (this.#searchTimer !== undefined || this.#flow === "connect") {
+    if (this.#searchTimer !== undefined || this.#flow === "connect" || !this.online) {
       return;
     }
     this.#searchTimer = setTimeout(
