@@ -193,11 +193,11 @@ export class Page extends EventTarget {
     if (this.isClosed) {
       return;
     }
-    this.isClosed = true;
-    for (const resource of this.resources) {
+    for (const resource of [...this.resources]) {
       resource.onPageClose(isAbrupt);
     }
     this.resources.clear();
+    this.isClosed = true;
   }
 
   /** Returns the number of timers that the code of this page has set. */

@@ -123,22 +123,23 @@ export class Tcp {
     this.endAtServer();
   }
 
-  /** Ends both sides, as a proxy or a router does. @param {{clientNotices?: boolean, serverNotices?: boolean}} [options] */
+  /** Ends the connection, as a proxy or a router does. A side that does not notice learns it later: the client when the end
+   *  arrives, or when it sends, and the server from its pings.
+   *  @param {{clientNotices?: boolean, serverNotices?: boolean}} [options] */
   cut({ clientNotices = true, serverNotices = true } = {}) {
     const { world } = this;
     world.trace("net", () => `cut ${this.page.name} client=${clientNotices} server=${serverNotices}`);
-    if (clientNotices) {
-      world.schedule(this.page, world.random.between(0, 20), () => this.endAtClient(CLOSE_ABNORMAL));
-    }
+    const delay = clientNotices ? world.random.between(0, 20) : world.random.between(500, 3_000);
+    world.schedule(this.page, delay, () => this.endAtClient(CLOSE_ABNORMAL));
     if (serverNotices) {
       world.schedule(null, world.random.between(0, 20), () => this.endAtServer());
     } else {
       this.#awaitSilence();
     }
+    // Nothing passes any more.
     if (!clientNotices) {
-      // A reset answers the next packet.
       this.#isOver[1] = true;
-    } else if (!serverNotices) {
+    } else {
       this.#isOver[0] = true;
     }
   }
@@ -323,6 +324,9 @@ export class Server {
   }
 
   start() {
+    if (this.isUp) {
+      return;
+    }
     this.world.trace("server", () => `${this.name} starts`);
     this.rooms = this.#createRooms();
     this.isUp = true;

@@ -19,9 +19,9 @@ import { MediaStream, MediaStreamTrack } from "./webrtc.mjs";
 const STORM = 8_000;
 const PAUSE_BETWEEN_ACTS = /** @type {const} */ ([20, 400]);
 /** The time in which the room becomes whole when the faults have stopped. */
-const RECOVERY_MAX = 10_000;
+const RECOVERY_MAX = 20_000;
 /** The same if paths between pages were interrupted: ICE must fail first. */
-const RECOVERY_AFTER_OUTAGE_MAX = 35_000;
+const RECOVERY_AFTER_OUTAGE_MAX = 45_000;
 /** The room stays whole for this time. */
 const QUIET = 3_000;
 const MESSAGES_MAX = 2_000;
@@ -89,12 +89,12 @@ class Member {
         }
         return;
       } catch (error) {
-        // The server may be down.
-        if (!["unreachable", "refused"].includes(error?.code)) {
+        if (!["unreachable", "refused", "id_taken"].includes(error?.code)) {
           storm.problems.push(`${this.name} cannot enter: ${error?.stack}`);
           return;
         }
       }
+      // The server may be down, or it may have given the id to an earlier connection of ours that is dead.
       await storm.world.delay(page, 300);
     }
   }
