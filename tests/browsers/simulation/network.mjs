@@ -57,6 +57,9 @@ export class Network {
     for (const page of [...this.#unreachable]) {
       this.setServerPath(page, true);
     }
+    for (const socket of [...this.sockets]) {
+      socket.settle();
+    }
   }
 
   evaluateAll() {

@@ -48,6 +48,10 @@ export class Tcp {
     world.network.sockets.add(this);
   }
 
+  get isOverForClient() {
+    return this.#isOver[0];
+  }
+
   get isOverForServer() {
     return this.#isOver[1];
   }
@@ -128,6 +132,9 @@ export class Tcp {
    *  @param {{clientNotices?: boolean, serverNotices?: boolean}} [options] */
   cut({ clientNotices = true, serverNotices = true } = {}) {
     const { world } = this;
+    if (this.#isOver[0]) {
+      return;
+    }
     world.trace("net", () => `cut ${this.page.name} client=${clientNotices} server=${serverNotices}`);
     const delay = clientNotices ? world.random.between(0, 20) : world.random.between(500, 3_000);
     world.schedule(this.page, delay, () => this.endAtClient(CLOSE_ABNORMAL));
@@ -141,6 +148,13 @@ export class Tcp {
       this.#isOver[1] = true;
     } else {
       this.#isOver[0] = true;
+    }
+  }
+
+  /** Lets a client that has not noticed the end learn it now. */
+  settle() {
+    if (this.#isOver[1] && !this.#isOver[0] && this.#hasPath) {
+      this.world.schedule(this.page, 0, () => this.endAtClient(CLOSE_ABNORMAL));
     }
   }
 

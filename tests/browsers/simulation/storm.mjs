@@ -20,7 +20,7 @@ const STORM = 8_000;
 const PAUSE_BETWEEN_ACTS = /** @type {const} */ ([20, 400]);
 /** The time in which the room becomes whole when the faults have stopped. */
 const RECOVERY_MAX = 20_000;
-/** The same if paths between pages were interrupted: ICE must fail first. */
+/** The same if paths between pages were interrupted, or if the page of a partner has crashed: ICE must fail first. */
 const RECOVERY_AFTER_OUTAGE_MAX = 45_000;
 /** The room stays whole for this time. */
 const QUIET = 3_000;
@@ -223,7 +223,8 @@ export class Storm {
   errors = [];
   /** @type {Member[]} */
   members = [];
-  isRaging = true;
+  /** Whether a page has crashed: its connections are not closed, but lost. */
+  hasCrashed = false;
 
   /** @param {any} library @param {"join" | "connect"} flow @param {number} seed @param {boolean} [isTraced] */
   constructor(library, flow, seed, isTraced = false) {
@@ -388,6 +389,7 @@ export class Storm {
     } else {
       page.close({ isAbrupt: how === "crash" });
     }
+    this.hasCrashed ||= how === "crash";
     member.room = null;
     this.world.schedule(null, pause, () => member.openPage());
   }
@@ -440,7 +442,8 @@ export class Storm {
 
   async #recover() {
     const { world } = this;
-    const limit = this.hasOutages ? RECOVERY_AFTER_OUTAGE_MAX : RECOVERY_MAX;
+    const needsIceFailure = this.hasOutages || (this.flow === "connect" && this.hasCrashed);
+    const limit = needsIceFailure ? RECOVERY_AFTER_OUTAGE_MAX : RECOVERY_MAX;
     /** @type {string[]} */
     let missing = [];
     for (let time = 0; time < limit; time += 100) {
@@ -571,7 +574,7 @@ export class Storm {
       this.problems.push(`${[...connections].map(({ page, number }) => `${page.name} pc${number}`)} are open`);
     }
     await world.run(5_000);
-    const open = [...sockets].filter(({ page }) => !page.isClosed);
+    const open = [...sockets].filter(({ page, isOverForClient }) => !page.isClosed && !isOverForClient);
     if (open.length > 0) {
       this.problems.push(`WebSockets of ${open.map(({ page }) => page.name)} are open`);
     }
