@@ -118,14 +118,16 @@ export class Senders {
   async update(sharedTracks) {
     for (const [sharedTrack, transceiver] of this.#transceivers) {
       if (!sharedTracks.includes(sharedTrack)) {
-        this.#transceivers.delete(sharedTrack);
         await this.#release(transceiver);
+        this.#transceivers.delete(sharedTrack);
       }
     }
     for (const sharedTrack of sharedTracks) {
-      if (!this.#transceivers.has(sharedTrack)) {
-        const transceiver = await this.#acquire(sharedTrack);
-        this.#transceivers.set(sharedTrack, transceiver);
+      const transceiver = this.#transceivers.get(sharedTrack);
+      if (!transceiver) {
+        this.#transceivers.set(sharedTrack, await this.#acquire(sharedTrack));
+      } else if (transceiver.sender.track !== sharedTrack.track) {
+        await transceiver.sender.replaceTrack(sharedTrack.track);
       }
     }
   }

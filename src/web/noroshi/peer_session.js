@@ -31,6 +31,8 @@ const SETTLING_GROWTH = 1.5;
 const SETTLING_LONGEST = 60_000;
 /** After a failure of ICE, the polite peer lets the impolite one restart it first. */
 const POLITE_RESTART_DELAY = 2_000;
+/** The time in which the first offer of a peer arrives that joins the room. */
+const FIRST_OFFER_MAX = 3_000;
 /** The time for the first message of the control channel. It says who the peer is, and comes before `open`. */
 const HELLO_MAX = 2_000;
 /** Messages that arrive before the first message of the control channel wait for it. More than these do not wait. */
@@ -110,6 +112,8 @@ export class PeerSession {
   /** @type {any} */
   #renewalTimer;
   /** @type {any} */
+  #firstOfferTimer;
+  /** @type {any} */
   #helloTimer;
   /** What `state` was last emitted for. */
   #reportedState = "";
@@ -173,9 +177,17 @@ export class PeerSession {
     }
   }
 
-  /** Waits for the first offer, or begins if none comes. */
+  /** Waits for the first offer, or begins if none comes: the peer may believe that it is connected to us. */
   awaitOffer() {
     this.#onState();
+    const { connection } = this;
+    this.#firstOfferTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        if (this.#host.isOnline() && !this.isAway) {
+          this.beginIfWaiting();
+        }
+      });
+    }, FIRST_OFFER_MAX);
   }
 
   /** Replaces the connection by a new one, which waits for an offer. */
@@ -229,6 +241,7 @@ export class PeerSession {
     clearTimeout(this.#settlingTimer);
     clearTimeout(this.#restartTimer);
     clearTimeout(this.#renewalTimer);
+    clearTimeout(this.#firstOfferTimer);
     clearTimeout(this.#helloTimer);
     this.#settlingTimer = undefined;
     this.#restartTimer = undefined;
@@ -497,6 +510,12 @@ export class PeerSession {
     if (typeof candidate !== "object" || candidate === null) {
       return;
     }
+    if (candidate.bye === true) {
+      if (candidate.to === this.connection.id) {
+        this.#host.drop(this, "left");
+      }
+      return;
+    }
     const { from, to, ...init } = candidate;
     const isForeign = from === undefined;
     const isForUs = to === undefined || to === this.connection.id;
@@ -595,6 +614,9 @@ export class PeerSession {
       case "presence":
         this.#setSaysOnline(message.online);
         break;
+      case "askPresence":
+        this.connection.sendControl({ type: "presence", online: this.#host.isOnline() });
+        break;
       case "bye":
         this.#host.drop(this, "left");
         break;
@@ -650,7 +672,13 @@ export class PeerSession {
       this.#scheduleRenewal();
       return;
     }
-    setTimeout(() => this.#ifCurrent(connection, () => connection.renegotiate()), pauseBefore(0));
+    this.#renewalTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        // The operation may have been one of the shared media.
+        this.updateMedia();
+        connection.renegotiate();
+      });
+    }, pauseBefore(0));
   }
 
   /** A message about the peer is too large for the server. @param {number} size */
