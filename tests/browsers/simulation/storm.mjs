@@ -225,6 +225,8 @@ export class Storm {
   members = [];
   /** Whether a page has crashed: its connections are not closed, but lost. */
   hasCrashed = false;
+  /** The time from the end of the faults until the room was whole. @type {number | undefined} */
+  recoveryTime = undefined;
 
   /** @param {any} library @param {"join" | "connect"} flow @param {number} seed @param {boolean} [isTraced] */
   constructor(library, flow, seed, isTraced = false) {
@@ -591,11 +593,16 @@ export class Storm {
 export async function playStorms({ library, first, last, flows, isTraced }) {
   let count = 0;
   let failed = 0;
+  /** @type {number[]} */
+  const recoveryTimes = [];
   for (let seed = first; seed <= last; seed += 1) {
     for (const flow of flows) {
       const storm = new Storm(library, flow, seed, isTraced);
       const problems = await storm.play();
       count += 1;
+      if (storm.recoveryTime !== undefined) {
+        recoveryTimes.push(storm.recoveryTime);
+      }
       if (isTraced) {
         console.log(storm.world.lines.join("\n"));
       }
@@ -605,6 +612,12 @@ export async function playStorms({ library, first, last, flows, isTraced }) {
       }
     }
   }
+  recoveryTimes.sort((a, b) => a - b);
+  const quantiles = [0.5, 0.9, 0.99, 0.999, 1].map((share) => {
+    const index = Math.ceil(share * recoveryTimes.length) - 1;
+    return `${100 * share} %: ${((recoveryTimes[index] ?? 0) / 1000).toFixed(1)} s`;
+  });
+  console.log(`whole after the faults: ${quantiles.join(", ")}`);
   console.log(`${count} storms, ${failed} failed`);
   return failed;
 }
