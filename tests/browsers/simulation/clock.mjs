@@ -274,7 +274,12 @@ export class World {
 
   /** Runs an action later. @param {Page | null} page @param {number} delay in milliseconds @param {() => void} action */
   schedule(page, delay, action, isTimer = false) {
-    const time = this.now + Math.max(delay, 0);
+    return this.scheduleAt(page, this.now + Math.max(delay, 0), action, isTimer);
+  }
+
+  /** Runs an action at a time. Actions of the same time run in the order in which they were scheduled.
+   *  @param {Page | null} page @param {number} time @param {() => void} action */
+  scheduleAt(page, time, action, isTimer = false) {
     this.#order += 1;
     const task = { time, order: this.#order, page, action, isTimer };
     this.tasks.add(task);

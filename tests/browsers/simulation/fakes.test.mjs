@@ -115,7 +115,7 @@ class Negotiator {
     const { world } = this.page;
     const text = JSON.stringify(message);
     this.lastArrival = Math.max(this.lastArrival ?? 0, world.now + world.random.between(1, 60));
-    world.schedule(this.other.page, this.lastArrival - world.now, () => this.other.receive(JSON.parse(text)));
+    world.scheduleAt(this.other.page, this.lastArrival, () => this.other.receive(JSON.parse(text)));
   }
 
   /** @param {any} message */

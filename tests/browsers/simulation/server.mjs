@@ -28,10 +28,11 @@ const DOWN = 1;
 
 /** A TCP connection with a WebSocket, seen from both sides. */
 export class Tcp {
+  /** Packets that have not been delivered, in their order, by direction.
+   *  @type {{action: () => void, hasArrived: boolean}[][]} */
+  #packets = [[], []];
   /** When the last packet of a direction arrives. */
   #lastArrivals = [0, 0];
-  /** Packets that TCP sends again when the path is back, by direction. @type {(() => void)[][]} */
-  #lost = [[], []];
   /** Whether the connection is over for a side: [client, server]. */
   #isOver = [false, false];
   /** @type {Client | null} */
@@ -62,21 +63,41 @@ export class Tcp {
 
   /** Runs an action at the other side when a packet arrives there. @param {number} direction @param {() => void} action */
   transmit(direction, action) {
-    if (!this.#hasPath || this.#lost[direction].length > 0) {
-      this.#lost[direction].push(action);
+    const packet = { action, hasArrived: false };
+    this.#packets[direction].push(packet);
+    this.#scheduleArrival(direction, [packet]);
+  }
+
+  /** @param {number} direction @param {{hasArrived: boolean}[]} packets */
+  #scheduleArrival(direction, packets) {
+    if (!this.#hasPath) {
+      // TCP sends them again when the path is back.
       return;
     }
     const { world } = this;
     const [min, max] = world.network.serverLatency;
     const arrival = Math.max(world.now + world.random.between(min, max), this.#lastArrivals[direction]);
     this.#lastArrivals[direction] = arrival;
-    world.schedule(direction === UP ? null : this.page, arrival - world.now, () => {
-      if (!this.#hasPath) {
-        this.#lost[direction].push(action);
-      } else if (!this.#isOver[direction === UP ? 1 : 0]) {
-        action();
+    world.scheduleAt(direction === UP ? null : this.page, arrival, () => {
+      if (this.#hasPath) {
+        for (const packet of packets) {
+          packet.hasArrived = true;
+        }
+        this.#deliver(direction);
       }
     });
+  }
+
+  /** Delivers what has arrived, in the order in which it was sent. @param {number} direction */
+  #deliver(direction) {
+    const packets = this.#packets[direction];
+    while (packets[0]?.hasArrived) {
+      const { action } = packets[0];
+      packets.shift();
+      if (!this.#isOver[direction === UP ? 1 : 0]) {
+        action();
+      }
+    }
   }
 
   /** The path between the page and the servers is back, or lost. */
@@ -87,11 +108,7 @@ export class Tcp {
     }
     this.world.cancel(this.#silenceTask);
     for (const direction of [UP, DOWN]) {
-      const packets = this.#lost[direction];
-      this.#lost[direction] = [];
-      for (const packet of packets) {
-        this.transmit(direction, packet);
-      }
+      this.#scheduleArrival(direction, [...this.#packets[direction]]);
     }
     if (this.client?.claimants) {
       this.ping();

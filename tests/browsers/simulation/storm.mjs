@@ -118,6 +118,9 @@ class Member {
     for (const type of ["peer", "open"]) {
       room.addEventListener(type, ({ peer }) => this.trace(() => `event ${type} ${peer.id}`));
     }
+    room.addEventListener("state", ({ peer }) =>
+      this.trace(() => `event state ${peer.id} ${peer.state}${peer.away ? " away" : ""}`),
+    );
     room.addEventListener("left", ({ peer, reason }) => this.trace(() => `event left ${peer.id} ${reason}`));
     for (const type of ["online", "offline", "closed"]) {
       room.addEventListener(type, ({ code }) => this.trace(() => `event ${type} ${code ?? ""}`));
@@ -194,7 +197,12 @@ class Member {
     const [track] = tracks;
     if (track && this.storm.random.chance(0.6)) {
       this.trace(() => `ACT removeTrack ${track.id} for ${peer.id}`);
-      pc.removeTrack(pc.getSenders().find((/** @type {any} */ sender) => sender.track === track));
+      const sender = pc.getSenders().find((/** @type {any} */ it) => it.track === track);
+      if (!sender) {
+        this.storm.problems.push(`${this.name}: the library has taken the sender of ${track.id}`);
+        return;
+      }
+      pc.removeTrack(sender);
       tracks.delete(track);
     } else if (tracks.size < 2) {
       const added = this.#newTrack();

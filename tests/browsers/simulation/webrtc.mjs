@@ -333,8 +333,8 @@ export class RTCDataChannel extends EventTarget {
     world.schedule(page, world.random.between(1, 60), () => this.onClosed());
     if (other) {
       // The other side hears of it after the messages that were sent before.
-      const delay = Math.max(other.lastArrival - world.now, 0) + world.random.between(1, 60);
-      world.schedule(mate.page, delay, () => other.onClosed());
+      const time = Math.max(other.lastArrival, world.now) + world.random.between(1, 60);
+      world.scheduleAt(mate.page, time, () => other.onClosed());
     }
   }
 
@@ -417,7 +417,7 @@ export class RTCDataChannel extends EventTarget {
       arrival = Math.max(arrival, receiver.lastArrival);
       receiver.lastArrival = arrival;
     }
-    world.schedule(mate.page, arrival - world.now, () => {
+    world.scheduleAt(mate.page, arrival, () => {
       if (receiver.readyState !== "open" && receiver.readyState !== "connecting") {
         return;
       }
@@ -1717,8 +1717,8 @@ export class RTCPeerConnection extends EventTarget {
     if (mate && isTold && world.network.hasPath(page, mate.page)) {
       const [min, max] = world.network.peerLatency;
       const lastArrival = Math.max(0, ...[...mate.channels.values()].map((channel) => channel.lastArrival));
-      const delay = Math.max(lastArrival - world.now, 0) + world.random.between(min, max);
-      world.schedule(mate.page, delay, () => mate.onMateClosed());
+      const time = Math.max(lastArrival, world.now) + world.random.between(min, max);
+      world.scheduleAt(mate.page, time, () => mate.onMateClosed());
     }
     world.network.evaluateAll();
   }
