@@ -568,8 +568,13 @@ export class Room extends BufferedEventTarget {
     }
     let session = this.#sessions.get(id);
     if (session?.isFromOtherInstance(description)) {
-      this.#drop(session, "replaced");
+      this.#giveUp(session, "replaced");
       session = undefined;
+      if (this.#flow === "join" && description.type === "answer") {
+        // It answers an offer to the page that was there before.
+        this.#add(id).begin();
+        return;
+      }
     }
     if (!session && this.#flow === "connect" && description.from !== undefined) {
       this.#refusePartner(id, description.from);
