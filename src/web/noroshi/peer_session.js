@@ -94,6 +94,8 @@ export class PeerSession {
   #attempts = 0;
   /** Failed operations of the present connection. */
   #failures = 0;
+  /** Whether the connection is begun anew as soon as that is possible. */
+  #isRenewalDue = false;
   #hasHello = false;
   #isOpen = false;
   #wasEverOpen = false;
@@ -196,6 +198,7 @@ export class PeerSession {
     this.#clearTimers();
     this.connection.close();
     this.#failures = 0;
+    this.#isRenewalDue = false;
     this.#hasHello = false;
     this.#isOpen = false;
     this.#earlyMessages = [];
@@ -223,6 +226,9 @@ export class PeerSession {
       this.#ifCurrent(connection, () => {
         if (this.#host.isOnline() && !this.isAway) {
           this.renew();
+        } else {
+          // `onOnline` continues.
+          this.#isRenewalDue = true;
         }
       });
     }, pauseBefore(this.#attempts));
@@ -381,6 +387,10 @@ export class PeerSession {
   /** The server is there again, and sees the peer, or its server does. */
   onOnline() {
     this.isHeld = false;
+    if (this.#isRenewalDue) {
+      this.renew();
+      return;
+    }
     if (!this.connection.isConnected) {
       this.connection.resend();
       if (this.connection.pc.connectionState === "failed") {
