@@ -31,6 +31,8 @@ const SETTLING_GROWTH = 1.5;
 const SETTLING_LONGEST = 60_000;
 /** After a failure of ICE, the polite peer lets the impolite one restart it first. */
 const POLITE_RESTART_DELAY = 2_000;
+/** A failed operation of a connection is tried again. Another one within this time begins the connection anew. */
+const FAILURES_FORGOTTEN_AFTER = 10_000;
 /** The time in which the first offer of a peer arrives that joins the room. */
 const FIRST_OFFER_MAX = 3_000;
 /** The time for the first message of the control channel. It says who the peer is, and comes before `open`. */
@@ -92,8 +94,9 @@ export class PeerSession {
   #remoteNumber = 0;
   /** Connections that were begun anew since the last one was settled. */
   #attempts = 0;
-  /** Failed operations of the present connection. */
+  /** Failed operations of the present connection, and when the last one was. */
   #failures = 0;
+  #lastFailure = -Infinity;
   /** Whether the connection is begun anew as soon as that is possible. */
   #isRenewalDue = false;
   #hasHello = false;
@@ -675,6 +678,11 @@ export class PeerSession {
     const text = cause instanceof Error ? cause.message : String(cause);
     const error = new NoroshiError("connection_failed", text, cause);
     this.#host.emit(this, "error", { error });
+    const now = performance.now();
+    if (now - this.#lastFailure > FAILURES_FORGOTTEN_AFTER) {
+      this.#failures = 0;
+    }
+    this.#lastFailure = now;
     this.#failures += 1;
     const { connection } = this;
     const canRetry = this.#failures === 1 && connection.isConnected && connection.pc.signalingState === "stable";

@@ -543,7 +543,8 @@ export class Room extends BufferedEventTarget {
   /** @param {any} message */
   #onAnswer({ id, sdp }) {
     const description = parseJson(sdp);
-    const isForOther = description?.to !== undefined && description.to !== this.#unnamed?.connection.id;
+    const hasIds = description?.from !== undefined;
+    const isForOther = hasIds && description.to !== this.#unnamed?.connection.id;
     if (this.#unnamed && isForOther) {
       // An earlier partner repeats its answer, and the server has paired us with it again.
       this.#refusePartner(id, description.from);

@@ -148,7 +148,8 @@ export class Rooms {
     }
     const message = parseObject(text);
     if (message?.type === "ping") {
-      const iceServers = message.iceServers === true ? this.iceServers(message.id) : undefined;
+      const isServed = message.iceServers === true && client.id !== null;
+      const iceServers = isServed ? this.iceServers(/** @type {string} */ (client.id)) : undefined;
       this.send(client, iceServers ? { type: "pong", iceServers } : { type: "pong" });
       return;
     }

@@ -243,8 +243,8 @@ export class Server {
   rateMax = Infinity;
   /** The number of `offer`, `answer` and other messages from clients by type. @type {Map<string, number>} */
   counts = new Map();
-  /** Changes or drops messages between clients and this server, in tests of message orders.
-   *  @type {((sender: string, message: any) => boolean | number) | null} whether the message passes, or its delay */
+  /** Decides about each message of a client, in tests of message orders: `pass` lets it pass, now or later.
+   *  @type {((sender: string, message: any, pass: () => void) => void) | null} */
   filter = null;
   /** Credits by connection. @type {WeakMap<Tcp, {credits: number, at: number}>} */
   #credits = new WeakMap();
@@ -298,14 +298,7 @@ export class Server {
       this.#process(tcp, text);
       return;
     }
-    const verdict = this.filter(tcp.page.name, JSON.parse(text));
-    if (verdict === true) {
-      this.#process(tcp, text);
-    } else if (typeof verdict === "number") {
-      this.world.schedule(null, verdict, () => this.#process(tcp, text));
-    } else {
-      this.world.trace("server", () => "drops it");
-    }
+    this.filter(tcp.page.name, JSON.parse(text), () => this.#process(tcp, text));
   }
 
   /** @param {Tcp} tcp @param {string} text */
