@@ -11,6 +11,7 @@ mod matchbox_socket;
 mod message_races;
 mod page;
 mod room_of_64;
+mod simulation;
 mod tokens;
 mod types;
 

@@ -104,6 +104,8 @@ export class Senders {
   #pc;
   /** @type {Map<SharedTrack, RTCRtpTransceiver>} */
   #transceivers = new Map();
+  /** Transceivers whose track is no longer shared. @type {Set<RTCRtpTransceiver>} */
+  #released = new Set();
 
   /** @param {RTCPeerConnection} pc */
   constructor(pc) {
@@ -118,14 +120,16 @@ export class Senders {
   async update(sharedTracks) {
     for (const [sharedTrack, transceiver] of this.#transceivers) {
       if (!sharedTracks.includes(sharedTrack)) {
-        this.#transceivers.delete(sharedTrack);
         await this.#release(transceiver);
+        this.#transceivers.delete(sharedTrack);
       }
     }
     for (const sharedTrack of sharedTracks) {
-      if (!this.#transceivers.has(sharedTrack)) {
-        const transceiver = await this.#acquire(sharedTrack);
-        this.#transceivers.set(sharedTrack, transceiver);
+      const transceiver = this.#transceivers.get(sharedTrack);
+      if (!transceiver) {
+        this.#transceivers.set(sharedTrack, await this.#acquire(sharedTrack));
+      } else if (transceiver.sender.track !== sharedTrack.track) {
+        await transceiver.sender.replaceTrack(sharedTrack.track);
       }
     }
   }
@@ -139,25 +143,43 @@ export class Senders {
   async #release(transceiver) {
     await transceiver.sender.replaceTrack(null);
     setSending(transceiver, false);
+    this.#released.add(transceiver);
   }
 
   /** @param {SharedTrack} sharedTrack */
   async #acquire({ track, streams }) {
-    const free = this.#pc.getTransceivers().find((transceiver) => this.#isFree(transceiver, track.kind));
+    const free = [...this.#released].find((transceiver) => this.#isFree(transceiver, track.kind));
     if (!free) {
-      return this.#pc.addTransceiver(track, { direction: "sendrecv", streams });
+      return this.#add(track, streams);
     }
+    this.#released.delete(free);
     await free.sender.replaceTrack(track);
     free.sender.setStreams?.(...streams);
     setSending(free, true);
     return free;
   }
 
+  /**
+   * Takes a transceiver that has never sent, for example one of a track that is received, or adds one. The application may
+   * do the same at any time, so that this must not be interrupted, as `replaceTrack` would be.
+   *
+   * @param {MediaStreamTrack} track
+   * @param {MediaStream[]} streams
+   */
+  #add(track, streams) {
+    if (this.#pc.getSenders().some((sender) => sender.track === track)) {
+      // `addTrack` sends a track only once.
+      return this.#pc.addTransceiver(track, { direction: "sendrecv", streams });
+    }
+    const added = this.#pc.addTrack(track, ...streams);
+    const transceiver = this.#pc.getTransceivers().find(({ sender }) => sender === added);
+    return /** @type {RTCRtpTransceiver} */ (transceiver);
+  }
+
   /** @param {RTCRtpTransceiver} transceiver @param {string} kind */
   #isFree(transceiver, kind) {
     const isOfKind = transceiver.receiver.track.kind === kind;
-    const isUnused = transceiver.sender.track === null && transceiver.direction !== "stopped";
-    return isOfKind && isUnused && ![...this.#transceivers.values()].includes(transceiver);
+    return isOfKind && transceiver.sender.track === null && transceiver.direction !== "stopped";
   }
 }
 

@@ -536,12 +536,23 @@ export class Room extends BufferedEventTarget {
       this.#unnamed.begin();
       return;
     }
+    this.#add(owner);
     this.#onDescription(owner, parseJson(sdp));
   }
 
   /** @param {any} message */
   #onAnswer({ id, sdp }) {
     const description = parseJson(sdp);
+    const hasIds = description?.from !== undefined;
+    const isForOther = hasIds && description.to !== this.#unnamed?.connection.id;
+    if (this.#unnamed && isForOther) {
+      // An earlier partner repeats its answer, and the server has paired us with it again.
+      this.#refusePartner(id, description.from);
+      this.#remove(this.#unnamed);
+      this.#send({ type: "leave" });
+      this.#connectIfAlone();
+      return;
+    }
     if (this.#unnamed && !this.#sessions.has(id)) {
       const session = this.#unnamed;
       this.#unnamed = undefined;
@@ -558,8 +569,17 @@ export class Room extends BufferedEventTarget {
     }
     let session = this.#sessions.get(id);
     if (session?.isFromOtherInstance(description)) {
-      this.#drop(session, "replaced");
+      this.#giveUp(session, "replaced");
       session = undefined;
+      if (this.#flow === "join" && description.type === "answer") {
+        // It answers an offer to the page that was there before.
+        this.#add(id).begin();
+        return;
+      }
+    }
+    if (!session && this.#flow === "connect" && description.from !== undefined) {
+      this.#refusePartner(id, description.from);
+      return;
     }
     if (!session && description.type === "offer") {
       session = this.#add(id);
@@ -568,6 +588,16 @@ export class Room extends BufferedEventTarget {
       this.#see(session);
       session.receiveDescription(description);
     }
+  }
+
+  /**
+   * In a pair: a peer takes us for its partner, but our page was reloaded or has given it up, and nobody could tell it.
+   *
+   * @param {string} id
+   * @param {unknown} connection the peer's id of its connection to us
+   */
+  #refusePartner(id, connection) {
+    this.#send({ type: "candidateAdd", target_id: id, candidate: { bye: true, to: connection } });
   }
 
   /** @param {any} message */
@@ -759,6 +789,9 @@ export class Room extends BufferedEventTarget {
     session.isAway = !isPresent;
     if (isPresent) {
       session.onOnline();
+    } else if (this.#flow === "connect") {
+      // The server does not tell when a partner is back, and it may be back already.
+      session.connection.sendControl({ type: "askPresence" });
     } else {
       this.#scheduleSearch();
     }
