@@ -2,13 +2,16 @@
 
 mod ayame_sdk;
 mod check_page;
+mod documentation;
 mod end_to_end;
 mod fault_injection;
+mod foreign_clients;
 mod interoperability;
 mod interrupted_signaling;
 mod library;
 mod matchbox_socket;
 mod message_races;
+mod package;
 mod page;
 mod room_of_64;
 mod simulation;

@@ -5,57 +5,12 @@
  * the next track of its kind, because a session description keeps every transceiver for ever.
  */
 
+import { Share } from "./share.js";
+
 /**
  * A track that is shared, and the streams that it belongs to. The track may be replaced.
- *
  * @typedef {{ track: MediaStreamTrack, streams: MediaStream[] }} SharedTrack
  */
-
-/**
- * What `room.share` returns.
- */
-export class Share {
-  /** @type {SharedTrack[]} */
-  #sharedTracks;
-  #onReplaced;
-  #onStopped;
-
-  /**
-   * @param {SharedTrack[]} sharedTracks
-   * @param {(sharedTrack: SharedTrack) => void} onReplaced
-   * @param {() => void} onStopped
-   * @internal
-   */
-  constructor(sharedTracks, onReplaced, onStopped) {
-    this.#sharedTracks = sharedTracks;
-    this.#onReplaced = onReplaced;
-    this.#onStopped = onStopped;
-  }
-
-  /** The tracks that are shared now. @type {MediaStreamTrack[]} */
-  get tracks() {
-    return this.#sharedTracks.map(({ track }) => track);
-  }
-
-  /**
-   * Replaces the shared track of the same kind, without a negotiation: for example another camera.
-   *
-   * @param {MediaStreamTrack} track
-   */
-  replace(track) {
-    const sharedTrack = this.#sharedTracks.find((shared) => shared.track.kind === track.kind);
-    if (!sharedTrack) {
-      throw new TypeError(`no track of the kind ${track.kind} is shared here`);
-    }
-    sharedTrack.track = track;
-    this.#onReplaced(sharedTrack);
-  }
-
-  /** Ends the sharing. The tracks themselves, and so the camera, go on until `track.stop()`. */
-  stop() {
-    this.#onStopped();
-  }
-}
 
 /**
  * All shares of a room.

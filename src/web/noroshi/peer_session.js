@@ -45,7 +45,8 @@ export const DATA_LENGTH_MAX = 16_384;
 
 /**
  * @typedef {import("./connection.js").Description} Description
- * @typedef {"connecting" | "connected" | "interrupted" | "failed" | "closed"} PeerState
+ * @typedef {import("./peer.js").PeerState} PeerState
+ * @typedef {import("./room.js").LeftReason} LeftReason
  *
  * What a room provides to the sessions of its peers.
  *
@@ -63,8 +64,6 @@ export const DATA_LENGTH_MAX = 16_384;
  * @property {(peer: PeerSession, type: string, fields?: object, bytes?: number) => void} emit
  * @property {(peer: PeerSession, reason: LeftReason) => void} drop
  * @property {(peer: PeerSession) => void} onPresence the peer says whether the server sees it
- *
- * @typedef {"left" | "lost" | "replaced"} LeftReason
  */
 
 export class PeerSession {
