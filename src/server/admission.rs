@@ -267,6 +267,8 @@ impl Policy<'_> {
     /// Responds with a file. A browser may cache it, but must revalidate it on each use.
     fn file(&self, request: &Request, file: &File) -> Response {
         let etag = file.etag();
+        // Caches need no `Vary: Host`: the host is a part of the URL, which is their key (RFC 9111 section 2).
+        let policy = file.policy(request.value("host"));
         let mut headers = vec![
             ("Content-Type", file.content_type),
             ("Cache-Control", "no-cache"),
@@ -274,7 +276,7 @@ impl Policy<'_> {
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
         ];
-        headers.extend(file.csp.map(|policy| ("Content-Security-Policy", policy)));
+        headers.extend(policy.as_deref().map(|policy| ("Content-Security-Policy", policy)));
         if file.is_cross_origin {
             headers.push(("Vary", "Origin"));
             if self.has_allowed_origin(request) {

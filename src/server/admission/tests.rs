@@ -10,7 +10,7 @@ use crate::http::address::Network;
 use crate::http::head_end;
 use crate::http::origin::AllowedOrigin;
 use crate::protocols;
-use crate::web::{LIBRARY, LIBRARY_MODULES, PAGE};
+use crate::web::{CHECK, LIBRARY, LIBRARY_MODULES, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
@@ -597,6 +597,38 @@ fn modules_of_the_library_are_served() {
     }
     for target in ["/noroshi", "/noroshi/", "/noroshi/none.js", "/noroshi/noroshi.js", "/noroshi//"] {
         assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
+    }
+}
+
+/// Returns the value of a header of a response, if there is exactly one.
+fn only_header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut values = head.split("\r\n").filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let value = values.next()?;
+    assert_eq!(values.next(), None, "{name}");
+    Some(value)
+}
+
+#[test]
+fn policy_of_a_page_names_its_own_host() {
+    let policy = |path: &str, version: &str, headers: &str| {
+        let head = format!("GET {path} HTTP/{version}\r\n{headers}");
+        let (status, head) = exchange(ListenerKind::Main, &Config::default(), false, &head);
+        (status, only_header(&head, "Content-Security-Policy").map(str::to_owned))
+    };
+    for (path, file) in [("/", PAGE), ("/check", CHECK)] {
+        for host in ["example.com", "localhost:8080", "192.0.2.1"] {
+            let headers = format!("Host: {host}\r\n");
+            assert_eq!(policy(path, "1.1", &headers), (200, file.policy(Some(host))), "{path} {host}");
+            // A 304 has the policy, too, because it replaces that of the stored response.
+            let headers = format!("{headers}If-None-Match: {}\r\n", file.etag());
+            assert_eq!(policy(path, "1.1", &headers), (304, file.policy(Some(host))), "{path} {host}");
+        }
+        for host in ["[::1]:8080", "h; script-src *", "h;script-src 'unsafe-inline'", "h, x", "*", "h\tx"] {
+            let headers = format!("Host: {host}\r\n");
+            assert_eq!(policy(path, "1.1", &headers), (200, file.policy(None)), "{path} {host}");
+        }
+        assert_eq!(policy(path, "1.0", ""), (200, file.policy(None)));
+        assert_eq!(policy(path, "1.1", "Host: a\r\nHost: b\r\n"), (400, None));
     }
 }
 
