@@ -34,7 +34,17 @@ macro_rules! library_modules {
 /// The modules that [`LIBRARY`] imports, with their names below [`MODULES`]. To add a module, add its name.
 #[rustfmt::skip]
 pub(crate) static LIBRARY_MODULES: &[(&str, File)] = &library_modules![
-    "placeholder.js",
+    "connection.js",
+    "errors.js",
+    "events.js",
+    "identity.js",
+    "media.js",
+    "peer.js",
+    "peer_session.js",
+    "room.js",
+    "sdp.js",
+    "signaling.js",
+    "transfer.js",
 ];
 
 /// The Content-Security-Policy (CSP level 3) of the demonstration page.
