@@ -14,7 +14,6 @@ mod matchbox_socket;
 mod message_races;
 mod page;
 mod room_of_64;
-mod scratch;
 mod tokens;
 mod types;
 
