@@ -789,7 +789,9 @@ export class Room extends BufferedEventTarget {
       () => {
         this.#searchTimer = undefined;
         const sessions = [...this.#sessions.values()];
-        const missing = sessions.filter((session) => session.isAway && session.saysOnline);
+        const isElsewhere = (/** @type {PeerSession} */ session) =>
+          session.isAway && session.saysOnline && session.connection.isConnected;
+        const missing = sessions.filter(isElsewhere);
         const isMajority = missing.length * 2 > sessions.length;
         if (this.online && isMajority && !this.#hasSearched) {
           this.#hasSearched = true;
