@@ -553,7 +553,8 @@ export class Room extends BufferedEventTarget {
 
   /** @param {string} id @param {any} description */
   #onDescription(id, description) {
-    if (typeof description?.sdp !== "string" || typeof id !== "string") {
+    const isOfKnownType = description?.type === "offer" || description?.type === "answer";
+    if (!isOfKnownType || typeof description.sdp !== "string" || typeof id !== "string") {
       return;
     }
     let session = this.#sessions.get(id);
