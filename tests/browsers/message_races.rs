@@ -31,7 +31,11 @@ fn duplicated_messages_have_no_effect() {
             &format!(
                 "class Doubling extends WebSocket {{
                     set onmessage(listener) {{
-                        super.onmessage = listener && ((event) => {{ listener(event); listener(event); }});
+                        super.onmessage = listener && ((event) => {{
+                            listener(event);
+                            // A message of the peer.
+                            if (JSON.parse(event.data).id) listener(event);
+                        }});
                     }}
                 }}
                 globalThis.created = 0;
