@@ -3,6 +3,7 @@
 use std::net::TcpStream;
 
 use data_encoding::BASE64;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
@@ -22,7 +23,8 @@ const FLAGS: &str = "--headless --no-sandbox --no-first-run --user-data-dir=. --
 
 /// A Chromium process with one tab and its own profile.
 pub struct Chromium {
-    _program: Program,
+    /// Killed when the browser is dropped.
+    program: Program,
     socket: WebSocket<RetryOnInterrupt>,
     /// The DevTools session of the tab.
     session: Value,
@@ -57,7 +59,7 @@ impl Chromium {
             )
         });
         let mut browser =
-            Chromium { _program: program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
+            Chromium { program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
         let targets = browser.command("Target.getTargets", json!({}));
         let tab = targets["targetInfos"].as_array().unwrap().iter().find(|it| it["type"] == "page").unwrap();
         let attach = json!({"targetId": tab["targetId"], "flatten": true});
@@ -111,6 +113,16 @@ impl Chromium {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme},
             {"name": "forced-colors", "value": forced}]});
         self.command("Emulation.setEmulatedMedia", features);
+    }
+
+    /// Stops all processes of the browser, as when a computer sleeps.
+    pub fn suspend(&self) {
+        self.program.signal_group(Signal::SIGSTOP);
+    }
+
+    /// Continues after [`Chromium::suspend`].
+    pub fn resume(&self) {
+        self.program.signal_group(Signal::SIGCONT);
     }
 
     /// Kills the browser, as a crash does, after it checks that the console has no errors.

@@ -196,7 +196,6 @@ export class PeerSession {
 
   /** Replaces the connection by a new one, which waits for an offer. */
   #replaceConnection() {
-    const wasOpen = this.#isOpen;
     this.#clearTimers();
     this.connection.close();
     this.#failures = 0;
@@ -206,7 +205,7 @@ export class PeerSession {
     this.#earlyMessages = [];
     this.#wasEndedByPeer = false;
     this.connection = this.#createConnection();
-    if (wasOpen && !this.#isReconnecting) {
+    if (this.#wasEverOpen && !this.#isReconnecting) {
       this.#isReconnecting = true;
       this.#host.emit(this, "reconnecting");
     }

@@ -593,7 +593,8 @@ export class Room extends BufferedEventTarget {
 
   /** @param {string} id @param {any} description */
   #onDescription(id, description) {
-    if (typeof description?.sdp !== "string" || typeof id !== "string") {
+    const isOfKnownType = description?.type === "offer" || description?.type === "answer";
+    if (!isOfKnownType || typeof description.sdp !== "string" || typeof id !== "string") {
       return;
     }
     let session = this.#sessions.get(id);
@@ -851,7 +852,9 @@ export class Room extends BufferedEventTarget {
       () => {
         this.#searchTimer = undefined;
         const sessions = [...this.#sessions.values()];
-        const missing = sessions.filter((session) => session.isAway && session.saysOnline);
+        const isElsewhere = (/** @type {PeerSession} */ session) =>
+          session.isAway && session.saysOnline && session.connection.isConnected;
+        const missing = sessions.filter(isElsewhere);
         const isMajority = missing.length * 2 > sessions.length;
         if (this.online && isMajority && !this.#hasSearched) {
           this.#hasSearched = true;
