@@ -356,7 +356,7 @@ impl Policy<'_> {
     ) -> Result<Decision, Response> {
         check_upgrade_method(request)?;
         let request_token_secrets = match target.protocol.token_place {
-            TokenPlace::Request => self.config.token_secrets.as_ref(),
+            TokenPlace::Request | TokenPlace::RequestWithoutRoom => self.config.token_secrets.as_ref(),
             TokenPlace::Message => None,
         };
         if request_token_secrets.is_some() && target.query.values("token").any(|token| token.is_err()) {
@@ -508,7 +508,7 @@ fn unexpected_host(request: &Request) -> Response {
 /// The token is in the `Authorization` header or else in the query, because browsers cannot set headers of a WebSocket.
 ///
 /// # Errors
-/// There is no token, more than one, or it is not valid for the target's room.
+/// There is no token, more than one, or it is not valid, or not for the target's room.
 fn verified_claims(
     request: &Request,
     target: &Target,
@@ -523,6 +523,9 @@ fn verified_claims(
     }
     match tokens.as_slice() {
         [] => Err(TokenError::Missing),
+        [token] if target.protocol.token_place == TokenPlace::RequestWithoutRoom => {
+            secrets.verify(token, unix_time)
+        }
         [token] => secrets.admit(token, &target.room, None, unix_time),
         _ => Err(TokenError::Malformed),
     }

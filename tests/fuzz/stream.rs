@@ -176,7 +176,7 @@ impl World {
         } else {
             // One message may exceed the limit for messages of the server. Its length has 16 bits.
             let config = &self.context.shared.config;
-            let limit = config.queue_bytes_max() + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
+            let limit = config.queue_bytes_max(false) + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
             let queue = limit + (1 << 16);
             let control = 4 * CONTROL_QUEUE_BYTES_MAX;
             let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
