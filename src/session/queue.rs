@@ -544,7 +544,10 @@ impl Queue {
             self.bytes.clear();
             self.sent = 0;
             self.frame_end = 0;
-            return self.advance_segments(written - unsent);
+            if written > unsent {
+                self.advance_segments(written - unsent);
+            }
+            return;
         }
         self.sent += written;
         while self.frame_end < self.sent {
@@ -599,6 +602,31 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Accepts a number of bytes of several slices and then blocks.
+    #[derive(Default)]
+    struct VectoredStream(LimitedStream);
+
+    impl Write for VectoredStream {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
+        }
+
+        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            assert!(slices.len() <= WRITE_SLICES_MAX && slices.iter().all(|slice| !slice.is_empty()));
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            self.0.write(&bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn shared_frame(payload: &[u8]) -> Segment {
+        let shared = SharedState::new(crate::config::Config::default());
+        Segment::Shared(SharedFrame::text(str::from_utf8(payload).unwrap(), &shared))
     }
 
     fn frames(frames: &[(u8, &[u8])]) -> Vec<u8> {
@@ -700,6 +728,81 @@ mod tests {
             }
             assert!(stream.accepted == expected, "cut at {cut}");
         }
+    }
+
+    /// Messages, of which those with an odd index are shared by several queues, have the same order and frame boundaries.
+    #[test]
+    fn control_frames_overtake_shared_frames_at_the_next_frame_boundary() {
+        let messages: Vec<Vec<u8>> = [3, 126, 200, 5, 1, 2, 300].map(|length| vec![b'x'; length]).to_vec();
+        let total: usize = messages.iter().map(|message| frame::encoded_len(message.len())).sum();
+        for (cut, piece) in (0..=total).flat_map(|cut| [(cut, 7), (cut, 1000)]) {
+            let mut queue = Queue::default();
+            let mut stream = VectoredStream(LimitedStream { room: cut, ..LimitedStream::default() });
+            for (index, message) in messages.iter().enumerate() {
+                match index % 2 {
+                    0 => queue.push(frame::TEXT, message, NOW),
+                    _ => queue.push_segment(shared_frame(message), NOW),
+                }
+            }
+            queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+            assert_eq!((queue.message_bytes(), queue.is_blocked()), (total - cut, cut < total));
+            queue.push_ping(NOW);
+            let mut expected = Vec::new();
+            let mut is_overtaken = false;
+            for message in &messages {
+                if !is_overtaken && expected.len() >= cut {
+                    is_overtaken = true;
+                    expected.extend(frames(&[(frame::PING, b"")]));
+                }
+                expected.extend(frames(&[(frame::TEXT, message)]));
+            }
+            if !is_overtaken {
+                expected.extend(frames(&[(frame::PING, b"")]));
+            }
+            while !queue.is_empty() {
+                stream.0.room = piece;
+                queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+            }
+            assert!(stream.0.accepted == expected, "cut at {cut}");
+            assert_eq!((queue.segments_bytes, queue.own_segments_bytes, queue.segment_sent), (0, 0, 0));
+            assert_eq!(queue.unsent_to_pong, 0);
+        }
+    }
+
+    #[test]
+    fn pong_behind_a_shared_frame_is_not_overtaken() {
+        let mut queue = Queue::default();
+        let mut stream = VectoredStream(LimitedStream { room: 10, ..LimitedStream::default() });
+        let message = [b'x'; 100];
+        queue.push_segment(shared_frame(&message), NOW);
+        queue.answer_ping(b"first".to_vec(), usize::MAX / 2, NOW);
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        queue.answer_ping(b"second".to_vec(), usize::MAX / 2, NOW);
+        stream.0.room = usize::MAX;
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        let expected = [(frame::TEXT, &message[..]), (frame::PONG, b"first"), (frame::PONG, b"second")];
+        assert!(stream.0.accepted == frames(&expected));
+    }
+
+    #[test]
+    fn queue_with_shared_frames_counts_its_own_memory_only() {
+        let mut queue = Queue::default();
+        let message = vec![b'x'; 10_000];
+        queue.push_segment(shared_frame(&message), NOW);
+        assert_eq!(queue.capacity(), SEGMENTS_MIN * size_of::<Segment>());
+        queue.push(frame::TEXT, &message, NOW);
+        let own_bytes = frame::encoded_len(message.len());
+        assert_eq!(queue.capacity(), SEGMENTS_MIN * size_of::<Segment>() + own_bytes);
+        assert_eq!(queue.message_bytes(), 2 * own_bytes);
+        let mut stream = LimitedStream { room: own_bytes, ..LimitedStream::default() };
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        assert_eq!((queue.segments.len(), queue.message_bytes()), (1, own_bytes));
+        stream.room = own_bytes;
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        assert_eq!(queue.capacity(), SEGMENTS_MIN * size_of::<Segment>());
+        queue.push(frame::TEXT, b"x", NOW);
+        assert!(queue.segments.is_empty(), "the vector is used again");
+        assert!(size_of::<Segment>() + size_of::<[usize; 6]>() <= SHARED_FRAME_OVERHEAD_BYTES);
     }
 
     #[test]
