@@ -209,7 +209,8 @@ pub trait Protocol {
 
     /// Returns the room, id and state of a connection. `None`: the protocol does not know it.
     ///
-    /// A protocol with several rooms in one connection returns one of them; it implements [`Protocol::members`] too.
+    /// A protocol with several rooms in one connection returns any of them, or an empty name; it implements
+    /// [`Protocol::members`] and [`Protocol::room_count`] too.
     fn member(&self, conn: Conn) -> Option<Member<'_>>;
 
     /// Returns all memberships of a connection, one for each room.

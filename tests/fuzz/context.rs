@@ -59,6 +59,10 @@ pub trait Rules {
     }
     /// Returns the numbers of peers and rooms.
     fn counts(&self) -> (usize, usize);
+    /// Returns the number of messages to members of rooms, if the protocol counts them.
+    fn deliveries(&self) -> Option<u64> {
+        None
+    }
     /// Returns the bytes of text stored for peers. The server reserves at least these, and nothing if there are none.
     fn stored_bytes(&self) -> usize {
         0

@@ -381,6 +381,7 @@ impl<R: Rules> World<R> {
         let (_, protocol) = self.dispatcher.each().next().expect("there is one protocol");
         let counts = protocol.counts(self.now);
         assert_eq!((counts.peers, counts.rooms), self.rules.counts());
+        assert_eq!(counts.deliveries, self.rules.deliveries());
         let is_counted = |(_, count): &(&str, u64)| *count > 0;
         let messages: BTreeMap<_, _> = counts.messages.into_iter().filter(is_counted).collect();
         let errors: BTreeMap<_, _> = counts.errors.into_iter().filter(is_counted).collect();
