@@ -13,5 +13,6 @@ mod page;
 mod room_of_64;
 mod tokens;
 mod types;
+mod ywebrtc_provider;
 
 use noroshi_test_support as common;
