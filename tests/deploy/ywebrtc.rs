@@ -15,7 +15,7 @@ fn balancer(program: &str, arguments: &str, file: &str, nodes: &[Running; 3], po
     let mut text = configuration(file);
     let listener = if file.starts_with("Caddy") { "example.com {" } else { ":8080\n" };
     let address = match file.starts_with("Caddy") {
-        true => format!("{{\n    admin off\n    auto_https off\n}}\nhttp://127.0.0.1:{port} {{"),
+        true => format!("{{\n    admin off\n    auto_https off\n}}\nhttp://:{port} {{"),
         false => format!("127.0.0.1:{port}\n"),
     };
     let mut replacements = vec![(listener.to_owned(), address)];
