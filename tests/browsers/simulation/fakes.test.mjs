@@ -203,10 +203,10 @@ async function negotiate(seed) {
 
 test("perfect negotiation settles after thousands of glares", async () => {
   let rollbacks = 0;
-  for (let seed = 1; seed <= 1_000; seed += 1) {
+  for (let seed = 1; seed <= 400; seed += 1) {
     rollbacks += await negotiate(seed);
   }
-  assert.ok(rollbacks > 2_000, `only ${rollbacks} rollbacks`);
+  assert.ok(rollbacks > 1_000, `only ${rollbacks} rollbacks`);
 });
 
 /** Returns two connections of data channels, which exchange descriptions when they are told to.
@@ -252,17 +252,37 @@ async function openTwo(seed, bugs = {}) {
 }
 
 test("descriptions that do not belong together never connect", async () => {
-  const { world, a, b, run, exchange } = await openTwo(1);
-  const { a: c, b: d, world: other, exchange: exchangeOther } = await openTwo(2);
-  await exchangeOther();
-  await other.run(2_000);
-  assert.deepEqual([c.connectionState, d.connectionState], ["connected", "connected"]);
-  void world;
-  void run;
-  void exchange;
-  void a;
-  void b;
+  const { world, a, b, run } = await openTwo(1);
+  await run(0, () => a.setLocalDescription());
+  await world.run(300);
+  await run(1, () => b.setRemoteDescription(a.localDescription));
+  await run(1, () => b.setLocalDescription());
+  await world.run(300);
+  // A takes the answer of a third connection to another offer.
+  const { answer } = await openOtherTwo(world);
+  await run(0, () => a.setRemoteDescription(answer));
+  assert.deepEqual([a.signalingState, b.signalingState], ["stable", "stable"]);
+  await world.run(14_000);
+  assert.deepEqual([a.connectionState, b.connectionState], ["connecting", "connecting"]);
+  await world.run(17_000);
+  assert.deepEqual([a.connectionState, b.connectionState], ["failed", "failed"]);
 });
+
+/** Returns the answer of two other connections of a run. @param {World} world */
+async function openOtherTwo(world) {
+  const offer = await openOffer(world);
+  const page = world.openPage("D");
+  /** @type {any} */
+  let pc;
+  await page.run(async () => {
+    pc = new RTCPeerConnection();
+    pc.createDataChannel("test", { negotiated: true, id: 0 });
+    await pc.setRemoteDescription(offer);
+    await pc.setLocalDescription();
+  });
+  await world.run(500);
+  return { answer: pc.localDescription };
+}
 
 test("ICE is disconnected, then failed without a path, and a restart repairs it", async () => {
   const { world, pages, a, b, exchange } = await openTwo(3);

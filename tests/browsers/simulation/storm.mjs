@@ -25,6 +25,8 @@ const RECOVERY_AFTER_OUTAGE_MAX = 45_000;
 /** The room stays whole for this time. */
 const QUIET = 3_000;
 const MESSAGES_MAX = 2_000;
+/** Bytes of the largest message in pieces. */
+const LARGE_BYTES_MAX = 300_000;
 
 const NAMES = ["A", "B", "C", "D"];
 
@@ -50,6 +52,8 @@ class Member {
   lastMessages = new Map();
   /** Messages that were sent after the storm, as they arrived. @type {string[]} */
   finalMessages = [];
+  /** The senders and sizes of messages in pieces. @type {string[]} */
+  largeMessages = [];
   reconnections = 0;
   /** Whether the page is closed and will be opened again. */
   isAbsent = false;
@@ -69,6 +73,7 @@ class Member {
     this.receivedTracks = new Set();
     this.lastMessages = new Map();
     this.finalMessages = [];
+    this.largeMessages = [];
     this.incarnation += 1;
     this.messageCount = 0;
     this.isAbsent = false;
@@ -129,6 +134,10 @@ class Member {
 
   /** @param {any} peer @param {any} data */
   #onMessage(peer, data) {
+    if (data instanceof ArrayBuffer) {
+      this.#onLargeMessage(peer, new Uint8Array(data));
+      return;
+    }
     const [sender, incarnation, number] = String(data).split(":");
     if (number === "final") {
       this.finalMessages.push(sender);
@@ -140,6 +149,15 @@ class Member {
       this.storm.problems.push(`${this.name} received ${data} of ${peer.id} after number ${last}`);
     }
     this.lastMessages.set(key, Number(number));
+  }
+
+  /** @param {any} peer @param {Uint8Array} bytes */
+  #onLargeMessage(peer, bytes) {
+    const number = bytes.length;
+    if (bytes.some((byte, index) => byte !== (number + index) % 251)) {
+      this.storm.problems.push(`${this.name} received ${number} bytes of ${peer.id} that are not what was sent`);
+    }
+    this.largeMessages.push(`${peer.id} ${number}`);
   }
 
   /** @param {() => string} text */
@@ -219,6 +237,21 @@ class Member {
     }
   }
 
+  /** Sends a message in pieces, which may be interrupted. */
+  write() {
+    const peer = this.storm.random.pick([...this.room.peers.values()]);
+    if (peer?.alive) {
+      const size = 1 + this.storm.random.below(LARGE_BYTES_MAX);
+      this.trace(() => `ACT write ${size} bytes to ${peer.id}`);
+      this.writeBytes(peer, size).catch(() => this.trace(() => `write of ${size} bytes is interrupted`));
+    }
+  }
+
+  /** @param {any} peer @param {number} size @returns {Promise<void>} */
+  async writeBytes(peer, size) {
+    await peer.write(Uint8Array.from({ length: size }, (_, index) => (size + index) % 251));
+  }
+
   setData() {
     this.room.setData({ name: this.name, number: this.storm.random.below(1_000) });
   }
@@ -231,6 +264,9 @@ export class Storm {
   errors = [];
   /** @type {Member[]} */
   members = [];
+  /** Messages in pieces that were sent after the storm. Each has another size.
+   *  @type {{sender: Member, receiver: string, size: number}[]} */
+  finalWrites = [];
   /** Whether a page has crashed: its connections are not closed, but lost. */
   hasCrashed = false;
   /** The time from the end of the faults until the room was whole. @type {number | undefined} */
@@ -250,6 +286,7 @@ export class Storm {
     this.hasTwoServers = random.chance(0.15);
     this.hasFreezes = random.chance(0.2);
     this.hasRawTracks = random.chance(0.6);
+    this.hasLargeMessages = random.chance(0.15);
     this.isSlow = random.chance(0.2);
     const count = flow === "join" || random.chance(0.3) ? 4 : 2;
     this.members = NAMES.slice(0, count).map((name) => new Member(this, name));
@@ -315,6 +352,9 @@ export class Storm {
     const acts = ["share", "stopShare", "replaceShare", "say", "say", "setData"];
     if (this.hasRawTracks) {
       acts.push("toggleRawTrack");
+    }
+    if (this.hasLargeMessages) {
+      acts.push("write");
     }
     const act = /** @type {"share"} */ (this.random.pick(acts));
     const { room } = member;
@@ -478,6 +518,9 @@ export class Storm {
         }
       });
     }
+    if (this.hasLargeMessages) {
+      this.#writeToAll();
+    }
     await world.run(QUIET);
     missing = this.#missing();
     if (missing.length > 0) {
@@ -491,6 +534,24 @@ export class Storm {
       const received = [...member.finalMessages].sort().join();
       if (received !== expected) {
         this.problems.push(`${member.name} received messages of [${received}] instead of [${expected}]`);
+      }
+    }
+    for (const { sender, receiver, size } of this.finalWrites) {
+      const received = this.members.find(({ name }) => name === receiver)?.largeMessages ?? [];
+      const count = received.filter((text) => text === `${sender.name} ${size}`).length;
+      if (count !== 1) {
+        this.problems.push(`${receiver} received ${size} bytes of ${sender.name} ${count} times`);
+      }
+    }
+  }
+
+  /** Every member sends a message in pieces to every peer. */
+  #writeToAll() {
+    for (const sender of this.members) {
+      for (const peer of sender.room.peers.values()) {
+        const size = LARGE_BYTES_MAX + 1 + this.finalWrites.length;
+        this.finalWrites.push({ sender, receiver: peer.id, size });
+        this.world.schedule(sender.page, 0, () => sender.writeBytes(peer, size));
       }
     }
   }
