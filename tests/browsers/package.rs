@@ -257,7 +257,7 @@ fn import_and_refused_options_in_a_page_have_no_effects() {
         json!(["TypeError", "TypeError", 12, "TypeError", "too_big", "TypeError", 20]);
     assert_eq!(refused, expected);
     assert_eq!(browser.eval("opened"), json!([]));
-    browser.kill();
+    browser.assert_no_errors();
 }
 
 #[test]
