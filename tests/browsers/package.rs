@@ -170,10 +170,11 @@ fn package_works_in_a_vite_project_with_react_and_vue() {
     // The first effects of StrictMode have left: there are two rooms with two peers each.
     eventually("only the second effects are left", || server.metric("peers") == 4.0);
     eventually("both show the message of the other", || {
-        pair.iter_mut().all(|browser| {
+        for browser in &mut pair {
             browser.eval("document.querySelector('#react button').click()");
-            browser.eval("document.querySelector('#react').innerText.includes(': hello')") == true
-        })
+        }
+        let shows_message = "document.querySelector('#react').innerText.includes(': hello')";
+        pair.iter_mut().all(|browser| browser.eval(shows_message) == true)
     });
     pair[0].eval("document.querySelector('#unmount').click()");
     pair[1].wait_until("document.querySelector('#vue').innerText === 'online: 0 connected'");
