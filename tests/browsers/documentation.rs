@@ -81,8 +81,6 @@ fn screen_share(pair: &mut Pair) {
         pair[i].eval(&format!("globalThis.screens ?? {FAKE_SCREEN}"));
         pair[i].eval("document.querySelector('button').click()");
         pair[1 - i].wait_until(&format!("document.querySelector('video') && {VIDEOS_PLAY}"));
-        let id = pair[i].eval("screens.at(-1).id");
-        assert_eq!(pair[1 - i].eval("document.querySelector('video').srcObject.id"), id);
         pair[i].eval("screens.at(-1).getTracks()[0].dispatchEvent(new Event('ended'))");
         pair[1 - i].wait_until("!document.querySelector('video')");
     }
