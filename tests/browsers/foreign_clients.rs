@@ -88,11 +88,12 @@ fn test_client(language: &str, program: &str, arguments: &str) {
             let order = if is_first { "before" } else { "after" };
             let description = format!("{language}, {order} {name}");
             let room = format!("{order}-{name}");
-            let start =
-                || Program::start(program, &format!("{arguments} ws://{}/ws/{room}", server.address));
+            let start = || Program::start(program, &format!("{arguments} ws://{}/ws/{room}", server.address));
             let client = if is_first {
                 let client = start();
-                client.wait_until("the client is in the room", || (server.metric("peers") == 1.0).then_some(()));
+                client.wait_until("the client is in the room", || {
+                    (server.metric("peers") == 1.0).then_some(())
+                });
                 enter(browser, &server, &room);
                 client
             } else {

@@ -170,10 +170,11 @@ fn package_works_in_a_vite_project_with_react_and_vue() {
     // The first effects of StrictMode have left: there are two rooms with two peers each.
     eventually("only the second effects are left", || server.metric("peers") == 4.0);
     eventually("both show the message of the other", || {
-        pair.iter_mut().all(|browser| {
+        for browser in &mut pair {
             browser.eval("document.querySelector('#react button').click()");
-            browser.eval("document.querySelector('#react').innerText.includes(': hello')") == true
-        })
+        }
+        let shows_message = "document.querySelector('#react').innerText.includes(': hello')";
+        pair.iter_mut().all(|browser| browser.eval(shows_message) == true)
     });
     pair[0].eval("document.querySelector('#unmount').click()");
     pair[1].wait_until("document.querySelector('#vue').innerText === 'online: 0 connected'");
@@ -221,10 +222,10 @@ fn import_in_node_has_no_effects() {
         const error = await library.join("ws://localhost:1/ws").catch((error) => error);
         console.log(error.name, error.message);
     "#;
-    let module =
-        module.replace("FORBID_EFFECTS", FORBID_EFFECTS).replace("PERMIT_EFFECTS", PERMIT_EFFECTS);
+    let module = module.replace("FORBID_EFFECTS", FORBID_EFFECTS).replace("PERMIT_EFFECTS", PERMIT_EFFECTS);
     let names = "NoroshiError,Peer,Room,connect,join\n";
-    let failure = "TypeError there is no RTCPeerConnection or WebSocket here: pass implementations in the options\n";
+    let failure =
+        "TypeError there is no RTCPeerConnection or WebSocket here: pass implementations in the options\n";
     assert_eq!(run_node(&home.0, &module), format!("{names}{failure}"));
 }
 
@@ -234,9 +235,8 @@ fn import_and_refused_options_in_a_page_have_no_effects() {
     let (server, _stderr) = run(r#"exec "$0""#);
     let [mut browser] = Chromium::start();
     browser.open(&format!("http://{}/healthz", server.address));
-    browser.eval(&format!(
-        "{FORBID_EFFECTS} const library = await import('/noroshi.js'); {PERMIT_EFFECTS} 0"
-    ));
+    browser
+        .eval(&format!("{FORBID_EFFECTS} const library = await import('/noroshi.js'); {PERMIT_EFFECTS} 0"));
     // Nothing is opened for options that the browser or the library does not accept.
     browser.eval(
         "const opened = [];
@@ -253,11 +253,10 @@ fn import_and_refused_options_in_a_page_have_no_effects() {
         ])",
     );
     // The code of a DOMException is a number.
-    let expected =
-        json!(["TypeError", "TypeError", 12, "TypeError", "too_big", "TypeError", 20]);
+    let expected = json!(["TypeError", "TypeError", 12, "TypeError", "too_big", "TypeError", 20]);
     assert_eq!(refused, expected);
     assert_eq!(browser.eval("opened"), json!([]));
-    browser.kill();
+    browser.assert_no_errors();
 }
 
 #[test]

@@ -119,7 +119,8 @@ console.log(code, leaveAtTheEnd, error instanceof Error, share.tracks.length);
 #[test]
 fn wrong_calls_fail_the_type_check() {
     let Some(home) = install_package("typescript@7") else { return };
-    let write = |name: &str, text: &str| std::fs::write(home.0.join(name), format!("{VALUES}{text}")).unwrap();
+    let write =
+        |name: &str, text: &str| std::fs::write(home.0.join(name), format!("{VALUES}{text}")).unwrap();
     write("right.mts", RIGHT_CALLS);
     assert_eq!(check_types(&home.0, "--strict", &["right.mts".to_owned()]), "");
     let mut files = Vec::new();
@@ -128,7 +129,8 @@ fn wrong_calls_fail_the_type_check() {
         write(&name, call);
         files.push(name);
     }
-    for (index, import) in ["{ PeerSession } from 'noroshi'", "'noroshi/noroshi/room.js'"].iter().enumerate() {
+    for (index, import) in ["{ PeerSession } from 'noroshi'", "'noroshi/noroshi/room.js'"].iter().enumerate()
+    {
         let name = format!("import{index}.mts");
         write(&name, &format!("import {import};"));
         files.push(name);
@@ -177,7 +179,10 @@ fn documentation_names_every_member_option_event_and_code() {
         let declaration = declaration_of(&home, module, start);
         for name in names(&declaration, &['(', ':', '?', '<']) {
             count += 1;
-            if !text.contains(&format!("`{name}`")) && !text.contains(&format!("`{name}(")) && name != "constructor" {
+            if !text.contains(&format!("`{name}`"))
+                && !text.contains(&format!("`{name}("))
+                && name != "constructor"
+            {
                 writeln!(missing, "{start}: {name}").unwrap();
             }
         }

@@ -75,7 +75,7 @@ pub trait Browser {
         }
     }
 
-    /// Asserts that the console has no errors except those that the browser reports for failed requests.
+    /// Asserts that the console has no errors except those that the browser reports for failed requests and connections.
     #[track_caller]
     fn assert_no_errors(&mut self) {
         self.eval("0");
@@ -84,6 +84,7 @@ pub trait Browser {
             r#""category":"cors""#,
             r#""text":"Firefox can’t establish a connection to the server at ws://"#,
             r#""text":"The connection to ws://"#,
+            r#""text":"WebRTC: ICE failed"#,
         ];
         self.errors().retain(|error| !own.iter().any(|own| error.contains(own)));
         assert!(self.errors().is_empty(), "{:#?}", self.errors());
