@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the packages of a release in target/dist: a binary for each target, a .deb for x86_64, and their checksums.
+# Builds the packages of a release in target/dist: a binary for each target, a .deb for x86_64, the npm package of the
+# client library (scripts/npm.mjs builds only that one), and their checksums.
 # The musl binaries are static; Rust includes everything that is needed to link them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,6 +39,12 @@ for triple in "${targets[@]}"; do
         echo "the .deb is not built, because cargo-deb is missing: cargo install cargo-deb" >&2
     fi
 done
+
+if command -v npm >/dev/null; then
+    scripts/npm.mjs "$dist"
+else
+    echo "the npm package is not built, because npm is missing" >&2
+fi
 
 cd "$dist"
 sha256sum noroshi* >SHA256SUMS

@@ -43,6 +43,7 @@ pub(crate) static LIBRARY_MODULES: &[(&str, File)] = &library_modules![
     "peer_session.js",
     "room.js",
     "sdp.js",
+    "share.js",
     "signaling.js",
     "transfer.js",
 ];
@@ -58,7 +59,7 @@ const PAGE_POLICY: &str = "default-src 'none'; \
 
 /// The Content-Security-Policy of the page that tests a deployment, which does not use the library.
 const CHECK_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-Im206rnfJTqz9vfEAritO5oYcAHxKchFBfrr9L1KNBM='; \
+    script-src 'sha256-3RQrDqnFOdKX1eMfchwcV1So3Alyyodx61LS2PABmwM='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

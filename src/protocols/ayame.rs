@@ -326,7 +326,7 @@ impl Ayame {
             return self.close_not_understood(slot, context);
         };
         if let Some(secrets) = &self.token_secrets {
-            match secrets.admit(&token, &room, Some(&client_id), context.wall) {
+            match secrets.admit(&token, &room, &client_id, context.wall) {
                 Ok(claims) => self.clients[slot].token_expires_at = Some(claims.expires_at),
                 Err(error) => return self.reject(slot, error.message(), context),
             }

@@ -9,6 +9,7 @@
  *     peer_session.js  the connections to one peer, one after the other
  *     connection.js    one RTCPeerConnection and its negotiation
  *     media.js         shared tracks and their transceivers
+ *     share.js         Share: what the application holds of a shared track
  *     transfer.js      messages of any kind and size over a data channel
  *     signaling.js     the connection to the server
  *     events.js, errors.js, identity.js, sdp.js
@@ -22,13 +23,14 @@ import { Room } from "./noroshi/room.js";
  * @typedef {import("./noroshi/room.js").Options} Options
  * @typedef {import("./noroshi/room.js").RoomEvents} RoomEvents
  * @typedef {import("./noroshi/room.js").RoomState} RoomState
+ * @typedef {import("./noroshi/room.js").LeftReason} LeftReason
  * @typedef {import("./noroshi/errors.js").ErrorCode} ErrorCode
- * @typedef {import("./noroshi/media.js").Share} Share
+ * @typedef {import("./noroshi/share.js").Share} Share
  * @typedef {import("./noroshi/peer.js").PeerStats} PeerStats
- * @typedef {import("./noroshi/peer_session.js").PeerState} PeerState
- * @typedef {import("./noroshi/peer_session.js").LeftReason} LeftReason
- * @typedef {import("./noroshi/transfer.js").Json} Json
- * @typedef {import("./noroshi/transfer.js").Data} Data
+ * @typedef {import("./noroshi/peer.js").PeerState} PeerState
+ * @typedef {import("./noroshi/peer.js").WriteOptions} WriteOptions
+ * @typedef {import("./noroshi/peer.js").Json} Json
+ * @typedef {import("./noroshi/peer.js").Data} Data
  */
 
 /**

@@ -285,6 +285,11 @@ fn proxy_faults_are_reported() {
             results.has(id, "skipped", "Needs a WebSocket");
         }
     }
+    let (server, _stderr) = run(r#"exec "$0" --max-connections 1"#);
+    let _only_client = Client::open(server.address, "");
+    for results in Report::by([&mut chromium, &mut firefox], &url(&server)) {
+        results.has("websocket", "failed", "It is refused (503): the server is full.");
+    }
     // Firefox resolves every name to this machine. Browsers treat a plain-HTTP name as insecure.
     let (server, _stderr) = run(r#"exec "$0""#);
     firefox.open(&format!("http://noroshi.example:{}/check?idle=3", server.address.port()));

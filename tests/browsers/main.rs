@@ -2,8 +2,10 @@
 
 mod ayame_sdk;
 mod check_page;
+mod documentation;
 mod end_to_end;
 mod fault_injection;
+mod foreign_clients;
 mod interoperability;
 mod interrupted_signaling;
 mod library;
@@ -12,8 +14,10 @@ mod library_messages;
 mod library_page;
 mod matchbox_socket;
 mod message_races;
+mod package;
 mod page;
 mod room_of_64;
+mod simulation;
 mod tokens;
 mod types;
 

@@ -49,15 +49,17 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// Installs an npm package into a new directory, which the caller removes. `None` without npm.
-pub fn npm(package: &str) -> Option<PathBuf> {
+/// Installs npm packages, separated by spaces, into a new directory, which the caller removes. `None` without npm.
+pub fn npm(packages: &str) -> Option<PathBuf> {
     let npm = find("npm")?;
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let home = std::env::temp_dir().join(format!("noroshi-npm-{}-{count}", std::process::id()));
     std::fs::create_dir(&home).unwrap();
-    let install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", package];
-    assert!(Command::new(npm).args(install).current_dir(&home).status().unwrap().success());
+    let install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", "."];
+    let mut command = Command::new(npm);
+    command.args(install).args(packages.split(' ')).current_dir(&home);
+    assert!(command.status().unwrap().success());
     Some(home)
 }
 

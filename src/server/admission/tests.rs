@@ -678,6 +678,77 @@ fn allowed_origins_may_load_the_library() {
     assert_eq!(allowed(&head(&["*"], "https://a.example", "/")), None);
 }
 
+/// A page cannot read the response to a rejected upgrade, but that to a plain request of the same URL.
+#[test]
+fn pages_of_allowed_origins_may_read_why_an_upgrade_is_rejected() {
+    let secrets = Secrets::parse(b"only the tests sign with this secret").unwrap();
+    let token_for_coffee = secrets.sign(&Claims {
+        expires_at: Duration::from_secs(1000),
+        room: Some("coffee".into()),
+        ..Claims::default()
+    });
+    let config = Config {
+        token_secrets: Some(secrets),
+        allow_origins: vec![AllowedOrigin::parse("https://a.example").unwrap()],
+        trusted_proxies: vec![Network::parse("10.0.0.0/8").unwrap()],
+        ..Config::default()
+    };
+    let without_tokens = Config { token_secrets: None, ..config.clone() };
+    let for_coffee = format!("/ws/tea?token={token_for_coffee}");
+    let unreadable = "X-Forwarded-For: unknown\r\n";
+    for (config, target, more, limits, status, is_same_for_plain_requests) in [
+        (&config, "/ws/%2e", "", LimitCheck::Allowed, 400, true),
+        (&config, "/ws/tea?token=%ff", "", LimitCheck::Allowed, 400, true),
+        (&config, "/ws/tea", unreadable, LimitCheck::Allowed, 400, true),
+        (&config, "/ws/tea", "", LimitCheck::Allowed, 401, true),
+        (&config, &for_coffee, "", LimitCheck::Allowed, 403, true),
+        (&config, "/wss/tea", "", LimitCheck::Allowed, 404, true),
+        (&config, "//ws/tea", "", LimitCheck::Allowed, 404, true),
+        (&without_tokens, "/ws/tea", "", LimitCheck::AddressFull, 429, true),
+        (&without_tokens, "/ws/tea", "", LimitCheck::ServerFull, 503, true),
+        (&without_tokens, "/ws/tea", "", LimitCheck::RoomFull, 503, true),
+        (&without_tokens, "/ws/tea", "", LimitCheck::Draining, 503, true),
+        (&without_tokens, "/ws/tea", "Sec-WebSocket-Version: 12\r\n", LimitCheck::Allowed, 426, true),
+        (&without_tokens, "/ws/tea", "Sec-WebSocket-Key: short\r\n", LimitCheck::Allowed, 400, false),
+    ] {
+        let head = |upgrade: &str, origin: &str| {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n{upgrade}{more}{origin}\r\n");
+            let decision =
+                respond(head.as_bytes(), ListenerKind::Main, config, more == unreadable, |_, _| limits);
+            let Decision::Respond(Response { status, bytes, .. }) = decision else { panic!("{head}") };
+            let (head, _) = std::str::from_utf8(&bytes).unwrap().split_once("\r\n\r\n").unwrap();
+            (status, head.to_owned())
+        };
+        let upgrade = format!("{UPGRADE}{KEY}");
+        for (origin, allowed_origin) in [
+            ("https://a.example", Some("https://a.example")),
+            ("https://A.example:443", Some("https://A.example:443")),
+            ("http://h", Some("http://h")),
+        ] {
+            let origin = format!("Origin: {origin}\r\n");
+            for (upgrade, is_upgrade) in [(&*upgrade, true), ("", false)] {
+                let (sent_status, head) = head(upgrade, &origin);
+                if is_upgrade || is_same_for_plain_requests {
+                    assert_eq!(sent_status, status, "{target}: {head}");
+                }
+                assert_eq!(only_header(&head, "Access-Control-Allow-Origin"), allowed_origin, "{head}");
+                assert_eq!(only_header(&head, "Vary"), Some("Origin"), "{head}");
+            }
+        }
+        for origin in ["", "Origin: https://b.example\r\n", "Origin: null\r\n", "Origin: https://h/\r\n"] {
+            for upgrade in [&*upgrade, ""] {
+                let (_, head) = head(upgrade, origin);
+                assert_eq!(only_header(&head, "Access-Control-Allow-Origin"), None, "{head}");
+                assert_eq!(only_header(&head, "Vary"), Some("Origin"), "{head}");
+            }
+        }
+    }
+    // The operator listener has nothing for pages of other origins.
+    let head = "GET /nowhere HTTP/1.1\r\nHost: h\r\nOrigin: https://a.example\r\n";
+    let (status, head) = exchange(ListenerKind::Operator, &config, false, head);
+    assert_eq!((status, only_header(&head, "Access-Control-Allow-Origin")), (404, None));
+}
+
 #[test]
 fn malformed_requests_are_rejected() {
     let main = |head: &str| exchange(ListenerKind::Main, &Config::default(), false, head).0;

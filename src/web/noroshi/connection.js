@@ -103,6 +103,8 @@ export class Connection {
   /** At the impolite peer: whether the polite one waits for it, and whether it has it. */
   #isTurnAwaited = false;
   #isTurnGranted = false;
+  /** Whether our description is being set, and not yet sent. */
+  #isDescribing = false;
   #lastResend = -Infinity;
   /** The beginning of a control message that continues. */
   #partialControl = "";
@@ -151,8 +153,8 @@ export class Connection {
         events.onClosed();
       }
     };
-    this.messages.onmessage = ({ data }) => events.onMessage(data, true);
-    this.unreliable.onmessage = ({ data }) => events.onMessage(data, false);
+    this.messages.onmessage = ({ data }) => events.onMessage(withoutView(data), true);
+    this.unreliable.onmessage = ({ data }) => events.onMessage(withoutView(data), false);
     this.control.onopen = () => {
       events.onControlOpen();
       this.#onConnectionState();
@@ -314,7 +316,7 @@ export class Connection {
 
   async #makeOffer() {
     try {
-      await this.pc.setLocalDescription();
+      await this.#setLocalDescription();
     } finally {
       // After a failure, the owner decides whether to try again.
       this.#isNegotiationWanted = false;
@@ -324,6 +326,16 @@ export class Connection {
     this.#localSeq += 1;
     this.#offerSeq = this.#localSeq;
     this.#sendOffer();
+  }
+
+  /** Some implementations report candidates before they resolve the promise. Such candidates are in the description. */
+  async #setLocalDescription() {
+    this.#isDescribing = true;
+    try {
+      await this.pc.setLocalDescription();
+    } finally {
+      this.#isDescribing = false;
+    }
   }
 
   // ---- Turns ----
@@ -401,7 +413,7 @@ export class Connection {
     this.hasRemoteDescription = true;
     this.#remoteSeq = offer.seq ?? 0;
     this.#lastRemoteOffer = sdp;
-    await this.pc.setLocalDescription();
+    await this.#setLocalDescription();
     this.#isTurnGranted = false;
     this.#localSeq += 1;
     this.#answerSeq = this.#localSeq;
@@ -493,7 +505,7 @@ export class Connection {
 
   /** @param {RTCIceCandidate | null} candidate */
   #onLocalCandidate(candidate) {
-    if (candidate) {
+    if (candidate && !this.#isDescribing) {
       const fields = candidate.toJSON ? candidate.toJSON() : candidate;
       this.#send("candidateAdd", { ...fields, from: this.id, to: this.remoteId });
     }
@@ -575,4 +587,17 @@ export class Connection {
         this.#events.onControl(message);
     }
   }
+}
+
+/**
+ * Returns an ArrayBuffer for the Buffer that implementations for Node deliver instead.
+ *
+ * @param {string | ArrayBuffer | ArrayBufferView} data
+ * @returns {string | ArrayBuffer}
+ */
+function withoutView(data) {
+  if (!ArrayBuffer.isView(data)) {
+    return data;
+  }
+  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice().buffer;
 }

@@ -8,14 +8,10 @@ const WAITING_EVENTS_MAX = 1000;
 const WAITING_BYTES_MAX = 1 << 20;
 
 /**
- * @typedef {{ event: Event, bytes: number }} WaitingEvent
- */
-
-/**
  * @template {Record<string, object>} Events the fields of each type of event
  */
 export class BufferedEventTarget extends EventTarget {
-  /** In the order in which they happened. @type {WaitingEvent[]} */
+  /** In the order in which they happened. @type {{ event: Event, bytes: number }[]} */
   #waiting = [];
   /** @type {Set<string>} */
   #typesWithListener = new Set();
@@ -38,6 +34,8 @@ export class BufferedEventTarget extends EventTarget {
   }
 
   /**
+   * Removes a listener.
+   *
    * @template {keyof Events & string} K
    * @param {K} type
    * @param {((event: Event & Events[K]) => void) | { handleEvent(event: Event & Events[K]): void } | null} listener
@@ -126,7 +124,7 @@ export class BufferedEventTarget extends EventTarget {
         if (index < 0) {
           break;
         }
-        const [{ event }] = /** @type {[WaitingEvent]} */ (this.#waiting.splice(index, 1));
+        const [{ event }] = /** @type {[{ event: Event, bytes: number }]} */ (this.#waiting.splice(index, 1));
         this.dispatchEvent(event);
       }
       this.#isDeliveryScheduled = false;

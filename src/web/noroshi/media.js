@@ -5,57 +5,12 @@
  * the next track of its kind, because a session description keeps every transceiver for ever.
  */
 
+import { Share } from "./share.js";
+
 /**
  * A track that is shared, and the streams that it belongs to. The track may be replaced.
- *
  * @typedef {{ track: MediaStreamTrack, streams: MediaStream[] }} SharedTrack
  */
-
-/**
- * What `room.share` returns.
- */
-export class Share {
-  /** @type {SharedTrack[]} */
-  #sharedTracks;
-  #onReplaced;
-  #onStopped;
-
-  /**
-   * @param {SharedTrack[]} sharedTracks
-   * @param {(sharedTrack: SharedTrack) => void} onReplaced
-   * @param {() => void} onStopped
-   * @internal
-   */
-  constructor(sharedTracks, onReplaced, onStopped) {
-    this.#sharedTracks = sharedTracks;
-    this.#onReplaced = onReplaced;
-    this.#onStopped = onStopped;
-  }
-
-  /** The tracks that are shared now. @type {MediaStreamTrack[]} */
-  get tracks() {
-    return this.#sharedTracks.map(({ track }) => track);
-  }
-
-  /**
-   * Replaces the shared track of the same kind, without a negotiation: for example another camera.
-   *
-   * @param {MediaStreamTrack} track
-   */
-  replace(track) {
-    const sharedTrack = this.#sharedTracks.find((shared) => shared.track.kind === track.kind);
-    if (!sharedTrack) {
-      throw new TypeError(`no track of the kind ${track.kind} is shared here`);
-    }
-    sharedTrack.track = track;
-    this.#onReplaced(sharedTrack);
-  }
-
-  /** Ends the sharing. The tracks themselves, and so the camera, go on until `track.stop()`. */
-  stop() {
-    this.#onStopped();
-  }
-}
 
 /**
  * All shares of a room.
@@ -104,6 +59,8 @@ export class Senders {
   #pc;
   /** @type {Map<SharedTrack, RTCRtpTransceiver>} */
   #transceivers = new Map();
+  /** Transceivers whose track is no longer shared. @type {Set<RTCRtpTransceiver>} */
+  #released = new Set();
 
   /** @param {RTCPeerConnection} pc */
   constructor(pc) {
@@ -118,14 +75,16 @@ export class Senders {
   async update(sharedTracks) {
     for (const [sharedTrack, transceiver] of this.#transceivers) {
       if (!sharedTracks.includes(sharedTrack)) {
-        this.#transceivers.delete(sharedTrack);
         await this.#release(transceiver);
+        this.#transceivers.delete(sharedTrack);
       }
     }
     for (const sharedTrack of sharedTracks) {
-      if (!this.#transceivers.has(sharedTrack)) {
-        const transceiver = await this.#acquire(sharedTrack);
-        this.#transceivers.set(sharedTrack, transceiver);
+      const transceiver = this.#transceivers.get(sharedTrack);
+      if (!transceiver) {
+        this.#transceivers.set(sharedTrack, await this.#acquire(sharedTrack));
+      } else if (transceiver.sender.track !== sharedTrack.track) {
+        await transceiver.sender.replaceTrack(sharedTrack.track);
       }
     }
   }
@@ -139,25 +98,43 @@ export class Senders {
   async #release(transceiver) {
     await transceiver.sender.replaceTrack(null);
     setSending(transceiver, false);
+    this.#released.add(transceiver);
   }
 
   /** @param {SharedTrack} sharedTrack */
   async #acquire({ track, streams }) {
-    const free = this.#pc.getTransceivers().find((transceiver) => this.#isFree(transceiver, track.kind));
+    const free = [...this.#released].find((transceiver) => this.#isFree(transceiver, track.kind));
     if (!free) {
-      return this.#pc.addTransceiver(track, { direction: "sendrecv", streams });
+      return this.#add(track, streams);
     }
+    this.#released.delete(free);
     await free.sender.replaceTrack(track);
     free.sender.setStreams?.(...streams);
     setSending(free, true);
     return free;
   }
 
+  /**
+   * Takes a transceiver that has never sent, for example one of a track that is received, or adds one. The application may
+   * do the same at any time, so that this must not be interrupted, as `replaceTrack` would be.
+   *
+   * @param {MediaStreamTrack} track
+   * @param {MediaStream[]} streams
+   */
+  #add(track, streams) {
+    if (this.#pc.getSenders().some((sender) => sender.track === track)) {
+      // `addTrack` sends a track only once.
+      return this.#pc.addTransceiver(track, { direction: "sendrecv", streams });
+    }
+    const added = this.#pc.addTrack(track, ...streams);
+    const transceiver = this.#pc.getTransceivers().find(({ sender }) => sender === added);
+    return /** @type {RTCRtpTransceiver} */ (transceiver);
+  }
+
   /** @param {RTCRtpTransceiver} transceiver @param {string} kind */
   #isFree(transceiver, kind) {
     const isOfKind = transceiver.receiver.track.kind === kind;
-    const isUnused = transceiver.sender.track === null && transceiver.direction !== "stopped";
-    return isOfKind && isUnused && ![...this.#transceivers.values()].includes(transceiver);
+    return isOfKind && transceiver.sender.track === null && transceiver.direction !== "stopped";
   }
 }
 

@@ -3,12 +3,30 @@
  */
 
 /**
- * @typedef {import("./transfer.js").Json} Json
- * @typedef {import("./transfer.js").Data} Data
- * @typedef {import("./transfer.js").WriteOptions} WriteOptions
- * @typedef {import("./peer_session.js").PeerState} PeerState
- * @typedef {import("./peer_session.js").PeerSession} PeerSession
+ * A JSON value. A property that is `undefined` is left out.
  *
+ * @typedef {null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json | undefined }} Json
+ */
+
+/**
+ * What `send` accepts.
+ *
+ * @typedef {string | ArrayBuffer | ArrayBufferView | Json} Data
+ */
+
+/**
+ * @typedef {"connecting" | "connected" | "interrupted" | "failed" | "closed"} PeerState
+ */
+
+/**
+ * The options of `write`.
+ *
+ * @typedef {object} WriteOptions
+ * @property {AbortSignal} [signal] ends the transfer: the receiver drops what it has of the message
+ * @property {(progress: { sent: number, size: number }) => void} [onprogress] is called after each piece, with bytes
+ */
+
+/**
  * How the connection to a peer works at the moment.
  *
  * @typedef {object} PeerStats
@@ -21,22 +39,23 @@
  */
 
 export class Peer {
-  /** @type {PeerSession} */
+  /** @type {import("./peer_session.js").PeerSession} */
   #session;
 
   /**
-   * @param {PeerSession} session
+   * @param {import("./peer_session.js").PeerSession} session
    * @internal
    */
   constructor(session) {
     this.#session = session;
   }
 
+  /** Its id. @type {string} */
   get id() {
     return this.#session.id;
   }
 
-  /** What the peer has given as `data`. It is there before `open`. @type {Json | undefined} */
+  /** What the peer has given as `data`: a JSON value or undefined, unchecked. It is there before `open`. @type {any} */
   get data() {
     return this.#session.data;
   }
@@ -120,7 +139,11 @@ export class Peer {
     return this.#session.transfer.drained(bytes, options);
   }
 
-  /** @returns {Promise<PeerStats>} */
+  /**
+   * Reads how the connection works: its route, its round-trip time and its bytes.
+   *
+   * @returns {Promise<PeerStats>}
+   */
   async stats() {
     return readStats(this.pc);
   }

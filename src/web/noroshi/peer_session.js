@@ -31,6 +31,10 @@ const SETTLING_GROWTH = 1.5;
 const SETTLING_LONGEST = 60_000;
 /** After a failure of ICE, the polite peer lets the impolite one restart it first. */
 const POLITE_RESTART_DELAY = 2_000;
+/** A failed operation of a connection is tried again. Another one within this time begins the connection anew. */
+const FAILURES_FORGOTTEN_AFTER = 10_000;
+/** The time in which the first offer of a peer arrives that joins the room. */
+const FIRST_OFFER_MAX = 3_000;
 /** The time for the first message of the control channel. It says who the peer is, and comes before `open`. */
 const HELLO_MAX = 2_000;
 /** Messages that arrive before the first message of the control channel wait for it. More than these do not wait. */
@@ -41,7 +45,8 @@ export const DATA_LENGTH_MAX = 16_384;
 
 /**
  * @typedef {import("./connection.js").Description} Description
- * @typedef {"connecting" | "connected" | "interrupted" | "failed" | "closed"} PeerState
+ * @typedef {import("./peer.js").PeerState} PeerState
+ * @typedef {import("./room.js").LeftReason} LeftReason
  *
  * What a room provides to the sessions of its peers.
  *
@@ -59,8 +64,6 @@ export const DATA_LENGTH_MAX = 16_384;
  * @property {(peer: PeerSession, type: string, fields?: object, bytes?: number) => void} emit
  * @property {(peer: PeerSession, reason: LeftReason) => void} drop
  * @property {(peer: PeerSession) => void} onPresence the peer says whether the server sees it
- *
- * @typedef {"left" | "lost" | "replaced"} LeftReason
  */
 
 export class PeerSession {
@@ -90,8 +93,11 @@ export class PeerSession {
   #remoteNumber = 0;
   /** Connections that were begun anew since the last one was settled. */
   #attempts = 0;
-  /** Failed operations of the present connection. */
+  /** Failed operations of the present connection, and when the last one was. */
   #failures = 0;
+  #lastFailure = -Infinity;
+  /** Whether the connection is begun anew as soon as that is possible. */
+  #isRenewalDue = false;
   #hasHello = false;
   #isOpen = false;
   #wasEverOpen = false;
@@ -109,6 +115,8 @@ export class PeerSession {
   #restartTimer;
   /** @type {any} */
   #renewalTimer;
+  /** @type {any} */
+  #firstOfferTimer;
   /** @type {any} */
   #helloTimer;
   /** What `state` was last emitted for. */
@@ -173,9 +181,17 @@ export class PeerSession {
     }
   }
 
-  /** Waits for the first offer, or begins if none comes. */
+  /** Waits for the first offer, or begins if none comes: the peer may believe that it is connected to us. */
   awaitOffer() {
     this.#onState();
+    const { connection } = this;
+    this.#firstOfferTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        if (this.#host.isOnline() && !this.isAway) {
+          this.beginIfWaiting();
+        }
+      });
+    }, FIRST_OFFER_MAX);
   }
 
   /** Replaces the connection by a new one, which waits for an offer. */
@@ -183,6 +199,7 @@ export class PeerSession {
     this.#clearTimers();
     this.connection.close();
     this.#failures = 0;
+    this.#isRenewalDue = false;
     this.#hasHello = false;
     this.#isOpen = false;
     this.#earlyMessages = [];
@@ -210,6 +227,9 @@ export class PeerSession {
       this.#ifCurrent(connection, () => {
         if (this.#host.isOnline() && !this.isAway) {
           this.renew();
+        } else {
+          // `onOnline` continues.
+          this.#isRenewalDue = true;
         }
       });
     }, pauseBefore(this.#attempts));
@@ -228,6 +248,7 @@ export class PeerSession {
     clearTimeout(this.#settlingTimer);
     clearTimeout(this.#restartTimer);
     clearTimeout(this.#renewalTimer);
+    clearTimeout(this.#firstOfferTimer);
     clearTimeout(this.#helloTimer);
     this.#settlingTimer = undefined;
     this.#restartTimer = undefined;
@@ -367,6 +388,10 @@ export class PeerSession {
   /** The server is there again, and sees the peer, or its server does. */
   onOnline() {
     this.isHeld = false;
+    if (this.#isRenewalDue) {
+      this.renew();
+      return;
+    }
     if (!this.connection.isConnected) {
       this.connection.resend();
       if (this.connection.pc.connectionState === "failed") {
@@ -496,6 +521,12 @@ export class PeerSession {
     if (typeof candidate !== "object" || candidate === null) {
       return;
     }
+    if (candidate.bye === true) {
+      if (candidate.to === this.connection.id) {
+        this.#host.drop(this, "left");
+      }
+      return;
+    }
     const { from, to, ...init } = candidate;
     const isForeign = from === undefined;
     const isForUs = to === undefined || to === this.connection.id;
@@ -594,6 +625,9 @@ export class PeerSession {
       case "presence":
         this.#setSaysOnline(message.online);
         break;
+      case "askPresence":
+        this.connection.sendControl({ type: "presence", online: this.#host.isOnline() });
+        break;
       case "bye":
         this.#host.drop(this, "left");
         break;
@@ -642,6 +676,11 @@ export class PeerSession {
     const text = cause instanceof Error ? cause.message : String(cause);
     const error = new NoroshiError("connection_failed", text, cause);
     this.#host.emit(this, "error", { error });
+    const now = performance.now();
+    if (now - this.#lastFailure > FAILURES_FORGOTTEN_AFTER) {
+      this.#failures = 0;
+    }
+    this.#lastFailure = now;
     this.#failures += 1;
     const { connection } = this;
     const canRetry = this.#failures === 1 && connection.isConnected && connection.pc.signalingState === "stable";
@@ -649,7 +688,13 @@ export class PeerSession {
       this.#scheduleRenewal();
       return;
     }
-    setTimeout(() => this.#ifCurrent(connection, () => connection.renegotiate()), pauseBefore(0));
+    this.#renewalTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        // The operation may have been one of the shared media.
+        this.updateMedia();
+        connection.renegotiate();
+      });
+    }, pauseBefore(0));
   }
 
   /** A message about the peer is too large for the server. @param {number} size */

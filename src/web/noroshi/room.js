@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * A room: who is in it, and the events of the application.
  *
@@ -31,11 +32,18 @@ const SEARCH_DELAY = 5_000;
 
 /**
  * @typedef {import("./errors.js").ErrorCode} ErrorCode
- * @typedef {import("./transfer.js").Json} Json
- * @typedef {import("./transfer.js").Data} Data
- * @typedef {import("./media.js").Share} Share
- * @typedef {import("./peer_session.js").LeftReason} LeftReason
+ * @typedef {import("./peer.js").Json} Json
+ * @typedef {import("./peer.js").Data} Data
+ * @typedef {import("./share.js").Share} Share
+ */
+
+/**
+ * Why a peer is gone: it has left, its connection was lost, or another page has its id now.
  *
+ * @typedef {"left" | "lost" | "replaced"} LeftReason
+ */
+
+/**
  * The options of `join` and `connect`, besides the fields of RTCConfiguration.
  *
  * @typedef {object} RoomOptions
@@ -46,10 +54,16 @@ const SEARCH_DELAY = 5_000;
  * @property {AbortSignal} [signal] leaves the room when it is aborted, also before the room is entered
  * @property {number} [timeout] milliseconds until entering fails with `unreachable`; 20000 if missing
  * @property {number} [receiveBytesMax] the largest message that is accepted from a peer; 256 MiB if missing
- * @property {typeof globalThis.RTCPeerConnection} [RTCPeerConnection] an implementation, where there is no global one
- * @property {typeof globalThis.WebSocket} [WebSocket]
- *
+ * @property {new (configuration?: any) => any} [RTCPeerConnection] an implementation, where there is no global one
+ * @property {new (url: string) => any} [WebSocket] an implementation, where there is no global one
+ */
+
+/**
  * @typedef {RTCConfiguration & RoomOptions} Options
+ */
+
+/**
+ * The fields of each type of event.
  *
  * @typedef {{
  *   peer: { peer: Peer },
@@ -57,7 +71,7 @@ const SEARCH_DELAY = 5_000;
  *   message: { peer: Peer, data: any, reliable: boolean },
  *   progress: { peer: Peer, received: number, size: number, name?: string },
  *   track: { peer: Peer, track: MediaStreamTrack, streams: readonly MediaStream[] },
- *   data: { peer: Peer, data: Json },
+ *   data: { peer: Peer, data: any },
  *   state: { peer: Peer },
  *   reconnecting: { peer: Peer },
  *   left: { peer: Peer, reason: LeftReason },
@@ -65,12 +79,21 @@ const SEARCH_DELAY = 5_000;
  *   online: {},
  *   closed: { code: ErrorCode, message: string },
  *   error: { error: NoroshiError, peer?: Peer },
- * }} RoomEvents the fields of each type of event
- *
+ * }} RoomEvents
+ */
+
+/**
  * @typedef {"entering" | "online" | "offline" | "closed"} RoomState
  */
 
-/** @extends {BufferedEventTarget<RoomEvents>} */
+/** Older browsers have no such symbol. @type {typeof Symbol.asyncDispose} */
+const asyncDispose = Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose");
+
+/**
+ * A room that was entered, with the other peers in it. `join` and `connect` return it.
+ *
+ * @extends {BufferedEventTarget<RoomEvents>}
+ */
 export class Room extends BufferedEventTarget {
   #id;
   #url;
@@ -82,6 +105,7 @@ export class Room extends BufferedEventTarget {
   #iceServers;
   /** The configuration of each connection, with the ICE servers of the server. @type {RTCConfiguration} */
   #configuration;
+  /** @type {typeof globalThis.RTCPeerConnection} */
   #RTCPeerConnection;
   #receiveBytesMax;
   /** @type {Json | undefined} */
@@ -124,6 +148,7 @@ export class Room extends BufferedEventTarget {
   /**
    * Resolves when the room is over: after `leave()` with the code `left`, else with the code of the error.
    *
+   * @readonly
    * @type {Promise<{ code: ErrorCode, message: string }>}
    */
   closed;
@@ -154,8 +179,10 @@ export class Room extends BufferedEventTarget {
     this.#receiveBytesMax = receiveBytesMax ?? RECEIVE_BYTES_MAX;
     this.#iceServers = configuration.iceServers ?? [];
     this.#configuration = { bundlePolicy: "max-bundle", ...configuration, iceServers: this.#iceServers };
-    this.#RTCPeerConnection = RTCPeerConnection ?? globalThis.RTCPeerConnection;
-    const WebSocketClass = WebSocket ?? globalThis.WebSocket;
+    this.#RTCPeerConnection = /** @type {typeof globalThis.RTCPeerConnection} */ (
+      RTCPeerConnection ?? globalThis.RTCPeerConnection
+    );
+    const WebSocketClass = /** @type {typeof globalThis.WebSocket} */ (WebSocket ?? globalThis.WebSocket);
     if (!this.#RTCPeerConnection || !WebSocketClass) {
       throw new TypeError("there is no RTCPeerConnection or WebSocket here: pass implementations in the options");
     }
@@ -194,12 +221,12 @@ export class Room extends BufferedEventTarget {
 
   // ---- The application ----
 
-  /** Our id. */
+  /** Our id. @type {string} */
   get id() {
     return this.#id;
   }
 
-  /** The WebSocket URL of the room. */
+  /** The WebSocket URL of the room. @type {string} */
   get url() {
     return this.#url;
   }
@@ -216,6 +243,7 @@ export class Room extends BufferedEventTarget {
     return this.#state;
   }
 
+  /** Whether there is a connection to the server. @type {boolean} */
   get online() {
     return this.#state === "online";
   }
@@ -328,7 +356,8 @@ export class Room extends BufferedEventTarget {
     this.#shares.clear();
   }
 
-  async [/** @type {typeof Symbol.asyncDispose} */ (Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose"))]() {
+  /** Leaves the room at the end of a block: `await using room = await join(…)`. */
+  async [asyncDispose]() {
     this.leave();
   }
 
@@ -536,12 +565,23 @@ export class Room extends BufferedEventTarget {
       this.#unnamed.begin();
       return;
     }
+    this.#add(owner);
     this.#onDescription(owner, parseJson(sdp));
   }
 
   /** @param {any} message */
   #onAnswer({ id, sdp }) {
     const description = parseJson(sdp);
+    const hasIds = description?.from !== undefined;
+    const isForOther = hasIds && description.to !== this.#unnamed?.connection.id;
+    if (this.#unnamed && isForOther) {
+      // An earlier partner repeats its answer, and the server has paired us with it again.
+      this.#refusePartner(id, description.from);
+      this.#remove(this.#unnamed);
+      this.#send({ type: "leave" });
+      this.#connectIfAlone();
+      return;
+    }
     if (this.#unnamed && !this.#sessions.has(id)) {
       const session = this.#unnamed;
       this.#unnamed = undefined;
@@ -559,8 +599,17 @@ export class Room extends BufferedEventTarget {
     }
     let session = this.#sessions.get(id);
     if (session?.isFromOtherInstance(description)) {
-      this.#drop(session, "replaced");
+      this.#giveUp(session, "replaced");
       session = undefined;
+      if (this.#flow === "join" && description.type === "answer") {
+        // It answers an offer to the page that was there before.
+        this.#add(id).begin();
+        return;
+      }
+    }
+    if (!session && this.#flow === "connect" && description.from !== undefined) {
+      this.#refusePartner(id, description.from);
+      return;
     }
     if (!session && description.type === "offer") {
       session = this.#add(id);
@@ -569,6 +618,16 @@ export class Room extends BufferedEventTarget {
       this.#see(session);
       session.receiveDescription(description);
     }
+  }
+
+  /**
+   * In a pair: a peer takes us for its partner, but our page was reloaded or has given it up, and nobody could tell it.
+   *
+   * @param {string} id
+   * @param {unknown} connection the peer's id of its connection to us
+   */
+  #refusePartner(id, connection) {
+    this.#send({ type: "candidateAdd", target_id: id, candidate: { bye: true, to: connection } });
   }
 
   /** @param {any} message */
@@ -760,6 +819,9 @@ export class Room extends BufferedEventTarget {
     session.isAway = !isPresent;
     if (isPresent) {
       session.onOnline();
+    } else if (this.#flow === "connect") {
+      // The server does not tell when a partner is back, and it may be back already.
+      session.connection.sendControl({ type: "askPresence" });
     } else {
       this.#scheduleSearch();
     }

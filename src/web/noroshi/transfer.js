@@ -36,9 +36,7 @@ export const UNRELIABLE_BYTES_MAX = 16_384;
 const UNRELIABLE_BUFFERED_BYTES_MAX = 65_536;
 
 /**
- * @typedef {null | boolean | number | string | Json[] | { [key: string]: Json }} Json
- * @typedef {string | ArrayBuffer | ArrayBufferView | Json} Data what `send` accepts
- * @typedef {{ signal?: AbortSignal, onprogress?: (progress: { sent: number, size: number }) => void }} WriteOptions
+ * @typedef {import("./peer.js").WriteOptions} WriteOptions
  *
  * @typedef {object} IncomingStream a message of which pieces have arrived
  * @property {string} kind
