@@ -85,6 +85,8 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         default_path: "/signaling",
         is_always_on: false,
         has_rooms_below: false,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: Some("/.ok"),
     },
     // Clients send it in their first message, with the room.

@@ -362,7 +362,7 @@ impl Policy<'_> {
     ) -> Result<Decision, Response> {
         check_upgrade_method(request)?;
         let request_token_secrets = match target.protocol.token_place {
-            TokenPlace::Request => self.config.token_secrets.as_ref(),
+            TokenPlace::Request | TokenPlace::RequestWithoutRoom => self.config.token_secrets.as_ref(),
             TokenPlace::Message => None,
         };
         if request_token_secrets.is_some() && target.query.values("token").any(|token| token.is_err()) {
@@ -375,7 +375,8 @@ impl Policy<'_> {
             Some(secrets) => {
                 let verified = verified_claims(request, &target, secrets, self.unix_time);
                 let claims = verified.map_err(|error| unauthorized(request, error))?;
-                if !claims.allows(&target.room) {
+                let is_for_room = target.protocol.token_place == TokenPlace::Request;
+                if is_for_room && !claims.allows(&target.room) {
                     return Err(token_for_other_room(request, &target.room, &claims));
                 }
                 Some(Box::new(claims))

@@ -95,6 +95,13 @@ fn quoted(text: &str) -> String {
     String::from_utf8(json).expect("JSON of a string is UTF-8")
 }
 
+/// Returns a hash of one connection.
+pub(super) fn connection_hash(conn: Conn) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    conn.bits().hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Returns a hash that all members of a room share.
 pub(super) fn room_hash(protocol: &str, member: &Member) -> u64 {
     let mut hasher = DefaultHasher::new();

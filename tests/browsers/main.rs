@@ -20,5 +20,6 @@ mod room_of_64;
 mod simulation;
 mod tokens;
 mod types;
+mod ywebrtc_provider;
 
 use noroshi_test_support as common;
