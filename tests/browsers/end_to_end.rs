@@ -223,7 +223,7 @@ fn turn_server_accepts_the_credentials_of_the_server() {
         for (browser, other) in two.iter_mut().zip([ids[1], ids[0]]) {
             if secret == "open-sesame" {
                 browser.wait_until(&format!("received.join() === 'I am ' + {other:?}"));
-                assert_eq!(browser.eval("await localCandidateType()"), "relay");
+                assert_eq!(browser.eval("await route()"), json!(["relay", "relay"]));
             } else {
                 browser.wait_until("pc?.iceGatheringState === 'complete'");
                 assert_eq!(browser.eval("pc.localDescription.sdp.includes('a=candidate')"), false);

@@ -42,10 +42,10 @@ const MESSAGES: &str = r#"(Object.assign(globalThis, {
     ],
 }), 0)"#;
 
-/// Sends from A to B everything that `send` and `write` take. `sender` and `receiver` may be the same page.
-pub fn exchange_every_kind(sender: &mut dyn Browser, receiver: Option<&mut dyn Browser>) {
+/// Sends everything that `send` and `write` take from one id to another one, which may be in another page.
+pub fn send_every_kind(sender: &mut dyn Browser, receiver: Option<&mut dyn Browser>, from: &str, to: &str) {
     let send = "
-        const to = peer('A', 'B'), all = [];
+        const to = peer('FROM', 'TO'), all = [];
         for (const data of small()) { to.send(data); all.push(data); }
         for (const data of small()) { await to.write(data); all.push(data); }
         const large = [
@@ -57,10 +57,12 @@ pub fn exchange_every_kind(sender: &mut dyn Browser, receiver: Option<&mut dyn B
         for (const data of large) { await to.write(data); all.push(data); }
         to.send('the end');
         return Promise.all(all.map(fingerprint));";
-    let listen = "rooms.B.addEventListener('message', ({ data, reliable }) => {
-        if (data !== 'the end') (globalThis.arrived ??= []).push(data);
+    let send = &send.replace("FROM", from).replace("TO", to);
+    let listen = "(globalThis.isOver = false, globalThis.arrived = [], rooms.TO.addEventListener('message', ({ data, reliable }) => {
+        if (data !== 'the end') globalThis.arrived.push(data);
         else globalThis.isOver = reliable;
-    })";
+    }))";
+    let listen = &listen.replace("TO", to);
     let arrived = "return Promise.all(arrived.map(fingerprint));";
     sender.eval(MESSAGES);
     let (sent, found) = match receiver {
@@ -98,7 +100,7 @@ fn in_both_browsers(test: impl Fn(&mut dyn Browser)) {
 #[test]
 fn messages_of_every_kind_and_size_arrive() {
     in_both_browsers(|browser| {
-        exchange_every_kind(browser, None);
+        send_every_kind(browser, None, "A", "B");
         close(browser);
     });
 }

@@ -52,6 +52,13 @@ const HELPERS: &str = r#"
         return canvas.captureStream(20);
     };
     const sound = () => new AudioContext().createMediaStreamDestination().stream;
+    const tone = () => {
+        const context = new AudioContext(), oscillator = context.createOscillator();
+        const destination = context.createMediaStreamDestination();
+        oscillator.connect(destination);
+        oscillator.start();
+        return destination.stream;
+    };
     // How many tracks of a kind a peer sends to us.
     const receives = (it, kind) => it.pc.getTransceivers()
         .filter((each) => each.receiver.track.kind === kind && each.currentDirection?.includes("recv")).length;

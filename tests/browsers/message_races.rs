@@ -132,15 +132,22 @@ fn invalid_messages_end_no_connection() {
     assert_eq!(found, true);
     assert_eq!(browser.eval("errors"), json!([]));
     // An offer that the browser refuses is an error with its peer, and ends no other connection.
-    run(&mut browser, "await enter('C'); await until(() => isMesh('A', 'B', 'C')); globalThis.third = peer('A', 'C').pc;");
     run(
         &mut browser,
-        "const { from } = sent.findLast(({ id, type }) => id === 'B' && /offer|answer/.test(type)).sdp;
-        sendAsB({ type: 'offer', sdp: { type: 'offer', sdp: 'v=0', from: from.replace(/\\.\\d+/, '.99'), seq: 1 } });",
+        "events.A = [];
+        globalThis.invalid = new WebSocket(roomUrl);
+        const tell = (message) => invalid.send(JSON.stringify({ id: 'invalid', ...message }));
+        invalid.onopen = () => tell({ type: 'join' });
+        invalid.onmessage = ({ data }) => {
+            if (JSON.parse(data).type !== 'joined') return;
+            tell({ type: 'offer', target_id: 'A', sdp: { type: 'offer', sdp: 'v=0', from: 'invalid.1', seq: 1 } });
+        };",
     );
-    browser.wait_until("errors.length > 0 && isMesh('A', 'B', 'C')");
-    assert_eq!(browser.eval("errors.every(([id, other, code]) => id === 'A' && other === 'B' && code === 'connection_failed')"), true);
-    assert_eq!(browser.eval("[peer('A', 'C').pc === third, events.A.some((it) => it.startsWith('left'))]"), json!([true, false]));
+    browser.wait_until("errors.length > 0");
+    browser.eval("(globalThis.remaining = peer('A', 'invalid'), invalid.close())");
+    browser.wait_until("events.A.includes('left invalid left')");
+    assert_eq!(browser.eval("errors.map(([id, other, code]) => [id, other, code])"), json!([["A", "invalid", "connection_failed"]]));
+    assert_eq!(browser.eval("[isUnchanged(), remaining.state, isMesh('A', 'B')]"), json!([true, "closed", true]));
     close_after_errors(&mut browser);
 }
 
