@@ -1,7 +1,7 @@
 //! The files for browsers, built into the program: the demonstration page at `/`, the client library, and the page
 //! that tests a deployment at `/check`.
 
-use crate::http::paths::PAGES;
+use crate::http::paths::{MODULES, PAGES};
 
 /// The demonstration page: one document with its style and its script.
 pub const PAGE: File = File {
@@ -21,13 +21,21 @@ pub const CHECK: File = File {
     is_cross_origin: false,
 };
 
-/// The client library, an ES module.
-pub const LIBRARY: File = File {
-    content_type: "text/javascript; charset=utf-8",
-    body: include_str!("web/noroshi.js"),
-    csp: None,
-    is_cross_origin: true,
-};
+/// The client library: the ES module that pages import.
+pub const LIBRARY: File = File::module(include_str!("web/noroshi.js"));
+
+/// Lists files of the folder `web/noroshi` by name.
+macro_rules! library_modules {
+    ($($name:literal,)*) => {
+        [$(($name, File::module(include_str!(concat!("web/noroshi/", $name))))),*]
+    };
+}
+
+/// The modules that [`LIBRARY`] imports, with their names below [`MODULES`]. To add a module, add its name.
+#[rustfmt::skip]
+pub(crate) static LIBRARY_MODULES: &[(&str, File)] = &library_modules![
+    "placeholder.js",
+];
 
 /// The Content-Security-Policy (CSP level 3) of the demonstration page.
 ///
@@ -57,6 +65,11 @@ pub struct File {
 }
 
 impl File {
+    /// A module of the client library. Its importers may be pages of other origins.
+    const fn module(body: &'static str) -> File {
+        File { content_type: "text/javascript; charset=utf-8", body, csp: None, is_cross_origin: true }
+    }
+
     /// Returns the entity tag (RFC 9110 section 8.8.3): the FNV-1a hash of the content.
     pub fn etag(&self) -> String {
         const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
@@ -74,6 +87,11 @@ const FILES: [&File; PAGES.len()] = [&PAGE, &CHECK, &LIBRARY];
 
 /// Returns the file at a path.
 pub fn find(path: &str) -> Option<&'static File> {
+    let name = path.strip_prefix(MODULES).and_then(|rest| rest.strip_prefix('/'));
+    if let Some(name) = name {
+        let module = LIBRARY_MODULES.iter().find(|(known, _)| *known == name);
+        return module.map(|(_, file)| file);
+    }
     let index = PAGES.iter().position(|page| *page == path)?;
     Some(FILES[index])
 }
@@ -110,9 +128,86 @@ mod tests {
     }
 
     #[test]
-    fn library_has_no_imports() {
-        let imports = LIBRARY.body.lines().filter(|line| line.starts_with("import"));
-        assert_eq!(imports.count(), 0);
+    fn every_module_of_the_folder_is_served() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/web/noroshi");
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut files: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        let mut names: Vec<&str> = LIBRARY_MODULES.iter().map(|(name, _)| *name).collect();
+        names.sort();
+        assert_eq!(names, files);
+        for (name, file) in LIBRARY_MODULES {
+            let found = find(&format!("{MODULES}/{name}")).expect(name);
+            assert!(std::ptr::eq(found, file), "{name}");
+        }
+        for path in
+            ["/noroshi", "/noroshi/", "/noroshi/none.js", "/noroshi/noroshi.js", "/noroshi/../noroshi.js"]
+        {
+            assert!(find(path).is_none(), "{path}");
+        }
+    }
+
+    /// Returns the module specifiers of the `import` and `export … from` in a script, also the dynamic ones with a literal.
+    fn specifiers(script: &str) -> Vec<&str> {
+        let mut specifiers = Vec::new();
+        for line in script.lines().map(str::trim_start) {
+            if line.starts_with("//") || line.starts_with('*') || line.starts_with("/*") {
+                continue;
+            }
+            for keyword in ["from ", "import ", "import("] {
+                for (at, _) in line.match_indices(keyword) {
+                    let after = line[at + keyword.len()..].trim_start();
+                    let Some(quote) = after.chars().next().filter(|first| ['"', '\'', '`'].contains(first))
+                    else {
+                        continue;
+                    };
+                    specifiers.push(after[1..].split(quote).next().expect("the text after a quote"));
+                }
+            }
+        }
+        specifiers
+    }
+
+    #[test]
+    fn specifiers_of_a_script_are_found() {
+        let script = "
+            import { a } from \"./a.js\";
+            import * as b from './b.js'; export * from \"../b.js\";
+            import {
+                c,
+            } from \"./c.js\";
+            import \"./d.js\";
+            const e = await import(\"./e.js\");
+            // import { no } from \"./comment.js\";
+            /** @param {import(\"./type.js\").T} x */
+            const importance = from + \"text\";
+        ";
+        let expected = ["./a.js", "./b.js", "../b.js", "./c.js", "./d.js", "./e.js"];
+        assert_eq!(specifiers(script), expected);
+    }
+
+    #[test]
+    fn imports_lead_to_paths_that_are_served() {
+        let modules = LIBRARY_MODULES.iter().map(|(name, file)| (format!("{MODULES}/{name}"), file));
+        let pages = PAGES.iter().map(|path| (*path).to_owned()).zip(FILES);
+        for (path, file) in pages.chain(modules) {
+            let (folder, _) = path.rsplit_once('/').expect("a path begins with a slash");
+            for specifier in specifiers(file.body) {
+                let imported = match (specifier.strip_prefix("./"), specifier.strip_prefix("../")) {
+                    (Some(name), _) => format!("{folder}/{name}"),
+                    (_, Some(name)) => {
+                        let (parent, _) = folder.rsplit_once('/').expect("the root has no parent");
+                        format!("{parent}/{name}")
+                    }
+                    _ => panic!("{path} imports {specifier}: the library has no dependencies"),
+                };
+                let file = find(&imported)
+                    .unwrap_or_else(|| panic!("{path} imports {imported}, which is not served"));
+                assert!(file.is_cross_origin, "{path} imports {imported}");
+            }
+        }
+        assert_eq!(specifiers(PAGE.body), ["./noroshi.js"], "the page imports the library");
     }
 
     #[test]

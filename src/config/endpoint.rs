@@ -67,7 +67,8 @@ fn reserved_path<'a>(path: &str, endpoints: &[&'a Endpoint]) -> Option<&'a str> 
         return Some(reserved);
     }
     let always_on = endpoints.iter().filter(|endpoint| endpoint.is_always_on);
-    always_on.map(|endpoint| endpoint.default_path).find(|reserved| {
+    let folders = always_on.map(|endpoint| endpoint.default_path).chain([paths::MODULES]);
+    folders.into_iter().find(|reserved| {
         path.strip_prefix(reserved).is_some_and(|below| below.is_empty() || below.starts_with('/'))
     })
 }

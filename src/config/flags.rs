@@ -165,7 +165,7 @@ usage: noroshi [flags]
       --token-secret-file FILE
                              require tokens that are signed with a secret in this file [default: none]
 {protocols}      --drain SECONDS        on SIGTERM, keep serving existing rooms for this long [default: 0]
-      --no-page              do not serve /, /check and /noroshi.js [default: serve them]
+      --no-page              do not serve /, /check, /noroshi.js and /noroshi/ [default: serve them]
       --metrics ADDR         address and port that serve GET /metrics, for Prometheus, and GET /rooms [default: off]
       --metrics-host NAME    also accept this name with dots as Host at the metrics listener; repeatable
                              [default: only IP addresses and names without dots]

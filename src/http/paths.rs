@@ -4,7 +4,9 @@
 
 /// The health check endpoint.
 pub const HEALTH: &str = "/healthz";
-/// The demonstration page, the page that tests a deployment, and the client library.
+/// The demonstration page, the page that tests a deployment, and the first module of the client library.
 ///
 /// `web::find` returns their contents; it depends on this order.
 pub const PAGES: [&str; 3] = ["/", "/check", "/noroshi.js"];
+/// The folder of the other modules of the client library. No protocol is mounted there or below, whatever modules there are.
+pub const MODULES: &str = "/noroshi";

@@ -16,6 +16,9 @@ use crate::config::Config;
 use crate::json;
 use crate::limits::{CALL_TIME_MAX, TURN_CREDENTIALS_TTL};
 
+/// Upper bound in bytes of the fields `username` and `credential`, and of the brackets that close the array.
+const CREDENTIALS_BYTES: usize = 128;
+
 /// The STUN and TURN servers, and the secret for TURN credentials.
 pub struct IceServers {
     /// The JSON of `iceServers`, up to the credentials. Empty if there are no servers.
@@ -50,6 +53,16 @@ impl IceServers {
         IceServers { json_prefix, turn_secret }
     }
 
+    /// Returns whether there are no servers.
+    pub fn is_empty(&self) -> bool {
+        self.json_prefix.is_empty()
+    }
+
+    /// Returns an upper bound of the bytes of [`IceServers::json`], without computing credentials.
+    pub fn json_bytes_max(&self) -> usize {
+        self.json_prefix.len() + CREDENTIALS_BYTES
+    }
+
     /// Adds the field `iceServers` to a message, a JSON object, if there are servers.
     ///
     /// The arguments are those of [`IceServers::json`].
@@ -75,7 +88,7 @@ impl IceServers {
     /// Times are since 1970. Credentials expire after [`TURN_CREDENTIALS_TTL`], and not later than [`CALL_TIME_MAX`] after
     /// the token of the peer.
     pub fn json(&self, id: &str, now: Duration, token_expires_at: Option<Duration>) -> String {
-        if self.json_prefix.is_empty() {
+        if self.is_empty() {
             return String::new();
         }
         let mut json = self.json_prefix.clone();
@@ -118,7 +131,10 @@ mod tests {
         let ice_servers = urls.iter().map(|url| (*url).to_owned()).collect();
         let turn_secret = Some(Secret(secret.to_owned()));
         let ice = IceServers::new(&Config { ice_servers, turn_secret, ..Config::default() });
-        ice.json(id, Duration::from_secs(seconds), None)
+        let json = ice.json(id, Duration::from_secs(seconds), None);
+        assert_eq!(ice.is_empty(), json.is_empty());
+        assert!(json.len() <= ice.json_bytes_max());
+        json
     }
 
     #[test]
@@ -132,6 +148,13 @@ mod tests {
         ] {
             assert_eq!(HEXLOWER.encode(&hmac_sha1(secret, text)), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn longest_credentials_are_within_the_bound() {
+        let seconds = u64::MAX - TURN_CREDENTIALS_TTL.as_secs();
+        let json = servers(&["turn:t.example"], "north", "A", seconds);
+        assert!(json.contains("18446744073709551615:"), "{json}");
     }
 
     #[test]

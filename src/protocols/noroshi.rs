@@ -16,7 +16,8 @@
 //! Each message takes the same path: parse it (`message`), check its id, compute its cost (`cost`) and charge
 //! it, then change the state and send messages (`send`). The output of a message that claims an id is charged later, when the
 //! claim has succeeded. The sender of an invalid message is sent an error, and the connection stays open. After a rejected
-//! claim, further messages with that id, except `connect` and `join`, are only counted.
+//! claim, further messages with that id, except `connect` and `join`, are only counted. A ping (`ping`) takes a shorter path: it
+//! has no id to check and changes nothing.
 //!
 //! Invariants, see `check`:
 //!
@@ -46,7 +47,7 @@ use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
 use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
-use message::{Body, ClientMessage, Code, ErrorReply, Kind};
+use message::{Body, ClientMessage, Code, ErrorReply, Kind, SignalingMessage};
 
 mod check;
 mod cost;
@@ -56,6 +57,7 @@ mod mesh;
 pub mod message;
 mod pairing;
 mod peer;
+mod ping;
 mod room;
 mod send;
 
@@ -315,10 +317,13 @@ impl Noroshi {
             return;
         }
         let message = match message::parse(text) {
-            Ok(message) => message,
+            Ok(ClientMessage::Signaling(message)) => message,
+            Ok(ClientMessage::Ping { wants_ice_servers }) => {
+                return self.on_ping(slot, wants_ice_servers, text.len(), context);
+            }
             Err((error, target)) => return self.send_error(slot, error, target.as_deref(), context),
         };
-        let ClientMessage { id, target, body } = &message;
+        let SignalingMessage { id, target, body } = &message;
         let target = target.as_deref();
         let id_check = self.check_id(slot, id, body);
         let credits = self.message_cost(slot, id_check, target, body, text.len());
@@ -353,7 +358,7 @@ impl Noroshi {
     fn process_claiming_message(
         &mut self,
         slot: Slot,
-        message: &ClientMessage,
+        message: &SignalingMessage,
         bytes: usize,
         context: &mut Context,
     ) {

@@ -94,8 +94,10 @@ fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str>
     let text = value.and_then(Value::as_str);
     let is_missing = value.is_none_or(Value::is_null);
     let names_a_target = matches!(kind, Kind::Offer | Kind::Answer | Kind::CandidateAdd);
+    let is_boolean = value.is_some_and(Value::is_boolean);
     match field {
         "type" => Some(if text.is_some() { "unknown_type" } else { "bad_message" }),
+        "id" if kind == Kind::Ping => None,
         "id" if text == Some("?") => Some("id_mismatch"),
         "id" => Some("bad_message"),
         "target_id" if !names_a_target => None,
@@ -103,6 +105,7 @@ fn error(kind: Kind, field: &str, value: Option<&Value>) -> Option<&'static str>
         "target_id" if is_missing || text == Some("") => (kind == Kind::Answer).then_some("bad_message"),
         "target_id" => Some(if text == Some("?") { "unknown_peer" } else { "bad_message" }),
         "candidates" if kind == Kind::CandidateAdd && !is_missing => Some("bad_message"),
+        "iceServers" if kind == Kind::Ping && !is_missing && !is_boolean => Some("bad_message"),
         _ => None,
     }
 }
@@ -125,7 +128,7 @@ fn every_message_is_checked_with_every_value_of_every_field() {
         Some(json!({"type": "connect", "id": "A"})),
     ];
     for kind in Kind::ALL {
-        for field in ["type", "id", "target_id", "sdp", "candidate", "candidates", "whatever"] {
+        for field in ["type", "id", "target_id", "sdp", "candidate", "candidates", "iceServers", "whatever"] {
             for value in &values {
                 for id in ["A", "B"] {
                     loaded.open(id, "tea");

@@ -1,6 +1,6 @@
 //! The proxy configurations of `scripts/deploy`, over TLS.
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ChildStderr;
@@ -10,7 +10,7 @@ use crate::common::auxiliary_servers::{TURNSERVER, coturn};
 use crate::common::browser::{Browser, reserve_browsers};
 use crate::common::chromium::{CHROMIUM, Chromium};
 use crate::common::client::Client;
-use crate::common::files::Folder;
+use crate::common::files::{Folder, project_root};
 use crate::common::process::{NOROSHI, Running, eventually, run};
 use crate::common::program::{Program, free_port, is_installed};
 use crate::common::readme::{configuration, deploy_file};
@@ -58,7 +58,7 @@ const NGINX: Kind = Kind {
     ],
     file: "nginx.conf",
     arguments: "-p . -e stderr -c nginx.conf",
-    own_pages: ("location /", &[r"location ~ ^/(ws|ws/.*|noroshi\.js|check)$"]),
+    own_pages: ("location /", &[r"location ~ ^/(ws|ws/.*|noroshi\.js|noroshi/.*|check)$"]),
     local: "unix:/run/noroshi.sock",
     reload: |proxy| proxy.signal(Signal::SIGHUP),
     reload_ends: None,
@@ -76,7 +76,7 @@ const CADDY: Kind = Kind {
     arguments: "run --config Caddyfile",
     own_pages: (
         "reverse_proxy 127.0.0.1:8080",
-        &["@noroshi path /ws /ws/* /noroshi.js /check", "reverse_proxy @noroshi 127.0.0.1:8080"],
+        &["@noroshi path /ws /ws/* /noroshi.js /noroshi/* /check", "reverse_proxy @noroshi 127.0.0.1:8080"],
     ),
     local: "unix//run/noroshi.sock",
     reload: |proxy| {
@@ -98,7 +98,7 @@ const HAPROXY: Kind = Kind {
     arguments: "-W -f haproxy.cfg",
     own_pages: (
         "default_backend noroshi",
-        &[r"use_backend noroshi if { path_reg ^/(ws|ws/.*|noroshi\.js|check)$ }"],
+        &[r"use_backend noroshi if { path_reg ^/(ws|ws/.*|noroshi\.js|noroshi/.*|check)$ }"],
     ),
     local: "unix@/run/noroshi.sock",
     reload: |proxy| proxy.signal(Signal::SIGUSR2),
@@ -224,6 +224,16 @@ fn can_run(kind: &Kind) -> bool {
     [OPENSSL, kind.program].iter().all(|program| is_installed(program))
 }
 
+/// Returns the path and the text of each module that the library imports.
+fn library_modules() -> Vec<(String, String)> {
+    let folder = project_root().join("src/web/noroshi");
+    let read = |entry: DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        (format!("/noroshi/{name}"), fs::read_to_string(entry.path()).unwrap())
+    };
+    fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap())).collect()
+}
+
 /// Tests the page, the library and WebSockets through the proxy.
 fn test_forwarding(kind: &'static Kind) {
     if !can_run(kind) {
@@ -234,6 +244,9 @@ fn test_forwarding(kind: &'static Kind) {
 
     assert!(proxy.get("/").ends_with(include_str!("../../src/web/index.html")));
     assert!(proxy.get("/noroshi.js").ends_with(include_str!("../../src/web/noroshi.js")));
+    for (path, module) in library_modules() {
+        assert!(proxy.get(&path).ends_with(&module), "{path}");
+    }
 
     let mut a = proxy.peer("A", [127, 0, 0, 7], "");
     assert_eq!(address_of("A", &mut log), "127.0.0.7");
@@ -285,6 +298,9 @@ fn test_forwarding_beside_pages(kind: &'static Kind) {
     let proxy = Proxy::start(kind, pings.address, &changes);
     assert!(!proxy.get("/").contains("noroshi"));
     assert!(proxy.get("/noroshi.js").ends_with(include_str!("../../src/web/noroshi.js")));
+    for (path, module) in library_modules() {
+        assert!(proxy.get(&path).ends_with(&module), "{path}");
+    }
     assert!(proxy.get("/check").ends_with(include_str!("../../src/web/check.html")));
     assert!(proxy.get("/ws").starts_with("HTTP/1.1 426 "));
 

@@ -100,8 +100,9 @@ fn check_config(config: &Config) {
     assert!(config.port > 0);
     assert!(config.ice_servers.len() <= 8);
     let is_path = |path: &str| {
-        let own = ["/", "/ws", "/healthz", "/.ok", "/health", "/check", "/noroshi.js"];
-        path.starts_with('/') && !path.ends_with('/') && !own.contains(&path) && !path.starts_with("/ws/")
+        let own = ["/", "/ws", "/healthz", "/.ok", "/health", "/check", "/noroshi.js", "/noroshi"];
+        let is_below_own = path.starts_with("/ws/") || path.starts_with("/noroshi/");
+        path.starts_with('/') && !path.ends_with('/') && !own.contains(&path) && !is_below_own
     };
     let mut paths: Vec<&str> = Vec::new();
     for (endpoint, path) in &config.mounts {

@@ -18,7 +18,7 @@ use noroshi::limits::CLAIMANTS_MAX;
 use noroshi::protocol::{Conn, Target};
 use noroshi::protocols::noroshi::DESCRIPTOR;
 use noroshi_test_support::input::Input;
-use serde_json::Value;
+use serde_json::{Value, json};
 use world::{Bytes, STEPS_MAX, Step, World};
 
 #[cfg(not(test))]
@@ -63,8 +63,12 @@ impl HubWorld {
         let has_extra_peers = rooms >= 0xf0;
         let extra_steps = if has_extra_peers { EXTRA_STEPS_MAX } else { 0 };
         let mesh_peers_max = if has_extra_peers { 70 } else { 1 + usize::from(rooms % 4) };
-        let config = Config { mesh_peers_max, ..world::config(rate, memory) };
-        let model = Model::new(rate, mesh_peers_max);
+        let has_ice_servers = !has_extra_peers && rooms & 0x08 != 0;
+        // The URL has more than 4 KiB, so that a message with it costs two credits.
+        let ice_urls = if has_ice_servers { vec!["x".repeat(4200)] } else { vec![] };
+        let ice_servers = has_ice_servers.then(|| json!([{"urls": ice_urls}]));
+        let config = Config { mesh_peers_max, ice_servers: ice_urls, ..world::config(rate, memory) };
+        let model = Model::new(rate, mesh_peers_max, ice_servers);
         let slots = if has_extra_peers { PEERS_MAX + EXTRA_PEERS_MAX } else { PEERS_MAX };
         let world = World::new(&config, &DESCRIPTOR, model, slots).normalize(normalize);
         HubWorld { world, has_tokens, extra_steps, rate, own_ids: BTreeMap::new() }
@@ -181,6 +185,9 @@ fn normalize(text: String) -> String {
 }
 
 fn message(kind: u8, id: &str, target: &str, more: usize) -> String {
+    if kind >= 0xe0 {
+        return ping(kind, id, target);
+    }
     let kinds = ["connect", "offer", "answer", "candidateAdd", "join", "leave", "offer", "answer"];
     let kind = kinds[usize::from(kind % 8)];
     let mut text = format!(r#"{{"type":"{kind}","id":"{id}""#);
@@ -198,6 +205,19 @@ fn message(kind: u8, id: &str, target: &str, more: usize) -> String {
         0 => text.push_str(&format!(r#","candidates":[{}0]"#, r#"["\"",1],"#.repeat(more / 8))),
         1 => text.push_str(&format!(r#","candidate":"{}""#, "x".repeat(length))),
         2 => text.push_str(&format!(r#","sdp":"{}""#, "\\n".repeat(length / 4))),
+        _ => {}
+    }
+    text + "}"
+}
+
+fn ping(kind: u8, id: &str, target: &str) -> String {
+    let mut text = r#"{"type":"ping""#.to_owned();
+    if kind & 1 != 0 {
+        text.push_str(&format!(r#","id":"{id}","target_id":"{target}""#));
+    }
+    match kind / 2 % 4 {
+        0 | 1 => text.push_str(r#","iceServers":true"#),
+        2 => text.push_str(r#","iceServers":1"#),
         _ => {}
     }
     text + "}"

@@ -9,7 +9,7 @@ use std::time::Duration;
 use noroshi::http::token::Claims;
 use noroshi::limits::CLAIMANTS_MAX;
 use noroshi::protocol::{CloseCause, Conn, Target};
-use noroshi::protocols::noroshi::message::{self, Body, Code};
+use noroshi::protocols::noroshi::message::{self, Body, ClientMessage, Code, Kind, SignalingMessage};
 use noroshi::rate_limit::Verdict;
 use serde_json::{Value, json};
 
@@ -22,6 +22,8 @@ pub struct Model {
     /// Claimants by room and id. The holder is probed while an entry exists, even an empty one.
     claims: BTreeMap<(String, String), Vec<Conn>>,
     mesh_peers_max: usize,
+    /// The JSON array that peers receive, if there are servers.
+    ice_servers: Option<Value>,
     offers: u64,
 }
 
@@ -72,13 +74,14 @@ enum Next {
 }
 
 impl Model {
-    pub fn new(rate: u32, mesh_peers_max: usize) -> Model {
+    pub fn new(rate: u32, mesh_peers_max: usize, ice_servers: Option<Value>) -> Model {
         Model {
             context: Context::new(rate),
             peers: BTreeMap::new(),
             rooms: BTreeMap::new(),
             claims: BTreeMap::new(),
             mesh_peers_max,
+            ice_servers,
             offers: 0,
         }
     }
@@ -120,6 +123,30 @@ impl Model {
         if let Err(code) = served {
             self.error(conn, code, target);
         }
+    }
+
+    /// Answers a ping, with or without an id, and changes nothing.
+    fn ping(&mut self, conn: Conn, wants_ice_servers: bool, bytes: usize) {
+        let mut pong = json!({"type": "pong"});
+        let mut cost = credits_for(bytes);
+        if wants_ice_servers && self.peers[&conn].id.is_some() && self.ice_servers.is_some() {
+            pong = self.with_ice_servers(pong);
+            cost += credits_for(pong.to_string().len());
+        }
+        match self.context.pay(conn, cost, credits_for(bytes)) {
+            Verdict::Pass => {
+                self.context.count_message(Kind::Ping.name());
+                self.send(conn, pong);
+            }
+            verdict => self.drop_message(conn, verdict),
+        }
+    }
+
+    fn with_ice_servers(&self, mut message: Value) -> Value {
+        if let Some(ice_servers) = &self.ice_servers {
+            message["iceServers"] = ice_servers.clone();
+        }
+        message
     }
 
     fn drop_message(&mut self, conn: Conn, verdict: Verdict) {
@@ -200,7 +227,7 @@ impl Model {
     }
 
     fn reject(&mut self, conn: Conn, id: &str, first: &str) {
-        let request = message::parse(first).expect("a claim is well-formed");
+        let request = parse_claim(first);
         self.refuse_id(conn, id, request.target.as_deref());
     }
 
@@ -228,7 +255,7 @@ impl Model {
             self.reject(*other, &id, text);
         }
         // Its size was charged when it arrived.
-        let request = message::parse(text).expect("a claim is well-formed");
+        let request = parse_claim(text);
         let paid = credits_for(text.len());
         let cost = paid + self.cost_of_effects(*first, request.target.as_deref(), &request.body, None);
         match self.context.pay(*first, cost, paid) {
@@ -243,6 +270,14 @@ impl Model {
 
     fn room(&mut self, conn: Conn) -> &mut Room {
         self.rooms.get_mut(&self.peers[&conn].room).expect("a peer is in a room")
+    }
+}
+
+/// Parses the message that claimed an id, which was well-formed when it arrived.
+fn parse_claim(text: &str) -> SignalingMessage<'_> {
+    match message::parse(text) {
+        Ok(ClientMessage::Signaling(message)) => message,
+        other => panic!("{other:?} claims no id"),
     }
 }
 
@@ -269,7 +304,10 @@ impl Rules for Model {
 
     fn text(&mut self, conn: Conn, text: &str) {
         let request = match message::parse(text) {
-            Ok(request) => request,
+            Ok(ClientMessage::Signaling(request)) => request,
+            Ok(ClientMessage::Ping { wants_ice_servers }) => {
+                return self.ping(conn, wants_ice_servers, text.len());
+            }
             Err((refusal, target)) => return self.error(conn, refusal.code, target.as_deref()),
         };
         let id = &*request.id;

@@ -97,6 +97,60 @@ fn turn_credentials_expire_at_most_four_hours_after_the_token() {
 }
 
 #[test]
+fn ping_returns_new_turn_credentials() {
+    let mut transport = memory(|config| {
+        config.ice_servers = vec!["turn:t.example".into()];
+        config.turn_secret = Some(Secret("north".into()));
+    });
+    transport.epoch = Duration::from_secs(1_000_000_000);
+    open(&mut transport, "A");
+    // The credentials are those of `turn_credentials_differ_by_peer_and_expire_after_twelve_hours`.
+    for (username, credential) in [
+        ("1000043200:6dcd4ce23d88e2ee", "e6RJaSjqfkq1ApMm+XsQDWIah1M="),
+        ("1000046800:6dcd4ce23d88e2ee", "XN+jwWiUy5jx5bx97NJjjKi57dE="),
+    ] {
+        send(&mut transport, "A", json!({"type": "ping", "id": "A", "iceServers": true}));
+        let server = json!({"urls": ["turn:t.example"], "username": username, "credential": credential});
+        assert_eq!(receive_json(&mut transport, "A"), json!({"type": "pong", "iceServers": [server]}));
+        transport.advance(3600);
+    }
+    assert_eq!(transport.next_received("A"), None);
+    Box::new(transport).finish();
+}
+
+#[test]
+fn ping_with_ice_servers_costs_credits_for_the_answer() {
+    // Each row: bytes of the URLs, and the credits of a ping.
+    for (url_bytes, credits) in [(0, 1), (20, 2), (3500, 2), (4096, 3), (7500, 3), (8192, 4)] {
+        let mut transport = memory(|config| {
+            config.rate_max = 1;
+            config.ice_servers = vec!["x".repeat(url_bytes)];
+            config.ice_servers.retain(|url| !url.is_empty());
+        });
+        open(&mut transport, "A");
+        // A bucket holds ten credits. One was paid to register.
+        let pings = 9 / credits;
+        for _ in 0..pings {
+            send(&mut transport, "A", json!({"type": "ping", "iceServers": true}));
+            let pong = receive_json(&mut transport, "A");
+            assert_eq!((&pong["type"], pong["iceServers"].is_array()), (&json!("pong"), url_bytes > 0));
+        }
+        send(&mut transport, "A", json!({"type": "ping", "iceServers": true}));
+        assert_eq!(code(&mut transport, "A"), "rate_limited", "{url_bytes}");
+        assert_eq!(transport.count("ping"), pings as u64);
+        // An unregistered connection receives no servers and pays for none.
+        transport.open("B", "");
+        for _ in 0..10 {
+            send(&mut transport, "B", json!({"type": "ping", "id": "B", "iceServers": true}));
+            assert_eq!(receive_json(&mut transport, "B"), json!({"type": "pong"}));
+        }
+        send(&mut transport, "B", json!({"type": "ping"}));
+        assert_eq!(code(&mut transport, "B"), "rate_limited");
+        Box::new(transport).finish();
+    }
+}
+
+#[test]
 fn answer_to_a_busy_peer_forms_no_pair() {
     let mut transport = memory(|_| ());
     open(&mut transport, "A");
@@ -252,6 +306,7 @@ fn deliveries_and_long_answers_cost_credits() {
         (65, 5, &["join", "leave"], 4 + 3),
         (65, 5, &["join", "leave", "leave"], 4 + 3 + 1),
         (65, 5, &["join", "connect"], 4 + 3),
+        (65, 5, &["join", "ping"], 4 + 1),
     ] {
         let mut transport = memory(|config| {
             config.mesh_peers_max = 1000;

@@ -39,8 +39,8 @@ struct World {
     responsive: u64,
     /// Ids that matchbox has assigned.
     names: Vec<String>,
-    /// Reasons for which peers were closed.
-    closings: BTreeSet<String>,
+    /// Reasons for which peers were closed, and pongs that they received.
+    seen: BTreeSet<String>,
 }
 
 /// The protocol of a peer.
@@ -68,6 +68,7 @@ impl World {
             mesh_peers_max: 3,
             rate_max: *rng.choose(&[0, 0, 1, 2, 100]),
             memory_bytes_max: memory_bytes.map(|bytes| BASE_BYTES + bytes),
+            ice_servers: if rng.below(2) == 0 { vec!["stun:a.example".to_owned()] } else { vec![] },
             mounts: vec![
                 (&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned()),
                 (&matchbox::DESCRIPTOR.endpoint, String::new()),
@@ -87,7 +88,7 @@ impl World {
             connections: 0,
             secrets: config.token_secrets,
             names: Vec::new(),
-            closings: BTreeSet::new(),
+            seen: BTreeSet::new(),
         }
     }
 
@@ -126,7 +127,7 @@ impl World {
                     self.resumed.push_back((conn, sent));
                 }
                 Recorded::Close(conn, why) => {
-                    self.closings.insert(format!("{why:?}"));
+                    self.seen.insert(format!("{why:?}"));
                     assert!(self.peers.remove(&conn).is_some(), "closed twice");
                     self.remove_peer(conn);
                     // The server also reports the disconnect of a connection that a protocol has closed.
@@ -150,6 +151,11 @@ impl World {
             self.names.extend(message["IdAssigned"].as_str().map(str::to_owned));
         } else {
             assert!(message["type"].is_string(), "{text}");
+            if message["type"] == "pong" {
+                let has_ice_servers = message["iceServers"].is_array();
+                let event = if has_ice_servers { "pong with ICE servers" } else { "pong" };
+                self.seen.insert(event.to_owned());
+            }
         }
     }
 
@@ -207,11 +213,15 @@ impl World {
             "candidateAdd",
             "join",
             "leave",
+            "ping",
             "x",
         ];
         let kind = rng.choose(&kinds);
         let id = if rng.below(20) == 0 { rng.choose(&IDS) } else { own };
         let mut text = format!(r#"{{"type":"{kind}","id":"{id}""#);
+        if rng.below(4) == 0 {
+            text.push_str(r#","iceServers":true"#);
+        }
         if rng.below(2) == 0 {
             text.push_str(&format!(r#","target_id":"{}""#, rng.choose(&IDS)));
         }
@@ -355,7 +365,7 @@ impl World {
         }
     }
 
-    /// Disconnects everybody and returns the names of the errors and closings that have occurred.
+    /// Disconnects everybody and returns the names of the errors, closings and pongs that have occurred.
     fn finish(mut self) -> BTreeSet<String> {
         while let Some((conn, _)) = self.peers.pop_first() {
             self.remove_peer(conn);
@@ -363,11 +373,11 @@ impl World {
         }
         let counts = self.dispatcher.each().flat_map(|(_, protocol)| protocol.counts(self.now).errors);
         let errors = counts.filter(|(_, count)| *count > 0).map(|(name, _)| name.to_owned());
-        self.closings.extend(errors);
+        self.seen.extend(errors);
         assert_eq!(remaining_state(&self.dispatcher), (0, 0, None));
         assert!(self.paused.is_empty() && self.resumed.is_empty());
         assert_eq!(self.out.budget.reserved(), 0, "all memory is released");
-        self.closings
+        self.seen
     }
 }
 
@@ -390,7 +400,8 @@ fn all_protocols_stay_consistent_under_random_input() {
     // A simulation in which these never occur does not test enough.
     let errors = Code::ALL.into_iter().map(Code::name).chain(["full", "token_refused", "not_understood"]);
     let closings = ["Replaced", "RateLimited", "Finished"];
-    for event in errors.chain(closings) {
+    let pongs = ["pong", "pong with ICE servers"];
+    for event in errors.chain(closings).chain(pongs) {
         assert!(is_one || seen.contains(event), "{event} never happened");
     }
 }

@@ -496,6 +496,7 @@ impl World {
             "candidateAdd",
             "join",
             "leave",
+            "ping",
         ];
         let id = match self.rng.below(20) {
             0 => *self.rng.choose(&IDS),

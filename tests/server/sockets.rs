@@ -12,6 +12,7 @@ use noroshi::config::{Config, ListenAddress, Secret};
 use noroshi::http::ListenerKind;
 use noroshi::limits::{READ_BYTES_MAX, TURN_CREDENTIALS_TTL};
 use noroshi::server::Server;
+use serde_json::json;
 use tungstenite::Message;
 
 pub fn with(change: impl FnOnce(&mut Config)) -> Box<Net> {
@@ -57,6 +58,19 @@ fn plain_http_requests_are_answered() {
     net.server.advance(Duration::from_secs(5));
     assert!(net.read_to_end(&mut silent).starts_with(b"HTTP/1.1 408 "));
     drop(silent);
+    net.finish();
+}
+
+#[test]
+fn connection_that_only_pings_is_closed_after_the_registration_timeout() {
+    let mut net = net();
+    net.open("A", "");
+    for _ in 0..30 {
+        net.send("A", Message::text(r#"{"type":"ping","id":"A"}"#));
+        assert_eq!(receive_json(&mut net, "A"), json!({"type": "pong"}));
+        Transport::advance(&mut *net, 1);
+    }
+    assert_eq!(net.next_received("A"), Some(Received::Closed(1008)));
     net.finish();
 }
 
@@ -160,6 +174,30 @@ fn peer_that_does_not_read_is_closed_and_delays_no_other_peer() {
     };
     assert!((0..100).any(|_| is_closed(&mut net)));
     assert_eq!(metrics(&mut net)["noroshi_closings_total{reason=\"slow\"}"], 1.0);
+    net.finish();
+}
+
+#[test]
+fn peer_that_pings_and_does_not_read_is_closed() {
+    let mut net = with(|config| {
+        config.rate_max = 0;
+        config.ice_servers = vec!["x".repeat(60_000)];
+    });
+    net.open("A", "");
+    net.send("A", Message::text(r#"{"type":"leave","id":"A"}"#));
+    net.stop_reading("A");
+    let mut stream = net.socket("A").get_ref().try_clone().unwrap();
+    let ping = frame(TEXT, br#"{"type":"ping","id":"A","iceServers":true}"#);
+    // Each answer is queued, until the buffers of the kernel, the queue and its reserve are full. The bound is that of the
+    // section "Memory of one connection" in `scripts/deploy/README.md`.
+    let used_before = net.server.shared().budget.used();
+    net.wait_until(|net| {
+        let _ = stream.write(&ping);
+        net.server.poll_once(Some(Duration::ZERO)).unwrap();
+        assert!(net.server.shared().budget.used() - used_before <= 1152 * 1024 + 2 * 60_000);
+        (metrics(net)["noroshi_closings_total{reason=\"slow\"}"] == 1.0).then_some(())
+    });
+    drop(stream);
     net.finish();
 }
 

@@ -192,21 +192,25 @@ fn other_protocols_are_served_at_their_own_paths() {
 
 #[test]
 fn protocol_path_that_the_server_uses_is_rejected() {
-    let used_paths =
-        ["/ws", "/ws/tea", "/healthz", "/.ok", "/health"].into_iter().chain(crate::http::paths::PAGES);
+    let used_paths = ["/ws", "/ws/tea", "/noroshi", "/noroshi/any.js", "/healthz", "/.ok", "/health"];
+    let used_paths = used_paths.into_iter().chain(crate::http::paths::PAGES);
     for (flag, path) in used_paths.flat_map(|path| [("--ayame", path), ("--matchbox", path)]) {
         if (flag, path) == ("--matchbox", "/") {
             // The rooms may be at the top level: pages and health checks take precedence.
             continue;
         }
-        let used = if path == "/ws/tea" { "/ws" } else { path };
+        let used = match path {
+            "/ws/tea" => "/ws",
+            "/noroshi/any.js" => "/noroshi",
+            _ => path,
+        };
         let error = parse(&format!("{flag}={path}")).unwrap_err();
         let expected = format!(
             "{flag}: expected a path such as /signaling that the server does not use itself (it uses {used}), got {path:?}"
         );
         assert_eq!(error, expected);
     }
-    for path in ["/wsx", "/checks", "/metrics", "/.ok/a", "/Check"] {
+    for path in ["/wsx", "/checks", "/metrics", "/.ok/a", "/Check", "/noroshi2", "/a/noroshi"] {
         assert!(parse(&format!("--ayame={path}")).is_ok(), "{path}");
     }
 }

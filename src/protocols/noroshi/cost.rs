@@ -57,6 +57,11 @@ impl Noroshi {
         }
     }
 
+    /// Returns the cost of a reply with the ICE servers.
+    pub(super) fn pong_cost(&self) -> usize {
+        credits_for_bytes(NOTICE_BYTES + self.ice.json_bytes_max())
+    }
+
     /// Returns the cost of `connect`: leaving the mesh, and delivery of the current offer.
     fn connect_cost(&self, slot: Slot) -> usize {
         let peer = self.peer(slot);

@@ -12,7 +12,7 @@ use super::peer::{Claimant, Registration};
 use super::{NO_MEMORY, Noroshi, Slot};
 use crate::limits::{CLAIMANTS_MAX, ID_BYTES_MAX};
 use crate::protocol::{CloseCause, Context};
-use crate::protocols::noroshi::message::{self, Body, Code, ErrorReply};
+use crate::protocols::noroshi::message::{self, Body, ClientMessage, Code, ErrorReply};
 
 pub(super) const ID_MISMATCH: ErrorReply =
     ErrorReply { code: Code::IdMismatch, message: "id: expected the id of this connection or its token" };
@@ -199,7 +199,7 @@ impl Noroshi {
         };
         self.register(first, id, context);
         self.reject_claimants(id, claimants.collect(), context);
-        if let Ok(message) = message::parse(&claimant.message) {
+        if let Ok(ClientMessage::Signaling(message)) = message::parse(&claimant.message) {
             self.process_claiming_message(first, &message, claimant.message.len(), context);
         }
     }

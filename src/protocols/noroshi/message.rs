@@ -16,7 +16,19 @@ pub use server_message::ServerMessage;
 
 /// A well-formed message of a client.
 #[derive(Debug)]
-pub struct ClientMessage<'a> {
+pub enum ClientMessage<'a> {
+    /// Asks for a reply. The sender needs no id.
+    Ping {
+        /// Whether the reply should have the ICE servers.
+        wants_ice_servers: bool,
+    },
+    /// A message of a peer with an id.
+    Signaling(SignalingMessage<'a>),
+}
+
+/// A well-formed message that takes part in signaling.
+#[derive(Debug)]
+pub struct SignalingMessage<'a> {
     /// The id of the sender.
     pub id: Cow<'a, str>,
     /// The `target_id`, if there is one.
@@ -88,6 +100,8 @@ named_enum! {
         Join = "join",
         /// [`Body::Leave`]
         Leave = "leave",
+        /// [`ClientMessage::Ping`]
+        Ping = "ping",
     }
 }
 
@@ -156,23 +170,15 @@ pub fn parse(text: &str) -> Result<ClientMessage<'_>, (ErrorReply, Option<Cow<'_
         "sdp" => Some(3),
         "candidate" => Some(4),
         "candidates" => Some(5),
+        "iceServers" => Some(6),
         _ => None,
     };
     let Some(fields) = json::parse_fields(text, field_index) else {
         return Err((ErrorReply { code: Code::BadJson, message: "expected a JSON object" }, None));
     };
-    let [kind, id, target_id, sdp, candidate, candidates] = fields;
-    let fields = Fields { kind, id, target_id, sdp, candidate, candidates };
-    let target = fields.target_id();
-    match (fields.id_and_body(), target) {
-        (Ok((id, body)), Ok(target)) => Ok(ClientMessage { id, target, body }),
-        // These types ignore an invalid `target_id`.
-        (Ok((id, body @ (Body::Connect | Body::Join | Body::Leave))), Err(_)) => {
-            Ok(ClientMessage { id, target: None, body })
-        }
-        (Ok(_), Err(error)) => Err((error, None)),
-        (Err(error), target) => Err((error, target.ok().flatten())),
-    }
+    let [kind, id, target_id, sdp, candidate, candidates, ice_servers] = fields;
+    let fields = Fields { kind, id, target_id, sdp, candidate, candidates, ice_servers };
+    fields.message().map_err(|error| (error, fields.target_id().ok().flatten()))
 }
 
 /// The known fields of a message, each as the JSON text of its value.
@@ -183,14 +189,14 @@ struct Fields<'a> {
     sdp: Option<&'a str>,
     candidate: Option<&'a str>,
     candidates: Option<&'a str>,
+    ice_servers: Option<&'a str>,
 }
 
 impl<'a> Fields<'a> {
-    fn id_and_body(&self) -> Result<(Cow<'a, str>, Body<'a>), ErrorReply> {
-        let kind = self.kind()?;
-        let id = self.id()?;
+    fn message(&self) -> Result<ClientMessage<'a>, ErrorReply> {
         let sdp = self.sdp.unwrap_or("null");
-        let body = match kind {
+        let body = match self.kind()? {
+            Kind::Ping => return Ok(ClientMessage::Ping { wants_ice_servers: self.wants_ice_servers()? }),
             Kind::Connect => Body::Connect,
             Kind::Offer => Body::Offer(sdp),
             Kind::Answer => Body::Answer(sdp),
@@ -198,7 +204,14 @@ impl<'a> Fields<'a> {
             Kind::Join => Body::Join,
             Kind::Leave => Body::Leave,
         };
-        Ok((id, body))
+        let id = self.id()?;
+        let target = match (self.target_id(), &body) {
+            (Ok(target), _) => target,
+            // These types ignore an invalid `target_id`.
+            (Err(_), Body::Connect | Body::Join | Body::Leave) => None,
+            (Err(error), _) => return Err(error),
+        };
+        Ok(ClientMessage::Signaling(SignalingMessage { id, target, body }))
     }
 
     fn kind(&self) -> Result<Kind, ErrorReply> {
@@ -207,7 +220,7 @@ impl<'a> Fields<'a> {
         let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
         kind.ok_or(ErrorReply {
             code: Code::UnknownType,
-            message: "type: expected connect, offer, answer, candidateAdd, join or leave",
+            message: "type: expected connect, offer, answer, candidateAdd, join, leave or ping",
         })
     }
 
@@ -249,6 +262,14 @@ impl<'a> Fields<'a> {
             return Err(bad_message("candidates: expected an array of 1 to 64 elements"));
         }
         Ok(Candidates::Many(texts))
+    }
+
+    fn wants_ice_servers(&self) -> Result<bool, ErrorReply> {
+        match self.ice_servers {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(bad_message("iceServers: expected true or false")),
+        }
     }
 }
 

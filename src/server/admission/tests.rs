@@ -10,7 +10,7 @@ use crate::http::address::Network;
 use crate::http::head_end;
 use crate::http::origin::AllowedOrigin;
 use crate::protocols;
-use crate::web::{LIBRARY, PAGE};
+use crate::web::{LIBRARY, LIBRARY_MODULES, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
@@ -571,9 +571,32 @@ fn files_are_served() {
         404
     );
     let config = Config { page: false, ..Config::default() };
-    for target in ["/", "/check", "/noroshi.js"] {
+    for target in ["/", "/check", "/noroshi.js"].into_iter().map(str::to_owned).chain(module_paths()) {
         let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n");
         assert_eq!(exchange(ListenerKind::Main, &config, false, &head).0, 404, "{target}");
+    }
+}
+
+fn module_paths() -> impl Iterator<Item = String> {
+    LIBRARY_MODULES.iter().map(|(name, _)| format!("/noroshi/{name}"))
+}
+
+#[test]
+fn modules_of_the_library_are_served() {
+    for (path, (_, file)) in module_paths().zip(LIBRARY_MODULES) {
+        let (status, head) = get(&format!("GET {path} HTTP/1.1"));
+        assert_eq!(status, 200, "{path}");
+        for header in ["Content-Type: text/javascript; charset=utf-8", &format!("ETag: {}", file.etag())] {
+            assert!(head.contains(&format!("\r\n{header}\r\n")), "{path} {header}: {head}");
+        }
+        assert_eq!(get(&format!("GET {path} HTTP/1.1\r\nIf-None-Match: {}", file.etag())).0, 304, "{path}");
+        // Rooms of matchbox at every path do not hide the modules.
+        let matchbox = with_protocol(&protocols::matchbox::DESCRIPTOR);
+        let plain = format!("GET {path} HTTP/1.1\r\nHost: h\r\n");
+        assert_eq!(exchange(ListenerKind::Main, &matchbox, false, &plain).0, 200, "{path}");
+    }
+    for target in ["/noroshi", "/noroshi/", "/noroshi/none.js", "/noroshi/noroshi.js", "/noroshi//"] {
+        assert_eq!(get(&format!("GET {target} HTTP/1.1")).0, 404, "{target}");
     }
 }
 
@@ -605,19 +628,21 @@ fn allowed_origins_may_load_the_library() {
         let rest = head.split("\r\nAccess-Control-Allow-Origin: ").nth(1)?;
         Some(rest.split("\r\n").next()?.to_owned())
     };
-    let library = |allow: &[&str], origin| {
-        let head = head(allow, origin, "/noroshi.js");
-        assert!(
-            head.contains("\r\nVary: Origin\r\n"),
-            "a cache must not share the responses to two origins: {head}"
-        );
-        allowed(&head)
-    };
-    assert_eq!(library(&[], "http://h"), Some("http://h".into()));
-    assert_eq!(library(&[], "https://a.example"), None);
-    assert_eq!(library(&["https://a.example"], "https://a.example"), Some("https://a.example".into()));
-    assert_eq!(library(&["https://a.example"], "https://b.example"), None);
-    assert_eq!(library(&["*"], "null"), Some("null".into()));
+    for path in module_paths().chain(["/noroshi.js".to_owned()]) {
+        let library = |allow: &[&str], origin| {
+            let head = head(allow, origin, &path);
+            assert!(
+                head.contains("\r\nVary: Origin\r\n"),
+                "a cache must not share the responses to two origins: {head}"
+            );
+            allowed(&head)
+        };
+        assert_eq!(library(&[], "http://h"), Some("http://h".into()));
+        assert_eq!(library(&[], "https://a.example"), None);
+        assert_eq!(library(&["https://a.example"], "https://a.example"), Some("https://a.example".into()));
+        assert_eq!(library(&["https://a.example"], "https://b.example"), None);
+        assert_eq!(library(&["*"], "null"), Some("null".into()));
+    }
     assert_eq!(allowed(&head(&["*"], "https://a.example", "/")), None);
 }
 

@@ -69,7 +69,7 @@ impl Model {
 
     pub(super) fn request_offer(&mut self, conn: Conn) {
         self.peer(conn).state = State::Offerer;
-        self.send(conn, json!({"type": "offer"}));
+        self.send(conn, self.with_ice_servers(json!({"type": "offer"})));
         self.restart_deadline(&self.peers[&conn].room.clone());
     }
 
@@ -80,8 +80,7 @@ impl Model {
         peer.holders.push(to);
         let (_, _, handed) = peer.offer.as_mut().unwrap();
         *handed = true;
-        let message = self.offer_message(owner);
-        self.send(to, message);
+        self.send(to, self.with_ice_servers(self.offer_message(owner)));
         self.peer(to).state = State::HoldingOffer(owner, number);
         self.restart_deadline(&room);
     }
@@ -306,7 +305,7 @@ impl Model {
         }
         let others = self.room(conn).mesh.clone().into_iter().filter(|other| *other != conn);
         let others: Vec<Option<String>> = others.map(|other| self.peers[&other].id.clone()).collect();
-        self.send(conn, json!({"type": "joined", "id": id, "peers": others}));
+        self.send(conn, self.with_ice_servers(json!({"type": "joined", "id": id, "peers": others})));
         Ok(())
     }
 

@@ -24,6 +24,8 @@ pub enum ServerMessage<'a> {
     PeerJoined { id: &'a str },
     /// The partner, the sender of the held offer, or a peer of the mesh left.
     PeerLeft { id: &'a str },
+    /// Answers a ping.
+    Pong,
     /// A message of the receiver was rejected. `target` is its `target_id`.
     Error { error: ErrorReply, target: Option<&'a str> },
 }
@@ -49,6 +51,7 @@ impl ServerMessage<'_> {
             }
             ServerMessage::PeerJoined { id } => Object::new(r#"{"type":"peerJoined""#, 0).string("id", id),
             ServerMessage::PeerLeft { id } => Object::new(r#"{"type":"peerLeft""#, 0).string("id", id),
+            ServerMessage::Pong => Object::new(r#"{"type":"pong""#, 0),
             ServerMessage::Error { error, target } => {
                 let object = Object::new(r#"{"type":"error""#, error.message.len());
                 let object = object.string("code", error.code.name()).string("message", error.message);

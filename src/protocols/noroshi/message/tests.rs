@@ -8,9 +8,16 @@ fn parse_error(text: &str) -> (Code, Option<String>) {
 }
 
 fn parse_offer(text: &str) -> String {
-    match parse(text).expect(text).body {
+    match parse_signaling(text).expect(text).body {
         Body::Offer(sdp) => sdp.to_owned(),
         body => panic!("{text}: {body:?}"),
+    }
+}
+
+fn parse_signaling(text: &str) -> Option<SignalingMessage<'_>> {
+    match parse(text) {
+        Ok(ClientMessage::Signaling(message)) => Some(message),
+        _ => None,
     }
 }
 
@@ -43,6 +50,8 @@ fn fields_are_checked_in_order() {
         (r#"{"type":"answer","id":"A","target_id":1}"#, Code::BadMessage),
         (r#"{"type":"candidateAdd","id":"A","candidates":{}}"#, Code::BadMessage),
         (r#"{"type":"candidateAdd","id":"A","candidates":[]}"#, Code::BadMessage),
+        (r#"{"type":"ping","iceServers":"true"}"#, Code::BadMessage),
+        (r#"{"type":"ping","id":"A","iceServers":[]}"#, Code::BadMessage),
     ] {
         assert_eq!(parse_error(text), (code, None), "{text}");
     }
@@ -56,7 +65,7 @@ fn error_includes_a_valid_target_id() {
 
 #[test]
 fn id_length_is_limited_in_bytes_after_unescaping() {
-    let id = |id: &str| parse(&format!(r#"{{"type":"join","id":"{id}"}}"#)).map(|r| r.id.len()).ok();
+    let id = |id: &str| parse_signaling(&format!(r#"{{"type":"join","id":"{id}"}}"#)).map(|r| r.id.len());
     assert_eq!(id(&"x".repeat(128)), Some(128));
     assert_eq!(id(&"x".repeat(129)), None);
     assert_eq!(id(&"\\u0041".repeat(128)), Some(128));
@@ -103,7 +112,7 @@ fn nesting_depth_is_unlimited() {
 
 #[test]
 fn candidates_has_precedence_over_candidate() {
-    let parse_candidates = |text: &str| match parse(text).unwrap().body {
+    let parse_candidates = |text: &str| match parse_signaling(text).unwrap().body {
         Body::Candidates(candidates) => {
             assert_eq!(candidates.iter().count(), candidates.len());
             candidates.iter().map(str::to_owned).collect::<Vec<_>>()
@@ -122,6 +131,26 @@ fn candidates_has_precedence_over_candidate() {
     };
     assert_eq!(parse_candidates(&with_candidates(64)).len(), 64);
     assert_eq!(parse_error(&with_candidates(65)).0, Code::BadMessage);
+}
+
+#[test]
+fn ping_needs_no_other_field() {
+    for (text, expected) in [
+        (r#"{"type":"ping"}"#, false),
+        (r#"{"type":"ping","id":"A"}"#, false),
+        (r#"{"type":"ping","id":1,"target_id":1,"candidates":1}"#, false),
+        (r#"{"type":"ping","iceServers":null}"#, false),
+        (r#"{"type":"ping","iceServers":false}"#, false),
+        (r#"{"type":"ping","iceServers":true}"#, true),
+        (r#"{"iceServers": true ,"id":"A","type":"ping"}"#, true),
+    ] {
+        match parse(text) {
+            Ok(ClientMessage::Ping { wants_ice_servers }) => {
+                assert_eq!(wants_ice_servers, expected, "{text}")
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
 }
 
 #[test]
@@ -147,6 +176,7 @@ fn replies_have_the_specified_json() {
             r#"{"type":"joined","id":"A","peers":["B","\""]}"#,
         ),
         (ServerMessage::PeerJoined { id: "A" }, r#"{"type":"peerJoined","id":"A"}"#),
+        (ServerMessage::Pong, r#"{"type":"pong"}"#),
         (ServerMessage::PeerLeft { id: "A" }, r#"{"type":"peerLeft","id":"A"}"#),
         (
             ServerMessage::Error { error, target: Some("Z") },
