@@ -55,13 +55,13 @@ pub const QR_CODES: File = File { is_cross_origin: false, ..File::module(include
 /// It permits the script and the style of the page, by their hashes, the libraries, the icon in its head, and connections to
 /// this server. A test compares the hashes with the elements.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-JnVOa6EynkZAjGsxT7Ckr77swpLjlO8Hb1Zy23AcG34='; \
-    style-src 'sha256-kHfSU6IvA2vpEOmKWPKdKXdljAEtHg9HNsisTYBon3s='; \
+    script-src 'self' 'sha256-ZtTBPqJlinpF/Kuw/uymr4RDkjhas/JmvuDmXpZqZOE='; \
+    style-src 'sha256-EyVooolOIiZZHRTezYdGaZMiZvR/Ckp1/j8iHgMbm9c='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The Content-Security-Policy of the page that tests a deployment, which does not use the library.
 const CHECK_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-Im206rnfJTqz9vfEAritO5oYcAHxKchFBfrr9L1KNBM='; \
+    script-src 'sha256-eP8tHtYhyZdjAo2MwwrbiEB3FZpvOhFz0hSgfdweMyA='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
