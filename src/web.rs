@@ -55,8 +55,8 @@ pub const QR_CODES: File = File { is_cross_origin: false, ..File::module(include
 /// It permits the script and the style of the page, by their hashes, the libraries, the icon in its head, and connections to
 /// this server. A test compares the hashes with the elements.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-ZtTBPqJlinpF/Kuw/uymr4RDkjhas/JmvuDmXpZqZOE='; \
-    style-src 'sha256-EyVooolOIiZZHRTezYdGaZMiZvR/Ckp1/j8iHgMbm9c='; \
+    script-src 'self' 'sha256-Ek4cK0YlvjpvbpyH79iYnyNKcgZ4MVhmHbHmgOSltA4='; \
+    style-src 'sha256-Ha8+ghAry32qWL0rxglaFHGqRg4x9nmCdOvu+HxLqVs='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The Content-Security-Policy of the page that tests a deployment, which does not use the library.

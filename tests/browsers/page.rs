@@ -47,6 +47,7 @@ fn wait_for_status(browser: &mut dyn Browser, text: &str) {
 fn in_both_browsers(test: impl Fn(&mut dyn Browser)) {
     let Some(_browsers) = reserve_browsers(2, &[CHROMIUM, FIREFOX]) else { return };
     let ([mut chromium], [mut firefox]) = (Chromium::start(), Firefox::start());
+    chromium.focus();
     println!("Chromium");
     test(&mut chromium);
     println!("Firefox");
@@ -58,6 +59,7 @@ fn with_another_browser(test: impl Fn(&mut dyn Browser, &mut Chromium)) {
     let Some(_browsers) = reserve_browsers(3, &[CHROMIUM, FIREFOX]) else { return };
     let [mut chromium, mut other] = Chromium::start();
     let [mut firefox] = Firefox::start();
+    chromium.focus();
     println!("Chromium");
     test(&mut chromium, &mut other);
     println!("Firefox");
@@ -83,11 +85,10 @@ fn device_button_shows_the_state_of_the_device() {
         open_page(browser, &server, "Aoi");
         browser.eval(
             "const live = [], get = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-            navigator.mediaDevices.getUserMedia = async (kinds) => {
-                const stream = await get(kinds);
+            navigator.mediaDevices.getUserMedia = (kinds) => get(kinds).then((stream) => {
                 live.push(...stream.getTracks());
                 return stream;
-            };
+            });
             const button = document.querySelector('#camera');
             const isLive = () => live.filter((track) => track.readyState === 'live').length;
             const pressed = () => button.getAttribute('aria-pressed'); 0",

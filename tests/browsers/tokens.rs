@@ -112,7 +112,7 @@ fn page_keeps_its_token_and_shares_only_the_room() {
             token(Some("tea"), None, -60),
             "The server rejected the token in your link: the token has expired. Ask the person who invited you",
         ),
-        ("x".to_owned(), "The server rejected the token in your link: the token is invalid."),
+        ("x".to_owned(), "The server rejected the token in your link: the token is invalid: expected a JWT"),
     ] {
         // A change of the fragment alone would not reload the page.
         browser.open("about:blank");

@@ -13,7 +13,7 @@ use super::program::{Program, WAIT_TIMEOUT};
 pub const FIREFOX: &str = "/usr/bin/firefox-esr";
 
 /// Disables background traffic and resolves every name to this machine, restricts ICE candidates to this machine
-/// without mDNS names, and provides a fake camera that needs no permission.
+/// without mDNS names, provides a fake camera that needs no permission, and treats the window as focused.
 const PREFERENCES: &str = r#"
 user_pref("media.peerconnection.ice.loopback", true);
 user_pref("media.peerconnection.ice.obfuscate_host_addresses", false);
@@ -24,6 +24,7 @@ user_pref("media.gmp-manager.url", "");
 user_pref("media.gmp-provider.enabled", false);
 user_pref("app.update.enabled", false);
 user_pref("app.normandy.enabled", false);
+user_pref("focusmanager.testmode", true);
 user_pref("browser.aboutConfig.showWarning", false);
 user_pref("browser.newtabpage.enabled", false);
 user_pref("browser.safebrowsing.malware.enabled", false);
