@@ -13,7 +13,7 @@ use super::program::{Program, WAIT_TIMEOUT};
 pub const FIREFOX: &str = "/usr/bin/firefox-esr";
 
 /// Disables background traffic and resolves every name to this machine, restricts ICE candidates to this machine
-/// without mDNS names, provides a fake camera that needs no permission, and treats the window as focused.
+/// without mDNS names, and provides a fake camera that needs no permission.
 const PREFERENCES: &str = r#"
 user_pref("media.peerconnection.ice.loopback", true);
 user_pref("media.peerconnection.ice.obfuscate_host_addresses", false);
@@ -24,7 +24,6 @@ user_pref("media.gmp-manager.url", "");
 user_pref("media.gmp-provider.enabled", false);
 user_pref("app.update.enabled", false);
 user_pref("app.normandy.enabled", false);
-user_pref("focusmanager.testmode", true);
 user_pref("browser.aboutConfig.showWarning", false);
 user_pref("browser.newtabpage.enabled", false);
 user_pref("browser.safebrowsing.malware.enabled", false);
@@ -99,8 +98,9 @@ user_pref("browser.display.document_color_use", {document_color_use});
             Firefox { _program: program, socket, context: Value::Null, commands: 0, errors: Vec::new() };
         browser.command("session.new", json!({"capabilities": {}}));
         browser.command("session.subscribe", json!({"events": ["log.entryAdded"]}));
-        let tree = browser.command("browsingContext.getTree", json!({}));
-        browser.context = tree["contexts"][0]["context"].clone();
+        // A new tab has the focus. In the first one, the address bar has it.
+        let tab = browser.command("browsingContext.create", json!({"type": "tab"}));
+        browser.context = tab["context"].clone();
         browser
     }
 
