@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
-use super::browser::{Browser, assert_reservation};
+use super::browser::{Browser, Key, assert_reservation};
 use super::process::RetryOnInterrupt;
 use super::program::{Program, WAIT_TIMEOUT};
 
@@ -154,10 +154,26 @@ impl Browser for Chromium {
     fn type_text(&mut self, selector: &str, text: &str) {
         self.eval(&format!("document.querySelector({selector:?}).select()"));
         self.command("Input.insertText", json!({"text": text}));
+        self.press(Key::Enter);
+    }
+
+    fn press(&mut self, key: Key) {
+        let (name, code, text) = match key {
+            Key::Tab => ("Tab", 9, None),
+            Key::Enter => ("Enter", 13, Some("\r")),
+            Key::Escape => ("Escape", 27, None),
+        };
         for kind in ["keyDown", "keyUp"] {
-            let enter = json!({"type": kind, "key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"});
-            self.command("Input.dispatchKeyEvent", enter);
+            let mut event = json!({"type": kind, "key": name, "code": name, "windowsVirtualKeyCode": code});
+            if let Some(text) = text {
+                event["text"] = text.into();
+            }
+            self.command("Input.dispatchKeyEvent", event);
         }
+    }
+
+    fn set_viewport(&mut self, width: u32, height: u32) {
+        self.resize(width, height, "light");
     }
 
     fn screenshot(&mut self) -> Vec<u8> {
