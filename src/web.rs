@@ -262,12 +262,12 @@ mod tests {
                 continue;
             }
             for keyword in ["from ", "import ", "import("] {
-                // In a text, the word may be followed by a quote too.
-                let is_clause = |at: usize| {
-                    let before = line[..at].trim_end();
-                    before.is_empty() || before.ends_with(['}', ')', ';', '=', '*']) || !before.contains(['"', '`'])
-                };
-                for (at, _) in line.match_indices(keyword).filter(|(at, _)| is_clause(*at)) {
+                // In a text, the word `from` may be followed by a quote too.
+                let is_clause = ["import", "export", "}"].iter().any(|start| line.starts_with(start));
+                if keyword == "from " && !is_clause {
+                    continue;
+                }
+                for (at, _) in line.match_indices(keyword) {
                     let after = line[at + keyword.len()..].trim_start();
                     let Some(quote) = after.chars().next().filter(|first| ['"', '\'', '`'].contains(first))
                     else {

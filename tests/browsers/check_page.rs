@@ -299,7 +299,11 @@ fn proxy_faults_are_reported() {
     let (server, _stderr) = run(r#"exec "$0" --max-connections 1"#);
     let _only_client = Client::open(server.address, "");
     for results in Report::by([&mut chromium, &mut firefox], &url(&server)) {
-        results.has("websocket", "failed", "noroshi rejects the connection with status 503: the server is full.");
+        results.has(
+            "websocket",
+            "failed",
+            "noroshi rejects the connection with status 503: the server is full.",
+        );
     }
     // The proxy forwards the health check only.
     let page = serve(&[("/check", include_str!("../../src/web/check.html")), ("/healthz", "ok")]);

@@ -52,7 +52,11 @@ fn duplicated_messages_have_no_effect() {
         browser.wait_until("isMesh('A', 'B') && receives(peer('A', 'B'), 'audio') === 1 && receives(peer('B', 'A'), 'audio') === 1");
         // Each room creates one at first, to check its configuration.
         assert_eq!(browser.eval("created"), 4, "{how}");
-        assert_eq!(browser.eval("events.A.filter((it) => it !== 'online')"), json!(["peer B", "open B"]), "{how}");
+        assert_eq!(
+            browser.eval("events.A.filter((it) => it !== 'online')"),
+            json!(["peer B", "open B"]),
+            "{how}"
+        );
         browser.eval("(rooms.A.leave(), rooms.B.leave(), events.A = [], events.B = [], 0)");
     }
     close(&mut browser);
@@ -146,8 +150,14 @@ fn invalid_messages_end_no_connection() {
     browser.wait_until("errors.length > 0");
     browser.eval("(globalThis.remaining = peer('A', 'invalid'), invalid.close())");
     browser.wait_until("events.A.includes('left invalid left')");
-    assert_eq!(browser.eval("errors.map(([id, other, code]) => [id, other, code])"), json!([["A", "invalid", "connection_failed"]]));
-    assert_eq!(browser.eval("[isUnchanged(), remaining.state, isMesh('A', 'B')]"), json!([true, "closed", true]));
+    assert_eq!(
+        browser.eval("errors.map(([id, other, code]) => [id, other, code])"),
+        json!([["A", "invalid", "connection_failed"]])
+    );
+    assert_eq!(
+        browser.eval("[isUnchanged(), remaining.state, isMesh('A', 'B')]"),
+        json!([true, "closed", true])
+    );
     close_after_errors(&mut browser);
 }
 
