@@ -216,3 +216,28 @@ fn modules_of_the_documentation_run_without_errors() {
     chromium.assert_no_errors();
     companion.assert_no_errors();
 }
+
+/// A page that is left may be in the back/forward cache, where nothing of it runs.
+#[test]
+fn peers_of_a_page_that_is_left_do_not_wait() {
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM, FIREFOX]) else { return };
+    let (server, _stderr) = run(r#"exec "$0""#);
+    let [mut chromium] = Chromium::start();
+    let [mut firefox] = Firefox::start();
+    let mut pair: Pair = [&mut chromium, &mut firefox];
+    for gone in [0, 1] {
+        for browser in &mut pair {
+            browser.open(&format!("http://{}/healthz", server.address));
+            browser.eval("(globalThis.library = await import('/noroshi.js'), globalThis.reasons = [], 0)");
+            browser.eval(&format!("(globalThis.room = await library.join('/ws/room{gone}'), 0)"));
+            browser.eval("(room.addEventListener('left', ({ reason }) => reasons.push(reason)), 0)");
+        }
+        for browser in &mut pair {
+            browser.wait_until("[...room.peers.values()][0]?.alive");
+        }
+        pair[gone].open("about:blank");
+        pair[1 - gone].wait_until("room.peers.size === 0");
+        // After a lost connection it would be `lost`.
+        assert_eq!(pair[1 - gone].eval("reasons.join()"), "left");
+    }
+}

@@ -208,6 +208,7 @@ export class Room extends BufferedEventTarget {
         onRefused: (error) => this.#close(error.code, error.message, error),
         onTooBig: (size, context) => this.#onTooBig(size, context),
         onPageHidden: () => this.leave(),
+        onPageCached: () => this.#dropAll(),
       },
     });
     if (signal?.aborted) {
@@ -872,6 +873,13 @@ export class Room extends BufferedEventTarget {
     if (this.#flow === "connect" && this.online) {
       this.#send({ type: "leave" });
       this.#connectIfAlone();
+    }
+  }
+
+  /** The page stops running. Chromium reports this for closed pages, too, so that others must not wait for it. */
+  #dropAll() {
+    for (const session of this.#allSessions()) {
+      this.#drop(session, "lost");
     }
   }
 

@@ -58,6 +58,7 @@ export function pauseBefore(attempt) {
  * @property {(error: NoroshiError) => void} onRefused the server refuses us for good
  * @property {(size: number, context: unknown) => void} onTooBig a message was too large for the server
  * @property {() => void} onPageHidden the page is closed
+ * @property {() => void} onPageCached the page enters the back/forward cache, and may come back
  */
 
 export class Signaling {
@@ -466,6 +467,7 @@ export class Signaling {
       return;
     }
     const wasConfirmed = this.#state === "confirmed";
+    this.#events.onPageCached();
     this.#attempt += 1;
     clearTimeout(this.#timer);
     this.#discardSocket();
