@@ -405,7 +405,7 @@ impl World {
 fn all_protocols_stay_consistent_under_random_input() {
     let seeds = match std::env::var("TEST_SEED") {
         Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (0..60).collect(),
+        Err(_) => (0..120).collect(),
     };
     let is_one = seeds.len() == 1;
     let mut seen = BTreeSet::new();
