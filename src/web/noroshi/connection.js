@@ -179,6 +179,11 @@ export class Connection {
     return this.isConnected && this.pc.signalingState === "stable" && !this.#isNegotiationWanted;
   }
 
+  /** How many descriptions of both sides were set: the progress of negotiations. */
+  get descriptions() {
+    return this.#localSeq + this.#remoteSeq;
+  }
+
   /** Whether our first offer is not answered yet. */
   get isFirstOfferPending() {
     return this.hasBegun && !this.hasRemoteDescription;
