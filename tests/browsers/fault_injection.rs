@@ -265,7 +265,8 @@ fn run_storm(
     if changes == Changes::Tracks {
         // The direct connections are not concerned by what happens to the server.
         for (page, _) in &mut *pages {
-            let found = page.eval("Object.values(events).flat().filter((it) => !/^(offline|online)$/.test(it))");
+            let found =
+                page.eval("Object.values(events).flat().filter((it) => !/^(offline|online)$/.test(it))");
             if found != json!([]) {
                 return Err(format!("connections were disturbed: {found}"));
             }

@@ -63,7 +63,9 @@ impl Pair<'_> {
         let [first, second] = &mut self.pages;
         send_every_kind(*first, Some(*second), "A", "B");
         send_every_kind(*second, Some(*first), "B", "A");
-        self.eval(&format!("globalThis.unreliable = setInterval(() => {PEER}.sendUnreliable('unreliable'), 50), 0"));
+        self.eval(&format!(
+            "globalThis.unreliable = setInterval(() => {PEER}.sendUnreliable('unreliable'), 50), 0"
+        ));
         self.wait_until("Object.values(received)[0].some((it) => it.endsWith(': unreliable'))");
         self.eval("clearInterval(unreliable)");
         self.wait_until(&format!(
@@ -187,7 +189,9 @@ fn test_glare_of_first_offers(pair: &mut Pair, server: &Running) {
     }
     pair.wait_until(&format!("offers.length > 0 && {PEER}.pc.signalingState === 'have-local-offer'"));
     pair.eval("(isHolding = false, sockets[0].dispatchEvent(new MessageEvent('message', { data: '{\"type\":\"error\",\"code\":\"rate_limited\",\"message\":\"\"}' })), 0)");
-    pair.wait_until(&format!("isSettled({PEER}) && receives({PEER}, 'video') === 1 && receives({PEER}, 'audio') === 1"));
+    pair.wait_until(&format!(
+        "isSettled({PEER}) && receives({PEER}, 'video') === 1 && receives({PEER}, 'audio') === 1"
+    ));
     pair.exchange("after glare");
     for page in &mut pair.pages {
         close(*page);

@@ -58,7 +58,8 @@ fn negotiations_need_no_server() {
     }
     browser.wait_until("!rooms.A.online && !rooms.B.online");
     browser.eval("(toggle('A'), toggle('B'))");
-    browser.wait_until("isRight() && [...Object.values(first)].every((pc) => pc.signalingState === 'stable')");
+    browser
+        .wait_until("isRight() && [...Object.values(first)].every((pc) => pc.signalingState === 'stable')");
     browser.eval("(rooms.A.send('hello'), rooms.B.send('hello'))");
     browser.wait_until("received.A.includes('B: hello') && received.B.includes('A: hello')");
     assert_eq!(browser.eval("[rooms.A.state, peer('A', 'B').state]"), json!(["offline", "connected"]));
@@ -68,7 +69,10 @@ fn negotiations_need_no_server() {
         proxy.redirect_to(next.address);
     }
     browser.wait_until("isMesh('A', 'B')");
-    assert_eq!(browser.eval("[peer('A', 'B').pc === first[0], peer('B', 'A').pc === first[1]]"), json!([true, true]));
+    assert_eq!(
+        browser.eval("[peer('A', 'B').pc === first[0], peer('B', 'A').pc === first[1]]"),
+        json!([true, true])
+    );
     close(&mut browser);
 }
 
@@ -113,7 +117,8 @@ fn black_hole_network_is_noticed() {
     }
     // A connection that is being established fails when its signaling is cut, and Firefox reports that as an error.
     for (browser, name) in &mut both {
-        browser.wait_until(&format!("[...rooms['mesh {name}'].peers.values()].filter(isSettled).length === 1"));
+        browser
+            .wait_until(&format!("[...rooms['mesh {name}'].peers.values()].filter(isSettled).length === 1"));
     }
     let is_back = "Object.values(rooms).every((room, i) => lost[i] > at && room.online)";
     // Immediately, if the browser reports a network change.
@@ -179,7 +184,10 @@ fn room_has_at_most_one_open_connection() {
     browser.wait_until("sockets.length > 1");
     browser.wait_until("events.A.filter((it) => it === 'online').length === 2");
     proxy.set_delay(0);
-    run(&mut browser, "dispatchEvent(new Event('online')); await until(() => delivered.at(-1).type === 'pong');");
+    run(
+        &mut browser,
+        "dispatchEvent(new Event('online')); await until(() => delivered.at(-1).type === 'pong');",
+    );
     assert_eq!(browser.eval("sockets.length"), 2);
     assert_eq!(server.metric("connections"), 1.0);
     close(&mut browser);
@@ -333,7 +341,10 @@ fn messages_to_an_interrupted_peer_arrive_later() {
     for (browser, other) in [(&mut sender, "B"), (&mut receiver, "A")] {
         browser.wait_until(&format!("isSettled(Object.values(rooms)[0].peers.get('{other}'))"));
     }
-    run(&mut sender, "globalThis.before = peer('A', 'B').pc; globalThis.states = []; rooms.A.addEventListener('state', ({ peer }) => states.push(peer.state));");
+    run(
+        &mut sender,
+        "globalThis.before = peer('A', 'B').pc; globalThis.states = []; rooms.A.addEventListener('state', ({ peer }) => states.push(peer.state));",
+    );
     receiver.suspend();
     sender.wait_until("before.connectionState === 'disconnected'");
     assert_eq!(sender.eval("[peer('A', 'B').state, peer('A', 'B').alive]"), json!(["interrupted", true]));
@@ -341,7 +352,10 @@ fn messages_to_an_interrupted_peer_arrive_later() {
     receiver.resume();
     receiver.wait_until("received.B.includes('A: one')");
     sender.wait_until("isMesh('A') || isSettled(peer('A', 'B'))");
-    assert_eq!(sender.eval("[peer('A', 'B').pc === before, events.A]"), json!([true, ["online", "peer B", "open B"]]));
+    assert_eq!(
+        sender.eval("[peer('A', 'B').pc === before, events.A]"),
+        json!([true, ["online", "peer B", "open B"]])
+    );
     assert_eq!(sender.eval("[states.includes('interrupted'), states.at(-1)]"), json!([true, "connected"]));
     close(&mut sender);
     close(&mut receiver);

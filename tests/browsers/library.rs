@@ -8,9 +8,7 @@ use crate::common::fault_proxy::FaultProxy;
 use crate::common::firefox::FIREFOX;
 use crate::common::process::{Running, eventually, run as start_server};
 use crate::common::program::free_port;
-use crate::library_page::{
-    ANY_ORIGIN, chromium, close, close_after_errors, enter_mesh, firefox, open, run,
-};
+use crate::library_page::{ANY_ORIGIN, chromium, close, close_after_errors, enter_mesh, firefox, open, run};
 use serde_json::json;
 
 /// Runs a test in Chromium, then in Firefox, each with its own server.
@@ -359,7 +357,9 @@ fn departures_have_reasons() {
     run(&mut firefox, "await enter('C');");
     run(&mut other, "await enter('D');");
     browser.wait_until("rooms.A.peers.size === 3 && [...rooms.A.peers.values()].every(isSettled)");
-    browser.eval("(events.A = [], globalThis.departures = () => events.A.filter((it) => it.startsWith('left')), 0)");
+    browser.eval(
+        "(events.A = [], globalThis.departures = () => events.A.filter((it) => it.startsWith('left')), 0)",
+    );
     browser.eval("rooms.B.leave()");
     browser.wait_until("departures().length === 1");
     firefox.open("about:blank");
@@ -384,7 +384,10 @@ fn replaced_room_closes_its_connections_when_it_is_left() {
             sockets[0].close(4000);",
         );
         browser.wait_until("rooms.A.state === 'closed'");
-        let found = run(browser, "return [(await rooms.A.closed).code, events.A, pc.connectionState, rooms.A.peers.size];");
+        let found = run(
+            browser,
+            "return [(await rooms.A.closed).code, events.A, pc.connectionState, rooms.A.peers.size];",
+        );
         // Connected peers stay until the application leaves.
         assert_eq!(found, json!(["replaced", ["error", "closed"], "connected", 1]));
         browser.eval("(rooms.A.send('still here'), rooms.A.leave(), rooms.A.leave())");
@@ -401,7 +404,10 @@ fn room_whose_id_was_taken_closes_its_connections_when_it_is_left() {
     let (server, _stderr) = start_server(ANY_ORIGIN);
     let mut browser = chromium(&server);
     let proxy = FaultProxy::new(server.address);
-    run(&mut browser, &format!("await enter('A', {{ url: 'ws://{}/ws/tea' }}); await enter('B');", proxy.address));
+    run(
+        &mut browser,
+        &format!("await enter('A', {{ url: 'ws://{}/ws/tea' }}); await enter('B');", proxy.address),
+    );
     browser.wait_until("isMesh('A', 'B')");
     proxy.redirect_to(([127, 0, 0, 1], free_port()).into());
     proxy.cut_connections();
@@ -426,7 +432,8 @@ fn failed_negotiation_keeps_the_peer_and_what_is_shared() {
     in_both_browsers(|browser, _| {
         enter_mesh(browser, &["A", "B"]);
         browser.eval("(rooms.A.share(sound()), rooms.B.share(sound()), 0)");
-        browser.wait_until("receives(peer('A', 'B'), 'audio') === 1 && receives(peer('B', 'A'), 'audio') === 1");
+        browser
+            .wait_until("receives(peer('A', 'B'), 'audio') === 1 && receives(peer('B', 'A'), 'audio') === 1");
         browser.wait_until("isMesh('A', 'B')");
         // Once: it is tried again, on the same connection.
         run(
@@ -452,7 +459,8 @@ fn failed_negotiation_keeps_the_peer_and_what_is_shared() {
             before.pc.addTransceiver('audio');",
         );
         browser.wait_until("before.pc !== firstPc && isMesh('A', 'B')");
-        browser.wait_until("receives(peer('A', 'B'), 'audio') === 1 && receives(peer('B', 'A'), 'audio') === 1");
+        browser
+            .wait_until("receives(peer('A', 'B'), 'audio') === 1 && receives(peer('B', 'A'), 'audio') === 1");
         browser.wait_until("receives(peer('B', 'A'), 'video') === 1");
         assert_eq!(browser.eval("peer('A', 'B') === before"), true);
         assert_eq!(browser.eval("events.A"), json!(["error B", "reconnecting B", "open B"]));
@@ -487,7 +495,10 @@ fn connection_that_the_application_closes_disturbs_no_other() {
     // With new ICE servers for a closed connection, before anybody has noticed.
     proxy.cut_connections();
     browser.wait_until("events.A.includes('online') && isMesh('A', 'B', 'C')");
-    assert_eq!(browser.eval("[peer('A', 'C').pc === others[0], peer('B', 'C').pc === others[1]]"), json!([true, true]));
+    assert_eq!(
+        browser.eval("[peer('A', 'C').pc === others[0], peer('B', 'C').pc === others[1]]"),
+        json!([true, true])
+    );
     assert_eq!(browser.eval("peer('A', 'B') === closedPeer"), true);
     assert_eq!(browser.eval("events.A"), json!(["offline", "online", "reconnecting B", "open B"]));
     assert_eq!(browser.eval("events.C"), json!([]));
@@ -502,7 +513,9 @@ fn small_messages_of_the_server_suffice() {
     let mut browser = chromium(&server);
     enter_mesh(&mut browser, &["A", "B"]);
     browser.eval("(rooms.A.share(picture()), rooms.B.share(picture()), 0)");
-    browser.wait_until("isMesh('A', 'B') && receives(peer('A', 'B'), 'video') && receives(peer('B', 'A'), 'video')");
+    browser.wait_until(
+        "isMesh('A', 'B') && receives(peer('A', 'B'), 'video') && receives(peer('B', 'A'), 'video')",
+    );
     assert_eq!(browser.eval("peer('A', 'B').pc.localDescription.sdp.length > 4000"), true);
     assert_eq!(server.metric("closings_total{reason=\"too_big\"}"), 0.0);
     close(&mut browser);

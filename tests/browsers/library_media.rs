@@ -45,23 +45,29 @@ fn shared_media_reach_present_and_later_peers_until_stopped() {
         assert_eq!(found[1], 2);
         assert_eq!(found[2], true);
         assert_eq!(found[0], json!([["A", "audio", true], ["A", "video", true]]));
-        browser.wait_until("receives(peer('B', 'A'), 'video') === 2 && receives(peer('B', 'A'), 'audio') === 1");
+        browser
+            .wait_until("receives(peer('B', 'A'), 'video') === 2 && receives(peer('B', 'A'), 'audio') === 1");
         // A later peer gets everything.
         run(browser, "await enter('C');");
         browser.wait_until("isMesh('A', 'B', 'C') && receives(peer('C', 'A'), 'video') === 2 && receives(peer('C', 'A'), 'audio') === 1");
         // What is stopped ends at all, and the camera goes on.
         browser.eval("(both.stop(), both.stop(), 0)");
         for id in ["B", "C"] {
-            browser.wait_until(&format!("receives(peer('{id}', 'A'), 'video') === 1 && receives(peer('{id}', 'A'), 'audio') === 0"));
+            browser.wait_until(&format!(
+                "receives(peer('{id}', 'A'), 'video') === 1 && receives(peer('{id}', 'A'), 'audio') === 0"
+            ));
         }
         assert_eq!(browser.eval("both.tracks.every((track) => track.readyState === 'live')"), true);
         // An offer of the other side, after that, and media in the other direction.
         browser.eval("(rooms.B.share(sound()), rooms.C.share(sound()), 0)");
-        browser.wait_until("receives(peer('A', 'B'), 'audio') === 1 && receives(peer('A', 'C'), 'audio') === 1");
-        browser.wait_until("receives(peer('B', 'C'), 'audio') === 1 && receives(peer('C', 'B'), 'audio') === 1");
+        browser
+            .wait_until("receives(peer('A', 'B'), 'audio') === 1 && receives(peer('A', 'C'), 'audio') === 1");
+        browser
+            .wait_until("receives(peer('B', 'C'), 'audio') === 1 && receives(peer('C', 'B'), 'audio') === 1");
         browser.wait_until("isMesh('A', 'B', 'C')");
         browser.eval("camera.stop()");
-        browser.wait_until("receives(peer('B', 'A'), 'video') === 0 && receives(peer('C', 'A'), 'video') === 0");
+        browser
+            .wait_until("receives(peer('B', 'A'), 'video') === 0 && receives(peer('C', 'A'), 'video') === 0");
         close(browser);
     });
 }
@@ -71,7 +77,10 @@ fn replaced_track_arrives_without_a_negotiation() {
     in_both_browsers(|browser| {
         browser.eval(MEDIA);
         enter_mesh(browser, &["A", "B"]);
-        run(browser, "globalThis.share = rooms.A.share(picture(32)); globalThis.next = picture(64).getTracks()[0];");
+        run(
+            browser,
+            "globalThis.share = rooms.A.share(picture(32)); globalThis.next = picture(64).getTracks()[0];",
+        );
         browser.wait_until("isMesh('A', 'B') && await widthOf(peer('B', 'A')) === 32");
         let found = run(
             browser,
@@ -107,9 +116,14 @@ fn media_for_some_peers_reach_only_those_over_all_their_connections() {
             peer('B', 'A').pc.close();
             peer('C', 'A').pc.close();",
         );
-        browser.wait_until(&format!("events.A.filter((it) => it.startsWith('open')).length === 2 && {is_right}"));
+        browser.wait_until(&format!(
+            "events.A.filter((it) => it.startsWith('open')).length === 2 && {is_right}"
+        ));
         // The receivers may be nobody, and somebody who comes later is not one of them.
-        run(browser, "rooms.A.share(picture(), { to: [] }); rooms.A.share(picture(), { to: [peer('A', 'C')] }); await enter('D');");
+        run(
+            browser,
+            "rooms.A.share(picture(), { to: [] }); rooms.A.share(picture(), { to: [peer('A', 'C')] }); await enter('D');",
+        );
         browser.wait_until("isMesh('A', 'B', 'C', 'D') && receives(peer('D', 'A'), 'audio') === 1 && receives(peer('C', 'A'), 'video') === 1");
         assert_eq!(
             browser.eval("['B', 'C', 'D'].map((id) => receives(peer(id, 'A'), 'video'))"),

@@ -121,10 +121,7 @@ fn large_message_reports_progress_on_both_sides() {
                 received.length, last, isRising(received.map(([, bytes]) => bytes)),
             ];",
         );
-        assert_eq!(
-            found,
-            json!([7, [400_000, 400_000], true, 7, ["A", 400_000, 400_000, "a.bin"], true])
-        );
+        assert_eq!(found, json!([7, [400_000, 400_000], true, 7, ["A", 400_000, 400_000, "a.bin"], true]));
         close(browser);
     });
 }
@@ -198,7 +195,14 @@ fn send_reports_what_it_cannot_send() {
             ].map(codeOfCall), max >= 65_536];",
         );
         let codes = [
-            "TypeError", "TypeError", "TypeError", "TypeError", "too_big", "too_big", "TypeError", "too_big",
+            "TypeError",
+            "TypeError",
+            "TypeError",
+            "TypeError",
+            "too_big",
+            "too_big",
+            "TypeError",
+            "too_big",
         ];
         assert_eq!(found, json!(["not_open", "not_open", false, ["B"], codes, true]));
         // Some peers, and whom it has reached.
@@ -256,7 +260,8 @@ fn unreliable_messages_arrive_and_are_marked() {
             while (to.sendUnreliable(noise(16_384)) && count < 10_000) count += 1;
             return [outcomes, heard.filter(([data]) => data !== 'ready').sort(), count < 10_000];",
         );
-        let heard = json!([["\u{1}{\"json\":1}", false], [16_384, false], ["reliable", true], ["text", false]]);
+        let heard =
+            json!([["\u{1}{\"json\":1}", false], [16_384, false], ["reliable", true], ["text", false]]);
         assert_eq!(found, json!([[true, true, true], heard, true]));
         close(browser);
     });

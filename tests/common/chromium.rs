@@ -58,8 +58,7 @@ impl Chromium {
                     .0,
             )
         });
-        let mut browser =
-            Chromium { program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
+        let mut browser = Chromium { program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
         let targets = browser.command("Target.getTargets", json!({}));
         let tab = targets["targetInfos"].as_array().unwrap().iter().find(|it| it["type"] == "page").unwrap();
         let attach = json!({"targetId": tab["targetId"], "flatten": true});
