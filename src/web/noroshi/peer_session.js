@@ -147,8 +147,9 @@ export class PeerSession {
         onOpen: () => this.#ifCurrent(connection, () => this.#onChannelOpen()),
         onControlOpen: () => this.#ifCurrent(connection, () => connection.sendControl(this.#host.hello())),
         onClosed: () => this.#ifCurrent(connection, () => this.#onChannelClosed()),
-        onTrack: (track, streams) =>
-          this.#ifCurrent(connection, () => this.#host.emit(this, "track", { track, streams })),
+        onTrack: (track, streams, name) =>
+          this.#ifCurrent(connection, () => this.#host.emit(this, "track", { track, streams, name })),
+        shareNames: () => this.#senders.names,
         onMessage: (data, isReliable) => this.#ifCurrent(connection, () => this.#onChannelMessage(data, isReliable)),
         onFailure: (error) => this.#ifCurrent(connection, () => this.#onFailure(error)),
       },
