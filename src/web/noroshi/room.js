@@ -291,10 +291,14 @@ export class Room extends BufferedEventTarget {
    * @returns {Share}
    */
   share(source, { to, name } = {}) {
-    return this.#shares.add(source, { receivers: receivers(to), name }, {
-      onChanged: () => this.#forEachSession((session) => session.updateMedia()),
-      onReplaced: (sharedTrack) => this.#forEachSession((session) => session.replaceTrack(sharedTrack)),
-    });
+    return this.#shares.add(
+      source,
+      { receivers: receivers(to), name },
+      {
+        onChanged: () => this.#forEachSession((session) => session.updateMedia()),
+        onReplaced: (sharedTrack) => this.#forEachSession((session) => session.replaceTrack(sharedTrack)),
+      },
+    );
   }
 
   /**
