@@ -15,7 +15,7 @@ use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Times};
 use noroshi::protocols::{self, Dispatcher};
 use noroshi::server::admission::{Decision, LimitCheck};
 
-use noroshi::session::{Event, Scratch, Session, SharedState};
+use noroshi::session::{Event, Scratch, Session, SharedFrame, SharedState};
 use noroshi_test_support::answer::answer;
 use noroshi_test_support::pipe::{Pipe, REQUEST, TEXT, frame};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -94,6 +94,11 @@ impl Outbox for Sessions {
         self.sessions[to.slot()].push_forwarded(text, &mut self.shared);
     }
 
+    fn broadcast(&mut self, to: &mut dyn Iterator<Item = Conn>, text: &str) -> usize {
+        let frame = SharedFrame::text(text, &self.shared);
+        to.filter(|to| !self.sessions[to.slot()].forward_shared(&frame, &mut self.shared)).count()
+    }
+
     fn is_congested(&self, to: Conn) -> bool {
         self.sessions[to.slot()].is_congested(&self.shared)
     }
@@ -116,7 +121,9 @@ impl Outbox for Sessions {
     fn resume_reading(&mut self, _: Conn) {}
     fn close(&mut self, _: Conn, _: CloseCause) {}
     fn record_registration(&mut self, _: Conn, _: &str, _: &str) {}
-    fn record_departure(&mut self, _: Conn, _: &'static Descriptor, _: &Member<'_>) {}
+    fn record_entry(&mut self, _: Conn, _: &str) {}
+    fn record_limit(&mut self, _: Conn, _: &'static str) {}
+    fn record_departure(&mut self, _: Conn, _: &'static Descriptor, _: &Member<'_>, _: Option<usize>) {}
 }
 
 impl Line {

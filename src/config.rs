@@ -15,8 +15,8 @@ use crate::http::origin::AllowedOrigin;
 use crate::http::token::{self, Secrets};
 use crate::limits::{
     BASE_BYTES, BURST_BYTES_PER_CREDIT, CANDIDATES_MAX, CONNECTION_BYTES, CONTROL_QUEUE_BYTES_MAX, GIB, KIB,
-    MIB, QUEUE_BURST_BYTES_CEILING, QUEUE_BURST_BYTES_FLOOR, QUEUE_BYTES_MAX_FLOOR, QUEUE_BYTES_RESERVE,
-    RATE_BURST_SECONDS, READ_BYTES_MAX, STORED_BYTES_MAX,
+    LARGE_QUEUE_BYTES_MAX_FLOOR, MIB, QUEUE_BURST_BYTES_CEILING, QUEUE_BURST_BYTES_FLOOR,
+    QUEUE_BYTES_MAX_FLOOR, QUEUE_BYTES_RESERVE, RATE_BURST_SECONDS, READ_BYTES_MAX, STORED_BYTES_MAX,
 };
 
 mod endpoint;
@@ -212,8 +212,12 @@ impl Config {
     /// In bytes. The sum for each connection has a full outbound queue, an incomplete message, input that waits for the
     /// next iteration, an offer and stored candidates. A buffer that grows can have twice the capacity that it needs.
     pub fn worst_case_bytes(&self) -> u64 {
-        let queue = self.queue_bytes_max() + QUEUE_BYTES_RESERVE + self.queue_bytes_burst_max();
-        let outgoing = 2 * queue + CONTROL_QUEUE_BYTES_MAX;
+        let has_large_queues = self.mounts.iter().any(|(endpoint, _)| endpoint.has_large_queues);
+        let queue =
+            self.queue_bytes_max(has_large_queues) + QUEUE_BYTES_RESERVE + self.queue_bytes_burst_max();
+        // In a large queue, a small frame that is shared takes up to four times its bytes.
+        let factor = if has_large_queues { 4 } else { 2 };
+        let outgoing = factor * queue + CONTROL_QUEUE_BYTES_MAX;
         let incoming = 2 * self.message_bytes_max + READ_BYTES_MAX;
         let stored = 2 * self.message_bytes_max + 2 * STORED_BYTES_MAX;
         let each = CONNECTION_BYTES + outgoing + incoming + stored;
@@ -232,11 +236,12 @@ impl Config {
     ///
     /// Each message that a peer may send fits when it is forwarded. As a string inside JSON, a text grows to at most twice
     /// its size, and each of its candidates becomes a message that names the sender. A `joined` names every peer of the
-    /// mesh. An id takes less than 1 KiB.
-    pub fn queue_bytes_max(&self) -> usize {
+    /// mesh. An id takes less than 1 KiB. Queues of a protocol with [`Endpoint::has_large_queues`] have a larger minimum.
+    pub fn queue_bytes_max(&self, is_large: bool) -> usize {
         let forwarded_message = 2 * self.message_bytes_max + CANDIDATES_MAX * KIB;
         let joined_message = self.mesh_peers_max * KIB;
-        QUEUE_BYTES_MAX_FLOOR.max(forwarded_message).max(joined_message)
+        let floor = if is_large { LARGE_QUEUE_BYTES_MAX_FLOOR } else { QUEUE_BYTES_MAX_FLOOR };
+        floor.max(forwarded_message).max(joined_message)
     }
 }
 

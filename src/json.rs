@@ -64,6 +64,41 @@ pub fn parse_fields<const N: usize>(
     Some(values)
 }
 
+/// Returns the text of an object without its fields of this name.
+///
+/// All other fields stay as they are written. Returns `None` if the text is not a JSON object.
+pub fn remove_fields(text: &str, name: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let mut kept = String::with_capacity(text.len());
+    kept.push('{');
+    let mut at = skip_byte(bytes, 0, b'{')?;
+    if let Some(end) = skip_byte(bytes, at, b'}') {
+        expect_end(bytes, end)?;
+        return Some("{}".to_owned());
+    }
+    loop {
+        let key_start = skip_whitespace(bytes, at);
+        let (key_end, _) = skip_string(bytes, key_start)?;
+        let colon_end = skip_byte(bytes, key_end, b':')?;
+        let value_start = skip_whitespace(bytes, colon_end);
+        let value_end = skip_value(bytes, value_start)?;
+        if parse_string(&text[key_start..key_end]).as_deref() != Some(name) {
+            if kept.len() > 1 {
+                kept.push(',');
+            }
+            kept.push_str(&text[key_start..value_end]);
+        }
+        match skip_byte(bytes, value_end, b',') {
+            Some(next) => at = next,
+            None => {
+                expect_end(bytes, skip_byte(bytes, value_end, b'}')?)?;
+                kept.push('}');
+                return Some(kept);
+            }
+        }
+    }
+}
+
 /// Parses an array and passes each raw element to a callback until it returns `false`.
 ///
 /// Returns `None` if the text is not a JSON array, as far as it was read.
@@ -371,6 +406,23 @@ mod tests {
         };
         assert_eq!(parse_array(r#"[{"a":1}, 2 ,"#, &mut first_two), Some(()));
         assert_eq!(read, [r#"{"a":1}"#, "2"]);
+    }
+
+    #[test]
+    fn fields_are_removed_by_name() {
+        for (text, rest) in [
+            ("{}", Some("{}")),
+            (r#"{"a":1}"#, Some("{}")),
+            (r#" { "a" : [1,{"a":2}] , "b" : {"a":3} } "#, Some(r#"{"b" : {"a":3}}"#)),
+            (r#"{"b":1,"a":2,"c":3,"a":4}"#, Some(r#"{"b":1,"c":3}"#)),
+            (r#"{"\u0061":1,"\ud800":2,"aa":3,"":4}"#, Some(r#"{"\ud800":2,"aa":3,"":4}"#)),
+            (r#"{"a":1"#, None),
+            (r#"{"a":1}}"#, None),
+            (r#"{"a":1,}"#, None),
+            ("[]", None),
+        ] {
+            assert_eq!(remove_fields(text, "a").as_deref(), rest, "{text}");
+        }
     }
 
     #[test]

@@ -35,6 +35,14 @@ pub const LINGER_BYTES_MAX: usize = 256 * KIB;
 /// Least capacity of the outbound queue of a peer, in bytes. It is larger with a larger `--max-message` or
 /// `--max-mesh-peers`: [`crate::config::Config::queue_bytes_max`] is the capacity in use.
 pub const QUEUE_BYTES_MAX_FLOOR: usize = 256 * KIB;
+/// Least capacity of the outbound queue of a peer in a protocol whose messages go to all members of a room, in bytes. After a
+/// restart of the server, each of 34 y-webrtc clients of a document receives 1.7 MB at once.
+pub const LARGE_QUEUE_BYTES_MAX_FLOOR: usize = 2 * MIB;
+/// Bytes of memory that a frame which several queues share takes in addition to its bytes: the counters and lengths of the
+/// allocation, and its place in a queue.
+pub const SHARED_FRAME_OVERHEAD_BYTES: usize = 64;
+/// Frames that one call of writev(2) writes from a queue with shared frames: 24 KB of candidates.
+pub const WRITE_SLICES_MAX: usize = 64;
 /// Queue space beyond [`crate::config::Config::queue_bytes_max`] for messages that the server sends. Forwarded messages never use it, so that no
 /// peer can fill the queue of another and block messages from the server.
 pub const QUEUE_BYTES_RESERVE: usize = 64 * KIB;
@@ -78,6 +86,11 @@ pub const ID_BYTES_MAX: usize = 128;
 pub const ROOM_BYTES_MAX: usize = 64;
 /// Bytes of a room name in other protocols, which allow any text, for example several joined user names.
 pub const ROOM_TEXT_BYTES_MAX: usize = 256;
+/// Topics of a y-webrtc connection. A page has one for each open document.
+pub const TOPICS_PER_CONNECTION_MAX: usize = 1024;
+/// Bytes that `--max-memory` counts for a subscription, in addition to the name of its topic. A topic with one subscriber takes
+/// as much.
+pub const SUBSCRIPTION_BYTES: usize = 256;
 /// Interval of pings to Ayame clients. The client momo disconnects after 30 s without one.
 pub const AYAME_PING_EVERY: Duration = Duration::from_secs(25);
 /// Candidates in one `candidates` array, and candidates stored for one peer. A browser gathers 10 to 20.

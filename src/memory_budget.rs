@@ -5,7 +5,9 @@
 //!
 //! - Sessions report the capacity of their buffers after each change ([`Budget::change`]). Control frames, one read of a
 //!   request head, and queues of less than [`ALWAYS_HELD_BYTES`](crate::limits::ALWAYS_HELD_BYTES) may exceed the limit.
-//! - Protocols hold a [`Reservation`] for offers, candidates and pending claims. It releases its bytes when it is dropped.
+//! - Protocols hold a [`Reservation`] for offers, candidates, pending claims and subscriptions. It releases its bytes when it is
+//!   dropped.
+//! - A message for several sessions that all their queues share holds a [`Reservation`] too: it is counted once.
 //! - [`CONNECTION_BYTES`](crate::limits::CONNECTION_BYTES) of each connection cover its session, its peer with its id, and its
 //!   room.
 
@@ -38,6 +40,16 @@ impl Reservation {
     pub fn absorb(&mut self, mut other: Reservation) {
         self.bytes += mem::take(&mut other.bytes);
     }
+
+    /// Releases some of its bytes.
+    ///
+    /// # Panics
+    /// It has fewer.
+    pub fn release(&mut self, bytes: usize) {
+        assert!(bytes <= self.bytes, "no more bytes are released than are reserved");
+        self.bytes -= bytes;
+        self.reserved.set(self.reserved.get() - bytes);
+    }
 }
 
 impl Drop for Reservation {
@@ -63,11 +75,13 @@ impl Budget {
 
     /// Reserves bytes for data that a protocol stores, or returns `None` at the limit.
     pub fn reserve(&self, bytes: usize) -> Option<Reservation> {
-        if !self.allows(bytes) {
-            return None;
-        }
+        self.allows(bytes).then(|| self.charge(bytes))
+    }
+
+    /// Reserves bytes even above the limit: for memory that is in use already.
+    pub fn charge(&self, bytes: usize) -> Reservation {
         self.reserved.set(self.reserved.get() + bytes);
-        Some(Reservation { bytes, reserved: Rc::clone(&self.reserved) })
+        Reservation { bytes, reserved: Rc::clone(&self.reserved) }
     }
 
     /// Replaces the counted size of a buffer, `before` bytes, by `now` bytes.
@@ -104,7 +118,12 @@ mod tests {
         let mut both = budget.reserve(10).expect("50 of 100");
         both.absorb(second);
         assert_eq!(budget.reserved(), 50);
-        drop(both);
+        both.release(45);
+        assert_eq!(budget.reserved(), 5);
+        let above_limit = budget.charge(1000);
+        assert_eq!(budget.reserved(), 1005);
+        assert!(!budget.allows(0));
+        drop((both, above_limit));
         assert_eq!(budget.used(), BASE_BYTES);
     }
 }

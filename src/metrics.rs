@@ -42,6 +42,8 @@ pub struct Counts {
     pub messages: Vec<(&'static str, u64)>,
     /// Rejected messages since the start, by `code`.
     pub errors: Vec<(&'static str, u64)>,
+    /// Messages that were forwarded to members of rooms since the start. `None`: each message has one receiver.
+    pub deliveries: Option<u64>,
     /// Offers since the start, by `outcome`, and the time until they were answered. `None`: the protocol has no offers.
     pub handshakes: Option<(Vec<(&'static str, u64)>, Histogram)>,
 }
@@ -58,7 +60,7 @@ impl Counts {
     /// # Panics
     /// If [`Counts::zero`] did not get this name: a counter must exist before its first event.
     pub fn count_message(&mut self, name: &str) {
-        increment(&mut self.messages, name);
+        add(&mut self.messages, name, 1);
     }
 
     /// Counts an error.
@@ -66,14 +68,22 @@ impl Counts {
     /// # Panics
     /// If [`Counts::zero`] did not get this name: a counter must exist before its first event.
     pub fn count_error(&mut self, name: &str) {
-        increment(&mut self.errors, name);
+        self.count_errors(name, 1);
+    }
+
+    /// Counts this many errors.
+    ///
+    /// # Panics
+    /// See [`Counts::count_error`].
+    pub fn count_errors(&mut self, name: &str, number: usize) {
+        add(&mut self.errors, name, number as u64);
     }
 }
 
-fn increment(counts: &mut [(&'static str, u64)], name: &str) {
+fn add(counts: &mut [(&'static str, u64)], name: &str, number: u64) {
     let counter = counts.iter_mut().find(|(known, _)| *known == name);
     let (_, count) = counter.expect("every name is registered");
-    *count += 1;
+    *count += number;
 }
 
 /// Upper bounds of the buckets, in seconds: from imperceptible to longer than users wait.
@@ -120,6 +130,10 @@ impl Metrics {
         let errors =
             protocols().flat_map(|(protocol, counts)| protocol_samples(protocol, "code", &counts.errors));
         page.labeled_metric("errors_total", "counter", "Rejected messages of clients, by code.", errors);
+        let deliveries = protocols()
+            .filter_map(|(protocol, counts)| Some((label("protocol", protocol), counts.deliveries?)));
+        let help = "Messages forwarded to members of rooms, in protocols where a message can have several receivers.";
+        page.labeled_metric("deliveries_total", "counter", help, deliveries);
         let closings = self.closings.iter().map(|(reason, count)| (label("reason", reason), *count));
         page.labeled_metric("closings_total", "counter", "Ended WebSocket connections, by reason.", closings);
         let upgrades = self.refused_upgrades.iter().map(|(status, count)| (label("status", status), *count));

@@ -89,6 +89,8 @@ impl fmt::Debug for Descriptor {
 pub enum TokenPlace {
     /// In the request of the upgrade: `Authorization: Bearer` or the query field `token`. The server verifies it.
     Request,
+    /// The same, but messages name the rooms. The server verifies the token, and the protocol checks its claims of rooms.
+    RequestWithoutRoom,
     /// In a message. The protocol verifies it.
     Message,
 }
@@ -207,12 +209,19 @@ pub trait Protocol {
 
     /// Returns the room, id and state of a connection. `None`: the protocol does not know it.
     ///
-    /// A protocol with several rooms in one connection returns one of them; it implements [`Protocol::members`] too.
+    /// A protocol with several rooms in one connection returns any of them, or an empty name; it implements
+    /// [`Protocol::members`] and [`Protocol::room_count`] too.
     fn member(&self, conn: Conn) -> Option<Member<'_>>;
 
     /// Returns all memberships of a connection, one for each room.
     fn members(&self, conn: Conn) -> Vec<Member<'_>> {
         self.member(conn).into_iter().collect()
+    }
+
+    /// Returns the number of rooms of a connection, if it can be in several. The log shows it instead of the name and the id,
+    /// and a drain closes such connections one by one.
+    fn room_count(&self, _conn: Conn) -> Option<usize> {
+        None
     }
 
     /// Takes over secrets of a configuration that was read again.
@@ -248,6 +257,9 @@ pub trait Outbox {
     fn can_queue(&mut self, to: Conn, texts: &[String]) -> bool;
     /// Queues a forwarded message without checking limits: the caller has called [`Outbox::can_queue`] for it.
     fn push_forwarded(&mut self, to: Conn, text: String);
+    /// Forwards one message to several peers. Returns how many of their queues had no space for it: see
+    /// [`Outbox::can_queue`].
+    fn broadcast(&mut self, to: &mut dyn Iterator<Item = Conn>, text: &str) -> usize;
     /// Returns whether more than half of the queue of this peer is used. Large messages of the server itself, which another
     /// peer has caused, wait then.
     fn is_congested(&self, to: Conn) -> bool;
@@ -269,7 +281,18 @@ pub trait Outbox {
     fn close(&mut self, conn: Conn, cause: CloseCause);
     /// Records that a connection has registered an id in a room: its time for that no longer runs. For the log, too.
     fn record_registration(&mut self, conn: Conn, room: &str, id: &str);
-    /// Records the departure of a connection that its protocol has forgotten, and that was this member. Marks the connection as
-    /// left, so that no departure is reported again, and logs and counts it. Called once for each connection.
-    fn record_departure(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>);
+    /// Records that a connection has entered one of several rooms. For the log.
+    fn record_entry(&mut self, conn: Conn, room: &str);
+    /// Records that a connection has reached a limit, for which the protocol has no error message. For the log.
+    fn record_limit(&mut self, conn: Conn, limit: &'static str);
+    /// Records the departure of a connection that its protocol has forgotten, and that was this member; `room_count` is
+    /// [`Protocol::room_count`]. Marks the connection as left, so that no departure is reported again, and logs and counts it.
+    /// Called once for each connection.
+    fn record_departure(
+        &mut self,
+        conn: Conn,
+        protocol: &'static Descriptor,
+        member: &Member<'_>,
+        room_count: Option<usize>,
+    );
 }

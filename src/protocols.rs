@@ -11,6 +11,7 @@ pub mod list;
 pub mod matchbox;
 pub mod noroshi;
 pub mod uuid;
+pub mod ywebrtc;
 
 use std::cmp::Reverse;
 use std::hash::RandomState;
@@ -32,6 +33,7 @@ pub const ALL: &[&Descriptor] = &[
     &noroshi::DESCRIPTOR, //
     &ayame::DESCRIPTOR,
     &matchbox::DESCRIPTOR,
+    &ywebrtc::DESCRIPTOR,
 ];
 
 /// Returns the endpoints of protocols, from which flags and variables follow.
@@ -186,7 +188,7 @@ impl Dispatcher {
         self.connection_states.probes.end(conn);
         let mount = &mut self.mounts[usize::from(self.mount_indices[conn.slot()])];
         let Some(member) = mount.protocol.member(conn) else { return };
-        out.record_departure(conn, mount.descriptor, &member);
+        out.record_departure(conn, mount.descriptor, &member, mount.protocol.room_count(conn));
         let mut context = Context::new(times, mount.descriptor, &mut self.connection_states, out);
         mount.protocol.on_disconnect(conn, &mut context);
     }
@@ -227,6 +229,12 @@ impl Dispatcher {
     /// See [`Protocol::room_exists`].
     pub fn room_exists(&self, target: &Target) -> bool {
         self.mount(target.protocol).is_some_and(|mount| mount.protocol.room_exists(target))
+    }
+
+    /// Returns the number of rooms of a connection, if it can be in several. See [`Protocol::room_count`].
+    pub fn room_count(&self, conn: Conn) -> Option<usize> {
+        let index = self.mount_indices.get(conn.slot())?;
+        self.mounts[usize::from(*index)].protocol.room_count(conn)
     }
 
     /// Returns the protocol of a connection, and its memberships. They are empty if there is no such connection.
@@ -295,7 +303,7 @@ fn enforce_rate_limit(protocol: &mut dyn Protocol, conn: Conn, verdict: Verdict,
         Verdict::Drop { notify } => protocol.on_message_dropped(conn, notify, context),
         Verdict::Close => {
             if let Some(member) = protocol.member(conn) {
-                context.close(conn, CloseCause::RateLimited, &member);
+                context.close_member(conn, CloseCause::RateLimited, &member, protocol.room_count(conn));
             }
             protocol.on_disconnect(conn, context);
         }

@@ -25,6 +25,7 @@ pub mod frame;
 mod inbound;
 mod queue;
 mod request_head;
+mod shared_frame;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::str;
@@ -40,6 +41,7 @@ use inbound::Taken;
 pub use buffers::SharedState;
 pub use close::CloseReason;
 pub use inbound::Scratch;
+pub use shared_frame::SharedFrame;
 
 /// Represents a byte stream whose write side can be shut down separately.
 pub trait Stream: Read + Write {
@@ -102,6 +104,8 @@ pub struct Session<S> {
     is_ping_outstanding: bool,
     /// Pings that were queued and whose pongs have not arrived.
     awaited_pongs: u8,
+    /// Whether the outbound queue has the capacity of a protocol with large queues.
+    has_large_queue: bool,
     /// Whether the caller has paused reading.
     is_read_paused: bool,
     /// Whether both sides have sent a Close frame.
@@ -128,6 +132,7 @@ impl<S: Stream> Session<S> {
             ping_interval_start: shared.now.into(),
             is_ping_outstanding: false,
             awaited_pongs: 0,
+            has_large_queue: false,
             is_read_paused: false,
             close_handshake_done: false,
             is_receive_buffer_empty: false,
@@ -173,6 +178,11 @@ impl<S: Stream> Session<S> {
     /// Returns the stream, for tests.
     pub fn stream(&mut self) -> &mut S {
         &mut self.stream
+    }
+
+    /// Gives the outbound queue the capacity of a protocol with large queues.
+    pub fn enlarge_queue(&mut self) {
+        self.has_large_queue = true;
     }
 
     // ---- Input ----
@@ -324,10 +334,10 @@ impl<S: Stream> Session<S> {
         if self.is_closed() {
             return false;
         }
+        let queue_max = self.queue_bytes_max(shared);
         let Some(buffers) = &mut self.buffers else {
             return false;
         };
-        let queue_max = shared.config.queue_bytes_max();
         let result = buffers.queue.write(&mut self.stream, queue_max, shared.now);
         buffers.update_budget(&mut shared.budget);
         let is_empty = buffers.queue.is_empty();
@@ -473,7 +483,7 @@ impl<S: Stream> Session<S> {
             self.close(CloseReason::Silent, shared);
             return true;
         }
-        let queue_max = shared.config.queue_bytes_max();
+        let queue_max = self.queue_bytes_max(shared);
         let is_stalled =
             self.buffers.as_ref().is_some_and(|buffers| buffers.queue.is_stalled(queue_max, now));
         if is_stalled {

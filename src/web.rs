@@ -48,20 +48,29 @@ pub(crate) static LIBRARY_MODULES: &[(&str, File)] = &library_modules![
     "transfer.js",
 ];
 
+/// The library with which the demonstration page draws QR codes: another project's file, which is not part of ours.
+pub const QR_CODES: File = File { is_cross_origin: false, ..File::module(include_str!("web/qrcode.js")) };
+
 /// The Content-Security-Policy (CSP level 3) of the demonstration page.
 ///
-/// It permits the script and the style of the page, by their hashes, the library, the icon in its head, and connections to
+/// It permits the script and the style of the page, by their hashes, the libraries, the icon in its head, and connections to
 /// this server. A test compares the hashes with the elements.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-nzroDzswqR6NL5iKTVGvMyfTAj5MncjfvGw/4sIMKcg='; \
-    style-src 'sha256-fbUl1+zs7Fre/xp/T0EqDbcfyQ+j67rNFAT76hdjN0o='; \
+    script-src 'self' 'sha256-+oGttv8SpXpCM9yKg5O47UwXL6yB0o+wQyZE/5orl8s='; \
+    style-src 'sha256-Ha8+ghAry32qWL0rxglaFHGqRg4x9nmCdOvu+HxLqVs='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The Content-Security-Policy of the page that tests a deployment, which does not use the library.
 const CHECK_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-Im206rnfJTqz9vfEAritO5oYcAHxKchFBfrr9L1KNBM='; \
+    script-src 'sha256-ZDNq5WTdzpyBEOpD2TpWaSCwwQ2HhvfZgYL44YG4thI='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The directive of the policies that limits connections.
+const CONNECT_SRC: &str = "connect-src 'self'";
+
+/// Maximum bytes of a `Host` that a policy names: those of a domain name (RFC 1035 section 2.3.4), a colon and a port.
+const POLICY_HOST_BYTES_MAX: usize = 255 + 6;
 
 /// A file and its response headers.
 pub struct File {
@@ -69,8 +78,8 @@ pub struct File {
     pub content_type: &'static str,
     /// The content.
     pub body: &'static str,
-    /// `Content-Security-Policy`, for documents.
-    pub csp: Option<&'static str>,
+    /// `Content-Security-Policy`, for documents. [`File::policy`] adds the host.
+    csp: Option<&'static str>,
     /// Whether pages of other allowed origins may load it.
     pub is_cross_origin: bool,
 }
@@ -79,6 +88,18 @@ impl File {
     /// A module of the client library. Its importers may be pages of other origins.
     const fn module(body: &'static str) -> File {
         File { content_type: "text/javascript; charset=utf-8", body, csp: None, is_cross_origin: true }
+    }
+
+    /// Returns the `Content-Security-Policy` for a request with this `Host`.
+    ///
+    /// Safari before 16 does not count WebSockets to the host of the page as `'self'`, so the policy names them. A host that
+    /// policies cannot name is left out: browsers would ignore it, or it could end the directive.
+    pub fn policy(&self, host: Option<&str>) -> Option<String> {
+        let policy = self.csp?;
+        Some(match host.filter(|host| is_policy_host(host)) {
+            Some(host) => policy.replace(CONNECT_SRC, &format!("{CONNECT_SRC} ws://{host} wss://{host}")),
+            None => policy.to_owned(),
+        })
     }
 
     /// Returns the entity tag (RFC 9110 section 8.8.3): the FNV-1a hash of the content.
@@ -94,7 +115,20 @@ impl File {
 }
 
 /// The files, in the order of [`PAGES`].
-const FILES: [&File; PAGES.len()] = [&PAGE, &CHECK, &LIBRARY];
+const FILES: [&File; PAGES.len()] = [&PAGE, &CHECK, &LIBRARY, &QR_CODES];
+
+/// Returns whether a `Host` is a `host-part` with an optional `port-part` (CSP level 3, section 2.3.1).
+///
+/// That is a name of letters, digits, hyphens and dots, or an IPv4 address. IPv6 addresses and names with underscores are
+/// not: Chromium ignores them and reports an error.
+fn is_policy_host(host: &str) -> bool {
+    let (name, port) = host.split_once(':').unwrap_or((host, "0"));
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let is_port = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    host.len() <= POLICY_HOST_BYTES_MAX && is_port && name.split('.').all(is_label)
+}
 
 /// Returns the file at a path.
 pub fn find(path: &str) -> Option<&'static File> {
@@ -131,11 +165,72 @@ mod tests {
                 assert!(policy.contains(&hash), "the policy needs {hash} for {start}");
             }
             assert_eq!(policy.matches("'sha256-").count(), 2);
+            assert_eq!(policy.matches(&format!("; {CONNECT_SRC};")).count(), 1);
+            assert_eq!(policy.matches("connect-src").count(), 1);
             // A policy by hashes forbids inline attributes, and nothing may be loaded from another place.
             for foreign in [" style=", " onclick=", " onload=", "src=", "url(", "@import"] {
                 assert!(!page.body.contains(foreign), "{foreign}");
             }
         }
+    }
+
+    #[test]
+    fn policy_names_the_websockets_of_a_plain_host() {
+        let long = format!("{}.example:65535", "x".repeat(POLICY_HOST_BYTES_MAX - ".example:65535".len()));
+        for host in [
+            "example.com",
+            "EXAMPLE.com:8443",
+            "a-b.example",
+            "localhost:8080",
+            "127.0.0.1:8080",
+            "xn--wgv71a119e.example:443",
+            &long,
+        ] {
+            let policy = PAGE.policy(Some(host)).expect("it is a document");
+            let expected = format!("; connect-src 'self' ws://{host} wss://{host}; ");
+            assert!(policy.contains(&expected), "{policy}");
+            assert_eq!(Some(policy.replace(&expected, "; connect-src 'self'; ")), PAGE.policy(None));
+        }
+        let too_long = format!("x{long}");
+        for host in [
+            "",
+            ".",
+            "example.com.",
+            ".example.com",
+            "a..b",
+            ":8080",
+            "h:",
+            "h:x",
+            "h:80:80",
+            "h:-1",
+            "[::1]:8080",
+            "::1",
+            "a_b.example",
+            "*",
+            "*.example.com",
+            "h;script-src *",
+            "h; script-src *",
+            "h,default-src *",
+            "h 'unsafe-inline'",
+            "h\r\nX: y",
+            "h\n",
+            "h\tx",
+            "h/",
+            "h/path",
+            "h?x",
+            "h#x",
+            "user@h",
+            "'self'",
+            "\"h\"",
+            "%68",
+            "é",
+            "日本",
+            "h\0",
+            &too_long,
+        ] {
+            assert_eq!(PAGE.policy(Some(host)), PAGE.policy(None), "{host:?}");
+        }
+        assert_eq!(LIBRARY.policy(Some("h")), None);
     }
 
     #[test]
@@ -167,6 +262,11 @@ mod tests {
                 continue;
             }
             for keyword in ["from ", "import ", "import("] {
+                // In a text, the word `from` may be followed by a quote too.
+                let is_clause = ["import", "export", "}"].iter().any(|start| line.starts_with(start));
+                if keyword == "from " && !is_clause {
+                    continue;
+                }
                 for (at, _) in line.match_indices(keyword) {
                     let after = line[at + keyword.len()..].trim_start();
                     let Some(quote) = after.chars().next().filter(|first| ['"', '\'', '`'].contains(first))
@@ -193,6 +293,7 @@ mod tests {
             // import { no } from \"./comment.js\";
             /** @param {import(\"./type.js\").T} x */
             const importance = from + \"text\";
+            note(`lines from `, name);
         ";
         let expected = ["./a.js", "./b.js", "../b.js", "./c.js", "./d.js", "./e.js"];
         assert_eq!(specifiers(script), expected);
@@ -215,10 +316,10 @@ mod tests {
                 };
                 let file = find(&imported)
                     .unwrap_or_else(|| panic!("{path} imports {imported}, which is not served"));
-                assert!(file.is_cross_origin, "{path} imports {imported}");
+                assert!(file.is_cross_origin || path == "/", "{path} imports {imported}");
             }
         }
-        assert_eq!(specifiers(PAGE.body), ["./noroshi.js"], "the page imports the library");
+        assert_eq!(specifiers(PAGE.body), ["./noroshi.js", "./qrcode.js"]);
     }
 
     #[test]

@@ -16,6 +16,12 @@ pub struct Endpoint {
     pub is_always_on: bool,
     /// Whether clients connect to `PATH/ROOM`. Then `PATH` may be `/`.
     pub has_rooms_below: bool,
+    /// Whether clients may also connect to any path below `PATH`, which has no meaning then. `PATH` may be `/` then: the
+    /// protocol takes each upgrade that belongs to no other one.
+    pub ignores_path_below: bool,
+    /// Whether the outbound queues of its connections have a capacity of at least
+    /// [`LARGE_QUEUE_BYTES_MAX_FLOOR`](crate::limits::LARGE_QUEUE_BYTES_MAX_FLOOR).
+    pub has_large_queues: bool,
     /// The path at which clients of the original server check its health. It is served while the protocol is.
     pub health_path: Option<&'static str>,
 }
@@ -27,7 +33,7 @@ impl Endpoint {
     /// What was expected.
     pub(super) fn parse_path(&self, path: &str, endpoints: &[&Endpoint]) -> Result<String, String> {
         const EXPECTED: &str = "a path such as /signaling";
-        if path == "/" && self.has_rooms_below {
+        if path == "/" && (self.has_rooms_below || self.ignores_path_below) {
             return Ok(String::new());
         }
         if let Some(reserved) = reserved_path(path, endpoints) {
@@ -88,6 +94,8 @@ pub(super) mod examples {
         default_path: "/ws",
         is_always_on: true,
         has_rooms_below: true,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: None,
     };
 
@@ -97,6 +105,8 @@ pub(super) mod examples {
         default_path: "/signaling",
         is_always_on: false,
         has_rooms_below: false,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: Some("/.ok"),
     };
 
@@ -106,6 +116,8 @@ pub(super) mod examples {
         default_path: "/",
         is_always_on: false,
         has_rooms_below: true,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: Some("/health"),
     };
 }

@@ -13,6 +13,17 @@ pub struct Response {
     pub reject_reason: Option<RejectReason>,
 }
 
+impl Response {
+    /// Adds a header before all others.
+    pub fn add_header(&mut self, name: &str, value: &str) {
+        const LINE_END: &[u8] = b"\r\n";
+        let is_line_end = |bytes: &[u8]| bytes == LINE_END;
+        let status_line = self.bytes.windows(LINE_END.len()).position(is_line_end);
+        let at = status_line.expect("a response begins with a status line") + LINE_END.len();
+        self.bytes.splice(at..at, format!("{name}: {value}\r\n").into_bytes());
+    }
+}
+
 /// The reason why a request for a WebSocket is rejected.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RejectReason {

@@ -144,19 +144,13 @@ impl Secrets {
         Claims::parse(&claims, now)
     }
 
-    /// Verifies a token that must permit this room and, if it is known, this id.
+    /// Verifies a token that must permit this room and this id.
     ///
     /// An empty token counts as missing.
     ///
     /// # Errors
     /// The reason why the token is rejected.
-    pub fn admit(
-        &self,
-        token: &str,
-        room: &str,
-        id: Option<&str>,
-        now: Duration,
-    ) -> Result<Claims, TokenError> {
+    pub fn admit(&self, token: &str, room: &str, id: &str, now: Duration) -> Result<Claims, TokenError> {
         if token.is_empty() {
             return Err(TokenError::Missing);
         }
@@ -164,8 +158,8 @@ impl Secrets {
         if !claims.allows(room) {
             return Err(TokenError::Room);
         }
-        match (&claims.id, id) {
-            (Some(permitted), Some(id)) if **permitted != *id => Err(TokenError::Id),
+        match claims.id.as_deref() {
+            Some(permitted) if permitted != id => Err(TokenError::Id),
             _ => Ok(claims),
         }
     }

@@ -76,6 +76,12 @@ impl<'a> Context<'a> {
         has_space
     }
 
+    /// Forwards one message of another peer to several peers. Their queues share its memory. Returns how many of them had no
+    /// space for it.
+    pub fn broadcast(&mut self, to: &mut dyn Iterator<Item = Conn>, text: &str) -> usize {
+        self.out.broadcast(to, text)
+    }
+
     /// Returns whether more than half of the queue of this peer is used.
     pub fn is_congested(&self, to: Conn) -> bool {
         self.out.is_congested(to)
@@ -93,9 +99,20 @@ impl<'a> Context<'a> {
     /// Closes a connection, and reports the departure of this member. The protocol forgets the connection now and gets no
     /// further event of it.
     pub fn close(&mut self, conn: Conn, why: CloseCause, member: &Member<'_>) {
+        self.close_member(conn, why, member, None);
+    }
+
+    /// Closes a connection of a protocol in which it can be in several rooms, see [`Context::close`].
+    pub fn close_member(
+        &mut self,
+        conn: Conn,
+        why: CloseCause,
+        member: &Member<'_>,
+        room_count: Option<usize>,
+    ) {
         self.connection_states.probes.end(conn);
         self.out.close(conn, why);
-        self.out.record_departure(conn, self.protocol, member);
+        self.out.record_departure(conn, self.protocol, member, room_count);
     }
 
     /// Ends a probe, if one is running. Neither [`Protocol::on_alive`](super::Protocol::on_alive) nor [`Protocol::on_silent`](super::Protocol::on_silent) follows.
@@ -138,5 +155,15 @@ impl<'a> Context<'a> {
     /// Reports that a connection has registered, so that its deadline for that no longer runs.
     pub fn registered(&mut self, conn: Conn, room: &str, id: &str) {
         self.out.record_registration(conn, room, id);
+    }
+
+    /// Reports that a connection has entered one of several rooms, for the log.
+    pub fn entered(&mut self, conn: Conn, room: &str) {
+        self.out.record_entry(conn, room);
+    }
+
+    /// Reports that a connection has reached a limit, for the log. For protocols without error messages.
+    pub fn limit_reached(&mut self, conn: Conn, limit: &'static str) {
+        self.out.record_limit(conn, limit);
     }
 }

@@ -85,6 +85,8 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         default_path: "/signaling",
         is_always_on: false,
         has_rooms_below: false,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: Some("/.ok"),
     },
     // Clients send it in their first message, with the room.
@@ -326,7 +328,7 @@ impl Ayame {
             return self.close_not_understood(slot, context);
         };
         if let Some(secrets) = &self.token_secrets {
-            match secrets.admit(&token, &room, Some(&client_id), context.wall) {
+            match secrets.admit(&token, &room, &client_id, context.wall) {
                 Ok(claims) => self.clients[slot].token_expires_at = Some(claims.expires_at),
                 Err(error) => return self.reject(slot, error.message(), context),
             }

@@ -63,6 +63,8 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         default_path: "/",
         is_always_on: false,
         has_rooms_below: true,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: Some("/health"),
     },
     token_place: TokenPlace::Request,

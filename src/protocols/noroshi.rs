@@ -106,6 +106,8 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         default_path: "/ws",
         is_always_on: true,
         has_rooms_below: true,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: None,
     },
     token_place: TokenPlace::Request,
@@ -197,6 +199,7 @@ impl Protocol for Noroshi {
 
     fn counts(&self, now: Duration) -> Counts {
         Counts {
+            deliveries: None,
             peers: self.peers_by_id.len(),
             rooms: self.rooms.len(),
             messages: Kind::ALL.map(Kind::name).into_iter().zip(self.message_counts).collect(),

@@ -168,7 +168,7 @@ impl Policy<'_> {
         let is_trusted = |ip: IpAddr| self.config.is_trusted_proxy(ip.into());
         request.client_address(only_header, is_trusted).map_err(|unreadable| {
             let response = unreadable_address(request, &unreadable);
-            self.drop_reason_unless_main_upgrade(request, response)
+            self.complete_response(request, response)
         })
     }
 
@@ -181,9 +181,7 @@ impl Policy<'_> {
             _ => limits(None),
         };
         match self.choose(request, &path, &query, destination, limit_check) {
-            Decision::Respond(response) => {
-                Decision::Respond(self.drop_reason_unless_main_upgrade(request, response))
-            }
+            Decision::Respond(response) => Decision::Respond(self.complete_response(request, response)),
             decision => decision,
         }
     }
@@ -239,10 +237,21 @@ impl Policy<'_> {
         }
     }
 
-    /// Removes the reject reason from a response, unless the request is for a WebSocket at the main listener.
-    fn drop_reason_unless_main_upgrade(&self, request: &Request, mut response: Response) -> Response {
+    /// Completes a response. If it is a rejection at the main listener, pages of allowed origins may read it.
+    ///
+    /// A browser hides the response to a rejected upgrade from the page, which can learn the reason from a plain request of the
+    /// same URL. The log and the metrics count only rejected upgrades at the main listener, so that other responses lose
+    /// their reject reason.
+    fn complete_response(&self, request: &Request, mut response: Response) -> Response {
         if self.listener == ListenerKind::Operator {
             response.reject_reason = None;
+            return response;
+        }
+        if response.reject_reason.is_some() {
+            if let Some((name, origin)) = self.cors_header(request) {
+                response.add_header(name, origin);
+            }
+            response.add_header("Vary", "Origin");
         }
         request.drop_reason_unless_upgrade(response)
     }
@@ -267,6 +276,8 @@ impl Policy<'_> {
     /// Responds with a file. A browser may cache it, but must revalidate it on each use.
     fn file(&self, request: &Request, file: &File) -> Response {
         let etag = file.etag();
+        // Caches need no `Vary: Host`: the host is a part of the URL, which is their key (RFC 9111 section 2).
+        let policy = file.policy(request.value("host"));
         let mut headers = vec![
             ("Content-Type", file.content_type),
             ("Cache-Control", "no-cache"),
@@ -274,12 +285,10 @@ impl Policy<'_> {
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
         ];
-        headers.extend(file.csp.map(|policy| ("Content-Security-Policy", policy)));
+        headers.extend(policy.as_deref().map(|policy| ("Content-Security-Policy", policy)));
         if file.is_cross_origin {
             headers.push(("Vary", "Origin"));
-            if self.has_allowed_origin(request) {
-                headers.extend(cors_header(request));
-            }
+            headers.extend(self.cors_header(request));
         }
         // RFC 9110 section 13.1.2: the comparison is weak.
         let weak_etag = format!("W/{etag}");
@@ -297,10 +306,7 @@ impl Policy<'_> {
         query: &Query,
     ) -> Result<Decision, Response> {
         let head_only = check_get_or_head(request)?;
-        let cors_origin = match cors_header(request) {
-            Some((_, origin)) if self.has_allowed_origin(request) => Some(origin.to_owned()),
-            _ => None,
-        };
+        let cors_origin = self.cors_header(request).map(|(_, origin)| origin.to_owned());
         let (path, query) = (path.to_owned(), query.clone());
         Ok(Decision::Resource(PendingResource { protocol, path, query, head_only, cors_origin }))
     }
@@ -356,7 +362,7 @@ impl Policy<'_> {
     ) -> Result<Decision, Response> {
         check_upgrade_method(request)?;
         let request_token_secrets = match target.protocol.token_place {
-            TokenPlace::Request => self.config.token_secrets.as_ref(),
+            TokenPlace::Request | TokenPlace::RequestWithoutRoom => self.config.token_secrets.as_ref(),
             TokenPlace::Message => None,
         };
         if request_token_secrets.is_some() && target.query.values("token").any(|token| token.is_err()) {
@@ -365,17 +371,18 @@ impl Policy<'_> {
         if !self.has_allowed_origin(request) {
             return Err(origin_not_allowed(request));
         }
-        // Before the headers of the upgrade: a browser hides the response to a rejected upgrade from the page, but shows
-        // the response to a plain request of the same URL.
         let claims = match request_token_secrets {
             Some(secrets) => {
                 let verified = verified_claims(request, &target, secrets, self.unix_time);
                 let claims = verified.map_err(|error| unauthorized(request, error))?;
+                let is_for_room = target.protocol.token_place == TokenPlace::Request;
+                if is_for_room && !claims.allows(&target.room) {
+                    return Err(token_for_other_room(request, &target.room, &claims));
+                }
                 Some(Box::new(claims))
             }
             None => None,
         };
-        let key = request.upgrade_key()?;
         match limit_check {
             LimitCheck::Allowed => {}
             LimitCheck::ServerFull => return Err(request.text_response(503, "the server is full", &[])),
@@ -388,6 +395,8 @@ impl Policy<'_> {
                 return Err(request.text_response(503, sentence, &[]));
             }
         }
+        // After the other checks, so that the response to a plain request of the same URL has their reason.
+        let key = request.upgrade_key()?;
         Ok(Decision::Upgrade { bytes: switching_protocols(key), target, claims })
     }
 
@@ -405,11 +414,12 @@ impl Policy<'_> {
         }
         request.value("host").is_some_and(|host| origin::is_same_origin(origin, host))
     }
-}
 
-/// Returns the header that lets the requesting page read the response.
-fn cors_header<'a>(request: &Request<'a>) -> Option<(&'static str, &'a str)> {
-    request.value("origin").map(|origin| ("Access-Control-Allow-Origin", origin))
+    /// Returns the header that lets the requesting page read the response, if its origin is allowed.
+    fn cors_header<'a>(&self, request: &Request<'a>) -> Option<(&'static str, &'a str)> {
+        let origin = request.value("origin").filter(|_| self.has_allowed_origin(request))?;
+        Some(("Access-Control-Allow-Origin", origin))
+    }
 }
 
 // ---- Responses ----
@@ -508,7 +518,7 @@ fn unexpected_host(request: &Request) -> Response {
 /// The token is in the `Authorization` header or else in the query, because browsers cannot set headers of a WebSocket.
 ///
 /// # Errors
-/// There is no token, more than one, or it is not valid for the target's room.
+/// There is no token, more than one, or it is not valid.
 fn verified_claims(
     request: &Request,
     target: &Target,
@@ -523,7 +533,8 @@ fn verified_claims(
     }
     match tokens.as_slice() {
         [] => Err(TokenError::Missing),
-        [token] => secrets.admit(token, &target.room, None, unix_time),
+        [token] if token.is_empty() => Err(TokenError::Missing),
+        [token] => secrets.verify(token, unix_time),
         _ => Err(TokenError::Malformed),
     }
 }
@@ -548,11 +559,27 @@ fn unauthorized(request: &Request, error: TokenError) -> Response {
         TokenError::Room | TokenError::Id => (403, "Bearer error=\"insufficient_scope\""),
         _ => (401, "Bearer error=\"invalid_token\""),
     };
-    let mut headers = vec![("WWW-Authenticate", challenge)];
-    headers.extend(cors_header(request));
-    let mut response = request.text_response(status, error.message(), &headers);
+    let mut response = request.text_response(status, error.message(), &[("WWW-Authenticate", challenge)]);
     if let Some(reason) = &mut response.reject_reason {
         reason.token_error = Some(error);
+    }
+    response
+}
+
+/// Rejects a request with a valid token that does not permit the room.
+///
+/// The log gets both rooms, the client does not. The claims come last, because they may be long and the line is truncated.
+fn token_for_other_room(request: &Request, room: &str, claims: &Claims) -> Response {
+    let mut response = unauthorized(request, TokenError::Room);
+    if let Some(reason) = &mut response.reject_reason {
+        let sentence = TokenError::Room.message();
+        let claims = [("room", &claims.room), ("room_prefix", &claims.room_prefix)];
+        let permitted: Vec<String> = claims
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name} {:?}", value.as_deref()?)))
+            .collect();
+        let permitted = permitted.join(" and ");
+        reason.message = format!("{sentence}: it was used for room {room:?}, but permits {permitted}");
     }
     response
 }

@@ -22,7 +22,7 @@ use crate::limits::{
 };
 use crate::memory_budget::Reservation;
 use crate::protocol::{CloseCause, Conn, Descriptor, Member, Outbox};
-use crate::session::{self, CloseReason, Event, Scratch, Session, SharedState};
+use crate::session::{self, CloseReason, Event, Scratch, Session, SharedFrame, SharedState};
 use crate::timestamp::Timestamp;
 
 /// All connections, by slot.
@@ -369,21 +369,32 @@ impl Connections {
     }
 
     /// Logs and counts the departure of a WebSocket, which was this member.
-    fn record_departure(&mut self, slot: usize, protocol: &'static Descriptor, member: &Member) {
+    fn record_departure(
+        &mut self,
+        slot: usize,
+        protocol: &'static Descriptor,
+        member: &Member,
+        room_count: Option<usize>,
+    ) {
         let entry = &mut self.entries[slot];
         entry.stage = Stage::Left;
         let end =
             entry.session.close_reason().expect("a session that is not open has ended for a reason").name();
         *self.shared.metrics.closings.entry(end).or_default() += 1;
-        let room = member.room;
         let endpoint = &protocol.endpoint;
         let prefix = if endpoint.is_always_on { String::new() } else { format!("{} ", endpoint.name) };
+        let place = match room_count {
+            Some(count) => format!("rooms: {count}"),
+            None => {
+                let id = member.id.as_ref().map_or("no id".to_owned(), |id| format!("id {id:?}"));
+                format!("room {:?}, {id}", member.room)
+            }
+        };
         info!(
-            "connection {} from {} ended after {:.1} s: {end}; {prefix}room {room:?}, {}",
+            "connection {} from {} ended after {:.1} s: {end}; {prefix}{place}",
             entry.conn.number(),
             entry.address,
             (self.shared.now - entry.since.get()).as_secs_f64(),
-            member.id.as_ref().map_or("no id".to_owned(), |id| format!("id {id:?}")),
         );
     }
 
@@ -409,6 +420,21 @@ impl Outbox for Connections {
     fn push_forwarded(&mut self, to: Conn, text: String) {
         self.work += 1;
         self.with_session(to.slot(), |session, shared| session.push_forwarded(text, shared));
+    }
+
+    fn broadcast(&mut self, to: &mut dyn Iterator<Item = Conn>, text: &str) -> usize {
+        let frame = SharedFrame::text(text, &self.shared);
+        let mut rejected = 0;
+        for conn in to {
+            self.work += 1;
+            let session = &mut self.entries[conn.slot()].session;
+            if session.forward_shared(&frame, &mut self.shared) {
+                self.mark_dirty(conn.slot());
+            } else {
+                rejected += 1;
+            }
+        }
+        rejected
     }
 
     fn is_congested(&self, to: Conn) -> bool {
@@ -461,8 +487,24 @@ impl Outbox for Connections {
         debug!("connection {} from {} registered: room {room:?}, id {id:?}", conn.number(), entry.address);
     }
 
-    fn record_departure(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>) {
-        self.record_departure(conn.slot(), protocol, member);
+    fn record_entry(&mut self, conn: Conn, room: &str) {
+        let address = self.entries[conn.slot()].address;
+        debug!("connection {} from {address} entered room {room:?}", conn.number());
+    }
+
+    fn record_limit(&mut self, conn: Conn, limit: &'static str) {
+        let address = self.entries[conn.slot()].address;
+        info!("connection {} from {address} has reached a limit: {limit}", conn.number());
+    }
+
+    fn record_departure(
+        &mut self,
+        conn: Conn,
+        protocol: &'static Descriptor,
+        member: &Member<'_>,
+        room_count: Option<usize>,
+    ) {
+        self.record_departure(conn.slot(), protocol, member, room_count);
     }
 }
 

@@ -6,7 +6,7 @@ use log::info;
 
 use super::Server;
 use super::connections::{Entry, Stage};
-use super::operator::room_hash;
+use super::operator::{connection_hash, room_hash};
 use crate::limits::STOP_TIME_MAX;
 use crate::protocols::Dispatcher;
 use crate::session::SharedState;
@@ -53,13 +53,18 @@ impl Server {
 }
 
 /// Returns whether the room of a connection belongs to this share of all rooms. The members of a room are closed together, so
-/// that they meet again on another server.
+/// that they meet again on another server. Connections that can be in several rooms are closed one by one, which spreads their
+/// reconnects.
 pub(super) fn is_drained(entry: &Entry, dispatcher: &Dispatcher, share: f64) -> bool {
     if share <= 0.0 || entry.stage != Stage::WebSocket {
         return false;
     }
-    let (protocol, members) = dispatcher.members(entry.conn);
-    // A connection with several rooms is closed with the last of them.
-    let room = members.iter().map(|member| room_hash(protocol, member)).max().unwrap_or(0);
-    (room as f64 / u64::MAX as f64) < share
+    let hash = match dispatcher.room_count(entry.conn) {
+        Some(_) => connection_hash(entry.conn),
+        None => {
+            let (protocol, members) = dispatcher.members(entry.conn);
+            members.first().map_or(0, |member| room_hash(protocol, member))
+        }
+    };
+    (hash as f64 / u64::MAX as f64) < share
 }

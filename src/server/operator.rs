@@ -1,5 +1,6 @@
 //! The responses of the operator listener (`--metrics`): `/metrics` and `/rooms`.
 
+use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -37,43 +38,46 @@ impl Server {
     /// Rooms are ordered by a hash of protocol and name: the order means nothing, but is the same on all pages.
     fn rooms(&self, name: Option<&str>, after: Option<(u64, u64)>) -> String {
         // The first members after the cursor, as many as a page may have.
-        let mut first = BinaryHeap::new();
+        let mut first: BinaryHeap<Listed> = BinaryHeap::new();
         let mut has_more = false;
         for (_, entry) in &self.connections.entries {
             let (protocol, members) = self.dispatcher.members(entry.conn);
             for member in members {
+                if name.is_some_and(|name| name != member.room) {
+                    continue;
+                }
                 let cursor = (room_hash(protocol, &member), entry.conn.bits());
-                if after.is_none_or(|after| after < cursor) && name.is_none_or(|name| name == member.room) {
-                    first.push(cursor);
+                if after.is_some_and(|after| after >= cursor) {
+                    continue;
                 }
-                if first.len() > MEMBERS_LISTED_MAX {
-                    first.pop();
+                if first.len() == MEMBERS_LISTED_MAX {
                     has_more = true;
+                    if first.peek().is_some_and(|last| last.cursor <= cursor) {
+                        continue;
+                    }
+                    first.pop();
                 }
+                first.push(Listed { cursor, json: MemberJson::new(protocol, &member) });
             }
         }
         // The beginning of the JSON of each room, and of its members.
         let mut rooms: Vec<(String, Vec<String>)> = Vec::new();
         let mut bytes = 0;
         let mut last = None;
-        for cursor in first.into_sorted_vec() {
+        for Listed { cursor, json } in first.into_sorted_vec() {
             if bytes > ROOMS_BYTES_MAX {
                 has_more = true;
                 break;
             }
             let entry = &self.connections.entries[Conn::from_bits(cursor.1).slot()];
-            let (protocol, members) = self.dispatcher.members(entry.conn);
-            let of_cursor = members.into_iter().find(|member| room_hash(protocol, member) == cursor.0);
-            let Some(Member { room, id, state }) = of_cursor else { continue };
-            let begin = format!(r#"{{"protocol":"{protocol}","room":{},"members":["#, quoted(room));
+            let MemberJson { room: begin, id, state } = json;
             if rooms.last().is_none_or(|last| last.0 != begin) {
                 bytes += begin.len();
                 rooms.push((begin, Vec::new()));
             }
             let member = format!(
-                r#"{{"connection":{},"id":{},"state":"{state}","address":"{}","since":{}}}"#,
+                r#"{{"connection":{},"id":{id},"state":"{state}","address":"{}","since":{}}}"#,
                 entry.conn.number(),
-                id.map_or("null".to_owned(), |id| quoted(&id)),
                 entry.address,
                 (self.clock.epoch() + entry.since.get()).as_secs(),
             );
@@ -88,11 +92,63 @@ impl Server {
     }
 }
 
+/// A member on a page of rooms. Ordered by the cursor.
+struct Listed {
+    cursor: (u64, u64),
+    json: MemberJson,
+}
+
+/// The parts of the JSON of a member that its protocol knows.
+struct MemberJson {
+    /// The beginning of the JSON of its room.
+    room: String,
+    id: String,
+    state: &'static str,
+}
+
+impl MemberJson {
+    fn new(protocol: &str, member: &Member) -> MemberJson {
+        let room = quoted(member.room);
+        MemberJson {
+            room: format!(r#"{{"protocol":"{protocol}","room":{room},"members":["#),
+            id: member.id.as_ref().map_or("null".to_owned(), |id| quoted(id)),
+            state: member.state,
+        }
+    }
+}
+
+impl PartialEq for Listed {
+    fn eq(&self, other: &Listed) -> bool {
+        self.cursor == other.cursor
+    }
+}
+
+impl Eq for Listed {}
+
+impl PartialOrd for Listed {
+    fn partial_cmp(&self, other: &Listed) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Listed {
+    fn cmp(&self, other: &Listed) -> Ordering {
+        self.cursor.cmp(&other.cursor)
+    }
+}
+
 /// Returns a text as a JSON string.
 fn quoted(text: &str) -> String {
     let mut json = Vec::new();
     json::push_string(&mut json, text);
     String::from_utf8(json).expect("JSON of a string is UTF-8")
+}
+
+/// Returns a hash of one connection.
+pub(super) fn connection_hash(conn: Conn) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    conn.bits().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Returns a hash that all members of a room share.

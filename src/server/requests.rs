@@ -16,6 +16,9 @@ impl Server {
         let response = match self.parse_and_decide(slot, head) {
             Decision::Upgrade { bytes, target, claims } => {
                 self.connections.with_session(slot, |session, shared| session.accept(bytes, shared));
+                if target.protocol.endpoint.has_large_queues {
+                    self.connections.with_session(slot, |session, _| session.enlarge_queue());
+                }
                 self.connections.upgrade(slot);
                 let conn = self.connections.entries[slot].conn;
                 let times = self.times();

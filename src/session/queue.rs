@@ -5,13 +5,22 @@
 //! it. While the send buffer of the kernel is full, pings and pongs (RFC 6455 section 5.5) are queued separately and are
 //! sent at the next frame boundary, ahead of the messages: a ping behind a full queue would prove nothing about the peer.
 //! At other times they are appended to the messages. A Close frame is always appended.
+//!
+//! Usually the queue is one vector of bytes. A message for many peers is one [`SharedFrame`], to which all their queues
+//! refer: it is behind the vector, and so is everything that is queued after it.
 
-use std::io::{self, ErrorKind, Write};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, Write};
+use std::ops::Deref;
 use std::time::Duration;
 
 use super::buffers::{Buffers, SharedState};
+use super::shared_frame::SharedFrame;
 use super::{CloseReason, Session, Stream, frame};
-use crate::limits::{ALWAYS_HELD_BYTES, CONTROL_QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE, STALL_TIME_MAX};
+use crate::limits::{
+    ALWAYS_HELD_BYTES, CONTROL_QUEUE_BYTES_MAX, QUEUE_BYTES_RESERVE, SHARED_FRAME_OVERHEAD_BYTES,
+    STALL_TIME_MAX, WRITE_SLICES_MAX,
+};
 
 impl<S: Stream> Session<S> {
     /// Returns whether the queue has space to forward all of these messages.
@@ -24,7 +33,7 @@ impl<S: Stream> Session<S> {
         }
         let bytes: usize = texts.iter().map(|text| frame::encoded_len(text.len())).sum();
         let queued = self.queued_bytes();
-        let fits_queue = queued + bytes <= shared.config.queue_bytes_max();
+        let fits_queue = queued + bytes <= self.queue_bytes_max(shared);
         let can_queue = fits_queue && self.fits_memory(bytes, shared);
         if !can_queue {
             self.record_rejection();
@@ -39,9 +48,38 @@ impl<S: Stream> Session<S> {
         }
     }
 
+    /// Queues a forwarded message that other sessions share, if the queue has space for it. Returns whether it has.
+    ///
+    /// See [`Session::can_queue`] for the limits, and for what follows if there is no space.
+    pub fn forward_shared(&mut self, frame: &SharedFrame, shared: &mut SharedState) -> bool {
+        if !self.is_open() {
+            return true;
+        }
+        let queued = self.queued_bytes();
+        let fits_queue = queued + frame.len() <= self.queue_bytes_max(shared);
+        // The memory of the frame itself is charged already.
+        let (held, growth) = match &self.buffers {
+            Some(buffers) => (buffers.queue.held_bytes(), buffers.queue.segments_growth()),
+            None => (0, SEGMENTS_MIN * size_of::<Segment>()),
+        };
+        let is_small = held + frame.len() + SHARED_FRAME_OVERHEAD_BYTES <= ALWAYS_HELD_BYTES;
+        let has_space = fits_queue && (is_small || shared.budget.allows(growth));
+        if has_space {
+            self.update_queue(shared, |queue, now| queue.push_segment(Segment::Shared(frame.clone()), now));
+        } else {
+            self.record_rejection();
+        }
+        has_space
+    }
+
     /// Returns whether more than half of the queue is used.
     pub fn is_congested(&self, shared: &SharedState) -> bool {
-        self.is_open() && self.queued_bytes() > shared.config.queue_bytes_max() / 2
+        self.is_open() && self.queued_bytes() > self.queue_bytes_max(shared) / 2
+    }
+
+    /// Returns the bytes of messages that the queue holds at most, without the reserve for messages of the server.
+    pub(super) fn queue_bytes_max(&self, shared: &SharedState) -> usize {
+        shared.config.queue_bytes_max(self.has_large_queue)
     }
 
     /// Queues a text message of the server itself. See [`Session::send_binary`].
@@ -69,7 +107,7 @@ impl<S: Stream> Session<S> {
             self.close(CloseReason::NoMemory, shared);
             return;
         }
-        let max = shared.config.queue_bytes_max() + QUEUE_BYTES_RESERVE;
+        let max = self.queue_bytes_max(shared) + QUEUE_BYTES_RESERVE;
         let fits_queue = queued + bytes <= max;
         let burst_max = max + shared.config.queue_bytes_burst_max();
         let may_exceed_reserve = queued <= burst_max && self.is_making_progress(shared.now);
@@ -91,13 +129,14 @@ impl<S: Stream> Session<S> {
 
     /// Returns whether the memory limit allows the queue to hold further bytes.
     ///
-    /// A small queue is always allowed, and so are bytes that fit into memory that is charged already. A vector that grows
-    /// may allocate twice the bytes that it needs.
+    /// A small queue is always allowed, and so are bytes that fit into memory that is charged already.
     fn fits_memory(&self, bytes: usize, shared: &SharedState) -> bool {
-        let queued = self.queued_bytes();
-        let spare_bytes = self.buffers.as_ref().map_or(0, |buffers| buffers.queue.spare_bytes());
-        let is_small = queued + bytes <= ALWAYS_HELD_BYTES;
-        is_small || bytes <= spare_bytes || shared.budget.allows(queued + 2 * bytes)
+        let (held, growth) = match &self.buffers {
+            Some(buffers) => (buffers.queue.held_bytes(), buffers.queue.growth(bytes)),
+            None => (0, 2 * bytes),
+        };
+        let is_small = held + bytes <= ALWAYS_HELD_BYTES;
+        is_small || growth == 0 || shared.budget.allows(growth)
     }
 
     /// Returns whether the peer has recently taken bytes, or the queue is empty.
@@ -133,7 +172,7 @@ impl<S: Stream> Session<S> {
     /// Queues the pong for a ping: ahead of the messages while the stream is blocked, else behind them.
     pub fn pong(&mut self, payload: Vec<u8>, shared: &mut SharedState) {
         if self.is_open() {
-            let queue_max = shared.config.queue_bytes_max();
+            let queue_max = self.queue_bytes_max(shared);
             self.update_queue(shared, |queue, now| queue.answer_ping(payload, queue_max, now));
         }
     }
@@ -160,6 +199,28 @@ pub(super) struct Written {
     pub acknowledged: bool,
 }
 
+/// A frame behind the vector of bytes of a queue.
+enum Segment {
+    /// A frame to which other queues refer, too. Its memory is charged once for all of them.
+    Shared(SharedFrame),
+    /// A frame that was queued behind a shared one.
+    Own(Box<[u8]>),
+}
+
+impl Deref for Segment {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Segment::Shared(frame) => frame,
+            Segment::Own(frame) => frame,
+        }
+    }
+}
+
+/// The segments for which a queue allocates memory when it gets its first one (`VecDeque`).
+const SEGMENTS_MIN: usize = 4;
+
 /// Holds bytes to be sent to one peer.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -168,9 +229,16 @@ pub(super) struct Queue {
     sent: usize,
     /// The end of the frame that is being sent, as an index of `bytes`. Equal to `sent` at a frame boundary.
     frame_end: usize,
-    /// The end of the last pong in `bytes`, as an index of `bytes`. No later pong may overtake it.
-    pong_end: usize,
-    /// Control frames to be sent ahead of `bytes` at the next frame boundary. The first `control_sent` bytes are written.
+    /// Frames behind `bytes`. The first `segment_sent` bytes of the first one are written.
+    segments: VecDeque<Segment>,
+    segment_sent: usize,
+    /// The unsent bytes of `segments`.
+    segments_bytes: usize,
+    /// The bytes of those segments that are not shared.
+    own_segments_bytes: usize,
+    /// The unsent bytes up to the end of the last pong among the messages. No later pong may overtake it.
+    unsent_to_pong: usize,
+    /// Control frames to be sent ahead of the messages at the next frame boundary. The first `control_sent` bytes are written.
     control: Vec<u8>,
     control_sent: usize,
     /// Whether `control` contains a ping. A second ping would prove nothing more.
@@ -192,7 +260,34 @@ impl Queue {
 
     /// Returns the unsent bytes of messages, without the separate control frames.
     fn message_bytes(&self) -> usize {
-        self.bytes.len() - self.sent
+        self.bytes.len() - self.sent + self.segments_bytes
+    }
+
+    /// Returns the bytes of memory that the unsent messages need, as if no frame was shared.
+    fn held_bytes(&self) -> usize {
+        self.message_bytes() + self.segments.len() * SHARED_FRAME_OVERHEAD_BYTES
+    }
+
+    /// Returns the further bytes of memory that the queue may allocate for a frame of this many bytes.
+    ///
+    /// A vector that grows may allocate twice the bytes that it needs.
+    fn growth(&self, bytes: usize) -> usize {
+        if !self.segments.is_empty() {
+            bytes + self.segments_growth()
+        } else if bytes <= self.spare_bytes() {
+            0
+        } else {
+            self.message_bytes() + 2 * bytes
+        }
+    }
+
+    /// Returns the further bytes of memory that the queue allocates for the place of another segment. They double.
+    fn segments_growth(&self) -> usize {
+        if self.segments.len() < self.segments.capacity() {
+            0
+        } else {
+            self.segments.capacity().max(SEGMENTS_MIN) * size_of::<Segment>()
+        }
     }
 
     /// Returns the bytes that fit without a further allocation.
@@ -207,7 +302,8 @@ impl Queue {
 
     /// Returns the allocated bytes.
     pub fn capacity(&self) -> usize {
-        self.bytes.capacity() + self.control.capacity()
+        let segments = self.segments.capacity() * size_of::<Segment>() + self.own_segments_bytes;
+        self.bytes.capacity() + segments + self.control.capacity()
     }
 
     /// Queues the response to a request. The queue must be empty.
@@ -221,11 +317,31 @@ impl Queue {
     /// Appends a frame.
     #[inline]
     pub fn push(&mut self, opcode: u8, payload: &[u8], now: Duration) {
+        if !self.segments.is_empty() {
+            return self.push_own_segment(opcode, payload, now);
+        }
         if self.is_empty() {
             self.last_progress = now;
         }
         self.reserve(frame::encoded_len(payload.len()));
         frame::encode(&mut self.bytes, opcode, payload);
+    }
+
+    /// Appends a frame behind a shared one.
+    #[cold]
+    fn push_own_segment(&mut self, opcode: u8, payload: &[u8], now: Duration) {
+        let mut frame = Vec::with_capacity(frame::encoded_len(payload.len()));
+        frame::encode(&mut frame, opcode, payload);
+        self.own_segments_bytes += frame.len();
+        self.push_segment(Segment::Own(frame.into_boxed_slice()), now);
+    }
+
+    fn push_segment(&mut self, segment: Segment, now: Duration) {
+        if self.is_empty() {
+            self.last_progress = now;
+        }
+        self.segments_bytes += segment.len();
+        self.segments.push_back(segment);
     }
 
     /// Makes room for further bytes.
@@ -256,7 +372,6 @@ impl Queue {
     fn discard_sent(&mut self) {
         self.bytes.drain(..self.sent);
         self.frame_end -= self.sent;
-        self.pong_end = self.pong_end.saturating_sub(self.sent);
         self.sent = 0;
     }
 
@@ -303,7 +418,7 @@ impl Queue {
         let bytes = frame::encoded_len(payload.len());
         let can_queue = if self.is_blocked {
             // It would overtake a pong that was queued between messages before the stream blocked.
-            let is_pong_unsent = self.sent < self.pong_end;
+            let is_pong_unsent = self.unsent_to_pong > 0;
             !is_pong_unsent && self.control.len() + bytes <= CONTROL_QUEUE_BYTES_MAX
         } else {
             self.message_bytes() + bytes <= queue_max + CONTROL_QUEUE_BYTES_MAX
@@ -318,7 +433,7 @@ impl Queue {
             frame::encode(&mut self.control, frame::PONG, &payload);
         } else {
             self.push_control(frame::PONG, &payload, now);
-            self.pong_end = self.bytes.len();
+            self.unsent_to_pong = self.message_bytes();
         }
     }
 
@@ -349,7 +464,12 @@ impl Queue {
                 return Ok(written);
             }
             let is_control = self.is_control_next();
-            match stream.write(self.next_bytes(is_control)) {
+            let result = if is_control {
+                stream.write(&self.control[self.control_sent..])
+            } else {
+                self.write_messages(stream)
+            };
+            match result {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     written.acknowledged |= self.is_blocked;
@@ -371,19 +491,40 @@ impl Queue {
 
     /// Returns whether the next write sends a separate control frame.
     fn is_control_next(&self) -> bool {
-        let is_at_boundary = self.sent == self.frame_end;
+        let is_at_boundary = self.sent == self.frame_end && self.segment_sent == 0;
         !self.control.is_empty() && (is_at_boundary || self.control_sent > 0)
     }
 
-    /// Returns the bytes of the next write.
+    /// Writes messages once.
     ///
     /// While control frames are queued separately, only the current frame is completed before them.
-    fn next_bytes(&self, is_control: bool) -> &[u8] {
-        if is_control {
-            return &self.control[self.control_sent..];
+    #[inline]
+    fn write_messages(&self, stream: &mut impl Write) -> io::Result<usize> {
+        let is_frame_completed = !self.control.is_empty();
+        let end = if is_frame_completed { self.frame_end } else { self.bytes.len() };
+        let bytes = &self.bytes[self.sent..end];
+        if self.segments.is_empty() || (is_frame_completed && !bytes.is_empty()) {
+            return stream.write(bytes);
         }
-        let end = if self.control.is_empty() { self.bytes.len() } else { self.frame_end };
-        &self.bytes[self.sent..end]
+        let slices_max = if is_frame_completed { 1 } else { WRITE_SLICES_MAX };
+        self.write_segments(stream, bytes, slices_max)
+    }
+
+    /// Writes these bytes and the segments after them once, at most this many slices.
+    fn write_segments(&self, stream: &mut impl Write, bytes: &[u8], slices_max: usize) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
+        let mut count = 0;
+        if !bytes.is_empty() {
+            slices[0] = IoSlice::new(bytes);
+            count = 1;
+        }
+        let mut sent = self.segment_sent;
+        for segment in self.segments.iter().take(slices_max - count) {
+            slices[count] = IoSlice::new(&segment[sent..]);
+            count += 1;
+            sent = 0;
+        }
+        stream.write_vectored(&slices[..count])
     }
 
     /// Records the bytes that the stream has accepted, and frees their memory.
@@ -397,20 +538,39 @@ impl Queue {
             }
             return;
         }
-        self.sent += written;
-        if self.sent == self.bytes.len() {
+        self.unsent_to_pong = self.unsent_to_pong.saturating_sub(written);
+        let unsent = self.bytes.len() - self.sent;
+        if written >= unsent {
             self.bytes.clear();
             self.sent = 0;
             self.frame_end = 0;
-            self.pong_end = 0;
+            if written > unsent {
+                self.advance_segments(written - unsent);
+            }
             return;
         }
+        self.sent += written;
         while self.frame_end < self.sent {
             self.frame_end += frame::first_frame_len(&self.bytes[self.frame_end..]);
         }
         // The rest is moved only when it is the smaller half, so that the total cost of all moves is linear.
         if self.sent > self.bytes.len() / 2 {
             self.discard_sent();
+        }
+    }
+
+    /// Records bytes of segments that the stream has accepted, and drops the segments that are sent.
+    fn advance_segments(&mut self, written: usize) {
+        self.segments_bytes -= written;
+        self.segment_sent += written;
+        while let Some(first) = self.segments.front()
+            && self.segment_sent >= first.len()
+        {
+            self.segment_sent -= first.len();
+            if let Segment::Own(frame) = first {
+                self.own_segments_bytes -= frame.len();
+            }
+            self.segments.pop_front();
         }
     }
 }
@@ -442,6 +602,31 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Accepts a number of bytes of several slices and then blocks.
+    #[derive(Default)]
+    struct VectoredStream(LimitedStream);
+
+    impl Write for VectoredStream {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
+        }
+
+        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            assert!(slices.len() <= WRITE_SLICES_MAX && slices.iter().all(|slice| !slice.is_empty()));
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            self.0.write(&bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn shared_frame(payload: &[u8]) -> Segment {
+        let shared = SharedState::new(crate::config::Config::default());
+        Segment::Shared(SharedFrame::text(str::from_utf8(payload).unwrap(), &shared))
     }
 
     fn frames(frames: &[(u8, &[u8])]) -> Vec<u8> {
@@ -543,6 +728,81 @@ mod tests {
             }
             assert!(stream.accepted == expected, "cut at {cut}");
         }
+    }
+
+    /// Messages, of which those with an odd index are shared by several queues, have the same order and frame boundaries.
+    #[test]
+    fn control_frames_overtake_shared_frames_at_the_next_frame_boundary() {
+        let messages: Vec<Vec<u8>> = [3, 126, 200, 5, 1, 2, 300].map(|length| vec![b'x'; length]).to_vec();
+        let total: usize = messages.iter().map(|message| frame::encoded_len(message.len())).sum();
+        for (cut, piece) in (0..=total).flat_map(|cut| [(cut, 7), (cut, 1000)]) {
+            let mut queue = Queue::default();
+            let mut stream = VectoredStream(LimitedStream { room: cut, ..LimitedStream::default() });
+            for (index, message) in messages.iter().enumerate() {
+                match index % 2 {
+                    0 => queue.push(frame::TEXT, message, NOW),
+                    _ => queue.push_segment(shared_frame(message), NOW),
+                }
+            }
+            queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+            assert_eq!((queue.message_bytes(), queue.is_blocked()), (total - cut, cut < total));
+            queue.push_ping(NOW);
+            let mut expected = Vec::new();
+            let mut is_overtaken = false;
+            for message in &messages {
+                if !is_overtaken && expected.len() >= cut {
+                    is_overtaken = true;
+                    expected.extend(frames(&[(frame::PING, b"")]));
+                }
+                expected.extend(frames(&[(frame::TEXT, message)]));
+            }
+            if !is_overtaken {
+                expected.extend(frames(&[(frame::PING, b"")]));
+            }
+            while !queue.is_empty() {
+                stream.0.room = piece;
+                queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+            }
+            assert!(stream.0.accepted == expected, "cut at {cut}");
+            assert_eq!((queue.segments_bytes, queue.own_segments_bytes, queue.segment_sent), (0, 0, 0));
+            assert_eq!(queue.unsent_to_pong, 0);
+        }
+    }
+
+    #[test]
+    fn pong_behind_a_shared_frame_is_not_overtaken() {
+        let mut queue = Queue::default();
+        let mut stream = VectoredStream(LimitedStream { room: 10, ..LimitedStream::default() });
+        let message = [b'x'; 100];
+        queue.push_segment(shared_frame(&message), NOW);
+        queue.answer_ping(b"first".to_vec(), usize::MAX / 2, NOW);
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        queue.answer_ping(b"second".to_vec(), usize::MAX / 2, NOW);
+        stream.0.room = usize::MAX;
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        let expected = [(frame::TEXT, &message[..]), (frame::PONG, b"first"), (frame::PONG, b"second")];
+        assert!(stream.0.accepted == frames(&expected));
+    }
+
+    #[test]
+    fn queue_with_shared_frames_counts_its_own_memory_only() {
+        let mut queue = Queue::default();
+        let message = vec![b'x'; 10_000];
+        queue.push_segment(shared_frame(&message), NOW);
+        assert_eq!(queue.capacity(), SEGMENTS_MIN * size_of::<Segment>());
+        queue.push(frame::TEXT, &message, NOW);
+        let own_bytes = frame::encoded_len(message.len());
+        assert_eq!(queue.capacity(), SEGMENTS_MIN * size_of::<Segment>() + own_bytes);
+        assert_eq!(queue.message_bytes(), 2 * own_bytes);
+        let mut stream = LimitedStream { room: own_bytes, ..LimitedStream::default() };
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        assert_eq!((queue.segments.len(), queue.message_bytes()), (1, own_bytes));
+        stream.room = own_bytes;
+        queue.write(&mut stream, usize::MAX / 2, NOW).unwrap();
+        assert_eq!(queue.capacity(), SEGMENTS_MIN * size_of::<Segment>());
+        queue.push(frame::TEXT, b"x", NOW);
+        assert!(queue.segments.is_empty(), "the vector is used again");
+        assert!(size_of::<Segment>() + size_of::<[usize; 6]>() <= SHARED_FRAME_OVERHEAD_BYTES);
     }
 
     #[test]

@@ -29,5 +29,6 @@ mod noroshi_rules;
 mod other_protocols;
 mod rate_limit;
 mod vanished_peers;
+mod ywebrtc;
 
 use noroshi_test_support as common;

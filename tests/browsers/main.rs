@@ -9,12 +9,17 @@ mod foreign_clients;
 mod interoperability;
 mod interrupted_signaling;
 mod library;
+mod library_media;
+mod library_messages;
+mod library_page;
 mod matchbox_socket;
 mod message_races;
 mod package;
 mod page;
 mod room_of_64;
+mod simulation;
 mod tokens;
 mod types;
+mod ywebrtc_provider;
 
 use noroshi_test_support as common;

@@ -1,8 +1,9 @@
 //! The default limits allow the client library in rooms with the maximum number of members.
 //!
 //! All members are in one page of a browser. A browser cannot hold four thousand peer connections, so a stub replaces
-//! `RTCPeerConnection`. Its signaling behaves as Chromium's: it makes offers and answers of five kilobytes, one after
-//! the other, trickles candidates, and is connected when both descriptions are set.
+//! `RTCPeerConnection`. Its signaling behaves as Chromium's: it makes offers and answers of the size of those for data
+//! channels, one after the other, trickles candidates, and is connected when both descriptions are set. Its data channels
+//! deliver what is sent.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ const STUB: &str = r#"
     // times as fast as by Chromium.
     let underWay = 0;
     const UNDER_WAY_MAX = 150_000;
-    const size = (text) => text.length > 2000 ? 6000 : 400;
+    const size = (text) => text.includes('"sdp"') ? 1500 : 400;
     globalThis.WebSocket = class extends WebSocket {
         constructor(url) {
             super(url);
@@ -47,7 +48,12 @@ const STUB: &str = r#"
 
     class StubChannel extends EventTarget {
         readyState = "connecting"; bufferedAmount = 0; bufferedAmountLowThreshold = 0;
-        send() {}
+        // The channel at the other end.
+        other = undefined;
+        send(data) {
+            const { other } = this;
+            setTimeout(() => other?.readyState === "open" && other.onmessage?.({ data }), 1);
+        }
         change(state, type) {
             this.readyState = state;
             const event = new Event(type);
@@ -61,11 +67,11 @@ const STUB: &str = r#"
         localDescription = null; remoteDescription = null; currentLocalDescription = null; currentRemoteDescription = null;
         sctp = { maxMessageSize: 262144 };
         #ufrag = token(4); #session = Math.floor(Math.random() * 1e15); #version = 1; #candidates = []; #isNegotiated = false;
-        #isAskedFor = false; #channel = null; #other = null;
+        #isAskedFor = false; #channels = []; #other = null;
 
         constructor() { byUfrag.set(this.#ufrag, this); }
-        addTransceiver() { this.#negotiate(); }
-        createDataChannel() { this.#negotiate(); return this.#channel = new StubChannel(); }
+        getTransceivers() { return []; }
+        createDataChannel(_label, { id }) { this.#negotiate(); return this.#channels[id] = new StubChannel(); }
         setConfiguration() {}
         restartIce() { throw new Error("a stub does not fail"); }
 
@@ -79,10 +85,9 @@ const STUB: &str = r#"
         }
 
         #sdp() {
-            const codecs = Array.from({ length: 70 }, (_, i) => `a=rtpmap:${i + 30} codec${i}/90000\r\na=fmtp:${i + 30} profile-level-id=42e0${i}\r\n`).join("");
             return `v=0\r\no=- ${this.#session} ${++this.#version} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n` +
                 `m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\nc=IN IP4 0.0.0.0\r\na=mid:0\r\na=ice-ufrag:${this.#ufrag}\r\n` +
-                `a=ice-pwd:${"p".repeat(24)}\r\na=fingerprint:sha-256 ${"00:".repeat(32)}\r\n${codecs}` +
+                `a=ice-pwd:${"p".repeat(24)}\r\na=fingerprint:sha-256 ${"00:".repeat(32)}\r\na=setup:actpass\r\na=sctp-port:5000\r\na=max-message-size:262144\r\n` +
                 this.#candidates.map((candidate) => `a=${candidate}\r\n`).join("");
         }
 
@@ -92,7 +97,7 @@ const STUB: &str = r#"
             if (this.signalingState === "closed") throw new DOMException("closed", "InvalidStateError");
             this.localDescription = { type, sdp: this.#sdp() };
             if (type === "answer") this.#agree(this.localDescription, this.remoteDescription);
-            else this.signalingState = "have-local-offer";
+            else this.#signal("have-local-offer");
             this.#gather();
         }
 
@@ -102,7 +107,7 @@ const STUB: &str = r#"
             this.remoteDescription = description;
             this.#other = byUfrag.get(/^a=ice-ufrag:(\S+)/m.exec(description.sdp)[1]);
             // An offer rolls back our own pending offer.
-            if (description.type === "offer") this.signalingState = "have-remote-offer";
+            if (description.type === "offer") this.#signal("have-remote-offer");
             else this.#agree(this.localDescription, description);
         }
 
@@ -110,14 +115,30 @@ const STUB: &str = r#"
 
         #agree(ours, theirs) {
             [this.currentLocalDescription, this.currentRemoteDescription] = [ours, theirs];
-            [this.signalingState, this.#isNegotiated] = ["stable", true];
+            this.#isNegotiated = true;
+            this.#signal("stable");
             if (this.connectionState !== "new") return;
             this.#become("connecting");
-            setTimeout(() => {
-                if (this.signalingState === "closed") return;
-                this.#become("connected");
-                if (this.#channel?.readyState === "connecting") this.#channel.change("open", "open");
-            }, 50);
+            setTimeout(() => this.#connect(), 50);
+        }
+
+        // Both ends are connected at the same time.
+        #connect() {
+            const other = this.#other;
+            if (this.signalingState === "closed" || other?.signalingState !== "stable" || other.#other !== this) return;
+            if (this.connectionState !== "connecting" || other.connectionState !== "connecting") return;
+            for (const [end, remote] of [[this, other], [other, this]]) {
+                end.#become("connected");
+                end.#channels.forEach((channel, id) => channel.other = remote.#channels[id]);
+            }
+            for (const end of [this, other]) {
+                end.#channels.forEach((channel) => channel.readyState === "connecting" && channel.change("open", "open"));
+            }
+        }
+
+        #signal(state) {
+            this.signalingState = state;
+            this.onsignalingstatechange?.(new Event("signalingstatechange"));
         }
 
         #become(state) {
@@ -144,15 +165,17 @@ const STUB: &str = r#"
             if (this.signalingState === "closed") return;
             [this.signalingState, this.connectionState] = ["closed", "closed"];
             byUfrag.delete(this.#ufrag);
-            if (this.#channel) this.#channel.readyState = "closed";
+            this.#channels.forEach((channel) => channel.readyState = "closed");
             const other = this.#other;
             setTimeout(() => other?.lose(), 5);
         }
 
         // The other end is closed.
         lose() {
-            if (this.signalingState === "closed" || this.#channel?.readyState !== "open") return;
-            this.#channel.change("closed", "close");
+            if (this.signalingState === "closed") return;
+            for (const channel of this.#channels) {
+                if (channel.readyState === "open") channel.change("closed", "close");
+            }
         }
     }
     globalThis.RTCPeerConnection = StubConnection; 0"#;
@@ -166,7 +189,7 @@ const HELPERS: &str = r#"
         room.addEventListener("error", ({ error }) => errors.push(error.code ?? error.message));
         rooms[number] = room;
     };
-    const isMesh = () => rooms.every((room) => room.peers.size === rooms.length - 1 && [...room.peers.values()].every((peer) => peer.alive && !peer.away));
+    const isMesh = () => rooms.every((room) => room.peers.size === rooms.length - 1 && [...room.peers.values()].every((peer) => peer.state === "connected" && !peer.away));
     const numbers = Array.from({ length: MEMBERS }, (_, i) => i);
     0"#;
 

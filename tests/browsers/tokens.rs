@@ -101,12 +101,18 @@ fn page_keeps_its_token_and_shares_only_the_room() {
             .wait_until(&format!("document.querySelector('#status-words')?.textContent.includes({text:?})"));
     };
     browser.open(&format!("http://{address}/?room=tea"));
-    wait_for_status(&mut browser, "one needs a token, and there is none in this address");
+    wait_for_status(
+        &mut browser,
+        "This server requires a token, and your link has none. Ask the person who invited you",
+    );
     let with = |room: &str, token: &str| format!("http://{address}/?room={room}#token={token}");
     for (token, expected_text) in [
         (token(Some("coffee"), None, 60), "Your token is for another room"),
-        (token(Some("tea"), None, -60), "and the token has expired. Ask whoever invited you"),
-        ("x".to_owned(), "and the token is invalid"),
+        (
+            token(Some("tea"), None, -60),
+            "The server rejected the token in your link: the token has expired. Ask the person who invited you",
+        ),
+        ("x".to_owned(), "The server rejected the token in your link: the token is invalid: expected a JWT"),
     ] {
         // A change of the fragment alone would not reload the page.
         browser.open("about:blank");
@@ -122,12 +128,12 @@ fn page_keeps_its_token_and_shares_only_the_room() {
     let open = token(Some("tea"), None, 60);
     browser.open("about:blank");
     browser.open(&with("tea", &open));
-    wait_for_status(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room alone.");
     assert_eq!(invited(&mut browser), with("tea", &open));
     let own = token(Some("tea"), Some("狼煙 Aoi"), 60);
     browser.open("about:blank");
     browser.open(&format!("http://{address}/#token={own}"));
-    wait_for_status(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room alone.");
     assert_eq!(
         browser.eval("[room.id, document.querySelector('#name').value]"),
         json!(["狼煙 Aoi", "狼煙 Aoi"])
@@ -137,14 +143,14 @@ fn page_keeps_its_token_and_shares_only_the_room() {
     assert_eq!(invited(&mut browser), format!("http://{address}/?room=tea"));
     // After a reload the page has the same id and replaces its old connection immediately.
     browser.eval("location.reload(); 0");
-    wait_for_status(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room alone.");
     // A token for a room prefix leads into one room of that prefix.
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(60);
     let claims = Claims { expires_at: until, room_prefix: Some("tea-".into()), ..Claims::default() };
     let prefixed = Secrets::parse(SECRET.as_bytes()).unwrap().sign(&claims);
     browser.open("about:blank");
     browser.open(&format!("http://{address}/#token={prefixed}"));
-    wait_for_status(&mut browser, "You are in the room.");
+    wait_for_status(&mut browser, "You are in the room alone.");
     assert_eq!(browser.eval("location.search.startsWith('?room=tea-')"), true);
     browser.assert_no_errors();
     browser.kill();

@@ -44,6 +44,14 @@ impl Drop for BrowserReservation {
     }
 }
 
+/// A key that [`Browser::press`] presses.
+#[derive(Clone, Copy)]
+pub enum Key {
+    Tab,
+    Enter,
+    Escape,
+}
+
 /// Controls a browser with one tab and its own profile. The process is killed when the value is dropped.
 pub trait Browser {
     fn open(&mut self, url: &str);
@@ -54,6 +62,12 @@ pub trait Browser {
 
     /// Types a text into the element at this selector and presses Enter.
     fn type_text(&mut self, selector: &str, text: &str);
+
+    /// Presses and releases a key.
+    fn press(&mut self, key: Key);
+
+    /// Sets the viewport in pixels.
+    fn set_viewport(&mut self, width: u32, height: u32);
 
     /// Takes a screenshot of the page, as PNG.
     fn screenshot(&mut self) -> Vec<u8>;

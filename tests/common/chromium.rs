@@ -3,10 +3,11 @@
 use std::net::TcpStream;
 
 use data_encoding::BASE64;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
-use super::browser::{Browser, assert_reservation};
+use super::browser::{Browser, Key, assert_reservation};
 use super::process::RetryOnInterrupt;
 use super::program::{Program, WAIT_TIMEOUT};
 
@@ -22,7 +23,8 @@ const FLAGS: &str = "--headless --no-sandbox --no-first-run --user-data-dir=. --
 
 /// A Chromium process with one tab and its own profile.
 pub struct Chromium {
-    _program: Program,
+    /// Killed when the browser is dropped.
+    program: Program,
     socket: WebSocket<RetryOnInterrupt>,
     /// The DevTools session of the tab.
     session: Value,
@@ -56,8 +58,7 @@ impl Chromium {
                     .0,
             )
         });
-        let mut browser =
-            Chromium { _program: program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
+        let mut browser = Chromium { program, socket, session: Value::Null, commands: 0, errors: Vec::new() };
         let targets = browser.command("Target.getTargets", json!({}));
         let tab = targets["targetInfos"].as_array().unwrap().iter().find(|it| it["type"] == "page").unwrap();
         let attach = json!({"targetId": tab["targetId"], "flatten": true});
@@ -113,6 +114,16 @@ impl Chromium {
         self.command("Emulation.setEmulatedMedia", features);
     }
 
+    /// Stops all processes of the browser, as when a computer sleeps.
+    pub fn suspend(&self) {
+        self.program.signal_group(Signal::SIGSTOP);
+    }
+
+    /// Continues after [`Chromium::suspend`].
+    pub fn resume(&self) {
+        self.program.signal_group(Signal::SIGCONT);
+    }
+
     /// Kills the browser, as a crash does, after it checks that the console has no errors.
     #[track_caller]
     pub fn kill(mut self) {
@@ -142,10 +153,26 @@ impl Browser for Chromium {
     fn type_text(&mut self, selector: &str, text: &str) {
         self.eval(&format!("document.querySelector({selector:?}).select()"));
         self.command("Input.insertText", json!({"text": text}));
+        self.press(Key::Enter);
+    }
+
+    fn press(&mut self, key: Key) {
+        let (name, code, text) = match key {
+            Key::Tab => ("Tab", 9, None),
+            Key::Enter => ("Enter", 13, Some("\r")),
+            Key::Escape => ("Escape", 27, None),
+        };
         for kind in ["keyDown", "keyUp"] {
-            let enter = json!({"type": kind, "key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"});
-            self.command("Input.dispatchKeyEvent", enter);
+            let mut event = json!({"type": kind, "key": name, "code": name, "windowsVirtualKeyCode": code});
+            if let Some(text) = text {
+                event["text"] = text.into();
+            }
+            self.command("Input.dispatchKeyEvent", event);
         }
+    }
+
+    fn set_viewport(&mut self, width: u32, height: u32) {
+        self.resize(width, height, "light");
     }
 
     fn screenshot(&mut self) -> Vec<u8> {

@@ -6,7 +6,7 @@ use data_encoding::BASE64;
 use serde_json::{Map, Value, json};
 use tungstenite::{Message, WebSocket};
 
-use super::browser::{Browser, assert_reservation};
+use super::browser::{Browser, Key, assert_reservation};
 use super::process::RetryOnInterrupt;
 use super::program::{Program, WAIT_TIMEOUT};
 
@@ -98,8 +98,9 @@ user_pref("browser.display.document_color_use", {document_color_use});
             Firefox { _program: program, socket, context: Value::Null, commands: 0, errors: Vec::new() };
         browser.command("session.new", json!({"capabilities": {}}));
         browser.command("session.subscribe", json!({"events": ["log.entryAdded"]}));
-        let tree = browser.command("browsingContext.getTree", json!({}));
-        browser.context = tree["contexts"][0]["context"].clone();
+        // A new tab has the focus. In the first one, the address bar has it.
+        let tab = browser.command("browsingContext.create", json!({"type": "tab"}));
+        browser.context = tab["context"].clone();
         browser
     }
 
@@ -107,6 +108,15 @@ user_pref("browser.display.document_color_use", {document_color_use});
     pub fn resize(&mut self, width: u32, height: u32) {
         let viewport = json!({"width": width, "height": height});
         self.command("browsingContext.setViewport", json!({"context": self.context, "viewport": viewport}));
+    }
+
+    fn press_keys(&mut self, keys: impl IntoIterator<Item = char>) {
+        let actions: Vec<Value> = keys
+            .into_iter()
+            .flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key})))
+            .collect();
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
+        self.command("input.performActions", json!({"context": self.context, "actions": [keyboard]}));
     }
 
     /// Sends a WebDriver BiDi command and returns its result.
@@ -152,12 +162,22 @@ impl Browser for Firefox {
     #[track_caller]
     fn type_text(&mut self, selector: &str, text: &str) {
         self.eval(&format!("document.querySelector({selector:?}).select()"));
-        let keys = text.chars().chain(['\u{e007}']); // Enter, as WebDriver has it.
-        let actions: Vec<Value> = keys
-            .flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key})))
-            .collect();
-        let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
-        self.command("input.performActions", json!({"context": self.context, "actions": [keyboard]}));
+        self.press_keys(text.chars());
+        self.press(Key::Enter);
+    }
+
+    fn press(&mut self, key: Key) {
+        // The codes of WebDriver (section 17.4.2, keyboard actions).
+        let code = match key {
+            Key::Tab => '\u{e004}',
+            Key::Enter => '\u{e007}',
+            Key::Escape => '\u{e00c}',
+        };
+        self.press_keys([code]);
+    }
+
+    fn set_viewport(&mut self, width: u32, height: u32) {
+        self.resize(width, height);
     }
 
     fn screenshot(&mut self) -> Vec<u8> {

@@ -81,6 +81,8 @@ pub enum Recorded {
     ResumeReading(Conn),
     Close(Conn, CloseCause),
     Registered(Conn),
+    Entered(Conn, String),
+    LimitReached(Conn, &'static str),
     Left(Conn),
 }
 
@@ -91,6 +93,18 @@ impl Outbox for Recorder {
 
     fn push_forwarded(&mut self, to: Conn, text: String) {
         self.effects.push_back(Recorded::Send(to, text));
+    }
+
+    fn broadcast(&mut self, to: &mut dyn Iterator<Item = Conn>, text: &str) -> usize {
+        let mut rejected = 0;
+        for conn in to {
+            if self.full.contains(&conn) {
+                rejected += 1;
+            } else {
+                self.effects.push_back(Recorded::Send(conn, text.to_owned()));
+            }
+        }
+        rejected
     }
 
     fn is_congested(&self, to: Conn) -> bool {
@@ -133,7 +147,15 @@ impl Outbox for Recorder {
         self.effects.push_back(Recorded::Registered(conn));
     }
 
-    fn record_departure(&mut self, conn: Conn, _: &'static Descriptor, _: &Member<'_>) {
+    fn record_entry(&mut self, conn: Conn, room: &str) {
+        self.effects.push_back(Recorded::Entered(conn, room.to_owned()));
+    }
+
+    fn record_limit(&mut self, conn: Conn, limit: &'static str) {
+        self.effects.push_back(Recorded::LimitReached(conn, limit));
+    }
+
+    fn record_departure(&mut self, conn: Conn, _: &'static Descriptor, _: &Member<'_>, _: Option<usize>) {
         self.effects.push_back(Recorded::Left(conn));
     }
 }
@@ -202,7 +224,10 @@ impl Memory {
                     self.deliver_output(to, Received::Closed(code));
                     self.input(Input::Disconnected(to));
                 }
-                Recorded::Registered(_) | Recorded::Left(_) => {}
+                Recorded::Registered(_)
+                | Recorded::Entered(..)
+                | Recorded::LimitReached(..)
+                | Recorded::Left(_) => {}
             }
         }
         while let Some((conn, sent)) = self.resumed.pop_front() {

@@ -97,6 +97,11 @@ impl Program {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// Sends a signal to the program and its descendants in its process group.
+    pub fn signal_group(&self, signal: Signal) {
+        killpg(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
     /// Polls until a value is available.
     #[track_caller]
     pub fn wait_until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {

@@ -80,9 +80,10 @@ impl Transcript {
         if text.lines().any(|line| line == "# tokens") {
             config.token_secrets = Some(Secrets::parse(SECRET).unwrap());
         }
-        // The folder names the protocol.
+        // The folder names the protocol, without hyphens.
         let mut mountable = protocols::ALL.iter().filter(|it| !it.endpoint.is_always_on);
-        let protocol = mountable.find(|it| name.starts_with(&format!("{}/", it.endpoint.name))).copied();
+        let folder = |it: &Descriptor| format!("{}/", it.endpoint.name.replace('-', ""));
+        let protocol = mountable.find(|it| name.starts_with(&folder(it))).copied();
         if let Some(protocol) = protocol {
             let path = protocol.endpoint.default_path.trim_end_matches('/');
             config.mount(&protocol.endpoint, path.to_owned());

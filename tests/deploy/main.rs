@@ -9,5 +9,6 @@ mod readme;
 mod readme_token_examples;
 mod scripts;
 mod systemd;
+mod ywebrtc;
 
 use noroshi_test_support as common;

@@ -21,6 +21,9 @@ pub enum Output {
     Close(CloseCause),
     /// The room.
     Registered(String),
+    /// The room, of several.
+    Entered(String),
+    LimitReached(&'static str),
     /// The room and the connection's id in it.
     Left(String, Option<String>),
 }
@@ -50,8 +53,16 @@ pub trait Rules {
         true
     }
     fn member(&self, conn: Conn) -> Option<RoomMember>;
+    /// Returns all memberships of a connection that is open, sorted.
+    fn members(&self, conn: Conn) -> Vec<RoomMember> {
+        vec![self.member(conn).expect("the connection is known")]
+    }
     /// Returns the numbers of peers and rooms.
     fn counts(&self) -> (usize, usize);
+    /// Returns the number of messages to members of rooms, if the protocol counts them.
+    fn deliveries(&self) -> Option<u64> {
+        None
+    }
     /// Returns the bytes of text stored for peers. The server reserves at least these, and nothing if there are none.
     fn stored_bytes(&self) -> usize {
         0

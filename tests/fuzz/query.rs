@@ -34,8 +34,12 @@ pub fn check(data: &[u8]) {
     let fields: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let encoded: Vec<String> =
         fields.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
-    let fields: Vec<_> =
-        fields.iter().map(|(name, value)| Ok((name.to_string(), value.to_string()))).collect();
+    // U+FFFD stands for invalid bytes.
+    let field = |name: &str, value: &str| {
+        let is_replaced = [name, value].concat().contains(char::REPLACEMENT_CHARACTER);
+        if is_replaced { Err(NotUtf8) } else { Ok((name.to_owned(), value.to_owned())) }
+    };
+    let fields: Vec<_> = fields.iter().map(|(name, value)| field(name, value)).collect();
     assert_eq!(Query::new(&encoded.join("&")).fields().collect::<Vec<_>>(), fields);
 }
 
@@ -61,7 +65,9 @@ fn decode(text: &str) -> Option<String> {
             }
         }
     }
-    String::from_utf8(decoded).ok()
+    let decoded = String::from_utf8(decoded).ok()?;
+    // It stands for invalid bytes.
+    (!decoded.contains(char::REPLACEMENT_CHARACTER)).then_some(decoded)
 }
 
 fn encode(text: &str) -> String {

@@ -15,7 +15,7 @@ use noroshi::limits::{
 };
 use noroshi::message::Message;
 use noroshi::server::admission::{Decision, LimitCheck};
-use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedState};
+use noroshi::session::{CloseReason, Event, ReadOutcome, Scratch, Session, SharedFrame, SharedState};
 use noroshi_test_support::answer::answer;
 use noroshi_test_support::pipe::{CLOSE, PING, PONG, Pipe, REQUEST, TEXT, frame, frames};
 use reading::{BINARY, MESSAGE_BYTES_MAX, Reading};
@@ -123,7 +123,14 @@ impl World {
                 peer.session.stream().writable_bytes += number(byte()?);
                 peer.transfer(0, context);
             }
-            10..=11 => peer.send(u16::from_be_bytes([byte()?, byte()?]).into(), context),
+            10..=11 => {
+                let length = u16::from_be_bytes([byte()?, byte()?]).into();
+                if length % 4 == 2 {
+                    broadcast(peers, usize::from(what >> 7), length, context);
+                } else {
+                    peer.send(length, context);
+                }
+            }
             12 => {
                 peer.pings += usize::from(peer.session.is_open());
                 peer.with_allocation_count(context, |session, context| session.ping(&mut context.shared));
@@ -176,7 +183,7 @@ impl World {
         } else {
             // One message may exceed the limit for messages of the server. Its length has 16 bits.
             let config = &self.context.shared.config;
-            let limit = config.queue_bytes_max() + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
+            let limit = config.queue_bytes_max(false) + QUEUE_BYTES_RESERVE + config.queue_bytes_burst_max();
             let queue = limit + (1 << 16);
             let control = 4 * CONTROL_QUEUE_BYTES_MAX;
             let incoming = 2 * MESSAGE_BYTES_MAX + 4 * CODEC_BYTES + READ_BYTES_MAX;
@@ -216,6 +223,24 @@ impl World {
         }
         assert_eq!(self.context.shared.budget.used(), BASE_BYTES);
     }
+}
+
+/// Forwards a message to a peer, and to the other one if it has got as many messages: their queues share it.
+fn broadcast(peers: &mut [Peer; 2], first: usize, length: usize, context: &mut ServerContext) {
+    let number = peers[first].sent.len();
+    let frame = peers[first].with_allocation_count(context, |_, context| {
+        let text = text(number, length);
+        SharedFrame::text(&text, &context.shared)
+    });
+    for peer in peers.iter_mut().filter(|peer| peer.sent.len() == number) {
+        let is_queued = peer.with_allocation_count(context, |session, context| {
+            session.is_open() && session.forward_shared(&frame, &mut context.shared)
+        });
+        if is_queued {
+            peer.sent.push(length);
+        }
+    }
+    peers[first].with_allocation_count(context, |_, _| drop(frame));
 }
 
 impl Peer {

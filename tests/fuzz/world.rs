@@ -13,7 +13,7 @@ use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Ti
 use noroshi::protocols::Dispatcher;
 use noroshi_test_support::input::Input;
 
-use super::context::{self, Output, Rules};
+use super::context::{self, Output, RoomMember, Rules};
 
 /// Input that is read byte by byte.
 pub struct Bytes<'a>(pub &'a [u8]);
@@ -86,6 +86,18 @@ impl Outbox for RecordingOutbox {
         self.effects.push((to, Output::Text(text)));
     }
 
+    fn broadcast(&mut self, to: &mut dyn Iterator<Item = Conn>, text: &str) -> usize {
+        let mut rejected = 0;
+        for conn in to {
+            if self.can_queue(conn, &[text.to_owned()]) {
+                self.push_forwarded(conn, text.to_owned());
+            } else {
+                rejected += 1;
+            }
+        }
+        rejected
+    }
+
     fn is_congested(&self, to: Conn) -> bool {
         self.room_in_queue.get(&to) == Some(&0)
     }
@@ -130,7 +142,21 @@ impl Outbox for RecordingOutbox {
         self.effects.push((conn, Output::Registered(room.to_owned())));
     }
 
-    fn record_departure(&mut self, conn: Conn, _: &'static Descriptor, member: &Member<'_>) {
+    fn record_entry(&mut self, conn: Conn, room: &str) {
+        self.effects.push((conn, Output::Entered(room.to_owned())));
+    }
+
+    fn record_limit(&mut self, conn: Conn, limit: &'static str) {
+        self.effects.push((conn, Output::LimitReached(limit)));
+    }
+
+    fn record_departure(
+        &mut self,
+        conn: Conn,
+        _: &'static Descriptor,
+        member: &Member<'_>,
+        _: Option<usize>,
+    ) {
         let id = member.id.as_deref().map(str::to_owned);
         self.effects.push((conn, Output::Left(member.room.to_owned(), id)));
     }
@@ -288,9 +314,11 @@ impl<R: Rules> World<R> {
         self.compare(&input);
         if let Some(conn) = input.conn().filter(|conn| self.peers[conn.slot()] == Some(*conn)) {
             let (_, members) = self.dispatcher.members(conn);
-            let member = members.into_iter().next().expect("the connection is known");
-            let member = (member.room.to_owned(), member.id.map(String::from), member.state);
-            assert_eq!(Some(member), self.rules.member(conn));
+            let of_member =
+                |member: Member| (member.room.to_owned(), member.id.map(String::from), member.state);
+            let mut members: Vec<RoomMember> = members.into_iter().map(of_member).collect();
+            members.sort();
+            assert_eq!(members, self.rules.members(conn));
         }
     }
 
@@ -353,6 +381,7 @@ impl<R: Rules> World<R> {
         let (_, protocol) = self.dispatcher.each().next().expect("there is one protocol");
         let counts = protocol.counts(self.now);
         assert_eq!((counts.peers, counts.rooms), self.rules.counts());
+        assert_eq!(counts.deliveries, self.rules.deliveries());
         let is_counted = |(_, count): &(&str, u64)| *count > 0;
         let messages: BTreeMap<_, _> = counts.messages.into_iter().filter(is_counted).collect();
         let errors: BTreeMap<_, _> = counts.errors.into_iter().filter(is_counted).collect();
@@ -367,7 +396,12 @@ impl<R: Rules> World<R> {
                     assert_eq!(self.peers[conn.slot()], Some(conn), "the connection is already closed");
                     self.disconnect(conn);
                 }
-                Output::Text(_) | Output::Ping | Output::Registered(_) | Output::Left(..) => {}
+                Output::Text(_)
+                | Output::Ping
+                | Output::Registered(_)
+                | Output::Entered(_)
+                | Output::LimitReached(_)
+                | Output::Left(..) => {}
             }
         }
     }

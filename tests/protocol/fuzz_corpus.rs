@@ -24,6 +24,8 @@ mod request;
 mod stream;
 #[path = "../fuzz/token.rs"]
 mod token;
+#[path = "../fuzz/ywebrtc.rs"]
+mod ywebrtc;
 
 use std::path::PathBuf;
 
@@ -86,6 +88,11 @@ fn stream_corpus_passes() {
 #[test]
 fn token_corpus_passes() {
     play("token", token::check);
+}
+
+#[test]
+fn ywebrtc_corpus_passes() {
+    play("ywebrtc", ywebrtc::check);
 }
 
 fn play(target: &str, check: fn(&[u8])) {

@@ -8,5 +8,6 @@ mod session;
 mod simulation;
 mod tokens;
 mod transcripts;
+mod ywebrtc;
 
 use noroshi_test_support as common;

@@ -16,7 +16,7 @@ use noroshi::limits::{BASE_BYTES, OFFER_HOLDERS_MAX};
 use noroshi::memory_budget::Budget;
 use noroshi::protocol::{Conn, Target, Times};
 use noroshi::protocols::noroshi::message::Code;
-use noroshi::protocols::{Dispatcher, ayame, matchbox};
+use noroshi::protocols::{Dispatcher, ayame, matchbox, ywebrtc};
 use serde_json::Value;
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "nobody"];
@@ -49,6 +49,7 @@ enum Dialect {
     Noroshi,
     Ayame,
     Matchbox,
+    YWebrtc,
 }
 
 /// A connected peer.
@@ -72,6 +73,7 @@ impl World {
             mounts: vec![
                 (&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned()),
                 (&matchbox::DESCRIPTOR.endpoint, String::new()),
+                (&ywebrtc::DESCRIPTOR.endpoint, "/y-webrtc".to_owned()),
             ],
             token_secrets: (rng.below(2) == 0).then_some(secrets),
             ..Config::default()
@@ -138,7 +140,7 @@ impl World {
                     assert!(!peer.is_registered, "registered twice");
                     peer.is_registered = true;
                 }
-                Recorded::Left(_) => {}
+                Recorded::Entered(..) | Recorded::LimitReached(..) | Recorded::Left(_) => {}
             }
         }
     }
@@ -198,6 +200,7 @@ impl World {
             Dialect::Noroshi => self.noroshi_message(id),
             Dialect::Ayame => self.ayame_message(id, is_registered),
             Dialect::Matchbox => self.matchbox_message(),
+            Dialect::YWebrtc => self.ywebrtc_message(),
         }
     }
 
@@ -273,8 +276,22 @@ impl World {
         }
     }
 
+    fn ywebrtc_message(&mut self) -> String {
+        let rng = &mut self.rng;
+        let topic = *rng.choose(&["tea", "coffee", "milk"]);
+        let other = *rng.choose(&["tea", "coffee", "milk", ""]);
+        match rng.below(12) {
+            0 => r#"{"type":"ping"}"#.to_owned(),
+            1 => "{".to_owned(),
+            2 => format!(r#"{{"type":"unsubscribe","topics":["{topic}","{other}"]}}"#),
+            3..7 => format!(r#"{{"type":"subscribe","topics":["{topic}","{other}"]}}"#),
+            _ => format!(r#"{{"type":"publish","topic":"{topic}","data":{}}}"#, rng.below(10)),
+        }
+    }
+
     fn connect(&mut self) {
-        let dialects = [Dialect::Noroshi, Dialect::Noroshi, Dialect::Ayame, Dialect::Matchbox];
+        let dialects =
+            [Dialect::Noroshi, Dialect::Noroshi, Dialect::Ayame, Dialect::Matchbox, Dialect::YWebrtc];
         let dialect = *self.rng.choose(&dialects);
         let room = *self.rng.choose(&ROOMS);
         let query = *self.rng.choose(&["", "next=2", "next=3"]);
@@ -287,6 +304,9 @@ impl World {
             Dialect::Matchbox => {
                 Target { protocol: &matchbox::DESCRIPTOR, room: room.to_owned(), query: Query::new(query) }
             }
+            Dialect::YWebrtc => {
+                Target { protocol: &ywebrtc::DESCRIPTOR, room: String::new(), query: Query::default() }
+            }
         };
         if !self.dispatcher.has_capacity(&target) {
             return;
@@ -295,7 +315,7 @@ impl World {
         let claims = Claims {
             expires_at: Duration::from_secs(1_000_000),
             room: None,
-            room_prefix: None,
+            room_prefix: (dialect == Dialect::YWebrtc && self.rng.below(2) == 0).then(|| "t".into()),
             id: token_id,
         };
         let claims = self.secrets.is_some().then_some(&claims);
@@ -385,7 +405,7 @@ impl World {
 fn all_protocols_stay_consistent_under_random_input() {
     let seeds = match std::env::var("TEST_SEED") {
         Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (0..60).collect(),
+        Err(_) => (0..120).collect(),
     };
     let is_one = seeds.len() == 1;
     let mut seen = BTreeSet::new();
@@ -398,7 +418,13 @@ fn all_protocols_stay_consistent_under_random_input() {
         seen.extend(world.finish());
     }
     // A simulation in which these never occur does not test enough.
-    let errors = Code::ALL.into_iter().map(Code::name).chain(["full", "token_refused", "not_understood"]);
+    let errors = Code::ALL.into_iter().map(Code::name).chain([
+        "full",
+        "token_refused",
+        "not_understood",
+        "too_many_topics",
+        "forbidden",
+    ]);
     let closings = ["Replaced", "RateLimited", "Finished"];
     let pongs = ["pong", "pong with ICE servers"];
     for event in errors.chain(closings).chain(pongs) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use noroshi::http::ListenerKind;
 use noroshi::http::address::Network;
+use noroshi::http::origin::AllowedOrigin;
 use noroshi::limits::{
     BASE_BYTES, CONNECTION_BYTES, EVICTION_TIME_MIN, HEAD_TIME_FULL_MAX, HEAD_TIME_MAX,
     OPERATOR_CONNECTIONS_MAX, PER_IP_REJECTED_AT_ONCE, REJECTED_AT_ONCE,
@@ -40,6 +41,31 @@ fn connections_over_the_limit_of_an_address_are_rejected() {
     net.close("A");
     net.wait_until(|net| (net.server.sessions() == 1).then_some(()));
     net.open("C", "");
+    net.finish();
+}
+
+#[test]
+fn page_of_an_allowed_origin_may_read_the_reason_of_a_rejection() {
+    let mut net = with(|config| {
+        config.connections_per_ip_max = 1;
+        config.allow_origins = vec![AllowedOrigin::parse("https://a.example").unwrap()];
+    });
+    net.open("A", "");
+    let plain_request = "GET /ws/tea HTTP/1.1\r\nHost: h\r\n\r\n";
+    for request in [REQUEST, plain_request] {
+        let from = |origin: &str| request.replace("\r\n\r\n", &format!("\r\nOrigin: {origin}\r\n\r\n"));
+        let expected = "HTTP/1.1 429 Too Many Requests\r\nVary: Origin\r\n\
+            Access-Control-Allow-Origin: https://a.example\r\nConnection: close\r\n\
+            Content-Type: text/plain; charset=utf-8\r\nContent-Length: 39\r\n\r\n\
+            too many connections from your address\n";
+        assert_eq!(net.request(ListenerKind::Main, &from("https://a.example")), expected);
+        let answer = net.request(ListenerKind::Main, &from("https://b.example"));
+        assert!(
+            answer.starts_with("HTTP/1.1 403 Forbidden\r\nVary: Origin\r\nConnection: close\r\n"),
+            "{answer}"
+        );
+        assert!(!answer.contains("Access-Control"), "{answer}");
+    }
     net.finish();
 }
 

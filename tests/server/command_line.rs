@@ -332,7 +332,7 @@ fn unwritable_log_does_not_stop_the_server() {
 fn few_descriptors_cause_a_warning() {
     let (server, mut stderr) = run(r#"ulimit -n 64; exec "$0""#);
     let mut sockets: Vec<_> = (0..31).map(|_| server.websocket("/ws")).collect();
-    assert!(server.request(server.address, "/ws").starts_with("HTTP/1.1 426 "));
+    assert!(server.request(server.address, "/ws").starts_with("HTTP/1.1 503 "));
     let waiting: Vec<_> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
     assert!(server.request(server.metrics, "/metrics").contains("\nnoroshi_connections 31\n"));
     drop(waiting);

@@ -31,6 +31,8 @@ static FAULTY: Descriptor = Descriptor {
         default_path: "/ws",
         is_always_on: true,
         has_rooms_below: true,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: None,
     },
     token_place: TokenPlace::Request,

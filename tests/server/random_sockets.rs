@@ -23,7 +23,7 @@ use noroshi::config::{Config, Secret};
 use noroshi::http::ListenerKind;
 use noroshi::http::token::{Claims, Secrets};
 use noroshi::limits::{BASE_BYTES, CONNECTION_BYTES, KIB};
-use noroshi::protocols::{ayame, matchbox};
+use noroshi::protocols::{ayame, matchbox, ywebrtc};
 use noroshi::server::Server;
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ const RECOVERY_SECONDS: usize = 60;
 const LAST_PING: &[u8] = b"last";
 
 const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
-const PATHS: [&str; 14] = [
+const PATHS: [&str; 17] = [
     "/ws/tea",
     "/ws/tea",
     "/ws/tea",
@@ -64,6 +64,9 @@ const PATHS: [&str; 14] = [
     "/games/chess",
     "/games/chess?next=2",
     "/games/chess?next=3",
+    "/y-webrtc",
+    "/y-webrtc",
+    "/y-webrtc/tea",
 ];
 const REQUESTS: [&str; 9] =
     ["/healthz", "/healthz", "/metrics", "/rooms", "/rooms?room=tea", "/", "/noroshi.js", "/nowhere", "/ws"];
@@ -119,6 +122,7 @@ enum ProtocolId {
     Noroshi,
     Ayame,
     Matchbox,
+    YWebrtc,
     Http,
 }
 
@@ -179,6 +183,7 @@ fn configuration(rng: &mut Rng, secret_file: &PathBuf) -> Config {
         mounts: vec![
             (&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned()),
             (&matchbox::DESCRIPTOR.endpoint, "/games".to_owned()),
+            (&ywebrtc::DESCRIPTOR.endpoint, "/y-webrtc".to_owned()),
         ],
         drain: Duration::from_secs(20),
         metrics: Some((LOOPBACK, 0).into()),
@@ -301,6 +306,7 @@ impl World {
             _ if is_plain => ProtocolId::Http,
             path if path.starts_with("/ws") => ProtocolId::Noroshi,
             path if path.starts_with("/games") => ProtocolId::Matchbox,
+            path if path.starts_with("/y-webrtc") => ProtocolId::YWebrtc,
             _ => ProtocolId::Ayame,
         };
         let id = IDS[rng.below(IDS.len() as u64) as usize];
@@ -360,7 +366,9 @@ impl World {
 
     /// Returns a token, which is usually valid. No token is for the room of the pair.
     fn token(&mut self, peer: &Peer) -> String {
-        let own = if peer.dialect == ProtocolId::Ayame { "tea" } else { peer.room };
+        // The others name their rooms in messages.
+        let has_room_in_path = matches!(peer.dialect, ProtocolId::Noroshi | ProtocolId::Matchbox);
+        let own = if has_room_in_path { peer.room } else { "tea" };
         let room = Some(*self.rng.choose(&[own, own, own, own, own, own, "te*", "*", ""]));
         match self.rng.below(12) {
             0 => token(OTHER_SECRET, 3600, room, None),
@@ -463,6 +471,7 @@ impl World {
             ProtocolId::Noroshi | ProtocolId::Http => self.noroshi_message(peer.id),
             ProtocolId::Ayame => self.ayame_message(peer),
             ProtocolId::Matchbox => self.matchbox_message(&peer.known),
+            ProtocolId::YWebrtc => self.ywebrtc_message(),
         };
         let is_fatal = peer.dialect == ProtocolId::Ayame;
         match self.rng.below(if is_fatal { 250 } else { 25 }) {
@@ -546,6 +555,22 @@ impl World {
         json!({"Signal": {"receiver": receiver, "data": data}}).to_string()
     }
 
+    fn ywebrtc_message(&mut self) -> String {
+        let topics = ["tea", "tea", "milk"];
+        let [first, second] = [(); 2].map(|()| *self.rng.choose(&topics));
+        let message = match self.rng.below(20) {
+            0 => json!({"type": "ping"}),
+            1 => json!({"type": "unsubscribe", "topics": [first]}),
+            2..7 => json!({"type": "subscribe", "topics": [first, second]}),
+            7 => {
+                let many: Vec<String> = (0..self.content_max() / 10).map(|topic| topic.to_string()).collect();
+                json!({"type": "subscribe", "topics": many})
+            }
+            _ => json!({"type": "publish", "topic": first, "data": self.long()}),
+        };
+        message.to_string()
+    }
+
     /// Lets all connections write and read as much as one step allows.
     fn run_peers(&mut self) {
         for place in &mut self.peers {
@@ -562,7 +587,7 @@ impl World {
                 assert_eq!(first, TEXT);
                 let message: Value = serde_json::from_slice(&payload).expect("the server sends JSON");
                 match peer.dialect {
-                    ProtocolId::Noroshi | ProtocolId::Ayame => {
+                    ProtocolId::Noroshi | ProtocolId::Ayame | ProtocolId::YWebrtc => {
                         assert!(message["type"].is_string(), "{message}")
                     }
                     ProtocolId::Matchbox => {

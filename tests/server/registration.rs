@@ -32,6 +32,8 @@ static TOY: Descriptor = Descriptor {
         default_path: "/toy",
         is_always_on: false,
         has_rooms_below: false,
+        ignores_path_below: false,
+        has_large_queues: false,
         health_path: Some("/toy-health"),
     },
     token_place: TokenPlace::Request,

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
 use noroshi::http::token::{Claims, Secrets};
+use noroshi::limits::LOG_LINE_BYTES_MAX;
 
 const SECRET: &str = "a secret that is thirty-two bytes";
 const NOW: Duration = Duration::from_secs(1_800_000_000);
@@ -134,6 +135,38 @@ fn each_token_error_has_its_status_and_reason() {
     assert!(ask("/ws/tea", "Origin: https://a.example\r\n").unwrap_err().0.starts_with("HTTP/1.1 403 "));
 }
 
+#[test]
+fn log_names_both_rooms_of_a_token_for_another_room() {
+    for (room, room_prefix, target, expected) in [
+        (Some("tea"), None, "/ws/coffee", r#"it was used for room "coffee", but permits room "tea""#),
+        (Some("tea"), None, "/ws", r#"it was used for room "", but permits room "tea""#),
+        (None, Some("tea-"), "/ws/tea", r#"it was used for room "tea", but permits room_prefix "tea-""#),
+        (
+            Some("tea-1"),
+            Some("tea-"),
+            "/ws/tea-2",
+            r#"it was used for room "tea-2", but permits room "tea-1" and room_prefix "tea-""#,
+        ),
+        (
+            Some("a\"\u{202e}\n"),
+            None,
+            "/ws/tea",
+            r#"it was used for room "tea", but permits room "a\"\u{202e}\n""#,
+        ),
+    ] {
+        let token = secrets().sign(&Claims {
+            expires_at: NOW,
+            room: room.map(Box::from),
+            room_prefix: room_prefix.map(Box::from),
+            ..Claims::default()
+        });
+        let (answer, why) = ask(&format!("{target}?token={token}"), "").unwrap_err();
+        assert_eq!(why, format!("the token is for another room: {expected}"));
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body, "the token is for another room\n", "the client does not get what the token permits");
+    }
+}
+
 // ---- The program ----
 
 /// A file that is removed when the value is dropped.
@@ -211,6 +244,27 @@ fn status(server: &Running, token: &str) -> u16 {
     let mut head = [0; 12];
     stream.read_exact(&mut head).unwrap();
     std::str::from_utf8(&head[9..]).unwrap().parse().unwrap()
+}
+
+#[test]
+fn log_line_of_a_token_for_another_room_is_limited() {
+    let file = File::new("other-room", SECRET);
+    let (mut server, mut stderr) = run(&format!(r#"exec "$0" --token-secret-file {}"#, file.0.display()));
+    let expires_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3600);
+    for room in ["coffee", &"x\n".repeat(600)] {
+        assert_eq!(status(&server, &token(Some(room), expires_at)), 403);
+    }
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.code(), Some(0));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    let lines: Vec<&str> =
+        log.lines().filter_map(|line| line.split_once("was refused: 403, ")).map(|(_, why)| why).collect();
+    let sentence = r#"the token is for another room: it was used for room "tea", but permits room "#;
+    assert_eq!(lines.len(), 2, "{log}");
+    assert_eq!(lines[0], format!(r#"{sentence}"coffee""#));
+    assert!(lines[1].starts_with(&format!(r#"{sentence}"x\nx\n"#)), "{log}");
+    assert!(lines[1].ends_with(" [truncated]") && lines[1].len() < LOG_LINE_BYTES_MAX, "{log}");
 }
 
 #[test]

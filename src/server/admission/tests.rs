@@ -10,7 +10,7 @@ use crate::http::address::Network;
 use crate::http::head_end;
 use crate::http::origin::AllowedOrigin;
 use crate::protocols;
-use crate::web::{LIBRARY, LIBRARY_MODULES, PAGE};
+use crate::web::{CHECK, LIBRARY, LIBRARY_MODULES, PAGE};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
@@ -600,6 +600,38 @@ fn modules_of_the_library_are_served() {
     }
 }
 
+/// Returns the value of a header of a response, if there is exactly one.
+fn only_header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut values = head.split("\r\n").filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let value = values.next()?;
+    assert_eq!(values.next(), None, "{name}");
+    Some(value)
+}
+
+#[test]
+fn policy_of_a_page_names_its_own_host() {
+    let policy = |path: &str, version: &str, headers: &str| {
+        let head = format!("GET {path} HTTP/{version}\r\n{headers}");
+        let (status, head) = exchange(ListenerKind::Main, &Config::default(), false, &head);
+        (status, only_header(&head, "Content-Security-Policy").map(str::to_owned))
+    };
+    for (path, file) in [("/", PAGE), ("/check", CHECK)] {
+        for host in ["example.com", "localhost:8080", "192.0.2.1"] {
+            let headers = format!("Host: {host}\r\n");
+            assert_eq!(policy(path, "1.1", &headers), (200, file.policy(Some(host))), "{path} {host}");
+            // A 304 has the policy, too, because it replaces that of the stored response.
+            let headers = format!("{headers}If-None-Match: {}\r\n", file.etag());
+            assert_eq!(policy(path, "1.1", &headers), (304, file.policy(Some(host))), "{path} {host}");
+        }
+        for host in ["[::1]:8080", "h; script-src *", "h;script-src 'unsafe-inline'", "h, x", "*", "h\tx"] {
+            let headers = format!("Host: {host}\r\n");
+            assert_eq!(policy(path, "1.1", &headers), (200, file.policy(None)), "{path} {host}");
+        }
+        assert_eq!(policy(path, "1.0", ""), (200, file.policy(None)));
+        assert_eq!(policy(path, "1.1", "Host: a\r\nHost: b\r\n"), (400, None));
+    }
+}
+
 #[test]
 fn cached_file_is_not_sent_again() {
     let tag = PAGE.etag();
@@ -644,6 +676,77 @@ fn allowed_origins_may_load_the_library() {
         assert_eq!(library(&["*"], "null"), Some("null".into()));
     }
     assert_eq!(allowed(&head(&["*"], "https://a.example", "/")), None);
+}
+
+/// A page cannot read the response to a rejected upgrade, but that to a plain request of the same URL.
+#[test]
+fn pages_of_allowed_origins_may_read_why_an_upgrade_is_rejected() {
+    let secrets = Secrets::parse(b"only the tests sign with this secret").unwrap();
+    let token_for_coffee = secrets.sign(&Claims {
+        expires_at: Duration::from_secs(1000),
+        room: Some("coffee".into()),
+        ..Claims::default()
+    });
+    let config = Config {
+        token_secrets: Some(secrets),
+        allow_origins: vec![AllowedOrigin::parse("https://a.example").unwrap()],
+        trusted_proxies: vec![Network::parse("10.0.0.0/8").unwrap()],
+        ..Config::default()
+    };
+    let without_tokens = Config { token_secrets: None, ..config.clone() };
+    let for_coffee = format!("/ws/tea?token={token_for_coffee}");
+    let unreadable = "X-Forwarded-For: unknown\r\n";
+    for (config, target, more, limits, status, is_same_for_plain_requests) in [
+        (&config, "/ws/%2e", "", LimitCheck::Allowed, 400, true),
+        (&config, "/ws/tea?token=%ff", "", LimitCheck::Allowed, 400, true),
+        (&config, "/ws/tea", unreadable, LimitCheck::Allowed, 400, true),
+        (&config, "/ws/tea", "", LimitCheck::Allowed, 401, true),
+        (&config, &for_coffee, "", LimitCheck::Allowed, 403, true),
+        (&config, "/wss/tea", "", LimitCheck::Allowed, 404, true),
+        (&config, "//ws/tea", "", LimitCheck::Allowed, 404, true),
+        (&without_tokens, "/ws/tea", "", LimitCheck::AddressFull, 429, true),
+        (&without_tokens, "/ws/tea", "", LimitCheck::ServerFull, 503, true),
+        (&without_tokens, "/ws/tea", "", LimitCheck::RoomFull, 503, true),
+        (&without_tokens, "/ws/tea", "", LimitCheck::Draining, 503, true),
+        (&without_tokens, "/ws/tea", "Sec-WebSocket-Version: 12\r\n", LimitCheck::Allowed, 426, true),
+        (&without_tokens, "/ws/tea", "Sec-WebSocket-Key: short\r\n", LimitCheck::Allowed, 400, false),
+    ] {
+        let head = |upgrade: &str, origin: &str| {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n{upgrade}{more}{origin}\r\n");
+            let decision =
+                respond(head.as_bytes(), ListenerKind::Main, config, more == unreadable, |_, _| limits);
+            let Decision::Respond(Response { status, bytes, .. }) = decision else { panic!("{head}") };
+            let (head, _) = std::str::from_utf8(&bytes).unwrap().split_once("\r\n\r\n").unwrap();
+            (status, head.to_owned())
+        };
+        let upgrade = format!("{UPGRADE}{KEY}");
+        for (origin, allowed_origin) in [
+            ("https://a.example", Some("https://a.example")),
+            ("https://A.example:443", Some("https://A.example:443")),
+            ("http://h", Some("http://h")),
+        ] {
+            let origin = format!("Origin: {origin}\r\n");
+            for (upgrade, is_upgrade) in [(&*upgrade, true), ("", false)] {
+                let (sent_status, head) = head(upgrade, &origin);
+                if is_upgrade || is_same_for_plain_requests {
+                    assert_eq!(sent_status, status, "{target}: {head}");
+                }
+                assert_eq!(only_header(&head, "Access-Control-Allow-Origin"), allowed_origin, "{head}");
+                assert_eq!(only_header(&head, "Vary"), Some("Origin"), "{head}");
+            }
+        }
+        for origin in ["", "Origin: https://b.example\r\n", "Origin: null\r\n", "Origin: https://h/\r\n"] {
+            for upgrade in [&*upgrade, ""] {
+                let (_, head) = head(upgrade, origin);
+                assert_eq!(only_header(&head, "Access-Control-Allow-Origin"), None, "{head}");
+                assert_eq!(only_header(&head, "Vary"), Some("Origin"), "{head}");
+            }
+        }
+    }
+    // The operator listener has nothing for pages of other origins.
+    let head = "GET /nowhere HTTP/1.1\r\nHost: h\r\nOrigin: https://a.example\r\n";
+    let (status, head) = exchange(ListenerKind::Operator, &config, false, head);
+    assert_eq!((status, only_header(&head, "Access-Control-Allow-Origin")), (404, None));
 }
 
 #[test]

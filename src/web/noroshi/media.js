@@ -8,8 +8,8 @@
 import { Share } from "./share.js";
 
 /**
- * A track that is shared, and the streams that it belongs to. The track may be replaced.
- * @typedef {{ track: MediaStreamTrack, streams: MediaStream[] }} SharedTrack
+ * A track that is shared, the streams that it belongs to, and the name of the share. The track may be replaced.
+ * @typedef {{ track: MediaStreamTrack, streams: MediaStream[], name: string | undefined }} SharedTrack
  */
 
 /**
@@ -22,14 +22,14 @@ export class Shares {
 
   /**
    * @param {MediaStream | MediaStreamTrack} source
-   * @param {Set<object> | undefined} receivers
+   * @param {{ receivers: Set<object> | undefined, name: string | undefined }} options
    * @param {{ onChanged: () => void, onReplaced: (sharedTrack: SharedTrack) => void }} events
    */
-  add(source, receivers, { onChanged, onReplaced }) {
+  add(source, { receivers, name }, { onChanged, onReplaced }) {
     const isStream = "getTracks" in source;
     const tracks = isStream ? source.getTracks() : [source];
     const streams = isStream ? [source] : [new MediaStream([source])];
-    const sharedTracks = tracks.map((track) => ({ track, streams }));
+    const sharedTracks = tracks.map((track) => ({ track, streams, name }));
     const share = new Share(sharedTracks, onReplaced, () => {
       if (this.#entries.delete(share)) {
         onChanged();
@@ -59,10 +59,24 @@ export class Senders {
   #pc;
   /** @type {Map<SharedTrack, RTCRtpTransceiver>} */
   #transceivers = new Map();
+  /** Transceivers whose track is no longer shared. @type {Set<RTCRtpTransceiver>} */
+  #released = new Set();
 
   /** @param {RTCPeerConnection} pc */
   constructor(pc) {
     this.#pc = pc;
+  }
+
+  /** The names of the shares by the `mid` of their transceivers, for the peer. @returns {Record<string, string>} */
+  get names() {
+    /** @type {Record<string, string>} */
+    const names = {};
+    for (const [{ name }, { mid }] of this.#transceivers) {
+      if (name !== undefined && mid !== null) {
+        names[mid] = name;
+      }
+    }
+    return names;
   }
 
   /**
@@ -73,14 +87,16 @@ export class Senders {
   async update(sharedTracks) {
     for (const [sharedTrack, transceiver] of this.#transceivers) {
       if (!sharedTracks.includes(sharedTrack)) {
-        this.#transceivers.delete(sharedTrack);
         await this.#release(transceiver);
+        this.#transceivers.delete(sharedTrack);
       }
     }
     for (const sharedTrack of sharedTracks) {
-      if (!this.#transceivers.has(sharedTrack)) {
-        const transceiver = await this.#acquire(sharedTrack);
-        this.#transceivers.set(sharedTrack, transceiver);
+      const transceiver = this.#transceivers.get(sharedTrack);
+      if (!transceiver) {
+        this.#transceivers.set(sharedTrack, await this.#acquire(sharedTrack));
+      } else if (transceiver.sender.track !== sharedTrack.track) {
+        await transceiver.sender.replaceTrack(sharedTrack.track);
       }
     }
   }
@@ -94,25 +110,43 @@ export class Senders {
   async #release(transceiver) {
     await transceiver.sender.replaceTrack(null);
     setSending(transceiver, false);
+    this.#released.add(transceiver);
   }
 
   /** @param {SharedTrack} sharedTrack */
   async #acquire({ track, streams }) {
-    const free = this.#pc.getTransceivers().find((transceiver) => this.#isFree(transceiver, track.kind));
+    const free = [...this.#released].find((transceiver) => this.#isFree(transceiver, track.kind));
     if (!free) {
-      return this.#pc.addTransceiver(track, { direction: "sendrecv", streams });
+      return this.#add(track, streams);
     }
+    this.#released.delete(free);
     await free.sender.replaceTrack(track);
     free.sender.setStreams?.(...streams);
     setSending(free, true);
     return free;
   }
 
+  /**
+   * Takes a transceiver that has never sent, for example one of a track that is received, or adds one. The application may
+   * do the same at any time, so that this must not be interrupted, as `replaceTrack` would be.
+   *
+   * @param {MediaStreamTrack} track
+   * @param {MediaStream[]} streams
+   */
+  #add(track, streams) {
+    if (this.#pc.getSenders().some((sender) => sender.track === track)) {
+      // `addTrack` sends a track only once.
+      return this.#pc.addTransceiver(track, { direction: "sendrecv", streams });
+    }
+    const added = this.#pc.addTrack(track, ...streams);
+    const transceiver = this.#pc.getTransceivers().find(({ sender }) => sender === added);
+    return /** @type {RTCRtpTransceiver} */ (transceiver);
+  }
+
   /** @param {RTCRtpTransceiver} transceiver @param {string} kind */
   #isFree(transceiver, kind) {
     const isOfKind = transceiver.receiver.track.kind === kind;
-    const isUnused = transceiver.sender.track === null && transceiver.direction !== "stopped";
-    return isOfKind && isUnused && ![...this.#transceivers.values()].includes(transceiver);
+    return isOfKind && transceiver.sender.track === null && transceiver.direction !== "stopped";
   }
 }
 

@@ -162,8 +162,11 @@ async function readStats(pc) {
   const ofType = (/** @type {string} */ type) => entries.filter((entry) => entry.type === type);
   const byId = (/** @type {string | undefined} */ id) => entries.find((entry) => entry.id === id);
   const selected = byId(ofType("transport")[0]?.selectedCandidatePairId);
-  // Firefox has no transport statistics.
-  const pair = selected ?? ofType("candidate-pair").find((entry) => entry.nominated && entry.state === "succeeded");
+  const pairs = ofType("candidate-pair");
+  // Some implementations have no transport statistics.
+  const pair = selected ?? pairs.find((entry) => entry.nominated && entry.state === "succeeded");
+  // The peers may send over other pairs than the one that we have selected.
+  const total = (/** @type {string} */ field) => pairs.reduce((sum, entry) => sum + (entry[field] ?? 0), 0);
   const local = byId(pair?.localCandidateId)?.candidateType;
   const remote = byId(pair?.remoteCandidateId)?.candidateType;
   const isRelayed = local === "relay" || remote === "relay";
@@ -174,7 +177,7 @@ async function readStats(pc) {
     local,
     remote,
     rtt: rtt === undefined ? undefined : rtt * 1000,
-    sent: pair?.bytesSent ?? 0,
-    received: pair?.bytesReceived ?? 0,
+    sent: total("bytesSent"),
+    received: total("bytesReceived"),
   };
 }

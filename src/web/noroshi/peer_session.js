@@ -31,10 +31,15 @@ const SETTLING_GROWTH = 1.5;
 const SETTLING_LONGEST = 60_000;
 /** After a failure of ICE, the polite peer lets the impolite one restart it first. */
 const POLITE_RESTART_DELAY = 2_000;
+/** A failed operation of a connection is tried again. Another one within this time begins the connection anew. */
+const FAILURES_FORGOTTEN_AFTER = 10_000;
+/** The time in which the first offer of a peer arrives that joins the room. */
+const FIRST_OFFER_MAX = 3_000;
 /** The time for the first message of the control channel. It says who the peer is, and comes before `open`. */
 const HELLO_MAX = 2_000;
-/** Messages that arrived before `open`. */
+/** Messages that arrive before the first message of the control channel wait for it. More than these do not wait. */
 const EARLY_MESSAGES_MAX = 1000;
+const EARLY_BYTES_MAX = 1 << 20;
 /** The length of a peer's data in characters of JSON. */
 export const DATA_LENGTH_MAX = 16_384;
 
@@ -88,8 +93,11 @@ export class PeerSession {
   #remoteNumber = 0;
   /** Connections that were begun anew since the last one was settled. */
   #attempts = 0;
-  /** Failed operations of the present connection. */
+  /** Failed operations of the present connection, and when the last one was. */
   #failures = 0;
+  #lastFailure = -Infinity;
+  /** Whether the connection is begun anew as soon as that is possible. */
+  #isRenewalDue = false;
   #hasHello = false;
   #isOpen = false;
   #wasEverOpen = false;
@@ -107,6 +115,8 @@ export class PeerSession {
   #restartTimer;
   /** @type {any} */
   #renewalTimer;
+  /** @type {any} */
+  #firstOfferTimer;
   /** @type {any} */
   #helloTimer;
   /** What `state` was last emitted for. */
@@ -137,8 +147,9 @@ export class PeerSession {
         onOpen: () => this.#ifCurrent(connection, () => this.#onChannelOpen()),
         onControlOpen: () => this.#ifCurrent(connection, () => connection.sendControl(this.#host.hello())),
         onClosed: () => this.#ifCurrent(connection, () => this.#onChannelClosed()),
-        onTrack: (track, streams) =>
-          this.#ifCurrent(connection, () => this.#host.emit(this, "track", { track, streams })),
+        onTrack: (track, streams, name) =>
+          this.#ifCurrent(connection, () => this.#host.emit(this, "track", { track, streams, name })),
+        shareNames: () => this.#senders.names,
         onMessage: (data, isReliable) => this.#ifCurrent(connection, () => this.#onChannelMessage(data, isReliable)),
         onFailure: (error) => this.#ifCurrent(connection, () => this.#onFailure(error)),
       },
@@ -164,23 +175,38 @@ export class PeerSession {
     this.#onState();
   }
 
-  /** Waits for the first offer, or begins if none comes. */
+  /** Makes the first offer, if both sides may be waiting for the other's. */
+  beginIfWaiting() {
+    if (!this.connection.hasBegun && this.connection.remoteId === undefined && !this.connection.hasRemoteDescription) {
+      this.begin();
+    }
+  }
+
+  /** Waits for the first offer, or begins if none comes: the peer may believe that it is connected to us. */
   awaitOffer() {
     this.#onState();
+    const { connection } = this;
+    this.#firstOfferTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        if (this.#host.isOnline() && !this.isAway) {
+          this.beginIfWaiting();
+        }
+      });
+    }, FIRST_OFFER_MAX);
   }
 
   /** Replaces the connection by a new one, which waits for an offer. */
   #replaceConnection() {
-    const wasOpen = this.#isOpen;
     this.#clearTimers();
     this.connection.close();
     this.#failures = 0;
+    this.#isRenewalDue = false;
     this.#hasHello = false;
     this.#isOpen = false;
     this.#earlyMessages = [];
     this.#wasEndedByPeer = false;
     this.connection = this.#createConnection();
-    if (wasOpen && !this.#isReconnecting) {
+    if (this.#wasEverOpen && !this.#isReconnecting) {
       this.#isReconnecting = true;
       this.#host.emit(this, "reconnecting");
     }
@@ -202,6 +228,9 @@ export class PeerSession {
       this.#ifCurrent(connection, () => {
         if (this.#host.isOnline() && !this.isAway) {
           this.renew();
+        } else {
+          // `onOnline` continues.
+          this.#isRenewalDue = true;
         }
       });
     }, pauseBefore(this.#attempts));
@@ -220,8 +249,10 @@ export class PeerSession {
     clearTimeout(this.#settlingTimer);
     clearTimeout(this.#restartTimer);
     clearTimeout(this.#renewalTimer);
+    clearTimeout(this.#firstOfferTimer);
     clearTimeout(this.#helloTimer);
     this.#settlingTimer = undefined;
+    this.#restartTimer = undefined;
   }
 
   // ---- State ----
@@ -262,6 +293,9 @@ export class PeerSession {
     }
     if (connection.pc.connectionState === "failed") {
       this.#onIceFailed();
+    } else {
+      clearTimeout(this.#restartTimer);
+      this.#restartTimer = undefined;
     }
     this.#tryOpen();
     this.reportState();
@@ -283,14 +317,22 @@ export class PeerSession {
     }
     const time = Math.min(SETTLING_MAX * SETTLING_GROWTH ** this.#attempts, SETTLING_LONGEST);
     const { connection } = this;
+    const { descriptions } = connection;
     this.#settlingTimer = setTimeout(() => {
       this.#settlingTimer = undefined;
-      this.#ifCurrent(connection, () => this.#onNotSettled());
+      this.#ifCurrent(connection, () => this.#onNotSettled(descriptions));
     }, time);
   }
 
-  #onNotSettled() {
-    if (this.connection.isSettled) {
+  /** @param {number} descriptionsBefore how many descriptions of the connection were set when the time began */
+  #onNotSettled(descriptionsBefore) {
+    const { connection } = this;
+    if (connection.isSettled) {
+      return;
+    }
+    if (connection.isConnected && connection.descriptions > descriptionsBefore) {
+      // One negotiation follows another, or a slow network delivers them late.
+      this.#startSettlingTimer();
       return;
     }
     if (!this.#host.isOnline() || this.isAway) {
@@ -299,6 +341,7 @@ export class PeerSession {
     }
     if (this.connection.pc.connectionState === "disconnected") {
       // ICE may still find a path by itself. A restart looks for others.
+      this.connection.resend();
       this.connection.restartIce();
       this.#startSettlingTimer();
       return;
@@ -335,12 +378,12 @@ export class PeerSession {
       this.#host.drop(this, "lost");
       return;
     }
-    if (!this.#host.isOnline()) {
+    // Once for each failure. If that does not help, the connection does not settle, and is begun anew.
+    if (!this.#host.isOnline() || this.#restartTimer !== undefined) {
       return;
     }
     const { connection } = this;
-    const delay = this.#host.id < this.id ? POLITE_RESTART_DELAY : 0;
-    clearTimeout(this.#restartTimer);
+    const delay = this.#isPolite ? POLITE_RESTART_DELAY : 0;
     this.#restartTimer = setTimeout(() => {
       this.#ifCurrent(connection, () => {
         if (connection.pc.connectionState === "failed") {
@@ -354,9 +397,15 @@ export class PeerSession {
   /** The server is there again, and sees the peer, or its server does. */
   onOnline() {
     this.isHeld = false;
+    if (this.#isRenewalDue) {
+      this.renew();
+      return;
+    }
     if (!this.connection.isConnected) {
       this.connection.resend();
-      if (["failed", "disconnected"].includes(this.connection.pc.connectionState)) {
+      if (this.connection.pc.connectionState === "failed") {
+        clearTimeout(this.#restartTimer);
+        this.#restartTimer = undefined;
         this.#onIceFailed();
       }
     }
@@ -481,6 +530,12 @@ export class PeerSession {
     if (typeof candidate !== "object" || candidate === null) {
       return;
     }
+    if (candidate.bye === true) {
+      if (candidate.to === this.connection.id) {
+        this.#host.drop(this, "left");
+      }
+      return;
+    }
     const { from, to, ...init } = candidate;
     const isForeign = from === undefined;
     const isForUs = to === undefined || to === this.connection.id;
@@ -549,8 +604,13 @@ export class PeerSession {
   #onMessage(data, isReliable, bytes) {
     if (this.#isOpen) {
       this.#emitMessage(data, isReliable, bytes);
-    } else if (this.#earlyMessages.length < EARLY_MESSAGES_MAX) {
-      this.#earlyMessages.push({ data, isReliable, bytes });
+      return;
+    }
+    this.#earlyMessages.push({ data, isReliable, bytes });
+    const waiting = this.#earlyMessages.reduce((sum, message) => sum + message.bytes, 0);
+    if (waiting > EARLY_BYTES_MAX || this.#earlyMessages.length > EARLY_MESSAGES_MAX) {
+      this.#hasHello = true;
+      this.#onState();
     }
   }
 
@@ -573,6 +633,9 @@ export class PeerSession {
         break;
       case "presence":
         this.#setSaysOnline(message.online);
+        break;
+      case "askPresence":
+        this.connection.sendControl({ type: "presence", online: this.#host.isOnline() });
         break;
       case "bye":
         this.#host.drop(this, "left");
@@ -622,6 +685,11 @@ export class PeerSession {
     const text = cause instanceof Error ? cause.message : String(cause);
     const error = new NoroshiError("connection_failed", text, cause);
     this.#host.emit(this, "error", { error });
+    const now = performance.now();
+    if (now - this.#lastFailure > FAILURES_FORGOTTEN_AFTER) {
+      this.#failures = 0;
+    }
+    this.#lastFailure = now;
     this.#failures += 1;
     const { connection } = this;
     const canRetry = this.#failures === 1 && connection.isConnected && connection.pc.signalingState === "stable";
@@ -629,7 +697,13 @@ export class PeerSession {
       this.#scheduleRenewal();
       return;
     }
-    setTimeout(() => this.#ifCurrent(connection, () => connection.renegotiate()), pauseBefore(0));
+    this.#renewalTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        // The operation may have been one of the shared media.
+        this.updateMedia();
+        connection.renegotiate();
+      });
+    }, pauseBefore(0));
   }
 
   /** A message about the peer is too large for the server. @param {number} size */
@@ -639,8 +713,8 @@ export class PeerSession {
       const error = new NoroshiError("too_big", `${size} bytes are too many for the server (--max-message)`);
       this.#host.emit(this, "error", { error });
     }
-    if (this.connection.hasRemoteDescription) {
-      // A first offer is small, because it has no media.
+    if (this.connection.hasRemoteDescription && !this.connection.isForeign) {
+      // The next connection begins with a small offer, without media, and negotiates the rest over its control channel.
       this.#scheduleRenewal();
     }
   }

@@ -70,7 +70,7 @@ const SEARCH_DELAY = 5_000;
  *   open: { peer: Peer },
  *   message: { peer: Peer, data: any, reliable: boolean },
  *   progress: { peer: Peer, received: number, size: number, name?: string },
- *   track: { peer: Peer, track: MediaStreamTrack, streams: readonly MediaStream[] },
+ *   track: { peer: Peer, track: MediaStreamTrack, streams: readonly MediaStream[], name: string | undefined },
  *   data: { peer: Peer, data: any },
  *   state: { peer: Peer },
  *   reconnecting: { peer: Peer },
@@ -286,14 +286,19 @@ export class Room extends BufferedEventTarget {
    * Sends media to every peer that is or will be in the room, or to some peers, until `stop()` of the result.
    *
    * @param {MediaStream | MediaStreamTrack} source
-   * @param {{ to?: Peer | Iterable<Peer> }} [options]
+   * @param {{ to?: Peer | Iterable<Peer>, name?: string }} [options] the peers get `name` with each track, for example
+   *   `"screen"`
    * @returns {Share}
    */
-  share(source, { to } = {}) {
-    return this.#shares.add(source, receivers(to), {
-      onChanged: () => this.#forEachSession((session) => session.updateMedia()),
-      onReplaced: (sharedTrack) => this.#forEachSession((session) => session.replaceTrack(sharedTrack)),
-    });
+  share(source, { to, name } = {}) {
+    return this.#shares.add(
+      source,
+      { receivers: receivers(to), name },
+      {
+        onChanged: () => this.#forEachSession((session) => session.updateMedia()),
+        onReplaced: (sharedTrack) => this.#forEachSession((session) => session.replaceTrack(sharedTrack)),
+      },
+    );
   }
 
   /**
@@ -506,9 +511,9 @@ export class Room extends BufferedEventTarget {
     }
     this.#forEachSession((session) => this.#setPresent(session, ids.includes(session.id)));
     for (const id of ids) {
-      if (!this.#sessions.has(id)) {
-        this.#add(id).begin();
-      }
+      // The peer that joins offers.
+      const session = this.#sessions.get(id) ?? this.#add(id);
+      session.beginIfWaiting();
     }
     this.#connectIfAlone();
   }
@@ -566,12 +571,23 @@ export class Room extends BufferedEventTarget {
       this.#unnamed.begin();
       return;
     }
+    this.#add(owner);
     this.#onDescription(owner, parseJson(sdp));
   }
 
   /** @param {any} message */
   #onAnswer({ id, sdp }) {
     const description = parseJson(sdp);
+    const hasIds = description?.from !== undefined;
+    const isForOther = hasIds && description.to !== this.#unnamed?.connection.id;
+    if (this.#unnamed && isForOther) {
+      // An earlier partner repeats its answer, and the server has paired us with it again.
+      this.#refusePartner(id, description.from);
+      this.#remove(this.#unnamed);
+      this.#send({ type: "leave" });
+      this.#connectIfAlone();
+      return;
+    }
     if (this.#unnamed && !this.#sessions.has(id)) {
       const session = this.#unnamed;
       this.#unnamed = undefined;
@@ -583,13 +599,23 @@ export class Room extends BufferedEventTarget {
 
   /** @param {string} id @param {any} description */
   #onDescription(id, description) {
-    if (typeof description?.sdp !== "string" || typeof id !== "string") {
+    const isOfKnownType = description?.type === "offer" || description?.type === "answer";
+    if (!isOfKnownType || typeof description.sdp !== "string" || typeof id !== "string") {
       return;
     }
     let session = this.#sessions.get(id);
     if (session?.isFromOtherInstance(description)) {
-      this.#drop(session, "replaced");
+      this.#giveUp(session, "replaced");
       session = undefined;
+      if (this.#flow === "join" && description.type === "answer") {
+        // It answers an offer to the page that was there before.
+        this.#add(id).begin();
+        return;
+      }
+    }
+    if (!session && this.#flow === "connect" && description.from !== undefined) {
+      this.#refusePartner(id, description.from);
+      return;
     }
     if (!session && description.type === "offer") {
       session = this.#add(id);
@@ -598,6 +624,16 @@ export class Room extends BufferedEventTarget {
       this.#see(session);
       session.receiveDescription(description);
     }
+  }
+
+  /**
+   * In a pair: a peer takes us for its partner, but our page was reloaded or has given it up, and nobody could tell it.
+   *
+   * @param {string} id
+   * @param {unknown} connection the peer's id of its connection to us
+   */
+  #refusePartner(id, connection) {
+    this.#send({ type: "candidateAdd", target_id: id, candidate: { bye: true, to: connection } });
   }
 
   /** @param {any} message */
@@ -789,6 +825,9 @@ export class Room extends BufferedEventTarget {
     session.isAway = !isPresent;
     if (isPresent) {
       session.onOnline();
+    } else if (this.#flow === "connect") {
+      // The server does not tell when a partner is back, and it may be back already.
+      session.connection.sendControl({ type: "askPresence" });
     } else {
       this.#scheduleSearch();
     }
@@ -812,14 +851,16 @@ export class Room extends BufferedEventTarget {
    * to another server than they are. Who misses most of its peers connects again, once.
    */
   #scheduleSearch() {
-    if (this.#searchTimer !== undefined || this.#flow === "connect") {
+    if (this.#searchTimer !== undefined || this.#flow === "connect" || !this.online) {
       return;
     }
     this.#searchTimer = setTimeout(
       () => {
         this.#searchTimer = undefined;
         const sessions = [...this.#sessions.values()];
-        const missing = sessions.filter((session) => session.isAway && session.saysOnline);
+        const isElsewhere = (/** @type {PeerSession} */ session) =>
+          session.isAway && session.saysOnline && session.connection.isConnected;
+        const missing = sessions.filter(isElsewhere);
         const isMajority = missing.length * 2 > sessions.length;
         if (this.online && isMajority && !this.#hasSearched) {
           this.#hasSearched = true;

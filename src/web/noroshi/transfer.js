@@ -127,6 +127,11 @@ export class Transfer {
     return this.#connection.messages;
   }
 
+  /** Chromium leaves a channel `open` for a while when its connection is closed while messages are buffered. */
+  get #isOpen() {
+    return !this.#connection.isClosed && this.#channel.readyState === "open";
+  }
+
   /** The largest message of the channel in bytes. */
   get maxMessageSize() {
     return this.#connection.pc.sctp?.maxMessageSize || 65_536;
@@ -276,7 +281,7 @@ export class Transfer {
         onprogress?.({ sent: end, size });
       }
     } catch (error) {
-      if (!refused.signal.aborted && this.#channel.readyState === "open") {
+      if (!refused.signal.aborted && this.#isOpen) {
         this.#sendFrame({ abort: stream, by: "sender" });
       }
       throw error;
@@ -286,7 +291,7 @@ export class Transfer {
   }
 
   #assertOpen() {
-    if (this.#channel.readyState !== "open") {
+    if (!this.#isOpen) {
       throw new NoroshiError("not_open", "the peer is not connected: await its open event");
     }
   }
@@ -320,7 +325,7 @@ export class Transfer {
    */
   async drained(bytes, { signal } = {}) {
     const channel = this.#channel;
-    while (channel.readyState === "open" && channel.bufferedAmount > bytes) {
+    while (this.#isOpen && channel.bufferedAmount > bytes) {
       signal?.throwIfAborted();
       // The lowest threshold of all callers; each looks again.
       channel.bufferedAmountLowThreshold = bytes;

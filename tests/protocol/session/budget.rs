@@ -4,8 +4,10 @@ use super::{check_budget, status};
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
-use noroshi::limits::{ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, CONTROL_QUEUE_BYTES_MAX};
-use noroshi::session::CloseReason;
+use noroshi::limits::{
+    ALWAYS_HELD_BYTES, BASE_BYTES, CONNECTION_BYTES, CONTROL_QUEUE_BYTES_MAX, SHARED_FRAME_OVERHEAD_BYTES,
+};
+use noroshi::session::{CloseReason, SharedFrame};
 
 fn with_memory(bytes: usize) -> TestSession {
     let memory_bytes_max = Some(BASE_BYTES + CONNECTION_BYTES + bytes);
@@ -123,4 +125,55 @@ fn messages_that_may_be_forwarded_do_not_close_the_receiver() {
         }
     }
     assert!(forwarded > 10);
+}
+
+#[test]
+fn frame_that_queues_share_is_charged_once() {
+    let mut test = with_memory(100_000);
+    test.pipe().writable_bytes = 0;
+    let used = test.shared.budget.used();
+    let text = "x".repeat(10_000);
+    let frame = SharedFrame::text(&text, &test.shared);
+    let charged = 10_000 + 4 + SHARED_FRAME_OVERHEAD_BYTES;
+    assert_eq!(test.shared.budget.used(), used + charged);
+    for _ in 0..20 {
+        assert!(test.session.forward_shared(&frame, &mut test.shared), "200,000 bytes take 10,000");
+    }
+    // Its places in the queue, and the buffer of the response to the upgrade.
+    let others = test.shared.budget.used() - used - charged;
+    assert!((20 * 16..=40 * 16 + 256).contains(&others), "{others}");
+    // A further frame that exceeds the limit is not queued, and its memory is released.
+    let before = test.shared.budget.used();
+    let large = SharedFrame::text(&"x".repeat(90_000), &test.shared);
+    assert!(!test.shared.budget.allows(0));
+    assert!(!test.session.forward_shared(&large, &mut test.shared));
+    drop(large);
+    assert_eq!(test.shared.budget.used(), before);
+    drop(frame);
+    assert_eq!(test.shared.budget.used(), before, "the queue still refers to it");
+    test.pipe().writable_bytes = usize::MAX;
+    test.process();
+    assert_eq!(test.take_frames(), vec![(TEXT, text.into_bytes()); 20]);
+    assert_eq!(test.shared.budget.used(), used);
+    check_budget(test, "");
+}
+
+#[test]
+fn small_shared_frames_are_queued_without_memory() {
+    let mut test = with_memory(0);
+    test.pipe().writable_bytes = 0;
+    let mut queued = 0;
+    loop {
+        let frame = SharedFrame::text(&"x".repeat(100), &test.shared);
+        if !test.session.forward_shared(&frame, &mut test.shared) {
+            break;
+        }
+        queued += 1;
+    }
+    assert_eq!(queued, ALWAYS_HELD_BYTES / (102 + SHARED_FRAME_OVERHEAD_BYTES));
+    assert!(test.session.is_open());
+    test.pipe().writable_bytes = usize::MAX;
+    test.process();
+    assert_eq!(test.take_frames().len(), queued);
+    check_budget(test, "");
 }

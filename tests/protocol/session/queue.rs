@@ -3,10 +3,10 @@
 use super::open_session;
 use crate::common::pipe::{CLOSE, PING, PONG, TEXT, TestSession, close, frame};
 use noroshi::config::Config;
-use noroshi::limits::{QUEUE_BYTES_MAX_FLOOR, QUEUE_BYTES_RESERVE};
+use noroshi::limits::{LARGE_QUEUE_BYTES_MAX_FLOOR, QUEUE_BYTES_MAX_FLOOR, QUEUE_BYTES_RESERVE};
 use noroshi::message::Message;
 use noroshi::protocols::noroshi::message::ServerMessage;
-use noroshi::session::{CloseReason, Event, ReadOutcome};
+use noroshi::session::{CloseReason, Event, ReadOutcome, SharedFrame};
 
 /// Fills the queue with forwarded messages of 1,004 bytes. Returns their number.
 fn fill_queue(test: &mut TestSession) -> usize {
@@ -261,4 +261,49 @@ fn largest_message_fits_an_empty_queue() {
         let reply = ServerMessage::Offer { sdp: &offer, target: &id, id: Some(&id) }.to_json();
         assert!(test.session.can_queue(&[reply], &test.shared));
     }
+}
+
+/// Forwards shared messages of 1,004 bytes until the queue is full. Returns their number.
+fn fill_with_shared_frames(test: &mut TestSession) -> usize {
+    test.session.on_registered();
+    test.pipe().writable_bytes = 0;
+    let mut queued = 0;
+    loop {
+        let frame = SharedFrame::text(&"x".repeat(1000), &test.shared);
+        if !test.session.forward_shared(&frame, &mut test.shared) {
+            return queued;
+        }
+        queued += 1;
+    }
+}
+
+#[test]
+fn queue_has_the_same_limit_for_shared_frames() {
+    let mut test = open_session();
+    assert_eq!(fill_with_shared_frames(&mut test), QUEUE_BYTES_MAX_FLOOR / 1004);
+    assert!(!test.session.can_queue(&["x".repeat(1000)], &test.shared));
+    // Messages of the server have their reserve behind them.
+    test.session.send("y".repeat(60 * 1024), &mut test.shared);
+    assert!(test.session.is_open());
+    test.advance(11);
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Slow));
+    test.pipe().writable_bytes = usize::MAX;
+    test.process();
+    let frames = test.take_frames();
+    let expected = QUEUE_BYTES_MAX_FLOOR / 1004;
+    assert!(frames[..expected].iter().all(|frame| *frame == (TEXT, "x".repeat(1000).into_bytes())));
+    assert_eq!(frames[expected], (TEXT, "y".repeat(60 * 1024).into_bytes()));
+    assert_eq!(frames.last(), Some(&(CLOSE, close(1013, "reads too slowly"))));
+    test.feed(&frame(CLOSE, b""));
+    super::check_budget(test, "");
+}
+
+#[test]
+fn large_queue_holds_two_mebibytes() {
+    let mut test = open_session();
+    test.session.enlarge_queue();
+    assert_eq!(fill_with_shared_frames(&mut test), LARGE_QUEUE_BYTES_MAX_FLOOR / 1004);
+    test.pipe().is_broken = true;
+    test.process();
+    super::check_budget(test, "");
 }

@@ -1,0 +1,83 @@
+//! Three nodes for y-webrtc behind Caddy and HAProxy: the clients of a room, which is in the path, reach the same node.
+
+use std::net::{SocketAddr, TcpStream};
+
+use crate::common::client::Client;
+use crate::common::process::{Running, run};
+use crate::common::program::{Program, free_port, is_installed};
+use crate::common::readme::configuration;
+use serde_json::json;
+
+const ROOMS: usize = 40;
+
+/// Writes a configuration file with other addresses, and starts a balancer with it.
+fn balancer(program: &str, arguments: &str, file: &str, nodes: &[Running; 3], port: u16) -> Program {
+    let mut text = configuration(file);
+    let listener = if file.starts_with("Caddy") { "example.com {" } else { ":8080\n" };
+    let address = match file.starts_with("Caddy") {
+        true => format!("{{\n    admin off\n    auto_https off\n}}\nhttp://:{port} {{"),
+        false => format!("127.0.0.1:{port}\n"),
+    };
+    let mut replacements = vec![(listener.to_owned(), address)];
+    if !file.starts_with("Caddy") {
+        replacements.push(("127.0.0.1:10000".to_owned(), format!("127.0.0.1:{}", free_port())));
+    }
+    for (number, node) in nodes.iter().enumerate() {
+        replacements.push((format!("10.0.0.{}:8080", number + 1), node.address.to_string()));
+    }
+    for (from, to) in replacements {
+        assert!(text.contains(&from), "{from}");
+        text = text.replacen(&from, &to, 1);
+    }
+    let balancer = Program::start_after(program, arguments, |home| {
+        std::fs::write(home.join(file), text).unwrap();
+    });
+    balancer.wait_until("the balancer", || TcpStream::connect(("127.0.0.1", port)).ok());
+    balancer
+}
+
+fn assert_rooms_meet(program: &str, arguments: &str, file: &str) {
+    if !is_installed(program) {
+        return;
+    }
+    let nodes = [(); 3].map(|()| run(r#"exec "$0" --y-webrtc --log error"#).0);
+    let port = free_port();
+    let balancer = balancer(program, arguments, file, &nodes, port);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    // The health checks have to succeed first.
+    balancer.wait_until("the nodes", || {
+        let mut probe = Client::connect(address);
+        probe.send(b"GET /y-webrtc HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n");
+        probe.read_head().starts_with("HTTP/1.1 426 ").then_some(())
+    });
+    let mut clients = Vec::new();
+    for room in 0..ROOMS {
+        let topic = format!("document {room}");
+        // Each client has another token in its query.
+        let mut pair = [1, 2].map(|token| {
+            let path = format!("/y-webrtc/document%20{room}?token={token}");
+            let mut client = Client::connect(address).upgrade_at(&path);
+            client.send_json(json!({"type": "subscribe", "topics": [topic]}));
+            client.sync();
+            client
+        });
+        pair[0].send_json(json!({"type": "publish", "topic": topic}));
+        assert_eq!(pair[1].receive_json()["clients"], 2, "{file}: room {room}");
+        clients.extend(pair);
+    }
+    let rooms = nodes.each_ref().map(|node| node.metric("rooms"));
+    assert_eq!(rooms.iter().sum::<f64>(), ROOMS as f64, "{rooms:?}");
+    assert!(rooms.iter().all(|rooms| *rooms > 0.0), "all nodes have rooms: {rooms:?}");
+}
+
+#[test]
+fn caddy_sends_each_y_webrtc_room_to_one_node() {
+    let file = "Caddyfile-y-webrtc";
+    assert_rooms_meet("/usr/bin/caddy", &format!("run --adapter caddyfile --config {file}"), file);
+}
+
+#[test]
+fn haproxy_sends_each_y_webrtc_room_to_one_node() {
+    let file = "haproxy-cluster.cfg";
+    assert_rooms_meet("/usr/sbin/haproxy", &format!("-W -f {file}"), file);
+}
