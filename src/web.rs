@@ -56,7 +56,7 @@ pub const QR_CODES: File = File { is_cross_origin: false, ..File::module(include
 /// It permits the script and the style of the page, by their hashes, the libraries, the icon in its head, and connections to
 /// this server. A test compares the hashes with the elements.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-+oGttv8SpXpCM9yKg5O47UwXL6yB0o+wQyZE/5orl8s='; \
+    script-src 'self' 'sha256-2+7gpD1dFmY5QpPeYFuFHsqodlsPnMbdMxAFDh//IRc='; \
     style-src 'sha256-Ha8+ghAry32qWL0rxglaFHGqRg4x9nmCdOvu+HxLqVs='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -252,6 +252,19 @@ mod tests {
         {
             assert!(find(path).is_none(), "{path}");
         }
+    }
+
+    #[test]
+    fn page_preloads_every_module() {
+        let preloads =
+            PAGE.body.lines().filter_map(|line| line.strip_prefix("<link rel=\"modulepreload\" href=\"."));
+        let mut preloads: Vec<&str> = preloads.map(|line| line.trim_end_matches("\">")).collect();
+        preloads.sort();
+        let modules = LIBRARY_MODULES.iter().map(|(name, _)| format!("{MODULES}/{name}"));
+        let mut expected: Vec<String> = modules.collect();
+        expected.extend(["/noroshi.js", "/qrcode.js"].map(str::to_owned));
+        expected.sort();
+        assert_eq!(preloads, expected);
     }
 
     /// Returns the module specifiers of the `import` and `export … from` in a script, also the dynamic ones with a literal.
