@@ -56,7 +56,7 @@ export class Peer {
     return this.#session.id;
   }
 
-  /** The metadata that the peer gave as `data`: a JSON value or undefined, unchecked. It is there before `open`. @type {any} */
+  /** The metadata of the peer: a JSON value or undefined, unchecked. It is there before `open`. @type {any} */
   get data() {
     return this.#session.data;
   }
@@ -167,7 +167,7 @@ async function readStats(pc) {
   const pairs = ofType("candidate-pair");
   // Some implementations have no transport statistics.
   const pair = selected ?? pairs.find((entry) => entry.nominated && entry.state === "succeeded");
-  // The peers may send over other pairs than the one that we have selected.
+  // The peers may send over other pairs than the locally selected one.
   const total = (/** @type {string} */ field) => pairs.reduce((sum, entry) => sum + (entry[field] ?? 0), 0);
   const local = byId(pair?.localCandidateId)?.candidateType;
   const remote = byId(pair?.remoteCandidateId)?.candidateType;

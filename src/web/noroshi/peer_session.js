@@ -13,7 +13,7 @@
  *                             a failure, or a      │    │  or closed this one    ▼      │
  *                             closed channel       └────┴──────────────────── interrupted
  *
- * The connection of a peer that does not settle within 10 s, while both are online, is replaced: no state waits for ever.
+ * A connection that does not settle within 10 s, while both are online, is replaced: no state waits for ever.
  */
 
 import { Connection } from "./connection.js";

@@ -427,8 +427,8 @@ export class Room extends BufferedEventTarget {
       this.#send({ type: "join" });
       return;
     }
-    // A peer that has a partner asks for no other, but must be addressable: any message registers the id, and the answer to the
-    // second one tells that it was accepted.
+    // A peer that has a partner asks for no other, but must be addressable: any message registers the id, and the answer
+    // to the second one tells that it was accepted.
     this.#send({ type: "leave" });
     this.#requestCredentials();
   }
@@ -628,7 +628,8 @@ export class Room extends BufferedEventTarget {
   }
 
   /**
-   * In a pair: a peer takes this one for its partner, but the local page was reloaded or has given it up, and could not tell it.
+   * In a pair: a peer takes this one for its partner, but the local page was reloaded or has given it up, and could not
+   * tell it.
    *
    * @param {string} id
    * @param {unknown} connection the peer's id of its connection
