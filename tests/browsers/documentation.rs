@@ -20,8 +20,11 @@ fn pages(port: u16) -> Vec<(String, String)> {
     let pages = library_examples().into_iter().filter(is_page);
     let page = |example: Example| {
         let block = example.block.replace("localhost:8080", &format!("127.0.0.1:{port}"));
-        let is_audio = example.heading == "Audio only";
-        let begin = if is_audio { RECORD_PLAYERS } else { "" };
+        let begin = match &*example.heading {
+            "Audio only" => RECORD_PLAYERS,
+            MEETING => RECORD_CONNECTIONS,
+            _ => "",
+        };
         (example.heading, format!("<!doctype html><link rel=\"icon\" href=\"data:,\">{begin}{block}"))
     };
     pages.map(page).collect()
@@ -31,6 +34,15 @@ fn pages(port: u16) -> Vec<(String, String)> {
 const RECORD_PLAYERS: &str = "<script>
     const players = [], NativeAudio = Audio;
     globalThis.Audio = function () { const player = new NativeAudio(); players.push(player); return player; };
+</script>";
+
+const MEETING: &str = "Video call with chat and screen share";
+
+const RECORD_CONNECTIONS: &str = "<script>
+    const connections = [];
+    globalThis.RTCPeerConnection = class extends RTCPeerConnection {
+        constructor(configuration) { super(configuration); connections.push(this); }
+    };
 </script>";
 
 const LINES: &str = "[...document.querySelectorAll('li')].map((line) => line.textContent)";
@@ -92,18 +104,27 @@ fn screen_share(pair: &mut Pair) {
 }
 
 fn meeting(pair: &mut Pair) {
-    let videos = |count: usize| format!("document.querySelectorAll('video').length === {count} && {VIDEOS_PLAY}");
+    let videos =
+        |count: usize| format!("document.querySelectorAll('video').length === {count} && {VIDEOS_PLAY}");
     for browser in &mut *pair {
         browser.wait_until(&videos(2));
         browser.wait_until(&format!("{LINES}.some((line) => line.endsWith(' is here'))"));
     }
     for i in [0, 1, 0] {
         pair[i].eval(&format!("globalThis.screens ?? {FAKE_SCREEN}"));
-        pair[i].eval("(endedListeners.length = 0, document.querySelector('#screen').click())");
+        pair[i].eval("(globalThis.endedListeners = [], document.querySelector('#screen').click())");
         pair[1 - i].wait_until(&videos(3));
         pair[i].wait_until("endedListeners.length === 1");
         pair[i].eval("(endedListeners.forEach((listener) => listener()), 0)");
         pair[1 - i].wait_until(&videos(2));
+    }
+    // Videos of the old connection do not remain beside those of the new one.
+    pair[1].eval("(connections.at(-1).close(), 0)");
+    let is_live = "[...document.querySelectorAll('video')].every((video) =>
+        video.srcObject.getTracks().every((track) => track.readyState === 'live'))";
+    for browser in [1, 0] {
+        pair[browser].wait_until("connections.at(-1).connectionState === 'connected'");
+        pair[browser].wait_until(&format!("{} && {is_live}", videos(2)));
     }
     pair[0].type_text("input", "words");
     pair[1].wait_until(&format!("{LINES}.some((line) => line.endsWith(': words'))"));
@@ -166,7 +187,7 @@ const SCENARIOS: [(&str, Scenario); 8] = [
     ("Chat", chat),
     ("Video call", video_call),
     ("Screen share", screen_share),
-    ("Video call with chat and screen share", meeting),
+    (MEETING, meeting),
     ("Files, with progress", files),
     ("Presence", presence),
     ("Audio only", audio_only),
