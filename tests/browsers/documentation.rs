@@ -118,13 +118,21 @@ fn meeting(pair: &mut Pair) {
         pair[i].eval("(endedListeners.forEach((listener) => listener()), 0)");
         pair[1 - i].wait_until(&videos(2));
     }
-    // Videos of the old connection do not remain beside those of the new one.
+    // Videos of the old connection do not remain beside those of the new one, although their streams get no `removetrack`.
+    for browser in &mut *pair {
+        browser.eval("globalThis.removals = 0");
+        browser.eval(
+            "(document.querySelectorAll('video').forEach(({ srcObject }) =>
+                srcObject.addEventListener('removetrack', () => removals += 1)), 0)",
+        );
+    }
     pair[1].eval("(connections.at(-1).close(), 0)");
     let is_live = "[...document.querySelectorAll('video')].every((video) =>
         video.srcObject.getTracks().every((track) => track.readyState === 'live'))";
     for browser in [1, 0] {
         pair[browser].wait_until("connections.at(-1).connectionState === 'connected'");
         pair[browser].wait_until(&format!("{} && {is_live}", videos(2)));
+        assert_eq!(pair[browser].eval("removals"), 0);
     }
     pair[0].type_text("input", "words");
     pair[1].wait_until(&format!("{LINES}.some((line) => line.endsWith(': words'))"));

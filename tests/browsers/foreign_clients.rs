@@ -11,7 +11,7 @@ use crate::common::program::{Program, find, npm};
 use crate::common::readme::read;
 use serde_json::json;
 
-/// After this time (milliseconds), the library would begin a connection anew that does not settle.
+/// After this time (milliseconds), the library would replace a connection that does not settle.
 const SETTLING_MAX: f64 = 10_000.0;
 
 /// Returns the code block below a heading.
