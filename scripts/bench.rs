@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
+use noroshi::http::token::TokenError;
 use noroshi::limits::HEAD_TIME_MAX;
 use noroshi::memory_budget::Reservation;
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Times};
@@ -116,6 +117,7 @@ impl Outbox for Sessions {
     fn resume_reading(&mut self, _: Conn) {}
     fn close(&mut self, _: Conn, _: CloseCause) {}
     fn record_registration(&mut self, _: Conn, _: &str, _: &str) {}
+    fn record_refused_token(&mut self, _: Conn, _: TokenError) {}
     fn record_departure(&mut self, _: Conn, _: &'static Descriptor, _: &Member<'_>) {}
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
-use crate::http::token::Claims;
+use crate::http::token::{Claims, TokenError};
 use crate::memory_budget::Reservation;
 use crate::message::Message;
 use crate::metrics::Counts;
@@ -126,9 +126,11 @@ pub struct ResourceRequest<'a> {
     pub query: &'a Query,
 }
 
-/// The response to a [`ResourceRequest`]. Pages of allowed origins may read it (CORS).
+/// The response to a [`ResourceRequest`]. Pages of allowed origins may read it (CORS); others get 403.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
+    /// The status code, of those that [`render`](crate::http::render) knows.
+    pub status: u16,
     /// The value of the header `Content-Type`.
     pub content_type: &'static str,
     /// The content.
@@ -269,6 +271,8 @@ pub trait Outbox {
     fn close(&mut self, conn: Conn, cause: CloseCause);
     /// Records that a connection has registered an id in a room: its time for that no longer runs. For the log, too.
     fn record_registration(&mut self, conn: Conn, room: &str, id: &str);
+    /// Records that a protocol has refused a connection because of its token.
+    fn record_refused_token(&mut self, conn: Conn, error: TokenError);
     /// Records the departure of a connection that its protocol has forgotten, and that was this member. Marks the connection as
     /// left, so that no departure is reported again, and logs and counts it. Called once for each connection.
     fn record_departure(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>);

@@ -10,6 +10,7 @@ pub mod ice;
 pub mod list;
 pub mod matchbox;
 pub mod noroshi;
+pub mod peerjs;
 pub mod uuid;
 
 use std::cmp::Reverse;
@@ -32,6 +33,7 @@ pub const ALL: &[&Descriptor] = &[
     &noroshi::DESCRIPTOR, //
     &ayame::DESCRIPTOR,
     &matchbox::DESCRIPTOR,
+    &peerjs::DESCRIPTOR,
 ];
 
 /// Returns the endpoints of protocols, from which flags and variables follow.

@@ -14,10 +14,14 @@ pub struct Endpoint {
     pub default_path: &'static str,
     /// Whether it is served at the default path without a flag. Then it has no flag.
     pub is_always_on: bool,
-    /// Whether clients connect to `PATH/ROOM`. Then `PATH` may be `/`.
+    /// Whether clients connect to `PATH/ROOM`.
     pub has_rooms_below: bool,
+    /// Whether `PATH` may be `/`, so that the paths below it are at the top level.
+    pub may_be_root: bool,
     /// The path at which clients of the original server check its health. It is served while the protocol is.
     pub health_path: Option<&'static str>,
+    /// Bytes that the protocol may store for one connection, beyond a message and stored candidates.
+    pub stored_bytes_max: usize,
 }
 
 impl Endpoint {
@@ -27,7 +31,7 @@ impl Endpoint {
     /// What was expected.
     pub(super) fn parse_path(&self, path: &str, endpoints: &[&Endpoint]) -> Result<String, String> {
         const EXPECTED: &str = "a path such as /signaling";
-        if path == "/" && self.has_rooms_below {
+        if path == "/" && self.may_be_root {
             return Ok(String::new());
         }
         if let Some(reserved) = reserved_path(path, endpoints) {
@@ -87,7 +91,9 @@ pub(super) mod examples {
         default_path: "/ws",
         is_always_on: true,
         has_rooms_below: true,
+        may_be_root: false,
         health_path: None,
+        stored_bytes_max: 0,
     };
 
     pub static AYAME: Endpoint = Endpoint {
@@ -96,7 +102,9 @@ pub(super) mod examples {
         default_path: "/signaling",
         is_always_on: false,
         has_rooms_below: false,
+        may_be_root: false,
         health_path: Some("/.ok"),
+        stored_bytes_max: 0,
     };
 
     pub static MATCHBOX: Endpoint = Endpoint {
@@ -105,6 +113,8 @@ pub(super) mod examples {
         default_path: "/",
         is_always_on: false,
         has_rooms_below: true,
+        may_be_root: true,
         health_path: Some("/health"),
+        stored_bytes_max: 0,
     };
 }

@@ -103,28 +103,26 @@ pub struct PendingResource {
     pub query: Query,
     /// Whether the response has no body (`HEAD`).
     head_only: bool,
-    /// The origin of a page that may read the response.
-    cors_origin: Option<String>,
+    /// The origin of the page that requests it, which may read the response.
+    page_origin: Option<String>,
 }
 
 impl PendingResource {
     /// Renders the response of the protocol.
     pub fn render(&self, resource: Option<&Resource>) -> Response {
+        let mut headers = cors_headers(self.page_origin.as_deref());
         let Some(resource) = resource else {
-            let mut response = render(404, b"not found\n", &[TEXT], self.head_only);
-            response.reject_reason = None;
-            return response;
+            headers.push(TEXT);
+            return render(404, b"not found\n", &headers, self.head_only);
         };
-        let mut headers = vec![
-            ("Content-Type", resource.content_type),
-            ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Vary", "Origin"),
-        ];
-        if let Some(origin) = &self.cors_origin {
-            headers.push(("Access-Control-Allow-Origin", origin));
+        headers.push(("Content-Type", resource.content_type));
+        headers.push(("Cache-Control", "no-store"));
+        headers.push(("X-Content-Type-Options", "nosniff"));
+        if resource.status == 401 {
+            // RFC 9110 section 11.6.1. Browsers do not ask for a password because of this scheme.
+            headers.push(("WWW-Authenticate", "Bearer"));
         }
-        render(200, resource.body.as_bytes(), &headers, self.head_only)
+        render(resource.status, resource.body.as_bytes(), &headers, self.head_only)
     }
 }
 
@@ -211,7 +209,7 @@ impl Policy<'_> {
         destination: Option<Destination>,
         limit_check: LimitCheck,
     ) -> Decision {
-        if request.method == "OPTIONS" {
+        if request.method == "OPTIONS" && !matches!(destination, Some(Destination::Resource(_))) {
             // HAProxy's health checks use this method.
             return Decision::Respond(render(204, b"", &[ALLOW], true));
         }
@@ -296,13 +294,21 @@ impl Policy<'_> {
         path: &str,
         query: &Query,
     ) -> Result<Decision, Response> {
-        let head_only = check_get_or_head(request)?;
-        let cors_origin = match cors_header(request) {
-            Some((_, origin)) if self.has_allowed_origin(request) => Some(origin.to_owned()),
-            _ => None,
+        if !self.has_allowed_origin(request) {
+            return Err(origin_not_allowed(request));
+        }
+        let page_origin = request.value("origin");
+        let mut headers = cors_headers(page_origin);
+        headers.push(ALLOW);
+        let head_only = match request.method {
+            "GET" => false,
+            "HEAD" => true,
+            "OPTIONS" => return Ok(Decision::Respond(render(204, b"", &headers, true))),
+            _ => return Err(method_not_allowed(request, &headers)),
         };
         let (path, query) = (path.to_owned(), query.clone());
-        Ok(Decision::Resource(PendingResource { protocol, path, query, head_only, cors_origin }))
+        let page_origin = page_origin.map(str::to_owned);
+        Ok(Decision::Resource(PendingResource { protocol, path, query, head_only, page_origin }))
     }
 
     // ---- Resources of the operator listener ----
@@ -412,6 +418,13 @@ fn cors_header<'a>(request: &Request<'a>) -> Option<(&'static str, &'a str)> {
     request.value("origin").map(|origin| ("Access-Control-Allow-Origin", origin))
 }
 
+/// Returns the headers that let a page of this origin read the response. A cache must not give it to a page of another origin.
+fn cors_headers(page_origin: Option<&str>) -> Vec<(&'static str, &str)> {
+    let mut headers = vec![("Vary", "Origin")];
+    headers.extend(page_origin.map(|origin| ("Access-Control-Allow-Origin", origin)));
+    headers
+}
+
 // ---- Responses ----
 
 /// Responds with the server's health. A full server is healthy, a draining one is not.
@@ -438,8 +451,12 @@ fn check_get_or_head(request: &Request) -> Result<bool, Response> {
     match request.method {
         "GET" => Ok(false),
         "HEAD" => Ok(true),
-        _ => Err(request.text_response(405, "expected GET, HEAD or OPTIONS", &[ALLOW])),
+        _ => Err(method_not_allowed(request, &[ALLOW])),
     }
+}
+
+fn method_not_allowed(request: &Request, headers: &[(&str, &str)]) -> Response {
+    request.text_response(405, "expected GET, HEAD or OPTIONS", headers)
 }
 
 /// # Errors

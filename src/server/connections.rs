@@ -461,6 +461,12 @@ impl Outbox for Connections {
         debug!("connection {} from {} registered: room {room:?}, id {id:?}", conn.number(), entry.address);
     }
 
+    fn record_refused_token(&mut self, conn: Conn, error: TokenError) {
+        let address = self.entries[conn.slot()].address;
+        debug!("connection {} from {address}: {}", conn.number(), error.message());
+        *self.shared.metrics.refused_tokens.entry(error.name()).or_default() += 1;
+    }
+
     fn record_departure(&mut self, conn: Conn, protocol: &'static Descriptor, member: &Member<'_>) {
         self.record_departure(conn.slot(), protocol, member);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use noroshi::config::Config;
 use noroshi::http::query::Query;
-use noroshi::http::token::Claims;
+use noroshi::http::token::{Claims, TokenError};
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
 use noroshi::protocols::{self, Destination, Dispatcher};
@@ -60,6 +60,8 @@ pub struct Recorder {
     /// Whether every reservation fails.
     pub out_of_memory: bool,
     pub budget: Budget,
+    /// How many connections protocols have refused because of their tokens, by reason.
+    pub refused_tokens: BTreeMap<&'static str, u64>,
 }
 
 impl Default for Recorder {
@@ -69,6 +71,7 @@ impl Default for Recorder {
             full: BTreeSet::new(),
             out_of_memory: false,
             budget: Budget::new(&Config::default()),
+            refused_tokens: BTreeMap::new(),
         }
     }
 }
@@ -131,6 +134,10 @@ impl Outbox for Recorder {
 
     fn record_registration(&mut self, conn: Conn, _: &str, _: &str) {
         self.effects.push_back(Recorded::Registered(conn));
+    }
+
+    fn record_refused_token(&mut self, _: Conn, error: TokenError) {
+        *self.refused_tokens.entry(error.name()).or_default() += 1;
     }
 
     fn record_departure(&mut self, conn: Conn, _: &'static Descriptor, _: &Member<'_>) {

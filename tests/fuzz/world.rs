@@ -6,7 +6,7 @@ use std::hash::RandomState;
 use std::time::Duration;
 
 use noroshi::config::Config;
-use noroshi::http::token::Claims;
+use noroshi::http::token::{Claims, TokenError};
 use noroshi::limits::BASE_BYTES;
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
@@ -128,6 +128,10 @@ impl Outbox for RecordingOutbox {
         let before = self.names.insert(conn, id.to_owned());
         assert_eq!(before, None, "a connection is registered once");
         self.effects.push((conn, Output::Registered(room.to_owned())));
+    }
+
+    fn record_refused_token(&mut self, conn: Conn, error: TokenError) {
+        self.effects.push((conn, Output::TokenRefused(error)));
     }
 
     fn record_departure(&mut self, conn: Conn, _: &'static Descriptor, member: &Member<'_>) {
@@ -367,7 +371,11 @@ impl<R: Rules> World<R> {
                     assert_eq!(self.peers[conn.slot()], Some(conn), "the connection is already closed");
                     self.disconnect(conn);
                 }
-                Output::Text(_) | Output::Ping | Output::Registered(_) | Output::Left(..) => {}
+                Output::Text(_)
+                | Output::Ping
+                | Output::Registered(_)
+                | Output::Left(..)
+                | Output::TokenRefused(_) => {}
             }
         }
     }

@@ -32,7 +32,9 @@ static TOY: Descriptor = Descriptor {
         default_path: "/toy",
         is_always_on: false,
         has_rooms_below: false,
+        may_be_root: false,
         health_path: Some("/toy-health"),
+        stored_bytes_max: 0,
     },
     token_place: TokenPlace::Request,
     route,
@@ -87,7 +89,8 @@ impl Protocol for Toy {
     fn respond(&mut self, request: ResourceRequest<'_>) -> Option<Resource> {
         let room = request.query.values("room").next()?.ok()?;
         let size = self.rooms.values().filter(|rooms| rooms.contains(&room)).count();
-        Some(Resource { content_type: "application/json", body: size.to_string() })
+        let status = if size < 2 { 200 } else { 401 };
+        Some(Resource { status, content_type: "application/json", body: size.to_string() })
     }
 
     fn member(&self, conn: Conn) -> Option<Member<'_>> {
