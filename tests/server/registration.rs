@@ -89,7 +89,7 @@ impl Protocol for Toy {
     fn respond(&mut self, request: ResourceRequest<'_>) -> Option<Resource> {
         let room = request.query.values("room").next()?.ok()?;
         let size = self.rooms.values().filter(|rooms| rooms.contains(&room)).count();
-        let status = if size < 2 { 200 } else { 401 };
+        let status = if room == "secret" { 401 } else { 200 };
         Some(Resource { status, content_type: "application/json", body: size.to_string() })
     }
 
