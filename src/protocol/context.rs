@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::probes::Probes;
 #[cfg(doc)]
 use super::TokenPlace;
+use super::probes::Probes;
 use super::{CloseCause, Conn, Descriptor, Member, Outbox};
 use crate::http::token::TokenError;
 use crate::memory_budget::Reservation;

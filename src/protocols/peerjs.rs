@@ -249,7 +249,10 @@ impl Protocol for PeerJs {
             let index = index as u32;
             assert_eq!(self.find_room(&room.key), Some(index));
             assert_eq!(room.peer_count, peer_counts.get(&index).copied().unwrap_or(0));
-            assert!(room.peer_count > 0 || self.holds.has_room(index), "a room is stored only while it is used");
+            assert!(
+                room.peer_count > 0 || self.holds.has_room(index),
+                "a room is stored only while it is used"
+            );
         }
     }
 }

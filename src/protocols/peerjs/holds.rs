@@ -328,7 +328,13 @@ impl Holds {
             && receiver.message_count < HELD_PER_RECEIVER_MAX
     }
 
-    fn create_pair(&mut self, source: &Name, destination: &Name, now: Duration, memory: Reservation) -> usize {
+    fn create_pair(
+        &mut self,
+        source: &Name,
+        destination: &Name,
+        now: Duration,
+        memory: Reservation,
+    ) -> usize {
         let (room, source_id) = source;
         let (_, destination_id) = destination;
         let deadline = (now + HOLD_TIME).into();

@@ -163,7 +163,10 @@ mod tests {
         for (text, expected) in [
             (r#"{"type":"HEARTBEAT"}"#, Some(ClientMessage::Heartbeat)),
             (r#"{"type":"HEARTBEAT","dst":"b"}"#, Some(ClientMessage::Heartbeat)),
-            (r#"{"type":"OFFER","payload":{"a": 1},"dst":"b"}"#, relay(Kind::Offer, "b", Some(r#"{"a": 1}"#))),
+            (
+                r#"{"type":"OFFER","payload":{"a": 1},"dst":"b"}"#,
+                relay(Kind::Offer, "b", Some(r#"{"a": 1}"#)),
+            ),
             (r#" {"\u0074ype":"\u0041NSWER","dst":"\u0062"} "#, relay(Kind::Answer, "b", None)),
             (
                 r#"{"type":"x","dst":"a","payload":1,"type":"CANDIDATE","dst":"b","payload":null}"#,
