@@ -548,16 +548,16 @@ impl PeerJs {
 
     /// Delivers what was held for a peer that has registered.
     ///
-    /// Each message was charged to its sender when it was sent.
+    /// Each message was charged to its sender when it was sent. A sender is told once if an offer or answer is not delivered.
     fn deliver_held_messages(&mut self, slot: Slot, id: &str, context: &mut Context) {
         let room = self.peers[slot].room;
-        let Delivery { messages, incomplete_sources } = self.holds.take(room, id);
+        let Delivery { messages, mut incomplete_sources } = self.holds.take(room, id);
         let conn = self.peers.conn(slot);
         for message in messages {
             if !context.forward(conn, [message.text]) {
                 self.counts.count_error("peer_busy");
-                if let Some(source) = self.find_peer(room, &message.source) {
-                    self.send_expire_if_awaited(source, message.kind, id, context);
+                if message.kind.is_awaited() {
+                    incomplete_sources.insert(message.source);
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use noroshi::config::Config;
 use noroshi::http::token::{Claims, TokenError};
-use noroshi::limits::BASE_BYTES;
+use noroshi::limits::{BASE_BYTES, HOLD_TIME};
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
 use noroshi::protocols::Dispatcher;
@@ -386,6 +386,11 @@ impl<R: Rules> World<R> {
             if let Some(conn) = self.peers[slot] {
                 self.disconnect(conn);
             }
+        }
+        if self.rules.stored_bytes() > 0 {
+            // Messages of senders that have left are held until their time is over.
+            self.now += HOLD_TIME;
+            self.input(Input::Time);
         }
         // A leftover timer would keep the server awake.
         assert_eq!((self.rules.counts(), self.dispatcher.next_timer()), ((0, 0), None));

@@ -30,6 +30,9 @@ use crate::limits::{
 use crate::memory_budget::Reservation;
 use crate::timestamp::Timestamp;
 
+/// A time, and a number that increases.
+type Deadline = (Timestamp, u64);
+
 /// A room, and the id of a peer in it that may be absent.
 type Name = (u32, Rc<str>);
 
@@ -40,13 +43,13 @@ pub struct Holds {
     pairs: Slab<Pair>,
     receivers: HashMap<Name, Receiver>,
     senders: HashMap<Name, Sender>,
-    /// The deadlines of all pairs.
-    deadlines: BTreeSet<(Timestamp, usize)>,
+    /// The deadlines of all pairs. Equal ones are in the order in which they were set.
+    deadlines: BTreeMap<Deadline, usize>,
     /// The number of pairs in each room that has some.
     pair_counts: HashMap<u32, usize>,
     /// The senders that are not connected.
     departed_sender_count: usize,
-    /// The number of the next message, by which messages are ordered.
+    /// The number of the next message or deadline, by which they are ordered.
     next_number: u64,
 }
 
@@ -56,7 +59,7 @@ struct Pair {
     source: Rc<str>,
     destination: Rc<str>,
     /// When the messages expire, or when the pair is forgotten.
-    deadline: Timestamp,
+    deadline: Deadline,
     state: State,
     /// Memory reserved for the pair itself.
     #[expect(dead_code, reason = "dropping it releases the memory")]
@@ -126,13 +129,13 @@ pub enum Outcome {
     Refused,
 }
 
-/// What a receiver gets when it registers, and who could not wait for that.
+/// What a receiver gets when it registers, and which senders must be told that it does not get all.
 #[derive(Default)]
 pub struct Delivery {
     /// The messages, in order of arrival.
     pub messages: Vec<DeliveredMessage>,
-    /// The senders of messages that were dropped at a limit.
-    pub incomplete_sources: Vec<Rc<str>>,
+    /// The senders of offers and answers that were dropped at a limit.
+    pub incomplete_sources: BTreeSet<Rc<str>>,
 }
 
 /// A message for a receiver that has registered.
@@ -161,7 +164,7 @@ impl Holds {
             pairs: Slab::new(),
             receivers: HashMap::with_hasher(key.clone()),
             senders: HashMap::with_hasher(key),
-            deadlines: BTreeSet::new(),
+            deadlines: BTreeMap::new(),
             pair_counts: HashMap::new(),
             departed_sender_count: 0,
             next_number: 0,
@@ -231,7 +234,7 @@ impl Holds {
             let Pair { source, state, .. } = self.remove_pair(index);
             if let State::Waiting { messages, is_incomplete } = state {
                 if is_incomplete {
-                    delivery.incomplete_sources.push(source.clone());
+                    delivery.incomplete_sources.insert(source.clone());
                 }
                 for HeldMessage { number, kind, text, .. } in messages {
                     numbered.push((number, DeliveredMessage { source: source.clone(), kind, text }));
@@ -285,15 +288,16 @@ impl Holds {
 
     /// Returns the earliest deadline.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.deadlines.first().map(|(deadline, _)| deadline.get())
+        self.deadlines.first_key_value().map(|((at, _), _)| at.get())
     }
 
     /// Handles the earliest deadline, if it has come.
     pub fn expire_first(&mut self, now: Duration) -> Option<Expired> {
-        let (deadline, index) = *self.deadlines.first()?;
-        if deadline.get() > now {
+        let ((at, _), index) = self.deadlines.first_key_value()?;
+        if at.get() > now {
             return None;
         }
+        let index = *index;
         let pair = &self.pairs[index];
         let room = pair.room;
         if let State::Remembered = pair.state {
@@ -337,7 +341,7 @@ impl Holds {
     ) -> usize {
         let (room, source_id) = source;
         let (_, destination_id) = destination;
-        let deadline = (now + HOLD_TIME).into();
+        let deadline = self.new_deadline(now + HOLD_TIME);
         let index = self.pairs.insert(Pair {
             room: *room,
             source: source_id.clone(),
@@ -346,7 +350,7 @@ impl Holds {
             state: State::Waiting { messages: Vec::new(), is_incomplete: false },
             memory,
         });
-        self.deadlines.insert((deadline, index));
+        self.deadlines.insert(deadline, index);
         *self.pair_counts.entry(*room).or_default() += 1;
         let receiver = self.receivers.entry(destination.clone()).or_default();
         receiver.pairs.insert(source_id.clone(), index);
@@ -361,10 +365,16 @@ impl Holds {
     }
 
     fn set_deadline(&mut self, index: usize, at: Duration) {
+        let deadline = self.new_deadline(at);
         let pair = &mut self.pairs[index];
-        self.deadlines.remove(&(pair.deadline, index));
-        pair.deadline = at.into();
-        self.deadlines.insert((pair.deadline, index));
+        self.deadlines.remove(&pair.deadline);
+        pair.deadline = deadline;
+        self.deadlines.insert(deadline, index);
+    }
+
+    fn new_deadline(&mut self, at: Duration) -> Deadline {
+        self.next_number += 1;
+        (at.into(), self.next_number)
     }
 
     /// Drops the messages of a pair, which no longer count for its sender and receiver.
@@ -392,7 +402,7 @@ impl Holds {
     fn remove_pair(&mut self, index: usize) -> Pair {
         self.uncount_messages(index);
         let pair = self.pairs.remove(index);
-        self.deadlines.remove(&(pair.deadline, index));
+        self.deadlines.remove(&pair.deadline);
         let pair_count = self.pair_counts.get_mut(&pair.room).expect("a pair is counted");
         *pair_count -= 1;
         if *pair_count == 0 {
@@ -440,7 +450,7 @@ impl Holds {
         let mut sender_totals: BTreeMap<Name, (usize, usize, usize)> = BTreeMap::new();
         let mut receiver_totals: BTreeMap<Name, (usize, usize)> = BTreeMap::new();
         for (index, pair) in &self.pairs {
-            assert!(self.deadlines.contains(&(pair.deadline, index)));
+            assert_eq!(self.deadlines[&pair.deadline], index);
             let source = (pair.room, pair.source.clone());
             let destination = (pair.room, pair.destination.clone());
             assert!(self.senders[&source].pairs.contains(&index));
