@@ -59,7 +59,8 @@ fn step(world: &mut World<Model>, tokens: &[String], bytes: &mut Bytes) -> Optio
         (7, Some(conn)) => {
             let times = bytes.next()?;
             let pause = bytes.next()?;
-            let is_numbered = pause >= 128;
+            let is_numbered = pause >= 192;
+            let times = if is_numbered { times } else { times % 16 };
             let message = message(bytes)?;
             for number in 0..times {
                 let text = if is_numbered {
