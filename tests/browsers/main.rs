@@ -10,6 +10,7 @@ mod library;
 mod matchbox_socket;
 mod message_races;
 mod page;
+mod peerjs;
 mod room_of_64;
 mod tokens;
 mod types;
