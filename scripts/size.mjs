@@ -16,16 +16,14 @@ try {
   const install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", ...PACKAGES];
   execFileSync("npm", install, { cwd: work, stdio: ["ignore", "ignore", "inherit"] });
   const libraries = [
-    ["noroshi.js", join(root, "src/web/noroshi.js")],
-    ["peerjs 1.5.5", "peerjs"],
-    ["simple-peer 9.11.1", "simple-peer"],
+    ["noroshi.js", `export * from ${JSON.stringify(join(root, "src/web/noroshi.js"))};`],
+    ["peerjs 1.5.5", 'export * from "peerjs";'],
+    ["simple-peer 9.11.1", 'export { default } from "simple-peer";'],
   ];
   console.log("| library | minified | gzipped |");
   console.log("|---|---|---|");
-  for (const [name, module] of libraries) {
-    const entry = `export * from ${JSON.stringify(module)}; export { default } from ${JSON.stringify(module)};`;
+  for (const [name, source] of libraries) {
     const flags = ["--bundle", "--minify", "--format=esm", "--platform=browser", "--define:global=globalThis"];
-    const source = name === "noroshi.js" ? `export * from ${JSON.stringify(module)};` : entry;
     const esbuild = join(work, "node_modules/.bin/esbuild");
     const bundle = execFileSync(esbuild, [...flags, "--log-level=error"], { cwd: work, input: source });
     const bytes = (size) => `${(size / 1000).toFixed(1)} KB`;

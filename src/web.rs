@@ -56,7 +56,7 @@ pub const QR_CODES: File = File { is_cross_origin: false, ..File::module(include
 /// It permits the script and the style of the page, by their hashes, the libraries, the icon in its head, and connections to
 /// this server. A test compares the hashes with the elements.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-X5r6sPX5V9orN6i5Ov1UKeZ7M358Ql5pskBMOuUXyQA='; \
+    script-src 'self' 'sha256-+oGttv8SpXpCM9yKg5O47UwXL6yB0o+wQyZE/5orl8s='; \
     style-src 'sha256-Ha8+ghAry32qWL0rxglaFHGqRg4x9nmCdOvu+HxLqVs='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -10,15 +10,20 @@ use serde_json::json;
 const SEND_AS_B: &str = "(Object.assign(globalThis, {
     sendAsB: (message) => sockets[1].send(JSON.stringify({ id: 'B', target_id: 'A', ...message })),
     connections: () => [peer('A', 'B').pc, peer('B', 'A').pc],
+    flush: async () => { FLUSH },
     isUnchanged: () => connections().every((pc, i) => pc === before[i]),
 }), 0)";
 
-/// Waits until everything that was sent before has been delivered to A and handled.
+/// Waits until everything that was sent before has been delivered to A and handled: A handles one message after the other,
+/// and a negotiation after all of them.
 const FLUSH: &str = "
     sendAsB({ type: 'candidateAdd', candidate: { candidate: 'flush' } });
     await until(() => JSON.stringify(delivered.at(-1)).includes('flush'));
-    await new Promise((resolve) => setTimeout(resolve, 200));
-    delivered.push({});";
+    delivered.push({});
+    const share = rooms.A.share(sound());
+    await until(() => isMesh('A', 'B') && receives(peer('B', 'A'), 'audio') === 1);
+    share.stop();
+    await until(() => isMesh('A', 'B') && receives(peer('B', 'A'), 'audio') === 0);";
 
 #[test]
 fn duplicated_messages_have_no_effect() {
@@ -67,7 +72,7 @@ fn late_messages_of_earlier_connections_have_no_effect() {
     let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = start_server(r#"exec "$0""#);
     let mut browser = chromium(&server);
-    browser.eval(SEND_AS_B);
+    browser.eval(&SEND_AS_B.replace("FLUSH", FLUSH));
     run(&mut browser, "for (const id of 'AB') await enter(id, { WebSocket: RecordingSocket });");
     browser.wait_until("isMesh('A', 'B')");
     // A second connection, which B begins.
@@ -81,22 +86,20 @@ fn late_messages_of_earlier_connections_have_no_effect() {
     assert_eq!(browser.eval("old[0].type"), "offer");
     let found = run(
         &mut browser,
-        &format!(
-            "globalThis.before = connections();
+        "globalThis.before = connections();
             const count = delivered.length;
             // The first offer of the earlier connection, and its candidates.
             for (const message of old) sendAsB(message);
-            {FLUSH}
+            await flush();
             const all = [isUnchanged()];
             // An offer that is meant for an earlier connection of A, from the present one of B.
-            const present = sent.findLast(({{ id, type }}) => id === 'B' && /offer|answer/.test(type)).sdp;
-            sendAsB({{ type: 'offer', sdp: {{ ...present, type: 'offer', sdp: old[0].sdp.sdp, to: 'earlier.1', seq: 99 }} }});
+            const present = sent.findLast(({ id, type }) => id === 'B' && /offer|answer/.test(type)).sdp;
+            sendAsB({ type: 'offer', sdp: { ...present, type: 'offer', sdp: old[0].sdp.sdp, to: 'earlier.1', seq: 99 } });
             // An answer to an offer that was never made, and one for another connection.
-            sendAsB({{ type: 'answer', sdp: {{ ...present, type: 'answer', seq: 98, offer: 97, to: old[0].sdp.from }} }});
-            {FLUSH}
+            sendAsB({ type: 'answer', sdp: { ...present, type: 'answer', seq: 98, offer: 97, to: old[0].sdp.from } });
+            await flush();
             all.push(isUnchanged(), delivered.length > count);
-            return all;"
-        ),
+            return all;",
     );
     assert_eq!(found, json!([true, true, true]));
     browser.wait_until("isMesh('A', 'B')");
@@ -111,27 +114,26 @@ fn invalid_messages_end_no_connection() {
     let Some(_browsers) = reserve_browsers(1, &[CHROMIUM]) else { return };
     let (server, _stderr) = start_server(r#"exec "$0""#);
     let mut browser = chromium(&server);
-    browser.eval(SEND_AS_B);
+    browser.eval(&SEND_AS_B.replace("FLUSH", FLUSH));
     run(&mut browser, "for (const id of 'AB') await enter(id, { WebSocket: RecordingSocket });");
     browser.wait_until("isMesh('A', 'B')");
     let found = run(
         &mut browser,
-        &format!(
-            "globalThis.before = connections();
-            const present = sent.findLast(({{ id, type }}) => id === 'B' && /offer|answer/.test(type)).sdp;
+        "globalThis.before = connections();
+            const present = sent.findLast(({ id, type }) => id === 'B' && /offer|answer/.test(type)).sdp;
             const candidates = [
-                'a|b', null, 7, [], {{}}, {{ candidate: 'a|b' }}, {{ candidate: '|' }}, {{ candidate: '}}|{{' }}, {{ candidate: 7 }},
-                {{ from: present.from, candidate: 'candidate:1 1 udp 1 x|y 9 typ host', sdpMid: '0' }}, {{ from: 7, to: {{}} }},
-                {{ from: present.from, candidate: 'candidate:1 1 udp 1 192.0.2.1 9 typ host', sdpMid: 'none' }},
+                'a|b', null, 7, [], {}, { candidate: 'a|b' }, { candidate: '|' }, { candidate: '}|{' }, { candidate: 7 },
+                { from: present.from, candidate: 'candidate:1 1 udp 1 x|y 9 typ host', sdpMid: '0' }, { from: 7, to: {} },
+                { from: present.from, candidate: 'candidate:1 1 udp 1 192.0.2.1 9 typ host', sdpMid: 'none' },
             ];
-            for (const candidate of candidates) sendAsB({{ type: 'candidateAdd', candidate }});
-            for (const sdp of [null, 7, 'v=0', [], {{}}, {{ type: 'offer' }}, {{ type: 'offer', sdp: 7 }}, {{ type: 'rollback', sdp: 'v=0', from: present.from }}]) {{
-                sendAsB({{ type: 'offer', sdp }});
-                sendAsB({{ type: 'answer', sdp }});
-            }}
-            {FLUSH}
-            return isUnchanged();"
-        ),
+            for (const candidate of candidates) sendAsB({ type: 'candidateAdd', candidate });
+            const rollback = { type: 'rollback', sdp: 'v=0', from: present.from };
+            for (const sdp of [null, 7, 'v=0', [], {}, { type: 'offer' }, { type: 'offer', sdp: 7 }, rollback]) {
+                sendAsB({ type: 'offer', sdp });
+                sendAsB({ type: 'answer', sdp });
+            }
+            await flush();
+            return isUnchanged();",
     );
     assert_eq!(found, true);
     assert_eq!(browser.eval("errors"), json!([]));

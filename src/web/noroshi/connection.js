@@ -45,7 +45,8 @@ const RESEND_PAUSE = 300;
 /**
  * A description as it is sent. Clients that follow the protocol document alone send `type` and `sdp` only.
  *
- * @typedef {{ type: RTCSdpType, sdp: string, from?: string, to?: string, seq?: number, offer?: number }} Description
+ * @typedef {{ type: RTCSdpType, sdp: string, from?: string, to?: string, seq?: number, offer?: number,
+ *   names?: Record<string, string> }} Description `names`: the names of what the sender shares, by `mid`
  *
  * @typedef {object} ConnectionEvents
  * @property {(type: "offer" | "answer" | "candidateAdd", content: object) => void} onSignal a message for the server to forward
@@ -54,7 +55,8 @@ const RESEND_PAUSE = 300;
  * @property {() => void} onOpen the message channel is open
  * @property {() => void} onControlOpen
  * @property {() => void} onClosed the message channel was closed by the remote peer
- * @property {(track: MediaStreamTrack, streams: readonly MediaStream[]) => void} onTrack
+ * @property {(track: MediaStreamTrack, streams: readonly MediaStream[], name: string | undefined) => void} onTrack
+ * @property {() => Record<string, string>} shareNames the names of what we share, by `mid`
  * @property {(data: string | ArrayBuffer, isReliable: boolean) => void} onMessage
  * @property {(error: unknown) => void} onFailure an operation has failed
  */
@@ -106,6 +108,8 @@ export class Connection {
   /** Whether our description is being set, and not yet sent. */
   #isDescribing = false;
   #lastResend = -Infinity;
+  /** The names of what the peer shares, by `mid`. @type {Record<string, string>} */
+  #remoteNames = {};
   /** The beginning of a control message that continues. */
   #partialControl = "";
 
@@ -144,7 +148,9 @@ export class Connection {
     const events = this.#events;
     this.pc.onnegotiationneeded = () => this.#onNegotiationNeeded();
     this.pc.onicecandidate = ({ candidate }) => this.#onLocalCandidate(candidate);
-    this.pc.ontrack = ({ track, streams }) => events.onTrack(track, streams);
+    this.pc.ontrack = ({ track, streams, transceiver }) => {
+      events.onTrack(track, streams, this.#remoteName(transceiver.mid));
+    };
     this.pc.onconnectionstatechange = () => this.#onConnectionState();
     this.pc.onsignalingstatechange = () => events.onState();
     this.messages.onopen = () => events.onOpen();
@@ -177,6 +183,11 @@ export class Connection {
   /** Whether nothing is left to be done: the peers are connected, and every change is negotiated. */
   get isSettled() {
     return this.isConnected && this.pc.signalingState === "stable" && !this.#isNegotiationWanted;
+  }
+
+  /** How many descriptions of both sides were set: the progress of negotiations. */
+  get descriptions() {
+    return this.#localSeq + this.#remoteSeq;
   }
 
   /** Whether our first offer is not answered yet. */
@@ -409,6 +420,7 @@ export class Connection {
       return;
     }
     const { type, sdp } = offer;
+    this.#remoteNames = offer.names ?? {};
     await this.pc.setRemoteDescription({ type, sdp });
     this.hasRemoteDescription = true;
     this.#remoteSeq = offer.seq ?? 0;
@@ -442,6 +454,7 @@ export class Connection {
       return;
     }
     const { type, sdp } = answer;
+    this.#remoteNames = answer.names ?? {};
     await this.pc.setRemoteDescription({ type, sdp });
     this.hasRemoteDescription = true;
     this.#remoteSeq = Math.max(this.#remoteSeq, answer.seq ?? 0);
@@ -489,7 +502,8 @@ export class Connection {
 
   #sendOffer() {
     const { sdp } = /** @type {RTCSessionDescription} */ (this.pc.localDescription);
-    this.#send("offer", { type: "offer", sdp, from: this.id, to: this.remoteId, seq: this.#offerSeq });
+    const ids = { from: this.id, to: this.remoteId, seq: this.#offerSeq };
+    this.#send("offer", { type: "offer", sdp, ...ids, names: this.#shareNames() });
   }
 
   /** Sends our last answer. While an offer of ours is pending, it is the current and not the pending description. */
@@ -500,7 +514,19 @@ export class Connection {
     }
     const { sdp } = currentLocalDescription;
     const ids = { from: this.id, to: this.remoteId, seq: this.#answerSeq, offer: this.#answeredSeq || undefined };
-    this.#send("answer", { type: "answer", sdp, ...ids });
+    this.#send("answer", { type: "answer", sdp, ...ids, names: this.#shareNames() });
+  }
+
+  /** The names of what we share, or undefined if nothing has a name. */
+  #shareNames() {
+    const names = this.#events.shareNames();
+    return Object.keys(names).length > 0 ? names : undefined;
+  }
+
+  /** The name of what the peer shares with a transceiver. @param {string | null} mid */
+  #remoteName(mid) {
+    const name = Object.hasOwn(this.#remoteNames, mid ?? "") ? this.#remoteNames[mid ?? ""] : undefined;
+    return typeof name === "string" ? name : undefined;
   }
 
   /** @param {RTCIceCandidate | null} candidate */

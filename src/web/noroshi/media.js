@@ -8,8 +8,8 @@
 import { Share } from "./share.js";
 
 /**
- * A track that is shared, and the streams that it belongs to. The track may be replaced.
- * @typedef {{ track: MediaStreamTrack, streams: MediaStream[] }} SharedTrack
+ * A track that is shared, the streams that it belongs to, and the name of the share. The track may be replaced.
+ * @typedef {{ track: MediaStreamTrack, streams: MediaStream[], name: string | undefined }} SharedTrack
  */
 
 /**
@@ -22,14 +22,14 @@ export class Shares {
 
   /**
    * @param {MediaStream | MediaStreamTrack} source
-   * @param {Set<object> | undefined} receivers
+   * @param {{ receivers: Set<object> | undefined, name: string | undefined }} options
    * @param {{ onChanged: () => void, onReplaced: (sharedTrack: SharedTrack) => void }} events
    */
-  add(source, receivers, { onChanged, onReplaced }) {
+  add(source, { receivers, name }, { onChanged, onReplaced }) {
     const isStream = "getTracks" in source;
     const tracks = isStream ? source.getTracks() : [source];
     const streams = isStream ? [source] : [new MediaStream([source])];
-    const sharedTracks = tracks.map((track) => ({ track, streams }));
+    const sharedTracks = tracks.map((track) => ({ track, streams, name }));
     const share = new Share(sharedTracks, onReplaced, () => {
       if (this.#entries.delete(share)) {
         onChanged();
@@ -65,6 +65,18 @@ export class Senders {
   /** @param {RTCPeerConnection} pc */
   constructor(pc) {
     this.#pc = pc;
+  }
+
+  /** The names of the shares by the `mid` of their transceivers, for the peer. @returns {Record<string, string>} */
+  get names() {
+    /** @type {Record<string, string>} */
+    const names = {};
+    for (const [{ name }, { mid }] of this.#transceivers) {
+      if (name !== undefined && mid !== null) {
+        names[mid] = name;
+      }
+    }
+    return names;
   }
 
   /**

@@ -147,8 +147,9 @@ export class PeerSession {
         onOpen: () => this.#ifCurrent(connection, () => this.#onChannelOpen()),
         onControlOpen: () => this.#ifCurrent(connection, () => connection.sendControl(this.#host.hello())),
         onClosed: () => this.#ifCurrent(connection, () => this.#onChannelClosed()),
-        onTrack: (track, streams) =>
-          this.#ifCurrent(connection, () => this.#host.emit(this, "track", { track, streams })),
+        onTrack: (track, streams, name) =>
+          this.#ifCurrent(connection, () => this.#host.emit(this, "track", { track, streams, name })),
+        shareNames: () => this.#senders.names,
         onMessage: (data, isReliable) => this.#ifCurrent(connection, () => this.#onChannelMessage(data, isReliable)),
         onFailure: (error) => this.#ifCurrent(connection, () => this.#onFailure(error)),
       },
@@ -316,14 +317,22 @@ export class PeerSession {
     }
     const time = Math.min(SETTLING_MAX * SETTLING_GROWTH ** this.#attempts, SETTLING_LONGEST);
     const { connection } = this;
+    const { descriptions } = connection;
     this.#settlingTimer = setTimeout(() => {
       this.#settlingTimer = undefined;
-      this.#ifCurrent(connection, () => this.#onNotSettled());
+      this.#ifCurrent(connection, () => this.#onNotSettled(descriptions));
     }, time);
   }
 
-  #onNotSettled() {
-    if (this.connection.isSettled) {
+  /** @param {number} descriptionsBefore how many descriptions of the connection were set when the time began */
+  #onNotSettled(descriptionsBefore) {
+    const { connection } = this;
+    if (connection.isSettled) {
+      return;
+    }
+    if (connection.isConnected && connection.descriptions > descriptionsBefore) {
+      // One negotiation follows another, or a slow network delivers them late.
+      this.#startSettlingTimer();
       return;
     }
     if (!this.#host.isOnline() || this.isAway) {

@@ -70,7 +70,7 @@ const SEARCH_DELAY = 5_000;
  *   open: { peer: Peer },
  *   message: { peer: Peer, data: any, reliable: boolean },
  *   progress: { peer: Peer, received: number, size: number, name?: string },
- *   track: { peer: Peer, track: MediaStreamTrack, streams: readonly MediaStream[] },
+ *   track: { peer: Peer, track: MediaStreamTrack, streams: readonly MediaStream[], name: string | undefined },
  *   data: { peer: Peer, data: any },
  *   state: { peer: Peer },
  *   reconnecting: { peer: Peer },
@@ -286,14 +286,19 @@ export class Room extends BufferedEventTarget {
    * Sends media to every peer that is or will be in the room, or to some peers, until `stop()` of the result.
    *
    * @param {MediaStream | MediaStreamTrack} source
-   * @param {{ to?: Peer | Iterable<Peer> }} [options]
+   * @param {{ to?: Peer | Iterable<Peer>, name?: string }} [options] the peers get `name` with each track, for example
+   *   `"screen"`
    * @returns {Share}
    */
-  share(source, { to } = {}) {
-    return this.#shares.add(source, receivers(to), {
-      onChanged: () => this.#forEachSession((session) => session.updateMedia()),
-      onReplaced: (sharedTrack) => this.#forEachSession((session) => session.replaceTrack(sharedTrack)),
-    });
+  share(source, { to, name } = {}) {
+    return this.#shares.add(
+      source,
+      { receivers: receivers(to), name },
+      {
+        onChanged: () => this.#forEachSession((session) => session.updateMedia()),
+        onReplaced: (sharedTrack) => this.#forEachSession((session) => session.replaceTrack(sharedTrack)),
+      },
+    );
   }
 
   /**
