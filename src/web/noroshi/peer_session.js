@@ -33,7 +33,7 @@ const SETTLING_LONGEST = 60_000;
 const POLITE_RESTART_DELAY = 2_000;
 /** A failed operation of a connection is tried again. Another one within this time replaces the connection. */
 const FAILURES_FORGOTTEN_AFTER = 10_000;
-/** The time in which the first offer of a peer arrives that joins the room. */
+/** The time in which the first offer of a peer arrives that joins the room, and in which a first offer is answered. */
 const FIRST_OFFER_MAX = 3_000;
 /** The time for the first message of the control channel. It has the metadata of the peer, and comes before `open`. */
 const HELLO_MAX = 2_000;
@@ -173,6 +173,30 @@ export class PeerSession {
   begin() {
     this.connection.begin();
     this.#onState();
+    if (this.#remoteInstance !== undefined) {
+      this.#repeatFirstOffer();
+    }
+  }
+
+  /**
+   * Repeats the first offer of a later connection until it is answered. It is lost if the peer's WebSocket is dead and the
+   * server has not noticed that, and in a pair nobody tells when the peer is back. Clients that follow the protocol
+   * document alone are spared: they may take an offer for another one.
+   */
+  #repeatFirstOffer() {
+    const { connection } = this;
+    clearTimeout(this.#firstOfferTimer);
+    this.#firstOfferTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        if (!connection.isFirstOfferPending) {
+          return;
+        }
+        if (this.#host.isOnline() && !this.isAway) {
+          connection.resend();
+        }
+        this.#repeatFirstOffer();
+      });
+    }, FIRST_OFFER_MAX);
   }
 
   /** Makes the first offer, if both sides may be waiting for the other's. */
