@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
+use noroshi::http::token::TokenError;
 use noroshi::limits::HEAD_TIME_MAX;
 use noroshi::memory_budget::Reservation;
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Times};
@@ -123,6 +124,7 @@ impl Outbox for Sessions {
     fn record_registration(&mut self, _: Conn, _: &str, _: &str) {}
     fn record_entry(&mut self, _: Conn, _: &str) {}
     fn record_limit(&mut self, _: Conn, _: &'static str) {}
+    fn record_refused_token(&mut self, _: Conn, _: TokenError) {}
     fn record_departure(&mut self, _: Conn, _: &'static Descriptor, _: &Member<'_>, _: Option<usize>) {}
 }
 

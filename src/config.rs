@@ -210,7 +210,8 @@ impl Config {
     /// Returns the memory that all connections can use together without `--max-memory`.
     ///
     /// In bytes. The sum for each connection has a full outbound queue, an incomplete message, input that waits for the
-    /// next iteration, an offer and stored candidates. A buffer that grows can have twice the capacity that it needs.
+    /// next iteration, an offer and stored candidates, and what the protocol with the largest storage may store. A buffer that
+    /// grows can have twice the capacity that it needs.
     pub fn worst_case_bytes(&self) -> u64 {
         let has_large_queues = self.mounts.iter().any(|(endpoint, _)| endpoint.has_large_queues);
         let queue =
@@ -220,7 +221,8 @@ impl Config {
         let outgoing = factor * queue + CONTROL_QUEUE_BYTES_MAX;
         let incoming = 2 * self.message_bytes_max + READ_BYTES_MAX;
         let stored = 2 * self.message_bytes_max + 2 * STORED_BYTES_MAX;
-        let each = CONNECTION_BYTES + outgoing + incoming + stored;
+        let further = self.mounts.iter().map(|(endpoint, _)| endpoint.stored_bytes_max).max().unwrap_or(0);
+        let each = CONNECTION_BYTES + outgoing + incoming + stored + further;
         // The sum can exceed the `usize` of a 32-bit machine.
         BASE_BYTES as u64 + self.connections_max as u64 * each as u64
     }

@@ -91,6 +91,9 @@ pub const TOPICS_PER_CONNECTION_MAX: usize = 1024;
 /// Bytes that `--max-memory` counts for a subscription, in addition to the name of its topic. A topic with one subscriber takes
 /// as much.
 pub const SUBSCRIPTION_BYTES: usize = 256;
+/// Bytes that `--max-memory` counts for all subscriptions of a y-webrtc connection at most.
+pub const SUBSCRIPTIONS_WORST_CASE_BYTES: usize =
+    TOPICS_PER_CONNECTION_MAX * (SUBSCRIPTION_BYTES + ROOM_TEXT_BYTES_MAX);
 /// Interval of pings to Ayame clients. The client momo disconnects after 30 s without one.
 pub const AYAME_PING_EVERY: Duration = Duration::from_secs(25);
 /// Candidates in one `candidates` array, and candidates stored for one peer. A browser gathers 10 to 20.
@@ -106,6 +109,34 @@ pub const OFFER_HOLDERS_MAX: usize = 64;
 /// Ayame clients that wait for the probe of a full room. At most two of them can get a seat; clients beyond this limit are
 /// rejected at once.
 pub const AYAME_WAITING_MAX: usize = 16;
+/// Time for which a PeerJS message is held for an absent peer, as in the original: two pages that open at the same moment must
+/// find each other.
+pub const HOLD_TIME: Duration = Duration::from_secs(5);
+/// Time for which the end of [`HOLD_TIME`] is remembered. A browser gathers candidates for up to 20 s, and those that it sends
+/// late belong to the same attempt.
+pub const HOLD_REMEMBERED_TIME: Duration = Duration::from_secs(30);
+/// Least limit of the bytes of held messages of one PeerJS client. It is larger with a larger `--max-message`. A page may call
+/// ten absent peers at once: an offer with video has 6 KiB, and its candidates have 3 KiB.
+pub const HELD_BYTES_MAX_FLOOR: usize = 256 * KIB;
+/// Held messages of one PeerJS client: an offer and eight candidates to each of 56 absent peers.
+pub const HELD_MESSAGES_MAX: usize = 512;
+/// Absent peers for which one PeerJS client has held messages, or to which its attempt is remembered. Further offers are answered
+/// with `EXPIRE` at once.
+pub const HELD_PAIRS_MAX: usize = 128;
+/// Held messages for one absent peer, and their senders. When the peer registers, all of them are delivered in one iteration: 1 to
+/// 2 ms. Its outbound queue has no space for more.
+pub const HELD_PER_RECEIVER_MAX: usize = 1024;
+/// PeerJS clients that are no longer connected and whose messages are still held: as many as leave within [`HOLD_TIME`] while they
+/// call an absent peer. The messages of further ones are dropped.
+pub const HELD_DEPARTED_SENDERS_MAX: usize = 256;
+/// Bytes that `--max-memory` counts for a held message, beyond its text.
+pub const HELD_MESSAGE_BYTES: usize = 128;
+/// Bytes that `--max-memory` counts for a sender with an absent receiver: two ids of maximum length, their entries in tables, and a
+/// room.
+pub const HELD_PAIR_BYTES: usize = KIB;
+/// Bytes that are held for one PeerJS client at most, without those of a message beyond [`HELD_BYTES_MAX_FLOOR`].
+pub const HELD_WORST_CASE_BYTES: usize =
+    HELD_BYTES_MAX_FLOOR + HELD_MESSAGES_MAX * HELD_MESSAGE_BYTES + HELD_PAIRS_MAX * HELD_PAIR_BYTES;
 /// Time for the holder of a claimed id to respond to a probe.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time by which the end of a probe is postponed while input of the probed peer is not yet read.

@@ -17,7 +17,7 @@ pub struct Metrics {
     pub closings: BTreeMap<&'static str, u64>,
     /// Rejected WebSocket requests, by status.
     pub refused_upgrades: BTreeMap<u16, u64>,
-    /// WebSocket requests rejected because of their token, by reason.
+    /// WebSockets rejected because of their token, in their request or in a message, by reason.
     pub refused_tokens: BTreeMap<&'static str, u64>,
     /// Bytes read from connections.
     pub bytes_in: u64,
@@ -140,7 +140,7 @@ impl Metrics {
         let help = "Rejected WebSocket requests, by status.";
         page.labeled_metric("refused_upgrades_total", "counter", help, upgrades);
         let tokens = self.refused_tokens.iter().map(|(reason, count)| (label("reason", reason), *count));
-        let help = "WebSocket requests rejected because of their token, by reason.";
+        let help = "WebSockets rejected because of their token, by reason.";
         page.labeled_metric("refused_tokens_total", "counter", help, tokens);
         page.metric("received_bytes_total", "counter", "Bytes read from connections.", self.bytes_in);
         page.metric("sent_bytes_total", "counter", "Bytes written to connections.", self.bytes_out);

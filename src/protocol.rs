@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
-use crate::http::token::Claims;
+use crate::http::token::{Claims, TokenError};
 use crate::memory_budget::Reservation;
 use crate::message::Message;
 use crate::metrics::Counts;
@@ -128,9 +128,11 @@ pub struct ResourceRequest<'a> {
     pub query: &'a Query,
 }
 
-/// The response to a [`ResourceRequest`]. Pages of allowed origins may read it (CORS).
+/// The response to a [`ResourceRequest`]. Pages of allowed origins may read it (CORS); others get 403.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
+    /// The status code, of those that [`render`](crate::http::render) knows.
+    pub status: u16,
     /// The value of the header `Content-Type`.
     pub content_type: &'static str,
     /// The content.
@@ -285,6 +287,8 @@ pub trait Outbox {
     fn record_entry(&mut self, conn: Conn, room: &str);
     /// Records that a connection has reached a limit, for which the protocol has no error message. For the log.
     fn record_limit(&mut self, conn: Conn, limit: &'static str);
+    /// Records that a protocol has refused a connection because of its token. For the log and the metrics.
+    fn record_refused_token(&mut self, conn: Conn, error: TokenError);
     /// Records the departure of a connection that its protocol has forgotten, and that was this member; `room_count` is
     /// [`Protocol::room_count`]. Marks the connection as left, so that no departure is reported again, and logs and counts it.
     /// Called once for each connection.

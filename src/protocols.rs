@@ -10,6 +10,7 @@ pub mod ice;
 pub mod list;
 pub mod matchbox;
 pub mod noroshi;
+pub mod peerjs;
 pub mod uuid;
 pub mod ywebrtc;
 
@@ -33,6 +34,7 @@ pub const ALL: &[&Descriptor] = &[
     &noroshi::DESCRIPTOR, //
     &ayame::DESCRIPTOR,
     &matchbox::DESCRIPTOR,
+    &peerjs::DESCRIPTOR,
     &ywebrtc::DESCRIPTOR,
 ];
 

@@ -14,16 +14,20 @@ pub struct Endpoint {
     pub default_path: &'static str,
     /// Whether it is served at the default path without a flag. Then it has no flag.
     pub is_always_on: bool,
-    /// Whether clients connect to `PATH/ROOM`. Then `PATH` may be `/`.
+    /// Whether clients connect to `PATH/ROOM`.
     pub has_rooms_below: bool,
-    /// Whether clients may also connect to any path below `PATH`, which has no meaning then. `PATH` may be `/` then: the
-    /// protocol takes each upgrade that belongs to no other one.
+    /// Whether clients may also connect to any path below `PATH`, which has no meaning then.
     pub ignores_path_below: bool,
+    /// Whether `PATH` may be `/`, so that the paths below it are at the top level. The protocol takes those that belong to no
+    /// other one.
+    pub may_be_root: bool,
     /// Whether the outbound queues of its connections have a capacity of at least
     /// [`LARGE_QUEUE_BYTES_MAX_FLOOR`](crate::limits::LARGE_QUEUE_BYTES_MAX_FLOOR).
     pub has_large_queues: bool,
     /// The path at which clients of the original server check its health. It is served while the protocol is.
     pub health_path: Option<&'static str>,
+    /// Bytes that the protocol may store for one connection, beyond a message and stored candidates.
+    pub stored_bytes_max: usize,
 }
 
 impl Endpoint {
@@ -33,7 +37,7 @@ impl Endpoint {
     /// What was expected.
     pub(super) fn parse_path(&self, path: &str, endpoints: &[&Endpoint]) -> Result<String, String> {
         const EXPECTED: &str = "a path such as /signaling";
-        if path == "/" && (self.has_rooms_below || self.ignores_path_below) {
+        if path == "/" && self.may_be_root {
             return Ok(String::new());
         }
         if let Some(reserved) = reserved_path(path, endpoints) {
@@ -95,8 +99,10 @@ pub(super) mod examples {
         is_always_on: true,
         has_rooms_below: true,
         ignores_path_below: false,
+        may_be_root: false,
         has_large_queues: false,
         health_path: None,
+        stored_bytes_max: 0,
     };
 
     pub static AYAME: Endpoint = Endpoint {
@@ -106,8 +112,10 @@ pub(super) mod examples {
         is_always_on: false,
         has_rooms_below: false,
         ignores_path_below: false,
+        may_be_root: false,
         has_large_queues: false,
         health_path: Some("/.ok"),
+        stored_bytes_max: 0,
     };
 
     pub static MATCHBOX: Endpoint = Endpoint {
@@ -117,7 +125,9 @@ pub(super) mod examples {
         is_always_on: false,
         has_rooms_below: true,
         ignores_path_below: false,
+        may_be_root: true,
         has_large_queues: false,
         health_path: Some("/health"),
+        stored_bytes_max: 0,
     };
 }

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+#[cfg(doc)]
+use super::TokenPlace;
 use super::probes::Probes;
 use super::{CloseCause, Conn, Descriptor, Member, Outbox};
+use crate::http::token::TokenError;
 use crate::memory_budget::Reservation;
 use crate::rate_limit::{Bucket, Rate, Verdict, credits_for_bytes};
 
@@ -150,6 +153,11 @@ impl<'a> Context<'a> {
     /// Charges for something that a connection causes without a message.
     pub fn charge_without_message(&mut self, conn: Conn, credits: usize) -> Verdict {
         self.connection_states.charge(conn, credits, 0, self.now)
+    }
+
+    /// Reports that the protocol refuses a connection because of its token, for the metrics. For [`TokenPlace::Message`].
+    pub fn record_refused_token(&mut self, conn: Conn, error: TokenError) {
+        self.out.record_refused_token(conn, error);
     }
 
     /// Reports that a connection has registered, so that its deadline for that no longer runs.

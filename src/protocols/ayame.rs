@@ -86,8 +86,10 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         is_always_on: false,
         has_rooms_below: false,
         ignores_path_below: false,
+        may_be_root: false,
         has_large_queues: false,
         health_path: Some("/.ok"),
+        stored_bytes_max: 0,
     },
     // Clients send it in their first message, with the room.
     token_place: TokenPlace::Message,
@@ -330,7 +332,10 @@ impl Ayame {
         if let Some(secrets) = &self.token_secrets {
             match secrets.admit(&token, &room, &client_id, context.wall) {
                 Ok(claims) => self.clients[slot].token_expires_at = Some(claims.expires_at),
-                Err(error) => return self.reject(slot, error.message(), context),
+                Err(error) => {
+                    context.record_refused_token(self.clients.conn(slot), error);
+                    return self.reject(slot, error.message(), context);
+                }
             }
         }
         if is_standalone {

@@ -9,7 +9,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use crate::protocol::Conn;
 
@@ -53,9 +53,33 @@ impl UuidCodec {
     }
 }
 
+/// Returns a random UUID (version 4) of a sequence that the key determines.
+///
+/// The random bits are those of keyed SipHash, so that nobody can predict the next one without the key.
+pub fn random(key: &RandomState, number: u64) -> String {
+    const RANDOM: u8 = 2;
+    let half = |half: u8| key.hash_one((RANDOM, half, number));
+    let (most, least) = (half(0), half(1));
+    let random_bytes = Uuid::from_u64_pair(most, least).into_bytes();
+    Builder::from_random_bytes(random_bytes).into_uuid().to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_uuids_have_version_4_and_differ() {
+        let key = RandomState::new();
+        let uuids: Vec<String> = (0..1000).map(|number| random(&key, number)).collect();
+        for uuid in &uuids {
+            let uuid = Uuid::try_parse(uuid).unwrap();
+            assert_eq!((uuid.get_version_num(), uuid.get_variant()), (4, uuid::Variant::RFC4122));
+        }
+        let distinct: std::collections::BTreeSet<&String> = uuids.iter().collect();
+        assert_eq!(distinct.len(), uuids.len());
+        assert_ne!(random(&RandomState::new(), 1), uuids[1]);
+    }
 
     #[test]
     fn only_encoded_connections_are_decoded() {

@@ -17,7 +17,9 @@ use slab::Slab;
 use crate::config::Endpoint;
 use crate::http::token::Claims;
 use crate::json;
-use crate::limits::{ROOM_TEXT_BYTES_MAX, SUBSCRIPTION_BYTES, TOPICS_PER_CONNECTION_MAX};
+use crate::limits::{
+    ROOM_TEXT_BYTES_MAX, SUBSCRIPTION_BYTES, SUBSCRIPTIONS_WORST_CASE_BYTES, TOPICS_PER_CONNECTION_MAX,
+};
 use crate::memory_budget::Reservation;
 use crate::message::Message;
 use crate::metrics::Counts;
@@ -88,8 +90,10 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         is_always_on: false,
         has_rooms_below: false,
         ignores_path_below: true,
+        may_be_root: true,
         has_large_queues: true,
         health_path: None,
+        stored_bytes_max: SUBSCRIPTIONS_WORST_CASE_BYTES,
     },
     token_place: TokenPlace::RequestWithoutRoom,
     route: |_, _| Route::Room(String::new()),

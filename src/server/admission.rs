@@ -103,28 +103,26 @@ pub struct PendingResource {
     pub query: Query,
     /// Whether the response has no body (`HEAD`).
     head_only: bool,
-    /// The origin of a page that may read the response.
-    cors_origin: Option<String>,
+    /// The origin of the page that requests it, which may read the response.
+    page_origin: Option<String>,
 }
 
 impl PendingResource {
     /// Renders the response of the protocol.
     pub fn render(&self, resource: Option<&Resource>) -> Response {
+        let mut headers = cors_headers(self.page_origin.as_deref());
         let Some(resource) = resource else {
-            let mut response = render(404, b"not found\n", &[TEXT], self.head_only);
-            response.reject_reason = None;
-            return response;
+            headers.push(TEXT);
+            return render(404, b"not found\n", &headers, self.head_only);
         };
-        let mut headers = vec![
-            ("Content-Type", resource.content_type),
-            ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Vary", "Origin"),
-        ];
-        if let Some(origin) = &self.cors_origin {
-            headers.push(("Access-Control-Allow-Origin", origin));
+        headers.push(("Content-Type", resource.content_type));
+        headers.push(("Cache-Control", "no-store"));
+        headers.push(("X-Content-Type-Options", "nosniff"));
+        if resource.status == 401 {
+            // RFC 9110 section 11.6.1. Browsers do not ask for a password because of this scheme.
+            headers.push(("WWW-Authenticate", "Bearer"));
         }
-        render(200, resource.body.as_bytes(), &headers, self.head_only)
+        render(resource.status, resource.body.as_bytes(), &headers, self.head_only)
     }
 }
 
@@ -209,7 +207,7 @@ impl Policy<'_> {
         destination: Option<Destination>,
         limit_check: LimitCheck,
     ) -> Decision {
-        if request.method == "OPTIONS" {
+        if request.method == "OPTIONS" && !matches!(destination, Some(Destination::Resource(_))) {
             // HAProxy's health checks use this method.
             return Decision::Respond(render(204, b"", &[ALLOW], true));
         }
@@ -248,10 +246,9 @@ impl Policy<'_> {
             return response;
         }
         if response.reject_reason.is_some() {
-            if let Some((name, origin)) = self.cors_header(request) {
-                response.add_header(name, origin);
+            for (name, value) in cors_headers(self.allowed_origin(request)) {
+                response.add_header(name, value);
             }
-            response.add_header("Vary", "Origin");
         }
         request.drop_reason_unless_upgrade(response)
     }
@@ -287,8 +284,7 @@ impl Policy<'_> {
         ];
         headers.extend(policy.as_deref().map(|policy| ("Content-Security-Policy", policy)));
         if file.is_cross_origin {
-            headers.push(("Vary", "Origin"));
-            headers.extend(self.cors_header(request));
+            headers.extend(cors_headers(self.allowed_origin(request)));
         }
         // RFC 9110 section 13.1.2: the comparison is weak.
         let weak_etag = format!("W/{etag}");
@@ -305,10 +301,18 @@ impl Policy<'_> {
         path: &str,
         query: &Query,
     ) -> Result<Decision, Response> {
+        if !self.has_allowed_origin(request) {
+            return Err(origin_not_allowed(request));
+        }
+        let page_origin = request.value("origin");
+        if request.method == "OPTIONS" {
+            let headers = [cors_headers(page_origin), vec![ALLOW]].concat();
+            return Ok(Decision::Respond(render(204, b"", &headers, true)));
+        }
         let head_only = check_get_or_head(request)?;
-        let cors_origin = self.cors_header(request).map(|(_, origin)| origin.to_owned());
         let (path, query) = (path.to_owned(), query.clone());
-        Ok(Decision::Resource(PendingResource { protocol, path, query, head_only, cors_origin }))
+        let page_origin = page_origin.map(str::to_owned);
+        Ok(Decision::Resource(PendingResource { protocol, path, query, head_only, page_origin }))
     }
 
     // ---- Resources of the operator listener ----
@@ -415,11 +419,19 @@ impl Policy<'_> {
         request.value("host").is_some_and(|host| origin::is_same_origin(origin, host))
     }
 
-    /// Returns the header that lets the requesting page read the response, if its origin is allowed.
-    fn cors_header<'a>(&self, request: &Request<'a>) -> Option<(&'static str, &'a str)> {
-        let origin = request.value("origin").filter(|_| self.has_allowed_origin(request))?;
-        Some(("Access-Control-Allow-Origin", origin))
+    /// Returns the origin of the page that sends this request, if it is allowed.
+    fn allowed_origin<'a>(&self, request: &Request<'a>) -> Option<&'a str> {
+        request.value("origin").filter(|_| self.has_allowed_origin(request))
     }
+}
+
+/// Returns the headers that let a page of this allowed origin read the response.
+///
+/// A cache must not give it to a page of another origin, even if there is no header that allows this one.
+fn cors_headers(page_origin: Option<&str>) -> Vec<(&'static str, &str)> {
+    let mut headers = vec![("Vary", "Origin")];
+    headers.extend(page_origin.map(|origin| ("Access-Control-Allow-Origin", origin)));
+    headers
 }
 
 // ---- Responses ----

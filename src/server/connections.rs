@@ -497,6 +497,12 @@ impl Outbox for Connections {
         info!("connection {} from {address} has reached a limit: {limit}", conn.number());
     }
 
+    fn record_refused_token(&mut self, conn: Conn, error: TokenError) {
+        let address = self.entries[conn.slot()].address;
+        debug!("connection {} from {address}: {}", conn.number(), error.message());
+        *self.shared.metrics.refused_tokens.entry(error.name()).or_default() += 1;
+    }
+
     fn record_departure(
         &mut self,
         conn: Conn,

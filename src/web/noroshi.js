@@ -45,7 +45,8 @@ export async function join(url, options = {}) {
 }
 
 /**
- * Is paired with one other peer that connects, and with the next one when that peer has left.
+ * Random one-to-one pairing: is paired with one other peer that calls `connect`. When that peer has left, with the next
+ * one.
  *
  * @param {string | URL} url `wss://HOST/ws/ROOM`
  * @param {Options} [options]

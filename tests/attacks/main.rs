@@ -27,6 +27,7 @@ mod memory_budget;
 mod misbehaving_peers;
 mod noroshi_rules;
 mod other_protocols;
+mod peerjs;
 mod rate_limit;
 mod vanished_peers;
 mod ywebrtc;

@@ -66,7 +66,7 @@ fn chat(pair: &mut Pair) {
         pair[1 - i].wait_until(&format!("{LINES}.some((line) => line.endsWith(': words {i}'))"));
     }
     pair[0].open("about:blank");
-    pair[1].wait_until(&format!("{LINES}.some((line) => line.endsWith(' is gone'))"));
+    pair[1].wait_until(&format!("{LINES}.some((line) => line.endsWith(' has left'))"));
 }
 
 fn video_call(pair: &mut Pair) {
@@ -89,6 +89,28 @@ fn screen_share(pair: &mut Pair) {
         pair[i].eval("(endedListeners.forEach((listener) => listener()), 0)");
         pair[1 - i].wait_until("!document.querySelector('video')");
     }
+}
+
+fn meeting(pair: &mut Pair) {
+    let videos = |count: usize| format!("document.querySelectorAll('video').length === {count} && {VIDEOS_PLAY}");
+    for browser in &mut *pair {
+        browser.wait_until(&videos(2));
+        browser.wait_until(&format!("{LINES}.some((line) => line.endsWith(' is here'))"));
+    }
+    for i in [0, 1, 0] {
+        pair[i].eval(&format!("globalThis.screens ?? {FAKE_SCREEN}"));
+        pair[i].eval("(endedListeners.length = 0, document.querySelector('#screen').click())");
+        pair[1 - i].wait_until(&videos(3));
+        pair[i].wait_until("endedListeners.length === 1");
+        pair[i].eval("(endedListeners.forEach((listener) => listener()), 0)");
+        pair[1 - i].wait_until(&videos(2));
+    }
+    pair[0].type_text("input", "words");
+    pair[1].wait_until(&format!("{LINES}.some((line) => line.endsWith(': words'))"));
+    pair[0].eval("document.querySelector('#leave').click()");
+    pair[0].wait_until(&videos(0));
+    pair[1].wait_until(&videos(1));
+    pair[1].wait_until(&format!("{LINES}.some((line) => line.endsWith(' has left'))"));
 }
 
 fn files(pair: &mut Pair) {
@@ -117,7 +139,7 @@ fn files(pair: &mut Pair) {
     }
 }
 
-fn who_is_here(pair: &mut Pair) {
+fn presence(pair: &mut Pair) {
     for browser in &mut *pair {
         browser.wait_until(&format!("{LINES}.join() === 'Aoi: connected'"));
     }
@@ -139,13 +161,14 @@ fn audio_only(pair: &mut Pair) {
 type Scenario = fn(&mut Pair);
 
 /// The pages of the documentation, by their headings.
-const SCENARIOS: [(&str, Scenario); 7] = [
+const SCENARIOS: [(&str, Scenario); 8] = [
     ("Quick start", quick_start),
     ("Chat", chat),
     ("Video call", video_call),
     ("Screen share", screen_share),
+    ("Video call with chat and screen share", meeting),
     ("Files, with progress", files),
-    ("Who is here", who_is_here),
+    ("Presence", presence),
     ("Audio only", audio_only),
 ];
 

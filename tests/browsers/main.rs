@@ -16,6 +16,7 @@ mod matchbox_socket;
 mod message_races;
 mod package;
 mod page;
+mod peerjs;
 mod room_of_64;
 mod simulation;
 mod tokens;

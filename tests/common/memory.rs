@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use noroshi::config::Config;
 use noroshi::http::query::Query;
-use noroshi::http::token::Claims;
+use noroshi::http::token::{Claims, TokenError};
+use noroshi::limits::HOLD_TIME;
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
 use noroshi::protocols::{self, Destination, Dispatcher};
 
 use super::input::Input;
-use super::transcript::{Received, Transport};
+use super::transcript::{HttpResponse, Received, Transport};
 
 /// Returns a dispatcher with all protocols of a configuration.
 pub fn dispatcher(config: &Config) -> Dispatcher {
@@ -29,6 +30,11 @@ pub fn remaining_state(dispatcher: &Dispatcher) -> (usize, usize, Option<Duratio
     let sum = dispatcher.each().map(|(_, protocol)| protocol.counts(std::time::Duration::ZERO));
     let (peers, rooms) = sum.fold((0, 0), |(peers, rooms), it| (peers + it.peers, rooms + it.rooms));
     (peers, rooms, dispatcher.next_timer())
+}
+
+/// Returns whether a protocol may hold messages of senders that have left.
+pub fn holds_messages_of_departed_senders(dispatcher: &Dispatcher) -> bool {
+    dispatcher.each().any(|(name, _)| name == protocols::peerjs::DESCRIPTOR.endpoint.name)
 }
 
 /// Named peers connected to a dispatcher in memory. They answer pings immediately unless they are stalled. Events have
@@ -60,6 +66,8 @@ pub struct Recorder {
     /// Whether every reservation fails.
     pub out_of_memory: bool,
     pub budget: Budget,
+    /// How many connections protocols have refused because of their tokens, by reason.
+    pub refused_tokens: BTreeMap<&'static str, u64>,
 }
 
 impl Default for Recorder {
@@ -69,6 +77,7 @@ impl Default for Recorder {
             full: BTreeSet::new(),
             out_of_memory: false,
             budget: Budget::new(&Config::default()),
+            refused_tokens: BTreeMap::new(),
         }
     }
 }
@@ -153,6 +162,10 @@ impl Outbox for Recorder {
 
     fn record_limit(&mut self, conn: Conn, limit: &'static str) {
         self.effects.push_back(Recorded::LimitReached(conn, limit));
+    }
+
+    fn record_refused_token(&mut self, _: Conn, error: TokenError) {
+        *self.refused_tokens.entry(error.name()).or_default() += 1;
     }
 
     fn record_departure(&mut self, conn: Conn, _: &'static Descriptor, _: &Member<'_>, _: Option<usize>) {
@@ -287,6 +300,19 @@ impl Transport for Memory {
         None
     }
 
+    fn request_resource(&mut self, method: &str, path: &str, _: Option<&str>) -> Option<HttpResponse> {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let query = Query::new(query);
+        let Some(Destination::Resource(protocol)) = self.dispatcher.destination(path, &query) else {
+            return None;
+        };
+        if method != "GET" {
+            return None;
+        }
+        let resource = self.dispatcher.respond(protocol, path, &query)?;
+        Some(HttpResponse { status: resource.status, headers: None, body: resource.body })
+    }
+
     fn send(&mut self, peer: &str, text: &[u8], binary: bool) {
         let conn = self.conn(peer);
         let message = (text.to_vec(), binary);
@@ -308,8 +334,8 @@ impl Transport for Memory {
         self.input(Input::Disconnected(self.conn(peer)));
     }
 
-    fn advance(&mut self, seconds: u64) {
-        let until = self.now + Duration::from_secs(seconds);
+    fn advance_by(&mut self, time: Duration) {
+        let until = self.now + time;
         while let Some(due) = self.dispatcher.next_timer().filter(|due| *due <= until) {
             self.now = self.now.max(due);
             self.input(Input::Time);
@@ -324,6 +350,9 @@ impl Transport for Memory {
     fn finish(mut self: Box<Self>) {
         for conn in self.received.keys().copied().collect::<Vec<_>>() {
             self.input(Input::Disconnected(conn));
+        }
+        if holds_messages_of_departed_senders(&self.dispatcher) {
+            self.advance_by(HOLD_TIME);
         }
         assert_eq!(remaining_state(&self.dispatcher), (0, 0, None));
         assert_eq!(self.reserved(), 0, "all memory is released");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use noroshi::config::{Config, ListenAddress};
 use noroshi::http::ListenerKind;
 use noroshi::http::token::{Claims, Secrets};
+use noroshi::limits::HOLD_TIME;
 use noroshi::protocol::Descriptor;
 use noroshi::protocols;
 use noroshi::server::Server;
@@ -17,8 +18,8 @@ use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::{ClientRequestBuilder, Error, Message, WebSocket};
 
-use super::memory::remaining_state;
-use super::transcript::{Received, SECRET, Transport};
+use super::memory::{holds_messages_of_departed_senders, remaining_state};
+use super::transcript::{HttpResponse, Received, SECRET, Transport};
 
 /// Real time after which waiting fails the test.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -204,6 +205,21 @@ impl Transport for Net {
         answer.split(' ').nth(1)?.parse().ok()
     }
 
+    fn request_resource(&mut self, method: &str, path: &str, origin: Option<&str>) -> Option<HttpResponse> {
+        let origin = origin.map_or(String::new(), |origin| format!("Origin: {origin}\r\n"));
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: h\r\n{origin}\r\n");
+        let response = self.request(ListenerKind::Main, &request);
+        let (head, body) = response.split_once("\r\n\r\n")?;
+        let (status_line, header_lines) = head.split_once("\r\n")?;
+        let headers = header_lines.lines().filter_map(|line| line.split_once(": "));
+        let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+        Some(HttpResponse {
+            status: status_line.split(' ').nth(1)?.parse().ok()?,
+            headers: Some(headers.collect()),
+            body: body.to_owned(),
+        })
+    }
+
     fn send(&mut self, peer: &str, text: &[u8], binary: bool) {
         let message = match std::str::from_utf8(text) {
             Ok(text) if !binary => Message::text(text),
@@ -244,10 +260,13 @@ impl Transport for Net {
         self.run_until_idle();
     }
 
-    fn advance(&mut self, seconds: u64) {
-        for _ in 0..seconds {
-            self.server.advance(Duration::from_secs(1));
+    fn advance_by(&mut self, time: Duration) {
+        let mut left = time;
+        while !left.is_zero() {
+            let step = left.min(Duration::from_secs(1));
+            self.server.advance(step);
             self.run_until_idle();
+            left -= step;
         }
     }
 
@@ -258,6 +277,9 @@ impl Transport for Net {
     fn finish(mut self: Box<Self>) {
         self.clients.clear();
         self.wait_until(|net| (net.server.sessions() == 0).then_some(()));
+        if holds_messages_of_departed_senders(self.server.dispatcher()) {
+            self.advance_by(HOLD_TIME);
+        }
         assert_eq!(remaining_state(self.server.dispatcher()), (0, 0, None));
     }
 }

@@ -22,6 +22,17 @@ pub enum Received {
     Closed(u16),
 }
 
+/// The response to a request for something else than a WebSocket.
+pub struct HttpResponse {
+    pub status: u16,
+    /// Names in lower case. `None`: there is no HTTP, and so no headers.
+    pub headers: Option<Vec<(String, String)>>,
+    pub body: String,
+}
+
+/// The origin of pages in transcripts that allow it.
+pub const PAGE_ORIGIN: &str = "http://page.example";
+
 /// A server that a transcript is played against. Each call returns after all its effects have happened.
 pub trait Transport {
     fn open(&mut self, peer: &str, room: &str);
@@ -31,13 +42,18 @@ pub trait Transport {
     fn open_at(&mut self, peer: &str, path: &str);
     /// Returns the status of the response to a request. `None` without HTTP.
     fn status(&mut self, path: &str, is_upgrade: bool) -> Option<u16>;
+    /// Returns the response to a plain request, which a page of this origin sends. `None`: it is not known without HTTP.
+    fn request_resource(&mut self, method: &str, path: &str, origin: Option<&str>) -> Option<HttpResponse>;
     fn send(&mut self, peer: &str, text: &[u8], binary: bool);
     /// Stops reading and answering for this peer.
     fn stop_reading(&mut self, peer: &str);
     fn close(&mut self, peer: &str);
     /// Resets the peer's connection without a Close frame.
     fn reset(&mut self, peer: &str);
-    fn advance(&mut self, seconds: u64);
+    fn advance_by(&mut self, time: Duration);
+    fn advance(&mut self, seconds: u64) {
+        self.advance_by(Duration::from_secs(seconds));
+    }
     /// Returns the next event that this peer has received.
     fn next_received(&mut self, peer: &str) -> Option<Received>;
     /// Closes everything and asserts that nothing is left.
@@ -97,6 +113,8 @@ impl Transcript {
     pub fn play(&self, mut transport: Box<dyn Transport>) {
         let mut peers = BTreeSet::new();
         let mut names = Names::default();
+        let mut last_response = None;
+        let origin = (!self.config.allow_origins.is_empty()).then_some(PAGE_ORIGIN);
         for line in &self.lines {
             let at = format!("{}: {line}", self.name);
             let mut words = line.splitn(3, ' ');
@@ -106,8 +124,23 @@ impl Transcript {
             match (verb, self.protocol) {
                 ("@", _) => {
                     let (request, statuses) = rest.rsplit_once(' ').expect(&at);
-                    let path = request.strip_prefix("GET ").expect(&at);
-                    is_one_of(statuses, transport.status(path, false), &at);
+                    let (method, path) = request.split_once(' ').expect(&at);
+                    last_response = transport.request_resource(method, path, origin);
+                    is_one_of(statuses, last_response.as_ref().map(|response| response.status), &at);
+                    continue;
+                }
+                ("@h", _) => {
+                    let headers = last_response.as_ref().and_then(|response| response.headers.as_ref());
+                    if let Some(headers) = headers {
+                        let (name, values) = rest.split_once(' ').expect(&at);
+                        has_header(headers, name, &values.replace("$origin", PAGE_ORIGIN), &at);
+                    }
+                    continue;
+                }
+                ("@=", _) => {
+                    if let Some(response) = &last_response {
+                        names.compare_body(&at, rest, &response.body);
+                    }
                     continue;
                 }
                 ("+!", _) => {
@@ -122,7 +155,7 @@ impl Transcript {
                     let endpoint = &protocol.endpoint;
                     let path = endpoint.default_path.trim_end_matches('/');
                     let slash = if endpoint.has_rooms_below { "/" } else { "" };
-                    transport.open_at(peer, &format!("{path}{slash}{rest}"));
+                    transport.open_at(peer, &format!("{path}{slash}{}", names.fill(rest)));
                 }
                 ("+", _) => match rest.split_once("as ") {
                     Some((room, id)) if self.config.token_secrets.is_some() => {
@@ -142,7 +175,7 @@ impl Transcript {
                 ("!", _) => transport.stop_reading(peer),
                 ("-", _) => transport.close(peer),
                 ("-!", _) => transport.reset(peer),
-                ("~", _) => transport.advance(rest.parse().expect(&at)),
+                ("~", _) => transport.advance_by(Duration::from_secs_f64(rest.parse().expect(&at))),
                 ("x", _) => match self.receive(&mut *transport, peer) {
                     Some(Received::Closed(code)) if rest != "*" => is_one_of(rest, Some(code), &at),
                     Some(Received::Closed(_)) => {}
@@ -250,6 +283,25 @@ fn is_one_of(expected: &str, found: Option<u16>, at: &str) {
     assert!(found.is_none_or(is_it), "{at}: {found:?}");
 }
 
+/// Asserts that a response has a header with one of these values, or does not have it (`-`).
+fn has_header(headers: &[(String, String)], name: &str, values: &str, at: &str) {
+    let found = headers.iter().find(|(found, _)| found == name).map_or("-", |(_, value)| value);
+    assert!(values.split('|').any(|value| value == found), "{at}: {found}");
+}
+
+/// Returns a token with these claims: `sub`, `room` and `room_prefix`. It expires in the year 2096.
+fn sign(claims: &str) -> String {
+    let claims: Value = serde_json::from_str(claims).expect(claims);
+    let text = |name: &str| claims.get(name).map(|value| value.as_str().expect(name).into());
+    let claims = Claims {
+        expires_at: Duration::from_secs(4_000_000_000),
+        room: text("room"),
+        room_prefix: text("room_prefix"),
+        id: text("sub"),
+    };
+    Secrets::parse(SECRET).unwrap().sign(&claims)
+}
+
 /// Values of `$name`. `$PAD(n)` stands for n letters.
 #[derive(Default)]
 struct Names(BTreeMap<String, String>);
@@ -265,11 +317,27 @@ impl Names {
                 filled.push_str(rest);
                 continue;
             }
+            if let Some((claims, rest)) = part.strip_prefix("JWT(").and_then(|part| part.split_once(')')) {
+                filled.push_str(&sign(claims));
+                filled.push_str(rest);
+                continue;
+            }
             let end = part.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(part.len());
             filled.push_str(self.0.get(&part[..end]).unwrap_or_else(|| panic!("{text}: ${part} is unknown")));
             filled.push_str(&part[end..]);
         }
         filled
+    }
+
+    /// Compares the body of an HTTP response: JSON, a name or a text.
+    fn compare_body(&mut self, at: &str, expected: &str, body: &str) {
+        if expected.starts_with(['{', '[']) {
+            self.compare(at, expected, body, false);
+        } else if expected.starts_with('$') {
+            self.compare_values(at, &expected.into(), &body.into(), false);
+        } else {
+            assert_eq!(expected, body, "{at}");
+        }
     }
 
     /// Compares every field. A name that is still unknown takes the received value, which must differ from all other

@@ -109,6 +109,7 @@ impl Model {
             return self.reject_message(conn);
         }
         if let Err(fault) = self.open_with_token(&room, &client, &key) {
+            self.context.emit(conn, Output::TokenRefused(fault));
             return self.reject(conn, "token_refused", fault.message());
         }
         if standalone == "true" {

@@ -37,7 +37,7 @@ const WORDS: [&str; 32] = [
     "port-8080-tcp",
     "service-host",
     "service-port",
-    "web-port",
+    "peerjs",
     "secret-file",
     "room",
     "room-prefix",
@@ -107,7 +107,7 @@ fn check_config(config: &Config) {
     };
     let mut paths: Vec<&str> = Vec::new();
     for (endpoint, path) in &config.mounts {
-        assert!(is_path(path) || (path.is_empty() && endpoint.has_rooms_below), "{path}");
+        assert!(is_path(path) || (path.is_empty() && endpoint.may_be_root), "{path}");
         assert!(!paths.contains(&path.as_str()), "{path} has two protocols");
         paths.push(path);
     }

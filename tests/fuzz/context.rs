@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use noroshi::http::token::Claims;
+use noroshi::http::token::{Claims, TokenError};
 use noroshi::protocol::{CloseCause, Conn, Target};
 use noroshi::rate_limit::Verdict;
 use noroshi_test_support::input::Input;
@@ -26,6 +26,7 @@ pub enum Output {
     LimitReached(&'static str),
     /// The room and the connection's id in it.
     Left(String, Option<String>),
+    TokenRefused(TokenError),
 }
 
 /// A line of `/rooms`: room, id and state.

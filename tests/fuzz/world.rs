@@ -6,8 +6,8 @@ use std::hash::RandomState;
 use std::time::Duration;
 
 use noroshi::config::Config;
-use noroshi::http::token::Claims;
-use noroshi::limits::BASE_BYTES;
+use noroshi::http::token::{Claims, TokenError};
+use noroshi::limits::{BASE_BYTES, HOLD_TIME};
 use noroshi::memory_budget::{Budget, Reservation};
 use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
 use noroshi::protocols::Dispatcher;
@@ -148,6 +148,10 @@ impl Outbox for RecordingOutbox {
 
     fn record_limit(&mut self, conn: Conn, limit: &'static str) {
         self.effects.push((conn, Output::LimitReached(limit)));
+    }
+
+    fn record_refused_token(&mut self, conn: Conn, error: TokenError) {
+        self.effects.push((conn, Output::TokenRefused(error)));
     }
 
     fn record_departure(
@@ -401,7 +405,8 @@ impl<R: Rules> World<R> {
                 | Output::Registered(_)
                 | Output::Entered(_)
                 | Output::LimitReached(_)
-                | Output::Left(..) => {}
+                | Output::Left(..)
+                | Output::TokenRefused(_) => {}
             }
         }
     }
@@ -412,6 +417,11 @@ impl<R: Rules> World<R> {
             if let Some(conn) = self.peers[slot] {
                 self.disconnect(conn);
             }
+        }
+        if self.rules.stored_bytes() > 0 {
+            // Messages of senders that have left are held until their time is over.
+            self.now += HOLD_TIME;
+            self.input(Input::Time);
         }
         // A leftover timer would keep the server awake.
         assert_eq!((self.rules.counts(), self.dispatcher.next_timer()), ((0, 0), None));

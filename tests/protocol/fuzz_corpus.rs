@@ -16,6 +16,8 @@ mod json;
 mod matchbox;
 #[path = "../fuzz/origin.rs"]
 mod origin;
+#[path = "../fuzz/peerjs.rs"]
+mod peerjs;
 #[path = "../fuzz/query.rs"]
 mod query;
 #[path = "../fuzz/request.rs"]
@@ -65,6 +67,11 @@ fn matchbox_corpus_passes() {
 #[test]
 fn origin_corpus_passes() {
     play("origin", origin::check);
+}
+
+#[test]
+fn peerjs_corpus_passes() {
+    play("peerjs", peerjs::check);
 }
 
 #[test]

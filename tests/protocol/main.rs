@@ -4,6 +4,7 @@ mod architecture;
 mod fuzz_corpus;
 mod noroshi;
 mod other_protocols;
+mod peerjs;
 mod session;
 mod simulation;
 mod tokens;

@@ -12,11 +12,11 @@ use crate::common::rng::Rng;
 use noroshi::config::Config;
 use noroshi::http::query::Query;
 use noroshi::http::token::{Claims, Secrets};
-use noroshi::limits::{BASE_BYTES, OFFER_HOLDERS_MAX};
+use noroshi::limits::{BASE_BYTES, HOLD_TIME, OFFER_HOLDERS_MAX};
 use noroshi::memory_budget::Budget;
 use noroshi::protocol::{Conn, Target, Times};
 use noroshi::protocols::noroshi::message::Code;
-use noroshi::protocols::{Dispatcher, ayame, matchbox, ywebrtc};
+use noroshi::protocols::{Dispatcher, ayame, matchbox, peerjs, ywebrtc};
 use serde_json::Value;
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "nobody"];
@@ -49,6 +49,7 @@ enum Dialect {
     Noroshi,
     Ayame,
     Matchbox,
+    PeerJs,
     YWebrtc,
 }
 
@@ -73,6 +74,7 @@ impl World {
             mounts: vec![
                 (&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned()),
                 (&matchbox::DESCRIPTOR.endpoint, String::new()),
+                (&peerjs::DESCRIPTOR.endpoint, "/peerjs".to_owned()),
                 (&ywebrtc::DESCRIPTOR.endpoint, "/y-webrtc".to_owned()),
             ],
             token_secrets: (rng.below(2) == 0).then_some(secrets),
@@ -200,6 +202,7 @@ impl World {
             Dialect::Noroshi => self.noroshi_message(id),
             Dialect::Ayame => self.ayame_message(id, is_registered),
             Dialect::Matchbox => self.matchbox_message(),
+            Dialect::PeerJs => self.peerjs_message(),
             Dialect::YWebrtc => self.ywebrtc_message(),
         }
     }
@@ -276,6 +279,37 @@ impl World {
         }
     }
 
+    fn peerjs_message(&mut self) -> String {
+        let rng = &mut self.rng;
+        let to = *rng.choose(&IDS);
+        let kinds = ["OFFER", "OFFER", "ANSWER", "CANDIDATE", "CANDIDATE", "LEAVE", "HEARTBEAT", "EXPIRE"];
+        match rng.below(40) {
+            0 => r#"{"type":"LEAVE"}"#.to_owned(),
+            1 => "{".to_owned(),
+            _ => {
+                let payload = "x".repeat(rng.below(900) as usize);
+                format!(r#"{{"type":"{}","payload":"{payload}","dst":"{to}"}}"#, rng.choose(&kinds))
+            }
+        }
+    }
+
+    /// Returns the query of a PeerJS client.
+    fn peerjs_query(&mut self, id: &str) -> Query {
+        let chosen = *self.rng.choose(&["t1", "t2", "t3", ""]);
+        let token_id = *self.rng.choose(&[None, Some("a"), Some("b")]);
+        let claims = Claims {
+            expires_at: Duration::from_secs(1_000_000),
+            id: token_id.map(Box::from),
+            ..Claims::default()
+        };
+        let token = match &self.secrets {
+            Some(secrets) if !chosen.is_empty() => secrets.sign(&claims),
+            _ => chosen.to_owned(),
+        };
+        let key = *self.rng.choose(&["peerjs", "peerjs", "k2", ""]);
+        Query::new(&format!("key={key}&id={id}&token={token}"))
+    }
+
     fn ywebrtc_message(&mut self) -> String {
         let rng = &mut self.rng;
         let topic = *rng.choose(&["tea", "coffee", "milk"]);
@@ -290,8 +324,15 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let dialects =
-            [Dialect::Noroshi, Dialect::Noroshi, Dialect::Ayame, Dialect::Matchbox, Dialect::YWebrtc];
+        let dialects = [
+            Dialect::Noroshi,
+            Dialect::Noroshi,
+            Dialect::Noroshi,
+            Dialect::Ayame,
+            Dialect::Matchbox,
+            Dialect::PeerJs,
+            Dialect::YWebrtc,
+        ];
         let dialect = *self.rng.choose(&dialects);
         let room = *self.rng.choose(&ROOMS);
         let query = *self.rng.choose(&["", "next=2", "next=3"]);
@@ -303,6 +344,10 @@ impl World {
             }
             Dialect::Matchbox => {
                 Target { protocol: &matchbox::DESCRIPTOR, room: room.to_owned(), query: Query::new(query) }
+            }
+            Dialect::PeerJs => {
+                let query = self.peerjs_query(id);
+                Target { protocol: &peerjs::DESCRIPTOR, room: String::new(), query }
             }
             Dialect::YWebrtc => {
                 Target { protocol: &ywebrtc::DESCRIPTOR, room: String::new(), query: Query::default() }
@@ -394,6 +439,9 @@ impl World {
         let counts = self.dispatcher.each().flat_map(|(_, protocol)| protocol.counts(self.now).errors);
         let errors = counts.filter(|(_, count)| *count > 0).map(|(name, _)| name.to_owned());
         self.seen.extend(errors);
+        // PeerJS holds messages of senders that have left.
+        self.now += HOLD_TIME;
+        self.input(Input::Time);
         assert_eq!(remaining_state(&self.dispatcher), (0, 0, None));
         assert!(self.paused.is_empty() && self.resumed.is_empty());
         assert_eq!(self.out.budget.reserved(), 0, "all memory is released");
@@ -418,13 +466,19 @@ fn all_protocols_stay_consistent_under_random_input() {
         seen.extend(world.finish());
     }
     // A simulation in which these never occur does not test enough.
-    let errors = Code::ALL.into_iter().map(Code::name).chain([
+    let other_errors = [
         "full",
         "token_refused",
         "not_understood",
+        "bad_parameters",
+        "id_taken",
+        "expired",
+        "hold_full",
+        "peer_busy",
         "too_many_topics",
         "forbidden",
-    ]);
+    ];
+    let errors = Code::ALL.into_iter().map(Code::name).chain(other_errors);
     let closings = ["Replaced", "RateLimited", "Finished"];
     let pongs = ["pong", "pong with ICE servers"];
     for event in errors.chain(closings).chain(pongs) {

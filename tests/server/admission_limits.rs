@@ -54,8 +54,8 @@ fn page_of_an_allowed_origin_may_read_the_reason_of_a_rejection() {
     let plain_request = "GET /ws/tea HTTP/1.1\r\nHost: h\r\n\r\n";
     for request in [REQUEST, plain_request] {
         let from = |origin: &str| request.replace("\r\n\r\n", &format!("\r\nOrigin: {origin}\r\n\r\n"));
-        let expected = "HTTP/1.1 429 Too Many Requests\r\nVary: Origin\r\n\
-            Access-Control-Allow-Origin: https://a.example\r\nConnection: close\r\n\
+        let expected = "HTTP/1.1 429 Too Many Requests\r\n\
+            Access-Control-Allow-Origin: https://a.example\r\nVary: Origin\r\nConnection: close\r\n\
             Content-Type: text/plain; charset=utf-8\r\nContent-Length: 39\r\n\r\n\
             too many connections from your address\n";
         assert_eq!(net.request(ListenerKind::Main, &from("https://a.example")), expected);

@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::process::{ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::common::client::Client;
 use crate::common::pipe::{CLOSE, TEXT, close, frame, plain_frame};
 use crate::common::process::{Running, eventually, example};
 use crate::common::rng::Rng;
-use crate::common::transcript::{self, Received, Transport};
+use crate::common::transcript::{self, HttpResponse, Received, Transport};
 use nix::sys::signal::Signal;
 use noroshi::http::token::Claims;
 use serde_json::{Value, json};
@@ -162,7 +163,11 @@ impl Transport for Sockets {
         unreachable!("the article has no such lines");
     }
 
-    fn advance(&mut self, _: u64) {
+    fn request_resource(&mut self, _: &str, _: &str, _: Option<&str>) -> Option<HttpResponse> {
+        None
+    }
+
+    fn advance_by(&mut self, _: Duration) {
         unreachable!("time does not pass");
     }
 }

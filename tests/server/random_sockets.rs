@@ -22,8 +22,8 @@ use log::{LevelFilter, Log, Metadata, Record};
 use noroshi::config::{Config, Secret};
 use noroshi::http::ListenerKind;
 use noroshi::http::token::{Claims, Secrets};
-use noroshi::limits::{BASE_BYTES, CONNECTION_BYTES, KIB};
-use noroshi::protocols::{ayame, matchbox, ywebrtc};
+use noroshi::limits::{BASE_BYTES, CONNECTION_BYTES, HOLD_TIME, KIB};
+use noroshi::protocols::{ayame, matchbox, peerjs, ywebrtc};
 use noroshi::server::Server;
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ const RECOVERY_SECONDS: usize = 60;
 const LAST_PING: &[u8] = b"last";
 
 const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
-const PATHS: [&str; 17] = [
+const PATHS: [&str; 20] = [
     "/ws/tea",
     "/ws/tea",
     "/ws/tea",
@@ -64,12 +64,26 @@ const PATHS: [&str; 17] = [
     "/games/chess",
     "/games/chess?next=2",
     "/games/chess?next=3",
+    "/peerjs",
+    "/peerjs",
+    "/peerjs/peerjs",
     "/y-webrtc",
     "/y-webrtc",
     "/y-webrtc/tea",
 ];
-const REQUESTS: [&str; 9] =
-    ["/healthz", "/healthz", "/metrics", "/rooms", "/rooms?room=tea", "/", "/noroshi.js", "/nowhere", "/ws"];
+const REQUESTS: [&str; 11] = [
+    "/healthz",
+    "/healthz",
+    "/metrics",
+    "/rooms",
+    "/rooms?room=tea",
+    "/",
+    "/noroshi.js",
+    "/nowhere",
+    "/ws",
+    "/peerjs/peerjs/id",
+    "/peerjs/peers",
+];
 const PAIR: [&str; 2] = ["P", "Q"];
 /// A secret unknown to the server.
 const OTHER_SECRET: &[u8] = b"a secret that the server does not know";
@@ -122,6 +136,7 @@ enum ProtocolId {
     Noroshi,
     Ayame,
     Matchbox,
+    PeerJs,
     YWebrtc,
     Http,
 }
@@ -183,6 +198,7 @@ fn configuration(rng: &mut Rng, secret_file: &PathBuf) -> Config {
         mounts: vec![
             (&ayame::DESCRIPTOR.endpoint, "/signaling".to_owned()),
             (&matchbox::DESCRIPTOR.endpoint, "/games".to_owned()),
+            (&peerjs::DESCRIPTOR.endpoint, "/peerjs".to_owned()),
             (&ywebrtc::DESCRIPTOR.endpoint, "/y-webrtc".to_owned()),
         ],
         drain: Duration::from_secs(20),
@@ -306,6 +322,7 @@ impl World {
             _ if is_plain => ProtocolId::Http,
             path if path.starts_with("/ws") => ProtocolId::Noroshi,
             path if path.starts_with("/games") => ProtocolId::Matchbox,
+            path if path.starts_with("/peerjs") => ProtocolId::PeerJs,
             path if path.starts_with("/y-webrtc") => ProtocolId::YWebrtc,
             _ => ProtocolId::Ayame,
         };
@@ -343,7 +360,16 @@ impl World {
     /// Returns a request head, which may be invalid.
     fn head(&mut self, peer: &Peer, path: &str, is_plain: bool) -> Vec<u8> {
         let mut path = path.to_owned();
-        if self.config.token_secrets.is_some() && peer.dialect != ProtocolId::Ayame && self.rng.below(15) > 0
+        if peer.dialect == ProtocolId::PeerJs {
+            let token = match self.config.token_secrets {
+                Some(_) => self.token(peer),
+                None => (*self.rng.choose(&["t1", "t2", "t3", ""])).to_owned(),
+            };
+            let key = *self.rng.choose(&["peerjs", "peerjs", "peerjs", "k2", ""]);
+            path = format!("{path}?key={key}&id={}&token={token}", peer.id);
+        } else if self.config.token_secrets.is_some()
+            && peer.dialect != ProtocolId::Ayame
+            && self.rng.below(15) > 0
         {
             let separator = if path.contains('?') { '&' } else { '?' };
             path = format!("{path}{separator}token={}", self.token(peer));
@@ -366,9 +392,12 @@ impl World {
 
     /// Returns a token, which is usually valid. No token is for the room of the pair.
     fn token(&mut self, peer: &Peer) -> String {
-        // The others name their rooms in messages.
-        let has_room_in_path = matches!(peer.dialect, ProtocolId::Noroshi | ProtocolId::Matchbox);
-        let own = if has_room_in_path { peer.room } else { "tea" };
+        // Ayame and y-webrtc name their rooms in messages.
+        let own = match peer.dialect {
+            ProtocolId::Ayame | ProtocolId::YWebrtc => "tea",
+            ProtocolId::PeerJs => "peerjs",
+            _ => peer.room,
+        };
         let room = Some(*self.rng.choose(&[own, own, own, own, own, own, "te*", "*", ""]));
         match self.rng.below(12) {
             0 => token(OTHER_SECRET, 3600, room, None),
@@ -471,6 +500,7 @@ impl World {
             ProtocolId::Noroshi | ProtocolId::Http => self.noroshi_message(peer.id),
             ProtocolId::Ayame => self.ayame_message(peer),
             ProtocolId::Matchbox => self.matchbox_message(&peer.known),
+            ProtocolId::PeerJs => self.peerjs_message(),
             ProtocolId::YWebrtc => self.ywebrtc_message(),
         };
         let is_fatal = peer.dialect == ProtocolId::Ayame;
@@ -555,6 +585,16 @@ impl World {
         json!({"Signal": {"receiver": receiver, "data": data}}).to_string()
     }
 
+    fn peerjs_message(&mut self) -> String {
+        let kinds = ["OFFER", "OFFER", "ANSWER", "CANDIDATE", "CANDIDATE", "CANDIDATE", "LEAVE", "HEARTBEAT"];
+        let kind = *self.rng.choose(&kinds);
+        if self.rng.below(100) == 0 {
+            return json!({"type": "LEAVE"}).to_string();
+        }
+        let to = *self.rng.choose(&["a", "b", "c", "d", "e", "absent", "\u{1}\n"]);
+        json!({"type": kind, "payload": self.long(), "dst": to}).to_string()
+    }
+
     fn ywebrtc_message(&mut self) -> String {
         let topics = ["tea", "tea", "milk"];
         let [first, second] = [(); 2].map(|()| *self.rng.choose(&topics));
@@ -587,7 +627,7 @@ impl World {
                 assert_eq!(first, TEXT);
                 let message: Value = serde_json::from_slice(&payload).expect("the server sends JSON");
                 match peer.dialect {
-                    ProtocolId::Noroshi | ProtocolId::Ayame | ProtocolId::YWebrtc => {
+                    ProtocolId::Noroshi | ProtocolId::Ayame | ProtocolId::PeerJs | ProtocolId::YWebrtc => {
                         assert!(message["type"].is_string(), "{message}")
                     }
                     ProtocolId::Matchbox => {
@@ -752,6 +792,11 @@ impl World {
             }
         }
         assert_eq!(self.server.sessions(), 0, "connections are left");
+        // PeerJS holds messages of senders that have left.
+        self.server.advance(HOLD_TIME);
+        for _ in 0..3 {
+            run_iteration(&mut self.server);
+        }
         assert_eq!(
             remaining_state(self.server.dispatcher()),
             (0, 0, None),

@@ -33,8 +33,10 @@ static TOY: Descriptor = Descriptor {
         is_always_on: false,
         has_rooms_below: false,
         ignores_path_below: false,
+        may_be_root: false,
         has_large_queues: false,
         health_path: Some("/toy-health"),
+        stored_bytes_max: 0,
     },
     token_place: TokenPlace::Request,
     route,
@@ -89,7 +91,8 @@ impl Protocol for Toy {
     fn respond(&mut self, request: ResourceRequest<'_>) -> Option<Resource> {
         let room = request.query.values("room").next()?.ok()?;
         let size = self.rooms.values().filter(|rooms| rooms.contains(&room)).count();
-        Some(Resource { content_type: "application/json", body: size.to_string() })
+        let status = if room == "secret" { 401 } else { 200 };
+        Some(Resource { status, content_type: "application/json", body: size.to_string() })
     }
 
     fn member(&self, conn: Conn) -> Option<Member<'_>> {
@@ -192,9 +195,21 @@ fn descriptor_gives_routes_health_resources_metrics_and_rooms() {
     assert!(response.starts_with("HTTP/1.1 200 OK\r\n") && response.ends_with("\r\n\r\n2"), "{response}");
     assert!(response.contains("\r\nContent-Type: application/json\r\n"), "{response}");
     assert!(response.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\n"), "{response}");
-    let response = get("HEAD /toy/sizes?room=milk", "Origin: https://b.example\r\n");
+    let response = get("HEAD /toy/sizes?room=milk", "Origin: https://a.example\r\n");
     assert!(response.contains("\r\nContent-Length: 1\r\n") && response.ends_with("\r\n\r\n"), "{response}");
-    assert!(!response.contains("Access-Control-Allow-Origin"), "{response}");
+    // Every response to an allowed page is readable, also an error.
+    for (request, status) in [
+        ("GET /toy/sizes?room=secret", 401),
+        ("GET /toy/sizes", 404),
+        ("POST /toy/sizes", 405),
+        ("OPTIONS /toy/sizes", 204),
+    ] {
+        let response = get(request, "Origin: https://a.example\r\n");
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {response}");
+        assert!(response.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\n"), "{response}");
+        assert!(response.contains("\r\nVary: Origin\r\n"), "{response}");
+        assert_eq!(response.contains("\r\nWWW-Authenticate: Bearer\r\n"), status == 401, "{response}");
+    }
     for (request, header, status) in [
         ("GET /toy/sizes", "", 404),
         ("POST /toy/sizes?room=tea", "", 405),
@@ -203,6 +218,9 @@ fn descriptor_gives_routes_health_resources_metrics_and_rooms() {
         ("GET /toy/full", "", 400),
         ("GET /toy", "", 426),
         ("GET /toy", "Origin: https://b.example\r\n", 403),
+        ("HEAD /toy/sizes?room=tea", "Origin: https://b.example\r\n", 403),
+        ("OPTIONS /toy/sizes?room=tea", "Origin: https://b.example\r\n", 403),
+        ("OPTIONS /toy", "Origin: https://b.example\r\n", 204),
     ] {
         let response = get(request, header);
         assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {response}");

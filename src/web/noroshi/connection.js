@@ -39,7 +39,7 @@ const CONTROL_MESSAGE_MAX = 1 << 20;
 const FRAME_CONTINUES = "+";
 const FRAME_ENDS = ".";
 
-/** Our pending offer is repeated at most once in this time (milliseconds), whatever arrives. */
+/** The pending local offer is repeated at most once in this time (milliseconds), whatever arrives. */
 const RESEND_PAUSE = 300;
 
 /**
@@ -56,7 +56,7 @@ const RESEND_PAUSE = 300;
  * @property {() => void} onControlOpen
  * @property {() => void} onClosed the message channel was closed by the remote peer
  * @property {(track: MediaStreamTrack, streams: readonly MediaStream[], name: string | undefined) => void} onTrack
- * @property {() => Record<string, string>} shareNames the names of what we share, by `mid`
+ * @property {() => Record<string, string>} shareNames the names of the local shares, by `mid`
  * @property {(data: string | ArrayBuffer, isReliable: boolean) => void} onMessage
  * @property {(error: unknown) => void} onFailure an operation has failed
  */
@@ -70,7 +70,7 @@ export class Connection {
   control;
   /** @type {RTCDataChannel} */
   unreliable;
-  /** Our id of this connection. @type {string} */
+  /** The local id of this connection. @type {string} */
   id;
   /** The remote peer's id of it, as soon as it is known. @type {string | undefined} */
   remoteId;
@@ -87,9 +87,9 @@ export class Connection {
   #events;
   /** The end of the queue of operations. @type {Promise<void>} */
   #queue = Promise.resolve();
-  /** The number of our last description. */
+  /** The number of the last local description. */
   #localSeq = 0;
-  /** The numbers of our last offer, of our last answer, and of the offer that it answers. */
+  /** The numbers of the last local offer, of the last local answer, and of the offer that it answers. */
   #offerSeq = 0;
   #answerSeq = 0;
   #answeredSeq = 0;
@@ -97,15 +97,15 @@ export class Connection {
   #remoteSeq = 0;
   /** The last offer of a peer that does not number its descriptions. */
   #lastRemoteOffer = "";
-  /** Whether our side needs a negotiation that it has not begun. */
+  /** Whether the local side needs a negotiation that it has not begun. */
   #isNegotiationWanted = false;
-  /** The turn to offer over the control channel. At the polite peer: whether it was asked for, and whether we have it. */
+  /** The turn to offer over the control channel. At the polite peer: whether it was requested, and whether it was granted. */
   #isTurnRequested = false;
   #hasTurn = false;
   /** At the impolite peer: whether the polite one waits for it, and whether it has it. */
   #isTurnAwaited = false;
   #isTurnGranted = false;
-  /** Whether our description is being set, and not yet sent. */
+  /** Whether the local description is being set, and not yet sent. */
   #isDescribing = false;
   #lastResend = -Infinity;
   /** The names of what the peer shares, by `mid`. @type {Record<string, string>} */
@@ -190,7 +190,7 @@ export class Connection {
     return this.#localSeq + this.#remoteSeq;
   }
 
-  /** Whether our first offer is not answered yet. */
+  /** Whether the first local offer is not answered yet. */
   get isFirstOfferPending() {
     return this.hasBegun && !this.hasRemoteDescription;
   }
@@ -266,7 +266,7 @@ export class Connection {
     return this.#enqueue(async () => change());
   }
 
-  // ---- Our offers ----
+  // ---- Local offers ----
 
   /** Makes the first offer. */
   begin() {
@@ -299,7 +299,7 @@ export class Connection {
     });
   }
 
-  /** Begins the negotiation that our side or the other one waits for, if it can begin now. */
+  /** Begins the negotiation that one of the sides waits for, if it can begin now. */
   async #continueNegotiation() {
     if (this.isClosed || this.pc.signalingState !== "stable" || this.#isControlExpected) {
       return;
@@ -360,7 +360,7 @@ export class Connection {
     }
   }
 
-  /** Whether we may offer now. The polite peer asks for its turn if it needs it. */
+  /** Whether the local side may offer now. The polite peer asks for its turn if it needs it. */
   #mayOffer() {
     if (!this.#isPolite()) {
       return !this.#isTurnGranted;
@@ -405,7 +405,7 @@ export class Connection {
   /** @param {Description} offer */
   async #handleOffer(offer) {
     if (this.#isRepeated(offer)) {
-      // It may have more candidates than before. The peer has not received our answer, and perhaps not our next offer.
+      // It may have more candidates than before. The peer has not received the answer, and perhaps not the next offer.
       await this.#addCandidates(candidatesOf(offer.sdp));
       this.#sendAnswer();
       this.#repeatOffer();
@@ -491,7 +491,7 @@ export class Connection {
     });
   }
 
-  /** Repeats our pending offer, if there is one, but not more often than once in a while. */
+  /** Repeats the pending local offer, if there is one, but not more often than once in a while. */
   #repeatOffer() {
     const now = performance.now();
     if (this.pc.signalingState === "have-local-offer" && now - this.#lastResend >= RESEND_PAUSE) {
@@ -506,7 +506,7 @@ export class Connection {
     this.#send("offer", { type: "offer", sdp, ...ids, names: this.#shareNames() });
   }
 
-  /** Sends our last answer. While an offer of ours is pending, it is the current and not the pending description. */
+  /** Sends the last local answer. While a local offer is pending, it is the current and not the pending description. */
   #sendAnswer() {
     const { currentLocalDescription } = this.pc;
     if (currentLocalDescription?.type !== "answer") {
@@ -517,7 +517,7 @@ export class Connection {
     this.#send("answer", { type: "answer", sdp, ...ids, names: this.#shareNames() });
   }
 
-  /** The names of what we share, or undefined if nothing has a name. */
+  /** The names of the local shares, or undefined if nothing has a name. */
   #shareNames() {
     const names = this.#events.shareNames();
     return Object.keys(names).length > 0 ? names : undefined;

@@ -1,5 +1,6 @@
 /**
- * Another peer of the room, as the application sees it. It lives as long as the person: its connection may be begun anew.
+ * Another peer of the room, as the application sees it. The object stays the same while the other page is in the
+ * room, also when the library replaces the RTCPeerConnection.
  */
 
 /**
@@ -31,8 +32,8 @@
  *
  * @typedef {object} PeerStats
  * @property {"direct" | "relay" | undefined} route through a TURN server or not; undefined while not connected
- * @property {string | undefined} local the type of our candidate: `host`, `srflx`, `prflx` or `relay`
- * @property {string | undefined} remote the type of the peer's candidate
+ * @property {string | undefined} local the type of the local candidate: `host`, `srflx`, `prflx` or `relay`
+ * @property {string | undefined} remote the type of the remote candidate
  * @property {number | undefined} rtt the round-trip time in milliseconds
  * @property {number} sent bytes
  * @property {number} received bytes
@@ -55,17 +56,17 @@ export class Peer {
     return this.#session.id;
   }
 
-  /** What the peer has given as `data`: a JSON value or undefined, unchecked. It is there before `open`. @type {any} */
+  /** The metadata of the peer: a JSON value or undefined, unchecked. It is there before `open`. @type {any} */
   get data() {
     return this.#session.data;
   }
 
   /**
-   * - `connecting`: for the first time
+   * - `connecting`: messages could not be sent yet
    * - `connected`
-   * - `interrupted`: it was connected, and is connected to again
+   * - `interrupted`: it was connected, and the library reconnects
    * - `failed`: attempts to connect have failed; further ones follow
-   * - `closed`: the peer is gone
+   * - `closed`: the peer has left, or its connection is lost
    *
    * @type {PeerState}
    */
@@ -73,7 +74,8 @@ export class Peer {
     return this.#session.state;
   }
 
-  /** Whether messages can be sent to it. If the connection is interrupted, they arrive when it continues. */
+  /** Whether messages can be sent to it. If the connection is interrupted, they are delivered if ICE recovers, and lost
+   *  if `reconnecting` follows. */
   get alive() {
     return this.#session.isAlive;
   }
@@ -83,7 +85,7 @@ export class Peer {
     return this.#session.isAway;
   }
 
-  /** The present connection. Another one replaces it when the peer is connected to anew. */
+  /** The present connection. The library may replace it: see the event `reconnecting`. */
   get pc() {
     return this.#session.connection.pc;
   }
@@ -93,7 +95,7 @@ export class Peer {
     return this.#session.connection.messages.bufferedAmount;
   }
 
-  /** The largest message of `send` in bytes: 64 KiB or more, as both browsers support. */
+  /** The largest message of `send` in bytes: 64 KiB or more, the smaller limit of both sides. */
   get maxMessageSize() {
     return this.#session.transfer.maxMessageSize;
   }
@@ -109,7 +111,7 @@ export class Peer {
   }
 
   /**
-   * Sends one message that may be lost or overtaken by others: for positions in a game, for example.
+   * Sends one message that may be lost or arrive out of order: for positions in a game, for example.
    *
    * @param {string | ArrayBuffer | ArrayBufferView} data at most 16 KiB
    * @returns {boolean} false if it was not sent, because the channel is not open or congested
@@ -165,7 +167,7 @@ async function readStats(pc) {
   const pairs = ofType("candidate-pair");
   // Some implementations have no transport statistics.
   const pair = selected ?? pairs.find((entry) => entry.nominated && entry.state === "succeeded");
-  // The peers may send over other pairs than the one that we have selected.
+  // The peers may send over other pairs than the locally selected one.
   const total = (/** @type {string} */ field) => pairs.reduce((sum, entry) => sum + (entry[field] ?? 0), 0);
   const local = byId(pair?.localCandidateId)?.candidateType;
   const remote = byId(pair?.remoteCandidateId)?.candidateType;

@@ -1,5 +1,5 @@
 /**
- * One remote peer: its connections, one after the other, and the clock that begins the next one.
+ * One remote peer: its connections, one after the other, and the timers that replace them.
  *
  * The first description of a peer has no `to`. It is for a connection that waits for it, or begins a new one. In a glare
  * of first offers, the impolite peer ignores the other's offer, and the polite one takes a new RTCPeerConnection and
@@ -13,7 +13,7 @@
  *                             a failure, or a      │    │  or closed this one    ▼      │
  *                             closed channel       └────┴──────────────────── interrupted
  *
- * A peer that does not settle within 10 s, while both are online, is connected to anew: no state waits for ever.
+ * A connection that does not settle within 10 s, while both are online, is replaced: no state waits for ever.
  */
 
 import { Connection } from "./connection.js";
@@ -31,11 +31,11 @@ const SETTLING_GROWTH = 1.5;
 const SETTLING_LONGEST = 60_000;
 /** After a failure of ICE, the polite peer lets the impolite one restart it first. */
 const POLITE_RESTART_DELAY = 2_000;
-/** A failed operation of a connection is tried again. Another one within this time begins the connection anew. */
+/** A failed operation of a connection is tried again. Another one within this time replaces the connection. */
 const FAILURES_FORGOTTEN_AFTER = 10_000;
-/** The time in which the first offer of a peer arrives that joins the room. */
+/** The time in which the first offer of a peer arrives that joins the room, and in which a first offer is answered. */
 const FIRST_OFFER_MAX = 3_000;
-/** The time for the first message of the control channel. It says who the peer is, and comes before `open`. */
+/** The time for the first message of the control channel. It has the metadata of the peer, and comes before `open`. */
 const HELLO_MAX = 2_000;
 /** Messages that arrive before the first message of the control channel wait for it. More than these do not wait. */
 const EARLY_MESSAGES_MAX = 1000;
@@ -51,13 +51,13 @@ export const DATA_LENGTH_MAX = 16_384;
  * What a room provides to the sessions of its peers.
  *
  * @typedef {object} PeerHost
- * @property {string} id our id
+ * @property {string} id the id of the local peer
  * @property {() => boolean} isOnline
  * @property {() => string} nextConnectionId
  * @property {() => RTCConfiguration} configuration
  * @property {typeof RTCPeerConnection} RTCPeerConnection
  * @property {number} receiveBytesMax
- * @property {number | undefined} giveUpTime a peer that is not connected for so long is left (pairs)
+ * @property {number | undefined} giveUpTime a peer that is not connected for so long is given up (pairs)
  * @property {() => object} hello the first message of the control channel
  * @property {(peer: PeerSession) => import("./media.js").SharedTrack[]} sharedTracks
  * @property {(peer: PeerSession, type: string, content: object) => void} signal sends through the server
@@ -67,13 +67,13 @@ export const DATA_LENGTH_MAX = 16_384;
  */
 
 export class PeerSession {
-  /** Empty until a peer answers our offer (`connect`). @type {string} */
+  /** Empty until a peer answers the local offer (`connect`). @type {string} */
   id;
   /** @type {Connection} */
   connection;
   /** @type {Transfer} */
   transfer = /** @type {any} */ (undefined);
-  /** What the peer says about itself. @type {any} */
+  /** The metadata of the peer. @type {any} */
   data;
   /** Whether the server no longer sees the peer. */
   isAway = false;
@@ -91,12 +91,12 @@ export class PeerSession {
   #remoteInstance;
   /** The greatest number of a connection of that instance. */
   #remoteNumber = 0;
-  /** Connections that were begun anew since the last one was settled. */
+  /** Connections that replaced others since the last one was settled. */
   #attempts = 0;
   /** Failed operations of the present connection, and when the last one was. */
   #failures = 0;
   #lastFailure = -Infinity;
-  /** Whether the connection is begun anew as soon as that is possible. */
+  /** Whether the connection is replaced as soon as that is possible. */
   #isRenewalDue = false;
   #hasHello = false;
   #isOpen = false;
@@ -173,6 +173,30 @@ export class PeerSession {
   begin() {
     this.connection.begin();
     this.#onState();
+    if (this.#remoteInstance !== undefined) {
+      this.#repeatFirstOffer();
+    }
+  }
+
+  /**
+   * Repeats the first offer of a later connection until it is answered. It is lost if the peer's WebSocket is dead and the
+   * server has not noticed that, and in a pair nobody tells when the peer is back. Clients that follow the protocol
+   * document alone are spared: they may take an offer for another one.
+   */
+  #repeatFirstOffer() {
+    const { connection } = this;
+    clearTimeout(this.#firstOfferTimer);
+    this.#firstOfferTimer = setTimeout(() => {
+      this.#ifCurrent(connection, () => {
+        if (!connection.isFirstOfferPending) {
+          return;
+        }
+        if (this.#host.isOnline() && !this.isAway) {
+          connection.resend();
+        }
+        this.#repeatFirstOffer();
+      });
+    }, FIRST_OFFER_MAX);
   }
 
   /** Makes the first offer, if both sides may be waiting for the other's. */
@@ -182,7 +206,7 @@ export class PeerSession {
     }
   }
 
-  /** Waits for the first offer, or begins if none comes: the peer may believe that it is connected to us. */
+  /** Waits for the first offer, or begins if none comes: the peer may believe that it is connected already. */
   awaitOffer() {
     this.#onState();
     const { connection } = this;
@@ -213,14 +237,14 @@ export class PeerSession {
     this.#onState();
   }
 
-  /** Connects anew: makes the first offer of a new connection. */
+  /** Replaces the connection, and makes the first offer of the new one. */
   renew() {
     this.#attempts += 1;
     this.#replaceConnection();
     this.begin();
   }
 
-  /** Connects anew after a pause, unless something better happens until then. */
+  /** Replaces the connection after a pause, unless it recovers or is replaced until then. */
   #scheduleRenewal() {
     const { connection } = this;
     clearTimeout(this.#renewalTimer);
@@ -310,7 +334,7 @@ export class PeerSession {
     }
   }
 
-  /** Begins anew what does not settle in time. */
+  /** Replaces a connection that does not settle in time. */
   #startSettlingTimer() {
     if (this.#settlingTimer !== undefined || !this.id) {
       return;
@@ -349,7 +373,7 @@ export class PeerSession {
     this.renew();
   }
 
-  /** In a pair, a partner that cannot be reached keeps us from others. */
+  /** In a pair, a partner that cannot be reached prevents the pairing with another one. */
   #startGiveUpTimer() {
     const { giveUpTime } = this.#host;
     if (giveUpTime === undefined || this.#giveUpTimer !== undefined || !this.id) {
@@ -368,7 +392,7 @@ export class PeerSession {
     }, giveUpTime);
   }
 
-  /** Why the peer is gone, if it is gone now. @returns {LeftReason} */
+  /** Why the peer is disconnected, if it is disconnected now. @returns {LeftReason} */
   get departureReason() {
     return this.#wasEndedByPeer || !this.#wasEverOpen ? "left" : "lost";
   }
@@ -378,7 +402,7 @@ export class PeerSession {
       this.#host.drop(this, "lost");
       return;
     }
-    // Once for each failure. If that does not help, the connection does not settle, and is begun anew.
+    // Once for each failure. If that does not help, the connection does not settle, and is replaced.
     if (!this.#host.isOnline() || this.#restartTimer !== undefined) {
       return;
     }
@@ -424,7 +448,7 @@ export class PeerSession {
 
   // ---- Messages of the server ----
 
-  /** Returns whether a description comes from another page than the one that we know.
+  /** Returns whether a description comes from another page than the known one.
    *  @param {Description} description */
   isFromOtherInstance(description) {
     const sender = parseConnectionId(description.from);
@@ -477,7 +501,7 @@ export class PeerSession {
       connection.receiveOffer(offer);
       return;
     }
-    // It is for an earlier connection of ours, or the answer to our first offer was lost.
+    // It is for an earlier local connection, or the answer to the first local offer was lost.
     if (connection.hasBegun) {
       connection.resend();
     } else {
@@ -585,7 +609,7 @@ export class PeerSession {
     if (this.isAway) {
       this.#host.drop(this, this.departureReason);
     } else {
-      // The server sees the peer: it begins anew, or we do.
+      // The server sees the peer: one side replaces the connection.
       this.#scheduleRenewal();
     }
     this.reportState();

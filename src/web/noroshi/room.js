@@ -1,6 +1,6 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 /**
- * A room: who is in it, and the events of the application.
+ * A room: its peers, and the events of the application.
  *
  *     Signaling (the server) ──► Room ──► PeerSession, one for each peer ──► Connection, Transfer, Senders
  */
@@ -23,9 +23,9 @@ const ENTERING_MAX = 20_000;
 const CREDENTIALS_INTERVAL = 3_600_000;
 /** The pause after `rate_limited`: the server refills the rate limit of a silent peer within 2 s. */
 const RATE_LIMITED_PAUSE = 2_500;
-/** In a pair, a partner that is not connected for so long is left, and another one is looked for. */
+/** In a pair, the library leaves a partner that is not connected for so long, and asks for another one. */
 const PARTNER_GIVE_UP = 30_000;
-/** Attempts to return to an id, or to a place in the room, that our own dead connection may hold. */
+/** Attempts to return to an id, or to a place in the room, that the server may still hold for the old connection. */
 const RETURNS_MAX = 5;
 /** The time after which a connected peer that the server does not see is looked for at another server. */
 const SEARCH_DELAY = 5_000;
@@ -38,7 +38,7 @@ const SEARCH_DELAY = 5_000;
  */
 
 /**
- * Why a peer is gone: it has left, its connection was lost, or another page has its id now.
+ * Why a peer is disconnected: it has left, its connection was lost, or another page has its id now.
  *
  * @typedef {"left" | "lost" | "replaced"} LeftReason
  */
@@ -50,10 +50,11 @@ const SEARCH_DELAY = 5_000;
  * @property {string} [id] 1 to 128 bytes of UTF-8; a random one if missing
  * @property {string | (() => string | Promise<string>)} [token] if the server requires one. A function is called before
  *   each attempt to connect, so that it can return a fresh token after hours
- * @property {Json} [data] who we are: `peer.data` at the others. At most 16 KiB of JSON
+ * @property {Json} [data] metadata of the local peer (user info, presence): `peer.data` at the others. At most 16 KiB of JSON
  * @property {AbortSignal} [signal] leaves the room when it is aborted, also before the room is entered
  * @property {number} [timeout] milliseconds until entering fails with `unreachable`; 20000 if missing
- * @property {number} [receiveBytesMax] the largest message that is accepted from a peer; 256 MiB if missing
+ * @property {number} [receiveBytesMax] the largest message that is accepted from a peer, and the largest sum
+ *   of the messages that it sends with `write` at the same time; 256 MiB if missing
  * @property {new (configuration?: any) => any} [RTCPeerConnection] an implementation, where there is no global one
  * @property {new (url: string) => any} [WebSocket] an implementation, where there is no global one
  */
@@ -116,16 +117,16 @@ export class Room extends BufferedEventTarget {
   #sessions = new Map();
   /** The same for the application. @type {Map<string, Peer>} */
   #peers = new Map();
-  /** In a pair: the peer that will answer our offer. @type {PeerSession | undefined} */
+  /** In a pair: the peer that will answer the local offer. @type {PeerSession | undefined} */
   #unnamed;
   #shares = new Shares();
   /** The random name of this Room in the ids of its connections. */
   #instance = randomId();
   #connections = 0;
   #wasEntered = false;
-  /** Whether the server has refused our registration on this WebSocket. */
+  /** Whether the server has refused the registration on this WebSocket. */
   #isRefused = false;
-  /** Refusals of our id, or of our place, since we were last online. */
+  /** Refusals of the id, or of the place in the room, since the room was last online. */
   #returns = 0;
   /** Whether another server was looked for since the server last saw a peer come or go. */
   #hasSearched = false;
@@ -146,7 +147,7 @@ export class Room extends BufferedEventTarget {
   #onAbort = () => this.#abort();
 
   /**
-   * Resolves when the room is over: after `leave()` with the code `left`, else with the code of the error.
+   * Resolves when the room is closed: after `leave()` with the code `left`, else with the code of the error.
    *
    * @readonly
    * @type {Promise<{ code: ErrorCode, message: string }>}
@@ -222,7 +223,7 @@ export class Room extends BufferedEventTarget {
 
   // ---- The application ----
 
-  /** Our id. @type {string} */
+  /** The id of the local peer. @type {string} */
   get id() {
     return this.#id;
   }
@@ -235,8 +236,8 @@ export class Room extends BufferedEventTarget {
   /**
    * - `entering`
    * - `online`: connected to the server
-   * - `offline`: the server is gone and is connected to again; connected peers stay connected
-   * - `closed`: left, or over after an error
+   * - `offline`: the library reconnects to the server; connected peers stay connected
+   * - `closed`: left, or closed after an error
    *
    * @type {RoomState}
    */
@@ -254,7 +255,7 @@ export class Room extends BufferedEventTarget {
     return this.#peers;
   }
 
-  /** What the others get as `peer.data`. @type {Json | undefined} */
+  /** The metadata that the others get as `peer.data`. @type {Json | undefined} */
   get data() {
     return this.#data;
   }
@@ -302,7 +303,7 @@ export class Room extends BufferedEventTarget {
   }
 
   /**
-   * Changes what the others get as `peer.data`.
+   * Replaces the metadata that the others get as `peer.data`.
    *
    * @param {Json} data
    */
@@ -313,7 +314,7 @@ export class Room extends BufferedEventTarget {
   }
 
   /**
-   * Returns all messages, as an alternative to listening to `message`. It ends when the room is over.
+   * Returns all messages, as an alternative to listening to `message`. It ends when the room is closed.
    *
    * @param {{ signal?: AbortSignal }} [options] the iteration ends when the signal is aborted
    * @returns {AsyncGenerator<{ peer: Peer, data: any, reliable: boolean }, void, undefined>}
@@ -353,7 +354,7 @@ export class Room extends BufferedEventTarget {
     }
   }
 
-  /** Leaves the room: closes every connection, in every state. */
+  /** Leaves the room: closes every connection, at any time. */
   leave() {
     this.#close("left", "the room was left");
     for (const session of this.#allSessions()) {
@@ -373,7 +374,7 @@ export class Room extends BufferedEventTarget {
   }
 
   /**
-   * The room is over. After an error, connected peers stay connected until `leave()`.
+   * Closes the room, and the connection to the server. After an error, connected peers stay connected until `leave()`.
    *
    * @param {ErrorCode} code
    * @param {string} message
@@ -395,7 +396,7 @@ export class Room extends BufferedEventTarget {
       this.#forEachSession((session) => this.#setPresent(session, false));
     }
     this.#entering.reject(error ?? new NoroshiError("left", "the room was left before it was entered"));
-    // Who does not wait for the promise any more has no use for its rejection.
+    // A rejection that nobody waits for is not an error.
     this.entered.catch(() => {});
     this.#resolveClosed({ code, message });
     if (wasEntered && code !== "left") {
@@ -419,15 +420,15 @@ export class Room extends BufferedEventTarget {
     return this.#signaling.send({ id: this.#id, ...message }, session);
   }
 
-  /** Registers our id on a new WebSocket. */
+  /** Registers the id on a new WebSocket. */
   #register() {
     this.#isRefused = false;
     if (this.#flow === "join") {
       this.#send({ type: "join" });
       return;
     }
-    // Who has a partner wants no other, but must be addressable: any message registers the id, and the answer to the
-    // second one tells that it was accepted.
+    // A peer that has a partner asks for no other, but must be addressable: any message registers the id, and the answer
+    // to the second one tells that it was accepted.
     this.#send({ type: "leave" });
     this.#requestCredentials();
   }
@@ -490,7 +491,7 @@ export class Room extends BufferedEventTarget {
   }
 
   /**
-   * The server has accepted us: keeps connected peers, and connects to all others.
+   * The server has accepted the registration: keeps connected peers, and connects to all others.
    *
    * @param {string[]} ids the other peers of the room
    */
@@ -525,13 +526,13 @@ export class Room extends BufferedEventTarget {
     this.#searchTimer = undefined;
     this.#sayPresence(false);
     if (this.#unnamed) {
-      // Our offer is gone with the connection to the server.
+      // The server drops the offer with the connection.
       this.#remove(this.#unnamed);
     }
     this.#emit("offline", loss);
   }
 
-  /** Tells connected peers whether a server sees us. @param {boolean} online */
+  /** Tells connected peers whether a server sees this peer. @param {boolean} online */
   #sayPresence(online) {
     this.#forEachSession((session) => session.connection.sendControl({ type: "presence", online }));
   }
@@ -562,7 +563,7 @@ export class Room extends BufferedEventTarget {
       this.#onDescription(id, parseJson(sdp));
       return;
     }
-    // The server pairs us with another peer.
+    // The server pairs this peer with another one.
     for (const session of this.#allSessions()) {
       this.#drop(session, "lost");
     }
@@ -581,7 +582,7 @@ export class Room extends BufferedEventTarget {
     const hasIds = description?.from !== undefined;
     const isForOther = hasIds && description.to !== this.#unnamed?.connection.id;
     if (this.#unnamed && isForOther) {
-      // An earlier partner repeats its answer, and the server has paired us with it again.
+      // An earlier partner repeats its answer, and the server has paired this peer with it again.
       this.#refusePartner(id, description.from);
       this.#remove(this.#unnamed);
       this.#send({ type: "leave" });
@@ -627,10 +628,11 @@ export class Room extends BufferedEventTarget {
   }
 
   /**
-   * In a pair: a peer takes us for its partner, but our page was reloaded or has given it up, and nobody could tell it.
+   * In a pair: a peer takes this one for its partner, but the local page was reloaded or has given it up, and could not
+   * tell it.
    *
    * @param {string} id
-   * @param {unknown} connection the peer's id of its connection to us
+   * @param {unknown} connection the peer's id of its connection
    */
   #refusePartner(id, connection) {
     this.#send({ type: "candidateAdd", target_id: id, candidate: { bye: true, to: connection } });
@@ -678,7 +680,7 @@ export class Room extends BufferedEventTarget {
         break;
       case "offer_taken":
       case "not_offerer":
-        // The server has put us back into the line.
+        // The server has put this peer back into the queue of the room.
         for (const each of this.#allSessions()) {
           if (!each.isAlive) {
             this.#drop(each, "lost");
@@ -699,7 +701,7 @@ export class Room extends BufferedEventTarget {
     this.#isRefused = true;
     this.#returns += 1;
     if (this.#wasEntered && this.#returns <= RETURNS_MAX) {
-      // Our own dead connection may hold the id.
+      // The server may still hold the id for the old connection.
       this.#signaling.retry();
     } else {
       this.#close(error.code, error.message, error);
@@ -737,7 +739,7 @@ export class Room extends BufferedEventTarget {
     }, pause);
   }
 
-  /** Our registration itself was refused by the rate limit. */
+  /** The registration itself was refused by the rate limit. */
   #requestRegistration() {
     if (this.#signaling.isOpen) {
       this.#register();
@@ -814,7 +816,7 @@ export class Room extends BufferedEventTarget {
     this.#send({ type, ...target, [field]: content }, session);
   }
 
-  /** Sets whether the server sees a peer. One that is not connected either is gone.
+  /** Sets whether the server sees a peer. One that is not connected either has left.
    *  @param {PeerSession} session @param {boolean} isPresent */
   #setPresent(session, isPresent) {
     if (!isPresent && !session.isAlive) {
@@ -871,7 +873,7 @@ export class Room extends BufferedEventTarget {
     );
   }
 
-  /** Ends a peer that cannot be reached, or that has left. The server may still take us for its partner.
+  /** Ends a peer that cannot be reached, or that has left. The server may still take this peer for its partner.
    *  @param {PeerSession} session @param {LeftReason} reason */
   #giveUp(session, reason) {
     this.#drop(session, reason);

@@ -23,15 +23,15 @@ import { parseJson } from "./sdp.js";
 const PAUSE_MIN = 500;
 /** The longest pause before the random factor of 0.5 to 1.5: a server that returns is noticed within 5 s. */
 const PAUSE_MAX = 3_000;
-/** The pause after the server closed the connection because we sent too much. */
+/** The pause after the server closed the connection because of `--max-rate`. */
 const PAUSE_RATE_LIMITED = 10_000;
-/** The time from an attempt to its confirmation. The server may need 5 s to check that our id is free. */
+/** The time from an attempt to its confirmation. The server may need 5 s to check that the id is free. */
 const CONNECTING_MAX = 15_000;
-/** Browsers cannot send WebSocket pings, and notice a lost network late or never: a silent server is asked. */
+/** Browsers cannot send WebSocket pings, and notice a lost network late or never: a silent server is sent a ping. */
 const SILENCE_MAX = 25_000;
-/** The time for an answer to that question, and for the answer to an HTTP request. */
+/** The time for an answer to that ping, and for the answer to an HTTP request. */
 const ANSWER_MAX = 5_000;
-/** Until we know that health checks work here, one attempt in so many opens a WebSocket without one. */
+/** Until it is known that health checks work here, one attempt in so many opens a WebSocket without one. */
 const ATTEMPTS_PER_UNCHECKED_ATTEMPT = 4;
 
 /** The close codes that the library handles (PROTOCOL.md, "Close codes"). */
@@ -55,7 +55,7 @@ export function pauseBefore(attempt) {
  * @property {(message: any) => void} onMessage
  * @property {(loss: { code: number, retryIn: number }) => void} onLost a confirmed connection is lost: the close code, or 0
  *   if the server did not answer or the page was suspended, and the time until the next attempt
- * @property {(error: NoroshiError) => void} onRefused the server refuses us for good
+ * @property {(error: NoroshiError) => void} onRefused the server refuses the connection for good
  * @property {(size: number, context: unknown) => void} onTooBig a message was too large for the server
  * @property {() => void} onPageHidden the page is closed
  * @property {() => void} onPageCached the page enters the back/forward cache, and may come back
@@ -110,7 +110,7 @@ export class Signaling {
     this.#connect();
   }
 
-  /** The server has accepted our registration. */
+  /** The server has accepted the registration. */
   confirm() {
     this.#state = "confirmed";
     this.#failures = 0;
@@ -152,7 +152,7 @@ export class Signaling {
     }
   }
 
-  /** Connects again after a pause, because our registration was refused but may succeed later. */
+  /** Connects again after a pause, because the registration was refused but may succeed later. */
   retry() {
     this.#onLost(0);
   }
@@ -407,7 +407,7 @@ export class Signaling {
     this.#events.onMessage(message);
   }
 
-  /** Waits for the next message. A message that was sent before our question is no answer, but may delay the answer. */
+  /** Waits for the next message. A message that was sent before the ping is no answer, but may delay the answer. */
   #awaitMessage() {
     if (this.#isProbing) {
       this.#setTimer(ANSWER_MAX, () => this.#onLost(0));

@@ -105,9 +105,9 @@ export class Transfer {
   #connection;
   #events;
   #receiveBytesMax;
-  /** The number of the last message in pieces that we began. */
+  /** The number of the last message in pieces that was begun here. */
   #lastStream = 0;
-  /** Our messages in pieces that are not complete. @type {Map<number, AbortController>} */
+  /** Outgoing messages in pieces that are not complete. @type {Map<number, AbortController>} */
   #outgoing = new Map();
   /** @type {Map<number, IncomingStream>} */
   #incoming = new Map();
