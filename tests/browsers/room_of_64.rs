@@ -42,6 +42,9 @@ const STUB: &str = r#"
             super.send(text);
         }
     };
+    // For the same reason, members have ten times as long until they take another one for slow.
+    const wait = globalThis.setTimeout;
+    globalThis.setTimeout = (action, ms) => wait(action, ms >= 2000 ? ms * 10 : ms);
     const waiting = [];
     setInterval(() => underWay < UNDER_WAY_MAX && waiting.splice(0, 2).forEach((resolve) => resolve()), 4);
     const token = (length) => Array.from({ length }, () => "abcdefghijklmnopqrstuvwxyz"[Math.floor(Math.random() * 26)]).join("");
@@ -66,9 +69,10 @@ const STUB: &str = r#"
         signalingState = "stable"; connectionState = "new"; iceGatheringState = "new";
         localDescription = null; remoteDescription = null; currentLocalDescription = null; currentRemoteDescription = null;
         sctp = { maxMessageSize: 262144 };
-        #ufrag = token(4); #session = Math.floor(Math.random() * 1e15); #version = 1; #candidates = []; #isNegotiated = false;
+        #ufrag = `${token(4)}${StubConnection.count += 1}`; #session = Math.floor(Math.random() * 1e15); #version = 1; #candidates = []; #isNegotiated = false;
         #isAskedFor = false; #channels = []; #other = null;
 
+        static count = 0;
         constructor() { byUfrag.set(this.#ufrag, this); }
         getTransceivers() { return []; }
         createDataChannel(_label, { id }) { this.#negotiate(); return this.#channels[id] = new StubChannel(); }
