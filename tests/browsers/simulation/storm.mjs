@@ -18,6 +18,8 @@ import { MediaStream, MediaStreamTrack } from "./webrtc.mjs";
 /** Milliseconds. */
 const STORM = 8_000;
 const PAUSE_BETWEEN_ACTS = /** @type {const} */ ([20, 400]);
+/** Packets that are under way when the faults stop have arrived after this time. */
+const LATENCY_MAX = 1_000;
 /** The time in which the room becomes whole when the faults have stopped. */
 const RECOVERY_MAX = 20_000;
 /** The same if paths between pages were interrupted, or if the page of a partner has crashed: ICE must fail first. */
@@ -496,7 +498,8 @@ export class Storm {
     const limit = needsIceFailure ? RECOVERY_AFTER_OUTAGE_MAX : RECOVERY_MAX;
     /** @type {string[]} */
     let missing = [];
-    for (let time = 0; time < limit; time += 100) {
+    await world.run(LATENCY_MAX);
+    for (let time = LATENCY_MAX; time < limit; time += 100) {
       await world.run(100);
       missing = this.#missing();
       if (missing.length === 0) {
