@@ -329,6 +329,7 @@ impl World {
             Dialect::Noroshi,
             Dialect::Noroshi,
             Dialect::Ayame,
+            Dialect::Ayame,
             Dialect::Matchbox,
             Dialect::PeerJs,
             Dialect::YWebrtc,
