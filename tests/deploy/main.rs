@@ -1,5 +1,6 @@
 //! What operators use: proxies, systemd, clusters, packages, documents, scripts and the load test.
 
+mod balancers;
 mod cluster;
 mod containers;
 mod load;
@@ -9,6 +10,5 @@ mod readme;
 mod readme_token_examples;
 mod scripts;
 mod systemd;
-mod ywebrtc;
 
 use noroshi_test_support as common;

@@ -1,4 +1,5 @@
-//! Three nodes for y-webrtc behind Caddy and HAProxy: the clients of a room, which is in the path, reach the same node.
+//! Three nodes behind Caddy and HAProxy: clients that must meet reach the same node. For y-webrtc, the room is in the path; for
+//! PeerJS, the API key is in the query.
 
 use std::net::{SocketAddr, TcpStream};
 
@@ -8,6 +9,7 @@ use crate::common::program::{Program, free_port, is_installed};
 use crate::common::readme::configuration;
 use serde_json::json;
 
+/// Rooms of y-webrtc, or keys of PeerJS.
 const ROOMS: usize = 40;
 
 /// Writes a configuration file with other addresses, and starts a balancer with it.
@@ -36,20 +38,41 @@ fn balancer(program: &str, arguments: &str, file: &str, nodes: &[Running; 3], po
     balancer
 }
 
-fn assert_rooms_meet(program: &str, arguments: &str, file: &str) {
-    if !is_installed(program) {
-        return;
-    }
-    let nodes = [(); 3].map(|()| run(r#"exec "$0" --y-webrtc --log error"#).0);
+/// Starts three nodes with this flag behind a balancer. Returns them with its address when it forwards this path to them.
+fn cluster(
+    program: &str,
+    arguments: &str,
+    file: &str,
+    flag: &str,
+    path: &str,
+) -> ([Running; 3], Program, SocketAddr) {
+    let command = format!(r#"exec "$0" {flag} --log error"#);
+    let nodes = [(); 3].map(|()| run(&command).0);
     let port = free_port();
     let balancer = balancer(program, arguments, file, &nodes, port);
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     // The health checks have to succeed first.
     balancer.wait_until("the nodes", || {
         let mut probe = Client::connect(address);
-        probe.send(b"GET /y-webrtc HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n");
+        probe.send(request.as_bytes());
         probe.read_head().starts_with("HTTP/1.1 426 ").then_some(())
     });
+    (nodes, balancer, address)
+}
+
+/// Asserts that each room is on one node, and that all nodes have rooms.
+fn assert_spread(nodes: &[Running; 3]) {
+    let rooms = nodes.each_ref().map(|node| node.metric("rooms"));
+    assert_eq!(rooms.iter().sum::<f64>(), ROOMS as f64, "{rooms:?}");
+    assert!(rooms.iter().all(|rooms| *rooms > 0.0), "all nodes have rooms: {rooms:?}");
+}
+
+fn assert_rooms_meet(program: &str, arguments: &str, file: &str) {
+    if !is_installed(program) {
+        return;
+    }
+    let (nodes, _balancer, address) = cluster(program, arguments, file, "--y-webrtc", "/y-webrtc");
     let mut clients = Vec::new();
     for room in 0..ROOMS {
         let topic = format!("document {room}");
@@ -65,9 +88,28 @@ fn assert_rooms_meet(program: &str, arguments: &str, file: &str) {
         assert_eq!(pair[1].receive_json()["clients"], 2, "{file}: room {room}");
         clients.extend(pair);
     }
-    let rooms = nodes.each_ref().map(|node| node.metric("rooms"));
-    assert_eq!(rooms.iter().sum::<f64>(), ROOMS as f64, "{rooms:?}");
-    assert!(rooms.iter().all(|rooms| *rooms > 0.0), "all nodes have rooms: {rooms:?}");
+    assert_spread(&nodes);
+}
+
+fn assert_keys_meet(program: &str, arguments: &str, file: &str) {
+    if !is_installed(program) {
+        return;
+    }
+    let (nodes, _balancer, address) = cluster(program, arguments, file, "--peerjs", "/peerjs");
+    let mut clients = Vec::new();
+    for key in 0..ROOMS {
+        let mut pair = ["alice", "bob"].map(|id| {
+            let path = format!("/peerjs?key=key{key}&id={id}&token=secret-of-{id}&version=1.5.5");
+            let mut client = Client::connect(address).upgrade_at(&path);
+            assert_eq!(client.receive_json(), json!({"type": "OPEN"}), "{file}: key {key}");
+            client
+        });
+        pair[0].send_json(json!({"type": "OFFER", "payload": key, "dst": "bob"}));
+        let offer = json!({"type": "OFFER", "src": "alice", "dst": "bob", "payload": key});
+        assert_eq!(pair[1].receive_json(), offer, "{file}: key {key}");
+        clients.extend(pair);
+    }
+    assert_spread(&nodes);
 }
 
 #[test]
@@ -80,4 +122,16 @@ fn caddy_sends_each_y_webrtc_room_to_one_node() {
 fn haproxy_sends_each_y_webrtc_room_to_one_node() {
     let file = "haproxy-cluster.cfg";
     assert_rooms_meet("/usr/sbin/haproxy", &format!("-W -f {file}"), file);
+}
+
+#[test]
+fn caddy_sends_each_peerjs_key_to_one_node() {
+    let file = "Caddyfile-peerjs";
+    assert_keys_meet("/usr/bin/caddy", &format!("run --adapter caddyfile --config {file}"), file);
+}
+
+#[test]
+fn haproxy_sends_each_peerjs_key_to_one_node() {
+    let file = "haproxy-peerjs.cfg";
+    assert_keys_meet("/usr/sbin/haproxy", &format!("-W -f {file}"), file);
 }
