@@ -62,7 +62,7 @@ const PAGE_POLICY: &str = "default-src 'none'; \
 
 /// The Content-Security-Policy of the page that tests a deployment, which does not use the library.
 const CHECK_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-ZDNq5WTdzpyBEOpD2TpWaSCwwQ2HhvfZgYL44YG4thI='; \
+    script-src 'sha256-4Vqp4ITqc5NPrfdPEfQWScABbR0jzq8dJl8dt6O/GbQ='; \
     style-src 'sha256-7eusNBOOLRWHxdh2cWIjdKZ0ka6M5EmT929WMc69WbY='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
