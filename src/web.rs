@@ -56,7 +56,7 @@ pub const QR_CODES: File = File { is_cross_origin: false, ..File::module(include
 /// It permits the script and the style of the page, by their hashes, the libraries, the icon in its head, and connections to
 /// this server. A test compares the hashes with the elements.
 const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'self' 'sha256-2+7gpD1dFmY5QpPeYFuFHsqodlsPnMbdMxAFDh//IRc='; \
+    script-src 'self' 'sha256-9upB/43Th64rcd6qYcvXMmplv+0qGtuCsglxEoYIynY='; \
     style-src 'sha256-Ha8+ghAry32qWL0rxglaFHGqRg4x9nmCdOvu+HxLqVs='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
