@@ -9,6 +9,7 @@ pub mod conn_table;
 pub mod ice;
 pub mod list;
 pub mod matchbox;
+pub mod name_table;
 pub mod noroshi;
 pub mod peerjs;
 pub mod uuid;

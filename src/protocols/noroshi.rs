@@ -29,11 +29,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::time::Duration;
 
 use hashbrown::HashTable;
-use slab::Slab;
 
 use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
@@ -45,6 +44,7 @@ use crate::protocol::{CloseCause, Conn, Context, Descriptor, Member, Protocol, R
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::ice::IceServers;
 use crate::protocols::list::ListNodes;
+use crate::protocols::name_table::NameTable;
 use crate::rate_limit::{Verdict, credits_for_bytes};
 use crate::timestamp::Timestamp;
 use message::{Body, ClientMessage, Code, ErrorReply, Kind, SignalingMessage};
@@ -73,12 +73,10 @@ pub struct Noroshi {
     peers: ConnTable<Peer>,
     /// Links of all lists of peers. A peer is in at most one list.
     list_nodes: ListNodes,
-    rooms: Slab<Room>,
+    rooms: NameTable<Room>,
     /// Registered peers by room and id. An entry is a slot of four bytes; the key is in the peer. The hashes
     /// are keyed at random, because clients choose ids and names of rooms.
     peers_by_id: HashTable<Slot>,
-    /// Rooms by name. An entry is an index of four bytes; the key is in the room.
-    rooms_by_name: HashTable<u32>,
     hasher: RandomState,
     /// The deadlines of all rooms that have one.
     timers: BTreeSet<(Timestamp, u32)>,
@@ -186,12 +184,12 @@ impl Protocol for Noroshi {
     }
 
     fn room_exists(&self, target: &Target) -> bool {
-        self.find_room(&target.room).is_some()
+        self.rooms.find(&target.room).is_some()
     }
 
     fn member(&self, conn: Conn) -> Option<Member<'_>> {
         let peer = self.peer(self.peers.find(conn)?);
-        let room = &self.rooms[peer.room as usize].name;
+        let room = &self.rooms[peer.room].name;
         Some(Member { room, id: peer.id().map(Cow::from), state: peer.state() })
     }
 
@@ -223,9 +221,8 @@ impl Noroshi {
             ice: IceServers::new(config),
             peers: ConnTable::NEW,
             list_nodes: ListNodes::default(),
-            rooms: Slab::new(),
+            rooms: NameTable::new(key.clone()),
             peers_by_id: HashTable::new(),
-            rooms_by_name: HashTable::new(),
             hasher: key,
             timers: BTreeSet::new(),
             message_counts: Default::default(),
@@ -238,11 +235,11 @@ impl Noroshi {
 
     /// Adds a connection to its room, and creates the room if necessary.
     fn add_peer(&mut self, conn: Conn, room_name: &str, token_claims: Option<&Claims>) {
-        let room = match self.find_room(room_name) {
+        let room = match self.rooms.find(room_name) {
             Some(room) => room,
-            None => self.create_room(room_name),
+            None => self.rooms.insert(Room::new(room_name)),
         };
-        self.rooms[room as usize].member_count += 1;
+        self.rooms[room].member_count += 1;
         let slot = self.peers.insert(conn, Peer::new(room, token_claims));
         self.list_nodes.ensure_slot(slot);
     }
@@ -255,9 +252,9 @@ impl Noroshi {
         let room = self.peer(slot).room;
         self.release_id(slot, context);
         self.peers.remove(slot);
-        self.rooms[room as usize].member_count -= 1;
-        if self.rooms[room as usize].member_count == 0 {
-            self.remove_room(room);
+        self.rooms[room].member_count -= 1;
+        if self.rooms[room].member_count == 0 {
+            self.rooms.remove(room);
         }
     }
 
@@ -275,7 +272,7 @@ impl Noroshi {
         let room = self.peer(slot).room;
         match self.peer(slot).flow {
             Flow::Idle => {}
-            Flow::Offerer => self.rooms[room as usize].offerer = None,
+            Flow::Offerer => self.rooms[room].offerer = None,
             Flow::Queued => self.leave_queue(slot),
             Flow::HoldingOffer(_) => self.release_offer(slot),
             Flow::Paired(partner) => {
@@ -287,28 +284,6 @@ impl Noroshi {
         self.peer_mut(slot).flow = Flow::Idle;
         self.retract_offer(slot, context);
         self.advance(room, context);
-    }
-
-    // ---- Rooms ----
-
-    fn find_room(&self, name: &str) -> Option<u32> {
-        let has_name = |room: &u32| *self.rooms[*room as usize].name == *name;
-        self.rooms_by_name.find(self.hasher.hash_one(name), has_name).copied()
-    }
-
-    fn create_room(&mut self, name: &str) -> u32 {
-        let room = self.rooms.insert(Room::new(name)) as u32;
-        let Noroshi { rooms_by_name, rooms, hasher, .. } = self;
-        rooms_by_name
-            .insert_unique(hasher.hash_one(name), room, |room| hasher.hash_one(&*rooms[*room as usize].name));
-        room
-    }
-
-    fn remove_room(&mut self, room: u32) {
-        let hash = self.hasher.hash_one(&*self.rooms[room as usize].name);
-        let entry = self.rooms_by_name.find_entry(hash, |entry| *entry == room);
-        entry.expect("every room is in the table").remove();
-        self.rooms.remove(room as usize);
     }
 
     // ---- Messages ----

@@ -17,11 +17,10 @@
 //! The transcripts in `tests/transcripts/peerjs` show all messages.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::time::Duration;
 
 use hashbrown::HashTable;
-use slab::Slab;
 
 use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
@@ -34,6 +33,7 @@ use crate::protocol::{
     TokenPlace,
 };
 use crate::protocols::conn_table::{ConnTable, Slot};
+use crate::protocols::name_table::{NameTable, Named};
 use crate::protocols::uuid;
 
 mod holds;
@@ -49,12 +49,11 @@ pub struct PeerJs {
     /// `None`: no tokens are required.
     token_secrets: Option<Secrets>,
     peers: ConnTable<Peer>,
-    rooms: Slab<Room>,
+    /// Rooms by key.
+    rooms: NameTable<Room>,
     /// Registered peers by room and id. An entry is a slot of four bytes; the key is in the peer. The hashes are keyed at
     /// random, because clients choose ids and keys.
     peers_by_id: HashTable<Slot>,
-    /// Rooms by key. An entry is an index of four bytes; the key is in the room.
-    rooms_by_key: HashTable<u32>,
     hasher: RandomState,
     /// The connections that wait for the probe of this holder of an id, first come first. An entry exists while the probe is
     /// running; all claimants may have left since it began.
@@ -78,6 +77,12 @@ struct Peer {
 struct Room {
     key: Box<str>,
     peer_count: usize,
+}
+
+impl Named for Room {
+    fn name(&self) -> &str {
+        &self.key
+    }
 }
 
 /// Registers the protocol.
@@ -198,12 +203,12 @@ impl Protocol for PeerJs {
     }
 
     fn room_exists(&self, target: &Target) -> bool {
-        self.find_room(&target.room).is_some_and(|room| self.rooms[room as usize].peer_count > 0)
+        self.rooms.find(&target.room).is_some_and(|room| self.rooms[room].peer_count > 0)
     }
 
     fn member(&self, conn: Conn) -> Option<Member<'_>> {
         let peer = &self.peers[self.peers.find(conn)?];
-        let room = &self.rooms[peer.room as usize].key;
+        let room = &self.rooms[peer.room].key;
         let member = match peer.holder {
             None => Member { room, id: Some((&*peer.id).into()), state: "open" },
             Some(_) => Member { room, id: None, state: "claimant" },
@@ -243,13 +248,11 @@ impl Protocol for PeerJs {
             assert!(claimants.iter().all(|claimant| self.peers[*claimant].holder == Some(*holder)));
         }
         for (room, destination) in self.holds.receivers() {
-            assert!(self.rooms.contains(room as usize));
+            assert!(self.rooms.contains(room));
             assert_eq!(self.find_peer(room, destination), None, "messages are held only for absent peers");
         }
-        assert_eq!(self.rooms.len(), self.rooms_by_key.len());
-        for (index, room) in &self.rooms {
-            let index = index as u32;
-            assert_eq!(self.find_room(&room.key), Some(index));
+        self.rooms.check();
+        for (index, room) in self.rooms.iter() {
             assert_eq!(room.peer_count, peer_counts.get(&index).copied().unwrap_or(0));
             assert!(
                 room.peer_count > 0 || self.holds.has_room(index),
@@ -266,9 +269,8 @@ impl PeerJs {
         PeerJs {
             token_secrets: config.token_secrets.clone(),
             peers: ConnTable::NEW,
-            rooms: Slab::new(),
+            rooms: NameTable::new(key.clone()),
             peers_by_id: HashTable::new(),
-            rooms_by_key: HashTable::new(),
             hasher: key.clone(),
             claimants: BTreeMap::new(),
             holds: Holds::new(held_bytes_max, key),
@@ -299,7 +301,10 @@ impl PeerJs {
     /// Adds a connection. It gets its id at once, waits for a probe of the holder, or is refused.
     fn add_peer(&mut self, conn: Conn, identity: Identity, context: &mut Context) {
         let Identity { key, id, proof } = identity;
-        let room = self.find_or_create_room(&key);
+        let room = match self.rooms.find(&key) {
+            Some(room) => room,
+            None => self.rooms.insert(Room { key: key.into(), peer_count: 0 }),
+        };
         let holder = self.find_peer(room, &id);
         let slot = self.peers.insert(conn, Peer { room, id: id.into(), proof, holder });
         let Some(holder) = holder else {
@@ -342,10 +347,10 @@ impl PeerJs {
         self.peers[slot].holder = None;
         self.insert_id(slot);
         let room = self.peers[slot].room;
-        self.rooms[room as usize].peer_count += 1;
+        self.rooms[room].peer_count += 1;
         let conn = self.peers.conn(slot);
         let id = self.peers[slot].id.clone();
-        context.registered(conn, &self.rooms[room as usize].key, &id);
+        context.registered(conn, &self.rooms[room].key, &id);
         context.send(conn, message::OPEN.to_owned());
         self.holds.on_registered(room, &id);
         self.deliver_held_messages(slot, &id, context);
@@ -400,7 +405,7 @@ impl PeerJs {
     fn release_id(&mut self, slot: Slot) {
         self.remove_id(slot);
         let room = self.peers[slot].room;
-        self.rooms[room as usize].peer_count -= 1;
+        self.rooms[room].peer_count -= 1;
     }
 
     // ---- Claimants ----
@@ -447,32 +452,10 @@ impl PeerJs {
 
     // ---- Rooms ----
 
-    fn find_room(&self, key: &str) -> Option<u32> {
-        let has_key = |room: &u32| *self.rooms[*room as usize].key == *key;
-        self.rooms_by_key.find(self.hasher.hash_one(key), has_key).copied()
-    }
-
-    fn find_or_create_room(&mut self, key: &str) -> u32 {
-        if let Some(room) = self.find_room(key) {
-            return room;
-        }
-        let room = Room { key: key.into(), peer_count: 0 };
-        let index = self.rooms.insert(room) as u32;
-        let PeerJs { rooms_by_key, rooms, hasher, .. } = self;
-        let hash = |room: &u32| hasher.hash_one(&*rooms[*room as usize].key);
-        rooms_by_key.insert_unique(hash(&index), index, hash);
-        index
-    }
-
     fn remove_room_if_unused(&mut self, index: u32) {
-        let room = &self.rooms[index as usize];
-        if room.peer_count > 0 || self.holds.has_room(index) {
-            return;
+        if self.rooms[index].peer_count == 0 && !self.holds.has_room(index) {
+            self.rooms.remove(index);
         }
-        let hash = self.hasher.hash_one(&*room.key);
-        let entry = self.rooms_by_key.find_entry(hash, |entry| *entry == index);
-        entry.expect("every room is in the table").remove();
-        self.rooms.remove(index as usize);
     }
 
     // ---- Messages ----

@@ -8,11 +8,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::time::Duration;
-
-use hashbrown::HashTable;
-use slab::Slab;
 
 use crate::config::Endpoint;
 use crate::http::token::Claims;
@@ -25,17 +22,15 @@ use crate::message::Message;
 use crate::metrics::Counts;
 use crate::protocol::{CloseCause, Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
 use crate::protocols::conn_table::{ConnTable, Slot};
+use crate::protocols::name_table::{NameTable, Named};
 use crate::rate_limit::{Verdict, credits_for_deliveries};
 
 /// All topics and clients.
 pub struct YWebrtc {
-    hasher: RandomState,
     clients: ConnTable<Client>,
     /// Clients with at least one topic.
     subscriber_count: usize,
-    topics: Slab<Topic>,
-    /// Indices of `topics`, by name.
-    topics_by_name: HashTable<u32>,
+    topics: NameTable<Topic>,
     counts: Counts,
     /// Messages to subscribers: a message to N of them counts N.
     deliveries: u64,
@@ -58,6 +53,18 @@ struct Client {
 struct Topic {
     name: Box<str>,
     subscribers: BTreeSet<Slot>,
+}
+
+impl Topic {
+    fn new(name: &str) -> Topic {
+        Topic { name: name.into(), subscribers: BTreeSet::new() }
+    }
+}
+
+impl Named for Topic {
+    fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// A message of a client. `topics` is the raw value of that field, if there is one that is not `null`.
@@ -144,7 +151,7 @@ impl Protocol for YWebrtc {
     fn members(&self, conn: Conn) -> Vec<Member<'_>> {
         let Some(slot) = self.clients.find(conn) else { return Vec::new() };
         let topics = self.clients[slot].topics.iter();
-        topics.map(|topic| member(&self.topics[*topic as usize].name)).collect()
+        topics.map(|topic| member(&self.topics[*topic].name)).collect()
     }
 
     fn room_count(&self, conn: Conn) -> Option<usize> {
@@ -166,7 +173,7 @@ impl Protocol for YWebrtc {
         let mut subscribers = 0;
         for (slot, client) in self.clients.iter() {
             for topic in &client.topics {
-                assert!(self.topics[*topic as usize].subscribers.contains(&slot));
+                assert!(self.topics[*topic].subscribers.contains(&slot));
             }
             assert!(client.topics.len() <= TOPICS_PER_CONNECTION_MAX);
             assert_eq!(client.memory.is_some(), !client.topics.is_empty());
@@ -174,13 +181,12 @@ impl Protocol for YWebrtc {
             subscribers += usize::from(!client.topics.is_empty());
         }
         assert_eq!(subscribers, self.subscriber_count);
-        for (index, topic) in &self.topics {
+        self.topics.check();
+        for (_, topic) in self.topics.iter() {
             assert!(!topic.subscribers.is_empty(), "a topic ends with its last subscriber");
-            assert_eq!(self.find_topic(&topic.name), Some(index as u32));
             subscriptions -= topic.subscribers.len();
         }
         assert_eq!(subscriptions, 0, "topics and clients agree");
-        assert_eq!(self.topics_by_name.len(), self.topics.len());
     }
 }
 
@@ -188,11 +194,9 @@ impl YWebrtc {
     /// Creates the protocol without topics. `key` makes the hashes of their names unpredictable.
     pub fn new(key: RandomState) -> YWebrtc {
         YWebrtc {
-            hasher: key,
             clients: ConnTable::NEW,
             subscriber_count: 0,
-            topics: Slab::new(),
-            topics_by_name: HashTable::new(),
+            topics: NameTable::new(key),
             counts: Counts::zero(
                 &["subscribe", "unsubscribe", "publish", "ping"],
                 &[NOT_UNDERSTOOD, TOO_MANY_TOPICS, FORBIDDEN, PEER_BUSY, RATE_LIMITED],
@@ -252,7 +256,7 @@ impl YWebrtc {
         if !self.is_allowed(slot, name) {
             return self.counts.count_error(FORBIDDEN);
         }
-        let existing = self.find_topic(name);
+        let existing = self.topics.find(name);
         let client = &mut self.clients[slot];
         if existing.is_some_and(|topic| client.topics.contains(&topic)) {
             return;
@@ -263,8 +267,8 @@ impl YWebrtc {
         let Some(memory) = memory else {
             return self.reject_topic(slot, context);
         };
-        let topic = existing.unwrap_or_else(|| self.add_topic(name));
-        self.topics[topic as usize].subscribers.insert(slot);
+        let topic = existing.unwrap_or_else(|| self.topics.insert(Topic::new(name)));
+        self.topics[topic].subscribers.insert(slot);
         let client = &mut self.clients[slot];
         self.subscriber_count += usize::from(client.topics.is_empty());
         client.topics.insert(topic);
@@ -286,7 +290,7 @@ impl YWebrtc {
     }
 
     fn unsubscribe(&mut self, slot: Slot, name: &str) {
-        let Some(topic) = self.find_topic(name) else { return };
+        let Some(topic) = self.topics.find(name) else { return };
         let client = &mut self.clients[slot];
         if !client.topics.remove(&topic) {
             return;
@@ -305,8 +309,8 @@ impl YWebrtc {
         if !self.is_allowed(slot, name) {
             return self.counts.count_error(FORBIDDEN);
         }
-        let Some(topic) = self.find_topic(name) else { return };
-        let topic = &self.topics[topic as usize];
+        let Some(topic) = self.topics.find(name) else { return };
+        let topic = &self.topics[topic];
         let count = topic.subscribers.len();
         let credits = credits_for_deliveries(count, text.len());
         match context.charge(self.clients.conn(slot), credits, text.len()) {
@@ -344,31 +348,13 @@ impl YWebrtc {
         }
     }
 
-    fn find_topic(&self, name: &str) -> Option<u32> {
-        let has_name = |topic: &u32| *self.topics[*topic as usize].name == *name;
-        self.topics_by_name.find(self.hasher.hash_one(name), has_name).copied()
-    }
-
-    fn add_topic(&mut self, name: &str) -> u32 {
-        let topic = Topic { name: name.into(), subscribers: BTreeSet::new() };
-        let index = self.topics.insert(topic) as u32;
-        let YWebrtc { hasher, topics, topics_by_name, .. } = self;
-        let hash_of = |topic: &u32| hasher.hash_one(&*topics[*topic as usize].name);
-        topics_by_name.insert_unique(hasher.hash_one(name), index, hash_of);
-        index
-    }
-
     /// Removes a subscriber of a topic, and with the last one the topic.
     fn remove_subscriber(&mut self, index: u32, slot: Slot) {
-        let topic = &mut self.topics[index as usize];
+        let topic = &mut self.topics[index];
         topic.subscribers.remove(&slot);
-        if !topic.subscribers.is_empty() {
-            return;
+        if topic.subscribers.is_empty() {
+            self.topics.remove(index);
         }
-        let hash = self.hasher.hash_one(&*topic.name);
-        let entry = self.topics_by_name.find_entry(hash, |other| *other == index);
-        entry.expect("a topic is in the table").remove();
-        self.topics.remove(index as usize);
     }
 }
 

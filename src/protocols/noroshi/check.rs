@@ -47,7 +47,7 @@ impl Noroshi {
             assert_eq!(self.peer(partner).flow, Flow::Paired(slot));
         }
         assert_eq!(
-            self.rooms[peer.room as usize].offerer == Some(slot),
+            self.rooms[peer.room].offerer == Some(slot),
             peer.flow == Flow::Offerer,
             "the room and its offerer refer to each other"
         );
@@ -79,20 +79,20 @@ impl Noroshi {
     }
 
     fn check_rooms(&self) {
-        assert_eq!(self.rooms_by_name.len(), self.rooms.len());
-        let mut member_counts = vec![0; self.rooms.capacity()];
+        self.rooms.check();
+        let mut member_counts = BTreeMap::new();
         for (_, peer) in self.peers.iter() {
-            member_counts[peer.room as usize] += 1;
+            *member_counts.entry(peer.room).or_default() += 1;
         }
         let mut timers = Vec::new();
-        for (index, room) in &self.rooms {
+        for (index, room) in self.rooms.iter() {
             assert!(room.member_count > 0, "a room is removed with its last member");
-            assert_eq!(room.member_count, member_counts[index]);
+            assert_eq!(Some(&room.member_count), member_counts.get(&index));
             assert!(room.mesh.len() <= self.mesh_peers_max);
             assert!(!room.has_progressed, "the deadline is updated after progress");
             let offerer = room.offerer.map(|slot| self.peer(slot));
             if let Some(offerer) = offerer {
-                assert!(offerer.flow == Flow::Offerer && offerer.room as usize == index);
+                assert!(offerer.flow == Flow::Offerer && offerer.room == index);
             }
             if !room.queue.is_empty() {
                 assert!(offerer.is_some(), "a room with a queue has an offerer");
@@ -103,7 +103,7 @@ impl Noroshi {
                 );
             }
             assert_eq!(room.deadline.is_some(), !room.queue.is_empty());
-            timers.extend(room.deadline.map(|deadline| (deadline, index as u32)));
+            timers.extend(room.deadline.map(|deadline| (deadline, index)));
         }
         timers.sort();
         assert!(self.timers.iter().eq(&timers));
@@ -120,12 +120,12 @@ impl Noroshi {
                 lists.insert(claimant, ListOf::Claimants(slot));
             }
         }
-        for (index, room) in &self.rooms {
+        for (index, room) in self.rooms.iter() {
             for slot in self.list_nodes.iter(&room.queue) {
-                lists.insert(slot, ListOf::Queue(index as u32));
+                lists.insert(slot, ListOf::Queue(index));
             }
             for slot in self.list_nodes.iter(&room.mesh) {
-                lists.insert(slot, ListOf::Mesh(index as u32));
+                lists.insert(slot, ListOf::Mesh(index));
             }
         }
         let mut expected = BTreeMap::new();

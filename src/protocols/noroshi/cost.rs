@@ -84,7 +84,7 @@ impl Noroshi {
     /// `replaced` is a peer that leaves before, because its id is taken over.
     fn join_cost(&self, slot: Slot, replaced: Option<Slot>) -> usize {
         let peer = self.peer(slot);
-        let mesh = &self.rooms[peer.room as usize].mesh;
+        let mesh = &self.rooms[peer.room].mesh;
         let is_joined = peer.flow == Flow::Joined;
         let leaves_mesh = replaced.is_some_and(|replaced| self.peer(replaced).flow == Flow::Joined);
         let others = mesh.len() - usize::from(leaves_mesh);
@@ -130,12 +130,12 @@ impl Noroshi {
         let peer = self.peer(slot);
         let others = match peer.flow {
             Flow::Paired(_) => 1,
-            Flow::Joined => self.rooms[peer.room as usize].mesh.len() - 1,
+            Flow::Joined => self.rooms[peer.room].mesh.len() - 1,
             Flow::Idle | Flow::Offerer | Flow::Queued | Flow::HoldingOffer(_) => 0,
         };
         let holders = peer.offer_state.as_ref().map_or(0, |state| state.all_holders.len());
         let notices_cost = credits_for_deliveries(others + holders, NOTICE_BYTES + ID_BYTES_MAX);
-        let is_offerer = self.rooms[peer.room as usize].offerer == Some(slot);
+        let is_offerer = self.rooms[peer.room].offerer == Some(slot);
         let next_offer = self.deliverable_offer(peer.room).filter(|_| !is_offerer);
         let offers_cost = next_offer.map_or(0, |offer| credits_for_deliveries(holders, offer.text.len()));
         notices_cost + offers_cost

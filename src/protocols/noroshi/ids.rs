@@ -81,7 +81,7 @@ impl Noroshi {
         let peer = self.peer_mut(slot);
         peer.registration = Registration::Registered { id: id.into(), is_offer_rejected: false };
         let room = peer.room;
-        context.registered(self.peers.conn(slot), &self.rooms[room as usize].name, id);
+        context.registered(self.peers.conn(slot), &self.rooms[room].name, id);
         let Noroshi { peers_by_id, peers, hasher, .. } = self;
         peers_by_id.insert_unique(hasher.hash_one((room, id)), slot, |slot| {
             let peer = &peers[*slot];

@@ -13,7 +13,7 @@ impl Noroshi {
     /// # Errors
     /// [`Code::RoomFull`]: the mesh has `--max-mesh-peers` peers.
     pub(super) fn handle_join(&mut self, slot: Slot, context: &mut Context) -> Result<(), ErrorReply> {
-        let room = self.peer(slot).room as usize;
+        let room = self.peer(slot).room;
         if self.peer(slot).flow != Flow::Joined {
             if self.rooms[room].mesh.len() >= self.mesh_peers_max {
                 return error(
@@ -41,7 +41,7 @@ impl Noroshi {
 
     /// Removes a peer from the mesh and announces that.
     pub(super) fn leave_mesh(&mut self, slot: Slot, context: &mut Context) {
-        let room = self.peer(slot).room as usize;
+        let room = self.peer(slot).room;
         self.list_nodes.remove(&mut self.rooms[room].mesh, slot);
         for other in self.list_nodes.iter(&self.rooms[room].mesh) {
             self.send_peer_left(slot, other, context);

@@ -60,7 +60,7 @@ impl Noroshi {
             if !is_congested && self.deliverable_offer(room).is_some() {
                 self.deliver_offer(room, slot, context);
             } else {
-                push(&mut self.list_nodes, &mut self.rooms[room as usize].queue, slot);
+                push(&mut self.list_nodes, &mut self.rooms[room].queue, slot);
                 self.peer_mut(slot).flow = Flow::Queued;
             }
         }
@@ -71,14 +71,14 @@ impl Noroshi {
     /// `None`: the peer has to wait, because there is no current offer, the queue is not empty, or
     /// [`OFFER_HOLDERS_MAX`] peers hold the offer.
     pub(super) fn deliverable_offer(&self, room: u32) -> Option<&Offer> {
-        if !self.rooms[room as usize].queue.is_empty() {
+        if !self.rooms[room].queue.is_empty() {
             return None;
         }
         self.current_offer(room).filter(|offer| offer.current_holders < OFFER_HOLDERS_MAX)
     }
 
     pub(super) fn leave_queue(&mut self, slot: Slot) {
-        let index = self.peer(slot).room as usize;
+        let index = self.peer(slot).room;
         let room = &mut self.rooms[index];
         self.list_nodes.remove(&mut room.queue, slot);
         // The leaver may still have holders of an older offer. `retract_offer` puts them into this queue, so that
@@ -93,19 +93,19 @@ impl Noroshi {
     /// current offer.
     pub(super) fn advance(&mut self, room: u32, context: &mut Context) {
         loop {
-            let offerer = self.rooms[room as usize].offerer;
+            let offerer = self.rooms[room].offerer;
             let is_offer_available = self.current_offer(room).is_some_and(|offer| offer.current_holders == 0);
             if offerer.is_some() && !is_offer_available {
                 break;
             }
-            let Some(first) = self.list_nodes.pop_front(&mut self.rooms[room as usize].queue) else {
+            let Some(first) = self.list_nodes.pop_front(&mut self.rooms[room].queue) else {
                 break;
             };
             if offerer.is_some() {
                 self.deliver_offer(room, first, context);
             } else {
-                self.rooms[room as usize].offerer = Some(first);
-                self.rooms[room as usize].has_progressed = true;
+                self.rooms[room].offerer = Some(first);
+                self.rooms[room].has_progressed = true;
                 self.peer_mut(first).flow = Flow::Offerer;
                 self.send_with_ice_servers(first, ServerMessage::RequestOffer.to_json(), context);
             }
@@ -117,7 +117,7 @@ impl Noroshi {
     ///
     /// A room with an empty queue has no deadline.
     fn update_deadline(&mut self, room: u32, context: &Context) {
-        let Room { queue, deadline, has_progressed, .. } = &mut self.rooms[room as usize];
+        let Room { queue, deadline, has_progressed, .. } = &mut self.rooms[room];
         let new_deadline = if queue.is_empty() {
             None
         } else if deadline.is_some() && !*has_progressed {
@@ -150,11 +150,11 @@ impl Noroshi {
         }
         self.timers.remove(&(deadline, room));
         if self.current_offer(room).is_some() {
-            let first = self.list_nodes.pop_front(&mut self.rooms[room as usize].queue);
+            let first = self.list_nodes.pop_front(&mut self.rooms[room].queue);
             let first = first.expect("a room with a deadline has a queue");
             self.deliver_offer(room, first, context);
-        } else if let Some(offerer) = self.rooms[room as usize].offerer.take() {
-            self.list_nodes.push_back(&mut self.rooms[room as usize].queue, offerer);
+        } else if let Some(offerer) = self.rooms[room].offerer.take() {
+            self.list_nodes.push_back(&mut self.rooms[room].queue, offerer);
             self.peer_mut(offerer).flow = Flow::Queued;
         }
         self.advance(room, context);
@@ -163,7 +163,7 @@ impl Noroshi {
     // ---- Offers ----
 
     fn current_offer(&self, room: u32) -> Option<&Offer> {
-        let offerer = self.rooms[room as usize].offerer?;
+        let offerer = self.rooms[room].offerer?;
         self.peer(offerer).current_offer()
     }
 
@@ -176,7 +176,7 @@ impl Noroshi {
     /// Sends the current offer of the room to a peer.
     fn deliver_offer(&mut self, room: u32, to: Slot, context: &mut Context) {
         let Noroshi { rooms, peers, list_nodes, .. } = self;
-        let room = &mut rooms[room as usize];
+        let room = &mut rooms[room];
         room.has_progressed = true;
         let offerer = room.offerer.expect("a room with a current offer has an offerer");
         let state = peers[offerer].offer_state.as_mut().expect("a current offer is in an offer state");
@@ -224,7 +224,7 @@ impl Noroshi {
             self.send_peer_left(slot, holder, context);
         }
         let room = self.peer(slot).room;
-        if self.rooms[room as usize].queue.is_empty() {
+        if self.rooms[room].queue.is_empty() {
             self.deliver_or_enqueue(room, &holders, ListNodes::push_back, context);
         } else {
             holders.reverse();
@@ -269,7 +269,7 @@ impl Noroshi {
     /// [`Code::NotOfferer`], or [`NO_MEMORY`]. Candidates that follow a rejected offer are discarded.
     fn publish_offer(&mut self, slot: Slot, sdp: &str, context: &mut Context) -> Result<(), ErrorReply> {
         let room = self.peer(slot).room;
-        if self.rooms[room as usize].offerer.is_some_and(|offerer| offerer != slot) {
+        if self.rooms[room].offerer.is_some_and(|offerer| offerer != slot) {
             let peer = self.peer_mut(slot);
             peer.set_offer_rejected(true);
             peer.discard_candidates();
@@ -299,8 +299,8 @@ impl Noroshi {
         if replaced.is_some() {
             peer.discard_candidates();
         }
-        self.rooms[room as usize].offerer = Some(slot);
-        self.rooms[room as usize].has_progressed = true;
+        self.rooms[room].offerer = Some(slot);
+        self.rooms[room].has_progressed = true;
         self.advance(room, context);
         Ok(())
     }
@@ -367,8 +367,8 @@ impl Noroshi {
     fn pair(&mut self, offerer: Slot, answerer: Slot, context: &mut Context) {
         self.release_offer(answerer);
         let room = self.peer(offerer).room;
-        self.rooms[room as usize].offerer = None;
-        self.rooms[room as usize].has_progressed = true;
+        self.rooms[room].offerer = None;
+        self.rooms[room].has_progressed = true;
         let state =
             self.peer_mut(offerer).offer_state.as_mut().expect("a current offer is in an offer state");
         state.current = None;

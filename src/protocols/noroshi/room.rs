@@ -2,6 +2,7 @@
 
 use super::Slot;
 use crate::protocols::list::List;
+use crate::protocols::name_table::Named;
 use crate::timestamp::Timestamp;
 
 pub struct Room {
@@ -18,6 +19,12 @@ pub struct Room {
     pub deadline: Option<Timestamp>,
     /// Whether the room has made progress since `advance` last updated the deadline.
     pub has_progressed: bool,
+}
+
+impl Named for Room {
+    fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 impl Room {
