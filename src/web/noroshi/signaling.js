@@ -36,6 +36,10 @@ const ATTEMPTS_PER_UNCHECKED_ATTEMPT = 4;
 
 /** The close codes that the library handles (PROTOCOL.md, "Close codes"). */
 const CLOSE_TOO_BIG = 1009;
+/** After a message that was too large, messages of at least this part of its size are taken for too large, too. The
+ *  descriptions of one session differ by a few per cent, so without it each description that is a little smaller would
+ *  cost the WebSocket. */
+const TOO_BIG_PART = 7 / 8;
 const CLOSE_RATE_LIMITED = 1008;
 const CLOSE_REPLACED = 4000;
 
@@ -83,7 +87,7 @@ export class Signaling {
   #isProbing = false;
   /** The largest message since the WebSocket was opened. @type {{ size: number, context: unknown }} */
   #largest = { size: 0, context: undefined };
-  /** Messages of this size or more are too large for the server. */
+  /** Messages of this size or more are taken for too large for the server. */
   #tooBigSize = Infinity;
   #pageListeners = new AbortController();
 
@@ -305,7 +309,7 @@ export class Signaling {
       return;
     }
     if (code === CLOSE_TOO_BIG) {
-      this.#tooBigSize = this.#largest.size;
+      this.#tooBigSize = this.#largest.size * TOO_BIG_PART;
     }
     const { size, context } = this.#largest;
     const wasConfirmed = this.#state === "confirmed";
