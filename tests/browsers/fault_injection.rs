@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 /// The duration of the faults of one storm.
 const STORM: Duration = Duration::from_secs(8);
 
-/// The time until everything is well after a storm. A pause between attempts to reach the server is 4.5 s at most.
+/// The time until everything is well after a storm. A pause between attempts to reach the server is 3 s at most.
 const RECOVERY_MAX: Duration = Duration::from_secs(10);
 
 /// The time until everything was well before a storm, and until messages arrive after it.

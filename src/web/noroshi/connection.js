@@ -487,6 +487,9 @@ export class Connection {
         this.#repeatOffer();
       } else if (signalingState === "stable" && currentLocalDescription?.type === "answer" && !this.isConnected) {
         this.#sendAnswer();
+      } else if (signalingState === "stable" && this.remoteId !== undefined && !this.isConnected) {
+        // Nothing is missing, unless the peer no longer has its side of the connection. Then it answers.
+        this.#send("candidateAdd", { check: true, from: this.id, to: this.remoteId });
       }
     });
   }

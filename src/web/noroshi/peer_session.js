@@ -8,12 +8,12 @@
  *                     begin(), or an offer                     channels open
  *       (added) ──────────────────────────────► connecting ───────────────────► connected
  *                                                  ▲    ▲                        │      ▲
- *                             renew: after 10 s    │    │  the peer has begun    │      │ ICE finds a path again,
+ *                             renew: after 7 s     │    │  the peer has begun    │      │ ICE finds a path again,
  *                             without success,     │    │  a new connection,     │      │ or restarts
  *                             a failure, or a      │    │  or closed this one    ▼      │
  *                             closed channel       └────┴──────────────────── interrupted
  *
- * A connection that does not settle within 10 s, while both are online, is replaced: no state waits for ever.
+ * A connection that does not settle within 7 s, while both are online, is replaced: no state waits for ever.
  */
 
 import { Connection } from "./connection.js";
@@ -26,15 +26,17 @@ import { Transfer } from "./transfer.js";
 // All times are in milliseconds.
 
 /** The time in which a connection must be established, and a negotiation completed. It grows with each attempt. */
-const SETTLING_MAX = 10_000;
+const SETTLING_MAX = 7_000;
 const SETTLING_GROWTH = 1.5;
 const SETTLING_LONGEST = 60_000;
 /** After a failure of ICE, the polite peer lets the impolite one restart it first. */
 const POLITE_RESTART_DELAY = 2_000;
 /** A failed operation of a connection is tried again. Another one within this time replaces the connection. */
 const FAILURES_FORGOTTEN_AFTER = 10_000;
-/** The time in which the first offer of a peer arrives that joins the room, and in which a first offer is answered. */
+/** The time in which the first offer of a peer arrives that joins the room. */
 const FIRST_OFFER_MAX = 3_000;
+/** The time between repetitions of what a peer may have missed. */
+const REPETITION_INTERVAL = 3_000;
 /** The time for the first message of the control channel. It has the metadata of the peer, and comes before `open`. */
 const HELLO_MAX = 2_000;
 /** Messages that arrive before the first message of the control channel wait for it. More than these do not wait. */
@@ -58,6 +60,7 @@ export const DATA_LENGTH_MAX = 16_384;
  * @property {typeof RTCPeerConnection} RTCPeerConnection
  * @property {number} receiveBytesMax
  * @property {number | undefined} giveUpTime a peer that is not connected for so long is given up (pairs)
+ * @property {number | undefined} awayGiveUpTime the same for a peer that the server does not see either (pairs)
  * @property {() => object} hello the first message of the control channel
  * @property {(peer: PeerSession) => import("./media.js").SharedTrack[]} sharedTracks
  * @property {(peer: PeerSession, type: string, content: object) => void} signal sends through the server
@@ -111,12 +114,16 @@ export class PeerSession {
   #settlingTimer;
   /** @type {any} */
   #giveUpTimer;
+  /** Runs while the server does not see the peer, and it is not connected either. @type {any} */
+  #awayTimer;
   /** @type {any} */
   #restartTimer;
   /** @type {any} */
   #renewalTimer;
   /** @type {any} */
   #firstOfferTimer;
+  /** @type {any} */
+  #repeatTimer;
   /** @type {any} */
   #helloTimer;
   /** What `state` was last emitted for. */
@@ -173,30 +180,27 @@ export class PeerSession {
   begin() {
     this.connection.begin();
     this.#onState();
-    if (this.#remoteInstance !== undefined) {
-      this.#repeatFirstOffer();
-    }
   }
 
   /**
-   * Repeats the first offer of a later connection until it is answered. It is lost if the peer's WebSocket is dead and the
-   * server has not noticed that, and in a pair nobody tells when the peer is back. Clients that follow the protocol
-   * document alone are spared: they may take an offer for another one.
+   * Repeats what the peer may have missed until the connection is established. Messages are lost if the peer's WebSocket is
+   * dead and the server has not noticed that. In a pair nobody tells when a partner is back, or has another one: it answers
+   * that. Clients that follow the protocol document alone are spared: they may take an offer for another one.
    */
-  #repeatFirstOffer() {
-    const { connection } = this;
-    clearTimeout(this.#firstOfferTimer);
-    this.#firstOfferTimer = setTimeout(() => {
-      this.#ifCurrent(connection, () => {
-        if (!connection.isFirstOfferPending) {
-          return;
-        }
-        if (this.#host.isOnline() && !this.isAway) {
-          connection.resend();
-        }
-        this.#repeatFirstOffer();
-      });
-    }, FIRST_OFFER_MAX);
+  #startRepeating() {
+    if (this.#repeatTimer !== undefined || this.#remoteInstance === undefined) {
+      return;
+    }
+    this.#repeatTimer = setTimeout(() => {
+      this.#repeatTimer = undefined;
+      if (this.isDropped || this.connection.isConnected) {
+        return;
+      }
+      if (this.#host.isOnline() && !this.isAway) {
+        this.connection.resend();
+      }
+      this.#startRepeating();
+    }, REPETITION_INTERVAL);
   }
 
   /** Makes the first offer, if both sides may be waiting for the other's. */
@@ -265,6 +269,8 @@ export class PeerSession {
     this.isDropped = true;
     this.#clearTimers();
     clearTimeout(this.#giveUpTimer);
+    clearTimeout(this.#awayTimer);
+    clearTimeout(this.#repeatTimer);
     this.connection.sendControl({ type: "bye" });
     this.connection.close();
   }
@@ -305,8 +311,11 @@ export class PeerSession {
     if (connection.isConnected) {
       clearTimeout(this.#giveUpTimer);
       this.#giveUpTimer = undefined;
+      clearTimeout(this.#repeatTimer);
+      this.#repeatTimer = undefined;
     } else {
       this.#startGiveUpTimer();
+      this.#startRepeating();
     }
     if (connection.isSettled) {
       this.#attempts = 0;
@@ -327,6 +336,7 @@ export class PeerSession {
 
   /** Emits `state`, if it has changed. */
   reportState() {
+    this.#updateAwayTimer();
     const current = `${this.state} ${this.isAway} ${this.connection.pc.connectionState}`;
     if (current !== this.#reportedState && !this.isDropped) {
       this.#reportedState = current;
@@ -390,6 +400,21 @@ export class PeerSession {
         this.#startGiveUpTimer();
       }
     }, giveUpTime);
+  }
+
+  /** In a pair, nothing tells when a partner returns that has left the server, and no ICE restart reaches it. Without a
+   *  direct connection only ICE itself could bring it back. */
+  #updateAwayTimer() {
+    const { awayGiveUpTime } = this.#host;
+    const isUnreachable = this.isAway && !this.connection.isConnected && !this.isDropped;
+    if (awayGiveUpTime === undefined || !isUnreachable) {
+      clearTimeout(this.#awayTimer);
+      this.#awayTimer = undefined;
+      return;
+    }
+    if (this.#awayTimer === undefined) {
+      this.#awayTimer = setTimeout(() => this.#host.drop(this, "lost"), awayGiveUpTime);
+    }
   }
 
   /** Why the peer is disconnected, if it is disconnected now. @returns {LeftReason} */
@@ -478,10 +503,17 @@ export class PeerSession {
   /** @param {Description} answer */
   #receiveAnswer(answer) {
     const { connection } = this;
+    const isOfOtherConnection = connection.remoteId !== undefined && connection.remoteId !== answer.from;
     if (answer.to !== connection.id) {
+      // The peer believes that an earlier local connection is the present one.
+      if (connection.remoteId === undefined) {
+        this.#offerAgain();
+      } else if (isOfOtherConnection && !this.#isPolite) {
+        // Both have answered an offer of a connection that the other one has given up. One of them begins again.
+        this.#scheduleRenewal();
+      }
       return;
     }
-    const isOfOtherConnection = connection.remoteId !== undefined && connection.remoteId !== answer.from;
     if (isOfOtherConnection) {
       // A later connection of the peer has answered an offer that an earlier one had answered.
       this.#scheduleRenewal();
@@ -502,8 +534,13 @@ export class PeerSession {
       return;
     }
     // It is for an earlier local connection, or the answer to the first local offer was lost.
-    if (connection.hasBegun) {
-      connection.resend();
+    this.#offerAgain();
+  }
+
+  /** The peer has not got the offer of the present connection. */
+  #offerAgain() {
+    if (this.connection.hasBegun) {
+      this.connection.resend();
     } else {
       this.begin();
     }
@@ -557,6 +594,12 @@ export class PeerSession {
     if (candidate.bye === true) {
       if (candidate.to === this.connection.id) {
         this.#host.drop(this, "left");
+      }
+      return;
+    }
+    if (candidate.check === true) {
+      if (candidate.to !== this.connection.id) {
+        this.#offerAgain();
       }
       return;
     }

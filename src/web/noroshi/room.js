@@ -25,6 +25,8 @@ const CREDENTIALS_INTERVAL = 3_600_000;
 const RATE_LIMITED_PAUSE = 2_500;
 /** In a pair, the library leaves a partner that is not connected for so long, and asks for another one. */
 const PARTNER_GIVE_UP = 30_000;
+/** The same for a partner that the server does not see either. Browsers report a lost connection after about 5 s. */
+const AWAY_PARTNER_GIVE_UP = 3_000;
 /** Attempts to return to an id, or to a place in the room, that the server may still hold for the old connection. */
 const RETURNS_MAX = 5;
 /** The time after which a connected peer that the server does not see is looked for at another server. */
@@ -640,12 +642,20 @@ export class Room extends BufferedEventTarget {
 
   /** @param {any} message */
   #onCandidate({ id, candidate }) {
+    if (typeof candidate !== "string") {
+      return;
+    }
+    const candidates = splitCandidates(candidate);
     const session = this.#sessions.get(id);
-    if (!session || typeof candidate !== "string") {
+    if (!session) {
+      const sender = candidates.map((/** @type {any} */ value) => value?.from).find((from) => from !== undefined);
+      if (this.#flow === "connect" && sender !== undefined) {
+        this.#refusePartner(id, sender);
+      }
       return;
     }
     this.#see(session);
-    for (const value of splitCandidates(candidate)) {
+    for (const value of candidates) {
       session.receiveCandidate(value);
     }
   }
@@ -781,6 +791,7 @@ export class Room extends BufferedEventTarget {
       RTCPeerConnection: this.#RTCPeerConnection,
       receiveBytesMax: this.#receiveBytesMax,
       giveUpTime: this.#flow === "connect" ? PARTNER_GIVE_UP : undefined,
+      awayGiveUpTime: this.#flow === "connect" ? AWAY_PARTNER_GIVE_UP : undefined,
       hello: () => ({ type: "hello", data: this.#data, online: this.online }),
       sharedTracks: (session) => this.#shares.tracksFor(session.publicPeer),
       signal: (session, type, content) => this.#forward(session, type, content),

@@ -21,8 +21,8 @@ import { parseJson } from "./sdp.js";
 
 /** The first pause between attempts to connect. It doubles with each attempt. */
 const PAUSE_MIN = 500;
-/** The longest pause before the random factor of 0.5 to 1.5: a server that returns is noticed within 5 s. */
-const PAUSE_MAX = 3_000;
+/** The longest pause before the random factor of 0.5 to 1.5: a server that returns is noticed within 2.5 s. */
+const PAUSE_MAX = 1_500;
 /** The pause after the server closed the connection because of `--max-rate`. */
 const PAUSE_RATE_LIMITED = 10_000;
 /** The time from an attempt to its confirmation. The server may need 5 s to check that the id is free. */
@@ -156,8 +156,9 @@ export class Signaling {
     }
   }
 
-  /** Connects again after a pause, because the registration was refused but may succeed later. */
+  /** Connects again after a short pause, because the registration was refused but may succeed later. */
   retry() {
+    this.#failures = 0;
     this.#onLost(0);
   }
 

@@ -10,6 +10,8 @@ export class Network {
   serverLatency = [0.5, 30];
   /** The share of lost messages of unreliable channels. */
   lossRate = 0.02;
+  /** The probability that messages which were sent directly before the end of a connection arrive. */
+  sentBeforeClose = 0.5;
   /** Open connections. @type {Set<RTCPeerConnection>} */
   connections = new Set();
   /** Connections by the username fragments of their descriptions. @type {Map<string, RTCPeerConnection>} */

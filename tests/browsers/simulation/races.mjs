@@ -954,3 +954,190 @@ test("messages of the server that are repeated, reordered or malformed end nothi
   assert.deepEqual(sent, []);
   await arena.finish(a, b);
 });
+
+// ---- What each part of the connection ids and of the control channel prevents ----
+
+test("descriptions of both sides at the same time are never rolled back over the control channel", async () => {
+  const arena = new Arena({ seed: 29 });
+  const [a, b] = await arena.enterTwo();
+  for (let round = 1; round <= 20; round += 1) {
+    await Promise.all([a.share("audio"), b.share("video")]);
+    await arena.until(() => isConnected(a, b) && a.trackCount === round && b.trackCount === round);
+  }
+  assert.equal(arena.world.network.rollbackCount, 0);
+  assert.deepEqual([a.count("error"), b.count("error")], [0, 0]);
+  await arena.finish(a, b);
+});
+
+test("late descriptions of an earlier connection of the same page are ignored", async () => {
+  const arena = new Arena({ seed: 30 });
+  /** @type {(() => void)[]} */
+  const deliveries = [];
+  arena.server.filter = (sender, message, pass) => {
+    if (message.sdp) {
+      deliveries.push(pass);
+    }
+    pass();
+  };
+  const [a, b] = await arena.enterTwo();
+  const early = deliveries.splice(0);
+  assert.ok(early.length >= 2);
+  const { pc } = a.peer("B");
+  await a.run(() => a.pc("B").close());
+  await arena.until(() => isConnected(a, b) && a.pc("B") !== pc, 20_000);
+  const pcs = [a.pc("B"), b.pc("A")];
+  early.forEach((deliver) => deliver());
+  await arena.run(15_000);
+  assert.ok(isConnected(a, b));
+  assert.deepEqual([a.pc("B"), b.pc("A")], pcs);
+  await arena.finish(a, b);
+});
+
+test("a page that is back is recognized, although it counts its connections from 1 again", async () => {
+  const arena = new Arena({ seed: 31 });
+  const [a, b] = await arena.enterTwo();
+  for (let round = 0; round < 3; round += 1) {
+    const { pc } = a.peer("B");
+    await a.run(() => a.pc("B").close());
+    await arena.until(() => isConnected(a, b) && a.pc("B") !== pc, 20_000);
+  }
+  b.page.close({ isAbrupt: true });
+  const again = await arena.begin("B");
+  // The server needs 5 s to notice that the old page is gone. ICE needs 20 s or more.
+  await arena.until(() => isConnected(a, again), 7_000);
+  assert.ok(a.events.includes("left B replaced") || a.events.includes("left B lost"), a.events.join());
+  await arena.finish(a, again);
+});
+
+test("a peer that leaves says so itself, when the server cannot", async () => {
+  const arena = new Arena({ seed: 32 });
+  const [a, b] = await arena.enterTwo();
+  arena.world.network.sentBeforeClose = 1;
+  arena.world.network.setServerPath(a.page, false);
+  await b.run(() => b.room.leave());
+  await arena.until(() => a.events.includes("left B left"), 1_000);
+  arena.world.network.setServerPath(a.page, true);
+  await arena.finish(a, b);
+});
+
+// ---- Bounded recovery ----
+
+test("in a pair, a partner whose page has crashed is left when neither the server nor ICE sees it", async () => {
+  const arena = new Arena({ seed: 33 });
+  const [a, b] = await arena.enterTwo({ flow: "connect" });
+  b.page.close({ isAbrupt: true });
+  const again = await arena.begin("B", { flow: "connect" });
+  // 5 s until the server gives the id to the page that is back, and 3 s until its partner is left. ICE needs 15 s or more.
+  await arena.until(() => isConnected(a, again), 9_500);
+  assert.ok(a.events.includes("left B lost"), a.events.join());
+  await arena.finish(a, again);
+});
+
+test("in a pair, a page that no longer knows its partner tells it", async () => {
+  const arena = new Arena({ seed: 34 });
+  const a = await arena.enter("A", { flow: "connect" });
+  const foreign = new ForeignClient(arena, "F", "A");
+  foreign.answersOffers = false;
+  /** @type {any[]} */
+  const refusals = [];
+  arena.server.filter = (sender, message, pass) => {
+    if (sender === "A" && message.candidate?.bye) {
+      refusals.push(message);
+    }
+    pass();
+  };
+  // The foreign client registers, and does not ask for a partner.
+  await foreign.page.run(() => {
+    foreign.socket = new WebSocket(SERVER_URL);
+    foreign.socket.onopen = () => {
+      foreign.send({ type: "leave" });
+      foreign.send({ type: "candidateAdd", target_id: "A", candidate: { check: true, from: "f.7", to: "other.3" } });
+    };
+  });
+  await arena.until(() => refusals.length > 0);
+  await arena.run(1_000);
+  assert.deepEqual(refusals, [{ type: "candidateAdd", id: "A", target_id: "F", candidate: { bye: true, to: "f.7" } }]);
+  await arena.finish(a);
+});
+
+test("two peers that have answered offers which the other gave up begin again at once", async () => {
+  for (const [id, begins] of /** @type {const} */ ([["Z", true], ["B", false]])) {
+    const arena = new Arena({ seed: 35 });
+    const member = await arena.enter(id);
+    const foreign = new ForeignClient(arena, "M", id);
+    foreign.answersOffers = false;
+    await foreign.page.run(() => foreign.open());
+    await foreign.enter("join");
+    const sent = recordDescriptions(arena, id);
+    await foreign.page.run(() => foreign.pc.setLocalDescription());
+    await arena.until(() => foreign.pc.localDescription);
+    const { sdp } = foreign.pc.localDescription;
+    await foreign.page.run(() => foreign.send({ type: "offer", target_id: id, sdp: { type: "offer", sdp, from: "m.1", seq: 1 } }));
+    await arena.until(() => sent.length > 0);
+    const [answer] = sent.splice(0);
+    assert.deepEqual([answer.type, answer.to], ["answer", "m.1"]);
+    // A later connection of the foreign client has answered an offer of an earlier connection of the member.
+    const to = answer.from.replace(/\d+$/, "0");
+    const crossed = { type: "answer", sdp: answer.sdp, from: "m.2", to, seq: 1, offer: 1 };
+    await foreign.page.run(() => foreign.send({ type: "answer", target_id: id, sdp: crossed }));
+    await arena.run(1_500);
+    // Only the impolite peer, whose id is greater, begins.
+    const offers = sent.filter(({ type }) => type === "offer");
+    assert.equal(offers.length > 0, begins, `${id}: ${JSON.stringify(sent)}`);
+    await arena.finish(member);
+  }
+});
+
+test("a peer that answers an offer of an earlier connection gets the present one", async () => {
+  const arena = new Arena({ seed: 36 });
+  const a = await arena.enter("A");
+  const foreign = new ForeignClient(arena, "M", "A");
+  foreign.answersOffers = false;
+  await foreign.enter("join");
+  const sent = recordDescriptions(arena, "A");
+  const late = { type: "answer", sdp: "v=0\r\n", from: "m.1", to: "a.1", seq: 1, offer: 1 };
+  await foreign.page.run(() => foreign.send({ type: "answer", target_id: "A", sdp: late }));
+  await arena.until(() => sent.length > 0, 500);
+  assert.equal(sent[0].type, "offer");
+  await arena.finish(a);
+});
+
+test("after a refused description, descriptions of about its size are not sent", async () => {
+  const arena = new Arena({ seed: 37 });
+  const LIMIT = 16_000;
+  const pad = (/** @type {any} */ description) =>
+    description && { type: description.type, sdp: `${description.sdp}a=x:${"x".repeat(LIMIT)}\r\n` };
+  class Verbose extends RTCPeerConnection {
+    get localDescription() {
+      return pad(super.localDescription);
+    }
+    get currentLocalDescription() {
+      return pad(super.currentLocalDescription);
+    }
+  }
+  const a = await arena.enter("A", {}, { RTCPeerConnection: Verbose });
+  /** @type {number[]} */
+  const refusedSizes = [];
+  arena.server.filter = (sender, message, pass) => {
+    const size = JSON.stringify(message).length;
+    if (size < LIMIT) {
+      pass();
+      return;
+    }
+    refusedSizes.push(size);
+    for (const socket of [...arena.world.network.sockets]) {
+      if (socket.page.name === sender) {
+        socket.closeFromServer(1009);
+      }
+    }
+  };
+  const b = await arena.enter("B");
+  await arena.until(() => a.count("error") === 1 && a.room.online, 20_000);
+  const c = await arena.enter("C");
+  await arena.until(() => isConnected(b, c), 20_000);
+  await arena.until(() => a.count("error") === 2 && a.room.online, 20_000);
+  await arena.run(60_000);
+  assert.equal(refusedSizes.length, 1, refusedSizes.join());
+  assert.deepEqual([a.count("error"), a.count("offline")], [2, 1]);
+  await arena.finish(a, b, c);
+});

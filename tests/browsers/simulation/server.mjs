@@ -270,6 +270,9 @@ export class Server {
 
   /** @param {Tcp} tcp @param {any} message */
   #send(tcp, message) {
+    if (message.code === "id_taken") {
+      this.service.rejectedClaims += 1;
+    }
     if (tcp.isOverForServer) {
       return;
     }
@@ -366,6 +369,8 @@ export class Service {
   refuse = null;
   /** The server that a page reaches, if it is not the first one. @type {Map<string, number>} */
   routes = new Map();
+  /** The number of claims of ids that were rejected. */
+  rejectedClaims = 0;
 
   /** @param {World} world @param {number} [count] servers */
   constructor(world, count = 1) {

@@ -20,6 +20,8 @@ const GATHERING = /** @type {const} */ ([1, 120]);
 const ICE_CHECKS = /** @type {const} */ ([10, 250]);
 const DTLS_HANDSHAKE = /** @type {const} */ ([10, 120]);
 const SCTP_HANDSHAKE = /** @type {const} */ ([5, 60]);
+/** The bytes of a message that fits into one packet. */
+const PACKET_BYTES_MAX = 1_200;
 /** ICE without a path is `disconnected` after this time, and `failed` after the next one. */
 const ICE_DISCONNECTED = /** @type {const} */ ([4_500, 5_500]);
 const ICE_FAILED = /** @type {const} */ ([15_000, 22_000]);
@@ -401,6 +403,21 @@ export class RTCDataChannel extends EventTarget {
     this.transmit();
     if (before > this.bufferedAmountLowThreshold && this.bufferedAmount <= this.bufferedAmountLowThreshold) {
       dispatch(this, "bufferedamountlow");
+    }
+  }
+
+  /** The connection is being closed. Browsers may have sent small messages that were passed to `send()` just before. */
+  onConnectionClosing() {
+    const { world, page, mate } = this.pc;
+    const isSent = this.readyState === "open" && world.random.chance(world.network.sentBeforeClose);
+    if (!isSent || !mate || !world.network.hasPath(page, mate.page)) {
+      return;
+    }
+    for (const message of this.queue) {
+      if (message.size > PACKET_BYTES_MAX) {
+        return;
+      }
+      this.#deliver(message);
     }
   }
 
@@ -1700,6 +1717,11 @@ export class RTCPeerConnection extends EventTarget {
     }
     this.trace(() => "close");
     const { world, page, mate } = this;
+    if (isTold) {
+      for (const channel of this.channels.values()) {
+        channel.onConnectionClosing();
+      }
+    }
     this.isClosed = true;
     this.signalingState = "closed";
     page.resources.delete(this);
