@@ -227,14 +227,14 @@ export class Connection {
   #onConnectionState() {
     this.#events.onState();
     // A negotiation may have waited for this state.
-    this.#enqueue(async () => {});
+    this.#enqueueContinuation();
   }
 
   // ---- The queue ----
 
   /**
-   * Runs an operation after all earlier ones. `after` follows each, because the browser does not tell again that a
-   * negotiation is needed that could not begin.
+   * Runs an operation after all earlier ones. A negotiation that is wanted follows it, if it can begin: the browser does not
+   * tell again that one is needed.
    *
    * @param {() => Promise<void>} operation
    */
@@ -257,6 +257,16 @@ export class Connection {
     return this.#queue;
   }
 
+  /** Begins the negotiation that is wanted, if it can begin now. */
+  #enqueueContinuation() {
+    this.#enqueue(async () => {});
+  }
+
+  #requestNegotiation() {
+    this.#isNegotiationWanted = true;
+    this.#enqueueContinuation();
+  }
+
   /**
    * Runs a change of the application or of the shared media in the queue.
    *
@@ -271,8 +281,7 @@ export class Connection {
   /** Makes the first offer. */
   begin() {
     this.hasBegun = true;
-    this.#isNegotiationWanted = true;
-    this.#enqueue(async () => {});
+    this.#requestNegotiation();
   }
 
   #onNegotiationNeeded() {
@@ -280,15 +289,13 @@ export class Connection {
     if (!this.hasBegun && !this.hasRemoteDescription) {
       return;
     }
-    this.#isNegotiationWanted = true;
-    this.#enqueue(async () => {});
+    this.#requestNegotiation();
     this.#events.onState();
   }
 
   /** Negotiates again, after a failure. */
   renegotiate() {
-    this.#isNegotiationWanted = true;
-    this.#enqueue(async () => {});
+    this.#requestNegotiation();
   }
 
   /** Restarts ICE: the peers look for a new path. */
@@ -605,12 +612,11 @@ export class Connection {
         break;
       case "requestTurn":
         this.#isTurnAwaited = true;
-        this.#enqueue(async () => {});
+        this.#enqueueContinuation();
         break;
       case "grantTurn":
         this.#hasTurn = true;
-        this.#isNegotiationWanted = true;
-        this.#enqueue(async () => {});
+        this.#requestNegotiation();
         break;
       default:
         this.#events.onControl(message);

@@ -144,7 +144,7 @@ export class PeerSession {
   #createConnection() {
     const connection = new Connection({
       id: this.#host.nextConnectionId(),
-      isPolite: () => this.#host.id < this.id,
+      isPolite: () => this.#isPolite,
       configuration: this.#host.configuration(),
       RTCPeerConnection: this.#host.RTCPeerConnection,
       events: {
@@ -176,6 +176,18 @@ export class PeerSession {
     }
   }
 
+  /** Returns a timer for an action on the present connection, which is skipped if another one has replaced it.
+   *  @param {number} time @param {() => void} action */
+  #later(time, action) {
+    const { connection } = this;
+    return setTimeout(() => this.#ifCurrent(connection, action), time);
+  }
+
+  /** Whether the server would forward a message to the peer. */
+  get #canSignal() {
+    return this.#host.isOnline() && !this.isAway;
+  }
+
   /** Makes the first offer. */
   begin() {
     this.connection.begin();
@@ -196,7 +208,7 @@ export class PeerSession {
       if (this.isDropped || this.connection.isConnected) {
         return;
       }
-      if (this.#host.isOnline() && !this.isAway) {
+      if (this.#canSignal) {
         this.connection.resend();
       }
       this.#startRepeating();
@@ -213,14 +225,11 @@ export class PeerSession {
   /** Waits for the first offer, or begins if none comes: the peer may believe that it is connected already. */
   awaitOffer() {
     this.#onState();
-    const { connection } = this;
-    this.#firstOfferTimer = setTimeout(() => {
-      this.#ifCurrent(connection, () => {
-        if (this.#host.isOnline() && !this.isAway) {
-          this.beginIfWaiting();
-        }
-      });
-    }, FIRST_OFFER_MAX);
+    this.#firstOfferTimer = this.#later(FIRST_OFFER_MAX, () => {
+      if (this.#canSignal) {
+        this.beginIfWaiting();
+      }
+    });
   }
 
   /** Replaces the connection by a new one, which waits for an offer. */
@@ -250,18 +259,15 @@ export class PeerSession {
 
   /** Replaces the connection after a pause, unless it recovers or is replaced until then. */
   #scheduleRenewal() {
-    const { connection } = this;
     clearTimeout(this.#renewalTimer);
-    this.#renewalTimer = setTimeout(() => {
-      this.#ifCurrent(connection, () => {
-        if (this.#host.isOnline() && !this.isAway) {
-          this.renew();
-        } else {
-          // `onOnline` continues.
-          this.#isRenewalDue = true;
-        }
-      });
-    }, pauseBefore(this.#attempts));
+    this.#renewalTimer = this.#later(pauseBefore(this.#attempts), () => {
+      if (this.#canSignal) {
+        this.renew();
+      } else {
+        // `onOnline` continues.
+        this.#isRenewalDue = true;
+      }
+    });
   }
 
   /** Ends the session. */
@@ -350,12 +356,11 @@ export class PeerSession {
       return;
     }
     const time = Math.min(SETTLING_MAX * SETTLING_GROWTH ** this.#attempts, SETTLING_LONGEST);
-    const { connection } = this;
-    const { descriptions } = connection;
-    this.#settlingTimer = setTimeout(() => {
+    const { descriptions } = this.connection;
+    this.#settlingTimer = this.#later(time, () => {
       this.#settlingTimer = undefined;
-      this.#ifCurrent(connection, () => this.#onNotSettled(descriptions));
-    }, time);
+      this.#onNotSettled(descriptions);
+    });
   }
 
   /** @param {number} descriptionsBefore how many descriptions of the connection were set when the time began */
@@ -369,14 +374,14 @@ export class PeerSession {
       this.#startSettlingTimer();
       return;
     }
-    if (!this.#host.isOnline() || this.isAway) {
+    if (!this.#canSignal) {
       // Nothing can be negotiated now. The time begins when it can: see `onOnline` and `setPresent`.
       return;
     }
-    if (this.connection.pc.connectionState === "disconnected") {
+    if (connection.pc.connectionState === "disconnected") {
       // ICE may still find a path by itself. A restart looks for others.
-      this.connection.resend();
-      this.connection.restartIce();
+      connection.resend();
+      connection.restartIce();
       this.#startSettlingTimer();
       return;
     }
@@ -433,14 +438,12 @@ export class PeerSession {
     }
     const { connection } = this;
     const delay = this.#isPolite ? POLITE_RESTART_DELAY : 0;
-    this.#restartTimer = setTimeout(() => {
-      this.#ifCurrent(connection, () => {
-        if (connection.pc.connectionState === "failed") {
-          connection.resend();
-          connection.restartIce();
-        }
-      });
-    }, delay);
+    this.#restartTimer = this.#later(delay, () => {
+      if (connection.pc.connectionState === "failed") {
+        connection.resend();
+        connection.restartIce();
+      }
+    });
   }
 
   /** The server is there again, and sees the peer, or its server does. */
@@ -614,13 +617,10 @@ export class PeerSession {
   // ---- Channels ----
 
   #onChannelOpen() {
-    const { connection } = this;
-    this.#helloTimer = setTimeout(() => {
-      this.#ifCurrent(connection, () => {
-        this.#hasHello = true;
-        this.#onState();
-      });
-    }, HELLO_MAX);
+    this.#helloTimer = this.#later(HELLO_MAX, () => {
+      this.#hasHello = true;
+      this.#onState();
+    });
     this.#onState();
   }
 
@@ -764,13 +764,11 @@ export class PeerSession {
       this.#scheduleRenewal();
       return;
     }
-    this.#renewalTimer = setTimeout(() => {
-      this.#ifCurrent(connection, () => {
-        // The operation may have been one of the shared media.
-        this.updateMedia();
-        connection.renegotiate();
-      });
-    }, pauseBefore(0));
+    this.#renewalTimer = this.#later(pauseBefore(0), () => {
+      // The operation may have been one of the shared media.
+      this.updateMedia();
+      connection.renegotiate();
+    });
   }
 
   /** A message about the peer is too large for the server. @param {number} size */

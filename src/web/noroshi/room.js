@@ -219,7 +219,8 @@ export class Room extends BufferedEventTarget {
       return;
     }
     signal?.addEventListener("abort", this.#onAbort);
-    this.#enteringTimer = setTimeout(() => this.#onEnteringTimeout(timeout ?? ENTERING_MAX), timeout ?? ENTERING_MAX);
+    const enteringTime = timeout ?? ENTERING_MAX;
+    this.#enteringTimer = setTimeout(() => this.#onEnteringTimeout(enteringTime), enteringTime);
     this.#signaling.start();
   }
 
@@ -860,8 +861,8 @@ export class Room extends BufferedEventTarget {
   }
 
   /**
-   * Looks for peers that are connected to us and to a server, but that our server does not see: then we may be connected
-   * to another server than they are. Who misses most of its peers connects again, once.
+   * Looks for peers that have a direct connection to this one and are connected to a server, but not to the server of this
+   * peer: then this peer may have reached another server than they. Who misses most of its peers connects again, once.
    */
   #scheduleSearch() {
     if (this.#searchTimer !== undefined || this.#flow === "connect" || !this.online) {
