@@ -128,8 +128,11 @@ impl Secrets {
     /// Verifies a token at a time since 1970 and returns its claims.
     ///
     /// # Errors
-    /// The reason why the token is rejected.
+    /// The reason why the token is rejected. An empty token counts as a missing one.
     pub fn verify(&self, token: &str, now: Duration) -> Result<Claims, TokenError> {
+        if token.is_empty() {
+            return Err(TokenError::Missing);
+        }
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
         let (header, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
         if token.len() > TOKEN_BYTES_MAX {
@@ -151,9 +154,6 @@ impl Secrets {
     /// # Errors
     /// The reason why the token is rejected.
     pub fn admit(&self, token: &str, room: &str, id: &str, now: Duration) -> Result<Claims, TokenError> {
-        if token.is_empty() {
-            return Err(TokenError::Missing);
-        }
         let claims = self.verify(token, now)?;
         if !claims.allows(room) {
             return Err(TokenError::Room);
