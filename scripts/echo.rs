@@ -25,6 +25,7 @@ static ECHO: Descriptor = Descriptor {
         ignores_path_below: false,
         may_be_root: true,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: None,
         stored_bytes_max: 0,
     },

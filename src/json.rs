@@ -132,6 +132,17 @@ pub fn parse_string(text: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str(text).ok().map(Cow::Owned)
 }
 
+/// Returns whether parsers with common limits accept a value inside a message: at most 100 levels of objects and arrays, numbers in
+/// the range of a double, and valid Unicode.
+///
+/// The functions above accept more, and forward it as it is. A client that parses with serde_json would reject the whole message: it
+/// accepts 127 levels.
+pub fn is_portable(value: &str) -> bool {
+    const LEVELS_OF_MESSAGE: usize = 27;
+    let message = ["[".repeat(LEVELS_OF_MESSAGE), value.to_owned(), "]".repeat(LEVELS_OF_MESSAGE)].concat();
+    serde_json::from_str::<serde_json::Value>(&message).is_ok()
+}
+
 /// Appends a string with its quotes and escape sequences.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
@@ -359,6 +370,26 @@ mod tests {
         assert_eq!(is_array.is_some(), is_json && begins_with('['), "{text:?}");
         if let Ok(Value::Object(same)) = serde_json::from_str(text) {
             assert_eq!(fields, same, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn portable_values_have_limited_levels_numbers_and_unicode() {
+        let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        let objects = |levels: usize| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
+        for (value, expected) in [
+            ("null", true),
+            (r#"{"a":[1,-0,1.5e300,"茶\n","\ud83d\udd25"]}"#, true),
+            ("1e999", false),
+            (r#"{"a":[1e999]}"#, false),
+            (r#""\ud800""#, false),
+            (r#"{"\ud800":1}"#, false),
+            (&nested(100), true),
+            (&nested(101), false),
+            (&objects(100), true),
+            (&objects(101), false),
+        ] {
+            assert_eq!(is_portable(value), expected, "{value}");
         }
     }
 

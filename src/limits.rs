@@ -137,6 +137,25 @@ pub const HELD_PAIR_BYTES: usize = KIB;
 /// Bytes that are held for one PeerJS client at most, without those of a message beyond [`HELD_BYTES_MAX_FLOOR`].
 pub const HELD_WORST_CASE_BYTES: usize =
     HELD_BYTES_MAX_FLOOR + HELD_MESSAGES_MAX * HELD_MESSAGE_BYTES + HELD_PAIRS_MAX * HELD_PAIR_BYTES;
+/// Elements of the `roles` of a GStreamer client, which may repeat the three roles.
+pub const GSTREAMER_ROLES_MAX: usize = 16;
+/// Bytes of the `meta` of a GStreamer client: a name, and a few hundred fields.
+pub const GSTREAMER_META_BYTES_MAX: usize = 16 * KIB;
+/// Bytes of all `meta` in a room, so that a list of peers fits into an outbound queue.
+pub const GSTREAMER_ROOM_META_BYTES_MAX: usize = 128 * KIB;
+/// Bytes of the entries of a list of peers, with `meta`: 3,000 producers without one. The list fits into an empty outbound queue.
+pub const GSTREAMER_LIST_BYTES_MAX: usize = 192 * KIB;
+/// Sessions of one consumer with one producer. A page that shows a camera twice has two; each costs the producer an encoder.
+pub const GSTREAMER_SESSIONS_PER_PAIR_MAX: usize = 8;
+/// Sessions of one consumer: a wall of 8 by 8 cameras.
+pub const GSTREAMER_SESSIONS_PER_CONSUMER_MAX: usize = 64;
+/// Sessions of one producer, more than any has encoders for. All of them end in one iteration when it leaves: 1 ms.
+pub const GSTREAMER_SESSIONS_PER_PRODUCER_MAX: usize = 1024;
+/// Bytes that `--max-memory` counts for a session: its id, its entries in tables, and those of its two peers.
+pub const GSTREAMER_SESSION_BYTES: usize = 256;
+/// Bytes that `--max-memory` counts for a GStreamer client at most, beyond [`CONNECTION_BYTES`].
+pub const GSTREAMER_WORST_CASE_BYTES: usize =
+    GSTREAMER_META_BYTES_MAX + GSTREAMER_SESSIONS_PER_CONSUMER_MAX * GSTREAMER_SESSION_BYTES;
 /// Time for the holder of a claimed id to respond to a probe.
 pub const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time by which the end of a probe is postponed while input of the probed peer is not yet read.

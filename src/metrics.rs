@@ -44,8 +44,21 @@ pub struct Counts {
     pub errors: Vec<(&'static str, u64)>,
     /// Messages that were forwarded to members of rooms since the start. `None`: each message has one receiver.
     pub deliveries: Option<u64>,
+    /// What the protocol has besides peers and rooms now.
+    pub gauges: Vec<Gauge>,
     /// Offers since the start, by `outcome`, and the time until they were answered. `None`: the protocol has no offers.
     pub handshakes: Option<(Vec<(&'static str, u64)>, Histogram)>,
+}
+
+/// A number that only some protocols have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gauge {
+    /// The name of the metric, without the prefix of all metrics.
+    pub name: &'static str,
+    /// What it counts, in a sentence. Protocols with the same name have the same sentence.
+    pub help: &'static str,
+    /// The number now.
+    pub value: usize,
 }
 
 impl Counts {
@@ -119,6 +132,16 @@ impl Metrics {
         page.labeled_metric("peers", "gauge", "Connections that have an id.", peers);
         let rooms = protocols().map(|(protocol, counts)| (label("protocol", protocol), counts.rooms as u64));
         page.labeled_metric("rooms", "gauge", "Rooms that have peers.", rooms);
+        let mut gauges = BTreeMap::<&str, (&str, Vec<(String, u64)>)>::new();
+        for (protocol, counts) in protocols() {
+            for gauge in &counts.gauges {
+                let (_, samples) = gauges.entry(gauge.name).or_insert((gauge.help, Vec::new()));
+                samples.push((label("protocol", protocol), gauge.value as u64));
+            }
+        }
+        for (name, (help, samples)) in gauges {
+            page.labeled_metric(name, "gauge", help, samples.into_iter());
+        }
         let messages =
             protocols().flat_map(|(protocol, counts)| protocol_samples(protocol, "type", &counts.messages));
         page.labeled_metric(

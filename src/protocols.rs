@@ -6,11 +6,13 @@
 
 pub mod ayame;
 pub mod conn_table;
+pub mod gstreamer;
 pub mod ice;
 pub mod list;
 pub mod matchbox;
 pub mod name_table;
 pub mod noroshi;
+pub mod path_room;
 pub mod peerjs;
 pub mod uuid;
 pub mod ywebrtc;
@@ -37,6 +39,7 @@ pub const ALL: &[&Descriptor] = &[
     &matchbox::DESCRIPTOR,
     &peerjs::DESCRIPTOR,
     &ywebrtc::DESCRIPTOR,
+    &gstreamer::DESCRIPTOR,
 ];
 
 /// Returns the endpoints of protocols, from which flags and variables follow.

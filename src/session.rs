@@ -4,10 +4,13 @@
 //! |---------------|-------------------------------------|------------------------------------|------------------------------|
 //! | `RequestHead` | the request head                    | none                               | `Open`, `Flushing`, `Closed` |
 //! | `Open`        | messages, pings, pongs              | the outbound queue                 | `Closing`, `Flushing`        |
-//! | `Closing`     | discarded, except for a Close frame | the outbound queue, then our Close | `Flushing`, `Closed`         |
+//! | `Closing`     | discarded, except for a Close frame | the outbound queue, then our Close | see below                    |
 //! | `Flushing`    | discarded                           | the outbound queue                 | `Lingering`, `Closed`        |
 //! | `Lingering`   | discarded                           | none: the write side is shut down  | `Closed`                     |
 //! | `Closed`      | none                                | none                               | none: the session is dropped |
+//!
+//! `Closing` leads to `Flushing` when the Close frame of the peer arrives, and to `Closed`. A session that ends without a Close
+//! frame, see [`Session::end_without_close_frame`], sends none in `Closing`, which leads to `Lingering` when the queue is empty.
 //!
 //! A TCP error leads to `Closed` from every phase. Every phase has a deadline, see [`Session::tick`]: it leads from
 //! `RequestHead` to `Flushing` with a 408 response, from `Open` to `Closing`, and from the later phases to `Closed`. The
@@ -106,6 +109,8 @@ pub struct Session<S> {
     awaited_pongs: u8,
     /// Whether the outbound queue has the capacity of a protocol with large queues.
     has_large_queue: bool,
+    /// Whether the only Close frame that is sent is the answer to that of the peer.
+    ends_without_close_frame: bool,
     /// Whether the caller has paused reading.
     is_read_paused: bool,
     /// Whether both sides have sent a Close frame.
@@ -133,6 +138,7 @@ impl<S: Stream> Session<S> {
             is_ping_outstanding: false,
             awaited_pongs: 0,
             has_large_queue: false,
+            ends_without_close_frame: false,
             is_read_paused: false,
             close_handshake_done: false,
             is_receive_buffer_empty: false,
@@ -183,6 +189,14 @@ impl<S: Stream> Session<S> {
     /// Gives the outbound queue the capacity of a protocol with large queues.
     pub fn enlarge_queue(&mut self) {
         self.has_large_queue = true;
+    }
+
+    /// Sends no Close frame from now on, except to answer that of the peer: for every other reason, the queue is flushed and then
+    /// TCP ends.
+    ///
+    /// It is for protocols whose clients notice the end of TCP, but not a Close frame.
+    pub fn end_without_close_frame(&mut self) {
+        self.ends_without_close_frame = true;
     }
 
     // ---- Input ----
@@ -377,6 +391,7 @@ impl<S: Stream> Session<S> {
                     self.begin_lingering(shared);
                 }
             }
+            Phase::Closing if self.ends_without_close_frame => self.begin_lingering(shared),
             Phase::RequestHead | Phase::Closing | Phase::Lingering | Phase::Closed => {}
         }
     }
@@ -404,6 +419,7 @@ impl<S: Stream> Session<S> {
 
     /// Sends a Close frame and waits for the Close frame of the peer.
     ///
+    /// A session that ends without a Close frame sends what is queued and then ends TCP.
     /// A connection without a complete request head is closed at once. A session that already closes does not change.
     pub fn close(&mut self, reason: CloseReason, shared: &mut SharedState) {
         match self.phase {
@@ -428,15 +444,20 @@ impl<S: Stream> Session<S> {
         self.mark_closed(CloseReason::Http);
     }
 
-    /// Sends a Close frame and discards all further input, because the input is invalid.
+    /// Sends a Close frame, unless the session ends without one, and discards all further input, because the input is invalid.
     fn close_with_error(&mut self, reason: CloseReason, shared: &mut SharedState) {
         self.send_close(reason, shared);
         self.begin_flushing(reason, shared.now);
     }
 
-    /// Queues the Close frame for this reason, if the session is open.
+    /// Queues the Close frame for this reason, if the session is open and does not end without one.
     fn send_close(&mut self, reason: CloseReason, shared: &mut SharedState) {
         if !self.is_open() {
+            return;
+        }
+        if self.ends_without_close_frame {
+            // The next flush advances the phase even if nothing is queued. It does nothing without buffers.
+            Buffers::acquire(&mut self.buffers, shared);
             return;
         }
         if let Some(payload) = reason.close_payload() {

@@ -24,6 +24,9 @@ pub struct Endpoint {
     /// Whether the outbound queues of its connections have a capacity of at least
     /// [`LARGE_QUEUE_BYTES_MAX_FLOOR`](crate::limits::LARGE_QUEUE_BYTES_MAX_FLOOR).
     pub has_large_queues: bool,
+    /// Whether the server ends a connection without a Close frame: it sends what is queued, and then ends TCP. A Close frame of the
+    /// client is answered with a Close frame. For protocols whose clients notice the end of TCP, but not a Close frame.
+    pub ends_without_close_frame: bool,
     /// The path at which clients of the original server check its health. It is served while the protocol is.
     pub health_path: Option<&'static str>,
     /// Bytes that the protocol may store for one connection, beyond a message and stored candidates.
@@ -101,6 +104,7 @@ pub(super) mod examples {
         ignores_path_below: false,
         may_be_root: false,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: None,
         stored_bytes_max: 0,
     };
@@ -114,6 +118,7 @@ pub(super) mod examples {
         ignores_path_below: false,
         may_be_root: false,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: Some("/.ok"),
         stored_bytes_max: 0,
     };
@@ -127,6 +132,7 @@ pub(super) mod examples {
         ignores_path_below: false,
         may_be_root: true,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: Some("/health"),
         stored_bytes_max: 0,
     };

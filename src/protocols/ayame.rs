@@ -88,6 +88,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         ignores_path_below: false,
         may_be_root: false,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: Some("/.ok"),
         stored_bytes_max: 0,
     },

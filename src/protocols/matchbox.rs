@@ -10,19 +10,18 @@ use std::collections::HashMap;
 use std::hash::RandomState;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use slab::Slab;
 
 use crate::config::{Config, Endpoint};
 use crate::http::query::Query;
 use crate::http::token::Claims;
 use crate::json;
-use crate::limits::ROOM_TEXT_BYTES_MAX;
 use crate::message::Message;
 use crate::metrics::Counts;
 use crate::protocol::{Conn, Context, Descriptor, Member, Protocol, Route, Target, TokenPlace};
 use crate::protocols::conn_table::{ConnTable, Slot};
 use crate::protocols::list::{List, ListNodes};
+use crate::protocols::path_room;
 use crate::protocols::uuid::UuidCodec;
 use crate::rate_limit::credits_for_deliveries;
 
@@ -66,6 +65,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         ignores_path_below: false,
         may_be_root: true,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: Some("/health"),
         stored_bytes_max: 0,
     },
@@ -237,23 +237,14 @@ impl Matchbox {
     }
 }
 
-/// Returns the room that a path names.
-///
-/// The name is one segment of the path, percent-encoded, of any text. An empty name is a room too.
+/// Returns the room that a path names, if the query is valid.
 fn route(below: Option<&str>, query: &Query) -> Route {
-    const EXPECTED: &str = "expected a room of one path segment with at most 256 bytes of UTF-8";
-    let segment = below.unwrap_or_default();
-    if segment.contains('/') {
-        return Route::Invalid(EXPECTED);
+    let route = path_room::route(below);
+    let is_query_valid = !query.values("next").any(|next| next.is_err());
+    match route {
+        Route::Room(_) if !is_query_valid => Route::Invalid("query field next: expected UTF-8"),
+        route => route,
     }
-    let room = match percent_decode_str(segment).decode_utf8() {
-        Ok(room) if room.len() <= ROOM_TEXT_BYTES_MAX => room.into_owned(),
-        _ => return Route::Invalid(EXPECTED),
-    };
-    if query.values("next").any(|next| next.is_err()) {
-        return Route::Invalid("query field next: expected UTF-8");
-    }
-    Route::Room(room)
 }
 
 /// Returns the group that a target asks for. The last `next` counts; an invalid number counts as 0.

@@ -107,6 +107,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         ignores_path_below: false,
         may_be_root: false,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: None,
         stored_bytes_max: 0,
     },
@@ -199,6 +200,7 @@ impl Protocol for Noroshi {
 
     fn counts(&self, now: Duration) -> Counts {
         Counts {
+            gauges: Vec::new(),
             deliveries: None,
             peers: self.peers_by_id.len(),
             rooms: self.rooms.len(),

@@ -96,6 +96,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         ignores_path_below: false,
         may_be_root: true,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: None,
         stored_bytes_max: HELD_WORST_CASE_BYTES,
     },
@@ -293,7 +294,7 @@ impl PeerJs {
     /// Returns an id for a client that does not choose one. It is not reserved.
     fn generate_id(&mut self) -> String {
         self.generated_ids += 1;
-        uuid::random(&self.hasher, self.generated_ids)
+        uuid::random(&self.hasher, "PeerJS id", self.generated_ids)
     }
 
     // ---- Connections ----

@@ -53,12 +53,13 @@ impl UuidCodec {
     }
 }
 
-/// Returns a random UUID (version 4) of a sequence that the key determines.
+/// Returns a random UUID (version 4) of a sequence that the key and the name of its use determine.
 ///
-/// The random bits are those of keyed SipHash, so that nobody can predict the next one without the key.
-pub fn random(key: &RandomState, number: u64) -> String {
+/// The random bits are those of keyed SipHash, so that nobody can predict the next one without the key. Those of one use reveal
+/// nothing about another.
+pub fn random(key: &RandomState, usage: &str, number: u64) -> String {
     const RANDOM: u8 = 2;
-    let half = |half: u8| key.hash_one((RANDOM, half, number));
+    let half = |half: u8| key.hash_one((RANDOM, usage, half, number));
     let (most, least) = (half(0), half(1));
     let random_bytes = Uuid::from_u64_pair(most, least).into_bytes();
     Builder::from_random_bytes(random_bytes).into_uuid().to_string()
@@ -71,14 +72,15 @@ mod tests {
     #[test]
     fn random_uuids_have_version_4_and_differ() {
         let key = RandomState::new();
-        let uuids: Vec<String> = (0..1000).map(|number| random(&key, number)).collect();
+        let uuids: Vec<String> = (0..1000).map(|number| random(&key, "test", number)).collect();
         for uuid in &uuids {
             let uuid = Uuid::try_parse(uuid).unwrap();
             assert_eq!((uuid.get_version_num(), uuid.get_variant()), (4, uuid::Variant::RFC4122));
         }
         let distinct: std::collections::BTreeSet<&String> = uuids.iter().collect();
         assert_eq!(distinct.len(), uuids.len());
-        assert_ne!(random(&RandomState::new(), 1), uuids[1]);
+        assert_ne!(random(&RandomState::new(), "test", 1), uuids[1]);
+        assert_ne!(random(&key, "another", 1), uuids[1]);
     }
 
     #[test]

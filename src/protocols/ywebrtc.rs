@@ -99,6 +99,7 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
         ignores_path_below: true,
         may_be_root: true,
         has_large_queues: true,
+        ends_without_close_frame: false,
         health_path: None,
         stored_bytes_max: SUBSCRIPTIONS_WORST_CASE_BYTES,
     },

@@ -19,6 +19,9 @@ impl Server {
                 if target.protocol.endpoint.has_large_queues {
                     self.connections.with_session(slot, |session, _| session.enlarge_queue());
                 }
+                if target.protocol.endpoint.ends_without_close_frame {
+                    self.connections.with_session(slot, |session, _| session.end_without_close_frame());
+                }
                 self.connections.upgrade(slot);
                 let conn = self.connections.entries[slot].conn;
                 let times = self.times();

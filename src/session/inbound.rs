@@ -116,7 +116,8 @@ impl<S: Stream> Session<S> {
     /// If the peer has started the close handshake, the reply repeats its status code (RFC 6455 section 5.5.1).
     fn on_close_frame(&mut self, payload: &[u8], shared: &mut SharedState) -> Result<(), CloseReason> {
         frame::check_close(payload)?;
-        if self.is_open() {
+        let is_own_close_sent = !self.is_open() && !self.ends_without_close_frame;
+        if !is_own_close_sent {
             self.update_queue(shared, |queue, now| queue.push_close(payload, now));
         }
         self.close_handshake_done = true;

@@ -22,6 +22,7 @@
 
 mod bounded_work;
 mod connection_storms;
+mod gstreamer;
 mod healthz;
 mod memory_budget;
 mod misbehaving_peers;

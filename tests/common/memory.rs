@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use noroshi::config::Config;
 use noroshi::http::query::Query;
-use noroshi::http::token::{Claims, TokenError};
+use noroshi::http::token::{Claims, Secrets, TokenError};
 use noroshi::limits::HOLD_TIME;
 use noroshi::memory_budget::{Budget, Reservation};
-use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times};
+use noroshi::protocol::{CloseCause, Conn, Descriptor, Member, Outbox, Target, Times, TokenPlace};
 use noroshi::protocols::{self, Destination, Dispatcher};
 
 use super::input::Input;
@@ -51,6 +51,10 @@ pub struct Memory {
     stalled: BTreeSet<Conn>,
     /// Paused connections with the messages that they have sent since.
     paused: BTreeMap<Conn, VecDeque<Message>>,
+    /// The connections of protocols that end them without a Close frame.
+    without_close_frame: BTreeSet<Conn>,
+    /// The secrets of tokens in requests. `None`: no tokens are required.
+    token_secrets: Option<Secrets>,
     /// Resumed connections with the messages that are still to be delivered.
     resumed: VecDeque<(Conn, VecDeque<Message>)>,
     connections: u64,
@@ -184,6 +188,8 @@ impl Memory {
             received: BTreeMap::new(),
             stalled: BTreeSet::new(),
             paused: BTreeMap::new(),
+            without_close_frame: BTreeSet::new(),
+            token_secrets: config.token_secrets.clone(),
             resumed: VecDeque::new(),
             connections: 0,
         }
@@ -230,6 +236,7 @@ impl Memory {
                 }
                 Recorded::Close(to, why) => {
                     let code = match why {
+                        _ if self.without_close_frame.contains(&to) => 1006,
                         CloseCause::Replaced => 4000,
                         CloseCause::RateLimited => 1008,
                         CloseCause::Finished => 1000,
@@ -263,11 +270,26 @@ impl Memory {
         self.input(Input::Alive(conn));
     }
 
+    /// Returns the claims of the token in the query, as the server does for a protocol with tokens in the request.
+    fn verify_token(&self, target: &Target) -> Option<Claims> {
+        let secrets = self.token_secrets.as_ref()?;
+        if target.protocol.token_place != TokenPlace::Request {
+            return None;
+        }
+        let token = target.query.values("token").next().expect("a token").expect("UTF-8");
+        let claims = secrets.verify(&token, self.epoch + self.now).expect("a valid token");
+        assert!(claims.allows(&target.room), "the token permits the room");
+        Some(claims)
+    }
+
     fn connect(&mut self, peer: &str, target: &Target, claims: Option<&Claims>) {
         let conn = Conn::new(self.connections, self.connections as usize);
         self.connections += 1;
         self.names.insert(peer.to_owned(), conn);
         self.received.insert(conn, VecDeque::new());
+        if target.protocol.endpoint.ends_without_close_frame {
+            self.without_close_frame.insert(conn);
+        }
         self.input(Input::Connected(conn, target, claims));
     }
 
@@ -292,7 +314,8 @@ impl Transport for Memory {
         let destination = self.dispatcher.destination(path, &Query::new(query));
         let Some(Destination::WebSocket(target)) = destination else { panic!("{path}: {destination:?}") };
         assert!(self.dispatcher.has_capacity(&target));
-        self.connect(peer, &target, None);
+        let claims = self.verify_token(&target);
+        self.connect(peer, &target, claims.as_ref());
     }
 
     /// There is no HTTP without sockets.

@@ -13,6 +13,7 @@ use noroshi::protocol::Descriptor;
 use noroshi::protocols;
 use noroshi::server::Server;
 use socket2::{Domain, SockRef, Socket, Type};
+use tungstenite::error::ProtocolError;
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::protocol::frame::CloseFrame;
@@ -169,6 +170,10 @@ impl Net {
                     Ok(_) => {}
                     Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => break,
                     Err(Error::ConnectionClosed) => client.socket = None,
+                    Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
+                        client.received.push_back(Received::Closed(1006));
+                        client.socket = None;
+                    }
                     Err(error) => panic!("{error}"),
                 }
             }

@@ -145,6 +145,7 @@ impl Transcript {
                 }
                 ("+!", _) => {
                     let (path, statuses) = rest.rsplit_once(' ').expect(&at);
+                    let path = names.fill(path);
                     is_one_of(statuses, transport.status(&format!("/{path}"), true), &at);
                     continue;
                 }
@@ -189,13 +190,15 @@ impl Transcript {
                         "{at}"
                     )
                 }
-                ("<", _) => match self.receive_or_wait(&mut *transport, peer, rest) {
+                ("<" | "<~", _) => match self.receive_or_wait(&mut *transport, peer, rest) {
                     Some(Received::Text(received)) if self.protocol.is_some() => {
+                        let are_uuids =
+                            self.protocol.is_some_and(|protocol| protocol.endpoint.name == "matchbox");
                         names.compare(
                             &at,
                             rest,
                             &received,
-                            self.protocol.is_some_and(|protocol| protocol.endpoint.name == "matchbox"),
+                            Comparison { are_uuids, is_partial: verb == "<~" },
                         );
                     }
                     Some(Received::Text(received)) => self.compare(&at, rest, &received),
@@ -302,6 +305,15 @@ fn sign(claims: &str) -> String {
     Secrets::parse(SECRET).unwrap().sign(&claims)
 }
 
+/// How a received message is compared.
+#[derive(Clone, Copy, Default)]
+struct Comparison {
+    /// Whether a value that the server chooses must be a UUID.
+    are_uuids: bool,
+    /// Whether received objects may have further fields.
+    is_partial: bool,
+}
+
 /// Values of `$name`. `$PAD(n)` stands for n letters.
 #[derive(Default)]
 struct Names(BTreeMap<String, String>);
@@ -332,9 +344,9 @@ impl Names {
     /// Compares the body of an HTTP response: JSON, a name or a text.
     fn compare_body(&mut self, at: &str, expected: &str, body: &str) {
         if expected.starts_with(['{', '[']) {
-            self.compare(at, expected, body, false);
+            self.compare(at, expected, body, Comparison::default());
         } else if expected.starts_with('$') {
-            self.compare_values(at, &expected.into(), &body.into(), false);
+            self.compare_values(at, &expected.into(), &body.into(), Comparison::default());
         } else {
             assert_eq!(expected, body, "{at}");
         }
@@ -342,13 +354,13 @@ impl Names {
 
     /// Compares every field. A name that is still unknown takes the received value, which must differ from all other
     /// names.
-    fn compare(&mut self, at: &str, expected: &str, received: &str, are_uuids: bool) {
+    fn compare(&mut self, at: &str, expected: &str, received: &str, comparison: Comparison) {
         let expected: Value = serde_json::from_str(expected).expect(at);
         let received: Value = serde_json::from_str(received).expect(at);
-        self.compare_values(at, &expected, &received, are_uuids);
+        self.compare_values(at, &expected, &received, comparison);
     }
 
-    fn compare_values(&mut self, at: &str, expected: &Value, received: &Value, are_uuids: bool) {
+    fn compare_values(&mut self, at: &str, expected: &Value, received: &Value, comparison: Comparison) {
         match (expected, received) {
             (Value::String(it), _) if it == "*" => {}
             (Value::String(it), Value::String(received))
@@ -363,7 +375,7 @@ impl Names {
                         );
                         let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b == b'-';
                         assert!(
-                            !are_uuids || (received.len() == 36 && received.bytes().all(is_digit)),
+                            !comparison.are_uuids || (received.len() == 36 && received.bytes().all(is_digit)),
                             "{at}: {received}"
                         );
                         self.0.insert(it[1..].to_owned(), received.clone());
@@ -371,9 +383,19 @@ impl Names {
                 }
             }
             (Value::Object(expected), Value::Object(received)) => {
-                assert!(expected.keys().eq(received.keys()), "{at}\nbut received {received:?}");
+                let has_keys = match comparison.is_partial {
+                    true => expected.keys().all(|key| received.contains_key(key)),
+                    false => expected.keys().eq(received.keys()),
+                };
+                assert!(has_keys, "{at}\nbut received {received:?}");
                 for (key, value) in expected {
-                    self.compare_values(at, value, &received[key], are_uuids);
+                    self.compare_values(at, value, &received[key], comparison);
+                }
+            }
+            (Value::Array(expected), Value::Array(received)) => {
+                assert_eq!(expected.len(), received.len(), "{at}\nbut received {received:?}");
+                for (expected, received) in expected.iter().zip(received) {
+                    self.compare_values(at, expected, received, comparison);
                 }
             }
             (Value::String(it), received) => assert_eq!(received, &Value::String(self.fill(it)), "{at}"),

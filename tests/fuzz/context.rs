@@ -64,6 +64,12 @@ pub trait Rules {
     fn deliveries(&self) -> Option<u64> {
         None
     }
+    /// Returns the numbers that only this protocol has in the metrics.
+    fn gauges(&self) -> Vec<(&'static str, usize)> {
+        Vec::new()
+    }
+    /// Learns from the effects of the server what only the server knows.
+    fn learn(&mut self, _outputs: &[(Conn, Output)]) {}
     /// Returns the bytes of text stored for peers. The server reserves at least these, and nothing if there are none.
     fn stored_bytes(&self) -> usize {
         0

@@ -352,6 +352,7 @@ impl<R: Rules> World<R> {
             context.names.clone_from(&self.outbox.names);
         }
         context.grants = std::mem::take(&mut self.outbox.grants);
+        self.rules.learn(&self.outbox.effects);
     }
 
     fn compare(&mut self, input: &dyn Debug) {
@@ -386,6 +387,8 @@ impl<R: Rules> World<R> {
         let counts = protocol.counts(self.now);
         assert_eq!((counts.peers, counts.rooms), self.rules.counts());
         assert_eq!(counts.deliveries, self.rules.deliveries());
+        let gauges: Vec<_> = counts.gauges.iter().map(|gauge| (gauge.name, gauge.value)).collect();
+        assert_eq!(gauges, self.rules.gauges());
         let is_counted = |(_, count): &(&str, u64)| *count > 0;
         let messages: BTreeMap<_, _> = counts.messages.into_iter().filter(is_counted).collect();
         let errors: BTreeMap<_, _> = counts.errors.into_iter().filter(is_counted).collect();

@@ -8,6 +8,8 @@ mod ayame;
 mod config;
 #[path = "../fuzz/forwarded.rs"]
 mod forwarded;
+#[path = "../fuzz/gstreamer.rs"]
+mod gstreamer;
 #[path = "../fuzz/hub.rs"]
 mod hub;
 #[path = "../fuzz/json.rs"]
@@ -47,6 +49,11 @@ fn config_corpus_passes() {
 #[test]
 fn forwarded_corpus_passes() {
     play("forwarded", forwarded::check);
+}
+
+#[test]
+fn gstreamer_corpus_passes() {
+    play("gstreamer", gstreamer::check);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod fuzz_corpus;
+mod gstreamer;
 mod noroshi;
 mod other_protocols;
 mod peerjs;

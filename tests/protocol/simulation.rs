@@ -16,7 +16,7 @@ use noroshi::limits::{BASE_BYTES, HOLD_TIME, OFFER_HOLDERS_MAX};
 use noroshi::memory_budget::Budget;
 use noroshi::protocol::{Conn, Target, Times};
 use noroshi::protocols::noroshi::message::Code;
-use noroshi::protocols::{Dispatcher, ayame, matchbox, peerjs, ywebrtc};
+use noroshi::protocols::{Dispatcher, ayame, gstreamer, matchbox, peerjs, ywebrtc};
 use serde_json::Value;
 
 const IDS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "nobody"];
@@ -39,6 +39,8 @@ struct World {
     responsive: u64,
     /// Ids that matchbox has assigned.
     names: Vec<String>,
+    /// Ids of peers and sessions that GStreamer's protocol has assigned.
+    gstreamer_ids: Vec<String>,
     /// Reasons for which peers were closed, and pongs that they received.
     seen: BTreeSet<String>,
 }
@@ -51,6 +53,7 @@ enum Dialect {
     Matchbox,
     PeerJs,
     YWebrtc,
+    GStreamer,
 }
 
 /// A connected peer.
@@ -76,6 +79,7 @@ impl World {
                 (&matchbox::DESCRIPTOR.endpoint, String::new()),
                 (&peerjs::DESCRIPTOR.endpoint, "/peerjs".to_owned()),
                 (&ywebrtc::DESCRIPTOR.endpoint, "/y-webrtc".to_owned()),
+                (&gstreamer::DESCRIPTOR.endpoint, "/gst".to_owned()),
             ],
             token_secrets: (rng.below(2) == 0).then_some(secrets),
             ..Config::default()
@@ -92,6 +96,7 @@ impl World {
             connections: 0,
             secrets: config.token_secrets,
             names: Vec::new(),
+            gstreamer_ids: Vec::new(),
             seen: BTreeSet::new(),
         }
     }
@@ -155,6 +160,11 @@ impl World {
             self.names.extend(message["IdAssigned"].as_str().map(str::to_owned));
         } else {
             assert!(message["type"].is_string(), "{text}");
+            if peer.dialect == Dialect::GStreamer {
+                let ids = [&message["peerId"], &message["sessionId"]];
+                self.gstreamer_ids.extend(ids.iter().filter_map(|id| id.as_str()).map(str::to_owned));
+                self.seen.insert(format!("GStreamer {}", message["type"].as_str().unwrap_or_default()));
+            }
             if message["type"] == "pong" {
                 let has_ice_servers = message["iceServers"].is_array();
                 let event = if has_ice_servers { "pong with ICE servers" } else { "pong" };
@@ -204,6 +214,7 @@ impl World {
             Dialect::Matchbox => self.matchbox_message(),
             Dialect::PeerJs => self.peerjs_message(),
             Dialect::YWebrtc => self.ywebrtc_message(),
+            Dialect::GStreamer => self.gstreamer_message(),
         }
     }
 
@@ -323,6 +334,36 @@ impl World {
         }
     }
 
+    fn gstreamer_message(&mut self) -> String {
+        let rng = &mut self.rng;
+        // The last ones are those of peers and sessions that are there.
+        let recent = &self.gstreamer_ids[self.gstreamer_ids.len().saturating_sub(12)..];
+        let id = match recent.len() {
+            0 => "a",
+            n => &recent[rng.below(n as u64) as usize],
+        };
+        match rng.below(20) {
+            0 => r#"{"type":"setProtocolVersion","version":"v1_1"}"#.to_owned(),
+            1 => "{".to_owned(),
+            2 => r#"{"type":"list"}"#.to_owned(),
+            3 => r#"{"type":"listConsumers"}"#.to_owned(),
+            4..9 => {
+                let roles =
+                    ["", r#""producer""#, r#""consumer""#, r#""listener""#, r#""listener","producer""#];
+                let roles = rng.choose(&roles);
+                let meta = "x".repeat(rng.below(900) as usize);
+                format!(r#"{{"type":"setPeerStatus","roles":[{roles}],"meta":"{meta}"}}"#)
+            }
+            9..14 => format!(r#"{{"type":"startSession","peerId":"{id}"}}"#),
+            14 => format!(r#"{{"type":"endSession","sessionId":"{id}"}}"#),
+            15 => format!(r#"{{"type":"endSessionV1_1","sessionId":"{id}","error":"x"}}"#),
+            _ => {
+                let kind = rng.choose(&["offer", "answer"]);
+                format!(r#"{{"type":"peer","sessionId":"{id}","sdp":{{"type":"{kind}","sdp":"x"}}}}"#)
+            }
+        }
+    }
+
     fn connect(&mut self) {
         let dialects = [
             Dialect::Noroshi,
@@ -333,6 +374,8 @@ impl World {
             Dialect::Matchbox,
             Dialect::PeerJs,
             Dialect::YWebrtc,
+            Dialect::GStreamer,
+            Dialect::GStreamer,
         ];
         let dialect = *self.rng.choose(&dialects);
         let room = *self.rng.choose(&ROOMS);
@@ -352,6 +395,9 @@ impl World {
             }
             Dialect::YWebrtc => {
                 Target { protocol: &ywebrtc::DESCRIPTOR, room: String::new(), query: Query::default() }
+            }
+            Dialect::GStreamer => {
+                Target { protocol: &gstreamer::DESCRIPTOR, room: room.to_owned(), query: Query::default() }
             }
         };
         if !self.dispatcher.has_capacity(&target) {
@@ -478,6 +524,16 @@ fn all_protocols_stay_consistent_under_random_input() {
         "peer_busy",
         "too_many_topics",
         "forbidden",
+        "unknown_session",
+        "not_in_session",
+        "consumer_offer",
+        "late_version",
+        "too_many",
+        "GStreamer endSession",
+        "GStreamer endSessionV1_1",
+        "GStreamer listConsumers",
+        "GStreamer peer",
+        "GStreamer peerStatusChanged",
     ];
     let errors = Code::ALL.into_iter().map(Code::name).chain(other_errors);
     let closings = ["Replaced", "RateLimited", "Finished"];

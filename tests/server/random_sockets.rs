@@ -23,7 +23,7 @@ use noroshi::config::{Config, Secret};
 use noroshi::http::ListenerKind;
 use noroshi::http::token::{Claims, Secrets};
 use noroshi::limits::{BASE_BYTES, CONNECTION_BYTES, HOLD_TIME, KIB};
-use noroshi::protocols::{ayame, matchbox, peerjs, ywebrtc};
+use noroshi::protocols::{ayame, gstreamer, matchbox, peerjs, ywebrtc};
 use noroshi::server::Server;
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ const RECOVERY_SECONDS: usize = 60;
 const LAST_PING: &[u8] = b"last";
 
 const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
-const PATHS: [&str; 20] = [
+const PATHS: [&str; 24] = [
     "/ws/tea",
     "/ws/tea",
     "/ws/tea",
@@ -70,6 +70,10 @@ const PATHS: [&str; 20] = [
     "/y-webrtc",
     "/y-webrtc",
     "/y-webrtc/tea",
+    "/gst",
+    "/gst/tea",
+    "/gst/tea",
+    "/gst/tea",
 ];
 const REQUESTS: [&str; 11] = [
     "/healthz",
@@ -125,7 +129,7 @@ struct Peer {
     is_registered: bool,
     /// The requested room.
     room: &'static str,
-    /// The id of a matchbox client and the ids that it has received.
+    /// The id of a matchbox or GStreamer client, and the ids that it has received.
     known: Vec<String>,
     /// Bytes sent again in each step.
     flood: Vec<u8>,
@@ -138,6 +142,7 @@ enum ProtocolId {
     Matchbox,
     PeerJs,
     YWebrtc,
+    GStreamer,
     Http,
 }
 
@@ -200,6 +205,7 @@ fn configuration(rng: &mut Rng, secret_file: &PathBuf) -> Config {
             (&matchbox::DESCRIPTOR.endpoint, "/games".to_owned()),
             (&peerjs::DESCRIPTOR.endpoint, "/peerjs".to_owned()),
             (&ywebrtc::DESCRIPTOR.endpoint, "/y-webrtc".to_owned()),
+            (&gstreamer::DESCRIPTOR.endpoint, "/gst".to_owned()),
         ],
         drain: Duration::from_secs(20),
         metrics: Some((LOOPBACK, 0).into()),
@@ -324,6 +330,7 @@ impl World {
             path if path.starts_with("/games") => ProtocolId::Matchbox,
             path if path.starts_with("/peerjs") => ProtocolId::PeerJs,
             path if path.starts_with("/y-webrtc") => ProtocolId::YWebrtc,
+            path if path.starts_with("/gst") => ProtocolId::GStreamer,
             _ => ProtocolId::Ayame,
         };
         let id = IDS[rng.below(IDS.len() as u64) as usize];
@@ -502,6 +509,7 @@ impl World {
             ProtocolId::Matchbox => self.matchbox_message(&peer.known),
             ProtocolId::PeerJs => self.peerjs_message(),
             ProtocolId::YWebrtc => self.ywebrtc_message(),
+            ProtocolId::GStreamer => self.gstreamer_message(&peer.known),
         };
         let is_fatal = peer.dialect == ProtocolId::Ayame;
         match self.rng.below(if is_fatal { 250 } else { 25 }) {
@@ -611,6 +619,35 @@ impl World {
         message.to_string()
     }
 
+    fn gstreamer_message(&mut self, known: &[String]) -> String {
+        // The last ones are usually those of peers and sessions that are there.
+        let recent = &known[known.len().saturating_sub(8)..];
+        let id = self.rng.choose(recent).clone();
+        let message = match self.rng.below(24) {
+            0 => json!({"type": "setProtocolVersion", "version": "v1_1"}),
+            1 => json!({"type": "list"}),
+            2 => json!({"type": "listConsumers"}),
+            3..9 => {
+                let roles: [&[&str]; 5] =
+                    [&[], &["producer"], &["consumer"], &["listener"], &["listener", "producer"]];
+                let roles = *self.rng.choose(&roles);
+                json!({"type": "setPeerStatus", "roles": roles, "meta": self.long()})
+            }
+            9..15 => json!({"type": "startSession", "peerId": id}),
+            15 => json!({"type": "startSession", "peerId": id, "offer": self.long()}),
+            16 => json!({"type": "endSession", "sessionId": id}),
+            17 => json!({"type": "endSessionV1_1", "sessionId": id, "error": "x"}),
+            18..21 => {
+                json!({"type": "peer", "sessionId": id, "ice": {"candidate": self.long(), "sdpMLineIndex": 0}})
+            }
+            _ => {
+                let kind = *self.rng.choose(&["offer", "answer"]);
+                json!({"type": "peer", "sessionId": id, "sdp": {"type": kind, "sdp": self.long()}})
+            }
+        };
+        message.to_string()
+    }
+
     /// Lets all connections write and read as much as one step allows.
     fn run_peers(&mut self) {
         for place in &mut self.peers {
@@ -634,9 +671,17 @@ impl World {
                         let id = message["IdAssigned"].as_str().or(message["NewPeer"].as_str());
                         peer.known.extend(id.map(str::to_owned));
                     }
+                    ProtocolId::GStreamer => {
+                        assert!(message["type"].is_string(), "{message}");
+                        let ids = [&message["peerId"], &message["sessionId"]];
+                        peer.known.extend(ids.iter().filter_map(|id| id.as_str()).map(str::to_owned));
+                    }
                     ProtocolId::Http => panic!("a response was expected: {message}"),
                 }
             }
+            // It gets a Close frame only as the answer to its own.
+            let may_get_close_frame = peer.dialect != ProtocolId::GStreamer || peer.is_cut;
+            assert!(may_get_close_frame || peer.raw.close_code.is_none(), "{:?}", peer.raw.close_code);
             let statuses = [101, 200, 304, 400, 401, 403, 404, 405, 408, 426, 429, 431, 503];
             let status = peer.raw.status();
             assert!(status.is_none_or(|status| statuses.contains(&status)), "{:?}", peer.raw.head);

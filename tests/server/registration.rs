@@ -35,6 +35,7 @@ static TOY: Descriptor = Descriptor {
         ignores_path_below: false,
         may_be_root: false,
         has_large_queues: false,
+        ends_without_close_frame: false,
         health_path: Some("/toy-health"),
         stored_bytes_max: 0,
     },

@@ -1,6 +1,6 @@
 //! The end of a session: close code, timeouts, and delivery of queued messages.
 
-use super::{conversation, open_session};
+use super::{check_budget, conversation, open_session};
 use crate::common::pipe::{CLOSE, PING, REQUEST, TEXT, TestSession, close, frame};
 use noroshi::config::Config;
 use noroshi::http::ListenerKind;
@@ -242,4 +242,106 @@ fn failed_write_ends_the_session() {
     test.session.flush(&mut test.shared);
     assert!(test.session.is_closed());
     assert_eq!(test.session.close_reason(), Some(CloseReason::Lost));
+}
+
+/// Returns an open session of a protocol whose clients get no Close frame.
+fn session_without_close_frame() -> TestSession {
+    let mut test = open_session();
+    test.session.end_without_close_frame();
+    test
+}
+
+#[test]
+fn session_without_close_frame_flushes_and_ends_tcp() {
+    for end in [
+        CloseReason::GoingAway,
+        CloseReason::RateLimited,
+        CloseReason::Slow,
+        CloseReason::NoMemory,
+        CloseReason::Replaced,
+        CloseReason::Silent,
+        CloseReason::Finished,
+    ] {
+        for is_text_queued in [false, true] {
+            let mut test = session_without_close_frame();
+            test.pipe().writable_bytes = 0;
+            if is_text_queued {
+                test.session.send("last words".into(), &mut test.shared);
+            }
+            test.session.close(end, &mut test.shared);
+            test.session.close(CloseReason::GoingAway, &mut test.shared);
+            test.session.send("too late".into(), &mut test.shared);
+            test.process();
+            assert_eq!(test.pipe().is_write_shut, !is_text_queued, "the queue is flushed before TCP ends");
+            test.pipe().writable_bytes = usize::MAX;
+            test.feed(&frame(TEXT, b"on its way"));
+            let expected = is_text_queued.then(|| (TEXT, b"last words".to_vec()));
+            assert_eq!(test.take_frames(), expected.into_iter().collect::<Vec<_>>());
+            assert!(test.events.is_empty() && test.pipe().is_write_shut && !test.session.is_closed());
+            test.pipe().is_eof = true;
+            test.process();
+            assert!(test.session.is_closed());
+            assert_eq!(test.session.close_reason(), Some(end));
+            check_budget(test, "after the end");
+        }
+    }
+}
+
+#[test]
+fn session_without_close_frame_answers_the_close_frame_of_the_peer() {
+    let mut test = session_without_close_frame();
+    test.feed(&frame(CLOSE, &close(1000, "bye")));
+    assert_eq!(test.take_frames(), [(CLOSE, close(1000, "bye"))]);
+    assert!(test.session.is_closed());
+    assert_eq!(test.session.close_reason(), Some(CloseReason::Left));
+    // Also if the server is about to end the connection, and the queue is not empty yet.
+    let mut test = session_without_close_frame();
+    test.pipe().writable_bytes = 0;
+    test.session.send("last words".into(), &mut test.shared);
+    test.session.close(CloseReason::GoingAway, &mut test.shared);
+    test.feed(&frame(CLOSE, &close(1000, "bye")));
+    test.feed(&frame(CLOSE, &close(1000, "again")));
+    test.pipe().writable_bytes = usize::MAX;
+    test.process();
+    assert_eq!(test.take_frames(), [(TEXT, b"last words".to_vec()), (CLOSE, close(1000, "bye"))]);
+    test.pipe().is_eof = true;
+    test.process();
+    assert!(test.session.is_closed());
+    assert_eq!(test.session.close_reason(), Some(CloseReason::GoingAway));
+}
+
+#[test]
+fn session_without_close_frame_sends_none_for_invalid_input() {
+    let max = Config::default().message_bytes_max;
+    for (bytes, end) in [
+        (frame(0x83, b"opcode"), CloseReason::Protocol),
+        (frame(TEXT, b"\xff"), CloseReason::NotUtf8),
+        (frame(0x01, b"\xff"), CloseReason::NotUtf8),
+        (frame(TEXT, &vec![b'x'; max + 1]), CloseReason::TooBig),
+        (frame(CLOSE, &close(1005, "")), CloseReason::Protocol),
+    ] {
+        let mut test = session_without_close_frame();
+        test.feed(&bytes);
+        assert_eq!(test.take_frames(), []);
+        assert!(test.pipe().is_write_shut && !test.session.is_closed());
+        assert_eq!(test.session.close_reason(), Some(end));
+        test.pipe().is_eof = true;
+        test.process();
+        assert!(test.session.is_closed());
+    }
+}
+
+#[test]
+fn session_without_close_frame_is_dropped_if_the_peer_keeps_its_side_open() {
+    for writable_bytes in [0, usize::MAX] {
+        let mut test = session_without_close_frame();
+        test.pipe().writable_bytes = writable_bytes;
+        test.session.send("x".into(), &mut test.shared);
+        test.session.close(CloseReason::GoingAway, &mut test.shared);
+        test.process();
+        test.advance(1);
+        assert!(!test.session.is_closed());
+        test.advance(1);
+        assert!(test.session.is_closed(), "{writable_bytes}");
+    }
 }
