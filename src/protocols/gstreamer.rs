@@ -24,8 +24,9 @@ use hashbrown::HashTable;
 use crate::config::Endpoint;
 use crate::http::token::Claims;
 use crate::limits::{
-    GSTREAMER_LIST_BYTES_MAX, GSTREAMER_META_BYTES_MAX, GSTREAMER_ROOM_META_BYTES_MAX,
-    GSTREAMER_SESSIONS_PER_CONSUMER_MAX, GSTREAMER_SESSIONS_PER_PRODUCER_MAX, GSTREAMER_WORST_CASE_BYTES,
+    GSTREAMER_LIST_BYTES_MAX, GSTREAMER_LISTENERS_MAX, GSTREAMER_META_BYTES_MAX,
+    GSTREAMER_ROOM_META_BYTES_MAX, GSTREAMER_SESSIONS_PER_CONSUMER_MAX, GSTREAMER_SESSIONS_PER_PRODUCER_MAX,
+    GSTREAMER_WORST_CASE_BYTES,
 };
 use crate::memory_budget::Reservation;
 use crate::message::Message;
@@ -293,6 +294,7 @@ impl Protocol for GStreamer {
             assert!(room.meta_bytes <= GSTREAMER_ROOM_META_BYTES_MAX);
             let listeners = peers().filter(|(_, peer)| peer.has_role(Role::Listener)).map(|(slot, _)| slot);
             assert!(listeners.eq(room.listeners.iter().copied()));
+            assert!(room.listeners.len() <= GSTREAMER_LISTENERS_MAX);
             for role in [ListedRole::Producer, ListedRole::Consumer] {
                 let list = room.list(role);
                 let listed = || peers().filter(|(_, peer)| ListedRole::of(&peer.roles) == Some(role));
@@ -560,6 +562,10 @@ impl GStreamer {
         }
         if room.meta_bytes - meta_bytes(&peer.meta) + meta_bytes(meta) > GSTREAMER_ROOM_META_BYTES_MAX {
             return Err("the meta of all peers is too large");
+        }
+        let is_new_listener = roles.contains(&Role::Listener) && !peer.has_role(Role::Listener);
+        if is_new_listener && room.listeners.len() >= GSTREAMER_LISTENERS_MAX {
+            return Err("there are too many listeners");
         }
         if let Some(role) = ListedRole::of(roles) {
             let is_listed = self.listed_role(slot) == Some(role);

@@ -300,7 +300,10 @@ impl Model {
             id => Some(string(id)?),
         };
         let meta = fields.get("meta").cloned().unwrap_or("null".to_owned());
-        let is_accepted = |meta: &str| serde_json::from_str(meta).is_ok_and(|meta| levels(&meta) <= 100);
+        let is_accepted = |meta: &str| {
+            let is_parsed = serde_json::from_str(meta).is_ok_and(|meta| levels(&meta) <= 100);
+            is_parsed && !meta.contains(r"\u0000")
+        };
         if meta.len() <= 16_384 && !is_accepted(&meta) {
             return Err(NOT_UNDERSTOOD);
         }

@@ -15,10 +15,11 @@ use noroshi::http::ListenerKind;
 use noroshi::http::query::Query;
 use noroshi::http::token::{Claims, Secrets};
 use noroshi::limits::{
-    BASE_BYTES, GSTREAMER_LIST_BYTES_MAX, GSTREAMER_META_BYTES_MAX, GSTREAMER_ROOM_META_BYTES_MAX,
-    GSTREAMER_SESSION_BYTES, GSTREAMER_SESSIONS_PER_CONSUMER_MAX, GSTREAMER_SESSIONS_PER_PAIR_MAX,
-    GSTREAMER_SESSIONS_PER_PRODUCER_MAX, QUEUE_BYTES_MAX_FLOOR, RATE_BLOCK_BYTES, RATE_BURST_SECONDS,
-    RATE_DELIVERIES_PER_CREDIT, RATE_VIOLATION_TIME_MAX, STALL_TIME_MAX,
+    BASE_BYTES, GSTREAMER_LIST_BYTES_MAX, GSTREAMER_LISTENERS_MAX, GSTREAMER_META_BYTES_MAX,
+    GSTREAMER_ROOM_META_BYTES_MAX, GSTREAMER_SESSION_BYTES, GSTREAMER_SESSIONS_PER_CONSUMER_MAX,
+    GSTREAMER_SESSIONS_PER_PAIR_MAX, GSTREAMER_SESSIONS_PER_PRODUCER_MAX, QUEUE_BYTES_MAX_FLOOR,
+    RATE_BLOCK_BYTES, RATE_BURST_SECONDS, RATE_DELIVERIES_PER_CREDIT, RATE_VIOLATION_TIME_MAX,
+    STALL_TIME_MAX,
 };
 use noroshi::memory_budget::Budget;
 use noroshi::protocol::{Conn, Target, Times};
@@ -360,6 +361,7 @@ fn r4_nothing_that_a_native_client_cannot_parse_is_relayed() {
         ),
         format!(r#"{{"type":"peer","sessionId":"{session}","ice":{{"candidate":"","sdpMLineIndex":1e0}}}}"#),
         r#"{"type":"setPeerStatus","roles":["listener"],"meta":1e999}"#.to_owned(),
+        r#"{"type":"setPeerStatus","roles":["listener"],"meta":{"a\u0000":1}}"#.to_owned(),
         r#"{"type":"setPeerStatus","roles":["listener"],"meta":{"a":["\ud800"]}}"#.to_owned(),
         format!(r#"{{"type":"setPeerStatus","roles":["listener"],"meta":{deep}}}"#),
     ];
@@ -747,6 +749,40 @@ fn r12_list_always_fits_into_a_queue() {
     );
     // Consumers have a list of their own.
     assert_eq!(input(Input::Text(conn(number), &status(json!(["consumer"])))), Value::Null);
+    dispatcher.check();
+}
+
+#[test]
+fn r12_listeners_of_a_room_are_limited() {
+    // Without the invariants, as above.
+    let mut dispatcher = dispatcher(&config(|config| config.rate_max = 0));
+    let mut out = Recorder::default();
+    let target = |room: &str| Target {
+        protocol: &gstreamer::DESCRIPTOR,
+        room: room.to_owned(),
+        query: Query::default(),
+    };
+    let conn = |number: usize| Conn::new(number as u64 + 1, number);
+    let status = |roles: Value| json!({"type": "setPeerStatus", "roles": roles}).to_string();
+    let mut set_status = |number: usize, room: &str, roles: Value| {
+        let (conn, target) = (conn(number), target(room));
+        Input::Connected(conn, &target, None).deliver(&mut dispatcher, Times::default(), &mut out);
+        let text = status(roles);
+        Input::Text(conn, &text).deliver(&mut dispatcher, Times::default(), &mut out);
+        let last = out.effects.drain(..).next_back();
+        match last {
+            Some(Recorded::Send(to, text)) if to == conn => {
+                serde_json::from_str::<Value>(&text).unwrap()["type"].clone()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    for number in 0..GSTREAMER_LISTENERS_MAX {
+        assert_eq!(set_status(number, "", json!(["listener"])), "peerStatusChanged");
+    }
+    let number = GSTREAMER_LISTENERS_MAX;
+    assert_eq!(set_status(number, "", json!(["listener", "producer"])), "error");
+    assert_eq!(set_status(number + 1, "other", json!(["listener"])), "peerStatusChanged");
     dispatcher.check();
 }
 

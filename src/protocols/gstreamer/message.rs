@@ -172,7 +172,7 @@ pub fn parse(text: &str) -> Option<ClientMessage<'_>> {
             };
             let roles = parse_roles(roles?)?;
             // A longer value is refused, whatever it is.
-            if meta.len() <= GSTREAMER_META_BYTES_MAX && !json::is_portable(meta) {
+            if meta.len() <= GSTREAMER_META_BYTES_MAX && !is_relayable_meta(meta) {
                 return None;
             }
             Some(ClientMessage::SetPeerStatus { roles, meta, peer_id })
@@ -260,6 +260,12 @@ fn parse_candidate(value: &str) -> Option<Content<'_>> {
     // The syntax of JSON is checked: what begins with a digit is a number without a leading zero.
     let sdp_m_line_index = index?.parse().ok()?;
     Some(Content::Candidate { candidate, sdp_m_line_index })
+}
+
+/// Returns whether all clients can parse a `meta`, and store its strings: C ends them at U+0000. JSON has that character only as
+/// an escape sequence. A backslash before this text is rejected too.
+fn is_relayable_meta(meta: &str) -> bool {
+    !meta.contains(r"\u0000") && json::is_portable(meta)
 }
 
 /// Checks that a value is the string of a description. An empty one ends the pipeline of a native client.
