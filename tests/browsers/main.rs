@@ -6,6 +6,7 @@ mod documentation;
 mod end_to_end;
 mod fault_injection;
 mod foreign_clients;
+mod gstreamer;
 mod interoperability;
 mod interrupted_signaling;
 mod library;

@@ -10,6 +10,7 @@ pub mod client;
 pub mod fault_proxy;
 pub mod files;
 pub mod firefox;
+pub mod gstreamer;
 pub mod input;
 pub mod loaded_server;
 pub mod memory;

@@ -102,6 +102,24 @@ impl Program {
         killpg(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// Returns what the program has printed so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.home.join("log")).unwrap()).into_owned()
+    }
+
+    /// Waits until the program exits, and returns its exit code. `None` if a signal killed it.
+    #[track_caller]
+    pub fn wait_for_exit(&mut self) -> Option<i32> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(began.elapsed() < WAIT_TIMEOUT, "timed out: the exit of the program\n{}", self.log());
+            sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Polls until a value is available.
     #[track_caller]
     pub fn wait_until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
@@ -110,8 +128,7 @@ impl Program {
             if let Some(it) = found() {
                 return it;
             }
-            let log = || String::from_utf8_lossy(&std::fs::read(self.home.join("log")).unwrap()).into_owned();
-            assert!(began.elapsed() < WAIT_TIMEOUT, "timed out: {what}\n{}", log());
+            assert!(began.elapsed() < WAIT_TIMEOUT, "timed out: {what}\n{}", self.log());
             sleep(Duration::from_millis(20));
         }
     }
