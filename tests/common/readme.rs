@@ -23,11 +23,12 @@ pub fn configuration(name: &str) -> String {
 }
 
 /// The documents whose links are checked, by their paths from the root.
-pub const DOCUMENTS: [&str; 11] = [
+pub const DOCUMENTS: [&str; 12] = [
     "README.md",
     "scripts/CHANGELOG.md",
     "scripts/README.md",
     "scripts/deploy/README.md",
+    "scripts/deploy/camera/README.md",
     "src/README.md",
     "src/protocols/README.md",
     "src/protocols/noroshi/PROTOCOL.md",

@@ -1,6 +1,7 @@
 //! What operators use: proxies, systemd, clusters, packages, documents, scripts and the load test.
 
 mod balancers;
+mod camera;
 mod cluster;
 mod containers;
 mod load;
