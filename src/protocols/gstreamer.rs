@@ -1,16 +1,17 @@
 //! GStreamer: the signalling protocol of `webrtcsink` and `webrtcsrc`.
 //!
 //! A peer is a connection, to which the server gives an id. It sets its own roles: a `producer` offers media, a `consumer` waits
-//! until a producer starts a session with it, and a `listener` hears about all peers. A session is one consumer that plays one
-//! producer, and messages are relayed within sessions (`sessions`). Peers see each other only within a room, which the path names.
+//! until a producer starts a session with it, and a `listener` gets an event for every change. A session is one consumer that plays
+//! one producer, and messages are relayed within sessions (`sessions`). Peers see each other only within a room, which the path
+//! names.
 //!
 //! Two properties of native clients determine much here. They end their pipeline when they receive an `error`, or a message that
-//! they cannot parse: only the requests that the original answers with `error` are, everything else that is wrong is ignored, and
-//! nothing is relayed before it is checked (`message`). And they do not notice a Close frame, see
+//! they cannot parse: `error` is sent only where the original does it and for requests beyond the limits, other invalid messages are
+//! dropped, and nothing is relayed before it is checked (`message`). And they do not notice a Close frame, see
 //! [`Endpoint::ends_without_close_frame`].
 //!
-//! A native client does not keep the order of its own messages, so that no message depends on an earlier `setPeerStatus` of the same
-//! peer.
+//! A native client does not keep the order of its own messages, so that none but `setProtocolVersion` depends on earlier ones of the
+//! same peer.
 //!
 //! The transcripts in `tests/transcripts/gstreamer` show all messages.
 

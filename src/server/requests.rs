@@ -15,13 +15,16 @@ impl Server {
     pub(super) fn handle_request(&mut self, slot: usize, head: &[u8]) {
         let response = match self.parse_and_decide(slot, head) {
             Decision::Upgrade { bytes, target, claims } => {
-                self.connections.with_session(slot, |session, shared| session.accept(bytes, shared));
-                if target.protocol.endpoint.has_large_queues {
-                    self.connections.with_session(slot, |session, _| session.enlarge_queue());
-                }
-                if target.protocol.endpoint.ends_without_close_frame {
-                    self.connections.with_session(slot, |session, _| session.end_without_close_frame());
-                }
+                let endpoint = &target.protocol.endpoint;
+                self.connections.with_session(slot, |session, shared| {
+                    session.accept(bytes, shared);
+                    if endpoint.has_large_queues {
+                        session.enlarge_queue();
+                    }
+                    if endpoint.ends_without_close_frame {
+                        session.end_without_close_frame();
+                    }
+                });
                 self.connections.upgrade(slot);
                 let conn = self.connections.entries[slot].conn;
                 let times = self.times();

@@ -22,6 +22,8 @@ struct State {
     lifetime: Option<Range<u64>>,
     seed: u64,
     connections: Vec<Connection>,
+    /// Whether the proxy has ended, and accepts no further connections.
+    is_dropped: bool,
 }
 
 struct Connection {
@@ -34,12 +36,22 @@ impl FaultProxy {
     pub fn new(server: SocketAddr) -> FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { server, delay: 0..1, lifetime: None, seed: 0, connections: Vec::new() };
+        let state = State {
+            server,
+            delay: 0..1,
+            lifetime: None,
+            seed: 0,
+            connections: Vec::new(),
+            is_dropped: false,
+        };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         spawn(move || {
             for client in listener.incoming().map(Result::unwrap) {
                 let mut state = shared.lock().unwrap();
+                if state.is_dropped {
+                    return;
+                }
                 // Connections are closed while the server is down.
                 let Ok(server) = TcpStream::connect(state.server) else { continue };
                 let is_black_hole = Arc::new(Mutex::new(false));
@@ -101,6 +113,20 @@ impl FaultProxy {
         for connection in &self.state.lock().unwrap().connections {
             *connection.is_black_hole.lock().unwrap() = true;
         }
+    }
+}
+
+/// Ends the proxy: a test of many storms would run out of file descriptors otherwise.
+impl Drop for FaultProxy {
+    fn drop(&mut self) {
+        let Ok(mut state) = self.state.lock() else { return };
+        state.is_dropped = true;
+        for connection in state.connections.drain(..) {
+            connection.streams.iter().for_each(shut_down);
+        }
+        drop(state);
+        // Wakes the thread that accepts connections.
+        let _ = TcpStream::connect(self.address);
     }
 }
 

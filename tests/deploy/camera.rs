@@ -194,13 +194,13 @@ fn page_of_the_recipe_shows_the_camera() {
 
     // The page shows the camera again after a restart.
     drop(first);
-    browser.wait_until("document.querySelector('#state').textContent === 'The camera is away …'");
+    browser.wait_until("document.querySelector('#state').textContent === 'The camera is offline.'");
     let mut second = camera(&plugin, &url, &camera_token, trust);
     assert_moves(&mut browser);
 
     // The end of the server's connection reaches the pipeline through Caddy.
     server.signal(Signal::SIGTERM);
     assert_ne!(second.wait_for_exit(), Some(0), "{}", second.log());
-    browser.wait_until("document.querySelector('#state').textContent === 'The camera is away …'");
+    browser.wait_until("document.querySelector('#state').textContent === 'The camera is offline.'");
     eventually("the server has ended", || std::net::TcpStream::connect(server.address).is_err());
 }

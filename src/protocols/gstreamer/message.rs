@@ -1,8 +1,8 @@
 //! The messages of GStreamer's signalling protocol: parsing those of clients, and writing those of the server.
 //!
 //! A native client ends its pipeline when it receives a message that it cannot parse. Nothing that a client wrote is therefore
-//! relayed before it is checked: `sdp` and `ice` are written anew from their known fields, and `meta` is a value that every
-//! parser of JSON accepts. Texts with U+0000 are not relayed, because it ends a string in C.
+//! relayed before it is checked: `sdp` and `ice` are serialized again from their known fields, and `meta` is a value that common
+//! JSON parsers accept. Strings with U+0000 are not relayed, because it ends a string in C.
 
 use std::borrow::Cow;
 

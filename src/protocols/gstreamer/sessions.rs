@@ -2,7 +2,8 @@
 //!
 //! Either of the two can start a session. It ends when one of them ends it, leaves or gives up its role, and when a message does not
 //! fit into the outbound queue of its receiver: a description or a candidate that is lost leaves both waiting for ever. The messages
-//! for the end of a session are paid for when it starts, so that the disconnect of a peer can end all of its sessions.
+//! for the end of a session are charged when it starts, so that the disconnect of a peer can end all of its sessions. They go into the
+//! reserve of outbound queues.
 
 use super::message::{self, Content};
 use super::{
