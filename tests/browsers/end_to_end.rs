@@ -15,7 +15,7 @@ fn open_page(browser: &mut dyn Browser, server: &Running, name: &str) {
 }
 
 /// Waits until this is the last line of the chat.
-fn wait_for_chat_line(browser: &mut Chromium, line: &str) {
+fn wait_for_chat_line(browser: &mut dyn Browser, line: &str) {
     browser.wait_until(&format!("{CHAT}.at(-1) === {line:?}"));
 }
 
@@ -48,9 +48,9 @@ fn wait_until_empty(server: &Running) {
 
 #[test]
 fn three_pages_connect_and_one_is_killed() {
-    let Some(_browsers) = reserve_browsers(3, &[CHROMIUM]) else { return };
+    let Some(_browsers) = reserve_browsers(3, &[CHROMIUM, FIREFOX]) else { return };
     let (server, _stderr) = run(r#"exec "$0""#);
-    let [mut aoi, mut ren, mut yuki] = Chromium::start();
+    let ([mut aoi, mut yuki], [mut ren]) = (Chromium::start(), Firefox::start());
     open_page(&mut aoi, &server, "Aoi");
     open_page(&mut ren, &server, "Ren");
     wait_for_chat_line(&mut aoi, "Ren is here.");
@@ -61,7 +61,7 @@ fn three_pages_connect_and_one_is_killed() {
     wait_for_chat_line(&mut aoi, "Ren: Good evening, Aoi!");
 
     open_page(&mut yuki, &server, "Yuki");
-    for browser in [&mut aoi, &mut ren] {
+    for browser in [&mut aoi as &mut dyn Browser, &mut ren] {
         wait_for_chat_line(browser, "Yuki is here.");
     }
     yuki.wait_until(&format!("{CHAT}.length === 3"));
@@ -70,11 +70,11 @@ fn three_pages_connect_and_one_is_killed() {
         wait_for_chat_line(browser, "Ren: Is it snowing?");
     }
     aoi.type_text("#say", "Not here.");
-    for browser in [&mut ren, &mut yuki] {
+    for browser in [&mut ren as &mut dyn Browser, &mut yuki] {
         wait_for_chat_line(browser, "Aoi: Not here.");
     }
     yuki.type_text("#say", "It is!");
-    for browser in [&mut aoi, &mut ren] {
+    for browser in [&mut aoi as &mut dyn Browser, &mut ren] {
         wait_for_chat_line(browser, "Yuki: It is!");
         let state = format!("{}.querySelector('.state').textContent", tile_of("Yuki"));
         let expected = r"/^connected, direct, \d+ ms, (host|prflx) ↔ (host|prflx)$/";
@@ -82,7 +82,7 @@ fn three_pages_connect_and_one_is_killed() {
     }
 
     aoi.eval("document.querySelector('#camera').click()");
-    for browser in [&mut ren, &mut yuki] {
+    for browser in [&mut ren as &mut dyn Browser, &mut yuki] {
         browser.wait_until(&decoded("Aoi"));
         let before = browser.eval(&decoded("Aoi"));
         browser.wait_until(&format!("({}) > {before}", decoded("Aoi")));
@@ -97,7 +97,7 @@ fn three_pages_connect_and_one_is_killed() {
     }
 
     yuki.kill();
-    for browser in [&mut aoi, &mut ren] {
+    for browser in [&mut aoi as &mut dyn Browser, &mut ren] {
         wait_for_chat_line(browser, "The connection to Yuki is lost.");
         browser.wait_until("document.querySelectorAll('#peers .peer').length === 1");
     }
@@ -121,7 +121,7 @@ fn three_pages_connect_and_one_is_killed() {
     ren.eval("room.leave()");
     wait_until_empty(&server);
     aoi.kill();
-    ren.kill();
+    ren.assert_no_errors();
 }
 
 #[test]
@@ -189,26 +189,27 @@ fn wait_for_numbers(three: &mut [Chromium; 3]) {
 
 #[test]
 fn page_of_the_article_works_unchanged() {
-    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM]) else { return };
+    let Some(_browsers) = reserve_browsers(2, &[CHROMIUM, FIREFOX]) else { return };
     let page = serve(&[("/", include_str!("../pages/article.html"))]);
     let (server, _stderr) = run(&format!(r#"exec "$0" --allow-origin http://{page}"#));
-    let [mut first, mut second] = Chromium::start();
+    let ([mut first], [mut second]) = (Chromium::start(), Firefox::start());
     let url = format!("http://{page}/#ws://{}/ws", server.address);
     first.open(&url);
     first.wait_until("connection.localDescription && connection.iceGatheringState === 'complete'");
     second.open(&url);
-    for (browser, word) in [(&mut first, "ping"), (&mut second, "pong")] {
+    for (browser, word) in [(&mut first as &mut dyn Browser, "ping"), (&mut second, "pong")] {
         browser.wait_until("channel?.readyState === 'open'");
         browser.eval(&format!("channel.send({word:?})"));
     }
     first.wait_until("sent.join() === 'pong'");
     second.wait_until("sent.join() === 'ping'");
-    let received = |browser: &mut Chromium| browser.eval("received.map(({ type }) => type).join()");
+    let received = |browser: &mut dyn Browser| browser.eval("received.map(({ type }) => type).join()");
     assert!(received(&mut first).as_str().unwrap().starts_with("offer,answer,candidate"));
     assert_eq!(received(&mut second), "offer,candidate");
     assert_eq!(second.eval("received[1].candidate.includes('}|{')"), true);
     first.kill();
-    second.kill();
+    second.assert_no_errors();
+    drop(second);
     wait_until_empty(&server);
 }
 
