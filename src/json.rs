@@ -143,6 +143,40 @@ pub fn is_portable(value: &str) -> bool {
     serde_json::from_str::<serde_json::Value>(&message).is_ok()
 }
 
+/// Writes a JSON object into a buffer that is usually large enough, so that a message takes one allocation.
+#[derive(Debug)]
+pub struct ObjectWriter(Vec<u8>);
+
+impl ObjectWriter {
+    /// The bytes of the names, types and separators of a message.
+    const STRUCTURE_BYTES: usize = 96;
+
+    /// Starts an object with `prefix`. `bytes` is the length of the values that follow.
+    pub fn new(prefix: &str, bytes: usize) -> ObjectWriter {
+        let mut json = Vec::with_capacity(Self::STRUCTURE_BYTES + bytes);
+        json.extend_from_slice(prefix.as_bytes());
+        ObjectWriter(json)
+    }
+
+    /// Appends JSON text.
+    pub fn text(mut self, text: &str) -> ObjectWriter {
+        self.0.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    /// Appends a string with its quotes.
+    pub fn string(mut self, value: &str) -> ObjectWriter {
+        push_string(&mut self.0, value);
+        self
+    }
+
+    /// Ends the object.
+    pub fn finish(mut self) -> String {
+        self.0.push(b'}');
+        String::from_utf8(self.0).expect("strings and JSON texts are UTF-8")
+    }
+}
+
 /// Appends a string with its quotes and escape sequences.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');

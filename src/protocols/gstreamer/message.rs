@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::json;
+use crate::json::{self, ObjectWriter};
 use crate::limits::{GSTREAMER_META_BYTES_MAX, GSTREAMER_ROLES_MAX};
 
 /// What a client does, as it says itself.
@@ -20,7 +20,7 @@ pub enum Role {
     Listener,
 }
 
-/// The version of the protocol, which determines how a client is told of the end of a session.
+/// The version of the protocol, which determines the message that a client gets at the end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// `endSession`.
@@ -268,10 +268,11 @@ fn is_relayable_meta(meta: &str) -> bool {
     !meta.contains(r"\u0000") && json::is_portable(meta)
 }
 
-/// Checks that a value is the string of a description. An empty one ends the pipeline of a native client.
+/// Checks that a value is the string of a description without U+0000. An empty one ends the pipeline of a native client.
 fn check_description(value: &str) -> Option<()> {
-    let is_empty = json::parse_string(value)?.is_empty();
-    if is_empty { None } else { check_text(value) }
+    let description = json::parse_string(value)?;
+    let is_relayable = !description.is_empty() && !description.contains('\0');
+    is_relayable.then_some(())
 }
 
 /// Checks that a value is a string without U+0000.
@@ -284,12 +285,13 @@ fn check_text(value: &str) -> Option<()> {
 
 /// The first message to a peer.
 pub fn welcome(peer_id: &str) -> String {
-    Writer::new(r#"{"type":"welcome","peerId":"#, peer_id.len()).string(peer_id).finish()
+    ObjectWriter::new(r#"{"type":"welcome","peerId":"#, peer_id.len()).string(peer_id).finish()
 }
 
 /// Tells listeners the roles and the description of a peer. No roles: it may have left.
 pub fn peer_status_changed(peer_id: &str, roles: &[Role], meta: &str) -> String {
-    let mut message = Writer::new(r#"{"type":"peerStatusChanged","roles":["#, peer_id.len() + meta.len());
+    let mut message =
+        ObjectWriter::new(r#"{"type":"peerStatusChanged","roles":["#, peer_id.len() + meta.len());
     for (index, role) in roles.iter().enumerate() {
         let comma = if index > 0 { "," } else { "" };
         message = message.text(comma).text("\"").text(role.name()).text("\"");
@@ -306,7 +308,7 @@ pub const LIST_END: &str = "]}";
 
 /// Returns the entry of a peer in a list.
 pub fn list_entry(peer_id: &str, meta: &str) -> String {
-    Writer::new(r#"{"id":"#, peer_id.len() + meta.len())
+    ObjectWriter::new(r#"{"id":"#, peer_id.len() + meta.len())
         .string(peer_id)
         .text(r#","meta":"#)
         .text(meta)
@@ -315,14 +317,15 @@ pub fn list_entry(peer_id: &str, meta: &str) -> String {
 
 /// Tells a consumer that a session has started.
 pub fn session_started(producer_id: &str, session_id: &str) -> String {
-    let message = Writer::new(r#"{"type":"sessionStarted","peerId":"#, producer_id.len() + session_id.len());
+    let message =
+        ObjectWriter::new(r#"{"type":"sessionStarted","peerId":"#, producer_id.len() + session_id.len());
     message.string(producer_id).text(r#","sessionId":"#).string(session_id).finish()
 }
 
 /// Asks a producer for a session.
 pub fn start_session(consumer_id: &str, session_id: &str, offer: &str) -> String {
     let bytes = consumer_id.len() + session_id.len() + offer.len();
-    let message = Writer::new(r#"{"type":"startSession","peerId":"#, bytes);
+    let message = ObjectWriter::new(r#"{"type":"startSession","peerId":"#, bytes);
     message
         .string(consumer_id)
         .text(r#","sessionId":"#)
@@ -337,10 +340,10 @@ pub fn end_session(version: Version, session_id: &str, error: &str) -> String {
     let bytes = session_id.len() + error.len();
     match version {
         Version::V1_0 => {
-            Writer::new(r#"{"type":"endSession","sessionId":"#, bytes).string(session_id).finish()
+            ObjectWriter::new(r#"{"type":"endSession","sessionId":"#, bytes).string(session_id).finish()
         }
         Version::V1_1 => {
-            let message = Writer::new(r#"{"type":"endSessionV1_1","sessionId":"#, bytes);
+            let message = ObjectWriter::new(r#"{"type":"endSessionV1_1","sessionId":"#, bytes);
             message.string(session_id).text(r#","error":"#).text(error).finish()
         }
     }
@@ -348,8 +351,9 @@ pub fn end_session(version: Version, session_id: &str, error: &str) -> String {
 
 /// Returns what is relayed to the other peer of a session.
 pub fn peer(session_id: &str, content: &Content<'_>) -> String {
-    let message =
-        |bytes| Writer::new(r#"{"type":"peer","sessionId":"#, session_id.len() + bytes).string(session_id);
+    let message = |bytes| {
+        ObjectWriter::new(r#"{"type":"peer","sessionId":"#, session_id.len() + bytes).string(session_id)
+    };
     match content {
         Content::Offer(sdp) => {
             message(sdp.len()).text(r#","sdp":{"type":"offer","sdp":"#).text(sdp).text("}").finish()
@@ -366,37 +370,7 @@ pub fn peer(session_id: &str, content: &Content<'_>) -> String {
 
 /// Tells a peer why its request was refused.
 pub fn error(details: &str) -> String {
-    Writer::new(r#"{"type":"error","details":"#, details.len()).string(details).finish()
-}
-
-/// Writes a JSON object into a buffer that is usually large enough, so that a message takes one allocation.
-struct Writer(Vec<u8>);
-
-impl Writer {
-    /// Starts an object with `prefix`. `bytes` is the length of the texts that follow.
-    fn new(prefix: &str, bytes: usize) -> Writer {
-        let mut json = Vec::with_capacity(96 + bytes);
-        json.extend_from_slice(prefix.as_bytes());
-        Writer(json)
-    }
-
-    /// Appends JSON text.
-    fn text(mut self, text: &str) -> Writer {
-        self.0.extend_from_slice(text.as_bytes());
-        self
-    }
-
-    /// Appends a string with its quotes.
-    fn string(mut self, value: &str) -> Writer {
-        json::push_string(&mut self.0, value);
-        self
-    }
-
-    /// Ends the object.
-    fn finish(mut self) -> String {
-        self.0.push(b'}');
-        String::from_utf8(self.0).expect("strings and JSON texts are UTF-8")
-    }
+    ObjectWriter::new(r#"{"type":"error","details":"#, details.len()).string(details).finish()
 }
 
 #[cfg(test)]

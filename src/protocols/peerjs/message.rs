@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use crate::json;
+use crate::json::{self, ObjectWriter};
 
 /// A message of a client that the server handles.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,57 +97,33 @@ pub const ID_TAKEN: &str = r#"{"type":"ID-TAKEN","payload":{"msg":"ID is taken"}
 ///
 /// The client throws an exception if `payload.msg` is missing.
 pub fn error(sentence: &str) -> String {
-    let mut message = Writer::new(r#"{"type":"ERROR","payload":{"msg":"#, sentence.len());
-    json::push_string(&mut message.0, sentence);
-    message.0.push(b'}');
-    message.finish()
+    ObjectWriter::new(r#"{"type":"ERROR","payload":{"msg":"#, sentence.len())
+        .string(sentence)
+        .text("}")
+        .finish()
 }
 
 /// Returns the message that tells `source` that the peer `destination` is absent.
 ///
 /// The absent peer is the `src` of this message.
 pub fn expire(source: &str, destination: &str) -> String {
-    let message = Writer::new(r#"{"type":"EXPIRE""#, source.len() + destination.len());
-    message.string(r#","src":"#, destination).string(r#","dst":"#, source).finish()
+    let message = ObjectWriter::new(r#"{"type":"EXPIRE","src":"#, source.len() + destination.len());
+    message.string(destination).text(r#","dst":"#).string(source).finish()
 }
 
 /// Returns a message as it is relayed from `source` to `destination`.
 pub fn relayed(kind: Kind, source: &str, destination: &str, payload: Option<&str>) -> String {
     let bytes = source.len() + destination.len() + payload.map_or(0, str::len);
-    let mut message = Writer::new(r#"{"type":""#, bytes);
-    message.0.extend_from_slice(kind.name().as_bytes());
-    message.0.push(b'"');
-    let mut message = message.string(r#","src":"#, source).string(r#","dst":"#, destination);
+    let mut message = ObjectWriter::new(r#"{"type":""#, bytes)
+        .text(kind.name())
+        .text(r#"","src":"#)
+        .string(source)
+        .text(r#","dst":"#)
+        .string(destination);
     if let Some(payload) = payload {
-        message.0.extend_from_slice(br#","payload":"#);
-        message.0.extend_from_slice(payload.as_bytes());
+        message = message.text(r#","payload":"#).text(payload);
     }
     message.finish()
-}
-
-/// Writes a JSON object into a buffer that is usually large enough, so that a message takes one allocation.
-struct Writer(Vec<u8>);
-
-impl Writer {
-    /// Starts an object with `prefix`. `bytes` is the length of the strings that follow.
-    fn new(prefix: &str, bytes: usize) -> Writer {
-        let mut json = Vec::with_capacity(64 + bytes);
-        json.extend_from_slice(prefix.as_bytes());
-        Writer(json)
-    }
-
-    /// Appends a key with its separators, and a string.
-    fn string(mut self, key: &str, value: &str) -> Writer {
-        self.0.extend_from_slice(key.as_bytes());
-        json::push_string(&mut self.0, value);
-        self
-    }
-
-    /// Ends the object.
-    fn finish(mut self) -> String {
-        self.0.push(b'}');
-        String::from_utf8(self.0).expect("strings and JSON texts are UTF-8")
-    }
 }
 
 #[cfg(test)]
