@@ -16,8 +16,7 @@ use noroshi::http::query::Query;
 use noroshi::http::token::{Claims, Secrets};
 use noroshi::protocol::Target;
 use noroshi::protocols::ayame::DESCRIPTOR;
-use noroshi_test_support::input::Input;
-use world::{Bytes, STEPS_MAX, World};
+use world::{Bytes, Repetition, STEPS_MAX, World};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -54,14 +53,9 @@ fn step(world: &mut World<Model>, keys: &[String], bytes: &mut Bytes) -> Option<
     }
     match (step.event, step.conn) {
         (7, Some(conn)) => {
-            let times = bytes.next()? % 16;
-            let pause = bytes.next()? % 64;
+            let repetition = Repetition::next(bytes)?;
             let message = message(step.selector, keys, bytes)?;
-            for _ in 0..times {
-                world.send(conn, message.as_bytes(), false);
-                world.now += Duration::from_millis(50 * u64::from(pause));
-                world.input(Input::Time);
-            }
+            world.send_repeatedly(conn, message.as_bytes(), repetition);
         }
         // Many clients connect and request seats of one room.
         (8, _) => {

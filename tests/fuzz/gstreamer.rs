@@ -15,8 +15,7 @@ use noroshi::http::query::Query;
 use noroshi::http::token::Claims;
 use noroshi::protocol::{Conn, Target};
 use noroshi::protocols::gstreamer::DESCRIPTOR;
-use noroshi_test_support::input::Input;
-use world::{Bytes, STEPS_MAX, Step, World};
+use world::{Bytes, Repetition, STEPS_MAX, Step, World};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -85,14 +84,9 @@ fn step(world: &mut World<Model>, is_large: bool, bytes: &mut Bytes) -> Option<(
     }
     match (step.event, step.conn) {
         (7, Some(conn)) => {
-            let times = bytes.next()? % 16;
-            let pause = bytes.next()? % 64;
+            let repetition = Repetition::next(bytes)?;
             let message = message(world, conn, is_large, bytes)?;
-            for _ in 0..times {
-                world.send(conn, message.as_bytes(), false);
-                world.now += Duration::from_millis(50 * u64::from(pause));
-                world.input(Input::Time);
-            }
+            world.send_repeatedly(conn, message.as_bytes(), repetition);
         }
         (8, _) if is_large => extra_peers_step(world, step, bytes)?,
         (_, None) => {

@@ -8,15 +8,12 @@ mod matchbox_model;
 #[allow(dead_code, reason = "not every target needs all of it")]
 mod world;
 
-use std::time::Duration;
-
 use matchbox_model::Model;
 use noroshi::config::Config;
 use noroshi::http::query::Query;
 use noroshi::protocol::{Conn, Target};
 use noroshi::protocols::matchbox::DESCRIPTOR;
-use noroshi_test_support::input::Input;
-use world::{Bytes, STEPS_MAX, Step, World};
+use world::{Bytes, Repetition, STEPS_MAX, Step, World};
 
 #[cfg(not(test))]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
@@ -73,14 +70,9 @@ fn step(
     }
     match (step.event, step.conn) {
         (7, Some(conn)) => {
-            let times = bytes.next()? % 16;
-            let pause = bytes.next()? % 64;
+            let repetition = Repetition::next(bytes)?;
             let message = message(names, bytes)?;
-            for _ in 0..times {
-                world.send(conn, message.as_bytes(), false);
-                world.now += Duration::from_millis(50 * u64::from(pause));
-                world.input(Input::Time);
-            }
+            world.send_repeatedly(conn, message.as_bytes(), repetition);
         }
         (8, _) if has_extra_peers => extra_peers_step(world, step, names, bytes)?,
         (_, None) => {

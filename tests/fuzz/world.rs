@@ -30,6 +30,22 @@ impl<'a> Bytes<'a> {
     }
 }
 
+/// How often a message is sent, and the pause after each time.
+#[derive(Clone, Copy)]
+pub struct Repetition {
+    times: u8,
+    pause: Duration,
+}
+
+impl Repetition {
+    /// Returns a repetition of fewer than 16 times with pauses of at most 3.15 s.
+    pub fn next(bytes: &mut Bytes) -> Option<Repetition> {
+        let times = bytes.next()? % 16;
+        let pause = Duration::from_millis(50 * u64::from(bytes.next()? % 64));
+        Some(Repetition { times, pause })
+    }
+}
+
 /// One step: a number that selects the event, and the slot of a connection.
 #[derive(Clone, Copy)]
 pub struct Step {
@@ -284,6 +300,15 @@ impl<R: Rules> World<R> {
         match std::str::from_utf8(message) {
             Ok(text) if !is_binary => self.input(Input::Text(conn, text)),
             _ => self.input(Input::Binary(conn, message)),
+        }
+    }
+
+    /// Delivers a text message several times, with pauses.
+    pub fn send_repeatedly(&mut self, conn: Conn, message: &[u8], repetition: Repetition) {
+        for _ in 0..repetition.times {
+            self.send(conn, message, false);
+            self.now += repetition.pause;
+            self.input(Input::Time);
         }
     }
 
